@@ -1,0 +1,59 @@
+"""Random streams that belong to a sample, not to a rank.
+
+Every random number of a run is a pure function of (seed, purpose, step, sample, view, counter). So W workers draw
+what one worker draws, ranks can never share a stream by accident, and a resumed run needs no generator state: the
+step number is the state. The mixer is SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), in wrapping int64 arithmetic,
+the same on CPU and GPU.
+"""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+Label = TypeVar("Label", int, Tensor)
+
+
+def fork(stream: int | Tensor, *labels: int | Tensor) -> Tensor:
+    """Child streams of `stream`, one for each label (int or int64 tensors, broadcast); int64, in [0, 2^63).
+
+    Different labels, or the same labels in another order, give unrelated streams.
+    """
+    state = torch.as_tensor(stream, dtype=torch.int64)
+    for label in labels:
+        offset = torch.as_tensor(label, dtype=torch.int64, device=state.device if isinstance(label, int) else None)
+        state = _mix(_mix(state.to(offset.device)) + offset * _signed(_GOLDEN) + 1)
+    return state & ((1 << 63) - 1)
+
+
+def uniforms(streams: Tensor, count: int, *, lane: int = 0) -> Tensor:
+    """`count` float64 uniforms in (0, 1) of each stream; shape [*streams.shape, count].
+
+    Lanes of one stream are unrelated sequences.
+    """
+    counters = torch.arange(count, device=streams.device) + 1
+    bits = _mix(fork(streams, lane).unsqueeze(-1) + counters * _signed(_GOLDEN))
+    return (_shift(bits, 11).to(torch.float64) + 0.5) * 2.0**-53
+
+
+def seed_of(stream: int, *labels: int) -> int:
+    """One child stream as a plain int, for generators of other libraries."""
+    return int(fork(stream, *labels).item())
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of an int64 tensor."""
+    return (x >> bits) & (_MASK >> bits)
+
+
+def _signed(x: int) -> int:
+    """The int64 with the same bits as an unsigned 64-bit number."""
+    return x - (1 << 64) if x >= 1 << 63 else x

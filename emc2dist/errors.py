@@ -1,0 +1,47 @@
+"""What can go wrong, as a tree that callers can catch wide or narrow.
+
+    Emc2Error
+    ├── SpecError          the YAML spec, or a key=value on the command line
+    ├── DataError          a file, a row or an image of the dataset
+    ├── RunError           a run folder or a checkpoint
+    ├── NonFiniteError     a feature that is NaN or infinite: the run has diverged
+    └── StoreError         the chain store
+        ├── StoreTimeout       a shard did not answer in time
+        └── StaleGeneration    a shard that has not been restored to the generation the trainer names
+
+Every error is built from its message alone, so it survives pickling between processes. The message says what is
+wrong, where (key, file, row, rank, step), and what to do. The command line exits with 2 on `SpecError` and
+`DataError`, with 1 on the others.
+"""
+
+
+class Emc2Error(Exception):
+    """Anything that emc2dist itself refuses or gives up on."""
+
+
+class SpecError(Emc2Error):
+    """A key of the spec is unknown, ill-typed, out of range, or contradicts another one."""
+
+
+class DataError(Emc2Error):
+    """The dataset cannot be read as asked; names the file and row where there is one."""
+
+
+class RunError(Emc2Error):
+    """A run folder or a checkpoint is missing, damaged, or belongs to another spec."""
+
+
+class NonFiniteError(Emc2Error):
+    """A feature is NaN or infinite; names rank, step and sample."""
+
+
+class StoreError(Emc2Error):
+    """The chain store refused a call."""
+
+
+class StoreTimeout(StoreError):
+    """A shard did not answer in time; names the shard and the setting to change."""
+
+
+class StaleGeneration(StoreError):
+    """A shard holds another generation of rows than the caller names, or none since it was restarted."""
