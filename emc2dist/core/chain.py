@@ -184,18 +184,9 @@ def _compiled() -> Any:
     row = njit(nogil=True)(_metropolis_row)
 
     @njit(nogil=True)
-    def rows(
-        scores: Any,
-        carried: Any,
-        log_u: Any,
-        burn_in_fraction: Any,
-        weights: Any,
-        state: Any,
-        accepted: Any,
-        valid: Any,
-    ) -> None:
+    def rows(scores: Any, carried: Any, log_u: Any, burn_in_fraction: float, weights: Any, ends: Any) -> None:
         for a in range(len(scores)):
-            state[a], accepted[a], valid[a] = row(scores[a], carried[a], log_u[a], burn_in_fraction, weights[a])
+            ends[0, a], ends[1, a], ends[2, a] = row(scores[a], carried[a], log_u[a], burn_in_fraction, weights[a])
 
     return rows
 
@@ -204,15 +195,10 @@ def _metropolis_compiled(
     scores: Tensor, carried: Tensor, log_u: Tensor, burn_in_fraction: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     weights = scores.new_zeros(scores.shape[0], scores.shape[1] + 1)
-    state, accepted, valid = torch.zeros(3, scores.shape[0], dtype=torch.int64)
-    rows = _compiled()
-    rows(
-        scores.contiguous().numpy(),
-        carried.contiguous().numpy(),
-        log_u.contiguous().numpy(),
-        float(burn_in_fraction),
-        *(out.numpy() for out in (weights, state, accepted, valid)),
-    )
+    ends = torch.zeros(3, scores.shape[0], dtype=torch.int64)
+    given = [x.contiguous().numpy() for x in (scores, carried, log_u)]
+    _compiled()(*given, float(burn_in_fraction), weights.numpy(), ends.numpy())
+    state, accepted, valid = ends
     return weights, state, accepted, valid
 
 

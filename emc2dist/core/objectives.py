@@ -50,8 +50,8 @@ def moving_average_weights(
     scores = candidates.batch.detach()
     count = (scores > -torch.inf).sum(1).to(scores.dtype)
     batch_mean = scores.logsumexp(1) - count.log()
-    rate = torch.as_tensor(rate, dtype=scores.dtype, device=scores.device)
-    blended = torch.logaddexp(torch.log1p(-rate) + log_partition.to(scores.dtype), rate.log() + batch_mean)
+    kept, fresh = torch.tensor([1 - rate, rate], dtype=scores.dtype, device=scores.device).log()
+    blended = torch.logaddexp(kept + log_partition.to(scores.dtype), fresh + batch_mean)
     updated = torch.where(visited, blended, batch_mean)
     weights = (scores - (count.log() + updated).unsqueeze(1)).exp()
     return torch.nn.functional.pad(weights, (0, 2)), updated

@@ -1,0 +1,55 @@
+"""The order in which samples are seen: pure arithmetic from (seed, step), so the step number is the whole position.
+
+Each epoch is its own random permutation of the samples, cut into batches; what is left over after the last whole
+batch is dropped, and is another part of the data in every epoch. Resuming at a step needs nothing but the step.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emc2dist.errors import DataError
+
+
+class EpochOrder:
+    """Global batches of `batch_size` indices out of `samples`, epoch after epoch.
+
+    With `parts` > 1 each batch is cut into so many micro-batches, and a step takes one of them.
+
+    Raises:
+        DataError: `batch_size` is more than `samples`.
+    """
+
+    def __init__(self, samples: int, batch_size: int, seed: int, *, parts: int = 1) -> None:
+        if batch_size > samples:
+            raise DataError(
+                f"batch_size: {batch_size} is more than the {samples} training images; "
+                f"use at most {samples}, or raise data.limit"
+            )
+        self.samples = samples
+        self.seed = seed
+        self.micro_batch_size = batch_size // parts
+        self.steps_per_epoch = samples // batch_size * parts
+        self._permutations: dict[int, NDArray[np.int64]] = {}
+
+    def epoch(self, step: int) -> int:
+        """The epoch, from 0, that the step, from 0, belongs to."""
+        return step // self.steps_per_epoch
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """Indices of the step's micro-batch over all ranks, int64 [batch_size / parts]; none twice in an epoch."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.micro_batch_size
+        return self._permutation(epoch)[start : start + self.micro_batch_size].copy()
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        if epoch not in self._permutations:
+            # Prefetching asks for the next epoch before this one is over: keep two, the oldest goes.
+            if len(self._permutations) == 2:
+                del self._permutations[next(iter(self._permutations))]
+            self._permutations[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
+        return self._permutations[epoch]
+
+
+def rank_slice(batch: NDArray[np.int64], rank: int, workers: int) -> NDArray[np.int64]:
+    """The rank's contiguous share of a global batch, [n] -> [n / workers]. `workers` must divide n."""
+    return batch.reshape(workers, -1)[rank]

@@ -1,0 +1,1 @@
+"""Many workers: the cluster, the job on it, its folder and its display."""

@@ -1,0 +1,85 @@
+"""What a person sees of a run: a progress bar in a terminal, plain lines in a log; and `metrics.jsonl` beside it."""
+
+import sys
+import threading
+from typing import Any
+
+from tqdm import tqdm
+
+from emc2dist.metrics import Row
+from emc2dist.service.board import BoardHandle
+from emc2dist.service.runs import RunFolder
+
+_SHOWN = {"loss": "loss {:.3f}", "acceptance_rate": "acceptance {:.3f}", "images_per_second": "{:.0f} images/s"}
+
+
+class Display:
+    """Shows rows on stderr."""
+
+    def __init__(self, steps: int, *, terminal: bool | None = None) -> None:
+        terminal = sys.stderr.isatty() if terminal is None else terminal
+        self._bar = tqdm(total=steps, unit="step", dynamic_ncols=True) if terminal else None
+        self._steps = steps
+
+    def show(self, row: Row) -> None:
+        """Show a row."""
+        if row.get("resumed") is not None:
+            self._restart(int(row["step"]), resumed=bool(row["resumed"]))
+        elif "knn_accuracy" in row:
+            pixels = f", raw pixels {row['knn_pixels']:.3f}" if "knn_pixels" in row else ""
+            self._say(f"epoch {row['epoch']:g}: kNN accuracy {row['knn_accuracy']:.3f}{pixels}")
+        elif self._bar is not None:
+            self._bar.update(int(row["step"]) - self._bar.n)
+            self._bar.set_postfix_str(_summary(row))
+        else:
+            self._say(f"step {row['step']}/{self._steps} epoch {row['epoch']:.2f} {_summary(row)}")
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _restart(self, step: int, *, resumed: bool) -> None:
+        if resumed:
+            self._say(f"resumed from the checkpoint at step {step}")
+        if self._bar is not None:
+            self._bar.initial = step
+            self._bar.reset(self._steps)
+            self._bar.update(step)
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+class Monitor:
+    """Takes rows from the board, on a thread, to the run folder and the display, until stopped."""
+
+    def __init__(self, board: BoardHandle, folder: RunFolder, display: Display, interval_s: float = 0.5) -> None:
+        self._board, self._folder, self._display, self._interval_s = board, folder, display, interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
+
+    def __enter__(self) -> "Monitor":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """Take the last rows and stop."""
+        self._stop.set()
+        self._thread.join(timeout=60)
+        self._display.close()
+
+    def _run(self) -> None:
+        stopping = False
+        while not stopping:
+            stopping = self._stop.wait(self._interval_s)
+            for row in self._board.take():
+                self._folder.append(row)
+                self._display.show(row)
+
+
+def _summary(row: Row) -> str:
+    return ", ".join(text.format(row[name]) for name, text in _SHOWN.items() if name in row)

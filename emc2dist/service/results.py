@@ -1,0 +1,76 @@
+"""What comes out of a finished or a running run: its evaluation, and its backbone."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from emc2dist.config import Spec
+from emc2dist.data.images import open_images
+from emc2dist.errors import DataError, RunError
+from emc2dist.service.runs import RunFolder
+from emc2dist.train import checkpoint
+from emc2dist.train.evaluate import Evaluation
+from emc2dist.vision.encoder import Encoder, backbone_state_dict
+
+
+def evaluate(run: str | Path, *, data_path: str | None = None) -> dict[str, Any]:
+    """kNN accuracy and linear probe of the newest checkpoint, on all images of the run's data (or of `data_path`).
+
+    Raises:
+        RunError: there is no run or no whole checkpoint. DataError: the data is gone or has no labels.
+    """
+    folder, encoder, spec = _newest(run)
+    data = spec.data if data_path is None else spec.data.model_copy(update={"path": data_path})
+    train, test = open_images(data, "train"), open_images(data, "test")
+    if train is None:
+        raise DataError(f"{data.path}: holds no training images; the probe is fitted on them")
+    device = torch.device("cuda" if torch.cuda.is_available() and spec.device != "cpu" else "cpu")
+    evaluation = Evaluation(spec, train, test, bank=None, queries=None)
+    bank, queries = evaluation.represent(encoder.to(device), device)
+    return {
+        "checkpoint": str(folder),
+        "bank": len(bank),
+        "queries": len(queries),
+        "knn_accuracy": evaluation.knn_accuracy(bank, queries),
+        "linear_probe_accuracy": evaluation.linear_probe(bank, queries),
+    }
+
+
+def export(run: str | Path, out: str | Path) -> dict[str, Any]:
+    """Write the newest checkpoint's backbone as safetensors, keys as torchvision names them (no `fc`).
+
+    Raises:
+        RunError: there is no run or no whole checkpoint, or `out` cannot be written.
+    """
+    folder, encoder, spec = _newest(run)
+    path = Path(out)
+    metadata = {"backbone": spec.encoder.backbone, "stem": spec.encoder.stem, "norm": spec.encoder.norm}
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file({k: v.contiguous() for k, v in backbone_state_dict(encoder).items()}, draft, metadata)
+        draft.replace(path)
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error.strerror}); name a file in a folder that exists") from error
+    return {"checkpoint": str(folder), "out": str(path), **metadata}
+
+
+def _newest(run: str | Path) -> tuple[Path, Encoder, Spec]:
+    """The newest whole checkpoint: its folder, its encoder and its spec."""
+    folder = RunFolder.open(run)
+    problems = []
+    for path in folder.checkpoints():
+        try:
+            spec = checkpoint.read_manifest(path).parsed_spec()
+            state = checkpoint.load_trainer(path, torch.device("cpu"))
+        except RunError as error:  # the newest one may still be on its way here
+            problems.append(str(error))
+            continue
+        encoder = Encoder(spec.encoder)
+        if spec.precision == "float64":
+            encoder.double()
+        encoder.load_state_dict(state["encoder"])
+        return path, encoder, spec
+    raise RunError("; ".join(problems) or f"{run}: holds no checkpoint yet; train for at least one epoch")

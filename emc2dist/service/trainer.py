@@ -1,0 +1,167 @@
+"""The training job: shards and board on the driver's side, Ray Train workers under them.
+
+    driver:  check the data -> run folder -> cluster -> shards -> TorchTrainer.fit -> summary
+    worker:  open the data -> restore or start -> `emc2dist.train.loop`
+
+The shards belong to the driver's job, so they outlive a worker group that is lost and started again; it then restores
+them, with encoder and optimiser, to the newest checkpoint. The same run name resumes from the newest checkpoint.
+"""
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import emc2dist.service.cluster as cluster  # before ray: sets its defaults
+
+import ray.train  # isort: skip
+import ray.train.torch
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import LoggingConfig
+
+from emc2dist.config import Spec, dump, parse
+from emc2dist.data.images import Images, open_images
+from emc2dist.errors import Emc2Error, RunError
+from emc2dist.metrics import Row
+from emc2dist.service.board import FATAL, BoardHandle
+from emc2dist.service.progress import Display, Monitor
+from emc2dist.service.runs import RunFolder
+from emc2dist.store import ChainStore, Layout, LocalStore
+from emc2dist.store.remote import RayStore
+from emc2dist.train import loop
+from emc2dist.train.memory import schema_for
+
+
+def train(spec: Spec) -> dict[str, Any]:
+    """Run `spec` to its last epoch, from its newest checkpoint if it has one; returns the summary.
+
+    Raises:
+        SpecError, DataError, RunError: before anything starts, where it can be known.
+        NonFiniteError, StoreError: while it runs.
+    """
+    spec = _resolved(spec)
+    images = check(spec)
+    order = loop.order_for(spec, len(images))
+    folder = RunFolder.prepare(spec)
+    done = folder.summary()
+    if done is not None:
+        return done
+    with ExitStack() as stack:
+        stack.enter_context(cluster.connected(spec))
+        store = _create_store(spec, len(images))
+        stack.callback(store.close)
+        board = BoardHandle.create()
+        with Monitor(board, folder, Display(spec.epochs * order.steps_per_epoch)):
+            _fit(spec, folder, store, board)
+    summary = summarise(folder, spec.epochs * order.steps_per_epoch)
+    folder.finish(summary)
+    return summary
+
+
+def check(spec: Spec) -> Images:
+    """Open the data and see that it fits the spec; returns the training images. Raises DataError."""
+    images = open_images(spec.data, "train")
+    assert images is not None, "open_images raises where there is nothing to train on"
+    loop.order_for(spec, len(images))
+    open_images(spec.data, "test")
+    return images
+
+
+def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:
+    """What a run came to, from its rows."""
+    rows = folder.rows()
+
+    def last(name: str) -> Any:
+        return next((row[name] for row in reversed(rows) if name in row), None)
+
+    speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
+    return {
+        "run_dir": str(folder.path),
+        "steps": steps,
+        "epochs": last("epoch"),
+        "images_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,
+        "loss": last("loss"),
+        "acceptance_rate": last("acceptance_rate"),
+        "knn_accuracy": last("knn_accuracy"),
+        "knn_untrained": next((row["knn_accuracy"] for row in rows if "knn_accuracy" in row), None),
+        "knn_pixels": last("knn_pixels"),
+        "effective_rank": last("effective_rank"),
+        "checkpoint": str(folder.checkpoints()[0]),
+    }
+
+
+def _resolved(spec: Spec) -> Spec:
+    """Paths made absolute: workers have working directories of their own."""
+    if spec.data.path == "digits":
+        return spec
+    path = str(Path(spec.data.path).expanduser().resolve())
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"path": path})})
+
+
+def _create_store(spec: Spec, samples: int) -> ChainStore:
+    schema = schema_for(spec)
+    layout = Layout(samples, spec.shards)
+    if not schema:
+        return LocalStore(layout, schema)  # nothing to remember, so nothing to share
+    return RayStore.create(layout, schema, timeout_s=spec.store.timeout_s)
+
+
+def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -> None:
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"spec": dump(spec), "store": store, "board": board},
+        scaling_config=ScalingConfig(num_workers=spec.workers, use_gpu=cluster.use_gpu(spec)),
+        run_config=RunConfig(
+            name=spec.name,
+            storage_path=str(folder.path.parent),
+            failure_config=FailureConfig(max_failures=spec.restarts),
+            checkpoint_config=CheckpointConfig(num_to_keep=spec.checkpoint.keep),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        lost = RunError(f"{folder.path}: the workers failed and were not started again ({error})")
+        raise board.failure() or lost from error
+    failure = board.failure()
+    if failure is not None:
+        raise failure
+
+
+def _worker(config: dict[str, Any]) -> None:
+    board: BoardHandle = config["board"]
+    if board.failure() is not None:
+        return
+    try:
+        _train_rank(parse(config["spec"]), config["store"], board)
+    except FATAL as error:
+        board.fail(error)
+        raise
+
+
+def _train_rank(spec: Spec, store: ChainStore, board: BoardHandle) -> None:
+    context = ray.train.get_context()
+    torch.set_num_threads(spec.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    train, test = open_images(spec.data, "train"), open_images(spec.data, "test")
+    assert train is not None
+    device = ray.train.torch.get_device()
+    with ExitStack() as stack:
+        newest = ray.train.get_checkpoint()
+        resume = Path(stack.enter_context(newest.as_directory())) if newest else None
+        loop.run(spec, train, test, store, board, _RayKeeper(), device, resume)
+
+
+class _RayKeeper:
+    """Registers checkpoints with Ray Train, which copies them to the run folder."""
+
+    def keep(self, step: int, folder: Path, row: Row) -> None:
+        """See `emc2dist.train.loop.Keeper`."""
+        ray.train.report(
+            dict(row), checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=f"checkpoint-{step:09d}"
+        )
+
+
+__all__ = ["Emc2Error", "check", "summarise", "train"]

@@ -1,0 +1,123 @@
+"""The store over one Ray actor per shard; the only file of the store that knows Ray.
+
+A `RayStore` is a value: layout, schema and actor handles. It travels to the workers, for example in Ray Train's
+`train_loop_config`, and every copy speaks to the same shards.
+
+How the actors live (Ray 2.60):
+
+- They belong to the process that called `create`: they outlive worker groups, and end with the job or with `close`.
+- A shard that dies is restarted by Ray, empty and of no generation, so that it refuses calls (StaleGeneration) until it
+  is restored. No call is ever retried by Ray (`max_task_retries=0`): an error may hide a call that was executed, and
+  whether to send it again is for the caller to say.
+- They take no CPU from the trainer (`num_cpus=0`): one call a step is all they serve. They are spread over the nodes.
+- Their rows live on the actor's heap, where Ray does not see them; so their size is declared as `memory`, which keeps
+  Ray from piling shards on one node. But a declaration that no node can meet is no error in Ray: calls wait for ever.
+  So it is made only where the cluster, as it stands, has room for all shards by Ray's careful count (about 70% of what
+  was free when Ray started); elsewhere a warning is logged and the rows, which take memory only when first written,
+  have to fit.
+- Each serves one call at a time, in order of arrival: that is what makes an exchange atomic.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from emc2dist.errors import StoreError, StoreTimeout
+from emc2dist.store.base import ShardedStore
+from emc2dist.store.layout import Layout
+from emc2dist.store.shard import Schema, Shard, nbytes
+
+logger = logging.getLogger(__name__)
+
+
+class RayStore(ShardedStore):
+    """A `ChainStore` over actors made of `Shard`, the s-th of which holds `layout.rows(s)` rows."""
+
+    def __init__(self, layout: Layout, schema: Schema, actors: Sequence[Any], timeout_s: float) -> None:
+        if len(actors) != layout.shards:
+            raise StoreError(f"{layout.shards} shards need as many actors, not {len(actors)}")
+        super().__init__(layout, schema, timeout_s)
+        self.actors = tuple(actors)
+
+    @classmethod
+    def create(
+        cls,
+        layout: Layout,
+        schema: Schema,
+        *,
+        timeout_s: float,
+        start_timeout_s: float = 300.0,
+        declare_memory: bool = True,
+    ) -> "RayStore":
+        """Start the actors and wait until all answer. They are of no generation yet: reset or restore them next.
+
+        `timeout_s` bounds every later wait; `start_timeout_s` this one, in which a node may have to be added.
+        Raises StoreTimeout or StoreError if the actors do not come up, and leaves none behind.
+        """
+        options: dict[str, Any] = {
+            "num_cpus": 0,
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            "scheduling_strategy": "SPREAD",
+        }
+        if declare_memory:
+            options |= _memory(layout, schema)
+        shard_class = ray.remote(Shard).options(**options)
+        actors = [shard_class.remote(schema, layout.rows(shard)) for shard in range(layout.shards)]
+        store = cls(layout, schema, actors, timeout_s)
+        try:
+            store.wait_ready(start_timeout_s)
+        except StoreError:
+            store.close()
+            raise
+        return store
+
+    def wait_ready(self, timeout_s: float | None = None) -> None:
+        """Wait until every shard answers, in whatever generation it is; by default for the store's timeout."""
+        self._call_all("stats", timeout_s=timeout_s)
+
+    def close(self) -> None:
+        """Kill the actors, for all who hold this store."""
+        for actor in self.actors:
+            ray.kill(actor)
+
+    def _start(self, shard: int, method: str, *arguments: Any) -> Any:
+        return getattr(self.actors[shard], method).remote(*arguments)
+
+    def _reply(self, shard: int, handle: Any, timeout_s: float) -> Any:
+        where = f"shard {shard} of {self.layout.shards}"
+        try:
+            return ray.get(handle, timeout=timeout_s)
+        except GetTimeoutError:
+            raise StoreTimeout(
+                f"{where} did not answer in time: its node is overloaded or cut off, or no node has room for it. "
+                f"Raise store.timeout_s (now {self.timeout_s:g}) if it is only slow"
+            ) from None
+        except RayTaskError as error:
+            if isinstance(error.cause, StoreError):
+                raise type(error.cause)(f"{where}: {error.cause}") from None
+            raise
+        except RayError as error:
+            raise StoreError(
+                f"{where} was lost with all it remembered; the run resumes from its last checkpoint, to which all "
+                f"shards are restored ({type(error).__name__}: {error})"
+            ) from error
+
+
+def _memory(layout: Layout, schema: Schema) -> dict[str, int]:
+    size = max(1, nbytes(schema, layout.rows(0)))  # shard 0 is the largest, by one row at most
+    nodes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
+    places = sum(int(memory) // size for memory in nodes)
+    free = ray.available_resources().get("memory", 0)
+    if places >= layout.shards and free >= layout.shards * size:
+        return {"memory": size}
+    logger.warning(
+        "the cluster has not declared room for %d shards of %d bytes each (%d bytes are free): they are placed without",
+        layout.shards,
+        size,
+        free,
+    )
+    return {}

@@ -1,0 +1,95 @@
+"""What ranks say to each other; the only module that knows torch.distributed.
+
+Without a process group every function degenerates to the plain path, so one process runs the same code.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def rank() -> int:
+    """This process's rank; 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Processes in the group; 1 without one."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait for every rank (up to the process group's timeout)."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def broadcast_text(text: str) -> str:
+    """Rank 0's text, on every rank."""
+    box = [text]
+    if world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_features(features: Tensor) -> Tensor:
+    """[V, b, D] of every rank, as [V, W * b, D] in rank order, with gradient to the rank that owns each slot.
+
+    The gradient summed over ranks, together with DDP's average over ranks of parameter gradients, is the gradient of
+    the mean over ranks of their losses: that of one process with the whole batch.
+    """
+    return cast(Tensor, _Gather.apply(features)) if world_size() > 1 else features  # type: ignore[no-untyped-call]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """[n, ...] of every rank, as [W * n, ...] in rank order; no gradient. All ranks bring the same n."""
+    if world_size() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Mean of `values` over ranks, where they were."""
+    if world_size() == 1:
+        return values
+    # NCCL moves nothing but CUDA tensors.
+    total = values.to("cuda" if dist.get_backend() == "nccl" else "cpu", copy=True)
+    dist.all_reduce(total)
+    return total.to(values.device) / world_size()
+
+
+def data_parallel(model: nn.Module) -> nn.Module:
+    """The model with gradients averaged over ranks in buckets, while backward goes on (DDP)."""
+    if world_size() == 1:
+        return model
+    return DistributedDataParallel(model, broadcast_buffers=False)
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The model without its data-parallel wrapper."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def without_sync(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, backward keeps its gradients local: all but the last micro-batch of an accumulated update."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        parts = [torch.empty_like(features) for _ in range(world_size())]
+        dist.all_gather(parts, features.contiguous())
+        return torch.cat(parts, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(world_size(), 1)[rank()]

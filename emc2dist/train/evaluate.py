@@ -1,0 +1,99 @@
+"""How good a representation is: kNN accuracy and a linear probe on the frozen backbone's output.
+
+Both vote with labelled training images and are asked about test images. A set without a test split lends every tenth
+training image as a question (its pixels were trained on, its label was not).
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from emc2dist.config import Spec
+from emc2dist.data.images import Images
+from emc2dist.errors import DataError
+from emc2dist.train import collectives
+from emc2dist.vision.augment import PlainView
+
+_CHUNK = 256  # images encoded at once
+
+
+class Evaluation:
+    """A fixed set of labelled images that vote (bank) and that are asked (queries).
+
+    Raises:
+        DataError: the training images have no labels.
+    """
+
+    def __init__(
+        self, spec: Spec, train: Images, test: Images | None, *, bank: int | None, queries: int | None
+    ) -> None:
+        if not train.labelled or (test is not None and not test.labelled):
+            raise DataError("the images have no labels to evaluate with; use data with a label column")
+        self.spec = spec
+        self._view = PlainView(spec.views.size)
+        everything = np.arange(len(train))
+        if test is None:
+            voters, asked, test = everything[everything % 10 != 0], everything[::10], train
+        else:
+            voters, asked = everything, np.arange(len(test))
+        self._bank = train, _sample(voters, bank)
+        self._queries = test, _sample(asked, queries)
+
+    def labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Labels of bank and queries."""
+        return self._bank[0].labels(self._bank[1]), self._queries[0].labels(self._queries[1])
+
+    def represent(self, encoder: nn.Module, device: torch.device) -> tuple[NDArray, NDArray]:
+        """Representations [n, R] of bank and queries; the ranks share the work, and all get all of it."""
+        was_training = encoder.training
+        encoder.eval()
+        with torch.no_grad():
+            bank, queries = (self._encode(encoder, *split, device) for split in (self._bank, self._queries))
+        encoder.train(was_training)
+        return bank, queries
+
+    def pixels(self) -> tuple[NDArray, NDArray]:
+        """The same images as they stand, [n, 3 * S * S]: what a representation has to beat."""
+        bank, queries = (
+            np.concatenate([c.flatten(1).float().numpy() for c in self._chunks(images, index)])
+            for images, index in (self._bank, self._queries)
+        )
+        return bank, queries
+
+    def knn_accuracy(self, bank: NDArray, queries: NDArray) -> float:
+        """Share of queries whose k nearest voters by cosine name the right class."""
+        voters, asked = self.labels()
+        neighbours = min(self.spec.eval.neighbours, len(voters))
+        knn = KNeighborsClassifier(neighbours, metric="cosine", algorithm="brute").fit(bank, voters)
+        return float(knn.score(queries, asked))
+
+    def linear_probe(self, bank: NDArray, queries: NDArray) -> float:
+        """Accuracy of multinomial logistic regression on standardised representations, fitted by L-BFGS."""
+        voters, asked = self.labels()
+        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(bank, voters)
+        return float(probe.score(queries, asked))
+
+    def _encode(self, encoder: nn.Module, images: Images, index: NDArray[np.int64], device: torch.device) -> NDArray:
+        ranks = collectives.world_size()
+        # Every rank brings as many rows to the gather; the last ones may repeat and are cut off again.
+        share = np.resize(index, -(-len(index) // ranks) * ranks).reshape(-1, ranks)[:, collectives.rank()]
+        parts = [encoder.representation(chunk.to(device)) for chunk in self._chunks(images, share)]
+        gathered = collectives.gather_rows(torch.cat(parts))
+        by_index = gathered.unflatten(0, (ranks, -1)).transpose(0, 1).flatten(0, 1)[: len(index)]
+        return by_index.float().cpu().numpy()
+
+    def _chunks(self, images: Images, index: NDArray[np.int64]) -> list[Tensor]:
+        cuts = np.split(index, range(_CHUNK, len(index), _CHUNK))
+        return [torch.stack([self._view(image) for image in images.get(cut)]) for cut in cuts]
+
+
+def _sample(index: NDArray[np.int64], limit: int | None) -> NDArray[np.int64]:
+    """At most `limit` of the index, the same ones each time; all of them where limit is None."""
+    if limit is None or limit >= len(index):
+        return index
+    return np.sort(np.random.default_rng(0).choice(index, limit, replace=False))

@@ -1,0 +1,192 @@
+"""From the first step to the last on one rank: epochs, and when to log, evaluate and keep a checkpoint.
+
+A checkpoint is taken with the store settled, at the end of an epoch. Resuming is the same code as starting: only the
+first step and the contents of encoder, optimiser and store differ, so a resumed run equals an unbroken one.
+"""
+
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from time import perf_counter
+from typing import Protocol
+from uuid import uuid4
+
+import torch
+from torch import Tensor
+
+from emc2dist.config import Spec
+from emc2dist.data.images import Images
+from emc2dist.data.loader import ViewLoader
+from emc2dist.data.sampler import EpochOrder
+from emc2dist.metrics import Recorder, Row
+from emc2dist.store import ChainStore
+from emc2dist.train import checkpoint, collectives
+from emc2dist.train.evaluate import Evaluation
+from emc2dist.train.memory import Memory
+from emc2dist.train.step import Facts, Trainer
+from emc2dist.vision.augment import RandomView
+from emc2dist.vision.encoder import Encoder
+from emc2dist.vision.optim import build_optimiser
+
+
+class Keeper(Protocol):
+    """Where checkpoints go."""
+
+    def keep(self, step: int, folder: Path, row: Row) -> None:
+        """Register the files that all ranks wrote into their `folder` as one checkpoint; every rank calls it."""
+
+
+def order_for(spec: Spec, samples: int) -> EpochOrder:
+    """The order of the samples; raises DataError if the batch is larger than the data."""
+    return EpochOrder(samples, spec.batch_size, spec.seed, parts=spec.optimiser.accumulate)
+
+
+def run(
+    spec: Spec,
+    train: Images,
+    test: Images | None,
+    store: ChainStore,
+    recorder: Recorder,
+    keeper: Keeper,
+    device: torch.device,
+    resume: Path | None = None,
+) -> None:
+    """Train one rank from `resume` (a checkpoint folder) or from nothing to the last epoch.
+
+    Raises:
+        NonFiniteError: the features diverged. DataError, RunError, StoreError: as their names say.
+    """
+    loop = _Loop(spec, train, test, store, recorder, keeper, device)
+    try:
+        loop.run(resume)
+    finally:
+        loop.close()
+
+
+class _Loop:
+    def __init__(
+        self,
+        spec: Spec,
+        train: Images,
+        test: Images | None,
+        store: ChainStore,
+        recorder: Recorder,
+        keeper: Keeper,
+        device: torch.device,
+    ) -> None:
+        torch.manual_seed(spec.seed)
+        self.spec, self.store, self.recorder, self.keeper, self.device = spec, store, recorder, keeper, device
+        self.order = order_for(spec, len(train))
+        self.steps = spec.epochs * self.order.steps_per_epoch
+        encoder = Encoder(spec.encoder)
+        self.encoder = (encoder.double() if spec.precision == "float64" else encoder).to(device)
+        self.optimiser = build_optimiser(self.encoder, spec.optimiser, spec.lr)
+        self.generation = collectives.broadcast_text(uuid4().hex)
+        self.memory = Memory(spec, store, self.order, collectives.rank(), self.generation, device)
+        self.loader = ViewLoader(train, RandomView(spec.views), processes=spec.data.loaders)
+        self.evaluation = (
+            Evaluation(spec, train, test, bank=spec.eval.bank, queries=spec.eval.queries) if train.labelled else None
+        )
+
+    def close(self) -> None:
+        self.loader.close()
+
+    def run(self, resume: Path | None) -> None:
+        first = self._restore(resume) if resume else self._start()
+        trainer = Trainer(self.spec, self.encoder, self.optimiser, self.memory, self.loader, self.order, self.device)
+        meter = Meter(self.spec.batch_size / self.spec.optimiser.accumulate)
+        for step in range(first, self.steps):
+            done = step + 1
+            epoch, within = divmod(done, self.order.steps_per_epoch)
+            due = done % self.spec.log_every == 0 or within == 0
+            meter.add(trainer.step(step, health=due))
+            if due:
+                self._record({"step": done, "lr": trainer.schedule.at(step)} | meter.read())
+            if within == 0:
+                self._end_of_epoch(epoch, done)
+                meter.restart()
+
+    def _start(self) -> int:
+        if collectives.rank() == 0:
+            self.store.reset(self.generation)
+        collectives.barrier()
+        self.memory.start(0)
+        self._record({"step": 0, "resumed": 0})
+        self._evaluate(0, pixels=True)
+        return 0
+
+    def _restore(self, folder: Path) -> int:
+        manifest = checkpoint.read_manifest(folder)
+        state = checkpoint.load_trainer(folder, self.device)
+        self.encoder.load_state_dict(state["encoder"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        checkpoint.restore_store(folder, manifest, self.store, self.generation)
+        collectives.barrier()
+        self.memory.start(manifest.step)
+        self._record({"step": manifest.step, "resumed": 1})
+        return manifest.step
+
+    def _end_of_epoch(self, epoch: int, step: int) -> None:
+        last = epoch == self.spec.epochs
+        row: Row = {}
+        if last or (self.spec.eval.every and epoch % self.spec.eval.every == 0):
+            row = self._evaluate(step)
+        if last or epoch % self.spec.checkpoint.every == 0:
+            self._checkpoint(step, row)
+
+    def _evaluate(self, step: int, *, pixels: bool = False) -> Row:
+        if self.evaluation is None:
+            return {}
+        bank, queries = self.evaluation.represent(self.encoder, self.device)
+        if collectives.rank() != 0:
+            return {}
+        row = {"step": step, "knn_accuracy": self.evaluation.knn_accuracy(bank, queries)}
+        if pixels:
+            row["knn_pixels"] = self.evaluation.knn_accuracy(*self.evaluation.pixels())
+        self._record(row)
+        return row
+
+    def _checkpoint(self, step: int, row: Row) -> None:
+        self.memory.settle(step - 1)
+        collectives.barrier()
+        with tempfile.TemporaryDirectory(prefix="emc2-checkpoint-") as folder:
+            checkpoint.save(Path(folder), step, self.spec, self.encoder, self.optimiser, self.store, self.generation)
+            self.keeper.keep(step, Path(folder), {"step": step, **row})
+        if step < self.steps:
+            self.memory.start(step)
+
+    def _record(self, row: Row) -> None:
+        if collectives.rank() == 0:
+            self.recorder.record({**row, "epoch": row["step"] / self.order.steps_per_epoch})  # type: ignore[operator]
+
+
+class Meter:
+    """Means over the steps since the last reading, over all ranks."""
+
+    def __init__(self, images_per_step: float) -> None:
+        self.images_per_step = images_per_step
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget, and start the clock: what lies between (evaluation, checkpoint) is not training time."""
+        self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+        self._counts: dict[str, int] = defaultdict(int)
+        self._steps, self._began = 0, perf_counter()
+
+    def add(self, facts: Facts) -> None:
+        """Take one step's facts; they stay on the device until read."""
+        waits = {"data_wait_seconds": facts.data_wait_s, "store_wait_seconds": facts.store_wait_s}
+        for name, value in {**facts.values, **{k: torch.tensor(v) for k, v in waits.items()}}.items():
+            self._sums[name] = self._sums[name].to(value.device) + value.double()
+            self._counts[name] += 1
+        self._steps += 1
+
+    def read(self) -> dict[str, float]:
+        """The means, and start anew. Every rank calls it."""
+        seconds = (perf_counter() - self._began) / self._steps
+        names = sorted(self._sums)
+        means = torch.stack([(self._sums[name] / self._counts[name]).cpu() for name in names])
+        row = dict(zip(names, collectives.mean_over_ranks(means).tolist(), strict=True))
+        row |= {"step_seconds": seconds, "images_per_second": self.images_per_step / seconds}
+        self.restart()
+        return row

@@ -1,0 +1,190 @@
+"""One training step: encode, gather, contrast, backward, remember.
+
+    views (made ahead) -> encode -> gather with gradient -> [store: write t-1, read ahead] -> contrast (the sweep,
+    encoding carried negatives again) -> backward through DDP's buckets -> update -> remember
+
+Every random number derives from (seed, purpose, step, sample, view), so the outcome does not depend on how many
+workers share the batch, and the step number is the whole state of the generators.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from emc2dist.config import Spec
+from emc2dist.core.diagnostics import alignment, effective_rank, uniformity
+from emc2dist.core.streams import fork
+from emc2dist.data.loader import ViewLoader
+from emc2dist.data.sampler import EpochOrder, rank_slice
+from emc2dist.errors import NonFiniteError
+from emc2dist.train import collectives
+from emc2dist.train.contrast import Batch, contrast_for
+from emc2dist.train.memory import Memory
+from emc2dist.vision.encoder import running_statistics
+from emc2dist.vision.optim import learning_rate, set_learning_rate
+
+_VIEWS, _VISIT = 2, 3  # labels of random streams; `emc2dist.train.memory` uses 1
+
+
+class Schedule(NamedTuple):
+    """The learning rate as a function of the step."""
+
+    peak: float
+    accumulate: int
+    warmup: int
+    """Updates of linear warm-up."""
+    total: int
+    """Updates of the run."""
+
+    @classmethod
+    def of(cls, spec: Spec, steps_per_epoch: int) -> "Schedule":
+        """The schedule of a run whose epochs have so many steps."""
+        accumulate = spec.optimiser.accumulate
+        updates = steps_per_epoch / accumulate
+        return cls(spec.lr, accumulate, round(spec.optimiser.warmup_epochs * updates), int(spec.epochs * updates))
+
+    def at(self, step: int) -> float:
+        """Learning rate of the update that `step` is part of."""
+        return learning_rate(step // self.accumulate, peak=self.peak, warmup=self.warmup, total=self.total)
+
+
+@dataclass
+class Facts:
+    """What one step measured: scalars on the device, and seconds spent waiting."""
+
+    values: dict[str, Tensor]
+    data_wait_s: float
+    store_wait_s: float
+
+
+class Trainer:
+    """Takes training steps on one rank."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        encoder: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        memory: Memory,
+        loader: ViewLoader,
+        order: EpochOrder,
+        device: torch.device,
+    ) -> None:
+        self.spec, self.optimiser, self.memory, self.device = spec, optimiser, memory, device
+        self.model = collectives.data_parallel(encoder)
+        self.schedule = Schedule.of(spec, order.steps_per_epoch)
+        self._loader, self._order = loader, order
+        self._contrast = contrast_for(spec, order.samples)
+        self._rank = collectives.rank()
+        self._ahead: tuple[int, Future[Tensor]] | None = None
+
+    def step(self, step: int, *, health: bool = False) -> Facts:
+        """Take step number `step`; `health` adds what is dear to measure. Raises NonFiniteError when it diverged."""
+        began = perf_counter()
+        views = self._views(step)
+        data_wait_s, began = perf_counter() - began, perf_counter()
+        recall = self.memory.recall(step)
+        store_wait_s = perf_counter() - began
+
+        features = self._encode(self.model, views.flatten(0, 1)).unflatten(0, views.shape[:2])
+        batch = self._gathered(step, features)
+        self.memory.exchange(step)
+        outcome = self._contrast(batch, recall, lambda index: self._encode_again(index, step))
+        self._look_ahead(step + 1)
+        facts = outcome.facts | self._update(step, outcome.loss)
+        self.memory.remember(step, outcome.writes)
+        return Facts(facts | (_health(batch) if health else {}), data_wait_s, store_wait_s)
+
+    def _views(self, step: int) -> Tensor:
+        """uint8 [V, b, 3, S, S] of this rank's samples, on the device."""
+        self._look_ahead(step)
+        assert self._ahead is not None
+        return self._ahead[1].result().to(self.device, non_blocking=True)
+
+    def _look_ahead(self, step: int) -> None:
+        if self._ahead is None or self._ahead[0] != step:
+            index = rank_slice(self._order.batch(step), self._rank, self.spec.workers)
+            seeds = self._streams(_VIEWS, step, torch.from_numpy(index))
+            self._ahead = step, self._loader.submit(index, seeds.numpy())
+
+    def _streams(self, purpose: int, step: int, index: Tensor) -> Tensor:
+        """int64 [V, n]: one stream per view of each sample."""
+        views = torch.arange(self.spec.views.count, device=index.device).unsqueeze(1)
+        return fork(self.spec.seed, purpose, step, index, views)
+
+    def _encode(self, model: nn.Module, images: Tensor) -> Tensor:
+        with self._autocast():
+            return model(images)
+
+    def _encode_again(self, index: Tensor, step: int) -> Tensor:
+        """[m, D]: one fresh view of each sample, encoded with gradient."""
+        seeds = fork(self.spec.seed, _VIEWS, step, index.cpu(), self.spec.views.count)
+        (images,) = self._loader.submit(_numpy(index), seeds.unsqueeze(0).numpy()).result()
+        # Past DDP's wrapper: the parameters already took part in this step's forward, and a rank may have nothing to
+        # encode again. A handful of negatives has no batch statistics of its own, hence the running ones.
+        encoder = collectives.unwrapped(self.model)
+        with running_statistics(encoder):
+            features = self._encode(encoder, images.to(self.device))
+        _check_finite(features, lambda slot: (self._rank, int(index[slot])), step)
+        return features
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.spec.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _gathered(self, step: int, features: Tensor) -> Batch:
+        units = collectives.gather_features(features)
+        index = torch.from_numpy(self._order.batch(step)).to(self.device)
+        own = features.shape[1]
+        _check_finite(units.transpose(0, 1).flatten(1), lambda slot: (slot // own, int(index[slot])), step)
+        first = self._rank * own
+        streams = self._streams(_VISIT, step, index[first : first + own]).flatten()
+        return Batch(step, features, units, index, first, streams)
+
+    def _update(self, step: int, loss: Tensor) -> dict[str, Tensor]:
+        """Backward and, at the end of an accumulated update, the optimiser's step; then returns the gradient norm."""
+        accumulate = self.schedule.accumulate
+        if (step + 1) % accumulate:
+            with collectives.without_sync(self.model):
+                (loss / accumulate).backward()  # type: ignore[no-untyped-call]
+            return {}
+        (loss / accumulate).backward()  # type: ignore[no-untyped-call]
+        clip = self.spec.optimiser.clip_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        set_learning_rate(self.optimiser, self.schedule.at(step))
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return {"gradient_norm": norm}
+
+
+def _check_finite(rows: Tensor, name: Callable[[int], tuple[int, int]], step: int) -> None:
+    """Raise for the first row [n, ...] that is not finite; `name(row)` gives its (rank, sample)."""
+    finite = rows.detach().isfinite().flatten(1).all(1)
+    if not finite.all():
+        rank, sample = name(int(finite.logical_not().nonzero()[0]))
+        raise NonFiniteError(
+            f"rank {rank}, step {step}, sample {sample}: the feature is not finite; the run has diverged: "
+            "lower lr, raise optimiser.warmup_epochs or set optimiser.clip_norm"
+        )
+
+
+def _health(batch: Batch) -> dict[str, Tensor]:
+    units = batch.units.detach()
+    return {
+        "alignment": alignment(units),
+        "uniformity": uniformity(units[0]),
+        "effective_rank": effective_rank(units[0]),
+    }
+
+
+def _numpy(tensor: Tensor) -> NDArray[np.int64]:
+    return tensor.detach().cpu().numpy()

@@ -1,0 +1,158 @@
+"""The sweep against its definition, closed forms, and the distribution it must leave (certificate 1)."""
+
+import numpy as np
+import pytest
+import torch
+
+import emc2dist
+from emc2dist.core import chain
+from emc2dist.core.streams import fork
+
+INF = torch.inf
+
+
+def random_scores(seed, chains, proposals, dtype):
+    """Scores with everything that can occur: no proposal, NaN, +inf, unvisited chains."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(chains, proposals, generator=generator, dtype=dtype) * 3
+    lottery = torch.rand(chains, proposals, generator=generator)
+    scores[lottery < 0.2], scores[lottery > 0.92], scores[lottery > 0.98] = -INF, torch.nan, INF
+    carried = torch.randn(chains, generator=generator, dtype=dtype)
+    carried[torch.rand(chains, generator=generator) < 0.3] = -INF
+    return scores, carried, torch.rand(chains, proposals, generator=generator, dtype=dtype).log()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("burn_in_fraction", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("proposals", [0, 1, 2, 7, 33])
+def test_compiled_and_batched_walks_agree_with_the_readable_one(dtype, burn_in_fraction, proposals):
+    scores, carried, log_u = random_scores(proposals, 64, proposals, dtype)
+    weights = np.zeros((64, proposals + 1), scores.numpy().dtype)
+    with np.errstate(invalid="ignore"):
+        ends = [
+            chain._metropolis_row(s, c, u, burn_in_fraction, w)
+            for s, c, u, w in zip(scores.numpy(), carried.numpy(), log_u.numpy(), weights, strict=True)
+        ]
+    for walk in (chain._metropolis_compiled, chain._metropolis_batched):
+        found = walk(scores, carried, log_u, burn_in_fraction)
+        torch.testing.assert_close(found[0], torch.from_numpy(weights))
+        assert torch.stack(found[1:], 1).tolist() == [list(end) for end in ends]
+
+
+def test_a_sweep_by_hand():
+    # From score 0: c0 (+2) is better: accepted. c1 (-50) is refused. c2 (+90) is accepted. Burn-in drops the first.
+    sweep = emc2dist.sweep(torch.tensor([[2.0, -50.0, 90.0]]), torch.zeros(1), burn_in_fraction=0.34, shuffle=False)
+    assert sweep.weights.tolist() == [[0.5, 0.0, 0.5, 0.0]]
+    assert sweep.state.tolist() == [2]
+    assert sweep.acceptance_rate.item() == pytest.approx(2 / 3)
+    assert (sweep.distinct.item(), sweep.effective_sample_size.item(), sweep.proposals.item()) == (2, 2.0, 3)
+
+
+def test_what_is_no_proposal_is_neither_a_step_nor_a_rejection():
+    with_gaps = emc2dist.sweep(torch.tensor([[-INF, 5.0, -INF, -60.0]]), torch.zeros(1), shuffle=False)
+    assert with_gaps.weights.tolist() == [[0, 1.0, 0, 0, 0]]  # two valid steps, one dropped
+    assert with_gaps.acceptance_rate.item() == 0.5
+    assert with_gaps.proposals.item() == 2
+
+
+@pytest.mark.parametrize("kernel", ["mh", "isir"])
+def test_edges(kernel):
+    def visit(scores, carried):
+        return emc2dist.sweep(torch.tensor([scores]), torch.tensor([carried]), kernel=kernel, shuffle=False)
+
+    nothing = visit([-INF, -INF], -INF)
+    assert nothing.weights.tolist() == [[0, 0, 0]]
+    assert (nothing.state.item(), nothing.acceptance_rate.item()) == (2, 0)
+    stays = visit([-INF, torch.nan], 1.0)
+    assert stays.weights.tolist() == [[0, 0, 1]]
+    assert (stays.state.item(), stays.acceptance_rate.item()) == (2, 0)
+    first = visit([torch.nan, -1000.0], -INF)
+    assert first.weights.tolist() == [[0, 1, 0]]
+    assert first.state.item() == 1
+    empty = emc2dist.sweep(torch.zeros(2, 0), torch.tensor([0.0, -INF]), kernel=kernel)
+    assert empty.weights.tolist() == [[1], [0]]
+
+
+@pytest.mark.parametrize("kernel", ["mh", "isir"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_kept_step_counts_once(kernel, dtype):
+    scores, carried, _ = random_scores(3, 200, 9, dtype)
+    scores = scores.masked_fill(scores == INF, 4)
+    sweep = emc2dist.sweep(scores, carried, kernel=kernel, generator=torch.Generator().manual_seed(0))
+    exists = (scores.nan_to_num(-INF) > -INF).any(1) | (carried > -INF)
+    torch.testing.assert_close(sweep.weights.sum(1), exists.to(dtype))
+    assert not sweep.weights[:, :-1][(scores == -INF) | scores.isnan()].any()
+    assert sweep.weights.dtype == dtype
+
+
+def test_isir_weighs_by_softmax_and_accepts_what_is_not_carried():
+    scores = torch.randn(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sweep = emc2dist.sweep(scores, scores[:, 0], kernel="isir")
+    expected = torch.cat([scores, scores[:, :1]], 1).softmax(1)
+    torch.testing.assert_close(sweep.weights, expected)
+    torch.testing.assert_close(sweep.acceptance_rate, 1 - expected[:, -1])
+
+
+def test_the_order_is_drawn_anew_for_every_anchor():
+    # Unvisited chains take their first proposal; with equal scores every one is accepted, so the end is the last.
+    scores = torch.zeros(600, 4)
+    sweep = emc2dist.sweep(scores, torch.full((600,), -INF), generator=torch.Generator().manual_seed(0))
+    counts = sweep.state.bincount(minlength=4)
+    assert counts.min() > 600 / 4 - 5 * (600 * 3 / 16) ** 0.5
+    fixed = emc2dist.sweep(scores, torch.full((600,), -INF), shuffle=False)
+    assert fixed.state.unique().tolist() == [3]
+
+
+def test_a_chain_depends_on_its_stream_alone():
+    scores, carried, _ = random_scores(1, 40, 12, torch.float64)
+    streams = fork(7, torch.arange(40))
+    for kernel in ("mh", "isir"):
+        together = emc2dist.sweep(scores, carried, kernel=kernel, streams=streams)
+        apart = emc2dist.sweep(scores[10:20], carried[10:20], kernel=kernel, streams=streams[10:20])
+        assert together.state[10:20].equal(apart.state)
+        torch.testing.assert_close(together.weights[10:20], apart.weights)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kernel": "gibbs"}, "kernel"),
+        ({"burn_in_fraction": 1.0}, "burn_in_fraction"),
+        ({"burn_in_fraction": -0.1}, "burn_in_fraction"),
+    ],
+)
+def test_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        emc2dist.sweep(torch.zeros(2, 3), torch.zeros(2), **arguments)
+    with pytest.raises(ValueError, match=r"\[A, P\]"):
+        emc2dist.sweep(torch.zeros(2, 3), torch.zeros(3))
+    with pytest.raises(ValueError, match="float32"):
+        emc2dist.sweep(torch.zeros(2, 3), torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kernel", ["mh", "isir"])
+@pytest.mark.parametrize("temperature", [0.2, 0.5])
+def test_chains_visit_their_target(kernel, temperature):
+    """Certificate 1: N = 64 frozen features; the histogram approaches pi as 1/sqrt(visits), below 0.03 by 20,000."""
+    samples, batch, visits = 64, 16, 20_000
+    generator = torch.Generator().manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(samples, 8, generator=generator, dtype=torch.float64), dim=1)
+    scores = features @ features.T / temperature
+    target = scores.clone().fill_diagonal_(-INF).softmax(1)
+    anchors = torch.arange(samples)
+    state, visited = torch.zeros(samples, dtype=torch.int64), torch.zeros(samples, dtype=torch.bool)
+    histogram, distance = torch.zeros_like(target), {}
+    for visit in range(1, visits + 1):
+        proposals = torch.randperm(samples, generator=generator)[:batch]
+        allowed = (proposals != anchors.unsqueeze(1)) & ((proposals != state.unsqueeze(1)) | ~visited.unsqueeze(1))
+        proposal_scores = scores[:, proposals].masked_fill(~allowed, -INF)
+        carried = scores[anchors, state].masked_fill(~visited, -INF)
+        sweep = emc2dist.sweep(proposal_scores, carried, kernel=kernel, streams=fork(visit, anchors))
+        columns = torch.cat([proposals.expand(samples, -1), state.unsqueeze(1)], 1)
+        histogram.scatter_add_(1, columns, sweep.weights)
+        state = columns.gather(1, sweep.state.unsqueeze(1)).squeeze(1)
+        visited |= sweep.weights.sum(1) > 0
+        if visit in (visits // 16, visits):
+            distance[visit] = (histogram / visit - target).abs().sum(1).mean().item() / 2
+    assert distance[visits] < 0.03
+    assert distance[visits] < 0.5 * distance[visits // 16]  # 1/4 by the square root, with room

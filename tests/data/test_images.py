@@ -1,0 +1,92 @@
+"""Opening `data.path`, and the digits."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from emc2dist.config import Data
+from emc2dist.data.digits import DigitsImages
+from emc2dist.data.images import open_images
+from emc2dist.errors import DataError
+
+
+def folder(path: Path, *names: str) -> str:
+    """File number n holds n + 1 rows, so that a length tells which files were opened."""
+    for n, name in enumerate(names):
+        rows = [{"bytes": b"", "path": ""}] * 2**n
+        pq.write_table(pa.table({"image": rows}), path / name)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "test"),
+    [
+        (["train-0.parquet", "train-1.parquet", "test-0.parquet"], 3, 4),
+        (["train.parquet", "validation-0.parquet", "validation-1.parquet"], 1, 6),
+        (["train.parquet", "validation.parquet", "test.parquet"], 1, 4),
+        (["train.parquet", "extra.parquet"], 1, None),
+        (["a.parquet", "b.parquet"], 3, None),
+        (["a.parquet", "test.parquet"], 1, 2),
+    ],
+)
+def test_files_of_a_folder_are_split_by_name(tmp_path, names, train, test):
+    config = Data(path=folder(tmp_path, *names))
+    assert len(open_images(config, "train")) == train
+    opened = open_images(config, "test")
+    assert (opened and len(opened)) == test
+
+
+def test_a_file_is_training_data_and_limit_is_for_training(tmp_path):
+    path = folder(tmp_path, "train.parquet", "test.parquet", "other.parquet")
+    single = Data(path=str(tmp_path / "other.parquet"), limit=3)
+    assert len(open_images(single, "train")) == 3
+    assert open_images(single, "test") is None
+    assert len(open_images(Data(path=path, limit=1), "test")) == 2
+
+
+def test_loader_processes_share_the_cache(tmp_path):
+    path = folder(tmp_path, "a.parquet")
+    assert open_images(Data(path=path, cache_mib=64), "train")._cache_bytes == 64 * 2**20
+    assert open_images(Data(path=path, cache_mib=64, loaders=4), "train")._cache_bytes == 16 * 2**20
+
+
+def test_a_path_that_cannot_be_used_says_what_to_do(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no such file or folder; set data\.path"):
+        open_images(Data(path=str(tmp_path / "nowhere")), "train")
+    with pytest.raises(DataError, match=r"holds no \*\.parquet files; set data\.path"):
+        open_images(Data(path=str(tmp_path)), "test")
+    with pytest.raises(DataError, match=r"only test files \(test\.parquet\)"):
+        open_images(Data(path=folder(tmp_path, "test.parquet")), "train")
+
+
+def test_digits_are_split_disjointly_and_completely():
+    train, test = DigitsImages("train"), DigitsImages("test")
+    assert (len(train), len(test)) == (1437, 360)
+    whole = load_digits()
+    expected = np.round(whole.images * 255 / 16).astype(np.uint8)
+    made = np.empty_like(expected)
+    is_test = np.arange(1797) % 5 == 0
+    for images, where in ((train, ~is_test), (test, is_test)):
+        pixels = torch.stack(images.get(np.arange(len(images))))
+        assert pixels.dtype == torch.uint8
+        assert torch.equal(pixels, pixels[:, :1].expand(-1, 3, 8, 8))
+        made[where] = pixels[:, 0].numpy()
+        assert np.array_equal(images.labels(np.arange(len(images))), whole.target[where])
+    assert np.array_equal(made, expected)
+    assert expected.max() == 255
+
+
+def test_digits_limit_order_and_bounds():
+    few = open_images(Data(limit=10), "train")
+    assert len(few) == 10
+    assert len(open_images(Data(limit=10), "test")) == 360
+    assert few.classes == list("0123456789")
+    assert torch.equal(few.get(np.array([3, 9, 3]))[2], few.get(np.array([3]))[0])
+    for ask in (few.get, few.labels):
+        with pytest.raises(IndexError, match=r"outside 0\.\.9"):
+            ask(np.array([-1]))

@@ -1,0 +1,124 @@
+"""The loader: a view depends on its seed and image alone, wherever it is made; errors come out as they were."""
+
+import threading
+from concurrent.futures import CancelledError
+
+import numpy as np
+import pytest
+import torch
+
+from emc2dist.config import Views
+from emc2dist.data.digits import DigitsImages
+from emc2dist.data.loader import ViewLoader
+from emc2dist.errors import DataError
+from emc2dist.vision.augment import RandomView
+
+INDICES = np.array([5, 0, 9, 5, 2])
+SEEDS = np.array([[11, 12, 13, 14, -15], [21, 22, 23, 24, 2**62]])
+
+
+class FlawedDigits(DigitsImages):
+    """Digits of which number 13 is damaged."""
+
+    def get(self, indices):
+        if 13 in indices:
+            raise DataError("digits.parquet, row 13: the image is null")
+        return super().get(indices)
+
+
+@pytest.fixture(scope="module")
+def images() -> FlawedDigits:
+    return FlawedDigits("train")
+
+
+@pytest.fixture(scope="module")
+def view() -> RandomView:
+    return RandomView(Views(size=16, rotate=10.0))
+
+
+@pytest.fixture(scope="module")
+def expected(images, view) -> torch.Tensor:
+    """Drawn one by one, with nothing but the seed."""
+    made = []
+    for row in SEEDS:
+        for index, seed in zip(INDICES, row, strict=True):
+            torch.manual_seed(int(seed))
+            made.append(view(images.get(np.array([index]))[0]))
+    return torch.stack(made).view(2, 5, 3, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def pool(images, view):
+    with ViewLoader(images, view, processes=2) as loader:
+        yield loader
+
+
+def test_a_thread_draws_each_view_from_its_seed(images, view, expected):
+    with ViewLoader(images, view) as loader:
+        made = loader.submit(INDICES, SEEDS).result(60)
+    assert made.dtype == torch.uint8
+    assert torch.equal(made, expected)
+    assert not torch.equal(made[0], made[1])
+
+
+def test_processes_draw_the_same(pool, expected):
+    assert torch.equal(pool.submit(INDICES, SEEDS).result(120), expected)
+    assert torch.equal(pool.submit(INDICES[:1], SEEDS[:, :1]).result(120), expected[:, :1])
+
+
+def test_a_view_does_not_depend_on_its_batch_mates(images, view, expected):
+    order = np.array([4, 2, 0])
+    with ViewLoader(images, view) as loader:
+        made = loader.submit(INDICES[order], SEEDS[:, order]).result(60)
+    assert torch.equal(made, expected[:, order])
+
+
+def test_each_image_is_decoded_once(images, view):
+    class Counting(FlawedDigits):
+        asked = 0
+
+        def get(self, indices):
+            self.asked += len(indices)
+            return super().get(indices)
+
+    counting = Counting("train", limit=20)
+    with ViewLoader(counting, view) as loader:
+        loader.submit(INDICES, SEEDS).result(60)
+    assert counting.asked == 5
+
+
+def test_the_generator_is_put_back(images, view):
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    with ViewLoader(images, view) as loader:
+        loader.submit(INDICES, SEEDS).result(60)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_error_comes_out_as_itself_and_the_loader_goes_on(images, view, pool, expected):
+    bad = np.array([0, 13])
+    with ViewLoader(images, view) as thread:
+        for loader in (thread, pool):
+            with pytest.raises(DataError, match=r"digits\.parquet, row 13: the image is null"):
+                loader.submit(bad, SEEDS[:, :2]).result(120)
+            assert torch.equal(loader.submit(INDICES, SEEDS).result(120), expected)
+
+
+def test_close_drops_what_has_not_begun(images):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(image):
+        begun.set()
+        go_on.wait(60)
+        return image
+
+    loader = ViewLoader(images, slow)
+    first, second = (loader.submit(INDICES[:1], SEEDS[:, :1]) for _ in range(2))
+    assert begun.wait(60)
+    threading.Timer(0.2, go_on.set).start()
+    loader.close()
+    assert first.result(0).shape == (2, 1, 3, 8, 8)
+    with pytest.raises(CancelledError):
+        second.result(0)
+    with pytest.raises(RuntimeError):
+        loader.submit(INDICES, SEEDS)
