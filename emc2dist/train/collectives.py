@@ -42,7 +42,7 @@ def gather_features(features: Tensor) -> Tensor:
     The gradient summed over ranks, together with DDP's average over ranks of parameter gradients, is the gradient of
     the mean over ranks of their losses: that of one process with the whole batch.
     """
-    return cast(Tensor, _Gather.apply(features)) if world_size() > 1 else features  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Gather.apply(features)) if world_size() > 1 else features
 
 
 def gather_rows(rows: Tensor) -> Tensor:

@@ -73,7 +73,13 @@ class Contrast(Protocol):
 
 def contrast_for(spec: Spec, samples: int) -> Contrast:
     """The contrast that `spec.objective` names, over a dataset of so many samples."""
-    return {"emc2": Emc2, "sogclr": MovingAverage, "simclr": InBatch, "dcl": InBatch}[spec.objective](spec, samples)
+    contrasts: dict[str, Callable[[Spec, int], Contrast]] = {
+        "emc2": Emc2,
+        "sogclr": MovingAverage,
+        "simclr": InBatch,
+        "dcl": InBatch,
+    }
+    return contrasts[spec.objective](spec, samples)
 
 
 class InBatch:

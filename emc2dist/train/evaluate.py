@@ -11,13 +11,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
+from torch import Tensor
 
 from emc2dist.config import Spec
 from emc2dist.data.images import Images
 from emc2dist.errors import DataError
 from emc2dist.train import collectives
 from emc2dist.vision.augment import PlainView
+from emc2dist.vision.encoder import Encoder
 
 _CHUNK = 256  # images encoded at once
 
@@ -48,7 +49,7 @@ class Evaluation:
         """Labels of bank and queries."""
         return self._bank[0].labels(self._bank[1]), self._queries[0].labels(self._queries[1])
 
-    def represent(self, encoder: nn.Module, device: torch.device) -> tuple[NDArray, NDArray]:
+    def represent(self, encoder: Encoder, device: torch.device) -> tuple[NDArray, NDArray]:
         """Representations [n, R] of bank and queries; the ranks share the work, and all get all of it."""
         was_training = encoder.training
         encoder.eval()
@@ -78,7 +79,7 @@ class Evaluation:
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(bank, voters)
         return float(probe.score(queries, asked))
 
-    def _encode(self, encoder: nn.Module, images: Images, index: NDArray[np.int64], device: torch.device) -> NDArray:
+    def _encode(self, encoder: Encoder, images: Images, index: NDArray[np.int64], device: torch.device) -> NDArray:
         ranks = collectives.world_size()
         # Every rank brings as many rows to the gather; the last ones may repeat and are cut off again.
         share = np.resize(index, -(-len(index) // ranks) * ranks).reshape(-1, ranks)[:, collectives.rank()]

@@ -13,6 +13,7 @@ At a checkpoint the pipeline is drained (`settle`) and filled again, in a run th
 that makes the two the same, bit for bit.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +50,8 @@ def schema_for(spec: Spec) -> Schema:
     }
 
 
-class CachedRows(NamedTuple):
+@dataclass(frozen=True)
+class CachedRows:
     """Rows of the feature cache."""
 
     index: Tensor

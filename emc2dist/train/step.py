@@ -155,9 +155,9 @@ class Trainer:
         accumulate = self.schedule.accumulate
         if (step + 1) % accumulate:
             with collectives.without_sync(self.model):
-                (loss / accumulate).backward()  # type: ignore[no-untyped-call]
+                (loss / accumulate).backward()
             return {}
-        (loss / accumulate).backward()  # type: ignore[no-untyped-call]
+        (loss / accumulate).backward()
         clip = self.spec.optimiser.clip_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         set_learning_rate(self.optimiser, self.schedule.at(step))

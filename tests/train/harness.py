@@ -1,0 +1,56 @@
+"""A run in this process: the real loop over a LocalStore, with what it reports kept in lists."""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from emc2dist.config import Spec, parse
+from emc2dist.data.images import open_images
+from emc2dist.store import Layout, LocalStore
+from emc2dist.train import loop
+from emc2dist.train.memory import schema_for
+
+SMALL = """
+name: small
+epochs: 2
+batch_size: 8
+lr: 1e-3
+temperature: 0.2
+log_every: 1
+data: {path: digits, limit: 48}
+views: {size: 8, flip: 0.0, jitter_probability: 0.0, grey: 0.0}
+encoder: {norm: none, features: 16}
+eval: {bank: 40, queries: 40, neighbours: 3}
+store: {feature_dtype: float32}
+"""
+
+
+def small_spec(*overrides: str) -> Spec:
+    return parse(SMALL, overrides)
+
+
+class Run:
+    """Runs a spec, or resumes it, and keeps rows and checkpoints."""
+
+    def __init__(self, spec: Spec, folder: Path) -> None:
+        self.spec, self.folder = spec, folder
+        self.rows: list[dict] = []
+        self.checkpoints: dict[int, Path] = {}
+
+    def record(self, row):
+        self.rows.append(dict(row))
+
+    def keep(self, step, folder, row):
+        self.checkpoints[step] = self.folder / f"{self.spec.name}-{step}"
+        shutil.copytree(folder, self.checkpoints[step])
+
+    def go(self, resume: Path | None = None) -> "Run":
+        train, test = open_images(self.spec.data, "train"), open_images(self.spec.data, "test")
+        schema = schema_for(self.spec)
+        store = LocalStore(Layout(len(train), self.spec.shards), schema)
+        loop.run(self.spec, train, test, store, self, self, torch.device("cpu"), resume)
+        return self
+
+    def column(self, name: str) -> list[float]:
+        return [row[name] for row in self.rows if name in row]

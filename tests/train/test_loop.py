@@ -1,0 +1,111 @@
+"""The loop in one process: every objective runs, and a resumed run equals an unbroken one bit for bit."""
+
+import math
+
+import pytest
+import torch
+from safetensors.numpy import load_file
+from train.harness import Run, small_spec
+
+from emc2dist.errors import DataError, NonFiniteError, RunError
+from emc2dist.train import checkpoint
+
+KINDS = [
+    ["kernel=mh"],
+    ["kernel=isir"],
+    ["kernel=isir", "cache_proposals=12"],
+    ["kernel=mh", "carried=cached"],
+    ["kernel=isir", "carried=cached", "shards=3"],
+    ["objective=sogclr"],
+    ["objective=simclr"],
+    ["objective=dcl"],
+]
+
+
+def files(folder):
+    """Everything that a checkpoint holds, comparable bit for bit."""
+    state = checkpoint.load_trainer(folder, torch.device("cpu"))
+    tensors = {f"encoder/{k}": v for k, v in state["encoder"].items()}
+    for parameter, slots in state["optimiser"]["state"].items():
+        tensors |= {f"optimiser/{parameter}/{k}": torch.as_tensor(v) for k, v in slots.items()}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= {f"{path.name}/{k}": torch.from_numpy(v) for k, v in load_file(path).items()}
+    return tensors
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=" ".join)
+def test_resuming_equals_never_having_stopped(kind, tmp_path):
+    """Certificate 4: parameters, optimiser, chains and cache, bit for bit on one worker."""
+    spec = small_spec("epochs=3", *kind)
+    whole = Run(spec, tmp_path).go()
+    again = Run(spec, tmp_path / "again").go(resume=whole.checkpoints[6])
+    assert list(whole.checkpoints) == [6, 12, 18]
+    assert list(again.checkpoints) == [12, 18]
+    expected, found = files(whole.checkpoints[18]), files(again.checkpoints[18])
+    assert expected.keys() == found.keys()
+    different = [name for name in expected if not expected[name].equal(found[name])]
+    assert different == []
+    assert whole.column("loss")[6:] == again.column("loss")
+
+
+def test_chains_remember_and_the_cache_fills(tmp_path):
+    run = Run(small_spec("kernel=mh", "epochs=2"), tmp_path).go()
+    tables = load_file(run.checkpoints[12] / "shard-00000-of-00001.safetensors")
+    assert tables["chain/visited"].all()
+    assert tables["feature/present"].all()
+    assert (tables["chain/state"] != torch.arange(48)[:, None].numpy()).all()  # never its own negative
+    assert (tables["chain/visited_at"] >= 6).all()  # visited in the last epoch
+    norms = torch.from_numpy(tables["feature/feature"]).norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(48))
+    assert run.column("visited_ratio")[0] == 0
+    assert run.column("visited_ratio")[-1] > 0.9
+
+
+def test_isir_encodes_carried_negatives_again_and_cached_does_not(tmp_path):
+    fresh = Run(small_spec("kernel=isir"), tmp_path).go()
+    assert fresh.column("reencoded_images")[0] == 0
+    assert fresh.column("reencoded_images")[-1] > 1
+    cached = Run(small_spec("kernel=isir", "carried=cached"), tmp_path / "cached").go()
+    assert max(cached.column("reencoded_images")) == 0
+    assert cached.column("carried_weight_ratio")[-1] > 0
+
+
+def test_accumulated_micro_batches_make_one_update(tmp_path):
+    run = Run(small_spec("optimiser.accumulate=2", "batch_size=16", "epochs=1"), tmp_path).go()
+    assert run.column("step")[-1] == 6  # 3 updates of 2 micro-batches
+    assert len(run.column("gradient_norm")) == 3
+    state = checkpoint.load_trainer(run.checkpoints[6], torch.device("cpu"))["optimiser"]["state"]
+    assert {int(slots["step"]) for slots in state.values()} == {3}
+
+
+def test_a_snapshot_can_be_read_back_into_another_number_of_shards(tmp_path):
+    three = Run(small_spec("shards=3", "epochs=2"), tmp_path).go()
+    one = Run(small_spec("shards=1", "epochs=2"), tmp_path / "one").go(resume=three.checkpoints[6])
+    assert one.column("loss") == three.column("loss")[6:]
+
+
+def test_bf16_trains(tmp_path):
+    losses = Run(small_spec("precision=bf16", "epochs=1"), tmp_path).go().column("loss")
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_non_finite_features_name_rank_step_and_sample(tmp_path):
+    with pytest.raises(NonFiniteError, match=r"rank 0, step \d+, sample \d+: .* lower lr"):
+        Run(small_spec("lr=1e30", "optimiser.name=sgd", "optimiser.warmup_epochs=0"), tmp_path).go()
+
+
+def test_data_that_do_not_fit(tmp_path):
+    with pytest.raises(DataError, match="batch_size: 64 is more than the 48"):
+        Run(small_spec("batch_size=64"), tmp_path).go()
+    run = Run(small_spec("epochs=1"), tmp_path).go()
+    with pytest.raises(RunError, match="48 training images, the data now has 40"):
+        Run(small_spec("data.limit=40"), tmp_path).go(resume=run.checkpoints[6])
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    run = Run(small_spec("epochs=1"), tmp_path).go()
+    folder = run.checkpoints[6]
+    for name in ("shard-00000-of-00001.safetensors", "trainer.pt", "manifest.json"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:50])
+        with pytest.raises(RunError, match=name):
+            Run(small_spec("epochs=1"), tmp_path).go(resume=folder)
