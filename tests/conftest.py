@@ -1,8 +1,10 @@
 """Fixtures shared by all tests. Ray reads its environment when it is imported, so that is set first of all."""
 
 import os
+from pathlib import Path
 
 os.environ.update(
+    PYTHONPATH=str(Path(__file__).parent),  # Ray's workers import actors of the tests by name
     RAY_USAGE_STATS_ENABLED="0",
     RAY_worker_niceness="0",
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.1",

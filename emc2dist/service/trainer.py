@@ -8,6 +8,8 @@ them, with encoder and optimiser, to the newest checkpoint. The same run name re
 """
 
 import os
+import signal
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.store.remote import RayStore
 from emc2dist.train import loop
 from emc2dist.train.memory import schema_for
+from emc2dist.vision.encoder import Encoder
 
 
 def train(spec: Spec) -> dict[str, Any]:
@@ -61,7 +64,13 @@ def train(spec: Spec) -> dict[str, Any]:
 
 
 def check(spec: Spec) -> Images:
-    """Open the data and see that it fits the spec; returns the training images. Raises DataError."""
+    """Open the data and see that data and encoder fit the spec; returns the training images.
+
+    Raises:
+        SpecError: the encoder cannot be built. DataError: the data cannot be opened, or are fewer than a batch.
+    """
+    with torch.device("meta"):  # no memory, no arithmetic
+        Encoder(spec.encoder)
     images = open_images(spec.data, "train")
     assert images is not None, "open_images raises where there is nothing to train on"
     loop.order_for(spec, len(images))
@@ -122,13 +131,24 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -
         ),
     )
     try:
-        trainer.fit()
+        _interruptible(trainer.fit)
     except ray.train.TrainingFailedError as error:
         lost = RunError(f"{folder.path}: the workers failed and were not started again ({error})")
         raise board.failure() or lost from error
     failure = board.failure()
     if failure is not None:
         raise failure
+
+
+def _interruptible(fit: Callable[[], Any]) -> None:
+    """Run `fit`; Ctrl-C comes out as KeyboardInterrupt, once Ray Train has ended its workers."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        fit()
+    except SystemExit:  # what Ray makes of the abort that its handler asked for
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)  # Ray Train leaves its own
 
 
 def _worker(config: dict[str, Any]) -> None:

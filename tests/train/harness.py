@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from emc2dist.config import Spec, parse
 from emc2dist.data.images import open_images
@@ -54,3 +55,23 @@ class Run:
 
     def column(self, name: str) -> list[float]:
         return [row[name] for row in self.rows if name in row]
+
+
+class Rank:
+    """One process of a group: a Ray actor, so that it can hold a RayStore. Here, because Ray imports it by name."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)
+
+    def train(self, spec_text, store, rank, rendezvous, folder):
+        """Join the group, train, leave; returns the rows that this rank recorded."""
+        spec = parse(spec_text)
+        dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=spec.workers)
+        run = Run(spec, Path(folder))
+        run.keep = lambda step, source, row: [path.rename(Path(folder) / path.name) for path in source.iterdir()]
+        train, test = open_images(spec.data, "train"), open_images(spec.data, "test")
+        try:
+            loop.run(spec, train, test, store, run, run, torch.device("cpu"))
+        finally:
+            dist.destroy_process_group()
+        return run.rows

@@ -1,0 +1,166 @@
+"""The job as a person runs it: the command, a real Ray of its own, and what it leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from train.harness import SMALL, Run
+from train.test_loop import files
+
+from emc2dist.config import load, parse
+
+COMMAND = [sys.executable, "-m", "emc2dist.cli"]
+
+
+def emc2dist(*arguments, **options):
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=240, **options)
+
+
+def start(*arguments):
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=pipe, stderr=pipe, text=True)
+
+
+@pytest.fixture
+def spec_file(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL + f"run_dir: {tmp_path / 'runs'}\nthreads: 1\n")
+    return path
+
+
+def wait_for(condition, process, seconds=120):
+    """Poll until the condition holds; a process that ends first is a failure."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_two_workers_two_shards_leave_a_run_folder(spec_file, tmp_path):
+    done = emc2dist("train", spec_file, "workers=2", "shards=2", "kernel=isir", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    folder = Path(result["run_dir"])
+    assert result["steps"] == 12
+    assert {"images_per_second", "acceptance_rate", "knn_accuracy", "knn_untrained", "knn_pixels"} <= result.keys()
+    assert result["checkpoint"] == str(folder / "checkpoint-000000012")
+    assert load(folder / "spec.yaml") == load(spec_file, ["workers=2", "shards=2", "kernel=isir"])
+    assert json.loads((folder / "versions.json").read_text())["torch"] == torch.__version__
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
+    assert "step 12/12" in done.stderr  # plain lines where there is no terminal
+
+    # The same command again has nothing to do, and says the same.
+    again = emc2dist("train", spec_file, "workers=2", "shards=2", "kernel=isir", "--json")
+    assert json.loads(again.stdout.splitlines()[-1]) == result
+
+    evaluated = emc2dist("evaluate", folder, "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    scores = json.loads(evaluated.stdout.splitlines()[-1])
+    assert (scores["bank"], scores["queries"]) == (48, 360)
+    assert scores["knn_accuracy"] > 0.2
+    assert scores["linear_probe_accuracy"] > 0.2
+
+    out = tmp_path / "backbone.safetensors"
+    assert emc2dist("export", folder, out).returncode == 0
+    exported = load_file(out)
+    encoder = torch.load(Path(result["checkpoint"]) / "trainer.pt", weights_only=True)["encoder"]
+    assert exported["layer1.0.conv1.weight"].equal(encoder["backbone.layer1.0.conv1.weight"])
+    assert not any(name.startswith("fc") for name in exported)
+
+    other = emc2dist("train", spec_file, "temperature=0.5")
+    assert other.returncode == 1
+    assert "temperature: 0.2 -> 0.5" in other.stderr
+    assert "kernel: isir -> mh" in other.stderr
+
+
+def test_interrupted_and_resumed_equals_never_having_stopped(spec_file, tmp_path):
+    arguments = ["train", spec_file, "epochs=4", "shards=2", "--json"]
+    process = start(*arguments)
+    rows = tmp_path / "runs" / "small" / "metrics.jsonl"
+    # Once a row of the third epoch is there, the checkpoint of the second one is whole.
+    wait_for(lambda: rows.exists() and '"step": 13,' in rows.read_text(), process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "resumes" in stderr
+
+    resumed = emc2dist(*arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed from the checkpoint at step 12" in resumed.stderr
+    oracle = Run(parse(SMALL, ["epochs=4", "shards=2"]), tmp_path).go()
+    result = json.loads(resumed.stdout.splitlines()[-1])
+    expected, found = files(oracle.checkpoints[24]), files(Path(result["checkpoint"]))
+    assert [name for name in expected if not expected[name].equal(found[name])] == []
+    losses = [row["loss"] for row in map(json.loads, rows.read_text().splitlines()) if "loss" in row]
+    assert losses == oracle.column("loss")
+
+
+def test_a_killed_worker_is_started_again_from_the_checkpoint(spec_file, tmp_path):
+    process = start("train", spec_file, "epochs=4", "--json")
+    rows = tmp_path / "runs" / "small" / "metrics.jsonl"
+    wait_for(lambda: rows.exists() and '"step": 13,' in rows.read_text(), process)
+    os.kill(worker_pid(process.pid), signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=180)
+    assert process.returncode == 0, stderr
+    assert "resumed from the checkpoint at step 12" in stderr
+    losses = [row["loss"] for row in map(json.loads, rows.read_text().splitlines()) if "loss" in row]
+    assert losses == Run(parse(SMALL, ["epochs=4"]), tmp_path).go().column("loss")
+    assert json.loads(stdout.splitlines()[-1])["steps"] == 24
+
+
+def worker_pid(driver: int) -> int:
+    """The training worker among the processes that the driver started."""
+    children = psutil.Process(driver).children(recursive=True)
+    (worker,) = [child.pid for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+    return worker
+
+
+def test_diverged_features_end_the_run_with_one_message(spec_file):
+    done = emc2dist("train", spec_file, "lr=1e30", "optimiser.name=sgd", "optimiser.warmup_epochs=0")
+    assert done.returncode == 1
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("emc2dist: rank 0, step ")
+    assert "not finite" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tempreature=0.1"], "unknown key; the nearest valid key is temperature"),
+        (["data.path=/no/such/folder"], "/no/such/folder: no such file or folder"),
+        (["batch_size=64"], "batch_size: 64 is more than the 48 training images"),
+        (["encoder.backbone=resnet19"], "encoder.backbone"),
+    ],
+)
+def test_what_cannot_run_exits_with_2_before_the_cluster_starts(spec_file, tmp_path, arguments, words):
+    done = emc2dist("train", spec_file, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("emc2dist: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_validate_prints_the_resolved_spec(spec_file):
+    done = emc2dist("validate", spec_file, "lr=1e-4")
+    assert done.returncode == 0
+    assert parse(done.stdout) == load(spec_file, ["lr=1e-4"])
+    refused = emc2dist("validate", spec_file, "temperature=0")
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    done = emc2dist("evaluate", tmp_path)
+    assert done.returncode == 1
+    assert "not a run folder" in done.stderr
