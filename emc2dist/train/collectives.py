@@ -68,7 +68,7 @@ def data_parallel(model: nn.Module) -> nn.Module:
     """The model with gradients averaged over ranks in buckets, while backward goes on (DDP)."""
     if world_size() == 1:
         return model
-    return DistributedDataParallel(model, broadcast_buffers=False)
+    return DistributedDataParallel(model)
 
 
 def unwrapped(model: nn.Module) -> Any:

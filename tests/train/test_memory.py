@@ -1,0 +1,94 @@
+"""What is recalled, against an oracle that remembers every write of every step."""
+
+import numpy as np
+import torch
+from train.harness import small_spec
+
+from emc2dist.data.sampler import rank_slice
+from emc2dist.store import Layout, LocalStore, Rows
+from emc2dist.train.loop import order_for
+from emc2dist.train.memory import Memory, schema_for
+
+STEPS, SAMPLES, VIEWS = 20, 48, 2
+
+
+def writes_of(step, index):
+    """Something that tells sample and step apart."""
+    state = (index[:, None] * 5 + step + np.arange(VIEWS)) % SAMPLES
+    chain = {
+        "state": state,
+        "visited": np.ones((len(index), VIEWS), bool),
+        "visited_at": np.full((len(index), VIEWS), step, np.int32),
+    }
+    feature = {
+        "feature": np.tile((index * 100.0 + step)[:, None], 16).astype(np.float32),
+        "present": np.ones(len(index), bool),
+        "written_at": np.full(len(index), step, np.int32),
+    }
+    return {"chain": Rows(index, chain), "feature": Rows(index, feature)}
+
+
+def last_write(order, sample, as_of):
+    """The last step, up to `as_of`, whose batch held the sample; None before any."""
+    return next((step for step in range(as_of, -1, -1) if sample in order.batch(step)), None)
+
+
+def check(recall, order, step, rank, settled):
+    """Chains as of four steps ago and features as of three, or as of the last settling."""
+    own = rank_slice(order.batch(step), rank, 2)
+    for v in range(VIEWS):
+        for i, sample in enumerate(own):
+            anchor = v * len(own) + i
+            wrote = last_write(order, sample, max(step - 4, settled))
+            assert recall.chain["visited"][anchor] == (wrote is not None)
+            if wrote is None:
+                continue
+            state = (sample * 5 + wrote + v) % SAMPLES
+            assert recall.chain["state"][anchor] == recall.carried.index[anchor] == state
+            assert recall.chain["visited_at"][anchor] == wrote
+            cached = last_write(order, state, max(step - 3, settled))
+            assert recall.carried.present[anchor] == (cached is not None)
+            if cached is not None:
+                assert recall.carried.written_at[anchor] == cached
+                assert recall.carried.feature[anchor].tolist() == [state * 100.0 + cached] * 16
+
+
+def test_recall_is_exactly_as_of_its_steps_whatever_the_order_of_calls():
+    spec = small_spec("kernel=isir", "cache_proposals=10", "workers=2", "shards=3")
+    order = order_for(spec, SAMPLES)
+    store = LocalStore(Layout(SAMPLES, 3), schema_for(spec))
+    store.reset("g")
+    memories = [Memory(spec, store, order, rank, "g", torch.device("cpu")) for rank in range(2)]
+    for memory in memories:
+        memory.start(0)
+    settled, lottery = -1, np.random.default_rng(0)
+    for step in range(STEPS):
+        for rank in lottery.permutation(2):
+            recall = memories[rank].recall(step)
+            check(recall, order, step, rank, settled)
+        for rank in lottery.permutation(2):
+            memories[rank].exchange(step)
+        for rank, memory in enumerate(memories):
+            memory.remember(step, writes_of(step, rank_slice(order.batch(step), rank, 2)))
+        if step == 8:  # a checkpoint
+            for rank in lottery.permutation(2):
+                memories[rank].settle(step)
+            written = sum(store.snapshot("g", shard, step)["chain"]["visited_at"].sum() for shard in range(3))
+            last = [last_write(order, sample, step) for sample in range(SAMPLES)]
+            assert written == VIEWS * sum(step or 0 for step in last)
+            for memory in memories:
+                memory.start(step + 1)
+            settled = step
+    assert sum(shard.dropped for shard in store.stats()) == 0
+
+
+def test_cache_rows_are_drawn_uniformly_without_repeats_and_alike_for_all_ranks():
+    spec = small_spec("kernel=isir", "cache_proposals=12", "workers=2")
+    order = order_for(spec, SAMPLES)
+    store = LocalStore(Layout(SAMPLES, 1), schema_for(spec))
+    ranks = [Memory(spec, store, order, rank, "g", torch.device("cpu")) for rank in range(2)]
+    draws = np.stack([ranks[0]._draw(step) for step in range(4_000)])
+    assert all((memory._draw(7) == draws[7]).all() for memory in ranks)
+    assert all(len(set(row)) == 12 for row in draws[:100])
+    counts, expected = np.bincount(draws.ravel(), minlength=SAMPLES), 4_000 * 12 / SAMPLES
+    assert ((counts - expected) ** 2 / (expected * (1 - 12 / SAMPLES))).sum() < 90  # chi-square, 47 degrees, p = 0.0002
