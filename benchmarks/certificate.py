@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from emc2dist.core.candidates import BatchScores, batch_scores, choose
-from emc2dist.core.chain import sweep
+from emc2dist.core.cache import accept, propose
+from emc2dist.core.candidates import BatchScores, batch_scores
+from emc2dist.core.chain import Kernel, sweep
 from emc2dist.core.exact import global_contrastive_loss
 from emc2dist.core.objectives import estimator_loss, in_batch_weights, moving_average_weights
 from emc2dist.core.scores import standing_scores
@@ -41,11 +42,11 @@ class Method:
     """An estimator under test."""
 
     objective: str
-    kernel: str = "mh"
+    kernel: Kernel = "mh"
     burn_in_fraction: float = 0.5
     cache_proposals: int = 0
     one_view: bool = False
-    """Carried and chosen samples are scored from one random view, as in training, not from all V."""
+    """Carried samples are scored from one random view, as in training, not from all V."""
 
     def __str__(self) -> str:
         if self.objective != "emc2":
@@ -97,59 +98,56 @@ class FrozenRun:
         """Visit the chains of a fresh random batch; returns the gradient of its loss."""
         index = torch.randperm(self.features.shape[1], generator=self.generator)[: self.batch_size]
         units = self.features[:, index]
-        state, visited = self.state[:, index].flatten(), self.visited[:, index].flatten()
-        scores = batch_scores(units, units, index, 0, state, visited, self.temperature)
-        loss = self._loss(scores, units.flatten(0, 1), index, state, visited, t)
+        scores = batch_scores(units, units, index, 0, self.temperature)
+        loss = self._visit(scores, units.flatten(0, 1), t) if self.method.objective == "emc2" else self._other(scores)
         (gradient,) = torch.autograd.grad(loss, self.features)
         self.visited[:, index] = True
         return gradient
 
-    def _loss(
-        self, scores: BatchScores, anchors: Tensor, index: Tensor, state: Tensor, visited: Tensor, t: int
-    ) -> Tensor:
-        nothing = torch.full_like(scores.positive, -torch.inf)
-        if self.method.objective == "emc2":
-            return self._visit(scores, anchors, index, state, visited, t)
-        candidates = scores.candidates(nothing, nothing)
+    def _other(self, scores: BatchScores) -> Tensor:
+        candidates = scores.alone()
         if self.method.objective == "sogclr":
-            before = self.log_partition[:, index].flatten()
+            before, visited = (x[:, scores.index].flatten() for x in (self.log_partition, self.visited))
             weights, after = moving_average_weights(candidates, before, visited, rate=0.1)
-            self.log_partition[:, index] = after.view(-1, len(index))
+            self.log_partition[:, scores.index] = after.view(-1, self.batch_size)
             return estimator_loss(candidates, weights)
         weights, positive = in_batch_weights(candidates, with_positive=self.method.objective == "simclr")
         return estimator_loss(candidates, weights, positive)
 
-    def _visit(
-        self, scores: BatchScores, anchors: Tensor, index: Tensor, state: Tensor, visited: Tensor, t: int
-    ) -> Tensor:
-        method = self.method
+    def _visit(self, scores: BatchScores, anchors: Tensor, t: int) -> Tensor:
+        state, visited = (x[:, scores.index].flatten() for x in (self.state, self.visited))
         streams = fork(self.seed, t, torch.arange(len(anchors)))
-        elsewhere = torch.where(visited, self._score(anchors, state), -torch.inf)
-        row, chosen = self._choose(anchors, index, state, visited, streams)
-        candidates = scores.candidates(elsewhere, chosen)
+        if self.method.cache_proposals:
+            state, visited = self._move(scores, anchors, state, visited, streams)
+        candidates = scores.candidates(state, torch.where(visited, self._score(anchors, state), -torch.inf))
         visit = sweep(
-            candidates.proposals,
+            candidates.batch,
             candidates.carried,
-            kernel=method.kernel,  # type: ignore[arg-type]
-            burn_in_fraction=method.burn_in_fraction,
+            kernel=self.method.kernel,
+            burn_in_fraction=self.method.burn_in_fraction,
             streams=streams,
         )
-        samples = torch.cat([index.expand(len(anchors), -1), row.unsqueeze(1), state.unsqueeze(1)], 1)
-        self.state[:, index] = samples.gather(1, visit.state.unsqueeze(1)).view(-1, len(index))
+        samples = torch.cat([scores.index.expand(len(anchors), -1), state.unsqueeze(1)], 1)
+        self.state[:, scores.index] = samples.gather(1, visit.state.unsqueeze(1)).view(-1, self.batch_size)
         return estimator_loss(candidates, visit.weights)
 
-    def _choose(
-        self, anchors: Tensor, index: Tensor, state: Tensor, visited: Tensor, streams: Tensor
+    @torch.no_grad()
+    def _move(
+        self, scores: BatchScores, anchors: Tensor, state: Tensor, visited: Tensor, streams: Tensor
     ) -> tuple[Tensor, Tensor]:
-        if not self.method.cache_proposals:
-            return state, torch.full_like(state, -torch.inf, dtype=anchors.dtype)
-        rows = torch.randperm(self.features.shape[1], generator=self.generator)[: self.method.cache_proposals]
-        with torch.no_grad():
-            stale = anchors @ self._views(rows)[:, 0].T / self.temperature
-        forbidden = torch.isin(rows, index) | ((rows == state.unsqueeze(1)) & visited.unsqueeze(1))
-        choice = choose(stale.masked_fill(forbidden, -torch.inf), streams)
-        fresh = self._score(anchors, rows[choice.row]) - np.log(len(self.features))
-        return rows[choice.row], torch.where(choice.exists, choice.correction + fresh, -torch.inf)
+        """Delayed acceptance; the cache holds one view of each sample, another one in every step."""
+        samples = self.features.shape[1]
+        rows = torch.randperm(samples, generator=self.generator)[: self.method.cache_proposals]
+        view = torch.randint(len(self.features), (samples,), generator=self.generator)
+        cached = self.features[view, torch.arange(samples)]
+        own = scores.index.repeat(len(self.features))
+        closed = (rows == own.unsqueeze(1)) | ((rows == state.unsqueeze(1)) & visited.unsqueeze(1))
+        stale = (anchors @ cached[rows].T / self.temperature).masked_fill(closed, -torch.inf)
+        stale_carried = ((anchors * cached[state]).sum(1) / self.temperature).masked_fill(~visited, -torch.inf)
+        proposal = propose(stale, stale_carried, streams)
+        fresh_carried = torch.where(visited, self._score(anchors, state), -torch.inf)
+        moved = accept(proposal, self._score(anchors, rows[proposal.row]), fresh_carried, streams)
+        return torch.where(moved, rows[proposal.row], state), visited | moved
 
     def _score(self, anchors: Tensor, samples: Tensor) -> Tensor:
         return standing_scores(anchors, self._views(samples), self.temperature, len(self.features))
@@ -197,8 +195,8 @@ METHODS = (
     Method("emc2", "mh", one_view=True),
     Method("emc2", "isir"),
     Method("emc2", "isir", one_view=True),
+    Method("emc2", "mh", cache_proposals=64),
     Method("emc2", "isir", cache_proposals=64),
-    Method("emc2", "isir", cache_proposals=64, one_view=True),
 )
 STEPS = {4: 12_000, 16: 8_000, 64: 4_000}
 

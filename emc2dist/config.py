@@ -160,7 +160,7 @@ class Spec(_Section):
     burn_in_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of an `mh` sweep's valid proposals that is dropped."""
     cache_proposals: Annotated[int, Field(ge=0)] = 0
-    """K: rows of the feature cache that compete, each step, to be one more proposal. Needs kernel: isir."""
+    """K: rows of the feature cache to which a chain may move before its sweep, by delayed acceptance. 0: none."""
     carried: Carried = "reencode"
     """`reencode`: carried negatives are encoded again and get a gradient; `cached`: the stored feature stands in."""
     moving_average: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -216,11 +216,8 @@ class Spec(_Section):
                 f"batch_size: {self.batch_size} leaves micro-batches of one sample, which has no negatives; "
                 f"use at least {2 * self.optimiser.accumulate}"
             )
-        if self.cache_proposals and (self.objective, self.kernel) != ("emc2", "isir"):
-            raise ValueError(
-                f"cache_proposals: {self.cache_proposals} needs objective: emc2 with kernel: isir "
-                f"(got {self.objective}, {self.kernel}); cached features may choose proposals but not weigh them"
-            )
+        if self.cache_proposals and self.objective != "emc2":
+            raise ValueError(f"cache_proposals: {self.cache_proposals} needs objective: emc2, got {self.objective}")
         for key, (low, high) in (("views.crop", self.views.crop), ("views.aspect", self.views.aspect)):
             if low > high:
                 raise ValueError(f"{key}: [{low}, {high}] is not an ascending pair")

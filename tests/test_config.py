@@ -50,7 +50,7 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("epochs=1.5", ["epochs", "1.5", "integer"]),
         ("kernel=gibbs", ["kernel", "gibbs", "'mh' or 'isir'"]),
         ("objective=byol", ["objective", "byol", "'emc2'", "'sogclr'"]),
-        ("cache_proposals=8", ["cache_proposals", "isir"]),
+        ("cache_proposals=-8", ["cache_proposals", "-8"]),
         ("name=2024", ["name", "2024", "string"]),
         ("name=../up", ["name", "../up"]),
         ("views.crop=[0.5,0.2]", ["views.crop", "ascending"]),
@@ -67,6 +67,11 @@ def test_what_is_wrong_is_one_message_that_names_it(override, words):
     message = str(caught.value)
     assert "\n" not in message
     assert [word for word in words if word not in message] == []
+
+
+def test_cache_proposals_belong_to_chains():
+    with pytest.raises(SpecError, match="cache_proposals: 8 needs objective: emc2, got dcl"):
+        parse(MINIMAL, ["cache_proposals=8", "objective=dcl"])
 
 
 def test_missing_key_file_and_mapping(tmp_path):

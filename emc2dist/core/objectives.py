@@ -4,8 +4,8 @@ Every objective here has the gradient of
 
     l = 1/A sum_a [ -(1 - p_a) s(a, a+) + sum_c w_ac s(a, c) ],   p and w detached
 
-over the same candidates: the units of the gathered batch, one row chosen from the feature cache (optional) and the
-carried state of the anchor's chain. They differ in the weights alone:
+over the same candidates: the units of the gathered batch and the carried state of the anchor's chain. They differ in
+the weights alone:
 
     emc2     w from a visit of the anchor's chain (`emc2dist.core.chain`), p = 0; estimates grad L (algorithm.md 3)
     dcl      w = softmax over the batch, p = 0; biased in a small batch (Yeh et al. 2021)
@@ -22,7 +22,7 @@ from emc2dist.core.candidates import Candidates
 def estimator_loss(candidates: Candidates, weights: Tensor, positive_weight: Tensor | float = 0.0) -> Tensor:
     """The loss whose gradient is the estimate; its value is not that of L.
 
-    `weights` [A, B + 2] over `candidates.negatives`, `positive_weight` [A]: constants of the differentiation.
+    `weights` [A, B + 1] over `candidates.negatives`, `positive_weight` [A]: constants of the differentiation.
     """
     weights = weights.detach()
     # Where the weight is 0 the score may be -inf; 0 * -inf is NaN, in the gradient too.
@@ -31,19 +31,18 @@ def estimator_loss(candidates: Candidates, weights: Tensor, positive_weight: Ten
 
 
 def in_batch_weights(candidates: Candidates, *, with_positive: bool) -> tuple[Tensor, Tensor]:
-    """Weights [A, B + 2] and positive weight [A] of in-batch softmax: InfoNCE, or DCL without the positive."""
+    """Weights [A, B + 1] and positive weight [A] of in-batch softmax: InfoNCE, or DCL without the positive."""
     scores = torch.cat([candidates.batch, candidates.positive.unsqueeze(1)], 1).detach()
     if not with_positive:
         scores[:, -1] = -torch.inf
     weights = scores.softmax(1)
-    nothing = torch.zeros_like(weights[:, :2])
-    return torch.cat([weights[:, :-1], nothing], 1), weights[:, -1]
+    return torch.nn.functional.pad(weights[:, :-1], (0, 1)), weights[:, -1]
 
 
 def moving_average_weights(
     candidates: Candidates, log_partition: Tensor, visited: Tensor, rate: float
 ) -> tuple[Tensor, Tensor]:
-    """SogCLR's weights [A, B + 2] and the updated log moving average [A] of the mean exponentiated score.
+    """SogCLR's weights [A, B + 1] and the updated log moving average [A] of the mean exponentiated score.
 
     u <- (1 - rate) u + rate * mean_c exp s(a, c), in log space; the first visit takes the batch mean as it stands.
     """
@@ -54,7 +53,7 @@ def moving_average_weights(
     blended = torch.logaddexp(kept + log_partition.to(scores.dtype), fresh + batch_mean)
     updated = torch.where(visited, blended, batch_mean)
     weights = (scores - (count.log() + updated).unsqueeze(1)).exp()
-    return torch.nn.functional.pad(weights, (0, 2)), updated
+    return torch.nn.functional.pad(weights, (0, 1)), updated
 
 
 def loss_estimate(candidates: Candidates, samples: int) -> Tensor:

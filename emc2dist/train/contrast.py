@@ -5,6 +5,7 @@ what to remember, and diagnostics. The weights come from `emc2dist.core`; here t
 carried or chosen samples are encoded again where they need a gradient.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emc2dist.config import Spec
-from emc2dist.core.candidates import BatchScores, Choice, batch_scores, choose
+from emc2dist.core.cache import accept, propose
+from emc2dist.core.candidates import BatchScores, batch_scores, locate
 from emc2dist.core.chain import Sweep, sweep
 from emc2dist.core.objectives import estimator_loss, in_batch_weights, loss_estimate, moving_average_weights
-from emc2dist.core.scores import standing_scores
+from emc2dist.core.scores import standing_scores, unit_scores
 from emc2dist.store import Rows
-from emc2dist.train.memory import Recall
+from emc2dist.train.memory import CachedRows, Recall
 
 Encode = Callable[[Tensor], Tensor]
 """int64 [m] dataset indices without repeats -> features [m, D] of one fresh view of each, with gradient."""
@@ -50,6 +52,10 @@ class Batch:
     def anchors(self) -> Tensor:
         """[V * b, D]"""
         return self.features.flatten(0, 1)
+
+    def scores(self, temperature: float) -> BatchScores:
+        """The anchors against the gathered batch."""
+        return batch_scores(self.features, self.units, self.index, self.first_slot, temperature)
 
 
 class Outcome(NamedTuple):
@@ -90,12 +96,10 @@ class InBatch:
 
     def __call__(self, batch: Batch, recall: Recall, encode: Encode) -> Outcome:
         """See `Contrast`."""
-        scores = _scores(batch, self.spec.temperature)
-        candidates = scores.candidates(*_nothing(scores))
+        candidates = batch.scores(self.spec.temperature).alone()
         weights, positive = in_batch_weights(candidates, with_positive=self.spec.objective == "simclr")
-        return Outcome(
-            estimator_loss(candidates, weights, positive), {}, {"loss": loss_estimate(candidates, self.samples)}
-        )
+        facts = {"loss": loss_estimate(candidates, self.samples)}
+        return Outcome(estimator_loss(candidates, weights, positive), {}, facts)
 
 
 class MovingAverage:
@@ -106,8 +110,7 @@ class MovingAverage:
 
     def __call__(self, batch: Batch, recall: Recall, encode: Encode) -> Outcome:
         """See `Contrast`."""
-        scores = _scores(batch, self.spec.temperature)
-        candidates = scores.candidates(*_nothing(scores))
+        candidates = batch.scores(self.spec.temperature).alone()
         visited = recall.chain["visited"]
         weights, log_partition = moving_average_weights(
             candidates, recall.chain["log_partition"], visited, self.spec.moving_average
@@ -117,16 +120,36 @@ class MovingAverage:
         return Outcome(estimator_loss(candidates, weights), {"chain": _chain_rows(batch, columns)}, facts)
 
 
+@dataclass(frozen=True)
+class Carried:
+    """The carried states of A chains, and how they score today."""
+
+    state: Tensor
+    """int64 [A]: the sample; any where not visited."""
+    score: Tensor
+    """[A]; -inf where not visited."""
+    fresh: Tensor
+    """bool [A]: the score is of this step's features, not of cached ones."""
+
+    @property
+    def exists(self) -> Tensor:
+        """bool [A]: visited."""
+        return self.score > -torch.inf
+
+    def replaced(self, where: Tensor, state: Tensor, score: Tensor) -> "Carried":
+        """With other states and fresh scores [A] at `where` [A]."""
+        return Carried(torch.where(where, state, self.state), torch.where(where, score, self.score), self.fresh | where)
+
+
 class Emc2:
     """EMC^2: negatives from chains that outlive the batch (algorithm.md sections 2, 3 and 5).
 
-    1. The batch is scored; carried states outside it are scored from their cached features; of the K cache rows one
-       is chosen per anchor by its stale score.
-    2. `mh` visits the chains on those scores. What needs a gradient is encoded again: for `mh` the carried states with
-       weight, for `isir` every carried state and every chosen row. Each distinct image once.
-    3. `isir` visits the chains on the fresh scores. The loss weighs the fresh scores.
-
-    With `carried: cached` carried states keep their cached features, which then get no gradient.
+    1. Carried states are scored: from the batch where they are in it, else from their cached features.
+    2. With K > 0 cache proposals, chains may move by delayed acceptance (`emc2dist.core.cache`).
+    3. The sweep. `isir` weighs every candidate, so with `carried: reencode` all carried states are encoded again
+       before it; `mh` needs only those that end up with weight, which are encoded again after it.
+    4. The loss weighs the scores, fresh ones with gradient to both sides. With `carried: cached` cached features
+       stand in, with gradient to the anchor alone.
     """
 
     def __init__(self, spec: Spec, samples: int) -> None:
@@ -134,73 +157,65 @@ class Emc2:
 
     def __call__(self, batch: Batch, recall: Recall, encode: Encode) -> Outcome:
         """See `Contrast`."""
-        state, visited = recall.chain["state"], recall.chain["visited"]
-        scores = _scores(batch, self.spec.temperature, state, visited)
-        elsewhere = visited & ~scores.carried_here
-        carried, chosen = self._cached_scores(batch, recall, elsewhere), _nothing(scores)[1]
-        row, choice = self._choose(batch, recall)
-        needed = elsewhere & (self.spec.carried == "reencode")
-        if self.spec.kernel == "mh":
-            visit = self._visit(scores, carried, chosen, batch.streams)
-            needed &= visit.carried_weight > 0
-
-        again = torch.cat([state[needed], row[choice.exists]])
-        distinct, place = again.unique(return_inverse=True)
-        fresh = encode(distinct) if len(distinct) else batch.features.new_zeros(0, batch.features.shape[-1])
-        anchors = torch.cat([batch.anchors[needed], batch.anchors[choice.exists]])
-        fresh_scores = self._standing(anchors, fresh[place])
-        count = int(needed.sum())
-        carried = carried.masked_scatter(needed, fresh_scores[:count])
-        chosen = chosen.masked_scatter(choice.exists, fresh_scores[count:] + choice.correction[choice.exists])
-        if self.spec.kernel == "isir":
-            visit = self._visit(scores, carried, chosen, batch.streams)
-
-        candidates = scores.candidates(carried, chosen)
-        writes = self._writes(batch, visit, row, state, distinct, fresh)
-        facts = self._facts(batch, recall, visit, elsewhere) | {
-            "loss": loss_estimate(candidates, self.samples),
-            "reencoded_images": torch.tensor(float(len(distinct)), device=fresh.device),
-        }
-        return Outcome(estimator_loss(candidates, visit.weights), writes, facts)
-
-    def _visit(self, scores: BatchScores, carried: Tensor, chosen: Tensor, streams: Tensor) -> Sweep:
-        candidates = scores.candidates(carried, chosen)
-        return sweep(
-            candidates.proposals,
+        scores = batch.scores(self.spec.temperature)
+        scorer = _Scorer(batch, scores, encode, self.spec)
+        carried = self._recalled(batch, scores, recall)
+        if self.spec.cache_proposals:
+            carried = self._move(batch, recall, carried, scorer)
+        if self.spec.kernel == "isir" and self.spec.carried == "reencode":
+            carried = scorer.refresh(carried, carried.exists)
+        candidates = scores.candidates(carried.state, carried.score)
+        visit = sweep(
+            candidates.batch,
             candidates.carried,
             kernel=self.spec.kernel,
             burn_in_fraction=self.spec.burn_in_fraction,
-            streams=streams,
+            streams=batch.streams,
+        )
+        if self.spec.kernel == "mh" and self.spec.carried == "reencode":
+            carried = scorer.refresh(carried, carried.exists & (visit.carried_weight > 0))
+            candidates = scores.candidates(carried.state, carried.score)
+        facts = self._facts(batch, recall, visit) | {
+            "loss": loss_estimate(candidates, self.samples),
+            "reencoded_images": torch.tensor(float(len(scorer.index)), device=batch.index.device),
+        }
+        return Outcome(
+            estimator_loss(candidates, visit.weights), self._writes(batch, visit, carried.state, scorer), facts
         )
 
-    def _cached_scores(self, batch: Batch, recall: Recall, elsewhere: Tensor) -> Tensor:
-        """[A]: carried states by their cached features; -inf where there is none. Gradient to the anchor only."""
+    def _recalled(self, batch: Batch, scores: BatchScores, recall: Recall) -> Carried:
         assert recall.carried is not None
-        scores = self._standing(batch.anchors, recall.carried.feature.to(batch.features.dtype))
-        return torch.where(elsewhere & recall.carried.present, scores, -torch.inf)
+        state, visited = recall.chain["state"], recall.chain["visited"]
+        score, here = scores.find(state)
+        cached = self._cached_scores(batch, recall.carried)
+        return Carried(state, torch.where(visited, torch.where(here, score, cached), -torch.inf), visited & here)
 
-    def _choose(self, batch: Batch, recall: Recall) -> tuple[Tensor, Choice]:
-        """For each anchor the sample [A] chosen among the K cache rows by stale scores, and its correction."""
+    def _cached_scores(self, batch: Batch, rows: CachedRows) -> Tensor:
+        """[A]: one cached row per anchor; -inf where it holds no feature. Gradient to the anchor alone."""
+        features = rows.feature.to(batch.features.dtype).unsqueeze(1)
+        scores = standing_scores(batch.anchors, features, self.spec.temperature, self.spec.views.count)
+        return scores.masked_fill(~rows.present, -torch.inf)
+
+    def _move(self, batch: Batch, recall: Recall, carried: Carried, scorer: "_Scorer") -> Carried:
+        """Delayed acceptance of one of the K cache rows by each chain."""
+        assert recall.carried is not None
         assert recall.cache is not None
-        cache, state = recall.cache, recall.chain["state"]
-        if not len(cache.index):
-            nothing = torch.zeros_like(state)
-            return nothing, Choice(nothing, nothing.bool(), nothing.to(batch.features.dtype))
+        rows = recall.cache
         with torch.no_grad():
-            stale = batch.anchors @ cache.feature.to(batch.features.dtype).T / self.spec.temperature
-        closed = ~cache.present | torch.isin(cache.index, batch.index)
-        closed = closed | ((cache.index == state.unsqueeze(1)) & recall.chain["visited"].unsqueeze(1))
-        choice = choose(stale.masked_fill(closed, -torch.inf), batch.streams)
-        return cache.index[choice.row], choice
+            keys = rows.feature.to(batch.features.dtype).unsqueeze(0)
+            stale = unit_scores(batch.anchors, keys, self.spec.temperature) + math.log(self.spec.views.count)
+            own = batch.own_index.repeat(batch.features.shape[0])
+            closed = ~rows.present | (rows.index == own.unsqueeze(1)) | (rows.index == carried.state.unsqueeze(1))
+            stale_carried = self._cached_scores(batch, recall.carried).masked_fill(~carried.exists, -torch.inf)
+            proposal = propose(stale.masked_fill(closed, -torch.inf), stale_carried, batch.streams)
+        carried = scorer.refresh(carried, carried.exists & proposal.moves)
+        state = rows.index[proposal.row]
+        score = scorer.score(state, proposal.moves)
+        moved = accept(proposal, score.detach(), carried.score.detach(), batch.streams)
+        return carried.replaced(moved, state, score)
 
-    def _standing(self, anchors: Tensor, features: Tensor) -> Tensor:
-        """[n]: scores of one view of a sample each, standing for all its views."""
-        return standing_scores(anchors, features.unsqueeze(1), self.spec.temperature, self.spec.views.count)
-
-    def _writes(
-        self, batch: Batch, visit: Sweep, row: Tensor, state: Tensor, distinct: Tensor, fresh: Tensor
-    ) -> dict[str, Rows]:
-        samples = torch.cat([batch.index.expand(len(state), -1), row.unsqueeze(1), state.unsqueeze(1)], 1)
+    def _writes(self, batch: Batch, visit: Sweep, state: Tensor, scorer: "_Scorer") -> dict[str, Rows]:
+        samples = torch.cat([batch.index.expand(len(state), -1), state.unsqueeze(1)], 1)
         moved = samples.gather(1, visit.state.unsqueeze(1)).squeeze(1)
         columns = {
             "state": moved,
@@ -208,12 +223,9 @@ class Emc2:
             "visited": visit.weights.sum(1) > 0,
             "visited_at": torch.full_like(moved, batch.step, dtype=torch.int32),
         }
-        return {
-            "chain": _chain_rows(batch, columns),
-            "feature": self._feature_rows(
-                torch.cat([batch.own_index, distinct]), torch.cat([batch.features[-1], fresh]), batch.step
-            ),
-        }
+        index = torch.cat([batch.own_index, scorer.index])
+        features = torch.cat([batch.features[-1], scorer.features])
+        return {"chain": _chain_rows(batch, columns), "feature": self._feature_rows(index, features, batch.step)}
 
     def _feature_rows(self, index: Tensor, features: Tensor, step: int) -> Rows:
         dtype = torch.float16 if self.spec.store.feature_dtype == "float16" else torch.float32
@@ -224,7 +236,7 @@ class Emc2:
         }
         return Rows(_numpy(index), {name: _numpy(column) for name, column in columns.items()})
 
-    def _facts(self, batch: Batch, recall: Recall, visit: Sweep, elsewhere: Tensor) -> dict[str, Tensor]:
+    def _facts(self, batch: Batch, recall: Recall, visit: Sweep) -> dict[str, Tensor]:
         assert recall.carried is not None
         visited, valid = recall.chain["visited"], visit.proposals.double()
         return {
@@ -232,25 +244,50 @@ class Emc2:
             "visited_ratio": visited.double().mean(),
             "carried_weight_ratio": visit.carried_weight.double().mean(),
             "carried_age_steps": _mean_where(batch.step - recall.chain["visited_at"], visited),
-            "feature_age_steps": _mean_where(batch.step - recall.carried.written_at, elsewhere),
+            "feature_age_steps": _mean_where(batch.step - recall.carried.written_at, visited),
             "effective_sample_size": visit.effective_sample_size.double().mean(),
             "distinct_negatives": visit.distinct.double().mean(),
         }
 
 
-def _scores(
-    batch: Batch, temperature: float, state: Tensor | None = None, visited: Tensor | None = None
-) -> BatchScores:
-    if state is None or visited is None:
-        state = torch.zeros(len(batch.streams), dtype=torch.int64, device=batch.index.device)
-        visited = state.bool()
-    return batch_scores(batch.features, batch.units, batch.index, batch.first_slot, state, visited, temperature)
+class _Scorer:
+    """Scores samples by this step's features: the batch's, or a fresh view encoded again, each distinct image once."""
 
+    def __init__(self, batch: Batch, scores: BatchScores, encode: Encode, spec: Spec) -> None:
+        self._batch, self._scores, self._encode, self._spec = batch, scores, encode, spec
+        self.index = batch.index.new_zeros(0)
+        """int64 [m]: samples encoded again so far."""
+        self.features = batch.features.new_zeros(0, batch.features.shape[-1])
+        """[m, D], with gradient."""
 
-def _nothing(scores: BatchScores) -> tuple[Tensor, Tensor]:
-    """Scores [A] of no carried state and no chosen row."""
-    nothing = torch.full_like(scores.positive, -torch.inf)
-    return nothing, nothing
+    def score(self, samples: Tensor, where: Tensor) -> Tensor:
+        """[A]: fresh scores of one sample per anchor at `where` [A]; any elsewhere."""
+        score, here = self._scores.find(samples)
+        outside = where & ~here
+        wanted = samples[outside]
+        if not len(wanted):
+            return score
+        self._encode_missing(wanted)
+        slot, _ = locate(wanted, self.index)
+        fresh = standing_scores(
+            self._batch.anchors[outside],
+            self.features[slot].unsqueeze(1),
+            self._spec.temperature,
+            self._spec.views.count,
+        )
+        return score.masked_scatter(outside, fresh)
+
+    def refresh(self, carried: Carried, where: Tensor) -> Carried:
+        """Carried states at `where` [A] scored by fresh features, where they are not yet."""
+        where = where & ~carried.fresh
+        return carried.replaced(where, carried.state, self.score(carried.state, where))
+
+    def _encode_missing(self, samples: Tensor) -> None:
+        missing = samples.unique()
+        missing = missing[~torch.isin(missing, self.index)]
+        if len(missing):
+            self.index = torch.cat([self.index, missing])
+            self.features = torch.cat([self.features, self._encode(missing)])
 
 
 def _chain_rows(batch: Batch, columns: dict[str, Tensor]) -> Rows:

@@ -14,7 +14,7 @@ KINDS = [
     ["kernel=mh"],
     ["kernel=isir"],
     ["kernel=isir", "cache_proposals=12"],
-    ["kernel=mh", "carried=cached"],
+    ["kernel=mh", "cache_proposals=12", "carried=cached"],
     ["kernel=isir", "carried=cached", "shards=3"],
     ["objective=sogclr"],
     ["objective=simclr"],
