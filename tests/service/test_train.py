@@ -1,5 +1,6 @@
 """The job as a person runs it: the command, a real Ray of its own, and what it leaves behind."""
 
+import io
 import json
 import os
 import signal
@@ -9,14 +10,19 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from train.harness import SMALL, Run
 from train.test_loop import files
 
 from emc2dist.config import load, parse
 
+ROOT = Path(__file__).parents[2]
+CIFAR = ROOT.parent / "shared" / "data" / "cifar10"
 COMMAND = [sys.executable, "-m", "emc2dist.cli"]
 
 
@@ -131,6 +137,43 @@ def test_diverged_features_end_the_run_with_one_message(spec_file):
     message = done.stderr.splitlines()[-1]
     assert message.startswith("emc2dist: rank 0, step ")
     assert "not finite" in message
+
+
+def test_a_corrupt_image_ends_the_run_and_names_file_and_row(spec_file, tmp_path):
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(image, "PNG")
+    rows = [{"bytes": image.getvalue(), "path": f"{i}.png"} for i in range(24)]
+    rows[17]["bytes"] = b"no image"
+    data = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"image": rows}), data, row_group_size=10)
+    done = emc2dist("train", spec_file, f"data.path={data}", "restarts=1")
+    assert done.returncode == 2, done.stderr
+    message = done.stderr.splitlines()[-1]
+    assert "train.parquet" in message
+    assert "row 17" in message
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CIFAR.is_dir(), reason="the CIFAR-10 Parquet files are not beside the project")
+def test_cifar10_learns_survives_ctrl_c_and_resumes(tmp_path):
+    """The main job on real images: two workers, two shards, interrupted in its third epoch."""
+    arguments = [
+        "train", ROOT / "jobs" / "cifar10.yaml", f"data.path={CIFAR}", f"run_dir={tmp_path}", "data.limit=4000",
+        "epochs=4", "encoder.stem=imagenet", "log_every=1", "--json",
+    ]  # fmt: skip
+    process, rows = start(*arguments), tmp_path / "cifar10" / "metrics.jsonl"
+    wait_for(lambda: rows.exists() and '"step": 65,' in rows.read_text(), process, seconds=600)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    resumed = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=900)
+    assert "resumed from the checkpoint at step 62" in resumed.stderr
+    result = json.loads(resumed.stdout.splitlines()[-1])
+    accuracies = [
+        row["knn_accuracy"] for row in map(json.loads, rows.read_text().splitlines()) if "knn_accuracy" in row
+    ]
+    assert len(accuracies) == 5
+    assert accuracies[0] + 0.05 < accuracies[2] < result["knn_accuracy"]
 
 
 @pytest.mark.parametrize(
