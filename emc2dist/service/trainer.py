@@ -25,7 +25,7 @@ from ray.train.v2.api.config import LoggingConfig
 
 from emc2dist.config import Spec, dump, parse
 from emc2dist.data.images import Images, open_images
-from emc2dist.errors import Emc2Error, RunError
+from emc2dist.errors import RunError
 from emc2dist.metrics import Row
 from emc2dist.service.board import FATAL, BoardHandle
 from emc2dist.service.progress import Display, Monitor
@@ -182,6 +182,3 @@ class _RayKeeper:
         ray.train.report(
             dict(row), checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=f"checkpoint-{step:09d}"
         )
-
-
-__all__ = ["Emc2Error", "check", "summarise", "train"]

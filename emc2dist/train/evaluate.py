@@ -4,6 +4,8 @@ Both vote with labelled training images and are asked about test images. A set w
 training image as a question (its pixels were trained on, its label was not).
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
+from tqdm import tqdm
 
 from emc2dist.config import Spec
 from emc2dist.data.images import Images
@@ -61,7 +64,7 @@ class Evaluation:
     def pixels(self) -> tuple[NDArray, NDArray]:
         """The same images as they stand, [n, 3 * S * S]: what a representation has to beat."""
         bank, queries = (
-            np.concatenate([c.flatten(1).float().numpy() for c in self._chunks(images, index)])
+            np.concatenate([chunk.flatten(1).float().numpy() for chunk in self._chunks(images, index)])
             for images, index in (self._bank, self._queries)
         )
         return bank, queries
@@ -88,9 +91,11 @@ class Evaluation:
         by_index = gathered.unflatten(0, (ranks, -1)).transpose(0, 1).flatten(0, 1)[: len(index)]
         return by_index.float().cpu().numpy()
 
-    def _chunks(self, images: Images, index: NDArray[np.int64]) -> list[Tensor]:
+    def _chunks(self, images: Images, index: NDArray[np.int64]) -> Iterator[Tensor]:
+        """Plain views uint8 [<= _CHUNK, 3, S, S] of the index, with a progress bar in a terminal."""
         cuts = np.split(index, range(_CHUNK, len(index), _CHUNK))
-        return [torch.stack([self._view(image) for image in images.get(cut)]) for cut in cuts]
+        for cut in tqdm(cuts, desc="encode", unit_scale=_CHUNK, unit="image", leave=False, disable=None):
+            yield torch.stack([self._view(image) for image in images.get(cut)])
 
 
 def _sample(index: NDArray[np.int64], limit: int | None) -> NDArray[np.int64]:

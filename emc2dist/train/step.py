@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emc2dist.config import Spec
@@ -24,13 +22,14 @@ from emc2dist.core.diagnostics import alignment, effective_rank, uniformity
 from emc2dist.core.streams import fork
 from emc2dist.data.loader import ViewLoader
 from emc2dist.data.sampler import EpochOrder, rank_slice
-from emc2dist.errors import NonFiniteError
+from emc2dist.errors import DataError, NonFiniteError
 from emc2dist.train import collectives
 from emc2dist.train.contrast import Batch, contrast_for
 from emc2dist.train.memory import Memory
 from emc2dist.vision.encoder import running_statistics
 from emc2dist.vision.optim import learning_rate, set_learning_rate
 
+_DATA_TIMEOUT_S = 600
 _VIEWS, _VISIT = 2, 3  # labels of random streams; `emc2dist.train.memory` uses 1
 
 
@@ -107,7 +106,7 @@ class Trainer:
         """uint8 [V, b, 3, S, S] of this rank's samples, on the device."""
         self._look_ahead(step)
         assert self._ahead is not None
-        return self._ahead[1].result().to(self.device, non_blocking=True)
+        return _made(self._ahead[1]).to(self.device, non_blocking=True)
 
     def _look_ahead(self, step: int) -> None:
         if self._ahead is None or self._ahead[0] != step:
@@ -127,7 +126,7 @@ class Trainer:
     def _encode_again(self, index: Tensor, step: int) -> Tensor:
         """[m, D]: one fresh view of each sample, encoded with gradient."""
         seeds = fork(self.spec.seed, _VIEWS, step, index.cpu(), self.spec.views.count)
-        (images,) = self._loader.submit(_numpy(index), seeds.unsqueeze(0).numpy()).result()
+        (images,) = _made(self._loader.submit(index.cpu().numpy(), seeds.unsqueeze(0).numpy()))
         # Past DDP's wrapper: the parameters already took part in this step's forward, and a rank may have nothing to
         # encode again. A handful of negatives has no batch statistics of its own, hence the running ones.
         encoder = collectives.unwrapped(self.model)
@@ -186,5 +185,10 @@ def _health(batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def _numpy(tensor: Tensor) -> NDArray[np.int64]:
-    return tensor.detach().cpu().numpy()
+def _made(views: Future[Tensor]) -> Tensor:
+    try:
+        return views.result(timeout=_DATA_TIMEOUT_S)
+    except TimeoutError:
+        raise DataError(
+            f"no views after {_DATA_TIMEOUT_S} s: the storage under data.path does not answer; check it and resume"
+        ) from None
