@@ -2,6 +2,7 @@
 
     python benchmarks/certificate.py                    # the table of docs/certificate.md
     python benchmarks/certificate.py --scale 0.1        # a tenth of the steps
+    python benchmarks/certificate.py --methods "emc2 mh" simclr --batch-sizes 4 --temperatures 0.07 --scale 10
 
 Features of N images in V views are frozen. Each step draws B of the N, visits their chains with the production code
 of `emc2dist.core`, and takes the gradient g_t of the estimator's loss with respect to all N V features. Columns, over
@@ -201,13 +202,13 @@ METHODS = (
 STEPS = {4: 12_000, 16: 8_000, 64: 4_000}
 
 
-def rows(samples: int, scale: float, temperatures: tuple[float, ...]) -> Iterator[str]:
-    """The table, a Markdown line at a time; each method at T/4 and at T steps."""
+def rows(samples: int, scale: float, work: list[tuple[float, int, Method]]) -> Iterator[str]:
+    """The table, a Markdown line at a time: each (temperature, batch size, method) at T/4 and at T steps."""
     features = digit_features(samples)
     yield "| B | tau | method | T | relbias | floor | iact | ratio | error |"
     yield "|---|---|---|---|---|---|---|---|---|"
-    work = [(b, tau, m, n) for tau in temperatures for b in STEPS for m in METHODS for n in (0.25, 1.0)]
-    for batch_size, temperature, method, share in tqdm(work, disable=not sys.stderr.isatty()):
+    runs = [(*what, share) for what in work for share in (0.25, 1.0)]
+    for temperature, batch_size, method, share in tqdm(runs, disable=not sys.stderr.isatty()):
         steps = max(24, int(STEPS[batch_size] * scale * share))
         r = certify(features, method, batch_size, temperature, steps)
         yield (
@@ -218,13 +219,18 @@ def rows(samples: int, scale: float, temperatures: tuple[float, ...]) -> Iterato
 
 def main() -> None:
     """Print the table."""
+    names = [str(method) for method in METHODS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--samples", type=int, default=500, help="N (default 500)")
     parser.add_argument("--scale", type=float, default=1.0, help="times the default number of steps")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.07, 0.2])
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=list(STEPS), choices=list(STEPS))
+    parser.add_argument("--methods", nargs="+", default=names, choices=names, metavar="METHOD", help=", ".join(names))
     args = parser.parse_args()
     torch.set_num_threads(1)  # the tensors are small: threads only wait for each other
-    for line in rows(args.samples, args.scale, tuple(args.temperatures)):
+    methods = [method for method in METHODS if str(method) in args.methods]
+    work = [(tau, size, method) for tau in args.temperatures for size in args.batch_sizes for method in methods]
+    for line in rows(args.samples, args.scale, work):
         print(line, flush=True)
 
 
