@@ -134,6 +134,10 @@ def _importance_resample(scores: Tensor, carried: Tensor, streams: Tensor) -> Sw
     candidates = torch.cat([scores, carried.unsqueeze(1)], 1)
     valid = (scores != -torch.inf).sum(1)
     candidates = candidates.masked_fill(candidates.isnan(), -torch.inf)
+    top = candidates == torch.inf  # beyond all comparison: such candidates share the weight, where inf - inf is NaN
+    candidates = torch.where(
+        top.any(1, keepdim=True), candidates.masked_fill(top, 0).masked_fill(~top, -torch.inf), candidates
+    )
     exists = (candidates > -torch.inf).any(1)
     weights = torch.where(exists.unsqueeze(1), candidates, 0).softmax(1) * exists.unsqueeze(1)
     ladder = weights.cumsum(1)

@@ -77,7 +77,6 @@ def test_edges(kernel):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_kept_step_counts_once(kernel, dtype):
     scores, carried, _ = random_scores(3, 200, 9, dtype)
-    scores = scores.masked_fill(scores == INF, 4)
     sweep = emc2dist.sweep(scores, carried, kernel=kernel, generator=torch.Generator().manual_seed(0))
     exists = (scores.nan_to_num(-INF) > -INF).any(1) | (carried > -INF)
     torch.testing.assert_close(sweep.weights.sum(1), exists.to(dtype))
