@@ -15,6 +15,13 @@ import shutil
 import tempfile
 
 import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Tensors and encoders here are small: one thread is fastest, and repeats bit for bit on any machine."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -104,8 +104,8 @@ def test_operational_keys_exist():
     for key in OPERATIONAL:
         section = Spec
         for part in key.split("."):
-            field = section.model_fields[part]
-            section = field.annotation
+            assert part in section.model_fields
+            section = section.model_fields[part].annotation
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)

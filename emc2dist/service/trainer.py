@@ -171,7 +171,7 @@ def _train_rank(spec: Spec, store: ChainStore, board: BoardHandle) -> None:
     with ExitStack() as stack:
         newest = ray.train.get_checkpoint()
         resume = Path(stack.enter_context(newest.as_directory())) if newest else None
-        loop.run(spec, train, test, store, board, _RayKeeper(), device, resume)
+        loop.run(loop.Job(spec, train, test, store, board, _RayKeeper(), device), resume)
 
 
 class _RayKeeper:

@@ -6,6 +6,7 @@ first step and the contents of encoder, optimiser and store differ, so a resumed
 
 import tempfile
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Protocol
@@ -41,22 +42,26 @@ def order_for(spec: Spec, samples: int) -> EpochOrder:
     return EpochOrder(samples, spec.batch_size, spec.seed, parts=spec.optimiser.accumulate)
 
 
-def run(
-    spec: Spec,
-    train: Images,
-    test: Images | None,
-    store: ChainStore,
-    recorder: Recorder,
-    keeper: Keeper,
-    device: torch.device,
-    resume: Path | None = None,
-) -> None:
+@dataclass(frozen=True)
+class Job:
+    """What one rank trains, with what, and whom it tells."""
+
+    spec: Spec
+    train: Images
+    test: Images | None
+    store: ChainStore
+    recorder: Recorder
+    keeper: Keeper
+    device: torch.device
+
+
+def run(job: Job, resume: Path | None = None) -> None:
     """Train one rank from `resume` (a checkpoint folder) or from nothing to the last epoch.
 
     Raises:
         NonFiniteError: the features diverged. DataError, RunError, StoreError: as their names say.
     """
-    loop = _Loop(spec, train, test, store, recorder, keeper, device)
+    loop = _Loop(job)
     try:
         loop.run(resume)
     finally:
@@ -64,28 +69,28 @@ def run(
 
 
 class _Loop:
-    def __init__(
-        self,
-        spec: Spec,
-        train: Images,
-        test: Images | None,
-        store: ChainStore,
-        recorder: Recorder,
-        keeper: Keeper,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, job: Job) -> None:
+        spec, train, device = job.spec, job.train, job.device
         torch.manual_seed(spec.seed)
-        self.spec, self.store, self.recorder, self.keeper, self.device = spec, store, recorder, keeper, device
+        self.spec, self.store, self.recorder, self.keeper, self.device = (
+            spec,
+            job.store,
+            job.recorder,
+            job.keeper,
+            device,
+        )
         self.order = order_for(spec, len(train))
         self.steps = spec.epochs * self.order.steps_per_epoch
         encoder = Encoder(spec.encoder)
         self.encoder = (encoder.double() if spec.precision == "float64" else encoder).to(device)
         self.optimiser = build_optimiser(self.encoder, spec.optimiser, spec.lr)
         self.generation = collectives.broadcast_text(uuid4().hex)
-        self.memory = Memory(spec, store, self.order, collectives.rank(), self.generation, device)
+        self.memory = Memory(spec, job.store, self.order, collectives.rank(), self.generation, device)
         self.loader = ViewLoader(train, RandomView(spec.views), processes=spec.data.loaders)
         self.evaluation = (
-            Evaluation(spec, train, test, bank=spec.eval.bank, queries=spec.eval.queries) if train.labelled else None
+            Evaluation(spec, train, job.test, bank=spec.eval.bank, queries=spec.eval.queries)
+            if train.labelled
+            else None
         )
 
     def close(self) -> None:
