@@ -28,7 +28,7 @@ def evaluate(run: str | Path, *, data_path: str | None = None) -> dict[str, Any]
     if train is None:
         raise DataError(f"{data.path}: holds no training images; the probe is fitted on them")
     device = torch.device("cuda" if torch.cuda.is_available() and spec.device != "cpu" else "cpu")
-    evaluation = Evaluation(spec, train, test, bank=None, queries=None)
+    evaluation = Evaluation(spec, train, test, whole=True)
     bank, queries = evaluation.represent(encoder.to(device), device)
     return {
         "checkpoint": str(folder),

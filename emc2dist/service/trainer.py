@@ -9,6 +9,7 @@ them, with encoder and optimiser, to the newest checkpoint. The same run name re
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -50,6 +51,7 @@ def train(spec: Spec) -> dict[str, Any]:
     folder = RunFolder.prepare(spec)
     done = folder.summary()
     if done is not None:
+        print(f"{folder.path}: this run is finished; give it another name to run it again", file=sys.stderr)
         return done
     with ExitStack() as stack:
         stack.enter_context(cluster.connected(spec))

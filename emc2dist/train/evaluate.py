@@ -29,13 +29,13 @@ _CHUNK = 256  # images encoded at once
 class Evaluation:
     """A fixed set of labelled images that vote (bank) and that are asked (queries).
 
+    At most `eval.bank` and `eval.queries` of them, or all with `whole`.
+
     Raises:
         DataError: the training images have no labels.
     """
 
-    def __init__(
-        self, spec: Spec, train: Images, test: Images | None, *, bank: int | None, queries: int | None
-    ) -> None:
+    def __init__(self, spec: Spec, train: Images, test: Images | None, *, whole: bool = False) -> None:
         if not train.labelled or (test is not None and not test.labelled):
             raise DataError("the images have no labels to evaluate with; use data with a label column")
         self.spec = spec
@@ -45,8 +45,8 @@ class Evaluation:
             voters, asked, test = everything[everything % 10 != 0], everything[::10], train
         else:
             voters, asked = everything, np.arange(len(test))
-        self._bank = train, _sample(voters, bank)
-        self._queries = test, _sample(asked, queries)
+        self._bank = train, _sample(voters, None if whole else spec.eval.bank)
+        self._queries = test, _sample(asked, None if whole else spec.eval.queries)
 
     def labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Labels of bank and queries."""

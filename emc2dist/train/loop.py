@@ -72,13 +72,8 @@ class _Loop:
     def __init__(self, job: Job) -> None:
         spec, train, device = job.spec, job.train, job.device
         torch.manual_seed(spec.seed)
-        self.spec, self.store, self.recorder, self.keeper, self.device = (
-            spec,
-            job.store,
-            job.recorder,
-            job.keeper,
-            device,
-        )
+        self.spec, self.store, self.device = spec, job.store, device
+        self.recorder, self.keeper = job.recorder, job.keeper
         self.order = order_for(spec, len(train))
         self.steps = spec.epochs * self.order.steps_per_epoch
         encoder = Encoder(spec.encoder)
@@ -87,11 +82,7 @@ class _Loop:
         self.generation = collectives.broadcast_text(uuid4().hex)
         self.memory = Memory(spec, job.store, self.order, collectives.rank(), self.generation, device)
         self.loader = ViewLoader(train, RandomView(spec.views), processes=spec.data.loaders)
-        self.evaluation = (
-            Evaluation(spec, train, job.test, bank=spec.eval.bank, queries=spec.eval.queries)
-            if train.labelled
-            else None
-        )
+        self.evaluation = Evaluation(spec, train, job.test) if train.labelled else None
 
     def close(self) -> None:
         self.loader.close()

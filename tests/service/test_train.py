@@ -68,6 +68,7 @@ def test_two_workers_two_shards_leave_a_run_folder(spec_file, tmp_path):
     # The same command again has nothing to do, and says the same.
     again = emc2dist("train", spec_file, "workers=2", "shards=2", "kernel=isir", "--json")
     assert json.loads(again.stdout.splitlines()[-1]) == result
+    assert "this run is finished" in again.stderr
 
     evaluated = emc2dist("evaluate", folder, "--json")
     assert evaluated.returncode == 0, evaluated.stderr
