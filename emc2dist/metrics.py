@@ -14,6 +14,7 @@ METRICS: dict[str, str] = {
     "epoch": "epochs so far, a fraction",
     "loss": "estimate of the global loss L: log-partition from the batch, scaled to N - 1 samples (biased low)",
     "acceptance_rate": "mh: accepted over valid proposals; isir: probability that a chain's state changes",
+    "cache_moves_ratio": "share of visits in which a cache proposal moved the chain before its sweep",
     "visited_ratio": "share of this interval's chains that had been visited before",
     "carried_weight_ratio": "share of the kept weight on carried states",
     "carried_age_steps": "mean steps since the carried states' chains were last visited",
@@ -31,6 +32,8 @@ METRICS: dict[str, str] = {
     "store_wait_seconds": "mean seconds a step waited for the store",
     "step_seconds": "mean seconds of a step",
     "knn_accuracy": "kNN accuracy of the representation on held-out images",
+    "knn_pixels": "the same of the images as they stand, once per run",
+    "resumed": "1 where the run resumed at this step, 0 where it began",
 }
 
 

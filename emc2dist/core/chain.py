@@ -131,22 +131,24 @@ def _check(proposals: Tensor, carried: Tensor, kernel: str, burn_in_fraction: fl
 
 
 def _importance_resample(scores: Tensor, carried: Tensor, streams: Tensor) -> Sweep:
-    candidates = torch.cat([scores, carried.unsqueeze(1)], 1)
-    valid = (scores != -torch.inf).sum(1)
-    candidates = candidates.masked_fill(candidates.isnan(), -torch.inf)
-    top = candidates == torch.inf  # beyond all comparison: such candidates share the weight, where inf - inf is NaN
-    candidates = torch.where(
-        top.any(1, keepdim=True), candidates.masked_fill(top, 0).masked_fill(~top, -torch.inf), candidates
-    )
-    exists = (candidates > -torch.inf).any(1)
-    weights = torch.where(exists.unsqueeze(1), candidates, 0).softmax(1) * exists.unsqueeze(1)
+    weights = _softmax(torch.cat([scores, carried.unsqueeze(1)], 1))
+    exists = weights.any(1)
     ladder = weights.cumsum(1)
     rung = uniforms(streams, 1, lane=_DRAW).to(weights.dtype) * ladder[:, -1:]
     state = torch.searchsorted(ladder, rung, right=True).squeeze(1)
     # Rounding can put the rung on the very top; the last candidate with weight owns it.
     last = scores.shape[1] - (weights.flip(1) > 0).int().argmax(1)
     state = torch.where(exists, torch.minimum(state, last), scores.shape[1])
-    return Sweep(weights, state, (1 - weights[:, -1]) * exists, valid)
+    return Sweep(weights, state, (1 - weights[:, -1]) * exists, (scores != -torch.inf).sum(1))
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Softmax over each row's candidates: NaN is none, +inf outweighs all that are finite, no candidate gives 0."""
+    scores = scores.masked_fill(scores.isnan(), -torch.inf)
+    top = scores == torch.inf
+    scores = torch.where(top.any(1, keepdim=True), torch.where(top, 0, -torch.inf), scores)
+    exists = (scores > -torch.inf).any(1, keepdim=True)
+    return torch.where(exists, scores, 0).softmax(1) * exists
 
 
 def _metropolis_row(

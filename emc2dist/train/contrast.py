@@ -159,9 +159,10 @@ class Emc2:
         """See `Contrast`."""
         scores = batch.scores(self.spec.temperature)
         scorer = _Scorer(batch, scores, encode, self.spec)
-        carried = self._recalled(batch, scores, recall)
+        carried, facts = self._recalled(batch, scores, recall), {}
         if self.spec.cache_proposals:
-            carried = self._move(batch, recall, carried, scorer)
+            carried, moved = self._move(batch, recall, carried, scorer)
+            facts["cache_moves_ratio"] = moved.double().mean()
         if self.spec.kernel == "isir" and self.spec.carried == "reencode":
             carried = scorer.refresh(carried, carried.exists)
         candidates = scores.candidates(carried.state, carried.score)
@@ -175,7 +176,7 @@ class Emc2:
         if self.spec.kernel == "mh" and self.spec.carried == "reencode":
             carried = scorer.refresh(carried, carried.exists & (visit.carried_weight > 0))
             candidates = scores.candidates(carried.state, carried.score)
-        facts = self._facts(batch, recall, visit) | {
+        facts |= self._facts(batch, recall, visit) | {
             "loss": loss_estimate(candidates, self.samples),
             "reencoded_images": torch.tensor(float(len(scorer.index)), device=batch.index.device),
         }
@@ -196,8 +197,8 @@ class Emc2:
         scores = standing_scores(batch.anchors, features, self.spec.temperature, self.spec.views.count)
         return scores.masked_fill(~rows.present, -torch.inf)
 
-    def _move(self, batch: Batch, recall: Recall, carried: Carried, scorer: "_Scorer") -> Carried:
-        """Delayed acceptance of one of the K cache rows by each chain."""
+    def _move(self, batch: Batch, recall: Recall, carried: Carried, scorer: "_Scorer") -> tuple[Carried, Tensor]:
+        """Delayed acceptance of one of the K cache rows by each chain; also which chains moved, bool [A]."""
         assert recall.carried is not None
         assert recall.cache is not None
         rows = recall.cache
@@ -205,14 +206,15 @@ class Emc2:
             keys = rows.feature.to(batch.features.dtype).unsqueeze(0)
             stale = unit_scores(batch.anchors, keys, self.spec.temperature) + math.log(self.spec.views.count)
             own = batch.own_index.repeat(batch.features.shape[0])
-            closed = ~rows.present | (rows.index == own.unsqueeze(1)) | (rows.index == carried.state.unsqueeze(1))
+            is_carried = (rows.index == carried.state.unsqueeze(1)) & carried.exists.unsqueeze(1)
+            closed = ~rows.present | (rows.index == own.unsqueeze(1)) | is_carried
             stale_carried = self._cached_scores(batch, recall.carried).masked_fill(~carried.exists, -torch.inf)
             proposal = propose(stale.masked_fill(closed, -torch.inf), stale_carried, batch.streams)
         carried = scorer.refresh(carried, carried.exists & proposal.moves)
         state = rows.index[proposal.row]
         score = scorer.score(state, proposal.moves)
         moved = accept(proposal, score.detach(), carried.score.detach(), batch.streams)
-        return carried.replaced(moved, state, score)
+        return carried.replaced(moved, state, score), moved
 
     def _writes(self, batch: Batch, visit: Sweep, state: Tensor, scorer: "_Scorer") -> dict[str, Rows]:
         samples = torch.cat([batch.index.expand(len(state), -1), state.unsqueeze(1)], 1)

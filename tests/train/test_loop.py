@@ -8,6 +8,7 @@ from safetensors.numpy import load_file
 from train.harness import Run, small_spec
 
 from emc2dist.errors import DataError, NonFiniteError, RunError
+from emc2dist.metrics import METRICS
 from emc2dist.train import checkpoint
 
 KINDS = [
@@ -59,6 +60,13 @@ def test_chains_remember_and_the_cache_fills(tmp_path):
     torch.testing.assert_close(norms, torch.ones(48))
     assert run.column("visited_ratio")[0] == 0
     assert run.column("visited_ratio")[-1] > 0.9
+
+
+def test_every_reported_metric_is_in_the_table(tmp_path):
+    run = Run(small_spec("kernel=isir", "cache_proposals=12", "epochs=2"), tmp_path).go()
+    reported = {name for row in run.rows for name in row}
+    assert reported == METRICS.keys()
+    assert run.column("cache_moves_ratio")[-1] > 0.1
 
 
 def test_isir_encodes_carried_negatives_again_and_cached_does_not(tmp_path):
