@@ -16,7 +16,7 @@ from emc2dist.errors import DataError, Emc2Error, SpecError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
         arguments.command(arguments)
     except Emc2Error as error:
@@ -26,6 +26,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("emc2dist: interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse gives up on KEY=VALUE after an option, as in `train SPEC --json lr=1e-3`.
+    if any(word.startswith("-") for word in rest) or (rest and "overrides" not in arguments):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
 
 
 def _validate(arguments: argparse.Namespace) -> None:

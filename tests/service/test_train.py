@@ -204,6 +204,16 @@ def test_validate_prints_the_resolved_spec(spec_file):
     assert refused.stderr.count("\n") == 1
 
 
+def test_overrides_may_stand_before_and_after_options(spec_file):
+    from emc2dist.cli import _parse
+
+    arguments = _parse(["train", str(spec_file), "lr=1", "--json", "epochs=2"])
+    assert (arguments.overrides, arguments.json) == (["lr=1", "epochs=2"], True)
+    for wrong in (["train", "s.yaml", "--jsn"], ["export", "run", "out", "lr=1"], ["evaluate"], ["frobnicate"]):
+        with pytest.raises(SystemExit, match="2"):
+            _parse(wrong)
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     done = emc2dist("evaluate", tmp_path)
     assert done.returncode == 1
