@@ -112,11 +112,12 @@ def test_interrupted_and_resumed_equals_never_having_stopped(spec_file, tmp_path
     assert losses == oracle.column("loss")
 
 
-def test_a_killed_worker_is_started_again_from_the_checkpoint(spec_file, tmp_path):
+@pytest.mark.parametrize("victim", ["RayTrainWorker", "ray::Shard"])
+def test_after_a_killed_process_the_run_goes_on_from_the_checkpoint(victim, spec_file, tmp_path):
     process = start("train", spec_file, "epochs=4", "--json")
     rows = tmp_path / "runs" / "small" / "metrics.jsonl"
     wait_for(lambda: rows.exists() and '"step": 13,' in rows.read_text(), process)
-    os.kill(worker_pid(process.pid), signal.SIGKILL)
+    os.kill(pid_of(victim, process.pid), signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=180)
     assert process.returncode == 0, stderr
     assert "resumed from the checkpoint at step 12" in stderr
@@ -125,11 +126,11 @@ def test_a_killed_worker_is_started_again_from_the_checkpoint(spec_file, tmp_pat
     assert json.loads(stdout.splitlines()[-1])["steps"] == 24
 
 
-def worker_pid(driver: int) -> int:
-    """The training worker among the processes that the driver started."""
+def pid_of(name: str, driver: int) -> int:
+    """The one process of this name among those that the driver started."""
     children = psutil.Process(driver).children(recursive=True)
-    (worker,) = [child.pid for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
-    return worker
+    (pid,) = [child.pid for child in children if name in " ".join(child.cmdline())]
+    return pid
 
 
 def test_diverged_features_end_the_run_with_one_message(spec_file):
