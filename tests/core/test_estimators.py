@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.certificate import FrozenRun, Method, certify, digit_features, exact_gradient
+from benchmarks.certificate import STEPS, FrozenRun, Method, certify, digit_features, exact_gradient
 from emc2dist.core.cache import accept, propose
 from emc2dist.core.candidates import Candidates, batch_scores
 from emc2dist.core.objectives import (
@@ -180,12 +180,12 @@ def test_cache_proposals_make_the_smallest_batch_unbiased_at_a_low_temperature(k
 def test_unbiased_at_length(kernel, batch_size, temperature):
     """Certificate 2: within 1.5 of the floor, and falling as T grows; SimCLR stays where it was.
 
-    At B = 4 and tau = 0.07 a chain sees 3 of 499 candidates every 125 steps and its target is sharp: it takes 120,000
+    At B = 4 and tau = 0.07 a chain sees 3 of 499 candidates every 125 steps and its target is sharp: it takes 240,000
     steps until the first visits no longer weigh. (Cache proposals need 3,000: see above.)
     """
-    steps = {(4, 0.07): 120_000}.get((batch_size, temperature), {4: 12_000, 16: 8_000, 64: 4_000}[batch_size])
+    steps = {(4, 0.07): 240_000}.get((batch_size, temperature), STEPS[batch_size])
     features = digit_features(500)
     short, long = (certify(features, Method("emc2", kernel), batch_size, temperature, t) for t in (steps // 4, steps))
     assert long.ratio <= 1.5
     assert long.relbias < 0.75 * short.relbias
-    assert certify(features, Method("simclr"), batch_size, temperature, steps).ratio > 1.5
+    assert certify(features, Method("simclr"), batch_size, temperature, STEPS[batch_size]).ratio > 1.5
