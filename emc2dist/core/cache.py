@@ -16,8 +16,7 @@ ratio corrects exp s~ to exp s. So mixing improves with K, and age costs accepta
 This is not algorithm.md's isir rule, by which c would join the sweep with score log sum_k exp s~_k - s~_c + s(c) and
 stand for all K. That weight is unbiased for the sum, but with it the chain's kernel does not leave pi invariant unless
 s~ = s: the carried state enters with its plain weight where c entered with an inflated one, so the two directions of a
-move do not balance. Measured by `benchmarks/certificate.py`'s set-up (B = 4, tau = 0.07, K = 64, T = 12,000, one stale
-view of two): relbias 0.29 by that rule, 0.18 by this one, where independent samples would leave 0.11.
+move do not balance. tests/core/test_estimators.py runs both rules on a cache that is wrong.
 """
 
 from typing import NamedTuple
