@@ -198,11 +198,6 @@ class Spec(_Section):
         """Samples of one sweep over all workers, B."""
         return self.batch_size // self.optimiser.accumulate
 
-    @property
-    def batch_size_per_worker(self) -> int:
-        """Samples of one sweep on one worker."""
-        return self.micro_batch_size // self.workers
-
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         parts = self.workers * self.optimiser.accumulate

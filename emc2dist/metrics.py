@@ -42,10 +42,3 @@ class Recorder(Protocol):
 
     def record(self, row: Row) -> None:
         """Take one row."""
-
-
-class NullRecorder:
-    """Forgets every row."""
-
-    def record(self, row: Row) -> None:
-        """Forget it."""

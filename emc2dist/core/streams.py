@@ -6,14 +6,11 @@ step number is the state. The mixer is SplitMix64 (Steele, Lea & Flood, OOPSLA 2
 the same on CPU and GPU.
 """
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-Label = TypeVar("Label", int, Tensor)
 
 
 def fork(stream: int | Tensor, *labels: int | Tensor) -> Tensor:
