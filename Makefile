@@ -1,17 +1,21 @@
-# make train | test | test-all | lint | format. Each sets up .venv first, and is quick the second time.
+# make train | test | test-all | lint | format. Each sets up what it needs first, and is quick the second time.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+
+# The S3 server of the tests. In an environment of its own, because its dependencies are none of emc2dist's, and the tests
+# only talk to it over HTTP. It runs on Linux; elsewhere the tests that need it are skipped.
+SWIFT := $(if $(filter Linux,$(shell uname)),.swift/.ready)
 
 .PHONY: train test test-all lint format clean
 
 train: $(READY)
 	$(BIN)/emc2dist train jobs/quickstart.yaml
 
-test: lint
+test: lint $(SWIFT)
 	$(BIN)/python -m pytest
 
-test-all: lint
+test-all: lint $(SWIFT)
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: $(READY)
@@ -30,5 +34,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
+.swift/.ready: Makefile
+	$(PYTHON) -m venv .swift
+	.swift/bin/python -m pip install --quiet swift==2.38.3
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .swift

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from emc2dist.errors import SpecError
@@ -41,13 +41,23 @@ class Data(_Section):
     """Where the images come from."""
 
     path: str = "digits"
-    """`digits` (scikit-learn's 1,797 handwritten digits, nothing to download), a Parquet file, or a folder of them."""
+    """`digits` (scikit-learn's 1,797 handwritten digits, nothing to download), a Parquet file, or a folder of them;
+    on disk, or `s3://bucket/...`."""
     limit: PositiveInt | None = None
     """Use only the first so many training images; all of them by default."""
-    cache_mib: PositiveInt = 1024
-    """Mebibytes of encoded image bytes that one worker may hold in memory."""
+    cache_dir: str = "~/.cache/emc2dist"
+    """Folder on every machine's own disk for what is fetched or unpacked; its processes share it."""
+    cache_mib: PositiveInt = 16_384
+    """Mebibytes that `cache_dir` may hold. Sets that `emc2dist ingest` wrote to a local disk need none."""
+    shuffle: Literal["auto", "full", "block"] = "auto"
+    """Order of an epoch. `full`: any order is as likely. `block`: few row groups at a time, see docs/data.md. `auto`:
+    `block` on S3, `full` on disk."""
+    window: PositiveInt = 16_384
+    """Rows that shuffle: block mixes: a row comes at most so many places later than its block."""
     loaders: Annotated[int, Field(ge=0)] = 0
     """Processes per worker that decode and augment; 0 does it on a thread of the worker."""
+    prefetch: PositiveInt = 2
+    """Batches that are made ahead of the step that needs them."""
 
 
 class Views(_Section):
@@ -142,13 +152,44 @@ class Store(_Section):
     """Seconds to wait for a shard before the step fails."""
 
 
+class S3(_Section):
+    """How S3 is reached, wherever a path begins with `s3://`.
+
+    Credentials come from the ordinary AWS chain (environment, ~/.aws, the machine's role), never from a spec.
+    """
+
+    endpoint: str | None = None
+    """URL of a server other than AWS, as in https://s3.example.org:9000; AWS_ENDPOINT_URL sets it too."""
+    region: str | None = None
+    """Region, as in eu-central-1; AWS_DEFAULT_REGION and ~/.aws/config set it too."""
+    attempts: PositiveInt = 6
+    """Times that a request is tried. The pauses between are random, up to 0.2, 0.4, 0.8 ... 10 s."""
+    timeout_s: PositiveFloat = 30.0
+    """Seconds to wait for a connection, and for an answer, in one attempt."""
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> Self:
+        _refuse_credentials("s3.endpoint", self.endpoint or "")
+        return self
+
+
+def _refuse_credentials(key: str, url: str) -> None:
+    """A spec is kept beside the run and shown in logs, so a secret in a URL must not get into it."""
+    scheme, _, rest = url.partition("://")
+    if rest and "@" in rest.split("/")[0]:
+        raise ValueError(
+            f"{key}: the {scheme} URL holds credentials; leave them out, they come from the AWS chain "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws, or the machine's role)"
+        )
+
+
 class Spec(_Section):
     """One training run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     """Names the run and its folder: the same name resumes. Letters, digits, '.', '_' and '-'."""
     run_dir: str = "runs"
-    """Folder that holds the run folders."""
+    """Folder that holds the run folders; on disk, or `s3://bucket/...`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Everything random derives from it."""
     objective: Objective = "emc2"
@@ -192,6 +233,7 @@ class Spec(_Section):
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
     store: Store = Store()
+    s3: S3 = S3()
 
     @property
     def micro_batch_size(self) -> int:
@@ -200,6 +242,8 @@ class Spec(_Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        _refuse_credentials("data.path", self.data.path)
+        _refuse_credentials("run_dir", self.run_dir)
         parts = self.workers * self.optimiser.accumulate
         if self.batch_size % parts:
             raise ValueError(
@@ -225,8 +269,8 @@ class Spec(_Section):
 
 # Keys that may differ between a run and its resumption: they move work around, not the result.
 OPERATIONAL = frozenset(
-    {"run_dir", "workers", "shards", "device", "threads", "restarts", "log_every", "eval", "checkpoint",
-     "store.timeout_s", "data.path", "data.cache_mib", "data.loaders"}
+    {"run_dir", "workers", "shards", "device", "threads", "restarts", "log_every", "eval", "checkpoint", "s3",
+     "store.timeout_s", "data.path", "data.cache_dir", "data.cache_mib", "data.loaders", "data.prefetch"}
 )  # fmt: skip
 
 
@@ -266,6 +310,19 @@ def parse(text: str, overrides: Sequence[str] = (), *, source: str = "spec") -> 
         return Spec.model_validate(_tuples(tree))
     except ValidationError as error:
         raise SpecError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def parse_s3(overrides: Sequence[str]) -> S3:
+    """The `s3` section alone, from words as in `s3.endpoint=URL`. Raises `SpecError`."""
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        if not override.startswith("s3."):
+            raise SpecError(f"{override!r}: only keys of s3 can be set here, as in s3.endpoint=URL")
+        _apply(tree, override)
+    try:
+        return TypeAdapter(dict[str, S3]).validate_python(tree).get("s3", S3())
+    except ValidationError as error:
+        raise SpecError("; ".join(_explain(e) for e in error.errors())) from None
 
 
 def dump(spec: Spec) -> str:

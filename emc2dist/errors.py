@@ -4,14 +4,16 @@
     ├── SpecError          the YAML spec, or a key=value on the command line
     ├── DataError          a file, a row or an image of the dataset
     ├── RunError           a run folder or a checkpoint
+    ├── StorageError       a file on disk or S3: refused, missing, changed or damaged
+    │   └── StorageUnreachable   no answer, or throttled, after as many attempts as `s3.attempts` says: may pass
     ├── NonFiniteError     a feature that is NaN or infinite: the run has diverged
     └── StoreError         the chain store
         ├── StoreTimeout       a shard did not answer in time
         └── StaleGeneration    a shard that has not been restored to the generation the trainer names
 
 Every error is built from its message alone, so it survives pickling between processes. The message says what is
-wrong, where (key, file, row, rank, step), and what to do. The command line exits with 2 on `SpecError` and
-`DataError`, with 1 on the others.
+wrong, where (key, file, row, rank, step), and what to do. The command line exits with 2 on `SpecError`,
+`DataError` and `StorageError`, with 1 on the others and on `StorageUnreachable`.
 """
 
 
@@ -29,6 +31,14 @@ class DataError(Emc2Error):
 
 class RunError(Emc2Error):
     """A run folder or a checkpoint is missing, damaged, or belongs to another spec."""
+
+
+class StorageError(Emc2Error):
+    """A file or a folder, on disk or on S3, is refused, missing, changed or damaged."""
+
+
+class StorageUnreachable(StorageError):
+    """S3 does not answer or asks to slow down, after as many attempts as allowed; trying later may help."""
 
 
 class NonFiniteError(Emc2Error):

@@ -11,8 +11,10 @@ os.environ.update(
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
 )
 
+import secrets
 import shutil
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,3 +44,33 @@ def ray_cluster():
     yield ray
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory):
+    """A real S3 of this session alone; `s3` is what a test asks for."""
+    from s3_server import S3Server
+
+    if not S3Server.available():
+        pytest.skip("no S3 server is installed: run `make test`, which sets up .swift")
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """A fresh bucket, `.uri`, on `.server`, and an environment that leads there as a person would set it."""
+    from s3fs import S3FileSystem
+
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)  # whatever account the person who runs the tests has
+    own_settings = {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_CONFIG_FILE": os.devnull}
+    no_proxy = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    for name, value in {**own_settings, **no_proxy, **s3_server.environment}.items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()  # s3fs reuses a file system although the environment has changed
+    yield SimpleNamespace(server=s3_server, uri=s3_server.bucket(f"test-{secrets.token_hex(6)}"))
+    s3_server.start_object_server()  # which the test may have killed
+    S3FileSystem.clear_instance_cache()

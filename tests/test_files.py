@@ -1,0 +1,194 @@
+"""Files on disk and on a real S3 server: one behaviour for both, and one clear message for whatever goes wrong."""
+
+import pickle
+import threading
+
+import pytest
+
+from emc2dist import files
+from emc2dist.config import S3
+from emc2dist.errors import StorageError, StorageUnreachable
+
+
+@pytest.fixture(params=["disk", "s3"])
+def folder(request, tmp_path):
+    if request.param == "disk":
+        return files.at(tmp_path / "bilder für alle ☃")
+    return files.at(request.getfixturevalue("s3").uri + "/bilder für alle ☃")
+
+
+def test_what_is_written_is_read_listed_and_removed(folder):
+    assert folder.entries() == []
+    assert folder.folders() == []
+    assert (folder / "a.txt").entry() is None
+    (folder / "a.txt").write(b"one")
+    (folder / "b" / "c.txt").write(b"deeper")
+    (folder / "a.txt").write(b"another")
+    assert [(entry.name, entry.size) for entry in folder.entries()] == [("a.txt", 7)]
+    assert folder.folders() == ["b"]
+    assert (folder / "a.txt").read() == b"another"
+    assert (folder / "a.txt").entry() == folder.entries()[0]
+    assert (folder / "b").entry() is None
+    assert (folder / "a.txt").name == "a.txt"
+    assert str(folder / "a.txt") == f"{folder}/a.txt"
+    folder.remove()
+    assert folder.entries() == []
+    assert folder.folders() == []
+    folder.remove()
+
+
+def test_append_adds_to_the_end(folder):
+    (folder / "x").write(b"")
+    for part in (b"one\n", b"two\n"):
+        (folder / "x").append(part)
+    assert (folder / "x").read() == b"one\ntwo\n"
+
+
+def test_put_moves_a_local_file(folder, tmp_path):
+    source = tmp_path / "draft"
+    source.write_bytes(b"x" * 100_000)
+    entry = (folder / "whole.bin").put(source)
+    assert not source.exists()
+    assert entry == (folder / "whole.bin").entry()
+    assert (folder / "whole.bin").read() == b"x" * 100_000
+
+
+def test_ranges_are_of_the_file_that_the_tag_names(folder):
+    place = folder / "data"
+    place.write(bytes(range(200)))
+    entry = place.entry()
+    assert place.read_range(10, 5, entry.tag) == bytes(range(10, 15))
+    with place.open(entry) as opened:
+        opened.seek(-3, 2)
+        assert opened.read() == bytes(range(197, 200))
+        assert opened.read() == b""
+        opened.seek(50)
+        assert opened.read(2) == bytes([50, 51])
+    with pytest.raises(StorageError, match=r"data: truncated: 10 bytes where 20"):
+        place.read_range(190, 20, entry.tag)
+    place.write(bytes(200))
+    assert place.entry().tag != entry.tag
+    with pytest.raises(StorageError, match=r"data: changed since"):
+        place.read_range(0, 5, entry.tag)
+    if not place.remote:
+        with pytest.raises(StorageError, match=r"data: changed since"):
+            place.local(entry)
+
+
+def test_fetch_brings_the_files_asked_for(folder, tmp_path):
+    for name in ("a", "b", "c"):
+        (folder / name).write(name.encode())
+    (tmp_path / "copy").mkdir()
+    copy = folder.fetch(tmp_path / "copy", ("a", "c", "missing"))
+    assert [(copy / name).read_bytes() for name in ("a", "c")] == [b"a", b"c"]
+
+
+def test_a_place_travels_to_other_processes(folder):
+    (folder / "a").write(b"one")
+    assert pickle.loads(pickle.dumps(folder / "a")).read() == b"one"
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    place = files.at(tmp_path / "spec.yaml")
+    place.write(b"old")
+    monkeypatch.setattr("pathlib.Path.write_bytes", lambda self, data: (_ for _ in ()).throw(OSError(28, "No space")))
+    with pytest.raises(StorageError, match=r"spec\.yaml: No space"):
+        place.write(b"new")
+    assert place.read() == b"old"
+
+
+def test_what_is_missing_on_disk_is_named(tmp_path):
+    with pytest.raises(StorageError, match=r"gone: No such file"):
+        files.at(tmp_path / "gone").read()
+
+
+def test_a_bucket_or_an_object_that_is_not_there(s3):
+    for ask in (
+        lambda place: place.read(),
+        lambda place: place.read_range(0, 1, "tag"),
+        lambda place: place.entries(),
+        lambda place: place.write(b""),
+    ):
+        with pytest.raises(StorageError, match=r"s3://no-such-bucket-here/x: no such bucket: no-such-bucket-here"):
+            ask(files.at("s3://no-such-bucket-here/x"))
+    with pytest.raises(StorageError, match=rf"{s3.uri}/gone: no such object"):
+        files.at(f"{s3.uri}/gone").read()
+    with pytest.raises(StorageError, match="names no bucket"):
+        files.at("s3://")
+
+
+def test_wrong_credentials_say_so_and_are_not_repeated(s3, monkeypatch):
+    files.at(f"{s3.uri}/x").write(b"1")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret-of-mine")
+    place = files.at(f"{s3.uri}/x", S3(timeout_s=11))
+    for ask in (place.read, place.entry, place.entries, lambda: place.write(b"2"), lambda: (place / "y").entries()):
+        with pytest.raises(StorageError, match=r"AWS credentials") as caught:
+            ask()
+        assert "wrong-secret-of-mine" not in str(caught.value)
+        assert s3.server.access_key not in str(caught.value)
+        assert not isinstance(caught.value, StorageUnreachable)
+
+
+def test_no_credentials_say_where_they_come_from(s3, monkeypatch, tmp_path):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(StorageError, match=r"no AWS credentials found; set AWS_ACCESS_KEY_ID"):
+        files.at(f"{s3.uri}/x", S3(timeout_s=12)).read()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "half")
+    with pytest.raises(StorageError, match=r"no AWS credentials found"):
+        files.at(f"{s3.uri}/x", S3(timeout_s=13)).entries()
+
+
+def test_a_server_that_is_not_there_is_tried_so_often_and_no_more(s3, monkeypatch):
+    import emc2dist.files
+
+    tried = []
+    real = emc2dist.files._s3fs
+    monkeypatch.setattr(emc2dist.files, "_s3fs", lambda config: tried.append(1) or real(config))
+    place = files.at(f"{s3.uri}/x", S3(endpoint="http://127.0.0.1:9", attempts=3, timeout_s=2))
+    with pytest.raises(StorageUnreachable, match=r"no usable answer after 3 attempts \(EndpointConnectionError\)"):
+        place.read()
+    assert len(tried) == 3
+
+
+def test_a_server_that_loses_its_disks_is_waited_for(s3):
+    place = files.at(f"{s3.uri}/x", S3(attempts=2, timeout_s=5))
+    place.write(b"here again")
+    s3.server.kill_object_server()
+    with pytest.raises(StorageUnreachable, match=r"no usable answer after 2 attempts \((503|ServiceUnavailable)\)"):
+        place.read()
+    patient = files.at(f"{s3.uri}/x", S3(attempts=50, timeout_s=5))
+    back = threading.Event()
+    answers = []
+    reader = threading.Thread(target=lambda: answers.append((patient.read(), back.is_set())))
+    reader.start()
+    back.set()
+    s3.server.start_object_server()
+    reader.join(60)
+    assert answers == [(b"here again", True)]
+
+
+def test_large_objects_have_tags_that_hold(s3, tmp_path):
+    source = tmp_path / "large"
+    source.write_bytes(bytes(range(256)) * 2**18)  # 64 MiB: uploaded in parts
+    place = files.at(f"{s3.uri}/large")
+    entry = place.put(source)
+    assert entry.size == 2**26
+    assert place.read_range(2**25 + 7, 3, entry.tag) == bytes([7, 8, 9])
+
+
+def test_pyarrow_reaches_the_same_places(folder):
+    (folder / "x").write(b"seen")
+    filesystem, path = (folder / "x").arrow()
+    with filesystem.open_input_stream(path) as stream:
+        assert stream.read() == b"seen"
+
+
+def test_folders_that_tools_make_on_s3_are_no_files(s3):
+    """Consoles and pyarrow mark a folder by an empty object of its name."""
+    place = files.at(f"{s3.uri}/set")
+    filesystem, path = place.arrow()
+    filesystem.create_dir(f"{path}/inner")
+    (place / "a").write(b"1")
+    assert [entry.name for entry in place.entries()] == ["a"]
+    assert place.folders() == ["inner"]
