@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from emc2dist.data.encoded import Traffic
+
 
 class DigitsImages:
     """One split of the digits; implements `emc2dist.data.images.Images`. Images are uint8 [3, 8, 8], grey."""
@@ -28,6 +30,16 @@ class DigitsImages:
 
     def __len__(self) -> int:
         return len(self._labels)
+
+    @property
+    def blocks(self) -> NDArray[np.int64]:
+        """One: they are in memory."""
+        return np.array([len(self)], dtype=np.int64)
+
+    @property
+    def traffic(self) -> Traffic:
+        """None: nothing is fetched."""
+        return Traffic()
 
     def get(self, indices: NDArray[np.int64]) -> list[Tensor]:
         """The images, uint8 [3, 8, 8] each, in the order asked."""

@@ -6,62 +6,91 @@
 An image is decoded once for its V views. View v of image i is drawn with torch's generator seeded by seeds[v, i], so
 it depends on that seed and the image alone: not on the rank, the thread, the process, or its batch-mates.
 
+The views are written where the batch lies: with processes, in memory that they share with this one and that has no
+name, so that nothing is left behind and the size of /dev/shm, small in many containers, does not matter.
+
+A batch is made in pieces of a few images, taken up in the order submitted, except that an urgent batch (one that a
+step waits for, such as carried negatives) goes before all that has not been taken up. Nothing is made that was not
+submitted, so whoever submits decides how much lies ready.
+
 Views draw from torch's global CPU generator, of which a process has one. Hence the one thread; and with
 `processes=0` nobody else may draw from that generator while views are being made (pass a `torch.Generator` instead).
-Its state is put back after every view.
+Its state is put back afterwards.
 """
 
+import heapq
+import itertools
+import math
+import mmap
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from typing import Self
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from emc2dist.data.encoded import Traffic
 from emc2dist.data.images import Images
 
 View = Callable[[Tensor], Tensor]
 """uint8 [3, H, W] -> uint8 [3, S, S], random by torch's global generator if at all; picklable."""
 
+_PIECE_BYTES = 3 * 2**20  # of views: little enough that an urgent batch need not wait long for a process
+
 
 class ViewLoader:
-    """Makes views of `images` with `view`, in the order submitted.
+    """Makes views of `images` with `view`, S = `size` pixels wide and high.
 
-    With `processes` > 0 the views of a batch are shared out over so many spawned processes, each of which receives a
+    With `processes` > 0 the pieces of a batch are shared out over so many spawned processes, each of which receives a
     copy of `images` and `view` once; a script that starts them needs its `if __name__ == "__main__"`.
     """
 
-    def __init__(self, images: Images, view: View, *, processes: int = 0) -> None:
-        self._images = images
-        self._view = view
-        self._processes = processes
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="views")
-        self._pool: ProcessPoolExecutor | None = None
+    def __init__(self, images: Images, view: View, size: int, *, processes: int = 0) -> None:
+        self.traffic = Traffic()
+        """What making the views has asked of the images so far."""
+        self._size, self._processes = size, processes
+        self._executor: Executor
         if processes:
             # Spawned, for a fork would copy this process's threads and its CUDA context in whatever state they are.
             spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(processes, spawn, initializer=_receive, initargs=(images, view))
+            self._executor = ProcessPoolExecutor(processes, spawn, initializer=_receive, initargs=(images, view))
+            self._make: Callable[..., Traffic] = _make_here
+        else:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="views")
+            self._make = partial(_make, images, view)
+        self._slots = 2 * max(1, processes)  # one piece in the making and one at hand for every process
+        self._running = 0
+        self._waiting: list[_Piece] = []
+        self._numbers = itertools.count()
+        self._lock = threading.RLock()  # a piece may be done, and come back here, while it is being submitted
 
-    def submit(self, indices: NDArray[np.int64], seeds: NDArray[np.int64]) -> Future[Tensor]:
+    def submit(self, indices: NDArray[np.int64], seeds: NDArray[np.int64], *, urgent: bool = False) -> Future[Tensor]:
         """Begin on the views of n >= 1 images; seeds are int64 [V, n].
 
         The future gives uint8 [V, n, 3, S, S], or raises what was raised in the making, such as a `DataError`.
         """
-        if self._pool is None:
-            return self._thread.submit(lambda: torch.from_numpy(_views(self._images, self._view, indices, seeds)))
-        count = min(self._processes, len(indices))
-        shares = zip(np.array_split(indices, count), np.array_split(seeds, count, axis=1), strict=True)
-        parts = [self._pool.submit(_views_here, *share) for share in shares]
-        return self._thread.submit(_join, parts)
+        batch = _Batch(indices, seeds, self._size, shared=self._processes > 0)
+        piece = self._piece(*seeds.shape)
+        with self._lock:
+            for start in range(0, len(indices), piece):
+                stop = min(start + piece, len(indices))
+                heapq.heappush(self._waiting, _Piece(not urgent, next(self._numbers), start, stop, batch))
+            self._take_up()
+        return batch.future
 
     def close(self) -> None:
-        """Drop what has not begun, wait for what has, and end the thread and the processes."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-        self._thread.shutdown(cancel_futures=True)
+        """Drop what has not begun, wait for what has, and end the thread or the processes."""
+        with self._lock:
+            dropped, self._waiting = self._waiting, []
+        for piece in dropped:
+            piece.batch.future.cancel()
+        self._executor.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Self:
         return self
@@ -69,20 +98,114 @@ class ViewLoader:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _piece(self, views: int, images: int) -> int:
+        """Images of a piece: a process's share of the batch, or less."""
+        share = -(-images // max(1, self._processes))
+        return max(1, min(share, _PIECE_BYTES // (views * 3 * self._size**2)))
 
-# Arrays, not tensors, cross between processes: tensors would go through shared memory, which containers are short of.
-def _views(images: Images, view: View, indices: NDArray[np.int64], seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Views uint8 [V, n, 3, S, S]."""
+    def _take_up(self) -> None:
+        """Give the executor what it has room for; the lock is held."""
+        while self._waiting and self._running < self._slots:
+            piece = heapq.heappop(self._waiting)
+            if piece.batch.future.done():  # another piece of it has failed
+                continue
+            try:
+                made = self._executor.submit(self._make, *piece.batch.arguments(piece.start, piece.stop))
+            except BrokenExecutor as error:  # a process died, perhaps for want of memory
+                piece.batch.fail(error)
+                continue
+            self._running += 1
+            made.add_done_callback(lambda made, piece=piece: self._receive(made, piece))  # type: ignore[misc]
+
+    def _receive(self, made: "Future[Traffic]", piece: "_Piece") -> None:
+        with self._lock:
+            self._running -= 1
+            if made.cancelled():
+                piece.batch.future.cancel()
+                return
+            self._put(made, piece)
+            self._take_up()
+
+    def _put(self, made: "Future[Traffic]", piece: "_Piece") -> None:
+        error = made.exception()
+        if error is not None:
+            piece.batch.fail(error)
+            return
+        self.traffic += made.result()
+        piece.batch.complete(piece.stop - piece.start)
+
+
+class _Batch:
+    """A batch in the making."""
+
+    def __init__(self, indices: NDArray[np.int64], seeds: NDArray[np.int64], size: int, *, shared: bool) -> None:
+        self.future: Future[Tensor] = Future()
+        self._indices, self._seeds = indices, seeds
+        self._missing = len(indices)
+        self._shape = (len(seeds), len(indices), 3, size, size)
+        self._memory = _SharedMemory(math.prod(self._shape)) if shared else None
+        flat = torch.empty(math.prod(self._shape), dtype=torch.uint8) if self._memory is None else self._memory.map()
+        self._views = flat.view(self._shape)
+
+    def arguments(self, start: int, stop: int) -> tuple[Any, ...]:
+        """What `_make` (or, with shared memory, `_make_here`) needs to make a piece."""
+        indices, seeds = self._indices[start:stop], self._seeds[:, start:stop]
+        if self._memory is None:
+            return indices, seeds, self._views[:, start:stop]
+        return indices, seeds, self._memory, self._shape, start
+
+    def complete(self, images: int) -> None:
+        """So many images more are done; the last one completes the batch."""
+        self._missing -= images
+        if not self._missing and not self.future.done():
+            self.future.set_result(self._views)
+
+    def fail(self, error: BaseException) -> None:
+        """A piece could not be made."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class _SharedMemory:
+    """Nameless memory that processes of this one's can map while this one holds it. Linux."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._owner, self._number = size, os.getpid(), os.memfd_create("views")
+        os.ftruncate(self._number, size)
+
+    def map(self) -> Tensor:
+        """The memory, uint8 [size]; outlives this object."""
+        if os.getpid() == self._owner:
+            return torch.frombuffer(mmap.mmap(self._number, self._size), dtype=torch.uint8)
+        with open(f"/proc/{self._owner}/fd/{self._number}", "r+b") as file:
+            return torch.frombuffer(mmap.mmap(file.fileno(), self._size), dtype=torch.uint8)
+
+    def __del__(self) -> None:
+        if os.getpid() == self._owner:
+            os.close(self._number)
+
+
+class _Piece(NamedTuple):
+    """A few images of a batch; sorted as they are to be taken up."""
+
+    patient: bool
+    number: int
+    start: int
+    stop: int
+    batch: _Batch
+
+
+def _make(images: Images, view: View, indices: NDArray[np.int64], seeds: NDArray[np.int64], views: Tensor) -> Traffic:
+    """Write the views of some images into uint8 [V, n, 3, S, S]."""
+    before = images.traffic
     decoded = images.get(indices)
-    rows = [[_draw(view, image, int(seed)) for image, seed in zip(decoded, row, strict=True)] for row in seeds]
-    return torch.stack([torch.stack(row) for row in rows]).numpy()
-
-
-def _draw(view: View, image: Tensor, seed: int) -> Tensor:
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would seed the GPUs as well, and those fork_rng does not put back here.
-        torch.default_generator.manual_seed(seed)
-        return view(image)
+        for slot, image in enumerate(decoded):
+            for v, row in enumerate(seeds):
+                # Not torch.manual_seed, which would seed the GPUs as well, and those fork_rng does not put back here.
+                torch.default_generator.manual_seed(int(row[slot]))
+                views[v, slot] = view(image)
+    return images.traffic - before
 
 
 _received: tuple[Images, View] | None = None
@@ -95,10 +218,8 @@ def _receive(images: Images, view: View) -> None:
     torch.set_num_threads(1)
 
 
-def _views_here(indices: NDArray[np.int64], seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _make_here(
+    indices: NDArray[np.int64], seeds: NDArray[np.int64], memory: _SharedMemory, shape: tuple[int, ...], start: int
+) -> Traffic:
     assert _received is not None, "a pool process makes views only after its initialiser has run"
-    return _views(*_received, indices, seeds)
-
-
-def _join(parts: list[Future[NDArray[np.uint8]]]) -> Tensor:
-    return torch.from_numpy(np.concatenate([part.result() for part in parts], axis=1))
+    return _make(*_received, indices, seeds, memory.map().view(shape)[:, start : start + len(indices)])

@@ -2,6 +2,10 @@
 
 Each epoch is its own random permutation of the samples, cut into batches; what is left over after the last whole
 batch is dropped, and is another part of the data in every epoch. Resuming at a step needs nothing but the step.
+
+Without blocks every permutation is as likely. With blocks (rows that are fetched as one), the blocks are permuted, and
+then every row moves up to `window` places back from where its block lies: so few blocks are needed at a time, and a new
+one every so many rows. What that does to proposals is in docs/data.md.
 """
 
 import numpy as np
@@ -13,13 +17,23 @@ from emc2dist.errors import DataError
 class EpochOrder:
     """Global batches of `batch_size` indices out of `samples`, epoch after epoch.
 
-    With `parts` > 1 each batch is cut into so many micro-batches, and a step takes one of them.
+    With `parts` > 1 each batch is cut into so many micro-batches, and a step takes one of them. `blocks` are the rows
+    of each block, [G], of neighbouring samples; they sum up to `samples`.
 
     Raises:
         DataError: `batch_size` is more than `samples`.
     """
 
-    def __init__(self, samples: int, batch_size: int, seed: int, *, parts: int = 1) -> None:
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        seed: int,
+        *,
+        parts: int = 1,
+        blocks: NDArray[np.int64] | None = None,
+        window: int = 1,
+    ) -> None:
         if batch_size > samples:
             raise DataError(
                 f"batch_size: {batch_size} is more than the {samples} training images; "
@@ -27,6 +41,8 @@ class EpochOrder:
             )
         self.samples = samples
         self.seed = seed
+        self.window = window
+        self._blocks = blocks
         self.micro_batch_size = batch_size // parts
         self.steps_per_epoch = samples // batch_size * parts
         self._permutations: dict[int, NDArray[np.int64]] = {}
@@ -46,8 +62,17 @@ class EpochOrder:
             # Prefetching asks for the next epoch before this one is over: keep two, the oldest goes.
             if len(self._permutations) == 2:
                 del self._permutations[next(iter(self._permutations))]
-            self._permutations[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
+            self._permutations[epoch] = self._draw(np.random.default_rng([self.seed, epoch]))
         return self._permutations[epoch]
+
+    def _draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        if self._blocks is None:
+            return rng.permutation(self.samples)
+        order = rng.permutation(len(self._blocks))
+        ends = np.cumsum(self._blocks)
+        starts = ends - self._blocks
+        rows = np.concatenate([np.arange(starts[block], ends[block]) for block in order])
+        return rows[np.argsort(np.arange(self.samples) + rng.random(self.samples) * self.window)]
 
 
 def rank_slice(batch: NDArray[np.int64], rank: int, workers: int) -> NDArray[np.int64]:

@@ -37,9 +37,16 @@ class Keeper(Protocol):
         """Register the files that all ranks wrote into their `folder` as one checkpoint; every rank calls it."""
 
 
-def order_for(spec: Spec, samples: int) -> EpochOrder:
+def order_for(spec: Spec, images: Images) -> EpochOrder:
     """The order of the samples; raises DataError if the batch is larger than the data."""
-    return EpochOrder(samples, spec.batch_size, spec.seed, parts=spec.optimiser.accumulate)
+    return EpochOrder(
+        len(images),
+        spec.batch_size,
+        spec.seed,
+        parts=spec.optimiser.accumulate,
+        blocks=images.blocks if spec.data.shuffle == "block" else None,
+        window=spec.data.window,
+    )
 
 
 @dataclass(frozen=True)
@@ -74,14 +81,14 @@ class _Loop:
         torch.manual_seed(spec.seed)
         self.spec, self.store, self.device = spec, job.store, device
         self.recorder, self.keeper = job.recorder, job.keeper
-        self.order = order_for(spec, len(train))
+        self.order = order_for(spec, train)
         self.steps = spec.epochs * self.order.steps_per_epoch
         encoder = Encoder(spec.encoder)
         self.encoder = (encoder.double() if spec.precision == "float64" else encoder).to(device)
         self.optimiser = build_optimiser(self.encoder, spec.optimiser, spec.lr)
         self.generation = collectives.broadcast_text(uuid4().hex)
         self.memory = Memory(spec, job.store, self.order, collectives.rank(), self.generation, device)
-        self.loader = ViewLoader(train, RandomView(spec.views), processes=spec.data.loaders)
+        self.loader = ViewLoader(train, RandomView(spec.views), spec.views.size, processes=spec.data.loaders)
         self.evaluation = Evaluation(spec, train, job.test) if train.labelled else None
 
     def close(self) -> None:
@@ -171,8 +178,14 @@ class Meter:
 
     def add(self, facts: Facts) -> None:
         """Take one step's facts; they stay on the device until read."""
-        waits = {"data_wait_seconds": facts.data_wait_s, "store_wait_seconds": facts.store_wait_s}
-        for name, value in {**facts.values, **{k: torch.tensor(v) for k, v in waits.items()}}.items():
+        numbers: dict[str, float] = {
+            "data_wait_seconds": facts.data_wait_s,
+            "store_wait_seconds": facts.store_wait_s,
+            "data_hits": facts.traffic.hits,
+            "data_misses": facts.traffic.misses,
+            "data_fetched_bytes": facts.traffic.fetched_bytes,
+        }
+        for name, value in {**facts.values, **{k: torch.tensor(float(v)) for k, v in numbers.items()}}.items():
             self._sums[name] = self._sums[name].to(value.device) + value.double()
             self._counts[name] += 1
         self._steps += 1

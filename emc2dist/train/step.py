@@ -7,6 +7,7 @@ Every random number derives from (seed, purpose, step, sample, view), so the out
 workers share the batch, and the step number is the whole state of the generators.
 """
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from emc2dist.config import Spec
 from emc2dist.core.diagnostics import alignment, effective_rank, uniformity
 from emc2dist.core.streams import fork
+from emc2dist.data.encoded import Traffic
 from emc2dist.data.loader import ViewLoader
 from emc2dist.data.sampler import EpochOrder, rank_slice
 from emc2dist.errors import DataError, NonFiniteError
@@ -62,6 +64,8 @@ class Facts:
     values: dict[str, Tensor]
     data_wait_s: float
     store_wait_s: float
+    traffic: Traffic
+    """What the views that came in meanwhile asked of the images."""
 
 
 class Trainer:
@@ -83,7 +87,8 @@ class Trainer:
         self._loader, self._order = loader, order
         self._contrast = contrast_for(spec, order.samples)
         self._rank = collectives.rank()
-        self._ahead: tuple[int, Future[Tensor]] | None = None
+        self._seen = loader.traffic
+        self._ahead: deque[tuple[int, Future[Tensor]]] = deque()
 
     def step(self, step: int, *, health: bool = False) -> Facts:
         """Take step number `step`; `health` adds what is dear to measure. Raises NonFiniteError when it diverged."""
@@ -97,22 +102,28 @@ class Trainer:
         batch = self._gathered(step, features)
         self.memory.exchange(step)
         outcome = self._contrast(batch, recall, lambda index: self._encode_again(index, step))
-        self._look_ahead(step + 1)
         facts = outcome.facts | self._update(step, outcome.loss)
         self.memory.remember(step, outcome.writes)
-        return Facts(facts | (_health(batch) if health else {}), data_wait_s, store_wait_s)
+        health_facts = _health(batch) if health else {}
+        return Facts(facts | health_facts, data_wait_s, store_wait_s, self._traffic())
 
     def _views(self, step: int) -> Tensor:
-        """uint8 [V, b, 3, S, S] of this rank's samples, on the device."""
-        self._look_ahead(step)
-        assert self._ahead is not None
-        return _made(self._ahead[1]).to(self.device, non_blocking=True)
+        """uint8 [V, b, 3, S, S] of this rank's samples, on the device; those of the next steps are begun."""
+        while not self._ahead or self._ahead[-1][0] < step + self.spec.data.prefetch:
+            self._begin(self._ahead[-1][0] + 1 if self._ahead else step)
+        due, views = self._ahead.popleft()
+        assert due == step, f"steps are taken one after the other, and {due} was next"
+        return _made(views).to(self.device, non_blocking=True)
 
-    def _look_ahead(self, step: int) -> None:
-        if self._ahead is None or self._ahead[0] != step:
-            index = rank_slice(self._order.batch(step), self._rank, self.spec.workers)
-            seeds = self._streams(_VIEWS, step, torch.from_numpy(index))
-            self._ahead = step, self._loader.submit(index, seeds.numpy())
+    def _traffic(self) -> Traffic:
+        """Since the last call."""
+        before, self._seen = self._seen, self._loader.traffic
+        return self._seen - before
+
+    def _begin(self, step: int) -> None:
+        index = rank_slice(self._order.batch(step), self._rank, self.spec.workers)
+        seeds = self._streams(_VIEWS, step, torch.from_numpy(index))
+        self._ahead.append((step, self._loader.submit(index, seeds.numpy())))
 
     def _streams(self, purpose: int, step: int, index: Tensor) -> Tensor:
         """int64 [V, n]: one stream per view of each sample."""
@@ -126,7 +137,7 @@ class Trainer:
     def _encode_again(self, index: Tensor, step: int) -> Tensor:
         """[m, D]: one fresh view of each sample, encoded with gradient."""
         seeds = fork(self.spec.seed, _VIEWS, step, index.cpu(), self.spec.views.count)
-        (images,) = _made(self._loader.submit(index.cpu().numpy(), seeds.unsqueeze(0).numpy()))
+        (images,) = _made(self._loader.submit(index.cpu().numpy(), seeds.unsqueeze(0).numpy(), urgent=True))
         # Past DDP's wrapper: the parameters already took part in this step's forward, and a rank may have nothing to
         # encode again. A handful of negatives has no batch statistics of its own, hence the running ones.
         encoder = collectives.unwrapped(self.model)

@@ -35,24 +35,18 @@ def folder(path: Path, *names: str) -> str:
     ],
 )
 def test_files_of_a_folder_are_split_by_name(tmp_path, names, train, test):
-    config = Data(path=folder(tmp_path, *names))
+    config = Data(path=folder(tmp_path, *names), cache_dir=str(tmp_path / "cache"))
     assert len(open_images(config, "train")) == train
     opened = open_images(config, "test")
     assert (opened and len(opened)) == test
 
 
 def test_a_file_is_training_data_and_limit_is_for_training(tmp_path):
-    path = folder(tmp_path, "train.parquet", "test.parquet", "other.parquet")
-    single = Data(path=str(tmp_path / "other.parquet"), limit=3)
+    path, cache = folder(tmp_path, "train.parquet", "test.parquet", "other.parquet"), str(tmp_path / "cache")
+    single = Data(path=str(tmp_path / "other.parquet"), limit=3, cache_dir=cache)
     assert len(open_images(single, "train")) == 3
     assert open_images(single, "test") is None
-    assert len(open_images(Data(path=path, limit=1), "test")) == 2
-
-
-def test_loader_processes_share_the_cache(tmp_path):
-    path = folder(tmp_path, "a.parquet")
-    assert open_images(Data(path=path, cache_mib=64), "train")._cache_bytes == 64 * 2**20
-    assert open_images(Data(path=path, cache_mib=64, loaders=4), "train")._cache_bytes == 16 * 2**20
+    assert len(open_images(Data(path=path, limit=1, cache_dir=cache), "test")) == 2
 
 
 def test_a_path_that_cannot_be_used_says_what_to_do(tmp_path):

@@ -1,7 +1,8 @@
 """The loader: a view depends on its seed and image alone, wherever it is made; errors come out as they were."""
 
+import os
 import threading
-from concurrent.futures import CancelledError
+from concurrent.futures import BrokenExecutor, CancelledError
 
 import numpy as np
 import pytest
@@ -49,12 +50,12 @@ def expected(images, view) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def pool(images, view):
-    with ViewLoader(images, view, processes=2) as loader:
+    with ViewLoader(images, view, 16, processes=2) as loader:
         yield loader
 
 
 def test_a_thread_draws_each_view_from_its_seed(images, view, expected):
-    with ViewLoader(images, view) as loader:
+    with ViewLoader(images, view, 16) as loader:
         made = loader.submit(INDICES, SEEDS).result(60)
     assert made.dtype == torch.uint8
     assert torch.equal(made, expected)
@@ -68,7 +69,7 @@ def test_processes_draw_the_same(pool, expected):
 
 def test_a_view_does_not_depend_on_its_batch_mates(images, view, expected):
     order = np.array([4, 2, 0])
-    with ViewLoader(images, view) as loader:
+    with ViewLoader(images, view, 16) as loader:
         made = loader.submit(INDICES[order], SEEDS[:, order]).result(60)
     assert torch.equal(made, expected[:, order])
 
@@ -82,7 +83,7 @@ def test_each_image_is_decoded_once(images, view):
             return super().get(indices)
 
     counting = Counting("train", limit=20)
-    with ViewLoader(counting, view) as loader:
+    with ViewLoader(counting, view, 16) as loader:
         loader.submit(INDICES, SEEDS).result(60)
     assert counting.asked == 5
 
@@ -90,14 +91,14 @@ def test_each_image_is_decoded_once(images, view):
 def test_the_generator_is_put_back(images, view):
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    with ViewLoader(images, view) as loader:
+    with ViewLoader(images, view, 16) as loader:
         loader.submit(INDICES, SEEDS).result(60)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_an_error_comes_out_as_itself_and_the_loader_goes_on(images, view, pool, expected):
     bad = np.array([0, 13])
-    with ViewLoader(images, view) as thread:
+    with ViewLoader(images, view, 16) as thread:
         for loader in (thread, pool):
             with pytest.raises(DataError, match=r"digits\.parquet, row 13: the image is null"):
                 loader.submit(bad, SEEDS[:, :2]).result(120)
@@ -112,13 +113,55 @@ def test_close_drops_what_has_not_begun(images):
         go_on.wait(60)
         return image
 
-    loader = ViewLoader(images, slow)
-    first, second = (loader.submit(INDICES[:1], SEEDS[:, :1]) for _ in range(2))
+    loader = ViewLoader(images, slow, 8)
+    first, *others = (loader.submit(INDICES[:1], SEEDS[:, :1]) for _ in range(4))
     assert begun.wait(60)
     threading.Timer(0.2, go_on.set).start()
     loader.close()
     assert first.result(0).shape == (2, 1, 3, 8, 8)
-    with pytest.raises(CancelledError):
-        second.result(0)
+    for other in others:
+        with pytest.raises(CancelledError):
+            other.result(0)
     with pytest.raises(RuntimeError):
         loader.submit(INDICES, SEEDS)
+
+
+def test_a_batch_of_many_pieces_comes_out_in_order(images, view, pool, monkeypatch):
+    monkeypatch.setattr("emc2dist.data.loader._PIECE_BYTES", 7 * 2 * 3 * 16**2)
+    indices, seeds = np.arange(100) % 12, np.arange(200).reshape(2, 100)
+    with ViewLoader(images, view, 16) as thread:
+        made = [loader.submit(indices, seeds).result(120) for loader in (thread, pool)]
+        alone = thread.submit(indices[70:71], seeds[:, 70:71]).result(60)
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0][:, 70:71], alone)
+
+
+def test_an_urgent_batch_goes_before_what_waits(images):
+    begun, go_on, drawn = threading.Event(), threading.Event(), []
+
+    def slow(image):
+        begun.set()
+        assert go_on.wait(60)
+        drawn.append(int(torch.initial_seed()))
+        return image
+
+    with ViewLoader(images, slow, 8) as loader:
+        patient = [loader.submit(INDICES[:1], np.array([[number]])) for number in range(4)]
+        assert begun.wait(60)
+        urgent = loader.submit(INDICES[:1], np.array([[99]]), urgent=True)
+        go_on.set()
+        urgent.result(60)
+        for future in patient:
+            future.result(60)
+    assert drawn == [0, 1, 99, 2, 3]  # 0 was being made, 1 was at hand
+
+
+def test_a_process_that_dies_fails_its_batches_and_those_that_follow(images):
+    with ViewLoader(images, _die, 8, processes=1) as loader:
+        for _ in range(2):
+            with pytest.raises(BrokenExecutor):
+                loader.submit(INDICES, SEEDS).result(120)
+
+
+def _die(image):
+    os._exit(1)

@@ -67,3 +67,54 @@ def test_ranks_share_a_batch_in_contiguous_parts():
     batch = EpochOrder(40, 12, seed=0).batch(0)
     assert np.array_equal(np.concatenate([rank_slice(batch, rank, 3) for rank in range(3)]), batch)
     assert np.array_equal(rank_slice(batch, 1, 3), batch[4:8])
+
+
+BLOCKS = np.full(200, 100)  # 20,000 rows
+
+
+def blocked(seed: int = 0, window: int = 2_000, batch_size: int = 50, blocks: np.ndarray = BLOCKS) -> EpochOrder:
+    return EpochOrder(int(blocks.sum()), batch_size, seed, blocks=blocks, window=window)
+
+
+def test_a_block_shuffle_is_a_permutation_and_differs_by_epoch_and_seed():
+    uneven = np.array([7, 100, 1, 42])
+    order = blocked(batch_size=10, blocks=uneven, window=30)
+    epochs = [epoch_of(order, epoch) for epoch in range(2)]
+    assert sorted(epochs[0]) == list(range(150))
+    assert not np.array_equal(*epochs)
+    assert not np.array_equal(epochs[0], epoch_of(blocked(1, 30, 10, uneven), 0))
+    assert np.array_equal(EpochOrder(150, 10, 0, blocks=uneven, window=30).batch(20), order.batch(20))
+
+
+def test_few_blocks_are_needed_at_a_time():
+    """Per batch of 50 rows about as many new blocks as the batch is blocks long; none is needed again much later."""
+    blocks = epoch_of(blocked(), 0) // 100
+    first = np.unique(blocks, return_index=True)[1]
+    last = len(blocks) - 1 - np.unique(blocks[::-1], return_index=True)[1]
+    assert (last - first).max() < 2_000 + 2 * 100
+    new = np.histogram(first, bins=np.arange(0, 20_001, 1_000))[0]
+    assert new.max() < 25  # 10 per 1,000 rows on average; more at the start
+
+
+def test_how_far_a_block_shuffle_is_from_uniform():
+    """docs/data.md: rows of one block share a batch about N / window times as often as under a full shuffle."""
+    together, batches = 0, 0
+    for epoch in range(4):
+        blocks = (epoch_of(blocked(epoch), 0) // 100).reshape(-1, 50)
+        together += sum((np.bincount(batch) * (np.bincount(batch) - 1)).sum() for batch in blocks)
+        batches += len(blocks)
+    mates = together / (batches * 50)  # rows of its own block that a row meets in its batch
+    assert mates == pytest.approx(99 * 50 / 2_000, rel=0.1)
+    uniform = 99 * 49 / 19_999
+    assert mates / uniform == pytest.approx(20_000 / 2_000, rel=0.12)
+
+
+def test_over_epochs_other_blocks_meet_as_often_as_under_a_full_shuffle():
+    met = np.zeros((20, 20))
+    for seed in range(1_500):
+        order = blocked(seed, window=400, batch_size=50, blocks=np.full(20, 50))
+        for batch in epoch_of(order, 0).reshape(-1, 50):
+            counts = np.bincount(batch // 50, minlength=20)
+            met += np.outer(counts, counts)
+    others = met[~np.eye(20, dtype=bool)]
+    assert others.std() / others.mean() < 0.05

@@ -11,6 +11,7 @@ from train.harness import small_spec
 from benchmarks.certificate import digit_features
 from emc2dist import global_contrastive_loss
 from emc2dist.core.streams import fork
+from emc2dist.data.digits import DigitsImages
 from emc2dist.store import Layout, LocalStore
 from emc2dist.train.contrast import Batch, contrast_for
 from emc2dist.train.loop import order_for
@@ -24,7 +25,7 @@ class Frozen:
 
     def __init__(self, *overrides):
         self.spec = small_spec("encoder.features=64", *overrides)
-        self.order = order_for(self.spec, SAMPLES)
+        self.order = order_for(self.spec, DigitsImages("train", limit=SAMPLES))
         self.table = digit_features(SAMPLES)[0].requires_grad_()
         self.contrast = contrast_for(self.spec, SAMPLES)
         store = LocalStore(Layout(SAMPLES, 1), schema_for(self.spec))

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from train.harness import small_spec
 
+from emc2dist.data.digits import DigitsImages
 from emc2dist.data.sampler import rank_slice
 from emc2dist.store import Layout, LocalStore, Rows
 from emc2dist.train.loop import order_for
@@ -55,7 +56,7 @@ def check(recall, order, step, rank, settled):
 
 def test_recall_is_exactly_as_of_its_steps_whatever_the_order_of_calls():
     spec = small_spec("kernel=isir", "cache_proposals=10", "workers=2", "shards=3")
-    order = order_for(spec, SAMPLES)
+    order = order_for(spec, DigitsImages("train", limit=SAMPLES))
     store = LocalStore(Layout(SAMPLES, 3), schema_for(spec))
     store.reset("g")
     memories = [Memory(spec, store, order, rank, "g", torch.device("cpu")) for rank in range(2)]
@@ -84,7 +85,7 @@ def test_recall_is_exactly_as_of_its_steps_whatever_the_order_of_calls():
 
 def test_cache_rows_are_drawn_uniformly_without_repeats_and_alike_for_all_ranks():
     spec = small_spec("kernel=isir", "cache_proposals=12", "workers=2")
-    order = order_for(spec, SAMPLES)
+    order = order_for(spec, DigitsImages("train", limit=SAMPLES))
     store = LocalStore(Layout(SAMPLES, 1), schema_for(spec))
     ranks = [Memory(spec, store, order, rank, "g", torch.device("cpu")) for rank in range(2)]
     draws = np.stack([ranks[0]._draw(step) for step in range(4_000)])
