@@ -1,6 +1,6 @@
 """`emc2dist`: thin commands over the library.
 
-Exit status: 0 done, 2 a spec, a key=value or data that cannot be used, 1 any other refusal, 130 interrupted.
+Exit status: 0 done, 2 a spec, a key=value, data or storage that cannot be used, 1 any other refusal, 130 interrupted.
 Progress and messages go to stderr, results to stdout.
 """
 
@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from emc2dist.config import dump, load
-from emc2dist.errors import DataError, Emc2Error, SpecError
+from emc2dist.config import dump, load, parse_s3
+from emc2dist.errors import DataError, Emc2Error, SpecError, StorageError, StorageUnreachable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,9 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.command(arguments)
     except Emc2Error as error:
         print(f"emc2dist: {error}", file=sys.stderr)
-        return 2 if isinstance(error, SpecError | DataError) else 1
+        unusable = isinstance(error, SpecError | DataError | StorageError)
+        return 2 if unusable and not isinstance(error, StorageUnreachable) else 1
     except KeyboardInterrupt:
-        print("emc2dist: interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
+        print("emc2dist: interrupted; the same command resumes from what is finished", file=sys.stderr)
         return 130
     return 0
 
@@ -32,10 +33,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives up on KEY=VALUE after an option, as in `train SPEC --json lr=1e-3`.
-    if any(word.startswith("-") for word in rest) or (rest and "overrides" not in arguments):
+    if any(word.startswith("-") for word in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.overrides += rest
+    arguments.overrides += rest
     return arguments
 
 
@@ -53,13 +53,33 @@ def _train(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from emc2dist.service.results import evaluate
 
-    _print(evaluate(arguments.run, data_path=arguments.data), arguments.json)
+    _print(evaluate(arguments.run, data_path=arguments.data, s3=parse_s3(arguments.overrides)), arguments.json)
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from emc2dist.service.results import export
 
-    _print(export(arguments.run, arguments.out), arguments.json)
+    _print(export(arguments.run, arguments.out, s3=parse_s3(arguments.overrides)), arguments.json)
+
+
+def _ingest(arguments: argparse.Namespace) -> None:
+    s3 = parse_s3(arguments.overrides)
+    from emc2dist.data.ingest import ingest
+
+    result = ingest(
+        arguments.source,
+        arguments.dest,
+        kind=arguments.kind,
+        splits=arguments.split,
+        classes=arguments.classes,
+        seed=arguments.seed,
+        keep_order=arguments.keep_order,
+        rows_per_file=arguments.rows_per_file,
+        workers=arguments.workers,
+        skip_unreadable=arguments.skip_unreadable,
+        s3=s3,
+    )
+    _print(result, arguments.json)
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:
@@ -93,11 +113,39 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("run", metavar="RUN", help="a run folder, as in runs/quickstart")
         sub.set_defaults(command=command)
     export.add_argument("out", metavar="OUT", help="the file to write")
+    ingest = _add_ingest(commands)
+    for sub in (evaluate, export, ingest):
+        sub.add_argument("overrides", metavar="s3.KEY=VALUE", nargs="*", help="how S3 is reached: s3.endpoint=URL")
 
-    for name in ("train", "evaluate", "export"):
+    for name in ("train", "evaluate", "export", "ingest"):
         sub = commands.choices[name]
         sub.add_argument("--json", action="store_true", help="print the result as one line of JSON, the last on stdout")
     return parser
+
+
+def _add_ingest(commands: Any) -> argparse.ArgumentParser:
+    text = "write images as Parquet that trains fast, on disk or S3; a run that was stopped goes on"
+    sub = commands.add_parser("ingest", help=text, description=text)
+    sub.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="an ImageFolder, a folder of images, STL-10's binary files, CIFAR's batches, tar shards, or a Parquet set",
+    )
+    sub.add_argument("dest", metavar="DEST", help="folder to write to, a path or s3://bucket/folder")
+    sub.add_argument("--kind", help="imagefolder, flat, stl10, cifar, tar or parquet, if not what is recognised")
+    sub.add_argument(
+        "--split", metavar="S[=NAME]", action="append", default=[], help="take this split alone, as NAME; repeatable"
+    )
+    sub.add_argument("--classes", metavar="LIST", help="take these classes alone: imagenet100, or a file, one a line")
+    sub.add_argument("--seed", metavar="N", type=int, default=0, help="decides the order of the rows (%(default)s)")
+    sub.add_argument("--keep-order", action="store_true", help="keep the source's order instead")
+    sub.add_argument("--rows-per-file", metavar="N", type=int, default=4096, help="rows of a file (%(default)s)")
+    sub.add_argument("--workers", metavar="N", type=int, help="processes, by default one for each CPU")
+    sub.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out and list images that cannot be decoded, not stop"
+    )
+    sub.set_defaults(command=_ingest)
+    return sub
 
 
 if __name__ == "__main__":

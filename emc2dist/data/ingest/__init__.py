@@ -1,0 +1,225 @@
+"""`emc2dist ingest SOURCE DEST`: any set of images as Parquet that trains fast, on disk or on S3.
+
+    SOURCE   -> names, sizes, labels            kinds, source and folder, pixels, tar, parquet
+             -> which, in which order           selection
+             -> SPLIT-00000-of-00013.parquet    workers, writer: side by side, each file whole or not at all
+             -> SPLIT.index.npz, ingest.json, and last of all manifest.json
+
+Rows are shuffled once, here: later, row groups are fetched and shuffled as blocks, and so each has to be a random part
+of the set. A run that was stopped goes on with the files it had not finished (`unfinished`), and the set is the same
+byte for byte. What is held in memory: names, labels, 28 bytes for each image, and one row group per worker.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Container, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from emc2dist import __version__, files
+from emc2dist.config import S3, Data
+from emc2dist.data.catalogue import (
+    MANIFEST,
+    UNFINISHED,
+    Manifest,
+    ManifestSplit,
+    index_bytes,
+    index_name,
+    read_manifest,
+)
+from emc2dist.data.ingest.kinds import KINDS, open_source, recognise
+from emc2dist.data.ingest.progress import Progress, say
+from emc2dist.data.ingest.selection import ordered, read_classes, select
+from emc2dist.data.ingest.source import Source, Split
+from emc2dist.data.ingest.unfinished import JOB, Job, Unfinished, is_done
+from emc2dist.data.ingest.workers import write_files
+from emc2dist.data.ingest.writer import Note, Target, Task
+from emc2dist.errors import DataError, SpecError
+from emc2dist.files import Place
+
+__all__ = ["KINDS", "ingest"]
+
+_SHOWN = 5  # unreadable images named on stderr; the manifest has them all
+
+
+def ingest(
+    source: str,
+    dest: str,
+    *,
+    kind: str | None = None,
+    splits: Sequence[str] = (),
+    classes: str | None = None,
+    seed: int = 0,
+    keep_order: bool = False,
+    rows_per_file: int = 4096,
+    workers: int | None = None,
+    skip_unreadable: bool = False,
+    s3: S3 | None = None,
+    cache_dir: str = Data().cache_dir,
+) -> dict[str, Any]:
+    """Write the images at `source` to the folder `dest`, a path or an s3:// URI; returns what was written.
+
+    `kind` is one of `KINDS`; without it, what is there tells. `splits` are written SOURCE or SOURCE=NAME, `classes` is
+    the name of a pinned list or of a text file (both: `selection`). The order of rows follows from `seed` and their
+    number, or is the source's with `keep_order`. `workers` processes, by default one for each CPU, write files of
+    `rows_per_file` rows; 0 and 1: this process does. Images that cannot be decoded stop the work, or are left out and
+    listed. `s3` says how S3 is reached; `cache_dir` is where Parquet sources are unpacked.
+
+    Returns: rows of each split, files, bytes, classes, unreadable, duplicates, seconds, images_per_second (of what this
+    call wrote), dest.
+
+    Raises:
+        SpecError: an argument is out of range.
+        DataError: source or destination cannot be used as asked; names file and row, and what to do.
+        StorageError: source or destination cannot be reached.
+        Emc2Error: a worker was killed.
+    """
+    began = time.monotonic()
+    _check(seed, rows_per_file, workers, kind)
+    place = files.at(dest, s3)
+    if str(place) == str(files.at(source, s3)):
+        raise DataError(f"{dest}: is the source; give another DEST")
+    kind = kind or recognise(source)
+    say(f"listing {source} ({kind})")
+    listed = open_source(source, kind, s3, cache_dir)
+    names, chosen = select(listed, splits, None if classes is None else read_classes(classes))
+    for remark in listed.remarks:
+        say(remark)
+    plan = _Plan(kind, listed, names, chosen, None if keep_order else seed, rows_per_file)
+    if is_done(place, plan.job):
+        say(f"{place}: this very set is finished already")
+        (place / UNFINISHED).remove()  # which a run that was killed at the very end leaves
+        images = 0
+    else:
+        images = _write(plan, place, skip_unreadable, os.cpu_count() or 1 if workers is None else workers)
+    return _summary(place, images, time.monotonic() - began)
+
+
+def _check(seed: int, rows_per_file: int, workers: int | None, kind: str | None) -> None:
+    if seed < 0:
+        raise SpecError(f"--seed {seed}: give 0 or more")
+    if rows_per_file < 1:
+        raise SpecError(f"--rows-per-file {rows_per_file}: give 1 or more")
+    if workers is not None and workers < 0:
+        raise SpecError(f"--workers {workers}: give 0 or more")
+    if kind is not None and kind not in KINDS:
+        raise SpecError(f"--kind {kind}: unknown; give one of {', '.join(KINDS)}")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be written."""
+
+    kind: str
+    source: Source
+    classes: list[str]
+    splits: dict[str, Split]
+    """By the names they are written under, in the source's order."""
+    seed: int | None
+    """Of the order in which they are written; None keeps the source's."""
+    rows_per_file: int
+
+    @property
+    def images(self) -> int:
+        return sum(len(split.positions) for split in self.splits.values())
+
+    @property
+    def job(self) -> Job:
+        """All that decides the content of the set."""
+        return {
+            "kind": self.kind,
+            "source": self.source.digest,
+            "classes": self.classes,
+            "splits": {name: _digest(split) for name, split in self.splits.items()},
+            "seed": self.seed,
+            "rows_per_file": self.rows_per_file,
+        }
+
+    def files(self, split: str) -> list[str]:
+        """Names of the split's files, in order."""
+        count = -(-len(self.splits[split].positions) // self.rows_per_file)
+        return [f"{split}-{number:05}-of-{count:05}.parquet" for number in range(count)]
+
+    def tasks(self, finished: Container[str]) -> Iterator[Task]:
+        """The files that are not finished."""
+        for name in self.splits:
+            split = ordered(self.splits[name], self.seed)
+            for number, file in enumerate(self.files(name)):
+                if file not in finished:
+                    rows = slice(number * self.rows_per_file, (number + 1) * self.rows_per_file)
+                    labels = None if split.labels is None else split.labels[rows]
+                    yield Task(file, self.source.samples(split.positions[rows]), labels)
+
+
+def _digest(split: Split) -> str:
+    digest = hashlib.sha256(split.positions.astype("<i8").tobytes())
+    digest.update(b"" if split.labels is None else split.labels.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _write(plan: _Plan, dest: Place, skip_unreadable: bool, workers: int) -> int:
+    """Write the set, or what is missing of it; returns how many images were read for it."""
+    unfinished = Unfinished(dest, plan.job)
+    target = Target(plan.source.root, dest, unfinished.notes, plan.classes, skip_unreadable)
+    with unfinished.drafts() as drafts:
+        notes = unfinished.finished(with_unreadable=skip_unreadable)
+        before = sum(note.images for note in notes.values())
+        if notes:
+            say(f"{dest}: goes on after {len(notes)} finished files")
+        tasks, left = plan.tasks(set(notes)), sum(len(plan.files(name)) for name in plan.splits) - len(notes)
+        with closing(Progress(plan.images, before)) as progress:
+            for note in write_files(tasks, target, drafts, min(workers, left), progress):
+                notes[note.file.name] = note
+        _finish(plan, dest, notes)
+    unfinished.remove()
+    return plan.images - before
+
+
+def _finish(plan: _Plan, dest: Place, notes: dict[str, Note]) -> None:
+    """Write what makes a set of the files, the manifest last of all."""
+    of_split = {name: [notes[file] for file in plan.files(name)] for name in plan.splits}
+    unreadable = [line for found in of_split.values() for note in found for line in note.unreadable]
+    for name, found in of_split.items():
+        if not any(note.file.rows for note in found):
+            raise DataError(f"{plan.source.root}: no image of split {name} can be read; {unreadable[0]}")
+    for name, found in of_split.items():
+        lengths = np.concatenate([note.lengths for note in found])
+        (dest / index_name(name)).write(index_bytes(lengths, np.concatenate([note.labels for note in found])))
+    digests = np.concatenate([note.digests for note in notes.values()])
+    manifest = Manifest(
+        version=__version__,
+        classes=plan.classes,
+        splits={
+            name: ManifestSplit(labelled=plan.splits[name].labels is not None, files=[note.file for note in found])
+            for name, found in of_split.items()
+        },
+        unreadable=unreadable,
+        duplicates=len(digests) - len(np.unique(digests)),
+    )
+    (dest / JOB).write(json.dumps(plan.job).encode())
+    (dest / MANIFEST).write(manifest.model_dump_json(indent=1).encode())
+
+
+def _summary(dest: Place, images: int, seconds: float) -> dict[str, Any]:
+    manifest = read_manifest(dest)
+    for line in manifest.unreadable[:_SHOWN]:
+        say(f"left out: {line}")
+    if len(manifest.unreadable) > _SHOWN:
+        say(f"left out: {len(manifest.unreadable) - _SHOWN} more, see {dest / MANIFEST}")
+    written = [file for split in manifest.splits.values() for file in split.files]
+    return {
+        "dest": str(dest),
+        "rows": {name: split.rows for name, split in manifest.splits.items()},
+        "files": len(written),
+        "bytes": sum(file.size for file in written),
+        "classes": len(manifest.classes),
+        "unreadable": len(manifest.unreadable),
+        "duplicates": manifest.duplicates,
+        "seconds": seconds,
+        "images_per_second": images / seconds,
+    }

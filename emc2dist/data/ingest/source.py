@@ -1,0 +1,100 @@
+"""What every kind of source offers: images by position, with their labels, in named splits.
+
+A `Source` lives in the process that leads. It holds names, sizes and labels, never images. For each file to be written
+it hands out `Samples`: as much as a worker process needs to read some images, small and picklable.
+"""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emc2dist.errors import DataError, StorageError
+
+
+class Samples(ABC):
+    """Some images of a source, 0 <= k < len. Can be pickled into another process."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def path(self, k: int) -> str | None:
+        """The name that the image is known by, kept beside its bytes; None where the source gives none."""
+
+    def where(self, k: int) -> str:
+        """Where the image is found, from the source's folder on: for messages."""
+        return self.path(k) or ""
+
+    @abstractmethod
+    def read(self, k: int) -> bytes:
+        """The image as an image file's bytes.
+
+        Raises:
+            DataError: this image cannot be had; others of the source can.
+            StorageError: the source cannot be reached, or is no longer what it was when it was listed.
+        """
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of a source that belong together."""
+
+    positions: NDArray[np.int64]
+    """Where they stand in the source, [n]."""
+    labels: NDArray[np.int64] | None
+    """Class of each, [n]; None where the split has none."""
+
+
+class Source(ABC):
+    """A set of images, listed once."""
+
+    root: str
+    """What `Samples.where` starts from: a folder, or an s3:// URI."""
+    classes: list[str]
+    """Names of the classes; empty where the source names none."""
+    splits: dict[str, Split]
+    """By the source's own names. A source that has no splits has one, `train`."""
+    digest: str
+    """Of the names and sizes of its files: another listing, another digest."""
+    remarks: list[str]
+    """What a person should know of how the source was read."""
+
+    @abstractmethod
+    def samples(self, positions: NDArray[np.int64]) -> Samples:
+        """The images at some positions, in that order."""
+
+
+def listing_digest(files: Iterable[tuple[str, int]]) -> str:
+    """SHA-256 of the names and sizes of files, hexadecimal."""
+    digest = hashlib.sha256()
+    for name, size in files:
+        digest.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def read_range(file: Path, start: int, size: int) -> bytes:
+    """`size` bytes of a file from `start`. Raises StorageError where they are not there, or no longer."""
+    try:
+        with file.open("rb", buffering=0) as opened:
+            content = os.pread(opened.fileno(), size, start)
+    except OSError as error:
+        raise StorageError(f"{file}: cannot be read ({error.strerror}); bring it back, then run again") from error
+    if len(content) != size:
+        raise StorageError(f"{file}: truncated while it was read; run again when it is whole")
+    return content
+
+
+def check_labels(labels: NDArray[np.int64], classes: list[str], where: Callable[[int], str]) -> None:
+    """Raise DataError where a label is no class's number (-1 says that an image has none); `where` names the image."""
+    wrong = np.flatnonzero((labels < -1) | (labels >= len(classes)))
+    if classes and len(wrong):
+        raise DataError(
+            f"{where(int(wrong[0]))}: has label {labels[wrong[0]]}, but there are {len(classes)} classes, from 0; "
+            "correct the label or the list of classes"
+        )

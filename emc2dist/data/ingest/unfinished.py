@@ -1,0 +1,116 @@
+"""`DEST/.ingest`: what is kept while a set is being written, so that the same command can go on.
+
+    job.json      what the set is made from and how; another job in the same folder is refused
+    NAME.npz      a note of a finished file. It counts while the file is there with the size (and ETag) it names
+    lock          held by the process that writes, where DEST is a disk
+    draft-*/      files being written, where DEST is a disk
+
+`ingest.json`, the job of a finished set, stays beside its manifest.
+"""
+
+import fcntl
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from emc2dist.data.catalogue import MANIFEST, UNFINISHED
+from emc2dist.data.ingest.writer import Note, note_place
+from emc2dist.errors import DataError
+from emc2dist.files import Place
+
+JOB = "ingest.json"
+_NOTED_JOB = "job.json"
+
+Job = dict[str, Any]
+"""What decides the content of a set, as JSON."""
+
+
+def is_done(dest: Place, job: Job) -> bool:
+    """Whether the set at `dest` is finished, by this very job.
+
+    Raises:
+        DataError: there is a finished set of another job.
+    """
+    names = {entry.name for entry in dest.entries()}
+    if MANIFEST not in names:
+        return False
+    if JOB not in names:
+        raise DataError(f"{dest}: holds a finished set already; give another DEST, or remove it")
+    changed = _differences(json.loads((dest / JOB).read()), job)
+    if changed:
+        raise DataError(f"{dest}: holds a finished set of another job: {changed}; give another DEST, or remove it")
+    return True
+
+
+class Unfinished:
+    """The folder of notes at `dest`, for one job.
+
+    Raises:
+        DataError: `dest` holds another job, or Parquet files of unknown origin, or is a file.
+    """
+
+    def __init__(self, dest: Place, job: Job) -> None:
+        self._dest, self.notes = dest, dest / UNFINISHED
+        known = {entry.name for entry in self.notes.entries()}
+        if _NOTED_JOB in known:
+            changed = _differences(json.loads((self.notes / _NOTED_JOB).read()), job)
+            if changed:
+                raise DataError(f"{dest}: another job is unfinished here: {changed}; give another DEST, or remove it")
+            return
+        if dest.entry() is not None:
+            raise DataError(f"{dest}: is a file; give a folder for the Parquet files")
+        others = [entry.name for entry in dest.entries() if entry.name.endswith(".parquet")]
+        if others:
+            raise DataError(f"{dest}: holds {others[0]}, which no unfinished ingest wrote; give another DEST")
+        (self.notes / _NOTED_JOB).write(json.dumps(job).encode())
+
+    def finished(self, *, with_unreadable: bool) -> dict[str, Note]:
+        """Notes that count, by the name of their file; without `with_unreadable`, of files that left nothing out."""
+        there = {entry.name: entry for entry in self._dest.entries()}
+        noted = {entry.name for entry in self.notes.entries()}
+        notes = {}
+        for name in there:
+            if note_place(self.notes, name).name not in noted:
+                continue
+            note = Note.from_bytes(note_place(self.notes, name).read())
+            same = (there[name].size, note.file.etag or there[name].tag) == (note.file.size, there[name].tag)
+            if same and (with_unreadable or not note.unreadable):
+                notes[name] = note
+        return notes
+
+    @contextmanager
+    def drafts(self) -> Iterator[Path]:
+        """A local folder for files being written, gone afterwards: where a finished file need only be renamed."""
+        if self.notes.remote:
+            with tempfile.TemporaryDirectory(prefix="emc2dist-ingest-") as folder:
+                yield Path(folder)
+            return
+        notes = Path(str(self.notes))
+        with self._locked(notes):
+            for name in self.notes.folders():  # of a run that was killed
+                (self.notes / name).remove()
+            with tempfile.TemporaryDirectory(prefix="draft-", dir=notes) as folder:
+                yield Path(folder)
+
+    @contextmanager
+    def _locked(self, notes: Path) -> Iterator[None]:
+        with (notes / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise DataError(f"{self._dest}: another process is writing this set; wait for it, or end it") from error
+            yield
+
+    def remove(self) -> None:
+        """Forget the job."""
+        self.notes.remove()
+
+
+def _differences(old: Job, new: Job) -> str:
+    """What differs, in words; empty where nothing does."""
+    changed = [key for key in new if old.get(key) != new[key]]
+    shown = ("kind", "seed", "rows_per_file")
+    return ", ".join(f"{key} {old.get(key)} there, {new[key]} here" if key in shown else key for key in changed)

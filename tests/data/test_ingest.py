@@ -1,0 +1,864 @@
+"""`emc2dist ingest`: every kind of source, what becomes of bad ones, and runs that are stopped and go on."""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from emc2dist import files
+from emc2dist.config import S3
+from emc2dist.data.catalogue import UNFINISHED, open_catalogue, read_manifest
+from emc2dist.data.decode import decode
+from emc2dist.data.ingest import ingest
+from emc2dist.data.ingest.selection import read_classes
+from emc2dist.data.parquet import ParquetImages
+from emc2dist.errors import DataError, SpecError, StorageError
+
+COMMAND = [sys.executable, "-m", "emc2dist.cli", "ingest"]
+RANDOM = np.random.default_rng(0)
+
+
+def encoded(image: Image.Image, form: str = "png", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def noise(*shape: int) -> np.ndarray:
+    return RANDOM.integers(0, 256, shape, dtype=np.uint8)
+
+
+def picture(side: int = 8) -> bytes:
+    return encoded(Image.fromarray(noise(side, side, 3)))
+
+
+def plant(root: Path, images: dict[str, bytes]) -> Path:
+    for name, content in images.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+@pytest.fixture
+def pets(tmp_path) -> Path:
+    return plant(tmp_path / "pets", {f"{kind}/{n}.png": picture() for kind in ("dog", "cat") for n in range(4)})
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Ingest in this process, and return the summary and the folder."""
+
+    def run(source, dest="set", **options):
+        dest = str(dest) if "/" in str(dest) else str(tmp_path / dest)
+        options = {"workers": 0, "cache_dir": str(tmp_path / "cache"), **options}
+        return ingest(str(source), dest, **options), Path(dest)
+
+    return run
+
+
+def table(dest: Path, split: str = "train") -> pd.DataFrame:
+    """A split as pandas reads it, with the image's fields as columns, by path."""
+    frame = pd.concat([pd.read_parquet(file) for file in sorted(dest.glob(f"{split}-*.parquet"))], ignore_index=True)
+    image = pd.DataFrame(frame.pop("image").tolist())
+    return pd.concat([image, frame], axis=1).sort_values("path", ignore_index=True)
+
+
+def contents(dest: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(dest.iterdir())}
+
+
+def pixels(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+# What comes out.
+
+
+def test_an_image_folder_comes_out_as_it_is(run, pets):
+    summary, dest = run(pets, rows_per_file=3)
+    made = table(dest)
+    names = sorted(str(file.relative_to(pets)) for file in pets.rglob("*.png"))
+    assert made.path.tolist() == names
+    assert made.bytes.tolist() == [(pets / name).read_bytes() for name in names]
+    assert made.label.tolist() == [0] * 4 + [1] * 4
+    assert read_manifest(files.at(dest)).classes == ["cat", "dog"]
+    assert (summary["rows"], summary["files"], summary["classes"]) == ({"train": 8}, 3, 2)
+    assert summary["bytes"] == sum(file.stat().st_size for file in dest.glob("*.parquet"))
+    assert sorted(contents(dest)) == [
+        "ingest.json",
+        "manifest.json",
+        "train-00000-of-00003.parquet",
+        "train-00001-of-00003.parquet",
+        "train-00002-of-00003.parquet",
+        "train.index.npz",
+    ]
+
+
+def test_the_schema_is_that_of_hugging_face(run, pets):
+    _, dest = run(pets)
+    schema = pq.read_schema(dest / "train-00000-of-00001.parquet")
+    assert schema.field("image").type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    assert schema.field("label").type == pa.int64()
+    label = {"names": ["cat", "dog"], "_type": "ClassLabel"}
+    features = {"image": {"_type": "Image"}, "label": label}
+    assert json.loads(schema.metadata[b"huggingface"]) == {"info": {"features": features}}
+
+
+def test_images_lie_where_the_manifest_says(run, tmp_path):
+    source = plant(tmp_path / "many", {f"a/{n}.png": picture(n % 7 + 1) for n in range(230)})
+    _, dest = run(source, rows_per_file=150)
+    (split,) = read_manifest(files.at(dest)).splits.values()
+    assert [[rows for rows, _ in file.groups] for file in split.files] == [[100, 50], [80]]
+    read = []
+    for file in split.files:
+        content = (dest / file.name).read_bytes()
+        for rows, at in file.groups:
+            for _ in range(rows):
+                length = int.from_bytes(content[at : at + 4], "little")
+                read.append(content[at + 4 : at + 4 + length])
+                at += 4 + length
+    images = ParquetImages.open(dest, cache_dir=tmp_path / "cache")
+    assert read == images.encoded(np.arange(230))
+    assert sorted(read) == sorted(file.read_bytes() for file in source.rglob("*.png"))
+
+
+def test_large_images_make_small_row_groups(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("emc2dist.data.ingest.writer.GROUP_BYTES", 2_000)
+    _, dest = run(plant(tmp_path / "a", {f"{n}.png": picture(16) for n in range(9)}))  # 800 bytes each
+    assert [rows for rows, _ in read_manifest(files.at(dest)).splits["train"].files[0].groups] == [3, 3, 3]
+
+
+def test_the_order_follows_from_the_seed_alone(run, pets, tmp_path):
+    def paths(dest: str, **options) -> list[str]:
+        _, folder = run(pets, dest, rows_per_file=5, **options)
+        made = [row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+        return [row["image"]["path"] for row in made]
+
+    kept = paths("kept", keep_order=True)
+    assert kept == sorted(kept)
+    assert paths("one") != kept
+    assert paths("one more") == paths("one")
+    assert contents(tmp_path / "one more") == contents(tmp_path / "one")
+    assert paths("other", seed=1) not in (kept, paths("one"))
+
+
+def test_a_bad_image_in_a_worker_process_is_one_message(run, pets, capfd):
+    plant(pets, {"cat/broken.png": b"junk"})
+    with pytest.raises(DataError, match=r"cat/broken\.png: no image"):
+        run(pets, rows_per_file=2, workers=2)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_splits_of_a_folder_and_names_for_them(run, tmp_path):
+    names = ["train/cat/1.png", "train/dog/2.png", "val/cat/3.png", "val/dog/4.png", "test/5.png"]
+    source = plant(tmp_path / "set of sets", {name: picture() for name in names})
+    summary, dest = run(source)
+    assert summary["rows"] == {"test": 1, "train": 2, "validation": 2}
+    assert table(dest, "validation").label.tolist() == [0, 1]
+    assert "label" not in table(dest, "test")
+    assert read_manifest(files.at(dest)).splits["test"].labelled is False
+    assert run(source, "b", splits=["val=test"])[0]["rows"] == {"test": 2}
+    assert run(source, "c", splits=["train", "val=train"])[0]["rows"] == {"train": 4}
+    with pytest.raises(DataError, match=r"has no split 'vla'; it has test, train, val"):
+        run(source, "d", splits=["vla"])
+    with pytest.raises(DataError, match=r"split test has no labels, the others of"):
+        run(source, "d", splits=["train", "test=train"])
+    with pytest.raises(SpecError, match=r"--split train=a/b: 'a/b' is no name"):
+        run(source, "d", splits=["train=a/b"])
+    assert not (tmp_path / "d").exists()
+
+
+def test_images_without_classes(run, tmp_path):
+    names = ["1.png", "2.JPG", "ünï cödé ☃ and spaces.png"]
+    source = plant(tmp_path / "böxes of things", {name: picture() for name in names})
+    made = table(run(source)[1])
+    assert made.path.tolist() == names
+    assert list(made) == ["bytes", "path"]
+    plant(source, {"deep/er/4.png": picture()})
+    with pytest.raises(DataError, match=r"deep/er/4\.png lies in a folder of its class or split, 1\.png in none"):
+        run(source, "b")
+    assert table(run(source, "c", kind="flat")[1]).path.tolist() == ["1.png", "2.JPG", "deep/er/4.png", names[2]]
+
+
+def test_what_is_hidden_or_no_image_is_passed_over_and_links_are_followed_once(run, pets, capsys):
+    plant(pets, {".git/1.png": b"", "cat/.2.png": b"", "cat/Thumbs.db": b"", "notes.txt": b""})
+    (pets / "dog" / "up").symlink_to(pets)
+    os.mkfifo(pets / "cat" / "pipe.png")
+    (pets / "emu").symlink_to(plant(pets.parent / "elsewhere", {"1.png": picture()}))
+    assert run(pets)[0]["rows"] == {"train": 9}
+    assert "3 files that are no images were passed over" in capsys.readouterr().err
+
+
+def test_stl10(run, tmp_path):
+    source = tmp_path / "stl10_binary"
+    source.mkdir()
+    images = {"train": noise(3, 96, 96, 3), "test": noise(2, 96, 96, 3), "unlabeled": noise(4, 96, 96, 3)}
+    for name, array in images.items():
+        (source / f"{name}_X.bin").write_bytes(array.transpose(0, 3, 2, 1).tobytes())  # column by column
+    (source / "train_y.bin").write_bytes(bytes([2, 1, 2]))
+    (source / "test_y.bin").write_bytes(bytes([1, 1]))
+    (source / "class_names.txt").write_text("airplane\nbird\n")
+    summary, dest = run(source)
+    assert summary["rows"] == {"test": 2, "train": 3, "unlabeled": 4}
+    for name, array in images.items():
+        made = table(dest, name)
+        assert [pixels(content).tolist() for content in made.bytes] == array.tolist()
+    assert table(dest).label.tolist() == [1, 0, 1]
+    assert "label" not in table(dest, "unlabeled")
+    assert read_manifest(files.at(dest)).classes == ["airplane", "bird"]
+    both = run(source, "b", splits=["unlabeled=train", "test"])[0]
+    assert both["rows"] == {"train": 4, "test": 2}
+    (source / "train_y.bin").write_bytes(bytes([3, 1, 2]))
+    with pytest.raises(DataError, match=r"train_y\.bin, image 0: has label 2, but there are 2 classes"):
+        run(source, "c")
+    (source / "train_y.bin").write_bytes(bytes([1, 2]))
+    with pytest.raises(DataError, match=r"train_y\.bin: 2 labels for 3 images"):
+        run(source, "c")
+    (source / "test_X.bin").write_bytes(b"1234")
+    with pytest.raises(DataError, match=r"test_X\.bin: 4 bytes are no whole number of 96x96 images"):
+        run(source, "c")
+
+
+def cifar(root: Path, arrays: dict[str, np.ndarray], protocol: int = 2) -> Path:
+    root.mkdir()
+    for name, array in arrays.items():
+        names = [f"{name}_{n}.png".encode() for n in range(len(array))]
+        batch = {b"data": array, b"labels": [n % 3 for n in range(len(array))], b"filenames": names}
+        (root / name).write_bytes(pickle.dumps(batch, protocol))
+    (root / "batches.meta").write_bytes(pickle.dumps({"label_names": ["airplane", "automobile", "bird"]}, protocol))
+    return root
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_cifar10(run, tmp_path, protocol):
+    names = ["data_batch_1", "data_batch_2", "test_batch"]
+    arrays = {name: noise(5, 3072) for name in names}
+    summary, dest = run(cifar(tmp_path / "cifar", arrays, protocol))
+    assert summary["rows"] == {"train": 10, "test": 5}
+    for split, batches in (("train", names[:2]), ("test", names[2:])):
+        made = table(dest, split)
+        expected = np.concatenate([arrays[name] for name in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        assert np.array_equal(np.stack([pixels(content) for content in made.bytes]), expected)
+        assert made.label.tolist() == [0, 1, 2, 0, 1] * len(batches)
+        assert made.path.tolist() == [f"{split}/{name}_{n}.png" for name in batches for n in range(5)]
+    assert read_manifest(files.at(dest)).classes == ["airplane", "automobile", "bird"]
+
+
+def python2(value) -> bytes:
+    """A pickle as Python 2 wrote CIFAR's: byte strings are its `str`, arrays come from numpy.core."""
+    if isinstance(value, bytes):
+        return b"T" + len(value).to_bytes(4, "little") + value
+    if isinstance(value, int):
+        return b"J" + value.to_bytes(4, "little", signed=True)
+    if isinstance(value, list):
+        return b"](" + b"".join(map(python2, value)) + b"e"
+    if isinstance(value, dict):
+        return b"}(" + b"".join(python2(key) + python2(item) for key, item in value.items()) + b"u"
+    dtype = (
+        b"cnumpy\ndtype\n"
+        + python2(b"u1")
+        + b"K\x00K\x01\x87R(K\x03"
+        + python2(b"|")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    )
+    shape = b"".join(map(python2, value.shape)) + b"\x86"
+    made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + python2(b"b") + b"\x87R"
+    return made + b"(K\x01" + shape + dtype + b"\x89" + python2(value.tobytes()) + b"tb"
+
+
+def test_cifar100_as_python_2_wrote_it(run, tmp_path):
+    source, arrays = tmp_path / "cifar-100-python", {"train": noise(4, 3072), "test": noise(2, 3072)}
+    source.mkdir()
+    for name, array in arrays.items():
+        fine = [n % 2 for n in range(len(array))]
+        batch = {b"data": array, b"fine_labels": fine, b"coarse_labels": [9] * len(array)}
+        (source / name).write_bytes(b"\x80\x02" + python2(batch) + b".")
+    meta = {b"fine_label_names": [b"apple", b"bear"], b"coarse_label_names": [b"food"]}
+    (source / "meta").write_bytes(b"\x80\x02" + python2(meta) + b".")
+    _, dest = run(source)
+    made = table(dest)
+    expected = arrays["train"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    assert np.array_equal(np.stack([pixels(content) for content in made.bytes]), expected)
+    assert made.label.tolist() == [0, 1, 0, 1]
+    assert read_manifest(files.at(dest)).classes == ["apple", "bear"]
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("evil code ran",)
+
+
+def test_a_pickle_that_runs_code_is_refused(run, tmp_path, capfd):
+    source = cifar(tmp_path / "cifar", {"data_batch_1": noise(5, 3072)})
+    (source / "data_batch_1").write_bytes(pickle.dumps({b"data": Evil()}))
+    with pytest.raises(DataError, match=r"data_batch_1: refused: this pickle calls builtins\.print"):
+        run(source)
+    assert "evil" not in "".join(capfd.readouterr())
+    (source / "data_batch_1").write_bytes(b"junk")
+    with pytest.raises(DataError, match=r"data_batch_1: not a pickle"):
+        run(source)
+    (source / "data_batch_1").write_bytes(pickle.dumps({b"data": noise(5, 3072), b"labels": [0]}))
+    with pytest.raises(DataError, match=r"data_batch_1: 5 images need as many whole numbers as `labels`"):
+        run(source)
+
+
+def shard(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as opened:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            opened.addfile(info, io.BytesIO(content))
+    return path.parent
+
+
+def test_tar_shards(run, tmp_path, capsys):
+    long = "ä" * 120  # more than a plain header holds
+    images = {"a/0.jpg": encoded(Image.fromarray(noise(8, 8, 3)), "jpeg"), f"b/{long}.png": picture(), "c.x.png": b""}
+    labels = {"a/0.cls": b"1\n", f"b/{long}.json": b'{"label": 0, "who": "me"}', "d.cls": b"1"}
+    shard(tmp_path / "shards" / "train-0.tar", {**images, **labels})
+    shard(tmp_path / "shards" / "train-1.tar", {"e.PNG": images["a/0.jpg"], "e.cls": b"0"})
+    source = shard(tmp_path / "shards" / "val-0.tar", {"f.jpg": images["a/0.jpg"]})
+    summary, dest = run(source)
+    assert summary["rows"] == {"train": 3, "validation": 1}
+    made = table(dest)
+    assert made.path.tolist() == ["a/0.jpg", f"b/{long}.png", "e.PNG"]
+    assert made.bytes.tolist() == [images["a/0.jpg"], images[f"b/{long}.png"], images["a/0.jpg"]]
+    assert made.label.tolist() == [1, 0, 0]
+    assert "label" not in table(dest, "validation")
+    assert "2 samples without an image were passed over" in capsys.readouterr().err
+    assert summary["duplicates"] == 2
+    (source / "classes.txt").write_text("cat\n")
+    with pytest.raises(DataError, match=r"train-0\.tar, a/0\.jpg: has label 1, but there are 1 classes"):
+        run(source, "named")
+    (source / "classes.txt").write_text("cat\ndog\n")
+    _, dest = run(source, "named", splits=["train"], classes=str(plant(tmp_path, {"list": b"dog"}) / "list"))
+    assert table(dest).label.tolist() == [0]
+    assert run(source / "train-1.tar", "one shard")[0]["rows"] == {"train": 1}
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"a.jpg": b"1", "a.png": b"2"}, r"x\.tar, a\.png: a second image of its sample, beside a\.jpg"),
+        ({"a.jpg": b"1", "a.cls": b"cat"}, r"x\.tar, a\.cls: not a whole number: b'cat'"),
+        ({"a.jpg": b"1", "a.json": b'{"label": "cat"}'}, r"x\.tar, a\.json: label 'cat' is no whole number"),
+        ({"a.jpg": b"1", "a.json": b"[]"}, r"x\.tar, a\.json: not a JSON object"),
+        ({"a.jpg": b"1", "a.cls": b"0", "b.jpg": b"1"}, r"x\.tar, b\.jpg: has no label, though others have"),
+        ({"a.cls": b"0"}, r"no images in 1 shards"),
+        ({"a.jpg": b"junk"}, r"x\.tar, a\.jpg: no image of any kind"),
+    ],
+)
+def test_odd_shards_are_named_with_the_member(run, tmp_path, members, message):
+    with pytest.raises(DataError, match=message):
+        run(shard(tmp_path / "shards" / "x.tar", members))
+
+
+@pytest.mark.parametrize("cut", [100, 512 + 100, 512 + 1024, 3 * 512, 4 * 512, 4 * 512 + 100])
+def test_a_truncated_tar_is_refused(run, tmp_path, cut):
+    source = shard(tmp_path / "shards" / "x.tar", {"a.png": bytes(1000), "b.png": bytes(1000)})
+    content = (source / "x.tar").read_bytes()
+    (source / "x.tar").write_bytes(content[:cut])
+    with pytest.raises(DataError, match=r"x\.tar: (not a whole tar|truncated or damaged)"):
+        run(source)
+
+
+def test_a_damaged_tar_is_refused(run, tmp_path):
+    source = shard(tmp_path / "shards" / "x.tar", {"a.png": bytes(1000), "b.png": bytes(1000)})
+    content = bytearray((source / "x.tar").read_bytes())
+    content[3 * 512 : 4 * 512] = noise(512).tobytes()  # the second header
+    (source / "x.tar").write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.tar: (not a whole tar|truncated or damaged)"):
+        run(source)
+
+
+# Another Parquet set.
+
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def write_parquet(file: Path, images: list[bytes | None], labels: list[int]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = [value if value is None else {"bytes": value, "path": f"{n}.png"} for n, value in enumerate(images)]
+    names = pa.schema([("image", IMAGE), ("label", pa.int64())], metadata={"classes": "zebra,ant"})
+    pq.write_table(pa.table([pa.array(rows, IMAGE), pa.array(labels)], schema=names), file, row_group_size=3)
+    return file.parent
+
+
+def test_another_parquet_set(run, tmp_path):
+    images = [picture() for _ in range(8)]
+    write_parquet(tmp_path / "old" / "train-0.parquet", images[:5], [0, 1, 0, 1, 0])
+    source = write_parquet(tmp_path / "old" / "test.parquet", images[5:], [1, 1, -1])
+    summary, dest = run(source)
+    assert summary["rows"] == {"train": 5, "test": 3}
+    assert (table(dest).bytes.tolist(), table(dest).label.tolist()) == (images[:5], [0, 1, 0, 1, 0])
+    assert table(dest).path.tolist() == [f"{n}.png" for n in range(5)]
+    assert (table(dest, "test").bytes.tolist(), table(dest, "test").label.tolist()) == (images[5:], [1, 1, -1])
+    assert read_manifest(files.at(dest)).classes == ["zebra", "ant"]  # labels keep their meaning
+    _, again = run(dest, "copy of the copy")
+    for split in ("train", "test"):
+        assert table(again, split).equals(table(dest, split))
+    assert run(source / "test.parquet", "a file")[0]["rows"] == {"train": 3}
+
+
+def test_a_bad_row_of_a_parquet_set_is_named(run, tmp_path):
+    source = write_parquet(tmp_path / "old" / "a.parquet", [picture(), None, b"junk", picture()], [0] * 4)
+    with pytest.raises(DataError, match=r"old/a\.parquet, row [12]: .*--skip-unreadable"):
+        run(source)
+    summary, dest = run(source, "b", skip_unreadable=True)
+    assert (summary["rows"], summary["unreadable"]) == ({"train": 2}, 2)
+    assert table(dest).path.tolist() == ["0.png", "3.png"]
+    first, second = sorted(read_manifest(files.at(dest)).unreadable)
+    assert first == "a.parquet, row 1: the image is null; remove the row or give it an image"
+    assert second == "a.parquet, row 2: no image of any kind that Pillow reads"
+
+
+def test_parquet_that_cannot_be_used(run, tmp_path):
+    source = write_parquet(tmp_path / "a" / "a.parquet", [], [])
+    with pytest.raises(DataError, match="no rows"):
+        run(source)
+    plant(tmp_path / "b", {"b.parquet": b"junk"})
+    with pytest.raises(DataError, match=r"b\.parquet: not a valid Parquet file"):
+        run(tmp_path / "b")
+    pq.write_table(pa.table({"picture": [1]}), tmp_path / "b" / "b.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet: no column `image`"):
+        run(tmp_path / "b")
+    source = write_parquet(tmp_path / "c" / "c.parquet", [picture()], [2])
+    with pytest.raises(DataError, match=r"c\.parquet, row 0: has label 2, but there are 2 classes"):
+        run(source)
+    write_parquet(tmp_path / "d" / "a.parquet", [picture()], [0])
+    pq.write_table(
+        pa.table({"image": pa.array([{"bytes": picture(), "path": ""}], IMAGE)}), tmp_path / "d" / "b.parquet"
+    )
+    with pytest.raises(DataError, match=r"b\.parquet: label is None, but int64"):
+        run(tmp_path / "d")
+
+
+# Images of all kinds.
+
+
+def oriented() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(Image.fromarray(noise(4, 8, 3)), "jpeg", exif=exif)
+
+
+def all_kinds() -> dict[str, bytes]:
+    colour = Image.fromarray(noise(8, 6, 3))
+    return {
+        "grey.png": encoded(colour.convert("L")),
+        "bits.png": encoded(colour.convert("1")),
+        "alpha.png": encoded(colour.convert("RGBA")),
+        "palette.png": encoded(colour.quantize(4), transparency=b"\x10\x20"),
+        "cmyk.jpg": encoded(colour.convert("CMYK"), "jpeg"),
+        "deep.png": encoded(Image.fromarray(noise(8, 6).astype(np.uint16) * 257)),
+        "deep.tiff": encoded(Image.fromarray(noise(8, 6).astype(np.uint16) * 257), "tiff"),
+        "turned.jpg": oriented(),
+        "moving.gif": encoded(colour, "gif", save_all=True, append_images=[Image.fromarray(noise(8, 6, 3))]),
+        "small.webp": encoded(colour, "webp"),
+        "plain.bmp": encoded(colour, "bmp"),
+    }
+
+
+def test_images_of_all_kinds_keep_their_bytes_and_can_be_decoded(run, tmp_path):
+    images = all_kinds()
+    made = table(run(plant(tmp_path / "kinds", images))[1])
+    assert dict(zip(made.path, made.bytes, strict=True)) == images
+    shapes = {name: tuple(decode(content).shape) for name, content in images.items()}
+    assert shapes.pop("turned.jpg") == (3, 8, 4)
+    assert set(shapes.values()) == {(3, 8, 6)}
+
+
+def bomb() -> bytes:
+    return encoded(Image.new("1", (20_000, 5_000)))
+
+
+BAD = {
+    "empty.png": (lambda: b"", "the file is empty"),
+    "junk.jpg": (lambda: b"no image at all", "no image of any kind that Pillow reads"),
+    "cut.png": (lambda: picture(64)[:-500], "the image cannot be decoded"),
+    "cut.jpg": (lambda: encoded(Image.fromarray(noise(64, 64, 3)), "jpeg")[:-500], "the image cannot be decoded"),
+    "bomb.png": (bomb, "the image cannot be decoded .*20000 x 5000 pixels are more than"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_image_stops_the_run_or_is_left_out_as_told(run, pets, name):
+    make, reason = BAD[name]
+    plant(pets, {f"cat/{name}": make()})
+    with pytest.raises(DataError, match=rf"pets/cat/{name}: {reason}.*; repair or remove it, or leave .*--skip"):
+        run(pets, rows_per_file=3)
+    with pytest.raises(DataError, match="unfinished ingest"):
+        open_catalogue(files.at(pets.parent / "set"), "train", pets.parent / "cache")
+    summary, dest = run(pets, rows_per_file=3, skip_unreadable=True)  # goes on
+    assert (summary["rows"], summary["unreadable"]) == ({"train": 8}, 1)
+    assert [line.partition(": ")[0] for line in read_manifest(files.at(dest)).unreadable] == [f"cat/{name}"]
+    assert len(ParquetImages.open(dest, cache_dir=pets.parent / "cache")) == 8
+
+
+def test_a_link_that_leads_nowhere_is_an_unreadable_image(run, pets, capsys):
+    (pets / "cat" / "gone.png").symlink_to("nowhere.png")
+    with pytest.raises(DataError, match=r"cat/gone\.png: cannot be read \(No such file"):
+        run(pets)
+    assert run(pets, skip_unreadable=True)[0]["unreadable"] == 1
+    assert "left out: cat/gone.png: cannot be read" in capsys.readouterr().err
+
+
+def test_a_file_too_large_for_an_image_is_not_read(run, pets):
+    with (pets / "cat" / "disk.png").open("wb") as file:
+        file.truncate(2**30 + 1)
+    with pytest.raises(DataError, match=r"cat/disk\.png: cannot be read \(more than 1073741824 bytes"):
+        run(pets)
+
+
+def test_what_was_left_out_stops_a_run_that_leaves_nothing_out(run, pets, monkeypatch):
+    plant(pets, {"cat/junk.png": b"junk"})
+    monkeypatch.setattr("emc2dist.data.ingest._finish", lambda *_: sys.exit("killed"))
+    with pytest.raises(SystemExit):
+        run(pets, skip_unreadable=True)
+    monkeypatch.undo()
+    with pytest.raises(DataError, match=r"cat/junk\.png"):
+        run(pets)
+
+
+def test_a_split_of_nothing_but_unreadable_images_is_refused(run, tmp_path):
+    source = plant(tmp_path / "bad", {"1.png": b"", "2.png": b""})
+    with pytest.raises(DataError, match=r"no image of split train can be read; [12]\.png: the file is empty"):
+        run(source, skip_unreadable=True)
+
+
+def test_duplicates_are_counted_over_all_splits(run, tmp_path):
+    same, other = picture(), picture()
+    images = {"train/1.png": same, "train/2.png": other, "train/3.png": same, "test/4.png": same}
+    assert run(plant(tmp_path / "a", images))[0]["duplicates"] == 2
+
+
+# Classes.
+
+
+def test_imagenet100_is_the_pinned_list():
+    names = read_classes("imagenet100")
+    assert len(set(names)) == 100
+    assert all(name.startswith("n") and len(name) == 9 and name[1:].isdigit() for name in names)
+    assert (names[0], names[-1]) == ("n02869837", "n02090622")
+
+
+def test_a_class_list_keeps_classes_in_the_order_of_their_names(run, tmp_path):
+    wanted = read_classes("imagenet100")
+    others = ["n00000001", "n99999999"]
+    source = plant(tmp_path / "imagenet", {f"{name}/{name}_1.png": picture(1) for name in wanted + others})
+    summary, dest = run(source, classes="imagenet100")
+    assert (summary["rows"], summary["classes"]) == ({"train": 100}, 100)
+    assert read_manifest(files.at(dest)).classes == sorted(wanted)
+    assert [path.split("/")[0] for path in table(dest).path] == sorted(wanted)
+    assert table(dest).label.tolist() == list(range(100))
+
+
+def test_a_class_list_that_does_not_fit_is_refused(run, pets, tmp_path):
+    lists = plant(tmp_path, {"typo": b"dgo\n", "twice": b"cat\ncat\n", "none": b"\n"})
+    with pytest.raises(DataError, match=r"pets: has no class 'dgo'; the nearest is 'dog'"):
+        run(pets, classes=str(lists / "typo"))
+    with pytest.raises(DataError, match=r"pets: has no class 'n02869837'"):
+        run(pets, classes="imagenet100")
+    with pytest.raises(DataError, match=r"twice: names cat twice"):
+        run(pets, classes=str(lists / "twice"))
+    with pytest.raises(DataError, match=r"none: names no class"):
+        run(pets, classes=str(lists / "none"))
+    with pytest.raises(DataError, match=r"imagenet: no class list .*give imagenet100"):
+        run(pets, classes="imagenet")
+    with pytest.raises(DataError, match="names no classes"):
+        run(plant(tmp_path / "flat", {"1.png": picture()}), classes="imagenet100")
+
+
+# Sources and destinations that cannot be used.
+
+
+def test_sources_that_cannot_be_used(run, tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no such file or folder"):
+        run(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: no images"):
+        run(tmp_path / "empty")
+    with pytest.raises(DataError, match=r"notes\.txt: no source of images"):
+        run(plant(tmp_path, {"notes.txt": b""}) / "notes.txt")
+    for kind in ("imagefolder", "flat", "stl10", "cifar", "tar"):
+        with pytest.raises(DataError, match=r"s3://bucket/set: only Parquet sets are read from S3"):
+            ingest("s3://bucket/set", str(tmp_path / "set"), kind=kind)
+        with pytest.raises(DataError, match=r"empty: no |batches\.meta: missing"):
+            run(tmp_path / "empty", kind=kind)
+    with pytest.raises(DataError, match=r"is a folder, and this is a file"):
+        run(tmp_path / "notes.txt", kind="flat")
+    assert not (tmp_path / "set").exists()
+
+
+def test_arguments_out_of_range(run, pets):
+    for option, value in (("seed", -1), ("rows_per_file", 0), ("workers", -1), ("kind", "zip")):
+        with pytest.raises(SpecError, match=rf"--{option.replace('_', '-')} {value}: "):
+            run(pets, **{option: value})
+
+
+def test_destinations_that_cannot_be_used(run, pets, tmp_path):
+    with pytest.raises(DataError, match="is the source"):
+        run(pets, pets)
+    with pytest.raises((DataError, StorageError), match="afile"):
+        run(pets, plant(tmp_path, {"afile": b""}) / "afile")
+    with pytest.raises(DataError, match=r"holds x\.parquet, which no unfinished ingest wrote"):
+        run(pets, plant(tmp_path / "other", {"x.parquet": b""}))
+
+
+def test_a_finished_set_is_left_alone(run, pets, tmp_path, capsys):
+    first, dest = run(pets)
+    before = contents(dest)
+    again, _ = run(pets)
+    assert "finished already" in capsys.readouterr().err
+    assert {**again, "seconds": 0, "images_per_second": 0} == {**first, "seconds": 0, "images_per_second": 0}
+    assert again["images_per_second"] == 0
+    with pytest.raises(DataError, match=r"a finished set of another job: seed 0 there, 1 here; give another DEST"):
+        run(pets, seed=1)
+    plant(pets, {"emu/1.png": picture()})
+    with pytest.raises(DataError, match=r"another job: source, classes, splits; give"):
+        run(pets)
+    assert contents(dest) == before
+
+
+def test_another_job_is_not_mixed_with_an_unfinished_one(run, pets):
+    plant(pets, {"cat/junk.png": b"junk"})
+    with pytest.raises(DataError, match="junk"):
+        run(pets, rows_per_file=3)
+    with pytest.raises(DataError, match=r"another job is unfinished here: rows_per_file 3 there, 4 here"):
+        run(pets, rows_per_file=4)
+
+
+# Runs that are stopped and go on.
+
+
+@pytest.fixture
+def slow(tmp_path) -> Path:
+    """Images that take a few seconds."""
+    content = [picture(700) for _ in range(4)]
+    return plant(tmp_path / "slow", {f"a/{n:03}.png": content[n % 4] + bytes([n]) for n in range(40)})
+
+
+def started(source: Path, dest, *options: str) -> subprocess.Popen:
+    command = [*COMMAND, str(source), str(dest), "--rows-per-file", "4", *options]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def await_notes(place: files.Place, process: subprocess.Popen) -> set[str]:
+    """Names of the files that are noted, as soon as there are some."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        found = {e.name.removesuffix(".npz") for e in (place / UNFINISHED).entries() if e.name.endswith(".npz")}
+        if found:
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"no file was finished: {process.communicate()}")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_run_that_is_killed_goes_on_and_ends_with_the_same_bytes(run, slow, tmp_path, capsys, workers):
+    run(slow, "unbroken", rows_per_file=4)
+    dest = tmp_path / "broken"
+    process = started(slow, dest, "--workers", workers)
+    await_notes(files.at(dest), process)
+    children = workers_of(process)
+    process.kill()
+    process.communicate(timeout=60)
+    assert psutil.wait_procs(children, timeout=30)[1] == []  # workers end with the one that leads
+    assert [path.name for path in (dest / UNFINISHED).iterdir() if path.is_dir() and workers == "2"] == []
+    kept = {f.name.removesuffix(".npz"): 0 for f in (dest / UNFINISHED).glob("*.npz")}
+    kept = {name: (dest / name).stat().st_mtime_ns for name in kept}
+    assert 0 < len(kept) < 10
+    with pytest.raises(DataError, match="unfinished ingest"):
+        open_catalogue(files.at(dest), "train", tmp_path / "cache")
+    run(slow, dest, rows_per_file=4)
+    assert f"goes on after {len(kept)} finished files" in capsys.readouterr().err
+    assert {name: (dest / name).stat().st_mtime_ns for name in kept} == kept
+    assert contents(dest) == contents(tmp_path / "unbroken")
+
+
+def test_a_finished_file_that_was_changed_is_written_again(run, pets, monkeypatch):
+    monkeypatch.setattr("emc2dist.data.ingest._finish", lambda *_: sys.exit("killed"))
+    with pytest.raises(SystemExit):
+        run(pets, rows_per_file=3)
+    monkeypatch.undo()
+    file = pets.parent / "set" / "train-00001-of-00003.parquet"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    run(pets, rows_per_file=3)
+    assert file.read_bytes() == whole
+
+
+def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_a_worker_that_is_killed_ends_the_run_which_goes_on(run, slow, tmp_path):
+    process = started(slow, tmp_path / "set", "--workers", "2")
+    await_notes(files.at(tmp_path / "set"), process)
+    workers_of(process)[0].kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "emc2dist: a worker process was killed, perhaps for want of memory" in err
+    assert run(slow, rows_per_file=4)[0]["rows"] == {"train": 40}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_stops_cleanly(run, slow, tmp_path, workers):
+    dest = tmp_path / "set"
+    process = started(slow, dest, "--workers", workers)
+    await_notes(files.at(dest), process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "the same command resumes" in err
+    assert "Traceback" not in err
+    assert [path.name for path in (dest / UNFINISHED).iterdir() if path.is_dir()] == []
+    assert not (dest / "manifest.json").exists()
+    assert run(slow, rows_per_file=4)[0]["rows"] == {"train": 40}
+    assert not (dest / UNFINISHED).exists()
+
+
+def test_ctrl_c_while_workers_start(slow, tmp_path):
+    process = started(slow, tmp_path / "set", "--workers", "2")
+    deadline = time.monotonic() + 60
+    while len(workers_of(process)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+
+
+def test_two_processes_do_not_write_one_set(run, pets):
+    plant(pets, {"cat/junk.png": b"junk"})
+    with pytest.raises(DataError, match="junk"):
+        run(pets)
+    with (pets.parent / "set" / UNFINISHED / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another process is writing this set"):
+            run(pets)
+
+
+def test_a_full_disk_is_one_message_and_leaves_no_draft(run, tmp_path):
+    source = plant(tmp_path / "large", {f"a/{n}.png": picture(200) for n in range(4)})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(StorageError, match=r"train-00000-of-00001\.parquet: cannot be written .*; make room"):
+            run(source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(path.name for path in (tmp_path / "set").rglob("*")) == [UNFINISHED, "job.json", "lock"]
+    assert run(source)[0]["rows"] == {"train": 4}
+
+
+def test_a_log_gets_lines_with_rate_and_time_left(run, pets, capsys, monkeypatch):
+    monkeypatch.setattr("emc2dist.data.ingest.progress._LINE_SECONDS", 0.0)
+    run(pets)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "images/s" in line]
+    assert len(lines) == 8
+    assert lines[3].startswith("4 of 8 images, ")
+    assert lines[3].endswith(" to go")
+
+
+def test_the_command(run, pets, tmp_path):
+    chosen = str(plant(tmp_path, {"list": b"cat\n"}) / "list")
+    command = [*COMMAND, str(pets), str(tmp_path / "set"), "--classes", chosen, "--rows-per-file", "2", "--json"]
+
+    def answer(*options: str) -> tuple[int, str, str]:
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
+        return done.returncode, done.stdout, done.stderr
+
+    status, out, err = answer("--workers", "2", "s3.attempts=2")
+    assert (status, json.loads(out)["rows"]) == (0, {"train": 4}), err
+    run(pets, "alone", classes=chosen, rows_per_file=2)
+    assert contents(tmp_path / "set") == contents(tmp_path / "alone")
+    status, out, err = answer("--seed", "7")
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1].endswith("another job: seed 0 there, 7 here; give another DEST, or remove it")
+    refusal = "emc2dist: 'lr=3': only keys of s3 can be set here, as in s3.endpoint=URL\n"
+    assert answer("lr=3") == (2, "", refusal)
+
+
+# On S3.
+
+
+def test_a_set_on_s3(run, pets, s3, tmp_path, capfd):
+    _, local = run(pets, rows_per_file=3)
+    summary, _ = run(pets, f"{s3.uri}/sets/pets", rows_per_file=3)
+    assert (summary["rows"], summary["dest"]) == ({"train": 8}, f"{s3.uri}/sets/pets")
+    place = files.at(f"{s3.uri}/sets/pets")
+    listing = {entry.name: entry for entry in place.entries()}
+    assert place.folders() == []
+    assert sorted(listing) == sorted(contents(local))
+    for file in read_manifest(place).splits["train"].files:
+        assert (file.size, file.etag) == (listing[file.name].size, listing[file.name].tag)
+        assert (place / file.name).read() == (local / file.name).read_bytes()
+    images = ParquetImages.open(f"{s3.uri}/sets/pets", cache_dir=tmp_path / "cache")
+    assert images.encoded(np.arange(8)) == ParquetImages.open(local, cache_dir=tmp_path / "cache").encoded(np.arange(8))
+    secret = s3.server.secret_key
+    assert not any(secret.encode() in (place / name).read() for name in listing)
+    assert secret not in "".join(capfd.readouterr())
+    _, copy = run(f"{s3.uri}/sets/pets", "back", rows_per_file=3)
+    assert table(copy).equals(table(local))
+
+
+def test_a_folder_of_s3_that_holds_other_things(run, pets, s3):
+    (files.at(s3.uri) / "notes.txt").write(b"mine")
+    (files.at(s3.uri) / "file").write(b"mine")
+    with pytest.raises(DataError, match=r"/file: is a file; give a folder"):
+        run(pets, f"{s3.uri}/file")
+    assert run(pets, s3.uri)[0]["rows"] == {"train": 8}
+    assert (files.at(s3.uri) / "notes.txt").read() == b"mine"
+    (files.at(s3.uri) / "others" / "x.parquet").write(b"mine")
+    with pytest.raises(DataError, match=r"holds x\.parquet, which no unfinished ingest wrote"):
+        run(pets, f"{s3.uri}/others")
+
+
+def test_s3_that_does_not_answer(run, pets, s3):
+    s3.server.kill_object_server()
+    with pytest.raises(StorageError, match=rf"{s3.uri}/set.*no usable answer"):
+        run(pets, f"{s3.uri}/set", s3=S3(attempts=1))
+    s3.server.start_object_server()
+    assert run(pets, f"{s3.uri}/set")[0]["rows"] == {"train": 8}
+    with pytest.raises(StorageError, match="no such bucket"):
+        run(pets, "s3://no-such-bucket-here/set")
+
+
+def test_a_run_to_s3_that_is_killed_goes_on(run, slow, s3, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a process that is killed leaves a draft there
+    dest = f"{s3.uri}/set"
+    process = started(slow, dest, "--workers", "1")
+    kept = await_notes(files.at(dest), process)
+    process.kill()
+    process.communicate(timeout=60)
+    before = {entry.name: entry.tag for entry in files.at(dest).entries()}
+    run(slow, dest, rows_per_file=4)
+    shown = capsys.readouterr().err
+    assert "goes on after" in shown
+    assert s3.server.secret_key not in shown
+    after = {entry.name: entry.tag for entry in files.at(dest).entries()}
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    for file in read_manifest(files.at(dest)).splits["train"].files:
+        assert hashlib.sha256((files.at(dest) / file.name).read()).hexdigest() == file.sha256
