@@ -9,10 +9,10 @@ from typing import Any
 
 import ray
 
-from emc2dist.errors import DataError, Emc2Error, NonFiniteError, RunError, SpecError
+from emc2dist.errors import DataError, Emc2Error, NonFiniteError, RunError, SpecError, StorageError
 from emc2dist.metrics import Row
 
-FATAL = (SpecError, DataError, RunError, NonFiniteError)
+FATAL = (SpecError, DataError, RunError, StorageError, NonFiniteError)
 TIMEOUT_S = 60.0
 
 

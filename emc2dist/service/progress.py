@@ -2,10 +2,12 @@
 
 import sys
 import threading
+from time import monotonic
 from typing import Any
 
 from tqdm import tqdm
 
+from emc2dist.errors import StorageUnreachable
 from emc2dist.metrics import Row
 from emc2dist.service.board import BoardHandle
 from emc2dist.service.runs import RunFolder
@@ -27,12 +29,12 @@ class Display:
             self._restart(int(row["step"]), resumed=bool(row["resumed"]))
         elif "knn_accuracy" in row:
             pixels = f", raw pixels {row['knn_pixels']:.3f}" if "knn_pixels" in row else ""
-            self._say(f"epoch {row['epoch']:g}: kNN accuracy {row['knn_accuracy']:.3f}{pixels}")
+            self.say(f"epoch {row['epoch']:g}: kNN accuracy {row['knn_accuracy']:.3f}{pixels}")
         elif self._bar is not None:
             self._bar.update(int(row["step"]) - self._bar.n)
             self._bar.set_postfix_str(_summary(row))
         else:
-            self._say(f"step {row['step']}/{self._steps} epoch {row['epoch']:.2f} {_summary(row)}")
+            self.say(f"step {row['step']}/{self._steps} epoch {row['epoch']:.2f} {_summary(row)}")
 
     def close(self) -> None:
         """Leave the bar as it stands."""
@@ -41,24 +43,34 @@ class Display:
 
     def _restart(self, step: int, *, resumed: bool) -> None:
         if resumed:
-            self._say(f"resumed from the checkpoint at step {step}")
+            self.say(f"resumed from the checkpoint at step {step}")
         if self._bar is not None:
             self._bar.initial = step
             self._bar.reset(self._steps)
             self._bar.update(step)
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Show a line, above the bar where there is one."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:
             print(text, file=sys.stderr, flush=True)
 
 
-class Monitor:
-    """Takes rows from the board, on a thread, to the run folder and the display, until stopped."""
+_INTERVAL_S = 0.5
+_REMOTE_S = 10.0  # S3 cannot append: each time the whole of metrics.jsonl is written
 
-    def __init__(self, board: BoardHandle, folder: RunFolder, display: Display, interval_s: float = 0.5) -> None:
-        self._board, self._folder, self._display, self._interval_s = board, folder, display, interval_s
+
+class Monitor:
+    """Takes rows from the board, on a thread, to the display and the run folder, until stopped.
+
+    While S3 does not answer, rows are kept until it does.
+    """
+
+    def __init__(self, board: BoardHandle, folder: RunFolder, display: Display) -> None:
+        self._board, self._folder, self._display = board, folder, display
+        self._pending: list[Row] = []
+        self._saved = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
@@ -67,18 +79,31 @@ class Monitor:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        """Take the last rows and stop."""
+        """Take the last rows and stop. Raises StorageError where they cannot be saved."""
         self._stop.set()
         self._thread.join(timeout=60)
+        self._take()
+        self._folder.append(self._pending)
         self._display.close()
 
     def _run(self) -> None:
-        stopping = False
-        while not stopping:
-            stopping = self._stop.wait(self._interval_s)
-            for row in self._board.take():
-                self._folder.append(row)
-                self._display.show(row)
+        while not self._stop.wait(_INTERVAL_S):
+            self._take()
+            if monotonic() - self._saved > (_REMOTE_S if self._folder.place.remote else 0):
+                self._save()
+
+    def _take(self) -> None:
+        for row in self._board.take():
+            self._pending.append(row)
+            self._display.show(row)
+
+    def _save(self) -> None:
+        try:
+            self._folder.append(self._pending)
+            self._pending = []
+        except StorageUnreachable as error:
+            self._display.say(f"{len(self._pending)} rows of metrics wait to be written: {error}")
+        self._saved = monotonic()
 
 
 def _summary(row: Row) -> str:

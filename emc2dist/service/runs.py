@@ -1,4 +1,4 @@
-"""The folder of a run: what ran, with what, how it went, and its checkpoints.
+"""The folder of a run, on disk or on S3: what ran, with what, how it went, and its checkpoints.
 
 RUN/spec.yaml           the resolved spec
 RUN/versions.json       Python, packages, git commit
@@ -10,12 +10,15 @@ RUN/checkpoint-*/       see `emc2dist.train.checkpoint`; Ray Train keeps its own
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from emc2dist.config import Spec, differences, dump, load
+from emc2dist import files
+from emc2dist.config import S3, Spec, differences, dump, parse
 from emc2dist.errors import RunError
+from emc2dist.files import Place
 from emc2dist.metrics import Row
 
 _PACKAGES = ("emc2dist", "torch", "torchvision", "ray", "numpy", "numba", "pyarrow", "pillow", "scikit-learn")
@@ -24,14 +27,14 @@ _PACKAGES = ("emc2dist", "torch", "torchvision", "ray", "numpy", "numba", "pyarr
 class RunFolder:
     """One run's folder."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, place: Place) -> None:
+        self.place = place
 
     @classmethod
-    def open(cls, path: str | Path) -> "RunFolder":
+    def open(cls, path: str | Path, s3: S3 | None = None) -> "RunFolder":
         """An existing run's folder. Raises RunError where there is none."""
-        folder = cls(Path(path))
-        if not (folder.path / "spec.yaml").is_file():
+        folder = cls(files.at(path, s3))
+        if not folder._has_spec():
             raise RunError(f"{path}: not a run folder (it has no spec.yaml); give the one that `emc2dist train` named")
         return folder
 
@@ -42,27 +45,28 @@ class RunFolder:
         Raises:
             RunError: the name is taken by a run with another spec.
         """
-        folder = cls(Path(spec.run_dir).expanduser().resolve() / spec.name)
-        if (folder.path / "spec.yaml").is_file():
+        run_dir = spec.run_dir if files.is_remote(spec.run_dir) else Path(spec.run_dir).expanduser().resolve()
+        folder = cls(files.at(run_dir, spec.s3) / spec.name)
+        if folder._has_spec():
             changed = differences(folder.spec(), spec)
             if changed:
                 raise RunError(
-                    f"{folder.path}: an earlier run of this name had another spec ({'; '.join(changed)}); "
+                    f"{folder.place}: an earlier run of this name had another spec ({'; '.join(changed)}); "
                     "give this one a new name, or go back to the old values to resume"
                 )
-        folder.path.mkdir(parents=True, exist_ok=True)
         folder._write("spec.yaml", dump(spec))
         folder._write("versions.json", json.dumps(versions(), indent=1))
         return folder
 
     def spec(self) -> Spec:
         """The resolved spec."""
-        return load(self.path / "spec.yaml")
+        place = self.place / "spec.yaml"
+        return parse(place.read().decode(), source=str(place))
 
     def summary(self) -> dict[str, Any] | None:
         """What the run came to, if it is finished."""
-        path = self.path / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        place = self.place / "summary.json"
+        return json.loads(place.read()) if place.entry() else None
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary."""
@@ -70,26 +74,34 @@ class RunFolder:
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows of metrics so far."""
-        path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        place = self.place / "metrics.jsonl"
+        return [json.loads(line) for line in place.read().splitlines()] if place.entry() else []
 
-    def append(self, row: Row) -> None:
-        """Add a row of metrics; one that says that the run resumed drops the rows past its step first."""
-        if row.get("resumed") is not None:
-            kept = [r for r in self.rows() if r["step"] <= row["step"]] if row["resumed"] else []
-            self._write("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add rows of metrics; one that says that the run resumed drops the rows past its step first."""
+        restarts = [position for position, row in enumerate(rows) if row.get("resumed") is not None]
+        if restarts:
+            self.append(rows[: restarts[-1]])
+            rows = rows[restarts[-1] :]
+            kept = [row for row in self.rows() if row["step"] <= rows[0]["step"]] if rows[0]["resumed"] else []
+            self._write("metrics.jsonl", _lines(kept))
+        if rows:
+            (self.place / "metrics.jsonl").append(_lines(rows).encode())
 
-    def checkpoints(self) -> list[Path]:
+    def checkpoints(self) -> list[Place]:
         """Checkpoint folders, newest first; the newest may still be on its way here."""
-        return sorted(self.path.glob("checkpoint-*/"), reverse=True)
+        names = [name for name in self.place.folders() if name.startswith("checkpoint-")]
+        return [self.place / name for name in sorted(names, reverse=True)]
+
+    def _has_spec(self) -> bool:
+        return (self.place / "spec.yaml").entry() is not None
 
     def _write(self, name: str, text: str) -> None:
-        # Whole or not at all.
-        draft = self.path / f".{name}.draft"
-        draft.write_text(text)
-        draft.replace(self.path / name)
+        (self.place / name).write(text.encode())
+
+
+def _lines(rows: Sequence[Row]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def versions() -> dict[str, str | None]:

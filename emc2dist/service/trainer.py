@@ -24,9 +24,10 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 
+from emc2dist import files
 from emc2dist.config import Spec, dump, parse
 from emc2dist.data.images import Images, open_images
-from emc2dist.errors import RunError
+from emc2dist.errors import RunError, StorageUnreachable
 from emc2dist.metrics import Row
 from emc2dist.service.board import FATAL, BoardHandle
 from emc2dist.service.progress import Display, Monitor
@@ -47,11 +48,11 @@ def train(spec: Spec) -> dict[str, Any]:
     """
     spec = _resolved(spec)
     images = check(spec)
-    order = loop.order_for(spec, len(images))
+    order = loop.order_for(spec, images)
     folder = RunFolder.prepare(spec)
     done = folder.summary()
     if done is not None:
-        print(f"{folder.path}: this run is finished; give it another name to run it again", file=sys.stderr)
+        print(f"{folder.place}: this run is finished; give it another name to run it again", file=sys.stderr)
         return done
     with ExitStack() as stack:
         stack.enter_context(cluster.connected(spec))
@@ -73,10 +74,10 @@ def check(spec: Spec) -> Images:
     """
     with torch.device("meta"):  # no memory, no arithmetic
         Encoder(spec.encoder)
-    images = open_images(spec.data, "train")
+    images = open_images(spec.data, "train", spec.s3)
     assert images is not None, "open_images raises where there is nothing to train on"
-    loop.order_for(spec, len(images))
-    open_images(spec.data, "test")
+    loop.order_for(spec, images)
+    open_images(spec.data, "test", spec.s3)
     return images
 
 
@@ -89,7 +90,7 @@ def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:
 
     speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
     return {
-        "run_dir": str(folder.path),
+        "run_dir": str(folder.place),
         "steps": steps,
         "epochs": last("epoch"),
         "images_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,
@@ -104,11 +105,11 @@ def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:
 
 
 def _resolved(spec: Spec) -> Spec:
-    """Paths made absolute: workers have working directories of their own."""
-    if spec.data.path == "digits":
-        return spec
-    path = str(Path(spec.data.path).expanduser().resolve())
-    return spec.model_copy(update={"data": spec.data.model_copy(update={"path": path})})
+    """Paths made absolute, for workers have working directories of their own; and `auto` made what it stands for."""
+    data, remote = spec.data, files.is_remote(spec.data.path)
+    path = data.path if remote or data.path == "digits" else str(Path(data.path).expanduser().resolve())
+    shuffle = ("block" if remote else "full") if data.shuffle == "auto" else data.shuffle
+    return spec.model_copy(update={"data": data.model_copy(update={"path": path, "shuffle": shuffle})})
 
 
 def _create_store(spec: Spec, samples: int) -> ChainStore:
@@ -120,13 +121,15 @@ def _create_store(spec: Spec, samples: int) -> ChainStore:
 
 
 def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -> None:
+    filesystem, path = folder.place.arrow()
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"spec": dump(spec), "store": store, "board": board},
         scaling_config=ScalingConfig(num_workers=spec.workers, use_gpu=cluster.use_gpu(spec)),
         run_config=RunConfig(
             name=spec.name,
-            storage_path=str(folder.path.parent),
+            storage_path=path.removesuffix(f"/{spec.name}"),
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=spec.restarts),
             checkpoint_config=CheckpointConfig(num_to_keep=spec.checkpoint.keep),
             logging_config=LoggingConfig(log_level="ERROR"),
@@ -135,7 +138,7 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -
     try:
         _interruptible(trainer.fit)
     except ray.train.TrainingFailedError as error:
-        lost = RunError(f"{folder.path}: the workers failed and were not started again ({error})")
+        lost = RunError(f"{folder.place}: the workers failed and were not started again ({error})")
         raise board.failure() or lost from error
     failure = board.failure()
     if failure is not None:
@@ -159,6 +162,8 @@ def _worker(config: dict[str, Any]) -> None:
         return
     try:
         _train_rank(parse(config["spec"]), config["store"], board)
+    except StorageUnreachable:  # may pass: starting anew is worth a try
+        raise
     except FATAL as error:
         board.fail(error)
         raise
@@ -167,7 +172,7 @@ def _worker(config: dict[str, Any]) -> None:
 def _train_rank(spec: Spec, store: ChainStore, board: BoardHandle) -> None:
     context = ray.train.get_context()
     torch.set_num_threads(spec.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    train, test = open_images(spec.data, "train"), open_images(spec.data, "test")
+    train, test = open_images(spec.data, "train", spec.s3), open_images(spec.data, "test", spec.s3)
     assert train is not None
     device = ray.train.torch.get_device()
     with ExitStack() as stack:

@@ -59,7 +59,7 @@ def test_two_workers_two_shards_leave_a_run_folder(spec_file, tmp_path):
     assert result["steps"] == 12
     assert {"images_per_second", "acceptance_rate", "knn_accuracy", "knn_untrained", "knn_pixels"} <= result.keys()
     assert result["checkpoint"] == str(folder / "checkpoint-000000012")
-    assert load(folder / "spec.yaml") == load(spec_file, ["workers=2", "shards=2", "kernel=isir"])
+    assert load(folder / "spec.yaml") == load(spec_file, ["workers=2", "shards=2", "kernel=isir", "data.shuffle=full"])
     assert json.loads((folder / "versions.json").read_text())["torch"] == torch.__version__
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
@@ -148,7 +148,7 @@ def test_a_corrupt_image_ends_the_run_and_names_file_and_row(spec_file, tmp_path
     rows[17]["bytes"] = b"no image"
     data = tmp_path / "train.parquet"
     pq.write_table(pa.table({"image": rows}), data, row_group_size=10)
-    done = emc2dist("train", spec_file, f"data.path={data}", "restarts=1")
+    done = emc2dist("train", spec_file, f"data.path={data}", f"data.cache_dir={tmp_path / 'cache'}", "restarts=1")
     assert done.returncode == 2, done.stderr
     message = done.stderr.splitlines()[-1]
     assert "train.parquet" in message
@@ -161,6 +161,7 @@ def test_cifar10_learns_survives_ctrl_c_and_resumes(tmp_path):
     """The main job on real images: two workers, two shards, interrupted in its third epoch."""
     arguments = [
         "train", ROOT / "jobs" / "cifar10.yaml", f"data.path={CIFAR}", f"run_dir={tmp_path}", "data.limit=4000",
+        f"data.cache_dir={tmp_path / 'cache'}",
         "epochs=4", "encoder.stem=imagenet", "log_every=1", "--json",
     ]  # fmt: skip
     process, rows = start(*arguments), tmp_path / "cifar10" / "metrics.jsonl"
@@ -210,9 +211,15 @@ def test_overrides_may_stand_before_and_after_options(spec_file):
 
     arguments = _parse(["train", str(spec_file), "lr=1", "--json", "epochs=2"])
     assert (arguments.overrides, arguments.json) == (["lr=1", "epochs=2"], True)
-    for wrong in (["train", "s.yaml", "--jsn"], ["export", "run", "out", "lr=1"], ["evaluate"], ["frobnicate"]):
+    for wrong in (["train", "s.yaml", "--jsn"], ["evaluate"], ["frobnicate"]):
         with pytest.raises(SystemExit, match="2"):
             _parse(wrong)
+
+
+def test_commands_on_a_run_take_the_keys_of_s3_alone(tmp_path):
+    done = emc2dist("export", tmp_path, "out", "--json", "lr=1")
+    assert done.returncode == 2
+    assert done.stderr == "emc2dist: 'lr=1': only keys of s3 can be set here, as in s3.endpoint=URL\n"
 
 
 def test_what_is_no_run_is_refused(tmp_path):
