@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+import emc2dist.files.s3
 from emc2dist import files
 from emc2dist.config import S3
 from emc2dist.errors import StorageError, StorageUnreachable
@@ -140,11 +141,9 @@ def test_no_credentials_say_where_they_come_from(s3, monkeypatch, tmp_path):
 
 
 def test_a_server_that_is_not_there_is_tried_so_often_and_no_more(s3, monkeypatch):
-    import emc2dist.files
-
     tried = []
-    real = emc2dist.files._s3fs
-    monkeypatch.setattr(emc2dist.files, "_s3fs", lambda config: tried.append(1) or real(config))
+    real = emc2dist.files.s3._s3fs
+    monkeypatch.setattr(emc2dist.files.s3, "_s3fs", lambda config: tried.append(1) or real(config))
     place = files.at(f"{s3.uri}/x", S3(endpoint="http://127.0.0.1:9", attempts=3, timeout_s=2))
     with pytest.raises(StorageUnreachable, match=r"no usable answer after 3 attempts \(EndpointConnectionError\)"):
         place.read()

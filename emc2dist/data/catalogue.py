@@ -6,8 +6,9 @@
     any other  the footers of the *.parquet files are read once and what they say is kept in `cache_dir`. Their row
                groups are decoded by pyarrow, a whole group at a time.
 
-A split is `train` or `test`. Without a manifest, file names tell: `train*.parquet` and `test*.parquet` (else
-`validation*.parquet`); files with other names train where nothing is called train*.
+A run trains on the split `train` and asks about `test` (else `validation`, else `val`). Without a manifest, names of
+files tell the splits: `train*.parquet`, `test*.parquet`, `validation*.parquet`; others train where none is called
+train*.
 
 Opening is one listing and, for an ingested set, two small files. The listing pins each file's size and tag: what is
 read later comes from those very files, or is refused.
@@ -18,6 +19,7 @@ import hashlib
 import io
 import json
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,12 +36,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place
 
-Split = Literal["train", "test"]
-
 MANIFEST = "manifest.json"
 UNFINISHED = ".ingest"
 """Folder of notes that `emc2dist ingest` keeps until the set is whole."""
-_ALSO_TEST = ("test", "validation", "val")
+_TEST = ("test", "validation", "val")  # the first that is there
 
 
 class ManifestFile(BaseModel):
@@ -165,8 +165,9 @@ class Catalogue:
         return f"{self.places[group.file]}, row {group.first_row + index - group.first_index}"
 
 
-def open_catalogue(place: Place, split: Split, cache_dir: Path) -> Catalogue | None:
-    """The catalogue of a split at `place`, a folder or one Parquet file; None where there is no test split.
+def open_catalogue(place: Place, split: str, cache_dir: Path) -> Catalogue | None:
+    """The catalogue of a split at `place`, a folder or one Parquet file. None where the split is not there,
+    except that `train` has to be.
 
     Raises:
         DataError: nothing there, nothing to train on, an unfinished or a damaged set; or files that are not Parquet,
@@ -187,6 +188,15 @@ def open_catalogue(place: Place, split: Split, cache_dir: Path) -> Catalogue | N
     )
 
 
+def splits_of(place: Place) -> list[str]:
+    """Names of the splits at `place`, at least one. Raises DataError where a manifest is damaged."""
+    names = [entry.name for entry in place.entries()]
+    if MANIFEST in names:
+        return list(read_manifest(place).splits)
+    found = {_split_of(name) for name in names if name.endswith(".parquet")}
+    return ["train", *(name for name in _TEST if name in found)]
+
+
 def read_manifest(folder: Place) -> Manifest:
     """The manifest of an ingested set. Raises DataError where it is damaged."""
     try:
@@ -197,7 +207,7 @@ def read_manifest(folder: Place) -> Manifest:
         raise DataError(f"{folder / MANIFEST}: {key}: {problem['msg']}; ingest the set again") from error
 
 
-def _of_one_file(place: Place, split: Split, cache_dir: Path) -> Catalogue | None:
+def _of_one_file(place: Place, split: str, cache_dir: Path) -> Catalogue | None:
     entry = place.entry()
     if entry is not None:
         return _of_footers([place], [entry], cache_dir) if split == "train" else None
@@ -208,25 +218,35 @@ def _of_one_file(place: Place, split: Split, cache_dir: Path) -> Catalogue | Non
     raise DataError(f"{place}: no such file or folder; set data.path to a Parquet file, a folder of them, or digits")
 
 
-def _split_files(place: Place, names: list[str], split: Split) -> list[str]:
-    """The split's files, of which there may be none only for `test`."""
+def _split_files(place: Place, names: list[str], split: str) -> list[str]:
+    """The split's files, of which there is at least one for `train`."""
     files = sorted(name for name in names if name.endswith(".parquet"))
     if not files:
         raise DataError(f"{place}: holds no *.parquet files; set data.path to a folder that does")
-    named = {name: [file for file in files if file.startswith(name)] for name in ("train", "test", "validation")}
-    unnamed = [file for file in files if not file.startswith(("test", "validation"))]
-    train = named["train"] or unnamed
-    if not train:
+    of: dict[str | None, list[str]] = defaultdict(list)
+    for file in files:
+        of[_split_of(file)].append(file)
+    of["train"] = of["train"] or of[None]
+    if not of["train"]:
         raise DataError(f"{place}: holds only test files ({files[0]}); name the training files train*.parquet")
-    return train if split == "train" else named["test"] or named["validation"]
+    return next((of[name] for name in _read_as(split) if of[name]), [])
 
 
-def _of_manifest(folder: Place, split: Split, listing: dict[str, Entry]) -> Catalogue | None:
+def _split_of(file: str) -> str | None:
+    """The split that a file's name tells."""
+    return next((split for split in ("train", *_TEST) if file.startswith(split)), None)
+
+
+def _read_as(split: str) -> tuple[str, ...]:
+    """Names under which a split may be found, the best first."""
+    return _TEST if split == "test" else (split,)
+
+
+def _of_manifest(folder: Place, split: str, listing: dict[str, Entry]) -> Catalogue | None:
     manifest = read_manifest(folder)
-    wanted = ("train",) if split == "train" else _ALSO_TEST
-    name = next((name for name in wanted if name in manifest.splits), None)
+    name = next((name for name in _read_as(split) if name in manifest.splits), None)
     if name is None:
-        if split == "test":
+        if split != "train":
             return None
         known = ", ".join(manifest.splits)
         raise DataError(f"{folder}: has no split `train`, but {known}; ingest it again with --split NAME=train")

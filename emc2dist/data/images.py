@@ -4,17 +4,18 @@ digits         scikit-learn's handwritten digits; every fifth is the test split
 anything else  Parquet, on disk or on S3: see `emc2dist.data.catalogue`
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from emc2dist.config import S3, Data
-from emc2dist.data.catalogue import Split
 from emc2dist.data.digits import DigitsImages
 from emc2dist.data.encoded import Traffic
 from emc2dist.data.parquet import ParquetImages
+
+Split = Literal["train", "test"]
 
 
 class Images(Protocol):

@@ -18,7 +18,7 @@ from torch import Tensor
 from emc2dist import files
 from emc2dist.config import S3
 from emc2dist.data.cache import DiskCache
-from emc2dist.data.catalogue import Catalogue, Split, open_catalogue
+from emc2dist.data.catalogue import Catalogue, open_catalogue
 from emc2dist.data.decode import decode
 from emc2dist.data.encoded import EncodedImages, Traffic
 from emc2dist.errors import DataError
@@ -45,14 +45,15 @@ class ParquetImages:
     def open(
         cls,
         path: str | Path,
-        split: Split = "train",
+        split: str = "train",
         *,
         s3: S3 | None = None,
         limit: int | None = None,
         cache_dir: str | Path = "~/.cache/emc2dist",
         cache_mib: int = 16_384,
     ) -> "ParquetImages | None":
-        """Open a split of the set at `path`: a file, a folder or an `s3://` URI; None where there is no test split.
+        """Open a split of the set at `path`: a file, a folder or an `s3://` URI. None where the split is not
+        there, except that `train` has to be.
 
         `cache_dir` may hold `cache_mib` MiB of fetched and decoded images.
 

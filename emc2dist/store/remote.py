@@ -41,6 +41,7 @@ class RayStore(ShardedStore):
             raise StoreError(f"{layout.shards} shards need as many actors, not {len(actors)}")
         super().__init__(layout, schema, timeout_s)
         self.actors = tuple(actors)
+        self._closed = False
 
     @classmethod
     def create(
@@ -80,11 +81,14 @@ class RayStore(ShardedStore):
         self._call_all("stats", timeout_s=timeout_s)
 
     def close(self) -> None:
-        """Kill the actors, for all who hold this store."""
+        """Kill the actors, for all who hold this store. Through this object nothing reaches them any more."""
+        self._closed = True  # Ray kills in its own time: an actor may still answer a call or two
         for actor in self.actors:
             ray.kill(actor)
 
     def _start(self, shard: int, method: str, *arguments: Any) -> Any:
+        if self._closed:
+            raise StoreError(f"shard {shard} of {self.layout.shards}: the store is closed")
         return getattr(self.actors[shard], method).remote(*arguments)
 
     def _reply(self, shard: int, handle: Any, timeout_s: float) -> Any:

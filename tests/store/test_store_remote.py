@@ -119,7 +119,7 @@ def test_errors_survive_pickling_with_their_type_and_words(ray_cluster, store):
 
 def test_a_closed_store_refuses(ray_cluster, store):
     store.close()
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreError, match="the store is closed"):
         store.stats()
 
 

@@ -7,7 +7,6 @@ on this machine's disk go through the cache in `cache_dir`, so that each is fetc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,14 +16,12 @@ from numpy.typing import NDArray
 
 from emc2dist import files
 from emc2dist.config import S3
-from emc2dist.data.catalogue import Catalogue, naming, open_catalogue, read_manifest
+from emc2dist.data.catalogue import Catalogue, naming, open_catalogue, splits_of
 from emc2dist.data.ingest.source import Samples, Source, Split, check_labels, listing_digest
 from emc2dist.data.parquet import ParquetImages
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place
 
-_Name = Literal["train", "test"]
-_TESTS = ("test", "validation", "val")  # the first that is there is read as test
 _AHEAD = 32  # images read at once
 _FILES = 16  # files whose paths are read at once
 
@@ -37,10 +34,12 @@ class _Set:
     s3: S3 | None
     cache_dir: str
 
-    def catalogue(self, split: _Name) -> Catalogue | None:
-        return open_catalogue(files.at(self.path, self.s3), split, Path(self.cache_dir).expanduser())
+    def catalogue(self, split: str) -> Catalogue:
+        catalogue = open_catalogue(files.at(self.path, self.s3), split, Path(self.cache_dir).expanduser())
+        assert catalogue is not None, "splits_of names what is there"
+        return catalogue
 
-    def images(self, split: _Name) -> ParquetImages:
+    def images(self, split: str) -> ParquetImages:
         images = ParquetImages.open(self.path, split, s3=self.s3, cache_dir=self.cache_dir)
         assert images is not None, "there are no positions in a split that is not there"
         return images
@@ -58,15 +57,14 @@ class ParquetSource(Source):
         self._set = _Set(path, s3, cache_dir)
         place = files.at(path, s3)
         self.root = str(place) if place.entry() is None else str(place).rpartition("/")[0] or "."
-        names: tuple[_Name, ...] = ("train", "test")
-        found = {name: catalogue for name in names if (catalogue := self._set.catalogue(name)) is not None}
-        self.classes = found["train"].classes
+        found = {name: self._set.catalogue(name) for name in splits_of(place)}
+        self.classes = next(iter(found.values())).classes
         self.digest = listing_digest(
             (entry.name + (entry.tag if place.remote else ""), entry.size)
             for catalogue in found.values()
             for entry in catalogue.entries
         )
-        self.remarks = _remarks(place, found["train"])
+        self.remarks = []
         self.splits, first = {}, 0
         for name, catalogue in found.items():
             self.splits[name] = Split(np.arange(first, first + catalogue.rows), _labels(catalogue, self.classes))
@@ -75,20 +73,21 @@ class ParquetSource(Source):
 
     def samples(self, positions: NDArray[np.int64]) -> Samples:
         """The images at some positions, in that order."""
-        train = len(self.splits["train"].positions)
-        splits: list[_Name] = ["train" if position < train else "test" for position in positions]
-        rows = np.where(positions < train, positions, positions - train)
-        return _Rows(self._set, self.root, splits, rows, self._paths.take(positions).to_pylist())
+        names = list(self.splits)
+        firsts = np.array([split.positions[0] for split in self.splits.values()])
+        numbers = np.searchsorted(firsts, positions, side="right") - 1
+        splits = [names[number] for number in numbers]
+        return _Rows(self._set, self.root, splits, positions - firsts[numbers], self._paths.take(positions).to_pylist())
 
 
 @dataclass
 class _Rows(Samples):
     set: _Set
     root: str
-    splits: list[_Name]
+    splits: list[str]
     rows: NDArray[np.int64]
     paths: list[str | None]
-    _images: dict[_Name, ParquetImages] = field(default_factory=dict)
+    _images: dict[str, ParquetImages] = field(default_factory=dict)
     _ahead: dict[int, bytes] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -98,9 +97,8 @@ class _Rows(Samples):
         return self.paths[k]
 
     def where(self, k: int) -> str:
-        catalogue = self.set.catalogue(self.splits[k])
-        assert catalogue is not None
-        return catalogue.where(int(self.rows[k])).removeprefix(f"{self.root}/")
+        where = self.set.catalogue(self.splits[k]).where(int(self.rows[k]))
+        return where.removeprefix(f"{self.root}/")
 
     def read(self, k: int) -> bytes:
         if k not in self._ahead:
@@ -124,18 +122,6 @@ def _labels(catalogue: Catalogue, classes: list[str]) -> NDArray[np.int64] | Non
     labels = catalogue.labels()
     check_labels(labels, classes, catalogue.where)
     return labels
-
-
-def _remarks(place: Place, catalogue: Catalogue) -> list[str]:
-    """What a set has beside the splits that are trained and tested on."""
-    if catalogue.starts is not None:
-        held = set(read_manifest(place).splits)
-    else:
-        files = [entry.name for entry in place.entries() if entry.name.endswith(".parquet")]
-        held = {name for name in _TESTS if any(file.startswith(name) for file in files)}
-    read = {"train", next((name for name in _TESTS if name in held), "")}
-    left = ", ".join(sorted(held - read))
-    return [f"left out: {left}; of a Parquet set, train and test are read"] if left else []
 
 
 def _paths(catalogue: Catalogue) -> pa.Array:

@@ -1,0 +1,113 @@
+"""Files and folders on this machine."""
+
+import io
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyarrow import fs as arrow
+
+from emc2dist.errors import StorageError
+from emc2dist.files.place import CHANGED, Entry, Place, whole
+
+
+class DiskPlace(Place):
+    """A file or a folder at a path of this machine. A tag is the time of the last change, in nanoseconds."""
+
+    remote = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __truediv__(self, name: str) -> Place:
+        return DiskPlace(self.path / name)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def entry(self) -> Entry | None:
+        return self._entry(self.path) if self.path.is_file() else None
+
+    def entries(self) -> list[Entry]:
+        if not self.path.is_dir():
+            return []
+        with self._explained():
+            return sorted(self._entry(file) for file in self.path.iterdir() if file.is_file())
+
+    def folders(self) -> list[str]:
+        if not self.path.is_dir():
+            return []
+        return sorted(folder.name for folder in self.path.iterdir() if folder.is_dir())
+
+    def read(self) -> bytes:
+        with self._explained():
+            return self.path.read_bytes()
+
+    def read_range(self, start: int, size: int, tag: str) -> bytes:
+        with self._explained(), self._pinned(tag) as file:
+            return whole(self, os.pread(file.fileno(), size, start), size)
+
+    def local(self, entry: Entry) -> io.FileIO | None:
+        with self._explained():
+            return self._pinned(entry.tag)
+
+    def _pinned(self, tag: str) -> io.FileIO:
+        file = io.FileIO(self.path)
+        if str(os.fstat(file.fileno()).st_mtime_ns) != tag:
+            raise StorageError(f"{self}: {CHANGED}")
+        return file
+
+    def write(self, data: bytes) -> None:
+        with self._explained():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            draft = self._draft()
+            draft.write_bytes(data)
+            draft.replace(self.path)
+
+    def append(self, data: bytes) -> None:
+        with self._explained(), self.path.open("ab") as file:
+            file.write(data)
+
+    def put(self, source: Path) -> Entry:
+        with self._explained():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                source.replace(self.path)
+            except OSError:  # another disk
+                shutil.move(source, self._draft())
+                self._draft().replace(self.path)
+            return self._entry(self.path)
+
+    def remove(self) -> None:
+        with self._explained():
+            if self.path.is_dir():
+                shutil.rmtree(self.path)
+            else:
+                self.path.unlink(missing_ok=True)
+
+    def arrow(self) -> tuple[arrow.FileSystem, str]:
+        return arrow.LocalFileSystem(), str(self.path)
+
+    def fetch(self, folder: Path, names: Collection[str]) -> Path:
+        return self.path
+
+    def _draft(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.draft")
+
+    @staticmethod
+    def _entry(file: Path) -> Entry:
+        status = file.stat()
+        return Entry(file.name, status.st_size, str(status.st_mtime_ns))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"{self}: {error.strerror or error}; check that it is there and may be used") from error
