@@ -126,6 +126,8 @@ class Eval(_Section):
 
     every: Annotated[int, Field(ge=0)] = 1
     """Epochs between evaluations; 0: only before the first and after the last epoch."""
+    voters: str = "train"
+    """Split whose labelled images vote; another one where the training images have no labels."""
     neighbours: PositiveInt = 20
     """k of kNN (cosine)."""
     bank: PositiveInt = 10_000

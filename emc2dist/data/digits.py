@@ -3,8 +3,6 @@
 Every fifth image (0, 5, 10, ...) is the test split, 360 images; the other 1,437 are the training split.
 """
 
-from typing import Literal
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,9 +14,10 @@ from emc2dist.data.encoded import Traffic
 class DigitsImages:
     """One split of the digits; implements `emc2dist.data.images.Images`. Images are uint8 [3, 8, 8], grey."""
 
+    splits = ("train", "test")
     labelled = True
 
-    def __init__(self, split: Literal["train", "test"], *, limit: int | None = None) -> None:
+    def __init__(self, split: str, *, limit: int | None = None) -> None:
         from sklearn.datasets import load_digits  # here, for it takes a second that loader processes need not spend
 
         digits = load_digits()

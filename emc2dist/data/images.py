@@ -4,7 +4,7 @@ digits         scikit-learn's handwritten digits; every fifth is the test split
 anything else  Parquet, on disk or on S3: see `emc2dist.data.catalogue`
 """
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,7 @@ from emc2dist.config import S3, Data
 from emc2dist.data.digits import DigitsImages
 from emc2dist.data.encoded import Traffic
 from emc2dist.data.parquet import ParquetImages
-
-Split = Literal["train", "test"]
+from emc2dist.errors import DataError
 
 
 class Images(Protocol):
@@ -52,8 +51,10 @@ class Images(Protocol):
         ...
 
 
-def open_images(data: Data, split: Split, s3: S3 | None = None) -> Images | None:
-    """Open one split of `data.path`; None where there is no test split. `limit` applies to the training split.
+def open_images(data: Data, split: str, s3: S3 | None = None) -> Images | None:
+    """Open one split of `data.path`; None where it is not there, except that `train` has to be.
+
+    `limit` applies to `train`.
 
     Raises:
         DataError: the path is missing, or holds no Parquet files, no training files or no rows.
@@ -61,5 +62,17 @@ def open_images(data: Data, split: Split, s3: S3 | None = None) -> Images | None
     """
     limit = data.limit if split == "train" else None
     if data.path == "digits":
-        return DigitsImages(split, limit=limit)
+        return DigitsImages(split, limit=limit) if split in DigitsImages.splits else None
     return ParquetImages.open(data.path, split, s3=s3, limit=limit, cache_dir=data.cache_dir, cache_mib=data.cache_mib)
+
+
+def open_voters(data: Data, split: str, train: Images, s3: S3 | None = None) -> Images:
+    """The images that vote in evaluation: `train` itself, or another split.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    voters = train if split == "train" else open_images(data, split, s3)
+    if voters is None:
+        raise DataError(f"{data.path}: has no split {split}; set eval.voters to one with labels, or to train")
+    return voters

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from emc2dist.config import S3, Spec
-from emc2dist.data.images import open_images
+from emc2dist.data.images import open_images, open_voters
 from emc2dist.errors import DataError, RunError
 from emc2dist.files import Place
 from emc2dist.service.runs import RunFolder
@@ -32,7 +32,8 @@ def evaluate(run: str | Path, *, data_path: str | None = None, s3: S3 | None = N
     if train is None:
         raise DataError(f"{data.path}: holds no training images; the probe is fitted on them")
     device = torch.device("cuda" if torch.cuda.is_available() and spec.device != "cpu" else "cpu")
-    evaluation = Evaluation(spec, train, test, whole=True)
+    voters = open_voters(data, spec.eval.voters, train, spec.s3)
+    evaluation = Evaluation(spec, voters, test, whole=True)
     bank, queries = evaluation.represent(encoder.to(device), device)
     return {
         "checkpoint": str(place),

@@ -26,7 +26,7 @@ from ray.train.v2.api.config import LoggingConfig
 
 from emc2dist import files
 from emc2dist.config import Spec, dump, parse
-from emc2dist.data.images import Images, open_images
+from emc2dist.data.images import Images, open_images, open_voters
 from emc2dist.errors import RunError, StorageUnreachable
 from emc2dist.metrics import Row
 from emc2dist.service.board import FATAL, BoardHandle
@@ -77,6 +77,7 @@ def check(spec: Spec) -> Images:
     images = open_images(spec.data, "train", spec.s3)
     assert images is not None, "open_images raises where there is nothing to train on"
     loop.order_for(spec, images)
+    open_voters(spec.data, spec.eval.voters, images, spec.s3)
     open_images(spec.data, "test", spec.s3)
     return images
 
@@ -174,11 +175,12 @@ def _train_rank(spec: Spec, store: ChainStore, board: BoardHandle) -> None:
     torch.set_num_threads(spec.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     train, test = open_images(spec.data, "train", spec.s3), open_images(spec.data, "test", spec.s3)
     assert train is not None
+    voters = open_voters(spec.data, spec.eval.voters, train, spec.s3)
     device = ray.train.torch.get_device()
     with ExitStack() as stack:
         newest = ray.train.get_checkpoint()
         resume = Path(stack.enter_context(newest.as_directory())) if newest else None
-        loop.run(loop.Job(spec, train, test, store, board, _RayKeeper(), device), resume)
+        loop.run(loop.Job(spec, train, voters, test, store, board, _RayKeeper(), device), resume)
 
 
 class _RayKeeper:

@@ -1,7 +1,7 @@
 """How good a representation is: kNN accuracy and a linear probe on the frozen backbone's output.
 
-Both vote with labelled training images and are asked about test images. A set without a test split lends every tenth
-training image as a question (its pixels were trained on, its label was not).
+Labelled images vote (those that were trained on, or those of `eval.voters`) and are asked about test images. A set
+without a test split lends every tenth voter as a question (its pixels were trained on, its label was not).
 """
 
 from collections.abc import Iterator
@@ -32,20 +32,23 @@ class Evaluation:
     At most `eval.bank` and `eval.queries` of them, or all with `whole`.
 
     Raises:
-        DataError: the training images have no labels.
+        DataError: they have no labels.
     """
 
-    def __init__(self, spec: Spec, train: Images, test: Images | None, *, whole: bool = False) -> None:
-        if not train.labelled or (test is not None and not test.labelled):
-            raise DataError("the images have no labels to evaluate with; use data with a label column")
+    def __init__(self, spec: Spec, voters: Images, test: Images | None, *, whole: bool = False) -> None:
+        if not voters.labelled or (test is not None and not test.labelled):
+            raise DataError(
+                "the images have no labels to evaluate with; use data with a label column, or set eval.voters to a "
+                "split that has labels"
+            )
         self.spec = spec
         self._view = PlainView(spec.views.size)
-        everything = np.arange(len(train))
+        everything = np.arange(len(voters))
         if test is None:
-            voters, asked, test = everything[everything % 10 != 0], everything[::10], train
+            bank, asked, test = everything[everything % 10 != 0], everything[::10], voters
         else:
-            voters, asked = everything, np.arange(len(test))
-        self._bank = train, _sample(voters, None if whole else spec.eval.bank)
+            bank, asked = everything, np.arange(len(test))
+        self._bank = voters, _sample(bank, None if whole else spec.eval.bank)
         self._queries = test, _sample(asked, None if whole else spec.eval.queries)
 
     def labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -55,6 +55,8 @@ class Job:
 
     spec: Spec
     train: Images
+    voters: Images
+    """Vote in evaluation, where they have labels; usually `train`."""
     test: Images | None
     store: ChainStore
     recorder: Recorder
@@ -89,7 +91,7 @@ class _Loop:
         self.generation = collectives.broadcast_text(uuid4().hex)
         self.memory = Memory(spec, job.store, self.order, collectives.rank(), self.generation, device)
         self.loader = ViewLoader(train, RandomView(spec.views), spec.views.size, processes=spec.data.loaders)
-        self.evaluation = Evaluation(spec, train, job.test) if train.labelled else None
+        self.evaluation = Evaluation(spec, job.voters, job.test) if job.voters.labelled else None
 
     def close(self) -> None:
         self.loader.close()

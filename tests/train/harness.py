@@ -50,7 +50,7 @@ class Run:
         train, test = open_images(self.spec.data, "train"), open_images(self.spec.data, "test")
         schema = schema_for(self.spec)
         store = LocalStore(Layout(len(train), self.spec.shards), schema)
-        loop.run(loop.Job(self.spec, train, test, store, self, self, torch.device("cpu")), resume)
+        loop.run(loop.Job(self.spec, train, train, test, store, self, self, torch.device("cpu")), resume)
         return self
 
     def column(self, name: str) -> list[float]:
@@ -71,7 +71,7 @@ class Rank:
         run.keep = lambda step, source, row: [path.rename(Path(folder) / path.name) for path in source.iterdir()]
         train, test = open_images(spec.data, "train"), open_images(spec.data, "test")
         try:
-            loop.run(loop.Job(spec, train, test, store, run, run, torch.device("cpu")))
+            loop.run(loop.Job(spec, train, train, test, store, run, run, torch.device("cpu")))
         finally:
             dist.destroy_process_group()
         return run.rows
