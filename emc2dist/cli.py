@@ -140,7 +140,9 @@ def _add_ingest(commands: Any) -> argparse.ArgumentParser:
     sub.add_argument("--seed", metavar="N", type=int, default=0, help="decides the order of the rows (%(default)s)")
     sub.add_argument("--keep-order", action="store_true", help="keep the source's order instead")
     sub.add_argument("--rows-per-file", metavar="N", type=int, default=4096, help="rows of a file (%(default)s)")
-    sub.add_argument("--workers", metavar="N", type=int, help="processes, by default one for each CPU")
+    sub.add_argument(
+        "--workers", metavar="N", type=int, help="processes, by default one for each CPU, fewer for a small set"
+    )
     sub.add_argument(
         "--skip-unreadable", action="store_true", help="leave out and list images that cannot be decoded, not stop"
     )

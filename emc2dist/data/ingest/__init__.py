@@ -44,6 +44,7 @@ from emc2dist.files import Place
 
 __all__ = ["KINDS", "ingest"]
 
+_WORTH_A_WORKER = 2  # files
 _SHOWN = 5  # unreadable images named on stderr; the manifest has them all
 
 
@@ -66,9 +67,9 @@ def ingest(
 
     `kind` is one of `KINDS`; without it, what is there tells. `splits` are written SOURCE or SOURCE=NAME, `classes` is
     the name of a pinned list or of a text file (both: `selection`). The order of rows follows from `seed` and their
-    number, or is the source's with `keep_order`. `workers` processes, by default one for each CPU, write files of
-    `rows_per_file` rows; 0 and 1: this process does. Images that cannot be decoded stop the work, or are left out and
-    listed. `s3` says how S3 is reached; `cache_dir` is where Parquet sources are unpacked.
+    number, or is the source's with `keep_order`. `workers` processes, by default one for each CPU and two files at
+    least, write files of `rows_per_file` rows; 0 and 1: this process does. Images that cannot be decoded stop the work,
+    or are left out and listed. `s3` says how S3 is reached; `cache_dir` is where Parquet sources are unpacked.
 
     Returns: rows of each split, files, bytes, classes, unreadable, duplicates, seconds, images_per_second (of what this
     call wrote), dest.
@@ -96,7 +97,7 @@ def ingest(
         (place / UNFINISHED).remove()  # which a run that was killed at the very end leaves
         images = 0
     else:
-        images = _write(plan, place, skip_unreadable, os.cpu_count() or 1 if workers is None else workers)
+        images = _write(plan, place, skip_unreadable, plan.workers if workers is None else workers)
     return _summary(place, images, time.monotonic() - began)
 
 
@@ -139,6 +140,12 @@ class _Plan:
             "seed": self.seed,
             "rows_per_file": self.rows_per_file,
         }
+
+    @property
+    def workers(self) -> int:
+        """One for each CPU, if each gets some files: starting one takes as long as thousands of small images."""
+        files = sum(len(self.files(name)) for name in self.splits)
+        return max(1, min(os.cpu_count() or 1, files // _WORTH_A_WORKER))
 
     def files(self, split: str) -> list[str]:
         """Names of the split's files, in order."""
