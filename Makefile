@@ -1,4 +1,4 @@
-# make train | test | test-all | lint | format. Each sets up what it needs first, and is quick the second time.
+# make train | test | test-all | image-test | lint | format. Each sets up what it needs and is quick the second time.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -7,7 +7,7 @@ READY := .venv/.ready
 # only talk to it over HTTP. It runs on Linux; elsewhere the tests that need it are skipped.
 SWIFT := $(if $(filter Linux,$(shell uname)),.swift/.ready)
 
-.PHONY: train test test-all lint format clean
+.PHONY: train test test-all image-test lint format clean
 
 train: $(READY)
 	$(BIN)/emc2dist train jobs/quickstart.yaml
@@ -18,11 +18,15 @@ test: lint $(SWIFT)
 test-all: lint $(SWIFT)
 	$(BIN)/python -m pytest -m "slow or not slow"
 
+image-test: $(READY)
+	PYTHON=$(BIN)/python docker/test.sh
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/Dockerfile
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
