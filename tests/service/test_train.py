@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def test_two_workers_two_shards_leave_a_run_folder(spec_file, tmp_path):
 
 
 def test_interrupted_and_resumed_equals_never_having_stopped(spec_file, tmp_path):
-    arguments = ["train", spec_file, "epochs=4", "shards=2", "--json"]
+    arguments = ["train", spec_file, "epochs=10", "shards=2", "--json"]
     process = start(*arguments)
     rows = tmp_path / "runs" / "small" / "metrics.jsonl"
     # Once a row of the third epoch is there, the checkpoint of the second one is whole.
@@ -103,10 +104,10 @@ def test_interrupted_and_resumed_equals_never_having_stopped(spec_file, tmp_path
 
     resumed = emc2dist(*arguments)
     assert resumed.returncode == 0, resumed.stderr
-    assert "resumed from the checkpoint at step 12" in resumed.stderr
-    oracle = Run(parse(SMALL, ["epochs=4", "shards=2"]), tmp_path).go()
+    assert re.search(r"resumed from the checkpoint at step \d+", resumed.stderr)  # 12, or a later one
+    oracle = Run(parse(SMALL, ["epochs=10", "shards=2"]), tmp_path).go()
     result = json.loads(resumed.stdout.splitlines()[-1])
-    expected, found = files(oracle.checkpoints[24]), files(Path(result["checkpoint"]))
+    expected, found = files(oracle.checkpoints[60]), files(Path(result["checkpoint"]))
     assert [name for name in expected if not expected[name].equal(found[name])] == []
     losses = [row["loss"] for row in map(json.loads, rows.read_text().splitlines()) if "loss" in row]
     assert losses == oracle.column("loss")
@@ -114,16 +115,16 @@ def test_interrupted_and_resumed_equals_never_having_stopped(spec_file, tmp_path
 
 @pytest.mark.parametrize("victim", ["RayTrainWorker", "ray::Shard"])
 def test_after_a_killed_process_the_run_goes_on_from_the_checkpoint(victim, spec_file, tmp_path):
-    process = start("train", spec_file, "epochs=4", "--json")
+    process = start("train", spec_file, "epochs=10", "--json")
     rows = tmp_path / "runs" / "small" / "metrics.jsonl"
     wait_for(lambda: rows.exists() and '"step": 13,' in rows.read_text(), process)
     os.kill(pid_of(victim, process.pid), signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=180)
     assert process.returncode == 0, stderr
-    assert "resumed from the checkpoint at step 12" in stderr
+    assert re.search(r"resumed from the checkpoint at step \d+", stderr)  # 12, or a later one
     losses = [row["loss"] for row in map(json.loads, rows.read_text().splitlines()) if "loss" in row]
-    assert losses == Run(parse(SMALL, ["epochs=4"]), tmp_path).go().column("loss")
-    assert json.loads(stdout.splitlines()[-1])["steps"] == 24
+    assert losses == Run(parse(SMALL, ["epochs=10"]), tmp_path).go().column("loss")
+    assert json.loads(stdout.splitlines()[-1])["steps"] == 60
 
 
 def pid_of(name: str, driver: int) -> int:
