@@ -6,6 +6,7 @@
     ├── RunError           a run folder or a checkpoint
     ├── StorageError       a file on disk or S3: refused, missing, changed or damaged
     │   └── StorageUnreachable   no answer, or throttled, after as many attempts as `s3.attempts` says: may pass
+    ├── LaunchError        a cluster that a job is sent to: refused, no answer, no such job
     ├── NonFiniteError     a feature that is NaN or infinite: the run has diverged
     └── StoreError         the chain store
         ├── StoreTimeout       a shard did not answer in time
@@ -39,6 +40,10 @@ class StorageError(Emc2Error):
 
 class StorageUnreachable(StorageError):
     """S3 does not answer or asks to slow down, after as many attempts as allowed; trying later may help."""
+
+
+class LaunchError(Emc2Error):
+    """A cluster, or the tool that speaks to it, refuses, does not answer, or knows no such job."""
 
 
 class NonFiniteError(Emc2Error):

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from emc2dist import config as spec
+from emc2dist.config import Encoder as EncoderConfig
+from emc2dist.config import Norm
 from emc2dist.errors import SpecError
 from emc2dist.vision._torchvision import models
 
@@ -43,7 +44,7 @@ class Encoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: spec.Encoder) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.backbone, self.width = _backbone(config)
         self.features = config.features
@@ -95,13 +96,13 @@ def _group_norm(channels: int) -> nn.Module:
 
 
 # nn.Identity accepts, and ignores, the number of channels.
-_NORM_2D: dict[spec.Norm, Callable[[int], nn.Module]] = {
+_NORM_2D: dict[Norm, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "sync_batch": nn.SyncBatchNorm,
     "group": _group_norm,
     "none": nn.Identity,
 }
-_NORM_1D: dict[spec.Norm, Callable[[int], nn.Module]] = {
+_NORM_1D: dict[Norm, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm1d,
     "sync_batch": nn.SyncBatchNorm,
     "group": nn.LayerNorm,
@@ -109,7 +110,7 @@ _NORM_1D: dict[spec.Norm, Callable[[int], nn.Module]] = {
 }
 
 
-def _backbone(config: spec.Encoder) -> tuple[nn.Module, int]:
+def _backbone(config: EncoderConfig) -> tuple[nn.Module, int]:
     """A headless ResNet and the width of its representation."""
     known = _resnets()
     if config.backbone not in known:
@@ -149,7 +150,7 @@ def _shrink_residuals(backbone: nn.Module) -> None:
             last.weight.div_(math.sqrt(len(blocks)))
 
 
-def _projector(width: int, config: spec.Encoder) -> nn.Module:
+def _projector(width: int, config: EncoderConfig) -> nn.Module:
     if config.hidden == 0:
         return nn.Linear(width, config.features)
     return nn.Sequential(

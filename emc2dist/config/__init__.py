@@ -1,0 +1,17 @@
+"""The spec of a run: one YAML file, strict, dumped resolved beside every run.
+
+Precedence: default < file < `key=value` on the command line. Nothing is guessed: an unknown key, a wrong type or a
+value out of range is a `SpecError` that names the key, the value, what is allowed, and the nearest valid key.
+Unit and range stand under each field. Nothing here imports torch or ray, so `emc2dist validate` is instant.
+
+    spec = load("jobs/cifar10.yaml", ["data.path=../shared/data/cifar10", "lr=1e-3"])
+"""
+
+from emc2dist.config.loading import dump, load, parse, parse_s3
+from emc2dist.config.sections import S3, Data, Encoder, Launch, Norm, Optimiser, Resources, Views
+from emc2dist.config.spec import OPERATIONAL, Spec, differences
+
+__all__ = [
+    "OPERATIONAL", "S3", "Data", "Encoder", "Launch", "Norm", "Optimiser", "Resources", "Spec", "Views",
+    "differences", "dump", "load", "parse", "parse_s3",
+]  # fmt: skip

@@ -1,0 +1,116 @@
+"""From YAML and key=value to a `Spec`, or to one message that says what is wrong; and back."""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from emc2dist.config.sections import S3
+from emc2dist.config.spec import Spec
+from emc2dist.errors import SpecError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, except that `1e-4` is a number, as in YAML 1.2."""
+
+    yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}  # noqa: RUF012
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
+    """Read a spec file and apply `key=value` overrides.
+
+    Raises:
+        SpecError: with one message that names the file, the key, the value and what is allowed.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML spec") from error
+    return parse(text, overrides, source=str(path))
+
+
+def parse(text: str, overrides: Sequence[str] = (), *, source: str = "spec") -> Spec:
+    """Parse the text of a spec; `source` names it in messages. Raises `SpecError`."""
+    tree = _yaml(text, source)
+    if not isinstance(tree, dict):
+        raise SpecError(f"{source}: expected a mapping of keys to values, got {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Spec.model_validate(_tuples(tree))
+    except ValidationError as error:
+        raise SpecError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def parse_s3(overrides: Sequence[str]) -> S3:
+    """The `s3` section alone, from words as in `s3.endpoint=URL`. Raises `SpecError`."""
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        if not override.startswith("s3."):
+            raise SpecError(f"{override!r}: only keys of s3 can be set here, as in s3.endpoint=URL")
+        _apply(tree, override)
+    try:
+        return TypeAdapter(dict[str, S3]).validate_python(tree).get("s3", S3())
+    except ValidationError as error:
+        raise SpecError("; ".join(_explain(e) for e in error.errors())) from None
+
+
+def dump(spec: Spec) -> str:
+    """The resolved spec as YAML that `parse` reads back to an equal spec."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+
+
+def _yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise SpecError(f"{override!r}: an override is written key=value, as in lr=1e-3 or data.limit=512")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise SpecError(f"{override!r}: {parent} is a value, not a section")
+    tree[leaf] = _yaml(value, override)
+
+
+def _tuples(value: Any) -> Any:
+    """Strict pydantic takes a tuple for a tuple; YAML has only lists."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _explain(error: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(key, list(_keys(Spec)), n=1, cutoff=0.0)
+        return f"{key}: unknown key; the nearest valid key is {nearest[0]}"
+    if error["type"] == "missing":
+        return f"{key}: missing; give it a value"
+    if error["type"] == "value_error":
+        return error["msg"].removeprefix("Value error, ")
+    return f"{key}: got {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")

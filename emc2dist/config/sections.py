@@ -1,0 +1,248 @@
+"""The sections of a spec. Unit and range stand under each field."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Objective = Literal["emc2", "simclr", "dcl", "sogclr"]
+Kernel = Literal["mh", "isir"]
+Carried = Literal["reencode", "cached"]
+Norm = Literal["batch", "sync_batch", "group", "none"]
+Precision = Literal["float32", "bf16", "float64"]
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Strict, and without keys that it does not know."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class Data(Section):
+    """Where the images come from."""
+
+    path: str = "digits"
+    """`digits` (scikit-learn's 1,797 handwritten digits, nothing to download), a Parquet file, or a folder of them;
+    on disk, or `s3://bucket/...`."""
+    limit: PositiveInt | None = None
+    """Use only the first so many training images; all of them by default."""
+    cache_dir: str = "~/.cache/emc2dist"
+    """Folder on every machine's own disk for what is fetched or unpacked; its processes share it."""
+    cache_mib: PositiveInt = 16_384
+    """Mebibytes that `cache_dir` may hold. Sets that `emc2dist ingest` wrote to a local disk need none."""
+    shuffle: Literal["auto", "full", "block"] = "auto"
+    """Order of an epoch. `full`: any order is as likely. `block`: few row groups at a time, see docs/data.md. `auto`:
+    `block` on S3, `full` on disk."""
+    window: PositiveInt = 16_384
+    """Rows that shuffle: block mixes: a row comes at most so many places later than its block."""
+    loaders: Annotated[int, Field(ge=0)] = 0
+    """Processes per worker that decode and augment; 0 does it on a thread of the worker."""
+    prefetch: PositiveInt = 2
+    """Batches that are made ahead of the step that needs them."""
+
+
+class Views(Section):
+    """How one view is drawn from an image. A probability of 0 leaves a transform out."""
+
+    count: Annotated[int, Field(ge=2)] = 2
+    """Views per image, V. Every sample has one chain per view."""
+    size: PositiveInt = 32
+    """Side of a view, pixels."""
+    crop: tuple[PositiveFloat, PositiveFloat] = (0.2, 1.0)
+    """Share of the image's area that a random resized crop keeps, [low, high]."""
+    aspect: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
+    """Aspect ratio of the crop, [low, high]."""
+    flip: Probability = 0.5
+    """Probability of a horizontal flip."""
+    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, Annotated[float, Field(ge=0, le=0.5)]] = (
+        0.4, 0.4, 0.4, 0.1,
+    )  # fmt: skip
+    """Strength of the colour jitter: brightness, contrast, saturation, hue."""
+    jitter_probability: Probability = 0.8
+    """Probability of the colour jitter."""
+    grey: Probability = 0.2
+    """Probability of dropping the colour."""
+    blur: Probability = 0.0
+    """Probability of a Gaussian blur (sigma 0.1 to 2.0 pixels, kernel about a tenth of the side)."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Largest rotation, degrees either way."""
+
+
+class Encoder(Section):
+    """Backbone and projector."""
+
+    backbone: str = "resnet18"
+    """Any torchvision classification model whose head is `fc` (the ResNet family)."""
+    stem: Literal["imagenet", "cifar"] = "cifar"
+    """`imagenet`: 7x7 stride 2 and max-pool; `cifar`: 3x3 stride 1 and no pool, for images of 64 pixels or less."""
+    norm: Norm = "group"
+    """Normalisation layers. `batch` couples the samples of a worker's batch; `sync_batch` needs GPUs."""
+    hidden: Annotated[int, Field(ge=0)] = 0
+    """Width of the projector's hidden layer; 0 makes the projector linear."""
+    features: PositiveInt = 128
+    """Width of the projector's output, D."""
+
+
+class Optimiser(Section):
+    """How parameters are moved."""
+
+    name: Literal["adam", "adamw", "sgd", "lars"] = "adamw"
+    """`lars` scales each layer's step by trust * |w| / |g|; biases and norms are excluded."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """Weight decay; biases and norms are excluded."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of sgd and lars."""
+    trust: PositiveFloat = 1e-3
+    """LARS trust coefficient."""
+    warmup_epochs: NonNegativeFloat = 1.0
+    """Epochs of linear warm-up from 0; then cosine to 0."""
+    clip_norm: PositiveFloat | None = None
+    """Largest gradient norm; longer gradients are scaled down to it. None: not clipped."""
+    accumulate: PositiveInt = 1
+    """Micro-batches per optimiser update. Each contrasts batch_size / accumulate samples with its own sweep."""
+
+
+class Eval(Section):
+    """kNN accuracy on the representation, while training."""
+
+    every: Annotated[int, Field(ge=0)] = 1
+    """Epochs between evaluations; 0: only before the first and after the last epoch."""
+    voters: str = "train"
+    """Split whose labelled images vote; another one where the training images have no labels."""
+    neighbours: PositiveInt = 20
+    """k of kNN (cosine)."""
+    bank: PositiveInt = 10_000
+    """Most labelled training images that vote."""
+    queries: PositiveInt = 2_000
+    """Most test images that are asked."""
+
+
+class Checkpoint(Section):
+    """What is kept to resume from."""
+
+    every: PositiveInt = 1
+    """Epochs between checkpoints."""
+    keep: PositiveInt = 2
+    """Newest checkpoints to keep."""
+
+
+class Store(Section):
+    """The shards that hold chains and cached features."""
+
+    feature_dtype: Literal["float16", "float32"] = "float16"
+    """Type of a cached feature."""
+    timeout_s: PositiveFloat = 60.0
+    """Seconds to wait for a shard before the step fails."""
+
+
+class S3(Section):
+    """How S3 is reached, wherever a path begins with `s3://`.
+
+    Credentials come from the ordinary AWS chain (environment, ~/.aws, the machine's role), never from a spec.
+    """
+
+    endpoint: str | None = None
+    """URL of a server other than AWS, as in https://s3.example.org:9000; AWS_ENDPOINT_URL sets it too."""
+    region: str | None = None
+    """Region, as in eu-central-1; AWS_DEFAULT_REGION and ~/.aws/config set it too."""
+    attempts: PositiveInt = 6
+    """Times that a request is tried. The pauses between are random, up to 0.2, 0.4, 0.8 ... 10 s."""
+    timeout_s: PositiveFloat = 30.0
+    """Seconds to wait for a connection, and for an answer, in one attempt."""
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> Self:
+        refuse_credentials("s3.endpoint", self.endpoint or "")
+        return self
+
+
+def refuse_credentials(key: str, url: str) -> None:
+    """A spec is kept beside the run and shown in logs, so a secret in a URL must not get into it."""
+    scheme, _, rest = url.partition("://")
+    if rest and "@" in rest.split("/")[0]:
+        raise ValueError(
+            f"{key}: the {scheme} URL holds credentials; leave them out, they come from the AWS chain "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws, or the machine's role)"
+        )
+
+
+class Resources(Section):
+    """What a run asks of the cluster for each of its parts. Labels are those that `ray start --labels` gives a node."""
+
+    worker_cpus: NonNegativeFloat | None = None
+    """CPUs of a worker; by default 1, and none beside a GPU."""
+    worker_gpus: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """GPUs of a worker that trains on GPUs; less than 1 shares one."""
+    accelerator: str | None = None
+    """A worker's GPU by Ray's name, as in A10G, L4 or H100; any by default."""
+    worker_labels: dict[str, str] = {}
+    """Labels of the nodes that workers may run on, as in {ray.io/market-type: spot}."""
+    shard_mib: PositiveInt | None = None
+    """Memory of a shard, mebibytes; by default what its rows take. Set, it is checked before anything starts."""
+    shard_labels: dict[str, str] = {}
+    """Labels of the nodes that shards may run on, as in {ray.io/market-type: on-demand}."""
+    driver_cpus: NonNegativeFloat = 0.0
+    """CPUs of a submitted run's driver; 0: it asks for none and runs on the head."""
+
+
+class Launch(Section):
+    """Where `emc2dist submit` starts the run, and how."""
+
+    target: str = "local"
+    """`local`: a Ray on this machine, started where there is none; the URL of a cluster's dashboard, as in
+    http://127.0.0.1:8265; `kuberay`: a cluster of its own on Kubernetes."""
+    cluster: str | None = None
+    """The cluster's manifest: a RayCluster of KubeRay, or what `ray up` takes. A run that its nodes can never place is
+    refused; `target: kuberay` starts the run on a cluster made after it."""
+    namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)] = "default"
+    """Namespace of `target: kuberay`."""
+    retries: Annotated[int, Field(ge=0)] = 3
+    """Times that `target: kuberay` replaces a cluster whose head or driver was lost. (`restarts` is for workers.)"""
+    environment: dict[str, str] = {}
+    """Environment variables of driver, workers and shards; not for secrets."""
+    stop_grace_s: PositiveInt = 120
+    """Seconds that a run which is stopped has to write a checkpoint, before it is killed."""
+
+    @model_validator(mode="after")
+    def _leads_somewhere(self) -> Self:
+        if self.target not in ("local", "kuberay") and not re.match(r"^https?://[^/\s]+/?$", self.target):
+            raise ValueError(
+                f"launch.target: got {self.target!r}; allowed are local, kuberay, or the URL of a cluster's dashboard "
+                "as in http://127.0.0.1:8265"
+            )
+        if self.target == "kuberay" and self.cluster is None:
+            raise ValueError(
+                "launch.cluster: missing; target: kuberay needs the manifest of a RayCluster, as in "
+                "cluster/kuberay/raycluster.yaml"
+            )
+        refuse_credentials("launch.target", self.target)
+        for name, value in self.environment.items():
+            _refuse_secret(name, value)
+        return self
+
+
+_SECRET_NAME = re.compile(r"(?i)(SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE_?KEY|API_?KEY|ACCESS_?KEY|(^|_)AUTH$)")
+_SECRET_VALUE = re.compile(
+    r"-----BEGIN|\b(AKIA|ASIA)[0-9A-Z]{16}\b|\b(ghp|gho|ghs|github_pat|glpat|hf|sk|xox[abp])[-_][A-Za-z0-9_-]{16,}"
+    r"|^[0-9a-fA-F]{32,}$|^eyJ[\w-]+\.[\w-]+\.|://[^/\s]*:[^/\s]*@"
+    r"|^(?=\S*[a-z])(?=\S*[A-Z])(?=\S*\d)[A-Za-z0-9+/_=-]{32,}$"  # what a generator of random keys makes
+)
+
+
+def _refuse_secret(name: str, value: str) -> None:
+    key = f"launch.environment.{name}"
+    if not re.match(r"^[A-Za-z_][A-Za-z0-9_]*$", name):
+        raise ValueError(f"{key}: not a name of an environment variable; use letters, digits and '_'")
+    if _SECRET_NAME.search(name) or _SECRET_VALUE.search(value):
+        raise ValueError(
+            f"{key}: looks like a secret (its value is not shown); specs are kept beside runs and shown in logs. Leave "
+            "it out and give it to the cluster: a Kubernetes Secret in the manifest's envFrom, a role of the machines, "
+            "or a file that only the cluster's user can read"
+        )

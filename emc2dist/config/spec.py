@@ -1,0 +1,139 @@
+"""The spec of one training run, and what may differ between a run and its resumption."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from emc2dist.config.sections import (
+    S3,
+    Carried,
+    Checkpoint,
+    Data,
+    Encoder,
+    Eval,
+    Kernel,
+    Launch,
+    Objective,
+    Optimiser,
+    PositiveFloat,
+    PositiveInt,
+    Precision,
+    Resources,
+    Section,
+    Store,
+    Views,
+    refuse_credentials,
+)  # fmt: skip
+
+
+class Spec(Section):
+    """One training run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    """Names the run and its folder: the same name resumes. Letters, digits, '.', '_' and '-'."""
+    run_dir: str = "runs"
+    """Folder that holds the run folders; on disk, or `s3://bucket/...`."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Everything random derives from it."""
+    objective: Objective = "emc2"
+    """`emc2`, or a baseline: `simclr` (in-batch InfoNCE), `dcl` (the same without the positive), `sogclr`."""
+    kernel: Kernel = "mh"
+    """`mh`: a Metropolis-Hastings sweep over the batch; `isir`: iterated sampling importance resampling."""
+    temperature: PositiveFloat = 0.2
+    """Scores are cosine similarities divided by it."""
+    burn_in_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of an `mh` sweep's valid proposals that is dropped."""
+    cache_proposals: Annotated[int, Field(ge=0)] = 0
+    """K: rows of the feature cache to which a chain may move before its sweep, by delayed acceptance. 0: none."""
+    carried: Carried = "reencode"
+    """`reencode`: carried negatives are encoded again and get a gradient; `cached`: the stored feature stands in."""
+    moving_average: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """SogCLR's weight of the newest estimate, gamma."""
+    epochs: PositiveInt
+    """Passes over the dataset."""
+    batch_size: Annotated[int, Field(ge=2)]
+    """Samples per optimiser update over all workers; each sample brings `views.count` anchors."""
+    workers: PositiveInt = 1
+    """Data-parallel training processes."""
+    shards: PositiveInt = 1
+    """Actors that hold the chain store."""
+    lr: PositiveFloat
+    """Peak learning rate, used as it stands (not scaled by the batch)."""
+    precision: Precision = "float32"
+    """`bf16` runs the encoder under autocast; `float64` is for proofs."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` trains on GPUs where the cluster has one for every worker."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of a worker; 0: the machine's cores divided among the workers."""
+    restarts: Annotated[int, Field(ge=0)] = 3
+    """Times the workers may be lost and started again from the newest checkpoint."""
+    log_every: PositiveInt = 10
+    """Steps between rows of metrics."""
+    data: Data = Data()
+    views: Views = Views()
+    encoder: Encoder = Encoder()
+    optimiser: Optimiser = Optimiser()
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    store: Store = Store()
+    s3: S3 = S3()
+    resources: Resources = Resources()
+    launch: Launch = Launch()
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Samples of one sweep over all workers, B."""
+        return self.batch_size // self.optimiser.accumulate
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        refuse_credentials("data.path", self.data.path)
+        refuse_credentials("run_dir", self.run_dir)
+        parts = self.workers * self.optimiser.accumulate
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size: {self.batch_size} does not divide among workers x optimiser.accumulate = {parts}; "
+                f"use a multiple of {parts}"
+            )
+        if self.micro_batch_size < 2:
+            raise ValueError(
+                f"batch_size: {self.batch_size} leaves micro-batches of one sample, which has no negatives; "
+                f"use at least {2 * self.optimiser.accumulate}"
+            )
+        if self.cache_proposals and self.objective != "emc2":
+            raise ValueError(f"cache_proposals: {self.cache_proposals} needs objective: emc2, got {self.objective}")
+        for key, (low, high) in (("views.crop", self.views.crop), ("views.aspect", self.views.aspect)):
+            if low > high:
+                raise ValueError(f"{key}: [{low}, {high}] is not an ascending pair")
+        if self.views.crop[1] > 1:
+            raise ValueError(f"views.crop: {self.views.crop[1]} is more than the whole image; allowed up to 1")
+        if self.encoder.norm == "sync_batch" and self.device == "cpu":
+            raise ValueError("encoder.norm: sync_batch needs GPUs; use batch, group or none on device: cpu")
+        return self
+
+
+# Keys that may differ between a run and its resumption: they move work around, not the result.
+OPERATIONAL = frozenset(
+    {"run_dir", "workers", "shards", "device", "threads", "restarts", "log_every", "eval", "checkpoint", "s3",
+     "resources", "launch", "store.timeout_s", "data.path", "data.cache_dir", "data.cache_mib", "data.loaders",
+     "data.prefetch"}
+)  # fmt: skip
+
+
+def differences(old: Spec, new: Spec) -> list[str]:
+    """Keys outside `OPERATIONAL` whose values differ, as lines `key: old -> new`."""
+    before, after = dict(_leaves(old.model_dump())), dict(_leaves(new.model_dump()))
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in before
+        if before[key] != after.get(key) and not ({key, key.split(".")[0]} & OPERATIONAL)
+    ]
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,118 @@
+"""What a spec becomes as a job, the same wherever it goes; and what every target can do with it.
+
+The id of a job is made of the run's name and of all that the spec says, so a submission that is repeated, after a lost
+connection for instance, names the job that it has already started. The entrypoint is a command of ours and never
+comes from a spec.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from emc2dist import files
+from emc2dist.config import Launch, Spec, dump
+from emc2dist.errors import SpecError
+
+SPEC_FILE = "spec.yaml"
+
+Status = Literal["pending", "running", "succeeded", "failed", "stopped"]
+FINAL: frozenset[Status] = frozenset({"succeeded", "failed", "stopped"})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job that could be sent."""
+
+    id: str
+    """Run name, '-', and eight hexadecimal digits of a hash of the spec."""
+    run: str
+    """The run's name."""
+    spec: str
+    """The resolved spec, YAML; the job finds it in a file."""
+    launch: Launch
+    driver_cpus: float
+
+    def entrypoint(self, folder: str = "") -> str:
+        """The job's command, for a spec that lies in `folder`. Nothing in it is for a shell to expand."""
+        return f"emc2dist train {folder}{SPEC_FILE}"
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables of the job and of all its processes."""
+        return {**self.launch.environment, "RAY_JOB_STOP_WAIT_TIME_S": str(self.launch.stop_grace_s)}
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What is known of a submitted job."""
+
+    id: str
+    run: str
+    status: Status
+    exit_code: int | None
+    """The driver's, where it has ended and the target tells."""
+    message: str
+    """What the target says of it, one line."""
+    started: float | None
+    """Unix time, seconds."""
+    ended: float | None
+
+    @property
+    def final(self) -> bool:
+        """Whether it has ended."""
+        return self.status in FINAL
+
+
+class Target(Protocol):
+    """Where jobs are sent. Every wait has a limit; a target that does not answer raises LaunchError."""
+
+    def submit(self, plan: Plan) -> JobState:
+        """Start the job, unless it is pending, running or has succeeded; then that one is returned.
+
+        A job of this plan that failed or was stopped is started again, and the run resumes.
+        """
+
+    def preview(self, plan: Plan) -> str:
+        """What `submit` would send, as YAML."""
+
+    def state(self, job: str) -> JobState:
+        """The job of this id, or the newest one of the run of this name. Raises LaunchError where there is none."""
+
+    def jobs(self) -> list[JobState]:
+        """All jobs of ours, newest first."""
+
+    def logs(self, job: str, *, follow: bool) -> Iterator[str]:
+        """The driver's output, piece by piece; `follow` goes on to the job's end, over lost connections."""
+
+    def stop(self, job: str) -> JobState:
+        """Ask the job to write a checkpoint and end, and wait until it has ended."""
+
+
+def plan_of(spec: Spec) -> Plan:
+    """The job of a spec. Raises SpecError where a path of the spec would mean another place on the cluster."""
+    if spec.launch.target != "local":
+        for key, path in (("run_dir", spec.run_dir), ("data.path", spec.data.path)):
+            _refuse_relative(key, path)
+    spec = spec if spec.launch.target != "local" else _absolute(spec)
+    text = dump(spec)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return Plan(f"{spec.name}-{digest}", spec.name, text, spec.launch, spec.resources.driver_cpus)
+
+
+def _refuse_relative(key: str, path: str) -> None:
+    if not (files.is_remote(path) or path.startswith("/") or (key == "data.path" and path == "digits")):
+        raise SpecError(
+            f"{key}: {path} is a path on this machine; give one that the cluster's nodes see: s3://bucket/folder, "
+            "or an absolute path of a file system that they share"
+        )
+
+
+def _absolute(spec: Spec) -> Spec:
+    """The same machine, but another working directory."""
+
+    def absolute(path: str) -> str:
+        return path if files.is_remote(path) or path == "digits" else str(Path(path).expanduser().resolve())
+
+    data = spec.data.model_copy(update={"path": absolute(spec.data.path)})
+    return spec.model_copy(update={"run_dir": absolute(spec.run_dir), "data": data})
