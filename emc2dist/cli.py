@@ -1,6 +1,7 @@
 """`emc2dist`: thin commands over the library.
 
-Exit status: 0 done, 2 a spec, a key=value, data or storage that cannot be used, 1 any other refusal, 130 interrupted.
+Exit status: 0 done, 2 a spec, a key=value, data or storage that cannot be used, 1 any other refusal, 130 interrupted,
+143 a run that was asked to stop and left a checkpoint.
 Progress and messages go to stderr, results to stdout.
 """
 
@@ -11,14 +12,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from emc2dist.config import dump, load, parse_s3
-from emc2dist.errors import DataError, Emc2Error, SpecError, StorageError, StorageUnreachable
+from emc2dist.errors import DataError, Emc2Error, RunStopped, SpecError, StorageError, StorageUnreachable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     arguments = _parse(argv)
     try:
-        arguments.command(arguments)
+        return arguments.command(arguments) or 0
+    except RunStopped as stopped:
+        print(f"emc2dist: {stopped}; the same command resumes", file=sys.stderr)
+        return 143
     except Emc2Error as error:
         print(f"emc2dist: {error}", file=sys.stderr)
         unusable = isinstance(error, SpecError | DataError | StorageError)
@@ -26,7 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("emc2dist: interrupted; the same command resumes from what is finished", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -35,7 +38,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     # argparse gives up on KEY=VALUE after an option, as in `train SPEC --json lr=1e-3`.
     if any(word.startswith("-") for word in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.overrides += rest
+    if rest:
+        if "overrides" not in arguments:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        arguments.overrides += rest
     return arguments
 
 
@@ -48,6 +54,62 @@ def _train(arguments: argparse.Namespace) -> None:
     from emc2dist.service.trainer import train  # late: `validate` and `--help` need no torch and no Ray
 
     _print(train(spec), arguments.json)
+
+
+def _submit(arguments: argparse.Namespace) -> int | None:
+    spec = load(arguments.spec, arguments.overrides)
+    from emc2dist.service.launch import following
+    from emc2dist.service.launch.placement import check
+    from emc2dist.service.launch.plan import plan_of
+    from emc2dist.service.launch.targets import open_target, preview
+
+    plan = plan_of(spec)
+    if spec.launch.cluster:
+        check(spec)
+    if arguments.dry_run:
+        print(preview(plan), end="")
+        return None
+    target = open_target(spec.launch.target, namespace=spec.launch.namespace, start=True)
+    state = target.submit(plan)
+    print(following.hint(state, spec.launch), file=sys.stderr)
+    if arguments.follow:
+        return following.follow(target, state.id)
+    _print(following.facts(state), arguments.json)
+    return None
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from emc2dist.service.launch import following
+
+    _print(following.facts(_target(arguments).state(arguments.job)), arguments.json)
+
+
+def _logs(arguments: argparse.Namespace) -> int | None:
+    from emc2dist.service.launch import following
+
+    target = _target(arguments)
+    if arguments.follow:
+        return following.follow(target, arguments.job)
+    following.write(target.logs(arguments.job, follow=False))
+    return None
+
+
+def _stop(arguments: argparse.Namespace) -> None:
+    from emc2dist.service.launch import following
+
+    _print(following.facts(_target(arguments).stop(arguments.job)), arguments.json)
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from emc2dist.service.launch import following
+
+    print(following.table(_target(arguments).jobs()), end="")
+
+
+def _target(arguments: argparse.Namespace) -> Any:
+    from emc2dist.service.launch.targets import default_target, open_target
+
+    return open_target(arguments.target or default_target(), namespace=arguments.namespace)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -117,10 +179,36 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (evaluate, export, ingest):
         sub.add_argument("overrides", metavar="s3.KEY=VALUE", nargs="*", help="how S3 is reached: s3.endpoint=URL")
 
-    for name in ("train", "evaluate", "export", "ingest"):
+    _add_launch(commands)
+    for name in ("train", "submit", "status", "stop", "evaluate", "export", "ingest"):
         sub = commands.choices[name]
         sub.add_argument("--json", action="store_true", help="print the result as one line of JSON, the last on stdout")
     return parser
+
+
+def _add_launch(commands: Any) -> None:
+    text = "start a spec as a job where its `launch.target` says; a job of it that was stopped or failed goes on"
+    submit = commands.add_parser("submit", help=text, description=text)
+    submit.add_argument("spec", metavar="SPEC", help="a YAML spec, as in jobs/")
+    submit.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="override a key, as in lr=1e-3")
+    submit.add_argument("--follow", action="store_true", help="show its log to its end, and exit with its status")
+    submit.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
+    submit.set_defaults(command=_submit)
+    for name, command, text in (
+        ("status", _status, "what is known of a job"),
+        ("logs", _logs, "what a job has printed"),
+        ("stop", _stop, "have a job write a checkpoint and end, and wait for it"),
+        ("list", _list, "all jobs, newest first"),
+    ):
+        sub = commands.add_parser(name, help=text, description=text)
+        if name != "list":
+            sub.add_argument("job", metavar="JOB", help="a job's id, or a run's name for its newest job")
+        text = "local, kuberay or the URL of a cluster's dashboard; by default $RAY_API_SERVER_ADDRESS, else local"
+        sub.add_argument("--target", metavar="T", help=text)
+        sub.add_argument("--namespace", metavar="N", default="default", help="of kuberay (%(default)s)")
+        sub.set_defaults(command=command)
+    text = "follow it to the job's end, over lost connections, and exit with its status"
+    commands.choices["logs"].add_argument("-f", "--follow", action="store_true", help=text)
 
 
 def _add_ingest(commands: Any) -> argparse.ArgumentParser:

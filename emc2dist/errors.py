@@ -4,6 +4,7 @@
     ├── SpecError          the YAML spec, or a key=value on the command line
     ├── DataError          a file, a row or an image of the dataset
     ├── RunError           a run folder or a checkpoint
+    │   └── RunStopped         the run was asked to stop: a checkpoint holds all of it
     ├── StorageError       a file on disk or S3: refused, missing, changed or damaged
     │   └── StorageUnreachable   no answer, or throttled, after as many attempts as `s3.attempts` says: may pass
     ├── LaunchError        a cluster that a job is sent to: refused, no answer, no such job
@@ -14,7 +15,7 @@
 
 Every error is built from its message alone, so it survives pickling between processes. The message says what is
 wrong, where (key, file, row, rank, step), and what to do. The command line exits with 2 on `SpecError`,
-`DataError` and `StorageError`, with 1 on the others and on `StorageUnreachable`.
+`DataError` and `StorageError`, with 143 on `RunStopped`, with 1 on the others and on `StorageUnreachable`.
 """
 
 
@@ -32,6 +33,10 @@ class DataError(Emc2Error):
 
 class RunError(Emc2Error):
     """A run folder or a checkpoint is missing, damaged, or belongs to another spec."""
+
+
+class RunStopped(RunError):
+    """The run ended before its last epoch because it was asked to; names the step that its checkpoint holds."""
 
 
 class StorageError(Emc2Error):

@@ -2,18 +2,24 @@
 
 Rank 0 posts without waiting; the driver takes what has come and writes `metrics.jsonl`. An error that would only come
 again (bad data, diverged features) is left here too: workers that Ray starts anew find it and stop at once, and the
-driver raises it.
+driver raises it. And the driver leaves word here when the run should stop; rank 0 looks every second.
 """
 
+import logging
+import threading
+from types import TracebackType
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from emc2dist.errors import DataError, Emc2Error, NonFiniteError, RunError, SpecError, StorageError
 from emc2dist.metrics import Row
 
 FATAL = (SpecError, DataError, RunError, StorageError, NonFiniteError)
 TIMEOUT_S = 60.0
+
+logger = logging.getLogger(__name__)
 
 
 class Board:
@@ -22,6 +28,7 @@ class Board:
     def __init__(self) -> None:
         self._rows: list[Row] = []
         self._failure: Emc2Error | None = None
+        self._stopping = False
 
     def post(self, row: Row) -> None:
         """Add a row."""
@@ -39,6 +46,14 @@ class Board:
     def failure(self) -> Emc2Error | None:
         """The fatal error, if there is one."""
         return self._failure
+
+    def stop(self) -> None:
+        """Ask the run to write a checkpoint and end."""
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        """Whether the run is asked to end."""
+        return self._stopping
 
 
 class BoardHandle:
@@ -67,3 +82,41 @@ class BoardHandle:
     def failure(self) -> Emc2Error | None:
         """See `Board.failure`."""
         return ray.get(self._actor.failure.remote(), timeout=TIMEOUT_S)
+
+    def stop(self) -> None:
+        """See `Board.stop`; returns when it is left."""
+        ray.get(self._actor.stop.remote(), timeout=TIMEOUT_S)
+
+    def stopping(self) -> bool:
+        """See `Board.stopping`."""
+        return ray.get(self._actor.stopping.remote(), timeout=TIMEOUT_S)
+
+
+class Lookout:
+    """Looks on a thread whether the run is asked to stop, so that a step can ask without waiting."""
+
+    def __init__(self, board: BoardHandle, interval_s: float = 1.0) -> None:
+        self._board, self._interval_s = board, interval_s
+        self._seen, self._over = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lookout", daemon=True)
+
+    def is_set(self) -> bool:
+        """See `emc2dist.train.loop.StopRequest`."""
+        return self._seen.is_set()
+
+    def __enter__(self) -> "Lookout":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._over.set()
+
+    def _run(self) -> None:
+        while not self._seen.is_set() and not self._over.wait(self._interval_s):
+            try:
+                if self._board.stopping():
+                    self._seen.set()
+            except RayError as error:  # the board's node may be cut off for a while, and training goes on without it
+                logger.warning("cannot tell whether the run is asked to stop: %s", error)

@@ -6,6 +6,7 @@ Importing this module sets Ray's defaults for us (an environment that sets them 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -23,6 +24,7 @@ import ray  # noqa: E402
 
 from emc2dist.config import Spec  # noqa: E402
 from emc2dist.errors import SpecError  # noqa: E402
+from emc2dist.service.launch.access import refuse_without_token  # noqa: E402
 
 
 @contextmanager
@@ -30,7 +32,8 @@ def connected(spec: Spec) -> Iterator[None]:
     """A connection to a cluster with room for the run; one that was started here ends with it.
 
     Raises:
-        SpecError: the cluster is too small for `workers`.
+        SpecError: the cluster is too small for the workers or the shards.
+        LaunchError: the cluster is not on this machine, and there is no token for it.
     """
     ours = not ray.is_initialized()
     if ours:
@@ -43,14 +46,33 @@ def connected(spec: Spec) -> Iterator[None]:
             ray.shutdown()
 
 
+def in_job() -> bool:
+    """Whether this is the driver of a submitted Ray job, whose working directory is a copy that goes with the job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def use_gpu(spec: Spec) -> bool:
-    """Whether the workers get a GPU each."""
-    return spec.device == "cuda" or (spec.device == "auto" and _capacity("GPU") >= spec.workers)
+    """Whether the workers train on GPUs."""
+    labels = spec.resources.worker_labels
+    return spec.device == "cuda" or (
+        spec.device == "auto" and _places({"GPU": spec.resources.worker_gpus}, labels) >= spec.workers
+    )
+
+
+def worker_needs(spec: Spec) -> dict[str, float]:
+    """What Ray sets aside for a worker, by its names."""
+    asked = spec.resources
+    if use_gpu(spec):
+        return {"GPU": asked.worker_gpus, "CPU": asked.worker_cpus or 0}
+    return {"CPU": 1 if asked.worker_cpus is None else asked.worker_cpus}
 
 
 def _connect(spec: Spec) -> None:
     quiet = {"log_to_driver": False, "logging_level": "warning"}
-    if os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        if address != "auto" and not in_job():  # a job was let in already
+            refuse_without_token(address)
         ray.init(**quiet)
         return
     # One CPU a worker is Ray's ticket to run, not a promise of a core: more workers than cores are slow but fine.
@@ -59,13 +81,35 @@ def _connect(spec: Spec) -> None:
 
 
 def _check_room(spec: Spec) -> None:
-    kind = "GPU" if use_gpu(spec) else "CPU"
-    if _capacity(kind) < spec.workers:
+    needs, labels = worker_needs(spec), spec.resources.worker_labels
+    places = _places(needs, labels)
+    if places < spec.workers:
+        each = " and ".join(f"{amount:g} {kind}" for kind, amount in needs.items() if amount)
+        where = f" on nodes with labels {labels}" if labels else ""
         raise SpecError(
-            f"workers: {spec.workers} need a {kind} each, the cluster has {_capacity(kind):g}; "
-            f"lower workers or add nodes"
+            f"workers: {spec.workers} need {each} each, the cluster has room for {places}{where}; "
+            "lower workers, change resources or add nodes"
+        )
+    mib, labels = spec.resources.shard_mib, spec.resources.shard_labels
+    if labels and not _nodes(labels):
+        raise SpecError(
+            f"resources.shard_labels: no node of the cluster carries {labels}; nodes get labels from "
+            "`ray start --labels` or their group of the manifest"
+        )
+    if mib and _places({"memory": mib * 2**20}, labels) < spec.shards:
+        raise SpecError(
+            f"resources.shard_mib: {spec.shards} shards need {mib} MiB each, the cluster has room for "
+            f"{_places({'memory': mib * 2**20}, labels)}; lower it, or add nodes"
         )
 
 
-def _capacity(kind: str) -> float:
-    return float(ray.cluster_resources().get(kind, 0))
+def _places(needs: dict[str, float], labels: dict[str, str]) -> int:
+    """How many times the needs can be met on nodes with those labels, as if nothing else ran."""
+    return sum(
+        min(int(node["Resources"].get(kind, 0) / amount + 1e-9) for kind, amount in needs.items() if amount)
+        for node in _nodes(labels)
+    )
+
+
+def _nodes(labels: dict[str, str]) -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items()]

@@ -64,11 +64,12 @@ _REMOTE_S = 10.0  # S3 cannot append: each time the whole of metrics.jsonl is wr
 class Monitor:
     """Takes rows from the board, on a thread, to the display and the run folder, until stopped.
 
-    While S3 does not answer, rows are kept until it does.
+    And takes word of `stop` to the board. While S3 does not answer, rows are kept until it does.
     """
 
-    def __init__(self, board: BoardHandle, folder: RunFolder, display: Display) -> None:
+    def __init__(self, board: BoardHandle, folder: RunFolder, display: Display, stop: threading.Event) -> None:
         self._board, self._folder, self._display = board, folder, display
+        self._stop_wanted, self._stop_passed_on = stop, False
         self._pending: list[Row] = []
         self._saved = 0.0
         self._stop = threading.Event()
@@ -89,6 +90,7 @@ class Monitor:
     def _run(self) -> None:
         while not self._stop.wait(_INTERVAL_S):
             self._take()
+            self._pass_on_stop()
             if monotonic() - self._saved > (_REMOTE_S if self._folder.place.remote else 0):
                 self._save()
 
@@ -96,6 +98,12 @@ class Monitor:
         for row in self._board.take():
             self._pending.append(row)
             self._display.show(row)
+
+    def _pass_on_stop(self) -> None:
+        if self._stop_wanted.is_set() and not self._stop_passed_on:
+            self._board.stop()
+            self._stop_passed_on = True
+            self._display.say("stopping: a checkpoint is written first; a second SIGTERM ends the run without one")
 
     def _save(self) -> None:
         try:

@@ -10,9 +10,11 @@ them, with encoder and optimiser, to the newest checkpoint. The same run name re
 import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import emc2dist.service.cluster as cluster  # before ray: sets its defaults
@@ -27,9 +29,9 @@ from ray.train.v2.api.config import LoggingConfig
 from emc2dist import files
 from emc2dist.config import Spec, dump, parse
 from emc2dist.data.images import Images, open_images, open_voters
-from emc2dist.errors import RunError, StorageUnreachable
+from emc2dist.errors import RunError, RunStopped, StorageUnreachable
 from emc2dist.metrics import Row
-from emc2dist.service.board import FATAL, BoardHandle
+from emc2dist.service.board import FATAL, BoardHandle, Lookout
 from emc2dist.service.progress import Display, Monitor
 from emc2dist.service.runs import RunFolder
 from emc2dist.store import ChainStore, Layout, LocalStore
@@ -45,6 +47,7 @@ def train(spec: Spec) -> dict[str, Any]:
     Raises:
         SpecError, DataError, RunError: before anything starts, where it can be known.
         NonFiniteError, StoreError: while it runs.
+        RunStopped: SIGTERM came; the run wrote a checkpoint of the step it was at, and ended.
     """
     spec = _resolved(spec)
     images = check(spec)
@@ -54,14 +57,18 @@ def train(spec: Spec) -> dict[str, Any]:
     if done is not None:
         print(f"{folder.place}: this run is finished; give it another name to run it again", file=sys.stderr)
         return done
+    steps = spec.epochs * order.steps_per_epoch
     with ExitStack() as stack:
         stack.enter_context(cluster.connected(spec))
+        stop = stack.enter_context(_stop_on_sigterm())
         store = _create_store(spec, len(images))
         stack.callback(store.close)
         board = BoardHandle.create()
-        with Monitor(board, folder, Display(spec.epochs * order.steps_per_epoch)):
-            _fit(spec, folder, store, board)
-    summary = summarise(folder, spec.epochs * order.steps_per_epoch)
+        with Monitor(board, folder, Display(steps), stop):
+            taken = _fit(spec, folder, store, board)
+    if taken < steps:
+        raise RunStopped(f"{folder.place}: stopped at step {taken} of {steps}, which a checkpoint holds")
+    summary = summarise(folder, steps)
     folder.finish(summary)
     return summary
 
@@ -107,10 +114,20 @@ def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:
 
 def _resolved(spec: Spec) -> Spec:
     """Paths made absolute, for workers have working directories of their own; and `auto` made what it stands for."""
+    spec = _kept_after_the_job(spec) if cluster.in_job() else spec
     data, remote = spec.data, files.is_remote(spec.data.path)
     path = data.path if remote or data.path == "digits" else str(Path(data.path).expanduser().resolve())
     shuffle = ("block" if remote else "full") if data.shuffle == "auto" else data.shuffle
     return spec.model_copy(update={"data": data.model_copy(update={"path": path, "shuffle": shuffle})})
+
+
+def _kept_after_the_job(spec: Spec) -> Spec:
+    """A run folder in the home folder, where a relative one would go with the job's copy of the working directory."""
+    if files.is_remote(spec.run_dir) or Path(spec.run_dir).expanduser().is_absolute():
+        return spec
+    run_dir = str(Path.home() / spec.run_dir)
+    print(f"run_dir: {spec.run_dir} would be deleted with this job's files; the run goes to {run_dir}", file=sys.stderr)
+    return spec.model_copy(update={"run_dir": run_dir})
 
 
 def _create_store(spec: Spec, samples: int) -> ChainStore:
@@ -118,15 +135,45 @@ def _create_store(spec: Spec, samples: int) -> ChainStore:
     layout = Layout(samples, spec.shards)
     if not schema:
         return LocalStore(layout, schema)  # nothing to remember, so nothing to share
-    return RayStore.create(layout, schema, timeout_s=spec.store.timeout_s)
+    mib, labels = spec.resources.shard_mib, spec.resources.shard_labels
+    return RayStore.create(
+        layout, schema, timeout_s=spec.store.timeout_s, memory=mib * 2**20 if mib else None, labels=labels
+    )
 
 
-def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -> None:
+@contextmanager
+def _stop_on_sigterm() -> Iterator[threading.Event]:
+    """An event that the first SIGTERM sets; a second one does what it did before. (Threads get no signals.)"""
+    wanted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield wanted
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        wanted.set()
+        signal.signal(number, before)
+
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield wanted
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -> int:
+    """Train on workers, started again when lost; returns the steps taken."""
     filesystem, path = folder.place.arrow()
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"spec": dump(spec), "store": store, "board": board},
-        scaling_config=ScalingConfig(num_workers=spec.workers, use_gpu=cluster.use_gpu(spec)),
+        scaling_config=ScalingConfig(
+            num_workers=spec.workers,
+            use_gpu=cluster.use_gpu(spec),
+            resources_per_worker=cluster.worker_needs(spec),
+            accelerator_type=spec.resources.accelerator,
+            label_selector=spec.resources.worker_labels or None,
+        ),
         run_config=RunConfig(
             name=spec.name,
             storage_path=path.removesuffix(f"/{spec.name}"),
@@ -137,32 +184,33 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -
         ),
     )
     try:
-        _interruptible(trainer.fit)
+        result = _interruptible(trainer.fit)
     except ray.train.TrainingFailedError as error:
         lost = RunError(f"{folder.place}: the workers failed and were not started again ({error})")
         raise board.failure() or lost from error
     failure = board.failure()
     if failure is not None:
         raise failure
+    return result.return_value
 
 
-def _interruptible(fit: Callable[[], Any]) -> None:
+def _interruptible(fit: Callable[[], Any]) -> Any:
     """Run `fit`; Ctrl-C comes out as KeyboardInterrupt, once Ray Train has ended its workers."""
     before = signal.getsignal(signal.SIGINT)
     try:
-        fit()
+        return fit()
     except SystemExit:  # what Ray makes of the abort that its handler asked for
         raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, before)  # Ray Train leaves its own
 
 
-def _worker(config: dict[str, Any]) -> None:
+def _worker(config: dict[str, Any]) -> int:
     board: BoardHandle = config["board"]
     if board.failure() is not None:
-        return
+        return 0
     try:
-        _train_rank(parse(config["spec"]), config["store"], board)
+        return _train_rank(parse(config["spec"]), config["store"], board)
     except StorageUnreachable:  # may pass: starting anew is worth a try
         raise
     except FATAL as error:
@@ -170,7 +218,7 @@ def _worker(config: dict[str, Any]) -> None:
         raise
 
 
-def _train_rank(spec: Spec, store: ChainStore, board: BoardHandle) -> None:
+def _train_rank(spec: Spec, store: ChainStore, board: BoardHandle) -> int:
     context = ray.train.get_context()
     torch.set_num_threads(spec.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     train, test = open_images(spec.data, "train", spec.s3), open_images(spec.data, "test", spec.s3)
@@ -180,7 +228,8 @@ def _train_rank(spec: Spec, store: ChainStore, board: BoardHandle) -> None:
     with ExitStack() as stack:
         newest = ray.train.get_checkpoint()
         resume = Path(stack.enter_context(newest.as_directory())) if newest else None
-        loop.run(loop.Job(spec, train, voters, test, store, board, _RayKeeper(), device), resume)
+        stop = stack.enter_context(Lookout(board)) if context.get_world_rank() == 0 else threading.Event()
+        return loop.run(loop.Job(spec, train, voters, test, store, board, _RayKeeper(), device, stop), resume)
 
 
 class _RayKeeper:

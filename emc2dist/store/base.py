@@ -69,6 +69,9 @@ class ChainStore(Protocol):
     def snapshot(self, generation: str, shard: int, as_of: int) -> Tables:
         """All rows of one shard as of a step, so that ranks can save different shards at once. May be read-only."""
 
+    def pending(self, generation: str, shard: int) -> list[Commit]:
+        """One shard's share of the commits that its rows do not show yet, in the order of (step, rank)."""
+
     def restore(self, generation: str, step: int, shard: int, tables: Tables) -> None:
         """Give one shard a snapshot made as of `step` and have it serve `generation`; StoreError if it does not fit."""
 
@@ -117,6 +120,18 @@ class ShardedStore(ChainStore, ABC):
     def snapshot(self, generation: str, shard: int, as_of: int) -> Tables:
         """See `ChainStore.snapshot`."""
         return self._call(shard, "snapshot", generation, as_of)
+
+    def pending(self, generation: str, shard: int) -> list[Commit]:
+        """See `ChainStore.pending`."""
+        indices = self.layout.indices(shard)
+        return [
+            Commit(
+                commit.step,
+                commit.rank,
+                {table: Rows(indices[write.index], write.values) for table, write in commit.writes.items()},
+            )
+            for commit in self._call(shard, "pending", generation)
+        ]
 
     def restore(self, generation: str, step: int, shard: int, tables: Tables) -> None:
         """See `ChainStore.restore`."""

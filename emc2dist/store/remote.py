@@ -51,12 +51,15 @@ class RayStore(ShardedStore):
         *,
         timeout_s: float,
         start_timeout_s: float = 300.0,
-        declare_memory: bool = True,
+        memory: int | None = None,
+        labels: dict[str, str] | None = None,
     ) -> "RayStore":
         """Start the actors and wait until all answer. They are of no generation yet: reset or restore them next.
 
-        `timeout_s` bounds every later wait; `start_timeout_s` this one, in which a node may have to be added.
-        Raises StoreTimeout or StoreError if the actors do not come up, and leaves none behind.
+        `timeout_s` bounds every later wait; `start_timeout_s` this one, in which a node may have to be added. `memory`
+        is what a shard may take, bytes, and is set aside for it in any case; `labels` those of the nodes that may hold
+        shards. Raises StoreError if the rows of a shard take more than `memory`, and
+        StoreTimeout or StoreError if the actors do not come up, and leaves none behind.
         """
         options: dict[str, Any] = {
             "num_cpus": 0,
@@ -64,8 +67,11 @@ class RayStore(ShardedStore):
             "max_task_retries": 0,
             "scheduling_strategy": "SPREAD",
         }
-        if declare_memory:
-            options |= _memory(layout, schema)
+        if labels:
+            options["label_selector"] = labels
+        if memory is not None:
+            _check_memory(layout, schema, memory)
+        options |= _memory(layout, schema) if memory is None else {"memory": memory}
         shard_class = ray.remote(Shard).options(**options)
         actors = [shard_class.remote(schema, layout.rows(shard)) for shard in range(layout.shards)]
         store = cls(layout, schema, actors, timeout_s)
@@ -109,6 +115,15 @@ class RayStore(ShardedStore):
                 f"{where} was lost with all it remembered; the run resumes from its last checkpoint, to which all "
                 f"shards are restored ({type(error).__name__}: {error})"
             ) from error
+
+
+def _check_memory(layout: Layout, schema: Schema, memory: int) -> None:
+    size = nbytes(schema, layout.rows(0))
+    if size > memory:
+        raise StoreError(
+            f"resources.shard_mib: a shard of {layout.rows(0)} rows takes {-(-size >> 20)} MiB, {memory >> 20} are set "
+            f"aside for it; raise shard_mib or shards (now {layout.shards})"
+        )
 
 
 def _memory(layout: Layout, schema: Schema) -> dict[str, int]:

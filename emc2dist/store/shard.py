@@ -140,6 +140,11 @@ class Shard:
         self._apply(as_of)
         return {table: {name: column.copy() for name, column in columns.items()} for table, columns in self._items()}
 
+    def pending(self, generation: str) -> list[Commit]:
+        """Commits of steps that the rows do not show yet, in the order of (step, rank)."""
+        self._admit(generation, self._applied)
+        return [Commit(*key, self._buffer[key]) for key in sorted(self._buffer)]
+
     def stats(self) -> ShardStats:
         """The state of the shard; needs no generation."""
         return ShardStats(

@@ -3,13 +3,18 @@
     manifest.json                 step, resolved spec, samples, shards, version
     trainer.pt                    encoder and optimiser (read with weights_only: no code in it can run)
     shard-00000-of-00002.safetensors ...
+    pending-00000-of-00002.safetensors ...   only where a run was stopped within an epoch
 
 Ranks write different files of one folder: rank 0 the first two, rank r the shards r, r + W, ... There is no other
 state: order of the data, views, chains' randomness and learning rate are functions of the step. Shards may be read
 back into another number of shards, and by another number of workers.
+
+Within an epoch reads run ahead of the steps (see `emc2dist.train.memory`). A run that is stopped there must go on with
+what these would have seen, so its shards' rows are older than the step, and the commits since lie beside them.
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +29,7 @@ from torch import nn
 import emc2dist
 from emc2dist.config import Spec, dump, parse
 from emc2dist.errors import RunError
-from emc2dist.store import ChainStore, Layout, Tables
+from emc2dist.store import ChainStore, Commit, Layout, Rows, Tables
 from emc2dist.train import collectives
 
 
@@ -34,6 +39,8 @@ class Manifest:
 
     step: int
     """Steps taken."""
+    applied: int
+    """The step that the shards' rows show: the last one taken, or an earlier one where later commits are pending."""
     samples: int
     """Rows of the dataset it was trained on."""
     shards: int
@@ -49,17 +56,23 @@ class Manifest:
 
 
 def save(
-    folder: Path, step: int, spec: Spec, encoder: nn.Module, optimiser: torch.optim.Optimizer, store: ChainStore,
-    generation: str,
+    folder: Path, step: int, applied: int, spec: Spec, encoder: nn.Module, optimiser: torch.optim.Optimizer,
+    store: ChainStore, generation: str,
 ) -> None:  # fmt: skip
-    """Write this rank's files of the checkpoint after `step` steps. The store must be settled up to step - 1."""
+    """Write this rank's files of the checkpoint after `step` steps, with the store's rows as of step `applied`.
+
+    All ranks' commits of all steps must be in the store, and no rank's reads on their way.
+    """
     shards = store.layout.shards if store.schema else 0
     for shard in range(collectives.rank(), shards, collectives.world_size()):
-        tables = store.snapshot(generation, shard, step - 1)
-        save_file(_flat(tables), folder / _shard_name(shard, shards))
+        tables = store.snapshot(generation, shard, applied)
+        save_file(_flat(tables), folder / _name("shard", shard, shards))
+        pending = store.pending(generation, shard)
+        if pending:
+            save_file(_flat_commits(pending), folder / _name("pending", shard, shards))
     if collectives.rank() == 0:
         torch.save({"encoder": encoder.state_dict(), "optimiser": optimiser.state_dict()}, folder / "trainer.pt")
-        manifest = Manifest(step, store.layout.samples, shards, dump(spec), emc2dist.__version__)
+        manifest = Manifest(step, applied, store.layout.samples, shards, dump(spec), emc2dist.__version__)
         (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
 
 
@@ -90,14 +103,27 @@ def restore_store(folder: Path, manifest: Manifest, store: ChainStore, generatio
         return
     old = Layout(manifest.samples, manifest.shards)
     for shard in range(collectives.rank(), store.layout.shards, collectives.world_size()):
-        store.restore(generation, manifest.step - 1, shard, _rows_of(folder, old, store.layout.indices(shard)))
+        store.restore(generation, manifest.applied, shard, _rows_of(folder, old, store.layout.indices(shard)))
+
+
+def resend_pending(folder: Path, manifest: Manifest, store: ChainStore, generation: str) -> None:
+    """Send the store the commits that its restored rows do not show yet. One rank does, once all shards are back."""
+    parts: dict[tuple[int, int], dict[str, list[Rows]]] = {}
+    for path in sorted(folder.glob("pending-*.safetensors")):
+        for commit in _commits(_load(path)):
+            for table, rows in commit.writes.items():
+                parts.setdefault((commit.step, commit.rank), {}).setdefault(table, []).append(rows)
+    for key in sorted(parts):
+        # Whole again: a shard takes a commit of one step and rank once, and shards may be fewer now.
+        commit = Commit(*key, {table: _joined(rows) for table, rows in parts[key].items()})
+        store.exchange(generation, commit, {}, manifest.applied).result()
 
 
 def _rows_of(folder: Path, old: Layout, indices: NDArray[np.int64]) -> Tables:
     """The tables of the given samples, out of the files of another (or the same) sharding."""
     tables: Tables = {}
     for part in old.split(indices):
-        for key, column in _load(folder / _shard_name(part.shard, old.shards)).items():
+        for key, column in _load(folder / _name("shard", part.shard, old.shards)).items():
             table, name = key.split("/")
             rows = tables.setdefault(table, {})
             if name not in rows:
@@ -121,5 +147,30 @@ def _flat(tables: Tables) -> dict[str, NDArray]:
     }
 
 
-def _shard_name(shard: int, shards: int) -> str:
-    return f"shard-{shard:05d}-of-{shards:05d}.safetensors"
+def _flat_commits(commits: Sequence[Commit]) -> dict[str, NDArray]:
+    flat = {}
+    for commit in commits:
+        for table, rows in commit.writes.items():
+            prefix = f"{commit.step}/{commit.rank}/{table}"
+            flat[f"{prefix}/index"] = rows.index
+            flat |= {f"{prefix}/values/{name}": np.ascontiguousarray(value) for name, value in rows.values.items()}
+    return flat
+
+
+def _commits(flat: dict[str, NDArray]) -> Iterator[Commit]:
+    """What `_flat_commits` made flat, a commit for each table."""
+    for key, index in flat.items():
+        step, rank, table, *column = key.split("/")
+        if column == ["index"]:
+            prefix = f"{step}/{rank}/{table}/values/"
+            values = {name.removeprefix(prefix): flat[name] for name in flat if name.startswith(prefix)}
+            yield Commit(int(step), int(rank), {table: Rows(index, values)})
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    index = np.concatenate([part.index for part in parts])
+    return Rows(index, {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values})
+
+
+def _name(kind: str, shard: int, shards: int) -> str:
+    return f"{kind}-{shard:05d}-of-{shards:05d}.safetensors"

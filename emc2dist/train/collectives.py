@@ -64,6 +64,36 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return total.to(values.device) / world_size()
 
 
+class Vote:
+    """Whether any rank wants something: asked in one step and answered in the next, so that nobody waits for it.
+
+    Over a group of its own, on the CPU: the answer must not wait for what the GPU still has to do.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._round: tuple[Tensor, dist.Work] | None = None
+
+    def cast(self, wanted: bool) -> bool:
+        """Cast this rank's vote; returns the outcome of the last round, the same on every rank. Every rank casts."""
+        if self._group is None:
+            return wanted
+        outcome = self.close()
+        ballot = torch.tensor([int(wanted)])
+        work = dist.all_reduce(ballot, dist.ReduceOp.MAX, self._group, async_op=True)
+        self._round = (ballot, work)
+        return outcome
+
+    def close(self) -> bool:
+        """Wait for the round under way; returns its outcome."""
+        if self._round is None:
+            return False
+        ballot, work = self._round
+        work.wait()
+        self._round = None
+        return bool(ballot)
+
+
 def data_parallel(model: nn.Module) -> nn.Module:
     """The model with gradients averaged over ranks in buckets, while backward goes on (DDP)."""
     if world_size() == 1:

@@ -1,7 +1,8 @@
 """From the first step to the last on one rank: epochs, and when to log, evaluate and keep a checkpoint.
 
-A checkpoint is taken with the store settled, at the end of an epoch. Resuming is the same code as starting: only the
-first step and the contents of encoder, optimiser and store differ, so a resumed run equals an unbroken one.
+A checkpoint is taken with the store settled, at the end of an epoch; and wherever the run is asked to stop, with the
+store parked (see `emc2dist.train.memory`). Resuming is the same code as starting: only the first step and the contents
+of encoder, optimiser and store differ, so a resumed run equals an unbroken one.
 """
 
 import tempfile
@@ -37,6 +38,13 @@ class Keeper(Protocol):
         """Register the files that all ranks wrote into their `folder` as one checkpoint; every rank calls it."""
 
 
+class StopRequest(Protocol):
+    """Whether somebody wants the run to write a checkpoint and end. Asked every step, so it must not wait."""
+
+    def is_set(self) -> bool:
+        """Whether it is wanted; ranks need not agree. (`threading.Event` is one.)"""
+
+
 def order_for(spec: Spec, images: Images) -> EpochOrder:
     """The order of the samples; raises DataError if the batch is larger than the data."""
     return EpochOrder(
@@ -62,17 +70,20 @@ class Job:
     recorder: Recorder
     keeper: Keeper
     device: torch.device
+    stop: StopRequest
 
 
-def run(job: Job, resume: Path | None = None) -> None:
+def run(job: Job, resume: Path | None = None) -> int:
     """Train one rank from `resume` (a checkpoint folder) or from nothing to the last epoch.
+
+    Returns the steps taken: all, or those that the last checkpoint holds where `job.stop` was set before.
 
     Raises:
         NonFiniteError: the features diverged. DataError, RunError, StoreError: as their names say.
     """
     loop = _Loop(job)
     try:
-        loop.run(resume)
+        return loop.run(resume)
     finally:
         loop.close()
 
@@ -82,7 +93,8 @@ class _Loop:
         spec, train, device = job.spec, job.train, job.device
         torch.manual_seed(spec.seed)
         self.spec, self.store, self.device = spec, job.store, device
-        self.recorder, self.keeper = job.recorder, job.keeper
+        self.recorder, self.keeper, self.stop = job.recorder, job.keeper, job.stop
+        self.vote = collectives.Vote()
         self.order = order_for(spec, train)
         self.steps = spec.epochs * self.order.steps_per_epoch
         encoder = Encoder(spec.encoder)
@@ -92,14 +104,16 @@ class _Loop:
         self.memory = Memory(spec, job.store, self.order, collectives.rank(), self.generation, device)
         self.loader = ViewLoader(train, RandomView(spec.views), spec.views.size, processes=spec.data.loaders)
         self.evaluation = Evaluation(spec, job.voters, job.test) if job.voters.labelled else None
+        self.stopping, self.kept = False, 0
 
     def close(self) -> None:
         self.loader.close()
 
-    def run(self, resume: Path | None) -> None:
+    def run(self, resume: Path | None) -> int:
         first = self._restore(resume) if resume else self._start()
         trainer = Trainer(self.spec, self.encoder, self.optimiser, self.memory, self.loader, self.order, self.device)
         meter = Meter(self.spec.batch_size / self.spec.optimiser.accumulate)
+        done = first
         for step in range(first, self.steps):
             done = step + 1
             epoch, within = divmod(done, self.order.steps_per_epoch)
@@ -110,12 +124,16 @@ class _Loop:
             if within == 0:
                 self._end_of_epoch(epoch, done)
                 meter.restart()
+            if self._stops(done):
+                break
+        self.vote.close()
+        return done
 
     def _start(self) -> int:
         if collectives.rank() == 0:
             self.store.reset(self.generation)
         collectives.barrier()
-        self.memory.start(0)
+        self.memory.start(0, settled=-1)
         self._record({"step": 0, "resumed": 0})
         self._evaluate(0, pixels=True)
         return 0
@@ -127,7 +145,10 @@ class _Loop:
         self.optimiser.load_state_dict(state["optimiser"])
         checkpoint.restore_store(folder, manifest, self.store, self.generation)
         collectives.barrier()
-        self.memory.start(manifest.step)
+        if collectives.rank() == 0:
+            checkpoint.resend_pending(folder, manifest, self.store, self.generation)
+        collectives.barrier()
+        self.memory.start(manifest.step, manifest.applied)
         self._record({"step": manifest.step, "resumed": 1})
         return manifest.step
 
@@ -151,14 +172,32 @@ class _Loop:
         self._record(row)
         return row
 
+    def _stops(self, step: int) -> bool:
+        """Whether the run ends after `step` steps although more are to come; the checkpoint is then written."""
+        if step == self.steps:
+            return False
+        self.stopping = self.vote.cast(self.stop.is_set()) or self.stopping
+        if not self.stopping or step % self.spec.optimiser.accumulate:
+            return False
+        if step == self.kept:
+            return True
+        if not self.memory.may_park(step - 1):
+            return False
+        self._keep(step, self.memory.park(step - 1), {})
+        return True
+
     def _checkpoint(self, step: int, row: Row) -> None:
-        self.memory.settle(step - 1)
-        collectives.barrier()
-        with tempfile.TemporaryDirectory(prefix="emc2-checkpoint-") as folder:
-            checkpoint.save(Path(folder), step, self.spec, self.encoder, self.optimiser, self.store, self.generation)
-            self.keeper.keep(step, Path(folder), {"step": step, **row})
+        self._keep(step, self.memory.settle(step - 1), row)
         if step < self.steps:
-            self.memory.start(step)
+            self.memory.start(step, settled=step - 1)
+
+    def _keep(self, step: int, applied: int, row: Row) -> None:
+        collectives.barrier()
+        parts = (self.spec, self.encoder, self.optimiser, self.store, self.generation)
+        with tempfile.TemporaryDirectory(prefix="emc2-checkpoint-") as folder:
+            checkpoint.save(Path(folder), step, applied, *parts)
+            self.keeper.keep(step, Path(folder), {"step": step, **row})
+        self.kept = step
 
     def _record(self, row: Row) -> None:
         if collectives.rank() == 0:

@@ -10,7 +10,8 @@ a state that is up to three steps old, which matters only to samples drawn twice
 an epoch: each of their visits continues from an older visit, still a valid one.
 
 At a checkpoint the pipeline is drained (`settle`) and filled again, in a run that goes on as in one that resumes;
-that makes the two the same, bit for bit.
+that makes the two the same, bit for bit. A run that is stopped in between has no twin that drains there, so it leaves
+its writes behind but shows none of them (`park`): filled again, the pipeline then reads what it would have read.
 """
 
 from dataclasses import dataclass
@@ -98,9 +99,9 @@ class Memory:
         self._commit: Commit | None = None
         self._settled = -1
 
-    def start(self, step: int) -> None:
-        """Fill the pipeline for a run whose next step is `step`, all earlier ones being in the store."""
-        self._commit, self._settled = None, step - 1
+    def start(self, step: int, settled: int) -> None:
+        """Fill the pipeline for a run whose next step is `step`; the store has all before it, and shows `settled`."""
+        self._commit, self._settled = None, settled
         self._chains = {}
         for ahead in (step, step + 1):
             if "chain" in self.schema:
@@ -130,14 +131,25 @@ class Memory:
         """Keep what step `step` found out, to be sent with the next exchange."""
         self._commit = Commit(step, self._rank, writes) if writes else None
 
-    def settle(self, step: int) -> None:
-        """Send what is still unsent, so that the store can show step `step`; then `start(step + 1)` after a barrier."""
+    def settle(self, step: int) -> int:
+        """Send what is still unsent after step `step`, which the store can show after a barrier; returns that step."""
+        self.park(step)
+        return step
+
+    def may_park(self, step: int) -> bool:
+        """Whether `park(step)` would lose nothing: no sample of the next step was visited since its chain was read."""
+        earliest = step - 2
+        return earliest <= self._settled or self._order.epoch(earliest) == self._order.epoch(step + 1)
+
+    def park(self, step: int) -> int:
+        """Send what is still unsent after step `step`; returns the earlier step that the store must go on showing."""
         if self._ahead is not None:
             self._ahead.reply.result()
         # Not later: another rank's commit of step - 1 may still be on its way.
         as_of = max(step - 2, self._settled)
         self.store.exchange(self.generation, self._commit, {}, as_of).result()
         self._commit, self._ahead = None, None
+        return as_of
 
     def _read(self, step: int, chains_of: int | None, as_of: int) -> _Ahead:
         """Send the commit; read the features of `step` (its chains are at hand) and the chains of a later step."""

@@ -1,5 +1,6 @@
 """A run in this process: the real loop over a LocalStore, with what it reports kept in lists."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -34,10 +35,14 @@ def small_spec(*overrides: str) -> Spec:
 class Run:
     """Runs a spec, or resumes it, and keeps rows and checkpoints."""
 
-    def __init__(self, spec: Spec, folder: Path) -> None:
-        self.spec, self.folder = spec, folder
+    def __init__(self, spec: Spec, folder: Path, stop_after: float = math.inf) -> None:
+        self.spec, self.folder, self.stop_after = spec, folder, stop_after
         self.rows: list[dict] = []
         self.checkpoints: dict[int, Path] = {}
+
+    def is_set(self):
+        """As a StopRequest: from so many steps on."""
+        return bool(self.column("loss")) and self.column("step")[-1] >= self.stop_after
 
     def record(self, row):
         self.rows.append(dict(row))
@@ -50,7 +55,8 @@ class Run:
         train, test = open_images(self.spec.data, "train"), open_images(self.spec.data, "test")
         schema = schema_for(self.spec)
         store = LocalStore(Layout(len(train), self.spec.shards), schema)
-        loop.run(loop.Job(self.spec, train, train, test, store, self, self, torch.device("cpu")), resume)
+        job = loop.Job(self.spec, train, train, test, store, self, self, torch.device("cpu"), self)
+        self.steps = loop.run(job, resume)
         return self
 
     def column(self, name: str) -> list[float]:
@@ -63,15 +69,15 @@ class Rank:
     def __init__(self) -> None:
         torch.set_num_threads(1)
 
-    def train(self, spec_text, store, rank, rendezvous, folder):
+    def train(self, spec_text, store, rank, rendezvous, folder, stop_after=math.inf, resume=None):
         """Join the group, train, leave; returns the rows that this rank recorded."""
         spec = parse(spec_text)
         dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=spec.workers)
-        run = Run(spec, Path(folder))
+        run = Run(spec, Path(folder), stop_after)
         run.keep = lambda step, source, row: [path.rename(Path(folder) / path.name) for path in source.iterdir()]
         train, test = open_images(spec.data, "train"), open_images(spec.data, "test")
         try:
-            loop.run(loop.Job(spec, train, train, test, store, run, run, torch.device("cpu")))
+            loop.run(loop.Job(spec, train, train, test, store, run, run, torch.device("cpu"), run), resume)
         finally:
             dist.destroy_process_group()
         return run.rows

@@ -31,7 +31,7 @@ class Frozen:
         store = LocalStore(Layout(SAMPLES, 1), schema_for(self.spec))
         store.reset("g")
         self.memory = Memory(self.spec, store, self.order, 0, "g", torch.device("cpu"))
-        self.memory.start(0)
+        self.memory.start(0, settled=-1)
         self.encoded = []
 
     def step(self, step):

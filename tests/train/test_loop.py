@@ -34,19 +34,52 @@ def files(folder):
     return tensors
 
 
+def assert_equal(whole, again, step):
+    """Parameters, optimiser, chains and cache, bit for bit."""
+    expected, found = files(whole.checkpoints[step]), files(again.checkpoints[step])
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not expected[name].equal(found[name])] == []
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=" ".join)
 def test_resuming_equals_never_having_stopped(kind, tmp_path):
-    """Certificate 4: parameters, optimiser, chains and cache, bit for bit on one worker."""
-    spec = small_spec("epochs=3", *kind)
+    """Certificate 4, on one worker: from the end of an epoch, and from where the run was asked to stop."""
+    spec = small_spec("epochs=2", *kind)
     whole = Run(spec, tmp_path).go()
     again = Run(spec, tmp_path / "again").go(resume=whole.checkpoints[6])
-    assert list(whole.checkpoints) == [6, 12, 18]
-    assert list(again.checkpoints) == [12, 18]
-    expected, found = files(whole.checkpoints[18]), files(again.checkpoints[18])
-    assert expected.keys() == found.keys()
-    different = [name for name in expected if not expected[name].equal(found[name])]
-    assert different == []
+    assert (list(whole.checkpoints), list(again.checkpoints)) == ([6, 12], [12])
+    assert_equal(whole, again, 12)
     assert whole.column("loss")[6:] == again.column("loss")
+
+    stopped = Run(spec, tmp_path / "stopped", stop_after=8).go()
+    assert stopped.steps == list(stopped.checkpoints)[-1] == 8
+    again = Run(spec, tmp_path / "again2").go(resume=stopped.checkpoints[8])
+    assert_equal(whole, again, 12)
+    assert whole.column("loss") == stopped.column("loss") + again.column("loss")
+
+
+def test_a_run_stops_only_where_nothing_is_lost(tmp_path):
+    """Not where the next samples were visited within the last three steps, nor between the parts of an update."""
+    spec = small_spec("epochs=4", "checkpoint.every=4", "data.limit=16")  # two steps an epoch
+    whole = Run(spec, tmp_path).go()
+    stopped = Run(spec, tmp_path / "stopped", stop_after=3).go()
+    assert stopped.steps == 8
+    assert stopped.column("loss") == whole.column("loss")
+    parts = Run(small_spec("optimiser.accumulate=2"), tmp_path / "parts", stop_after=3).go()
+    assert parts.steps == 4
+
+
+def test_a_run_that_is_stopped_at_the_end_of_an_epoch_keeps_one_checkpoint(tmp_path):
+    stopped = Run(small_spec("epochs=2"), tmp_path, stop_after=6).go()
+    assert (stopped.steps, list(stopped.checkpoints)) == (6, [6])
+
+
+def test_a_run_stopped_within_an_epoch_resumes_with_other_shards(tmp_path):
+    whole = Run(small_spec(), tmp_path).go()
+    stopped = Run(small_spec("shards=3"), tmp_path / "stopped", stop_after=9).go()
+    assert len(list(stopped.checkpoints[9].glob("pending-*"))) == 3
+    again = Run(small_spec("shards=2"), tmp_path / "again").go(resume=stopped.checkpoints[9])
+    assert again.column("loss") == whole.column("loss")[9:]
 
 
 def test_chains_remember_and_the_cache_fills(tmp_path):

@@ -61,7 +61,7 @@ def test_recall_is_exactly_as_of_its_steps_whatever_the_order_of_calls():
     store.reset("g")
     memories = [Memory(spec, store, order, rank, "g", torch.device("cpu")) for rank in range(2)]
     for memory in memories:
-        memory.start(0)
+        memory.start(0, settled=-1)
     settled, lottery = -1, np.random.default_rng(0)
     for step in range(STEPS):
         for rank in lottery.permutation(2):
@@ -78,7 +78,7 @@ def test_recall_is_exactly_as_of_its_steps_whatever_the_order_of_calls():
             last = [last_write(order, sample, step) for sample in range(SAMPLES)]
             assert written == VIEWS * sum(step or 0 for step in last)
             for memory in memories:
-                memory.start(step + 1)
+                memory.start(step + 1, settled=step)
             settled = step
     assert sum(shard.dropped for shard in store.stats()) == 0
 

@@ -26,7 +26,7 @@ def ranks(ray_cluster):
         ray_cluster.kill(actor)
 
 
-def train(ray, ranks, spec, folder):
+def train(ray, ranks, spec, folder, **options):
     """Train on real processes; returns the rows, and what the last checkpoint holds."""
     from emc2dist.store import Layout
     from emc2dist.store.remote import RayStore
@@ -35,7 +35,7 @@ def train(ray, ranks, spec, folder):
     store = RayStore.create(Layout(48, spec.shards), schema_for(spec), timeout_s=30)
     folder.mkdir()
     calls = [
-        ranks[rank].train.remote(dump(spec), store, rank, str(folder / "rendezvous"), str(folder))
+        ranks[rank].train.remote(dump(spec), store, rank, str(folder / "rendezvous"), str(folder), **options)
         for rank in range(spec.workers)
     ]
     rows = ray.get(calls, timeout=240)
@@ -72,3 +72,20 @@ def test_workers_and_shards_do_not_change_loss_or_gradient(kind, worlds, ray_clu
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0, msg=f"{name}, W={workers} S={shards}")
+
+
+def test_one_rank_asks_all_stop_and_others_go_on(ray_cluster, ranks, tmp_path):
+    """The ranks agree one step later; what they leave within an epoch is taken up by other ranks and shards."""
+    kind = [*EXACT, "kernel=isir", "cache_proposals=12"]
+    oracle = Run(small_spec(*kind), tmp_path / "oracle")
+    oracle.folder.mkdir()
+    oracle.go()
+    before, after = small_spec(*kind, "workers=2", "shards=3"), small_spec(*kind, "workers=4", "shards=2")
+    first, _ = train(ray_cluster, ranks, before, tmp_path / "first", stop_after=7)
+    second, found = train(ray_cluster, ranks, after, tmp_path / "second", resume=tmp_path / "first")
+    steps = [[row["step"] for row in rows if "loss" in row] for rows in (first, second)]
+    assert steps == [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11, 12]]
+    losses = [row["loss"] for row in first + second if "loss" in row]
+    assert losses == pytest.approx(oracle.column("loss"), abs=1e-6)
+    for name, value in contents(oracle.checkpoints[12]).items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0, msg=name)

@@ -33,6 +33,8 @@ class Plan:
     """The resolved spec, YAML; the job finds it in a file."""
     launch: Launch
     driver_cpus: float
+    driver_labels: dict[str, str]
+    """Labels of the nodes that the driver may run on, where it asks for CPUs: those of the shards."""
 
     def entrypoint(self, folder: str = "") -> str:
         """The job's command, for a spec that lies in `folder`. Nothing in it is for a shell to expand."""
@@ -70,11 +72,9 @@ class Target(Protocol):
     def submit(self, plan: Plan) -> JobState:
         """Start the job, unless it is pending, running or has succeeded; then that one is returned.
 
-        A job of this plan that failed or was stopped is started again, and the run resumes.
+        A job of this plan that failed or was stopped is started again, and the run resumes. Raises LaunchError where
+        another job of the same run has not ended.
         """
-
-    def preview(self, plan: Plan) -> str:
-        """What `submit` would send, as YAML."""
 
     def state(self, job: str) -> JobState:
         """The job of this id, or the newest one of the run of this name. Raises LaunchError where there is none."""
@@ -97,7 +97,9 @@ def plan_of(spec: Spec) -> Plan:
     spec = spec if spec.launch.target != "local" else _absolute(spec)
     text = dump(spec)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return Plan(f"{spec.name}-{digest}", spec.name, text, spec.launch, spec.resources.driver_cpus)
+    return Plan(
+        f"{spec.name}-{digest}", spec.name, text, spec.launch, spec.resources.driver_cpus, spec.resources.shard_labels
+    )
 
 
 def _refuse_relative(key: str, path: str) -> None:

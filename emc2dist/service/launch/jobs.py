@@ -1,0 +1,219 @@
+"""A running Ray cluster as a target, by its job API (Ray 2.60).
+
+What Ray's own command line does not do: the driver's exit code is passed on; a log stream that breaks is taken up
+where it broke; every request has a limit; and a job that was started is found again, not started twice.
+"""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+import requests
+import yaml
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobSubmissionClient
+
+from emc2dist.errors import LaunchError
+from emc2dist.service.launch.plan import SPEC_FILE, JobState, Plan, Status
+
+REQUEST_S = 30.0
+POLL_S = 1.0
+PATIENCE_S = 600.0
+"""How long a cluster may give no answer before a follower gives up; the job itself goes on meanwhile."""
+GRACE = "RAY_JOB_STOP_WAIT_TIME_S"
+
+_RUN = "emc2dist_run"  # metadata of every job of ours
+T = TypeVar("T")
+
+
+def preview(plan: Plan) -> str:
+    """What `RayJobs.submit` would send, as YAML."""
+    sent = {"target": plan.launch.target, "submission_id": plan.id, **_request(plan)}
+    return yaml.safe_dump({**sent, "working_dir": {SPEC_FILE: plan.spec}}, sort_keys=False)
+
+
+class RayJobs:
+    """A `Target`: the jobs of one cluster."""
+
+    def __init__(self, url: str, headers: dict[str, str]) -> None:
+        """Raises LaunchError where no cluster answers, or it refuses the token."""
+        self.url = url.rstrip("/")
+        self._headers = headers
+        self._client = self._call(lambda: _Client(self.url, headers=dict(headers)))
+
+    def submit(self, plan: Plan) -> JobState:
+        """See `Target.submit`."""
+        self._refuse_second(plan)
+        for attempt in count(1):
+            job = plan.id if attempt == 1 else f"{plan.id}-{attempt}"
+            found = self._find(job)
+            if found is None:
+                self._send(plan, job)
+                return self.state(job)
+            if found.status not in ("failed", "stopped"):
+                return found
+        raise AssertionError("an attempt is free, or its job is found")
+
+    def state(self, job: str) -> JobState:
+        """See `Target.state`."""
+        found = self._find(job) or next((state for state in self.jobs() if state.run == job), None)
+        if found is None:
+            raise LaunchError(f"{job}: {self.url} knows no such job or run; `emc2dist list` shows what it knows")
+        return found
+
+    def jobs(self) -> list[JobState]:
+        """See `Target.jobs`."""
+        details = [d for d in self._call(self._client.list_jobs) if d.submission_id and _RUN in (d.metadata or {})]
+        return [_state(d) for d in sorted(details, key=lambda d: d.start_time or 0, reverse=True)]
+
+    def logs(self, job: str, *, follow: bool) -> Iterator[str]:
+        """See `Target.logs`."""
+        job = self.state(job).id
+        if not follow:
+            yield self._call(lambda: self._client.get_job_logs(job))
+            return
+        seen, heard = 0, time.monotonic()
+        while True:
+            try:
+                final = self.state(job).final  # asked first, so that what a job says last is still read
+                for chunk in _synchronous(self._tail(job, skip=seen)):
+                    seen, heard = seen + len(chunk), time.monotonic()
+                    yield chunk
+                if final:
+                    return
+            except (aiohttp.ClientError, TimeoutError, OSError, _Unreachable) as error:
+                if time.monotonic() - heard > PATIENCE_S:
+                    raise LaunchError(f"{job}: {self.url} has given no answer for {PATIENCE_S:g} s") from error
+            time.sleep(POLL_S)
+
+    def stop(self, job: str) -> JobState:
+        """See `Target.stop`."""
+        state = self.state(job)
+        details = self._call(lambda: self._client.get_job_info(state.id))
+        grace_s = float(((details.runtime_env or {}).get("env_vars") or {}).get(GRACE, 3))
+        self._call(lambda: self._client.stop_job(state.id))
+        deadline = time.monotonic() + grace_s + 2 * REQUEST_S
+        while not (state := self.state(state.id)).final:
+            if time.monotonic() > deadline:
+                raise LaunchError(f"{state.id}: has not ended {grace_s:g} s after it was asked to; look at its log")
+            time.sleep(POLL_S)
+        return state
+
+    def _refuse_second(self, plan: Plan) -> None:
+        """Two jobs must not write one run folder."""
+        others = [s for s in self.jobs() if s.run == plan.run and not s.final and not s.id.startswith(plan.id)]
+        if others:
+            raise LaunchError(
+                f"{plan.run}: job {others[0].id} runs under this name, with another spec; wait for it, end it with "
+                f"`emc2dist stop {others[0].id}`, or give this run another name"
+            )
+
+    def _find(self, job: str) -> JobState | None:
+        try:
+            return _state(self._call(lambda: self._client.get_job_info(job)))
+        except _NotFound:
+            return None
+
+    def _send(self, plan: Plan, job: str) -> None:
+        request = _request(plan)
+        with tempfile.TemporaryDirectory(prefix="emc2-submit-") as folder:
+            (Path(folder) / SPEC_FILE).write_text(plan.spec)
+            request["runtime_env"]["working_dir"] = folder
+            try:
+                self._call(lambda: self._client.submit_job(submission_id=job, **request))
+            except LaunchError:
+                if self._find(job) is None:  # else it has arrived: sent twice at once, or the answer was lost
+                    raise
+
+    async def _tail(self, job: str, skip: int) -> AsyncIterator[str]:
+        """What the driver writes, past the first `skip` characters, until the cluster ends the stream."""
+        address = f"{self.url}/api/jobs/{job}/logs/tail"
+        limit = aiohttp.ClientWSTimeout(ws_close=REQUEST_S)
+        async with (
+            aiohttp.ClientSession(headers=self._headers) as session,
+            # The heartbeat tells a quiet job from a connection that is gone.
+            session.ws_connect(address, heartbeat=REQUEST_S / 2, timeout=limit) as stream,
+        ):
+            async for message in stream:
+                if message.type == aiohttp.WSMsgType.TEXT:
+                    text = message.data[skip:]
+                    skip = max(0, skip - len(message.data))
+                    if text:
+                        yield text
+
+    def _call(self, request: Callable[[], T]) -> T:
+        """Ask the cluster; what it answers with instead becomes a LaunchError. (Ray raises RuntimeError for all.)"""
+        try:
+            return request()
+        except (ConnectionError, requests.ConnectionError, requests.Timeout) as error:
+            raise _Unreachable(
+                f"{self.url}: no Ray cluster answers there ({type(error).__name__}); is its dashboard reached, by "
+                "`kubectl port-forward` or `ray dashboard` for instance?"
+            ) from error
+        except AuthenticationError as error:
+            raise LaunchError(
+                f"{self.url}: refuses the token, or wants one; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the "
+                "file of this cluster's token"
+            ) from error
+        except (RuntimeError, requests.RequestException) as error:
+            text = " ".join(str(error).split())
+            raise (_NotFound if "status code 404" in text else LaunchError)(f"{self.url}: {text[:500]}") from error
+
+
+class _Unreachable(LaunchError):
+    """No answer: the cluster may be gone, or the connection."""
+
+
+class _NotFound(LaunchError):
+    """The cluster answers, and knows no such job."""
+
+
+class _Client(JobSubmissionClient):
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
+        return super()._do_request(method, endpoint, **{"timeout": REQUEST_S, **options})
+
+
+def _request(plan: Plan) -> dict[str, Any]:
+    """What is sent, but for the working directory."""
+    request: dict[str, Any] = {
+        "entrypoint": plan.entrypoint(),
+        "runtime_env": {"env_vars": plan.environment()},
+        "metadata": {_RUN: plan.run},
+    }
+    if plan.driver_cpus:  # else it runs on the head
+        request["entrypoint_num_cpus"] = plan.driver_cpus
+    if plan.driver_cpus and plan.driver_labels:
+        request["entrypoint_label_selector"] = plan.driver_labels
+    return request
+
+
+def _state(details: JobDetails) -> JobState:
+    status: Status = details.status.value.lower()
+    return JobState(
+        id=details.submission_id,
+        run=(details.metadata or {}).get(_RUN, "-"),
+        status=status,
+        exit_code=getattr(details, "driver_exit_code", None),
+        message=(details.message or "").strip().splitlines()[0][:200] if details.message else "",
+        started=details.start_time / 1000 if details.start_time else None,
+        ended=details.end_time / 1000 if details.end_time else None,
+    )
+
+
+def _synchronous(stream: AsyncIterator[T]) -> Iterator[T]:
+    """An asynchronous iterator as an ordinary one."""
+    with asyncio.Runner() as runner:
+        while True:
+            try:
+                yield runner.run(_next(stream))
+            except StopAsyncIteration:
+                return
+
+
+async def _next(stream: AsyncIterator[T]) -> T:
+    return await anext(stream)

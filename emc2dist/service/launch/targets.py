@@ -1,0 +1,48 @@
+"""Which target a word means: `local`, `kuberay`, or the URL of a cluster's dashboard."""
+
+import os
+
+from emc2dist.errors import LaunchError
+from emc2dist.service.launch.access import headers_for
+from emc2dist.service.launch.plan import Plan, Target
+
+
+def default_target() -> str:
+    """Where jobs are, if nothing is said: the cluster that Ray's RAY_API_SERVER_ADDRESS names, else this machine."""
+    return os.environ.get("RAY_API_SERVER_ADDRESS") or "local"
+
+
+def preview(plan: Plan) -> str:
+    """What would be sent, as YAML. Nothing is asked of anybody."""
+    if plan.launch.target == "kuberay":
+        from emc2dist.service.launch import kuberay
+
+        return kuberay.preview(plan)
+    from emc2dist.service.launch import jobs
+
+    return jobs.preview(plan)
+
+
+def open_target(name: str, *, namespace: str = "default", start: bool = False) -> Target:
+    """The target of that name; `start` starts a Ray on this machine for `local`, where there is none.
+
+    Raises:
+        LaunchError: it does not answer, refuses, or would be spoken to without a token; or no Ray runs here.
+    """
+    if name == "kuberay":
+        from emc2dist.service.launch.kuberay import KubeRay
+
+        return KubeRay(namespace)
+    from emc2dist.service.launch.jobs import RayJobs  # late: it imports Ray
+
+    if name != "local":
+        return RayJobs(name, headers_for(name))
+    from emc2dist.service.launch.local import LocalCluster
+
+    cluster = LocalCluster()
+    connection = cluster.start() if start else cluster.running()
+    if connection is None:
+        raise LaunchError(
+            "no Ray of ours runs on this machine; `emc2dist submit` and `emc2dist cluster start` start one"
+        )
+    return RayJobs(connection.dashboard, headers_for(connection.dashboard, connection.token))
