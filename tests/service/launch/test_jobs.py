@@ -1,0 +1,217 @@
+"""Jobs on a real Ray of a head and two nodes, by our commands and by Ray's: submitted, followed, stopped, gone on."""
+
+import io
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parents[3]
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+    "PATH": f"{BIN}:{os.environ['PATH']}",
+}
+CIFAR10 = "jobs/cifar10.yaml"
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="elsewhere 127.0.0.1 is the only loopback address"
+)
+
+
+class Cluster:
+    """The commands, and an environment that leads to the cluster of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = ENVIRONMENT | {"EMC2DIST_CLUSTER": str(folder / "ray")}
+
+    def emc2dist(self, *words, timeout=300):
+        command = [sys.executable, "-m", "emc2dist.cli", *map(str, words)]
+        return self.run(command, timeout)
+
+    def run(self, command, timeout=300):
+        return subprocess.run(
+            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout
+        )
+
+    def shrunk(self, *overrides):
+        """Two workers, two shards, tiny images: four steps an epoch."""
+        return [
+            f"data.path={self.folder / 'images.parquet'}", f"data.cache_dir={self.folder / 'cache'}",
+            f"run_dir={self.folder / 'runs'}", "epochs=1", "batch_size=8", "views.size=16", "encoder.stem=imagenet",
+            "encoder.hidden=32", "encoder.features=16", "log_every=1", "threads=1", *overrides,
+        ]  # fmt: skip
+
+    def rows(self, run):
+        path = self.folder / "runs" / run / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    folder = Path(tempfile.mkdtemp(prefix="emc2-"))  # short: sockets lie in it, and their paths must stay short
+    rng = np.random.default_rng(0)
+    images = [{"bytes": png(rng), "path": f"{number}.png"} for number in range(32)]
+    pq.write_table(pa.table({"image": images, "label": [number % 4 for number in range(32)]}), folder / "images.parquet")
+    cluster = Cluster(folder)
+    started = cluster.emc2dist("cluster", "start", "2")
+    assert started.returncode == 0, started.stderr
+    exports = dict(word.split("=", 1) for word in shlex.split(started.stdout) if "=" in word)
+    cluster.token = Path(exports["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
+    cluster.environment |= {name: exports[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
+    status = cluster.emc2dist("cluster", "status")
+    cluster.dashboard = next(word for word in status.stdout.split() if word.startswith("http://"))
+    yield cluster
+    assert cluster.emc2dist("cluster", "stop").returncode == 0
+    shutil.rmtree(folder)
+
+
+def png(rng):
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def wait_for(condition, seconds=180):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_a_job_is_followed_to_its_end_and_not_started_twice(cluster):
+    words = [CIFAR10, *cluster.shrunk(), "launch.environment={COLOUR: blue}"]
+    done = cluster.emc2dist("submit", *words, "--follow")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 4/4" in done.stdout
+    job = done.stderr.split(":")[0]
+    summary = json.loads((cluster.folder / "runs" / "cifar10" / "summary.json").read_text())
+    assert summary["steps"] == 4
+
+    again = cluster.emc2dist("submit", *words, "--json")
+    assert again.returncode == 0, again.stderr
+    state = json.loads(again.stdout)
+    assert (state["job"], state["status"], state["exit_code"]) == (job, "succeeded", 0)
+    assert cluster.emc2dist("list").stdout.count(job) == 1
+    assert json.loads(cluster.emc2dist("status", "cifar10", "--json").stdout) == state
+    assert "step 4/4" in cluster.emc2dist("logs", job).stdout
+    assert cluster.token not in done.stdout + done.stderr + again.stdout
+
+
+def test_a_job_that_fails_gives_its_own_exit_status_and_says_why(cluster):
+    done = cluster.emc2dist("submit", CIFAR10, *cluster.shrunk("data.path=/no/such/folder", "name=gone"), "--follow")
+    assert done.returncode == 2
+    assert "/no/such/folder: no such file or folder" in done.stdout
+    assert "failed" in done.stderr
+    assert cluster.emc2dist("logs", "gone", "-f").returncode == 2
+
+
+def test_a_job_that_is_stopped_leaves_a_checkpoint_and_goes_on_from_it(cluster):
+    words = [CIFAR10, *cluster.shrunk("name=stopped", "epochs=40", "checkpoint.every=40", "eval.every=0")]
+    first = json.loads(cluster.emc2dist("submit", *words, "--json").stdout)
+    wait_for(lambda: any("loss" in row for row in cluster.rows("stopped")))
+    other = cluster.emc2dist("submit", *words, "log_every=2")
+    assert other.returncode == 1
+    assert f"job {first['job']} runs under this name" in other.stderr
+
+    stopped = cluster.emc2dist("stop", "stopped", "--json")
+    assert stopped.returncode == 0, stopped.stderr
+    assert json.loads(stopped.stdout)["status"] == "stopped"
+    (kept,) = (cluster.folder / "runs" / "stopped").glob("checkpoint-*")
+    step = int(kept.name.removeprefix("checkpoint-"))
+    assert 0 < step < 160
+    assert "a checkpoint is written first" in cluster.emc2dist("logs", "stopped").stdout
+    assert cluster.emc2dist("logs", "-f", first["job"]).returncode == 143
+
+    done = cluster.emc2dist("submit", *words, "--follow")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{first['job']}-2" in done.stderr
+    assert f"resumed from the checkpoint at step {step}" in done.stdout
+    assert [row["step"] for row in cluster.rows("stopped") if "loss" in row] == list(range(1, 161))
+
+
+def test_rays_own_command_runs_a_job_as_it_stands(cluster):
+    submit = [BIN / "ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", ".", "--"]
+    job = ["python", "jobs/cifar10.py", *cluster.shrunk("name=by-ray")]
+    done = cluster.run([*submit, *job])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 4/4" in done.stdout
+    assert (cluster.folder / "runs" / "by-ray" / "summary.json").exists()
+    failed = cluster.run([*submit, *job, "temperature=0"])
+    assert failed.returncode == 1  # Ray's: it hides the driver's 2
+    assert "temperature" in failed.stdout
+
+
+def test_a_wrong_token_and_a_dead_address_are_told_apart(cluster):
+    target = f"launch.target={cluster.dashboard}"
+    wrong = Cluster(cluster.folder)
+    wrong.environment = cluster.environment | {"RAY_AUTH_TOKEN": "0" * 64}
+    refused = wrong.emc2dist("submit", CIFAR10, *cluster.shrunk(), target)
+    assert refused.returncode == 1
+    assert "refuses the token" in refused.stderr
+    dead = cluster.emc2dist("submit", CIFAR10, *cluster.shrunk(), "launch.target=http://127.0.0.1:9")
+    assert dead.returncode == 1
+    assert "no Ray cluster answers there" in dead.stderr
+    unknown = cluster.emc2dist("status", "nobody")
+    assert unknown.returncode == 1
+    assert "knows no such job or run" in unknown.stderr
+    assert "Traceback" not in refused.stderr + dead.stderr + unknown.stderr
+
+
+def test_a_dry_run_prints_what_would_be_sent_and_asks_nobody(tmp_path):
+    nowhere = Cluster(tmp_path)
+    words = [CIFAR10, *nowhere.shrunk("resources.driver_cpus=1", "launch.stop_grace_s=7")]
+    done = nowhere.emc2dist("submit", *words, "--dry-run", "launch.target=http://127.0.0.1:9")
+    assert done.returncode == 0, done.stderr
+    sent = yaml.safe_load(done.stdout)
+    assert sent["entrypoint"] == "emc2dist train spec.yaml"
+    assert sent["entrypoint_num_cpus"] == 1
+    assert sent["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "7"}
+    assert yaml.safe_load(sent["working_dir"]["spec.yaml"])["batch_size"] == 8
+    again = nowhere.emc2dist("submit", *words, "--dry-run", "launch.target=http://127.0.0.1:9")
+    assert again.stdout == done.stdout  # the same id too
+
+
+@pytest.mark.parametrize(
+    ("overrides", "status", "message"),
+    [
+        (["launch.target=http://10.9.8.7:8265"], 1, "there is no token for it"),
+        (["launch.target=http://10.9.8.7:8265", "run_dir=runs"], 2, "run_dir: runs is a path on this machine"),
+        (["launch.target=http://10.9.8.7:8265", "data.path=set"], 2, "data.path: set is a path on this machine"),
+        (["launch.target=cluster"], 2, "launch.target: got 'cluster'; allowed are local, kuberay, or the URL"),
+        (["launch.target=kuberay"], 2, "launch.cluster: missing; target: kuberay needs"),
+        (["launch.target=http://me:pass@host:8265"], 2, "launch.target: the http URL holds credentials"),
+        (["launch.environment={AWS_SECRET_ACCESS_KEY: x}"], 2, "AWS_SECRET_ACCESS_KEY: looks like a secret"),
+        (["launch.environment={NAME: AKIAABCDEFGHIJKLMNOP}"], 2, "launch.environment.NAME: looks like a secret"),
+        (["launch.environment={'A B': x}"], 2, "launch.environment.A B: not a name of an environment variable"),
+    ],
+)
+def test_refusals(overrides, status, message, tmp_path):
+    nowhere = Cluster(tmp_path)
+    nowhere.environment = nowhere.environment | {"HOME": str(tmp_path)}  # where no token is
+    done = nowhere.emc2dist("submit", CIFAR10, *nowhere.shrunk(), *overrides)
+    assert done.returncode == status
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "AKIA" not in done.stderr
+
+
+def test_a_driver_of_our_own_is_not_let_near_an_open_cluster(tmp_path):
+    nowhere = Cluster(tmp_path)
+    nowhere.environment = nowhere.environment | {"HOME": str(tmp_path), "RAY_ADDRESS": "10.9.8.7:6379"}
+    done = nowhere.emc2dist("train", CIFAR10, *nowhere.shrunk("data.path=digits"))
+    assert done.returncode == 1
+    assert "10.9.8.7:6379: is not on this machine and there is no token" in done.stderr
