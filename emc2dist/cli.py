@@ -6,12 +6,13 @@ Progress and messages go to stderr, results to stdout.
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from emc2dist.config import dump, load, parse_s3
-from emc2dist.errors import DataError, Emc2Error, SpecError, StorageError, StorageUnreachable
+from emc2dist.errors import DataError, Emc2Error, LaunchError, SpecError, StorageError, StorageUnreachable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,9 +34,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives up on KEY=VALUE after an option, as in `train SPEC --json lr=1e-3`.
-    if any(word.startswith("-") for word in rest):
+    if any(word.startswith("-") for word in rest) or (rest and "overrides" not in arguments):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.overrides += rest
+    if rest:
+        arguments.overrides += rest
     return arguments
 
 
@@ -82,6 +84,34 @@ def _ingest(arguments: argparse.Namespace) -> None:
     _print(result, arguments.json)
 
 
+def _cluster_start(arguments: argparse.Namespace) -> None:
+    from emc2dist.service.launch.local import LocalCluster
+
+    cluster = LocalCluster()
+    earlier = cluster.running()
+    connection = cluster.start(arguments.workers, cpus=arguments.cpus, labels=arguments.labels)
+    print("export", *(f"{name}={shlex.quote(value)}" for name, value in connection.environment().items()))
+    state = "ran already" if connection == earlier else "is up"
+    print(f"emc2dist: a Ray in {cluster.folder} {state}; its dashboard: {connection.dashboard}", file=sys.stderr)
+
+
+def _cluster_stop(arguments: argparse.Namespace) -> None:
+    from emc2dist.service.launch.local import LocalCluster
+
+    LocalCluster().stop()
+
+
+def _cluster_status(arguments: argparse.Namespace) -> None:
+    from emc2dist.service.launch.local import LocalCluster
+
+    cluster = LocalCluster()
+    connection = cluster.running()
+    if connection is None:
+        raise LaunchError(f"no Ray of ours runs in {cluster.folder}; start one with: emc2dist cluster start")
+    nodes = {name: "runs" if lives else "has ended" for name, lives in cluster.nodes().items()}
+    _print({"address": connection.address, "dashboard": connection.dashboard, **nodes}, as_json=False)
+
+
 def _print(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result))
@@ -117,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (evaluate, export, ingest):
         sub.add_argument("overrides", metavar="s3.KEY=VALUE", nargs="*", help="how S3 is reached: s3.endpoint=URL")
 
+    _add_cluster(commands)
     for name in ("train", "evaluate", "export", "ingest"):
         sub = commands.choices[name]
         sub.add_argument("--json", action="store_true", help="print the result as one line of JSON, the last on stdout")
@@ -148,6 +179,22 @@ def _add_ingest(commands: Any) -> argparse.ArgumentParser:
     )
     sub.set_defaults(command=_ingest)
     return sub
+
+
+def _add_cluster(commands: Any) -> None:
+    text = "a Ray of several nodes on this machine, behind a token, in the folder EMC2DIST_CLUSTER"
+    actions = commands.add_parser("cluster", help=text, description=text).add_subparsers(required=True, metavar="DO")
+    text = "start what does not run yet of a head and WORKERS nodes, and print the exports that lead to it"
+    start = actions.add_parser("start", help=text, description=text)
+    start.add_argument("workers", metavar="WORKERS", type=int, nargs="?", default=1, help="nodes for workers (1)")
+    start.add_argument("--cpus", metavar="N", type=int, help="CPUs that each node offers, by default all there are")
+    start.add_argument("--labels", metavar="K=V,K=V", help="labels of each node, as in ray.io/market-type=spot")
+    text = "end exactly what `start` started"
+    stop = actions.add_parser("stop", help=text, description=text)
+    text = "its address, its dashboard, and which nodes run; exit status 1 if its head does not"
+    status = actions.add_parser("status", help=text, description=text)
+    for sub, command in ((start, _cluster_start), (stop, _cluster_stop), (status, _cluster_status)):
+        sub.set_defaults(command=command)
 
 
 if __name__ == "__main__":
