@@ -208,13 +208,13 @@ def test_validate_prints_the_resolved_spec(spec_file):
 
 
 def test_overrides_may_stand_before_and_after_options(spec_file):
-    from emc2dist.cli import _parse
+    from emc2dist.cli import parse as parse_words
 
-    arguments = _parse(["train", str(spec_file), "lr=1", "--json", "epochs=2"])
+    arguments = parse_words(["train", str(spec_file), "lr=1", "--json", "epochs=2"])
     assert (arguments.overrides, arguments.json) == (["lr=1", "epochs=2"], True)
     for wrong in (["train", "s.yaml", "--jsn"], ["evaluate"], ["frobnicate"]):
         with pytest.raises(SystemExit, match="2"):
-            _parse(wrong)
+            parse_words(wrong)
 
 
 def test_commands_on_a_run_take_the_keys_of_s3_alone(tmp_path):

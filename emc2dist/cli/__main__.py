@@ -1,0 +1,7 @@
+"""`python -m emc2dist.cli`."""
+
+import sys
+
+from emc2dist.cli import main
+
+sys.exit(main())

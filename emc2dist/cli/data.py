@@ -1,0 +1,55 @@
+"""`ingest`: any images become a Parquet set."""
+
+import argparse
+
+from emc2dist.cli.words import Commands, add_json, add_s3, print_result
+from emc2dist.config import parse_s3
+
+
+def add_to(commands: Commands) -> None:
+    """Declare the command."""
+    text = "write images as Parquet that trains fast, on disk or S3; a run that was stopped goes on"
+    sub = commands.add_parser("ingest", help=text, description=text)
+    sub.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="an ImageFolder, a folder of images, STL-10's binary files, CIFAR's batches, tar shards, or a Parquet set",
+    )
+    sub.add_argument("dest", metavar="DEST", help="folder to write to, a path or s3://bucket/folder")
+    sub.add_argument("--kind", help="imagefolder, flat, stl10, cifar, tar or parquet, if not what is recognised")
+    sub.add_argument(
+        "--split", metavar="S[=NAME]", action="append", default=[], help="take this split alone, as NAME; repeatable"
+    )
+    sub.add_argument("--classes", metavar="LIST", help="take these classes alone: imagenet100, or a file, one a line")
+    sub.add_argument("--seed", metavar="N", type=int, default=0, help="decides the order of the rows (%(default)s)")
+    sub.add_argument("--keep-order", action="store_true", help="keep the source's order instead")
+    sub.add_argument("--rows-per-file", metavar="N", type=int, default=4096, help="rows of a file (%(default)s)")
+    sub.add_argument(
+        "--workers", metavar="N", type=int, help="processes, by default one for each CPU, fewer for a small set"
+    )
+    sub.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out and list images that cannot be decoded, not stop"
+    )
+    add_s3(sub)
+    add_json(sub)
+    sub.set_defaults(command=_ingest)
+
+
+def _ingest(arguments: argparse.Namespace) -> None:
+    s3 = parse_s3(arguments.overrides)
+    from emc2dist.data.ingest import ingest
+
+    result = ingest(
+        arguments.source,
+        arguments.dest,
+        kind=arguments.kind,
+        splits=arguments.split,
+        classes=arguments.classes,
+        seed=arguments.seed,
+        keep_order=arguments.keep_order,
+        rows_per_file=arguments.rows_per_file,
+        workers=arguments.workers,
+        skip_unreadable=arguments.skip_unreadable,
+        s3=s3,
+    )
+    print_result(result, as_json=arguments.json)

@@ -1,0 +1,98 @@
+"""`submit`, `status`, `logs`, `stop`, `list`: a run as a job on a cluster."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from emc2dist.cli.words import Commands, add_json, add_spec, print_result
+from emc2dist.config import load
+
+if TYPE_CHECKING:
+    from emc2dist.service.launch.plan import Target
+
+
+def add_to(commands: Commands) -> None:
+    """Declare the commands."""
+    text = "start a spec as a job where its launch.target says; a job of it that was stopped or failed goes on"
+    submit = commands.add_parser("submit", help=text, description=text)
+    add_spec(submit)
+    submit.add_argument("--follow", action="store_true", help="show its log to its end, and exit with its status")
+    submit.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
+    text = "what is known of a job"
+    status = commands.add_parser("status", help=text, description=text)
+    text = "what a job has printed"
+    logs = commands.add_parser("logs", help=text, description=text)
+    text = "follow it to the job's end, over lost connections, and exit with its status"
+    logs.add_argument("-f", "--follow", action="store_true", help=text)
+    text = "have a job write a checkpoint and end, and wait for it"
+    stop = commands.add_parser("stop", help=text, description=text)
+    text = "all jobs, newest first"
+    jobs = commands.add_parser("list", help=text, description=text)
+    for sub in (status, logs, stop):
+        sub.add_argument("job", metavar="JOB", help="a job's id, or a run's name for its newest job")
+    for sub in (status, logs, stop, jobs):
+        _add_target(sub)
+    for sub in (submit, status, stop):
+        add_json(sub)
+    for sub, command in ((submit, _submit), (status, _status), (logs, _logs), (stop, _stop), (jobs, _list)):
+        sub.set_defaults(command=command)
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    text = "local, kuberay or the URL of a cluster's dashboard; by default $RAY_API_SERVER_ADDRESS, else local"
+    parser.add_argument("--target", metavar="T", help=text)
+    parser.add_argument("--namespace", metavar="N", default="default", help="of kuberay (%(default)s)")
+
+
+def _submit(arguments: argparse.Namespace) -> int | None:
+    spec = load(arguments.spec, arguments.overrides)
+    from emc2dist.service.launch import following, placement, targets
+    from emc2dist.service.launch.plan import plan_of
+
+    plan = plan_of(spec)
+    if spec.launch.cluster is not None:
+        placement.check(spec)
+    if arguments.dry_run:
+        print(targets.preview(plan), end="")
+        return None
+    target = targets.open_target(spec.launch.target, namespace=spec.launch.namespace, start=True)
+    state = target.submit(plan)
+    print(following.hint(state, spec.launch), file=sys.stderr)
+    if arguments.follow:
+        return following.follow(target, state.id)
+    print_result(following.facts(state), as_json=arguments.json)
+    return None
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from emc2dist.service.launch import following
+
+    print_result(following.facts(_target(arguments).state(arguments.job)), as_json=arguments.json)
+
+
+def _logs(arguments: argparse.Namespace) -> int | None:
+    from emc2dist.service.launch import following
+
+    target = _target(arguments)
+    if arguments.follow:
+        return following.follow(target, arguments.job)
+    following.write(target.logs(arguments.job, follow=False))
+    return None
+
+
+def _stop(arguments: argparse.Namespace) -> None:
+    from emc2dist.service.launch import following
+
+    print_result(following.facts(_target(arguments).stop(arguments.job)), as_json=arguments.json)
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from emc2dist.service.launch import following
+
+    print(following.table(_target(arguments).jobs()), end="")
+
+
+def _target(arguments: argparse.Namespace) -> "Target":
+    from emc2dist.service.launch import targets
+
+    return targets.open_target(arguments.target or targets.default_target(), namespace=arguments.namespace)

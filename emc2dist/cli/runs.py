@@ -1,0 +1,60 @@
+"""`train`, `validate`, `evaluate`, `export`: a run here and now, and what comes of it."""
+
+import argparse
+import sys
+
+from emc2dist.cli.words import Commands, add_json, add_s3, add_spec, print_result
+from emc2dist.config import dump, load, parse_s3
+
+
+def add_to(commands: Commands) -> None:
+    """Declare the commands."""
+    text = "train a spec, or resume it: the same name resumes from its newest checkpoint"
+    train = commands.add_parser("train", help=text, description=text)
+    text = "check a spec and print it resolved; with launch.cluster, what goes where on it"
+    validate = commands.add_parser("validate", help=text, description=text)
+    text = "kNN accuracy and linear probe of a run's newest checkpoint"
+    evaluate = commands.add_parser("evaluate", help=text, description=text)
+    evaluate.add_argument("--data", metavar="PATH", help="data to evaluate on, if not the run's own")
+    text = "write a run's backbone as safetensors, under torchvision's own key names"
+    export = commands.add_parser("export", help=text, description=text)
+    for sub in (train, validate):
+        add_spec(sub)
+    for sub in (evaluate, export):
+        sub.add_argument("run", metavar="RUN", help="a run folder, as in runs/quickstart")
+    export.add_argument("out", metavar="OUT", help="the file to write")
+    for sub in (evaluate, export):
+        add_s3(sub)
+    for sub in (train, evaluate, export):
+        add_json(sub)
+    for sub, command in ((train, _train), (validate, _validate), (evaluate, _evaluate), (export, _export)):
+        sub.set_defaults(command=command)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    spec = load(arguments.spec, arguments.overrides)
+    from emc2dist.service.trainer import train
+
+    print_result(train(spec), as_json=arguments.json)
+
+
+def _validate(arguments: argparse.Namespace) -> None:
+    spec = load(arguments.spec, arguments.overrides)
+    if spec.launch.cluster is not None:
+        from emc2dist.service.launch import placement
+
+        print("\n".join(placement.check(spec)), file=sys.stderr)
+    print(dump(spec), end="")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from emc2dist.service.results import evaluate
+
+    result = evaluate(arguments.run, data_path=arguments.data, s3=parse_s3(arguments.overrides))
+    print_result(result, as_json=arguments.json)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from emc2dist.service.results import export
+
+    print_result(export(arguments.run, arguments.out, s3=parse_s3(arguments.overrides)), as_json=arguments.json)

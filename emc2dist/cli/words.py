@@ -1,0 +1,34 @@
+"""What commands share: arguments that mean the same everywhere, and how results are printed."""
+
+import argparse
+import json
+from typing import Any
+
+Commands = Any
+"""What `add_subparsers` gives; argparse keeps its type to itself."""
+
+
+def add_spec(parser: argparse.ArgumentParser) -> None:
+    """A spec file and overrides of its keys."""
+    parser.add_argument("spec", metavar="SPEC", help="a YAML spec, as in jobs/")
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="override a key, as in lr=1e-3")
+
+
+def add_s3(parser: argparse.ArgumentParser) -> None:
+    """How S3 is reached, for commands that have no spec to say it."""
+    parser.add_argument("overrides", metavar="s3.KEY=VALUE", nargs="*", help="how S3 is reached: s3.endpoint=URL")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """`--json`, for `print_result`."""
+    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON, the last on stdout")
+
+
+def print_result(result: dict[str, Any], *, as_json: bool) -> None:
+    """Print names and values, one a line, or all as one line of JSON."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    width = max(len(name) for name in result)
+    for name, value in result.items():
+        print(f"{name:<{width}}  {value:.4g}" if isinstance(value, float) else f"{name:<{width}}  {value}")

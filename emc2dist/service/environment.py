@@ -1,0 +1,11 @@
+"""The environment that Ray is started with, here or on a node; what a person has set wins. Imports no Ray."""
+
+DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray starts workers at nice 15: beside any other load they starve.
+    "RAY_worker_niceness": "0",
+    # A report to Ray Train takes one interval, 2 s by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Where there is no GPU, leave CUDA_VISIBLE_DEVICES alone.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}

@@ -1,0 +1,213 @@
+"""`emc2dist cluster`: three real Ray nodes on this machine that only the token opens, and of which nothing stays."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from emc2dist.errors import LaunchError
+from emc2dist.service.launch import local, sessions
+from emc2dist.service.launch.local import LocalCluster
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+PROBE = """
+import json, ray
+ray.init(logging_level="error", log_to_driver=False)
+alive = [node for node in ray.nodes() if node["Alive"]]
+nodes = [[node["Resources"].get("CPU", 0), node["Labels"].get("place")] for node in alive]
+print(json.dumps({"nodes": sorted(nodes), "answer": ray.get(ray.remote(lambda: 42).remote())}))
+"""
+
+
+@pytest.fixture
+def folder():
+    folder = tempfile.mkdtemp(prefix="emc2-")  # short: sockets lie in it
+    yield Path(folder)
+    run(folder, "stop")
+    shutil.rmtree(folder)
+
+
+def begin(folder, *arguments):
+    command = [sys.executable, "-m", "emc2dist.cli", "cluster", *arguments]
+    environment = {**ENVIRONMENT, "EMC2DIST_CLUSTER": str(folder)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process):
+    output, errors = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def run(folder, *arguments):
+    return ended(begin(folder, *arguments))
+
+
+def probe(**environment):
+    # By default a driver that is refused tries on for 20 s.
+    environment = {**ENVIRONMENT, **environment, "RAY_NUM_REDIS_GET_RETRIES": "1"}
+    return subprocess.run([sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, timeout=60)
+
+
+def status_of(url, token=None):
+    """The HTTP status that the dashboard answers with."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def leaders(folder):
+    return {path.stem: int(path.read_text()) for path in folder.glob("*.pid")}
+
+
+def living(pids):
+    """Processes of those sessions; Ray's own rename themselves, but nothing leaves its session."""
+    return [process for pid in pids for process in sessions.members(pid)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.1 is the only loopback address")
+def test_three_nodes_come_up_ask_for_the_token_and_go(folder):
+    folder.chmod(0o755)
+    offer = ["--cpus", "3", "--labels", "place=here"]
+    both = [begin(folder, "start", "2", *offer) for _ in range(2)]  # at once: one of them starts, both lead to it
+    started, other = [ended(process) for process in both]
+    assert started.returncode == other.returncode == 0, started.stderr + other.stderr
+    assert started.stdout == other.stdout
+    assert folder.stat().st_mode & 0o777 == 0o700  # although Ray opens its own to everybody
+    token = (folder / "token").read_text()
+    assert len(token) == 64
+    assert token not in started.stdout + started.stderr
+    pids = leaders(folder)
+    assert sorted(pids) == ["head", "worker-1", "worker-2"]
+
+    export, exported = started.stdout.strip().split(" ", 1)
+    assert export == "export"
+    exported = dict(word.split("=", 1) for word in shlex.split(exported))
+    expected = {"nodes": [[0, None], [3.0, "here"], [3.0, "here"]], "answer": 42}
+    seen = probe(**exported)
+    assert seen.returncode == 0, seen.stderr
+    assert json.loads(seen.stdout.splitlines()[-1]) == expected
+    for wrong in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "0" * 64}):
+        refused = probe(**exported | wrong)
+        assert refused.returncode != 0
+        assert "Failed to connect" in refused.stderr
+
+    connection = LocalCluster(folder).running()
+    assert connection.environment() == exported
+    jobs = f"{connection.dashboard}/api/jobs/"
+    assert [status_of(jobs), status_of(jobs, "0" * 64), status_of(jobs, token)] == [401, 403, 200]
+
+    os.kill(pids["worker-2"], signal.SIGKILL)  # its raylet lives on, an orphan
+    assert sessions.wait_for(lambda: not LocalCluster(folder).nodes()["worker-2"], timeout_s=30)
+    assert living([pids["worker-2"]])
+    seen = run(folder, "status")
+    assert seen.returncode == 0, seen.stderr
+    assert connection.dashboard in seen.stdout
+    assert [line.split(maxsplit=1) for line in seen.stdout.splitlines()[2:]] == [
+        ["head", "runs"], ["worker-1", "runs"], ["worker-2", "has ended"],
+    ]  # fmt: skip
+
+    again = run(folder, "start", "2", *offer)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == started.stdout
+    assert "ran already" in again.stderr
+    lost, replaced = pids.pop("worker-2"), leaders(folder)
+    assert not living([lost])
+    assert replaced.pop("worker-2") != lost
+    assert replaced == pids
+
+    pids = leaders(folder)
+    refused = run(folder, "start", "3", "--labels", "place=not/good")
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    assert "worker-3: `ray start` ended with" in refused.stderr
+    assert "not/good" in refused.stderr  # the end of its log
+    assert leaders(folder) == pids  # what ran before runs on
+
+    pids = pids.values()
+    assert len(living(pids)) > 3
+    assert run(folder, "stop").returncode == 0
+    assert not living(pids)
+    assert not list(folder.glob("*.pid"))
+    logs = "".join(path.read_text(errors="replace") for path in folder.rglob("*.log"))
+    assert logs
+    assert token not in logs
+    nothing = run(folder, "status")
+    assert nothing.returncode == 1
+    assert "emc2dist cluster start" in nothing.stderr
+
+
+def test_a_pid_that_has_become_somebody_elses_is_left_alone(folder):
+    other = sessions.launch(["sleep", "300"], log=folder / "other.log", environment=os.environ)
+    try:
+        (folder / "head.pid").write_text(str(other.pid))
+        (folder / "dashboard").write_text("http://127.0.0.1:1")
+        cluster = LocalCluster(folder)
+        assert cluster.running() is None
+        assert cluster.nodes() == {"head": False}
+        cluster.stop()
+        assert cluster.nodes() == {}
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait(timeout=30)
+
+
+def test_what_does_not_end_when_asked_is_killed_with_all_its_session(folder):
+    stubborn = f"trap '' TERM; sleep 300 & touch {folder}/trapped; while :; do sleep 1; done"
+    leader = sessions.launch(["bash", "-c", stubborn], log=folder / "stubborn.log", environment=os.environ)
+    assert sessions.wait_for((folder / "trapped").exists, timeout_s=30)
+    sessions.end([leader.pid], mark="another", grace_s=0)
+    assert len(sessions.members(leader.pid)) >= 2
+    sessions.end([leader.pid], mark=str(folder), grace_s=0.2)
+    assert not sessions.members(leader.pid)
+    assert leader.wait(timeout=30) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [(["start", "0"], 1), (["start", "201"], 1), (["start", "many"], 2), (["restart"], 2), (["stop", "worker-1"], 2)],
+)
+def test_it_says_what_it_did_not_understand(folder, arguments, status):
+    refused = run(folder, *arguments)
+    assert refused.returncode == status
+    assert arguments[-1] in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not list(folder.iterdir())
+
+
+def test_one_node_where_there_is_one_loopback_address(folder, monkeypatch):
+    monkeypatch.setattr(local, "_SEVERAL", False)
+    with pytest.raises(LaunchError, match="workers: 2; from 1 to 1 nodes are possible here: more nodes need Linux"):
+        LocalCluster(folder).start(2)
+
+
+def test_a_folder_of_somebody_else_is_refused(folder):
+    if os.getuid() == 0:
+        os.chown(folder, 1, -1)
+    else:
+        folder = Path("/usr")
+    cluster = LocalCluster(folder)
+    for action in (cluster.start, cluster.running, cluster.stop):
+        with pytest.raises(LaunchError, match="somebody else's; set EMC2DIST_CLUSTER"):
+            action()
+    if os.getuid() == 0:
+        os.chown(folder, 0, -1)
+
+
+def test_a_folder_that_sockets_or_anything_cannot_lie_in_is_refused():
+    with pytest.raises(LaunchError, match="34 characters"):
+        LocalCluster(Path("/tmp") / ("x" * 40)).start()
+    with pytest.raises(LaunchError, match="/dev/null: File exists; set EMC2DIST_CLUSTER"):
+        LocalCluster(Path("/dev/null")).start()
