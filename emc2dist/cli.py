@@ -12,6 +12,7 @@ from typing import Any
 
 from emc2dist.config import dump, load, parse_s3
 from emc2dist.errors import DataError, Emc2Error, SpecError, StorageError, StorageUnreachable
+from emc2dist.service.launch import placement
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +41,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _validate(arguments: argparse.Namespace) -> None:
-    print(dump(load(arguments.spec, arguments.overrides)), end="")
+    spec = load(arguments.spec, arguments.overrides)
+    if spec.launch.cluster is not None:
+        print("\n".join(placement.check(spec)), file=sys.stderr)
+    print(dump(spec), end="")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -97,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, command, text in (
         ("train", _train, "train a spec, or resume it: the same name resumes from its newest checkpoint"),
-        ("validate", _validate, "check a spec and print it resolved"),
+        ("validate", _validate, "check a spec and print it resolved; with launch.cluster, what goes where on it"),
     ):
         sub = commands.add_parser(name, help=text, description=text)
         sub.add_argument("spec", metavar="SPEC", help="a YAML spec, as in jobs/")
