@@ -47,6 +47,16 @@ def ray_cluster():
 
 
 @pytest.fixture(scope="session")
+def crd():
+    """Schemas by kind of what KubeRay takes, see `crds`."""
+    import crds
+
+    if not crds.CRDS.is_dir():
+        pytest.skip("KubeRay's custom resource definitions are not here")
+    return crds.schemas()
+
+
+@pytest.fixture(scope="session")
 def s3_server(tmp_path_factory):
     """A real S3 of this session alone; `s3` is what a test asks for."""
     from s3_server import S3Server

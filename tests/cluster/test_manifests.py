@@ -9,58 +9,37 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from crds import check
 
-from emc2dist.config import load
+from emc2dist.config import load, parse
+from emc2dist.service.launch.plan import plan_of
+from emc2dist.service.launch.rayjob import render
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
-CRDS = ROOT.parent / "shared" / "data" / "kuberay"
+MANIFEST = CLUSTER / "kuberay/raycluster.yaml"
 
-CLUSTER_YAML, JOB_YAML, POLICY, MONITOR, AWS = (
+CLUSTER_YAML, POLICY, MONITOR, AWS = (
     yaml.safe_load((CLUSTER / name).read_text())
-    for name in (
-        "kuberay/raycluster.yaml", "kuberay/rayjob.yaml", "kuberay/networkpolicy.yaml", "kuberay/podmonitor.yaml",
-        "aws.yaml",
-    )
-)  # fmt: skip
-SPEC, JOB = CLUSTER_YAML["spec"], JOB_YAML["spec"]
+    for name in ("kuberay/raycluster.yaml", "kuberay/networkpolicy.yaml", "kuberay/podmonitor.yaml", "aws.yaml")
+)
+SPEC = CLUSTER_YAML["spec"]
+
+
+def rendered(job):
+    """The ConfigMap and the RayJob that `emc2dist submit` makes of a job and the manifest."""
+    overrides = [
+        "launch.target=kuberay", f"launch.cluster={MANIFEST}", "device=cuda", "resources.driver_cpus=1",
+        "resources.worker_labels={ray.io/market-type: spot}", "resources.shard_labels={ray.io/market-type: on-demand}",
+        "run_dir=s3://BUCKET/runs", "data.path=s3://BUCKET/data",
+    ]  # fmt: skip
+    return render(plan_of(load(ROOT / "jobs" / f"{job}.yaml", overrides)))
+
+
+JOBS = {job: rendered(job) for job in ("imagenet100", "cifar10")}
 HEAD = SPEC["headGroupSpec"]
 CPU, SPOT = SPEC["workerGroupSpecs"]
 GROUPS = {"head": HEAD, "cpu": CPU, "gpu-spot": SPOT}
-
-
-def strict(schema):
-    """The schema, with keys that it does not know refused, as the API server's strict validation does."""
-    if isinstance(schema, list):
-        return [strict(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {key: strict(value) for key, value in schema.items()}
-    if isinstance(schema.get("properties"), dict) and "additionalProperties" not in schema:
-        closed["additionalProperties"] = False
-    return closed
-
-
-def check(instance, schema):
-    jsonschema.Draft202012Validator(schema).validate(instance)  # without checking these large schemas every time
-
-
-@pytest.fixture(scope="module")
-def crd():
-    """Schemas by kind, out of KubeRay's custom resource definitions, and those of parts that Kubernetes shares."""
-    if not CRDS.is_dir():
-        pytest.skip("KubeRay's custom resource definitions are not here")
-    schemas = {}
-    for path in CRDS.glob("*.yaml"):
-        definition = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["spec"]
-        (version,) = (version for version in definition["versions"] if version["name"] == "v1")
-        schema = strict(version["schema"]["openAPIV3Schema"])
-        schema["properties"]["metadata"]["additionalProperties"] = True  # the CRD leaves it to Kubernetes
-        schemas[definition["names"]["kind"]] = schema
-    rules = schemas["RayCluster"]["properties"]["spec"]["properties"]["networkPolicy"]["properties"]["head"]
-    schemas["ingress"] = rules["properties"]["ingressRules"]
-    schemas["selector"] = schemas["ingress"]["items"]["properties"]["from"]["items"]["properties"]["podSelector"]
-    return schemas
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +49,15 @@ def launcher():
     return json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
 
 
-@pytest.mark.parametrize("resource", [CLUSTER_YAML, JOB_YAML], ids=lambda resource: resource["kind"])
-def test_kuberay_takes_it(crd, resource):
-    assert resource["apiVersion"] == "ray.io/v1"
-    check(resource, crd[resource["kind"]])
+def test_kuberay_takes_the_cluster(crd):
+    assert CLUSTER_YAML["apiVersion"] == "ray.io/v1"
+    check(CLUSTER_YAML, crd["RayCluster"])
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_kuberay_takes_the_job(crd, job):
+    assert JOBS[job][1]["apiVersion"] == "ray.io/v1"
+    check(JOBS[job][1], crd["RayJob"])
 
 
 def typo(spec):
@@ -99,21 +83,17 @@ def no_template(spec):
 @pytest.mark.parametrize("mistake", [typo, deep_typo, wrong_type, number_for_a_string, no_template])
 @pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
 def test_the_check_sees_mistakes(crd, kind, mistake):
-    resource = copy.deepcopy({"RayCluster": CLUSTER_YAML, "RayJob": JOB_YAML}[kind])
+    resource = copy.deepcopy({"RayCluster": CLUSTER_YAML, "RayJob": JOBS["imagenet100"][1]}[kind])
     mistake(resource["spec"] if kind == "RayCluster" else resource["spec"]["rayClusterSpec"])
     with pytest.raises(jsonschema.ValidationError):
         check(resource, crd[kind])
-
-
-def test_the_job_runs_on_the_cluster_of_the_other_file():
-    assert JOB["rayClusterSpec"] == SPEC
 
 
 def test_nothing_is_placed_on_the_head_and_only_gpu_work_on_spot():
     for group in (HEAD, SPOT):
         assert group["rayStartParams"] == {"num-cpus": "0", "memory": "0"}
     assert CPU["rayStartParams"] == {}
-    assert JOB["entrypointNumCpus"] > 0
+    assert all(job["spec"]["entrypointNumCpus"] > 0 for _, job in JOBS.values())
     gpus = {name: container(group)["resources"]["limits"].get("nvidia.com/gpu", "0") for name, group in GROUPS.items()}
     assert gpus == {"head": "0", "cpu": "0", "gpu-spot": "1"}
 
@@ -153,28 +133,38 @@ def test_a_token_is_asked_for_and_nobody_outside_gets_near():
     assert "enableIngress" not in HEAD
 
 
-def test_the_job_cleans_up_and_recovers_under_the_same_name():
-    assert JOB["shutdownAfterJobFinishes"]
-    assert JOB["backoffLimit"] > 0
-    assert JOB.get("submissionMode", "K8sJobMode") == "K8sJobMode"
-    submitter = JOB["submitterPodTemplate"]["spec"]
+@pytest.mark.parametrize("job", JOBS)
+def test_the_job_cleans_up_and_recovers_under_the_same_name(job):
+    spec = JOBS[job][1]["spec"]
+    assert spec["shutdownAfterJobFinishes"]
+    assert spec["backoffLimit"] > 0
+    assert spec.get("submissionMode", "K8sJobMode") == "K8sJobMode"
+    submitter = spec["submitterPodTemplate"]["spec"]
     assert submitter["containers"][0]["image"] == container(HEAD)["image"]
-    assert submitter["securityContext"]["runAsNonRoot"]
+    assert submitter["securityContext"] == pod(HEAD)["securityContext"]
+    assert submitter["containers"][0]["securityContext"] == container(HEAD)["securityContext"]
+    assert not submitter["automountServiceAccountToken"]
 
 
-def test_the_entrypoint_is_a_command_of_ours_with_a_spec_that_is_valid():
-    words = JOB["entrypoint"].split()
-    assert words[:2] == ["emc2dist", "train"]
-    assert words == shlex.split(JOB["entrypoint"])  # nothing for a shell to work on
-    assert not set("$`;&|<>(){}*?!\\") & set(JOB["entrypoint"])
-    path, overrides = ROOT / words[2], words[3:]
-    assert "name=imagenet100" in overrides  # given, so that every retry has it
-    if not path.exists():
-        pytest.skip(f"{words[2]} is not written yet")
-    spec = load(path, overrides)
+@pytest.mark.parametrize("job", JOBS)
+def test_the_entrypoint_is_a_command_of_ours_with_a_spec_that_is_valid(job):
+    config, rayjob = JOBS[job]
+    entrypoint = rayjob["spec"]["entrypoint"]
+    assert shlex.split(entrypoint) == entrypoint.split() == ["emc2dist", "train", "/etc/emc2dist/spec.yaml"]
+    spec = parse(config["data"]["spec.yaml"])
     assert spec.run_dir.startswith("s3://")
-    assert spec.workers <= SPOT["replicas"]
+    assert spec.workers == rayjob["spec"]["rayClusterSpec"]["workerGroupSpecs"][1]["replicas"] <= SPOT["replicas"]
     assert spec.data.cache_mib / 1024 < int(container(SPOT)["resources"]["limits"]["ephemeral-storage"][:-2])
+
+
+def test_the_job_says_what_it_needs_of_this_cluster():
+    """The lines at the end of jobs/imagenet100.yaml that are for a cluster are a comment, and valid."""
+    text = (ROOT / "jobs/imagenet100.yaml").read_text()
+    uncommented = re.sub(r"(?m)^# (?=(run_dir|device|resources|launch): )", "", text)
+    assert len(re.findall(r"(?m)^(run_dir|device|resources|launch): ", uncommented)) == 4
+    spec = parse(uncommented, [f"launch.cluster={MANIFEST}", "data.path=s3://BUCKET/imagenet100"])
+    assert spec.launch.target == "kuberay"
+    assert render(plan_of(spec))
 
 
 def test_the_network_policy(crd):
@@ -200,7 +190,7 @@ def test_the_pod_monitor(crd):
 
 def test_policy_and_monitor_select_the_pods():
     templates = [group["template"] for group in GROUPS.values()]
-    for template in [*templates, JOB["submitterPodTemplate"]]:
+    for template in [*templates, *(job["spec"]["submitterPodTemplate"] for _, job in JOBS.values())]:
         assert POLICY["spec"]["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
     added_by_kuberay = {"ray.io/is-ray-node": "yes"}
     for template in templates:

@@ -1,11 +1,15 @@
 """From a spec to a job on a cluster, and what becomes of it.
 
-plan.py       what a spec becomes as a job, the same wherever it goes; what every target can do
-placement.py  what a cluster's manifest declares, and whether the run can be placed on it
-jobs.py       a running Ray cluster, by its job API
-local.py      a Ray of several nodes on this machine
-sessions.py   processes that outlive whoever starts them, and how they are ended
-kuberay.py    a cluster of its own on Kubernetes, by kubectl
+    plan.py       what a spec becomes as a job, the same wherever it goes; what every target can do
+    targets.py    which target a word means
+    access.py     who gets jobs only together with a token
+    manifest.py   what a cluster's manifest declares
+    placement.py  whether the run can be placed on that
+    jobs.py       a running Ray cluster, by its job API
+    local.py      a Ray of several nodes on this machine
+    sessions.py   processes that outlive whoever starts them, and how they are ended
+    kuberay.py    a cluster of its own on Kubernetes: rayjob.py says what is sent and read, kubectl.py sends it
+    following.py  what a person is told of a job
 
-cli.submit -> plan.of(spec) -> placement.check -> target.submit -> the cluster runs `emc2dist train spec.yaml`
+cli.jobs -> plan.plan_of(spec) -> placement.check -> target.submit -> the cluster runs `emc2dist train spec.yaml`
 """

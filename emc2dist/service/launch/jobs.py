@@ -19,7 +19,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from emc2dist.errors import LaunchError
-from emc2dist.service.launch.plan import SPEC_FILE, JobState, Plan, Status
+from emc2dist.service.launch.plan import SPEC_FILE, JobState, Plan, Status, refuse_second
 
 REQUEST_S = 30.0
 POLL_S = 1.0
@@ -48,7 +48,7 @@ class RayJobs:
 
     def submit(self, plan: Plan) -> JobState:
         """See `Target.submit`."""
-        self._refuse_second(plan)
+        refuse_second(plan, self.jobs())
         for attempt in count(1):
             job = plan.id if attempt == 1 else f"{plan.id}-{attempt}"
             found = self._find(job)
@@ -103,15 +103,6 @@ class RayJobs:
                 raise LaunchError(f"{state.id}: has not ended {grace_s:g} s after it was asked to; look at its log")
             time.sleep(POLL_S)
         return state
-
-    def _refuse_second(self, plan: Plan) -> None:
-        """Two jobs must not write one run folder."""
-        others = [s for s in self.jobs() if s.run == plan.run and not s.final and not s.id.startswith(plan.id)]
-        if others:
-            raise LaunchError(
-                f"{plan.run}: job {others[0].id} runs under this name, with another spec; wait for it, end it with "
-                f"`emc2dist stop {others[0].id}`, or give this run another name"
-            )
 
     def _find(self, job: str) -> JobState | None:
         try:

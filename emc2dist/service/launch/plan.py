@@ -6,14 +6,14 @@ comes from a spec.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from emc2dist import files
 from emc2dist.config import Launch, Spec, dump
-from emc2dist.errors import SpecError
+from emc2dist.errors import LaunchError, SpecError
 
 SPEC_FILE = "spec.yaml"
 
@@ -100,6 +100,16 @@ def plan_of(spec: Spec) -> Plan:
     return Plan(
         f"{spec.name}-{digest}", spec.name, text, spec.launch, spec.resources.driver_cpus, spec.resources.shard_labels
     )
+
+
+def refuse_second(plan: Plan, jobs: Iterable[JobState]) -> None:
+    """Raise LaunchError where another job of the plan's run has not ended: two must not write one run folder."""
+    others = [job.id for job in jobs if job.run == plan.run and not job.final and not job.id.startswith(plan.id)]
+    if others:
+        raise LaunchError(
+            f"{plan.run}: job {others[0]} runs under this name, with another spec; wait for it, end it with "
+            f"`emc2dist stop {others[0]}`, or give this run another name"
+        )
 
 
 def _refuse_relative(key: str, path: str) -> None:

@@ -43,9 +43,7 @@ class Cluster:
         return self.run(command, timeout)
 
     def run(self, command, timeout=300):
-        return subprocess.run(
-            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout
-        )
+        return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
     def shrunk(self, *overrides):
         """Two workers, two shards, tiny images: four steps an epoch."""
@@ -65,7 +63,9 @@ def cluster():
     folder = Path(tempfile.mkdtemp(prefix="emc2-"))  # short: sockets lie in it, and their paths must stay short
     rng = np.random.default_rng(0)
     images = [{"bytes": png(rng), "path": f"{number}.png"} for number in range(32)]
-    pq.write_table(pa.table({"image": images, "label": [number % 4 for number in range(32)]}), folder / "images.parquet")
+    pq.write_table(
+        pa.table({"image": images, "label": [number % 4 for number in range(32)]}), folder / "images.parquet"
+    )
     cluster = Cluster(folder)
     started = cluster.emc2dist("cluster", "start", "2")
     assert started.returncode == 0, started.stderr
