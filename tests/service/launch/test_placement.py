@@ -213,6 +213,9 @@ def test_nodes_that_a_run_needs_of_each_group():
     ]
     spec = parse(RUN, ["workers=16", "resources.driver_cpus=1", "shards=7", "resources.shard_mib=900"])
     assert placement.place(spec, groups, "m").nodes == {"a": 4, "b": 2}
+    # Two of 0.4 to a GPU: the rests of two GPUs do not make a fifth.
+    shared = parse(RUN, ["workers=5", "batch_size=65", "resources.worker_gpus=0.4"])
+    assert placement.place(shared, groups, "m").nodes == {"a": 2}
 
 
 @pytest.mark.parametrize(
