@@ -108,7 +108,9 @@ def test_three_nodes_come_up_ask_for_the_token_and_go(folder):
     jobs = f"{connection.dashboard}/api/jobs/"
     assert [status_of(jobs), status_of(jobs, "0" * 64), status_of(jobs, token)] == [401, 403, 200]
 
-    os.kill(pids["worker-2"], signal.SIGKILL)  # its raylet lives on, an orphan
+    for process in living([pids["worker-2"]]):
+        process.suspend()  # else what the leader leaves would soon end by itself
+    os.kill(pids["worker-2"], signal.SIGKILL)
     assert sessions.wait_for(lambda: not LocalCluster(folder).nodes()["worker-2"], timeout_s=30)
     assert living([pids["worker-2"]])
     seen = run(folder, "status")
