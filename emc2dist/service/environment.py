@@ -8,4 +8,6 @@ DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Where there is no GPU, leave CUDA_VISIBLE_DEVICES alone.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Between SIGTERM and SIGKILL for a job that is stopped: 3 s by default, too short for a checkpoint.
+    "RAY_JOB_STOP_WAIT_TIME_S": "120",
 }

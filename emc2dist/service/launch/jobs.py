@@ -5,6 +5,7 @@ where it broke; every request has a limit; and a job that was started is found a
 """
 
 import asyncio
+import logging
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -44,6 +45,7 @@ class RayJobs:
         """Raises LaunchError where no cluster answers, or it refuses the token."""
         self.url = url.rstrip("/")
         self._headers = headers
+        logging.getLogger("ray.dashboard.modules").setLevel(logging.WARNING)  # what it uploads is not worth a line
         self._client = self._call(lambda: _Client(self.url, headers=dict(headers)))
 
     def submit(self, plan: Plan) -> JobState:
