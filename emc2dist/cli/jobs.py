@@ -55,7 +55,7 @@ def _submit(arguments: argparse.Namespace) -> int | None:
     if arguments.dry_run:
         print(targets.preview(plan), end="")
         return None
-    target = targets.open_target(spec.launch.target, namespace=spec.launch.namespace, start=True)
+    target = targets.open_target(spec.launch.target, namespace=spec.launch.namespace, start_for=spec.workers)
     state = target.submit(plan)
     print(following.hint(state, spec.launch), file=sys.stderr)
     if arguments.follow:

@@ -45,7 +45,7 @@ class RayJobs:
         """Raises LaunchError where no cluster answers, or it refuses the token."""
         self.url = url.rstrip("/")
         self._headers = headers
-        logging.getLogger("ray.dashboard.modules").setLevel(logging.WARNING)  # what it uploads is not worth a line
+        logging.getLogger("ray").setLevel(logging.WARNING)  # what it packs and uploads is not worth a line
         self._client = self._call(lambda: _Client(self.url, headers=dict(headers)))
 
     def submit(self, plan: Plan) -> JobState:

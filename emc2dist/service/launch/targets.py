@@ -23,8 +23,8 @@ def preview(plan: Plan) -> str:
     return jobs.preview(plan)
 
 
-def open_target(name: str, *, namespace: str = "default", start: bool = False) -> Target:
-    """The target of that name; `start` starts a Ray on this machine for `local`, where there is none.
+def open_target(name: str, *, namespace: str = "default", start_for: int = 0) -> Target:
+    """The target of that name; for `local`, a Ray is started for so many workers, if that is not 0, and none runs.
 
     Raises:
         LaunchError: it does not answer, refuses, or would be spoken to without a token; or no Ray runs here.
@@ -40,7 +40,10 @@ def open_target(name: str, *, namespace: str = "default", start: bool = False) -
     from emc2dist.service.launch.local import LocalCluster
 
     cluster = LocalCluster()
-    connection = cluster.start() if start else cluster.running()
+    connection = cluster.running()
+    if connection is None and start_for:
+        # A CPU is Ray's ticket to run, not a promise of a core: more workers than cores are slow but fine.
+        connection = cluster.start(cpus=max(os.cpu_count() or 1, start_for))
     if connection is None:
         raise LaunchError(
             "no Ray of ours runs on this machine; `emc2dist submit` and `emc2dist cluster start` start one"

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+
+from emc2dist.cli import main
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -45,6 +48,14 @@ class Cluster:
     def run(self, command, timeout=300):
         return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
+    def on_it(self, *words):
+        """The command as a driver of this machine on the cluster, not as a job of it."""
+        self.environment |= {"RAY_ADDRESS": self.address}
+        try:
+            return self.emc2dist(*words)
+        finally:
+            del self.environment["RAY_ADDRESS"]
+
     def shrunk(self, *overrides):
         """Two workers, two shards, tiny images: four steps an epoch."""
         return [
@@ -67,9 +78,10 @@ def cluster():
         pa.table({"image": images, "label": [number % 4 for number in range(32)]}), folder / "images.parquet"
     )
     cluster = Cluster(folder)
-    started = cluster.emc2dist("cluster", "start", "2")
+    started = cluster.emc2dist("cluster", "start", "2", "--labels", "ray.io/market-type=spot")
     assert started.returncode == 0, started.stderr
     exports = dict(word.split("=", 1) for word in shlex.split(started.stdout) if "=" in word)
+    cluster.address = exports["RAY_ADDRESS"]
     cluster.token = Path(exports["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
     cluster.environment |= {name: exports[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
     status = cluster.emc2dist("cluster", "status")
@@ -93,11 +105,13 @@ def wait_for(condition, seconds=180):
 
 
 def test_a_job_is_followed_to_its_end_and_not_started_twice(cluster):
-    words = [CIFAR10, *cluster.shrunk(), "launch.environment={COLOUR: blue}"]
+    labels = "{ray.io/market-type: spot}"
+    resources = [f"resources.worker_labels={labels}", f"resources.shard_labels={labels}", "resources.shard_mib=1"]
+    words = [CIFAR10, *cluster.shrunk(), *resources, "launch.environment={COLOUR: blue}"]
     done = cluster.emc2dist("submit", *words, "--follow")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 4/4" in done.stdout
-    job = done.stderr.split(":")[0]
+    job = re.search(r"^(cifar10-\w+): ", done.stderr, re.MULTILINE)[1]
     summary = json.loads((cluster.folder / "runs" / "cifar10" / "summary.json").read_text())
     assert summary["steps"] == 4
 
@@ -117,6 +131,20 @@ def test_a_job_that_fails_gives_its_own_exit_status_and_says_why(cluster):
     assert "/no/such/folder: no such file or folder" in done.stdout
     assert "failed" in done.stderr
     assert cluster.emc2dist("logs", "gone", "-f").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("worker_labels={ray.io/market-type: on-demand}", "room for 0 on nodes with labels"),
+        ("shard_labels={ray.io/zone: moon}", "no node of the cluster carries {'ray.io/zone': 'moon'}"),
+        ("shard_mib=99999999", "2 shards need 99999999 MiB each, the cluster has room for 0"),
+    ],
+)
+def test_a_run_that_this_cluster_has_no_room_for_is_refused(cluster, asked, message):
+    done = cluster.on_it("train", CIFAR10, *cluster.shrunk("name=roomy"), f"resources.{asked}")
+    assert done.returncode == 2
+    assert message in done.stderr
 
 
 def test_a_job_that_is_stopped_leaves_a_checkpoint_and_goes_on_from_it(cluster):
@@ -199,14 +227,15 @@ def test_a_dry_run_prints_what_would_be_sent_and_asks_nobody(tmp_path):
         (["launch.environment={'A B': x}"], 2, "launch.environment.A B: not a name of an environment variable"),
     ],
 )
-def test_refusals(overrides, status, message, tmp_path):
-    nowhere = Cluster(tmp_path)
-    nowhere.environment = nowhere.environment | {"HOME": str(tmp_path)}  # where no token is
-    done = nowhere.emc2dist("submit", CIFAR10, *nowhere.shrunk(), *overrides)
-    assert done.returncode == status
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert "AKIA" not in done.stderr
+def test_refusals(overrides, status, message, tmp_path, monkeypatch, capsys):
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where no token is
+    assert main(["submit", str(ROOT / CIFAR10), *Cluster(tmp_path).shrunk(), *overrides]) == status
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert "AKIA" not in said
 
 
 def test_a_driver_of_our_own_is_not_let_near_an_open_cluster(tmp_path):
