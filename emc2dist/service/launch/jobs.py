@@ -83,6 +83,7 @@ class RayJobs:
         while True:
             try:
                 final = self.state(job).final  # asked first, so that what a job says last is still read
+                heard = time.monotonic()
                 for chunk in _synchronous(self._tail(job, skip=seen)):
                     seen, heard = seen + len(chunk), time.monotonic()
                     yield chunk
@@ -138,6 +139,8 @@ class RayJobs:
                     skip = max(0, skip - len(message.data))
                     if text:
                         yield text
+            if stream.close_code == aiohttp.WSCloseCode.ABNORMAL_CLOSURE:
+                raise ConnectionError("the log stream broke off")
 
     def _call(self, request: Callable[[], T]) -> T:
         """Ask the cluster; what it answers with instead becomes a LaunchError. (Ray raises RuntimeError for all.)"""

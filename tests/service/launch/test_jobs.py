@@ -1,14 +1,17 @@
 """Jobs on a real Ray of a head and two nodes, by our commands and by Ray's: submitted, followed, stopped, gone on."""
 
+import contextlib
 import io
 import json
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -123,6 +126,51 @@ def test_a_job_is_followed_to_its_end_and_not_started_twice(cluster):
     assert json.loads(cluster.emc2dist("status", "cifar10", "--json").stdout) == state
     assert "step 4/4" in cluster.emc2dist("logs", job).stdout
     assert cluster.token not in done.stdout + done.stderr + again.stdout
+
+
+class Breaking:
+    """A connection to the cluster that breaks once, right after `word` has come through; `with` gives its URL."""
+
+    def __init__(self, dashboard, word):
+        self.port, self.word = int(dashboard.rsplit(":", 1)[1]), word
+        self.broken = False
+        self.listener = socket.create_server(("127.0.0.1", 0))
+
+    def __enter__(self):
+        threading.Thread(target=self.serve, daemon=True).start()
+        return f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+
+    def __exit__(self, *exception):
+        self.listener.close()
+
+    def serve(self):
+        with contextlib.suppress(OSError):  # which ends it
+            while True:
+                near, _ = self.listener.accept()
+                far = socket.create_connection(("127.0.0.1", self.port))
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self.pump, args=(source, sink), daemon=True).start()
+
+    def pump(self, source, sink):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+                if self.word in data and not self.broken:
+                    self.broken = True
+                    break
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_log_stream_that_breaks_is_taken_up_where_it_broke(cluster):
+    (job,) = [line.split()[0] for line in cluster.emc2dist("list").stdout.splitlines() if line.startswith("cifar10-")]
+    breaking = Breaking(cluster.dashboard, b"step 2/4")
+    with breaking as url:
+        followed = cluster.emc2dist("logs", "-f", job, "--target", url)
+    assert breaking.broken
+    assert followed.returncode == 0
+    assert followed.stdout == cluster.emc2dist("logs", job).stdout
 
 
 def test_a_job_that_fails_gives_its_own_exit_status_and_says_why(cluster):
