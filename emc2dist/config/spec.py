@@ -23,6 +23,7 @@ from emc2dist.config.sections import (
     Section,
     Store,
     Views,
+    Watch,
     refuse_credentials,
 )  # fmt: skip
 
@@ -79,6 +80,7 @@ class Spec(Section):
     store: Store = Store()
     s3: S3 = S3()
     resources: Resources = Resources()
+    watch: Watch = Watch()
     launch: Launch = Launch()
 
     @property
@@ -116,7 +118,7 @@ class Spec(Section):
 # Keys that may differ between a run and its resumption: they move work around, not the result.
 OPERATIONAL = frozenset(
     {"run_dir", "workers", "shards", "device", "threads", "restarts", "log_every", "eval", "checkpoint", "s3",
-     "resources", "launch", "store.timeout_s", "data.path", "data.cache_dir", "data.cache_mib", "data.loaders",
+     "resources", "watch", "launch", "store.timeout_s", "data.path", "data.cache_dir", "data.cache_mib", "data.loaders",
      "data.prefetch"}
 )  # fmt: skip
 

@@ -10,7 +10,9 @@ from tqdm import tqdm
 from emc2dist.errors import StorageUnreachable
 from emc2dist.metrics import Row
 from emc2dist.service.board import BoardHandle
+from emc2dist.service.exporter import Exporter
 from emc2dist.service.runs import RunFolder
+from emc2dist.store import ChainStore
 
 _SHOWN = {"loss": "loss {:.3f}", "acceptance_rate": "acceptance {:.3f}", "images_per_second": "{:.0f} images/s"}
 
@@ -30,6 +32,8 @@ class Display:
         elif "knn_accuracy" in row:
             pixels = f", raw pixels {row['knn_pixels']:.3f}" if "knn_pixels" in row else ""
             self.say(f"epoch {row['epoch']:g}: kNN accuracy {row['knn_accuracy']:.3f}{pixels}")
+        elif "loss" not in row:  # a checkpoint was kept: nothing that a person waits for
+            return
         elif self._bar is not None:
             self._bar.update(int(row["step"]) - self._bar.n)
             self._bar.set_postfix_str(_summary(row))
@@ -58,19 +62,24 @@ class Display:
 
 
 _INTERVAL_S = 0.5
+_SURVEY_S = 10.0
+_SURVEY_TIMEOUT_S = 5.0
 _REMOTE_S = 10.0  # S3 cannot append: each time the whole of metrics.jsonl is written
 
 
 class Monitor:
-    """Takes rows from the board, on a thread, to the display and the run folder, until stopped.
+    """Takes rows from the board, on a thread, to the display, the exporter and the run folder, until stopped.
 
-    While S3 does not answer, rows are kept until it does.
+    While S3 does not answer, rows are kept until it does. Now and then it asks the shards how they are.
     """
 
-    def __init__(self, board: BoardHandle, folder: RunFolder, display: Display) -> None:
+    def __init__(
+        self, board: BoardHandle, folder: RunFolder, display: Display, exporter: Exporter, store: ChainStore
+    ) -> None:
         self._board, self._folder, self._display = board, folder, display
+        self._exporter, self._store = exporter, store
         self._pending: list[Row] = []
-        self._saved = 0.0
+        self._saved, self._surveyed = 0.0, 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
@@ -83,6 +92,7 @@ class Monitor:
         self._stop.set()
         self._thread.join(timeout=60)
         self._take()
+        self._survey()
         self._folder.append(self._pending)
         self._display.close()
 
@@ -91,11 +101,14 @@ class Monitor:
             self._take()
             if monotonic() - self._saved > (_REMOTE_S if self._folder.place.remote else 0):
                 self._save()
+            if monotonic() - self._surveyed > _SURVEY_S:
+                self._survey()
 
     def _take(self) -> None:
         for row in self._board.take():
             self._pending.append(row)
             self._display.show(row)
+            self._exporter.record(row)
 
     def _save(self) -> None:
         try:
@@ -104,6 +117,13 @@ class Monitor:
         except StorageUnreachable as error:
             self._display.say(f"{len(self._pending)} rows of metrics wait to be written: {error}")
         self._saved = monotonic()
+
+    def _survey(self) -> None:
+        if self._store.schema:
+            began = monotonic()
+            shards = self._store.survey(_SURVEY_TIMEOUT_S)
+            self._exporter.survey(shards, monotonic() - began)
+        self._surveyed = monotonic()
 
 
 def _summary(row: Row) -> str:

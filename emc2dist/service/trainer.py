@@ -30,6 +30,7 @@ from emc2dist.data.images import Images, open_images, open_voters
 from emc2dist.errors import RunError, StorageUnreachable
 from emc2dist.metrics import Row
 from emc2dist.service.board import FATAL, BoardHandle
+from emc2dist.service.exporter import watched
 from emc2dist.service.progress import Display, Monitor
 from emc2dist.service.runs import RunFolder
 from emc2dist.store import ChainStore, Layout, LocalStore
@@ -59,7 +60,8 @@ def train(spec: Spec) -> dict[str, Any]:
         store = _create_store(spec, len(images))
         stack.callback(store.close)
         board = BoardHandle.create()
-        with Monitor(board, folder, Display(spec.epochs * order.steps_per_epoch)):
+        exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
+        with Monitor(board, folder, Display(spec.epochs * order.steps_per_epoch), exporter, store):
             _fit(spec, folder, store, board)
     summary = summarise(folder, spec.epochs * order.steps_per_epoch)
     folder.finish(summary)
