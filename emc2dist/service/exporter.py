@@ -30,7 +30,7 @@ from emc2dist.service.runs import RunFolder
 from emc2dist.store import ShardStats
 
 _HOST = "127.0.0.1"
-_LAST_LOOK_S = 15.0  # as long as most set-ups leave between two scrapes
+_PATIENCE_S = 15.0  # as long as most set-ups leave between two scrapes
 
 
 class Exporter(Collector):
@@ -121,26 +121,27 @@ class Endpoint:
             ) from error
         self.address = f"{_HOST}:{self._server.server_port}"
 
-    def close(self) -> None:
-        """Stop; if the values have been read before, wait up to 15 s until the last ones are read too."""
-        if self._reader.seen.is_set():
-            self._reader.seen.clear()
-            self._reader.seen.wait(_LAST_LOOK_S)
+    def close(self, patience_s: float = _PATIENCE_S) -> None:
+        """Stop; where values have been read before, wait until the last ones are read too, but no longer than this."""
+        self._reader.over.set()
+        if self._reader.read.is_set():
+            self._reader.read_last.wait(patience_s)
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(timeout=_LAST_LOOK_S)
+        self._thread.join(timeout=60)
 
 
 class _Reader(Collector):
-    """An exporter, and whether anybody has read it."""
+    """An exporter, and whether anybody has read it: ever, and since the run is over."""
 
     def __init__(self, exporter: Exporter) -> None:
         self._exporter = exporter
-        self.seen = threading.Event()
+        self.over, self.read, self.read_last = threading.Event(), threading.Event(), threading.Event()
 
     def collect(self) -> Iterable[Metric]:
+        last = self.over.is_set()
         values = self._exporter.collect()
-        self.seen.set()
+        (self.read_last if last else self.read).set()
         return values
 
 
