@@ -103,6 +103,8 @@ class Spec(Section):
                 f"batch_size: {self.batch_size} leaves micro-batches of one sample, which has no negatives; "
                 f"use at least {2 * self.optimiser.accumulate}"
             )
+        if self.watch.tensorboard and self.run_dir.startswith("s3://"):
+            raise ValueError(f"watch.tensorboard: true needs a run_dir on disk, got {self.run_dir}")
         if self.cache_proposals and self.objective != "emc2":
             raise ValueError(f"cache_proposals: {self.cache_proposals} needs objective: emc2, got {self.objective}")
         for key, (low, high) in (("views.crop", self.views.crop), ("views.aspect", self.views.aspect)):

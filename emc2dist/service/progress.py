@@ -2,13 +2,14 @@
 
 import sys
 import threading
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
 from tqdm import tqdm
 
 from emc2dist.errors import StorageUnreachable
-from emc2dist.metrics import Row
+from emc2dist.metrics import Recorder, Row
 from emc2dist.service.board import BoardHandle
 from emc2dist.service.exporter import Exporter
 from emc2dist.service.runs import RunFolder
@@ -68,16 +69,22 @@ _REMOTE_S = 10.0  # S3 cannot append: each time the whole of metrics.jsonl is wr
 
 
 class Monitor:
-    """Takes rows from the board, on a thread, to the display, the exporter and the run folder, until stopped.
+    """Takes rows from the board, on a thread, to display, exporter, run folder and all else, until stopped.
 
     While S3 does not answer, rows are kept until it does. Now and then it asks the shards how they are.
     """
 
     def __init__(
-        self, board: BoardHandle, folder: RunFolder, display: Display, exporter: Exporter, store: ChainStore
+        self,
+        board: BoardHandle,
+        folder: RunFolder,
+        display: Display,
+        exporter: Exporter,
+        store: ChainStore,
+        others: Sequence[Recorder] = (),
     ) -> None:
         self._board, self._folder, self._display = board, folder, display
-        self._exporter, self._store = exporter, store
+        self._exporter, self._store, self._recorders = exporter, store, (exporter, *others)
         self._pending: list[Row] = []
         self._saved, self._surveyed = 0.0, 0.0
         self._stop = threading.Event()
@@ -108,7 +115,8 @@ class Monitor:
         for row in self._board.take():
             self._pending.append(row)
             self._display.show(row)
-            self._exporter.record(row)
+            for recorder in self._recorders:
+                recorder.record(row)
 
     def _save(self) -> None:
         try:

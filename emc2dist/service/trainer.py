@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from emc2dist.service.board import FATAL, BoardHandle
 from emc2dist.service.exporter import watched
 from emc2dist.service.progress import Display, Monitor
 from emc2dist.service.runs import RunFolder
+from emc2dist.service.tensorboard import TensorBoard
 from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.store.remote import RayStore
 from emc2dist.train import loop
@@ -61,7 +62,8 @@ def train(spec: Spec) -> dict[str, Any]:
         stack.callback(store.close)
         board = BoardHandle.create()
         exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
-        with Monitor(board, folder, Display(spec.epochs * order.steps_per_epoch), exporter, store):
+        others = [stack.enter_context(closing(TensorBoard(Path(str(folder.place)))))] if spec.watch.tensorboard else []
+        with Monitor(board, folder, Display(spec.epochs * order.steps_per_epoch), exporter, store, others):
             _fit(spec, folder, store, board)
     summary = summarise(folder, spec.epochs * order.steps_per_epoch)
     folder.finish(summary)
