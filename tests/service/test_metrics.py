@@ -25,6 +25,7 @@ from emc2dist.errors import SpecError
 from emc2dist.metrics import EXPORTED, METRICS, exported_name
 from emc2dist.service.dashboard import dashboard, query
 from emc2dist.service.exporter import Endpoint, Exporter
+from emc2dist.service.progress import Display
 from emc2dist.service.runs import RunFolder
 from emc2dist.store import Column, Layout, LocalStore
 
@@ -103,6 +104,13 @@ def test_a_silent_shard_is_down_and_not_restored(exporter, endpoint):
     assert seen["emc2_shard_requests_total", "small", "0"] == 1
     assert seen["emc2_shard_request_seconds_total", "small", "0"] > 0
     assert (seen["emc2_shard_rows", "small", "0"], seen["emc2_shard_bytes", "small", "0"]) == (3, 6)
+
+
+def test_only_rows_of_steps_are_shown_as_steps(capsys):
+    display = Display(12, terminal=False)
+    display.show({"step": 6, "epoch": 1.0, "last_checkpoint_timestamp_seconds": 1.8e9})
+    display.show({"step": 6, "epoch": 1.0, "loss": 3.0})
+    assert capsys.readouterr().err == "step 6/12 epoch 1.00 loss 3.000\n"
 
 
 def test_a_port_that_is_taken_is_named(exporter, endpoint):
@@ -240,8 +248,14 @@ def test_a_real_prometheus_reads_a_real_run_on_a_real_cluster(watched):
 @NEEDS_PROMETHEUS
 @pytest.mark.slow
 def test_a_run_that_collapses_raises_the_alarm(watched):
-    watched.train("temperature=20.0", "lr=0.3", "optimiser.name=sgd", "optimiser.warmup_epochs=0.0", "epochs=12")
-    assert {"Emc2AcceptanceStuck", "Emc2EffectiveRankFalling"} <= watched.prometheus.firing()
+    alarms = {"Emc2AcceptanceStuck", "Emc2EffectiveRankFalling"}
+    shape = ["batch_size=64", "data.limit=640", "encoder.features=128", "epochs=3", "log_every=3"]
+    watched.train(*shape, "lr=2e-3")
+    assert not alarms & watched.prometheus.firing()
+    shutil.rmtree(watched.run_dir)
+    watched.run_dir.mkdir()
+    watched.train(*shape, "lr=0.05", "temperature=20.0", "optimiser.warmup_epochs=0.0")
+    assert alarms <= watched.prometheus.firing()
     assert "Emc2DataStarved" not in watched.prometheus.firing()
 
 
