@@ -1,43 +1,180 @@
-"""What a run reports: the table of metric names, and where rows go.
+"""What a run reports: the table of metrics, and where rows go.
 
-A row is a mapping from names in `METRICS` to plain numbers, one row per reporting interval. Ratios are means over the
-interval and over ranks; nothing is recorded per sample.
+A row is a mapping from names in `ROW` to plain numbers, one row per reporting interval. A mean is over the interval,
+the ranks and the views, weighted by what it is a mean of; a name whose value does not exist (the age of carried states
+before there are any) is left out of the row. Nothing is recorded per sample.
+
+Prometheus sees every metric of `METRICS` but the events, under `exported_name(name)`, with the label `run` and those
+of the table.
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 Row = Mapping[str, float | int | str]
 
-METRICS: dict[str, str] = {
-    "step": "training steps (visits) so far",
-    "epoch": "epochs so far, a fraction",
-    "loss": "estimate of the global loss L: log-partition from the batch, scaled to N - 1 samples (biased low)",
-    "acceptance_rate": "mh: accepted over valid proposals; isir: probability that a chain's state changes",
-    "cache_moves_ratio": "share of visits in which a cache proposal moved the chain before its sweep",
-    "visited_ratio": "share of this interval's chains that had been visited before",
-    "carried_weight_ratio": "share of the kept weight on carried states",
-    "carried_age_steps": "mean steps since the carried states' chains were last visited",
-    "feature_age_steps": "mean steps since the cached features of carried states were written",
-    "effective_sample_size": "mean 1 / sum of squared weights",
-    "distinct_negatives": "mean number of states with weight per visit",
-    "reencoded_images": "mean images encoded again per step and worker",
-    "alignment": "mean squared distance between views of a sample; 0 is perfect",
-    "uniformity": "log mean Gaussian potential of features; 0 is collapse",
-    "effective_rank": "exp entropy of the features' singular values; 1 is collapse",
-    "gradient_norm": "norm of the gradient before clipping",
-    "lr": "learning rate",
-    "images_per_second": "dataset images trained on per second, all workers (each brings V views)",
-    "data_wait_seconds": "mean seconds a step waited for views",
-    "data_hits": "mean extents (see emc2dist.data.encoded) per step and worker that lay on the worker's machine",
-    "data_misses": "mean extents per step and worker that were fetched, or decoded, into the cache on its disk",
-    "data_fetched_bytes": "mean bytes of the latter, per step and worker",
-    "store_wait_seconds": "mean seconds a step waited for the store",
-    "step_seconds": "mean seconds of a step",
-    "knn_accuracy": "kNN accuracy of the representation on held-out images",
-    "knn_pixels": "the same of the images as they stand, once per run",
-    "resumed": "1 where the run resumed at this step, 0 where it began",
-}
+Topic = Literal["chains", "learning", "speed", "store", "faults"]
+Kind = Literal["gauge", "counter", "event"]
+"""`counter`: only rises; a row holds what the interval adds. `event`: marks a row, and is not exported itself."""
+Source = Literal["row", "driver", "shard"]
+"""Who knows it: the training workers, by rows; the driver; or a shard, which the driver asks."""
+
+
+class Metric(NamedTuple):
+    """One line of the table."""
+
+    topic: Topic
+    panel: str
+    """Title of the dashboard's panel; metrics of one panel share unit and scale."""
+    unit: str
+    """`ratio` is in [0, 1], or nearly; empty: a plain number."""
+    help: str
+    kind: Kind = "gauge"
+    source: Source = "row"
+    labels: tuple[str, ...] = ()
+
+
+METRICS: dict[str, Metric] = {
+    "acceptance_rate": Metric(
+        "chains", "Acceptance", "ratio",
+        "mh: accepted over valid proposals; isir: probability that a chain's state changes", labels=("kernel",),
+    ),
+    "cache_moves_ratio": Metric(
+        "chains", "Acceptance", "ratio", "share of visits in which a cache proposal moved the chain before its sweep"
+    ),
+    "visited_ratio": Metric(
+        "chains", "Visited and carried", "ratio", "share of this interval's chains that had been visited before"
+    ),
+    "carried_weight_ratio": Metric(
+        "chains", "Visited and carried", "ratio", "share of the kept weight on carried states"
+    ),
+    "carried_age_steps": Metric(
+        "chains", "Age of carried states", "steps", "mean steps since the carried states' chains were last visited"
+    ),
+    "carried_age_p95_steps": Metric(
+        "chains", "Age of carried states", "steps", "95th percentile of the same, over the reporting step's chains"
+    ),
+    "feature_age_steps": Metric(
+        "chains", "Age of cached features", "steps", "mean steps since carried states' cached features were written"
+    ),
+    "feature_age_p95_steps": Metric(
+        "chains", "Age of cached features", "steps", "95th percentile of the same, over the reporting step's chains"
+    ),
+    "effective_sample_size": Metric("chains", "Negatives of a visit", "", "mean 1 / sum of squared weights"),
+    "distinct_negatives": Metric("chains", "Negatives of a visit", "", "mean number of states with weight per visit"),
+    "reencoded_images": Metric("chains", "Encoded again", "", "mean images encoded again per step and worker"),
+    "step": Metric("learning", "Step", "", "training steps (visits) so far"),
+    "epoch": Metric("learning", "Epoch", "", "epochs so far, a fraction"),
+    "steps_per_epoch": Metric("learning", "Step", "", "training steps of an epoch", source="driver"),
+    "loss": Metric(
+        "learning", "Loss", "",
+        "estimate of the global loss L: log-partition from the batch, scaled to N - 1 samples (biased low)",
+    ),
+    "alignment": Metric(
+        "learning", "Alignment", "", "mean squared distance between views of a sample; 0 is perfect"
+    ),
+    "uniformity": Metric("learning", "Uniformity", "", "log mean Gaussian potential of features; 0 is collapse"),
+    "effective_rank": Metric(
+        "learning", "Effective rank", "", "exp entropy of the features' singular values; 1 is collapse"
+    ),
+    "knn_accuracy": Metric(
+        "learning", "kNN accuracy", "ratio", "kNN accuracy of the representation on held-out images"
+    ),
+    "knn_pixels": Metric("learning", "kNN accuracy", "ratio", "the same of the images as they stand, once per run"),
+    "gradient_norm": Metric("learning", "Gradient norm", "", "norm of the gradient before clipping"),
+    "lr": Metric("learning", "Learning rate", "", "learning rate"),
+    "temperature": Metric("learning", "Temperature", "", "temperature that scores are divided by"),
+    "images": Metric(
+        "speed", "Images trained on", "images", "dataset images trained on (each brings V views)", kind="counter"
+    ),
+    "images_per_second": Metric(
+        "speed", "Images per second", "images", "the same per second, all workers, while training"
+    ),
+    "step_seconds": Metric("speed", "A step", "seconds", "mean seconds of a step"),
+    "forward_seconds": Metric("speed", "Parts of a step", "seconds", "part of it: encoding, also of carried negatives"),
+    "communication_seconds": Metric(
+        "speed", "Parts of a step", "seconds",
+        "part of it: the gather of features (that of gradients goes on inside the backward)",
+    ),
+    "sweep_seconds": Metric("speed", "Parts of a step", "seconds", "part of it: scores, sweep and loss"),
+    "backward_seconds": Metric("speed", "Parts of a step", "seconds", "part of it: backward"),
+    "optimiser_seconds": Metric("speed", "Parts of a step", "seconds", "part of it: clipping and the update"),
+    "data_wait_seconds": Metric("speed", "Parts of a step", "seconds", "part of it: waiting for views"),
+    "data_wait_slowest_seconds": Metric(
+        "speed", "Waits of the slowest rank", "seconds", "the same on the rank that waited longest"
+    ),
+    "store_wait_seconds": Metric(
+        "speed", "Parts of a step", "seconds", "part of it: waiting for the store, and handing to it"
+    ),
+    "store_wait_slowest_seconds": Metric(
+        "speed", "Waits of the slowest rank", "seconds", "the same on the rank that waited longest"
+    ),
+    "data_hits": Metric(
+        "speed", "Extents", "",
+        "mean extents (see emc2dist.data.encoded) per step and worker that lay on the worker's machine",
+    ),
+    "data_misses": Metric(
+        "speed", "Extents", "", "mean extents per step and worker that were fetched, or decoded, into its disk's cache"
+    ),
+    "data_fetched_bytes": Metric("speed", "Fetched", "bytes", "mean bytes of the latter, per step and worker"),
+    "data_retries": Metric(
+        "faults", "Retries", "", "requests to S3 that were tried again, while making views, all workers", kind="counter"
+    ),
+    "resumed": Metric(
+        "faults", "Restarts", "", "1 where the run resumed at this step, 0 where it began", kind="event"
+    ),
+    "restarts": Metric(
+        "faults", "Restarts", "", "times that the workers were started again", kind="counter", source="driver"
+    ),
+    "restores": Metric(
+        "faults", "Restarts", "", "times that the run was restored from a checkpoint", kind="counter", source="driver"
+    ),
+    "started_timestamp_seconds": Metric(
+        "faults", "Last checkpoint", "seconds", "Unix time when the driver started", source="driver"
+    ),
+    "last_checkpoint_timestamp_seconds": Metric(
+        "faults", "Last checkpoint", "seconds", "Unix time when the last checkpoint was kept"
+    ),
+    "shard_up": Metric("store", "Shards", "", "1 where the shard answers, else 0", source="shard", labels=("shard",)),
+    "shard_restored": Metric(
+        "store", "Shards", "", "1 where it holds rows that the run may use, 0 while it has none since it started",
+        source="shard", labels=("shard",),
+    ),
+    "shard_rows": Metric("store", "Rows", "", "samples that it owns", source="shard", labels=("shard",)),
+    "shard_bytes": Metric("store", "Memory", "bytes", "bytes of its rows", source="shard", labels=("shard",)),
+    "shard_buffered_commits": Metric(
+        "store", "Commits that wait", "", "commits that wait for their step to be read", source="shard",
+        labels=("shard",),
+    ),
+    "shard_requests": Metric(
+        "store", "Requests", "", "exchanges served", kind="counter", source="shard", labels=("shard",)
+    ),
+    "shard_request_seconds": Metric(
+        "store", "Seconds of requests", "seconds", "seconds spent on them, without the way there and back",
+        kind="counter", source="shard", labels=("shard",),
+    ),
+    "shard_dropped_commits": Metric(
+        "store", "Commits that came twice or late", "", "commits that changed nothing, being repeated or late",
+        kind="counter", source="shard", labels=("shard",),
+    ),
+    "store_answer_seconds": Metric(
+        "store", "Queue", "seconds",
+        "seconds until every shard that is up had answered the driver, standing in the queue as any call does",
+        source="driver",
+    ),
+}  # fmt: skip
+
+ROW = frozenset(name for name, metric in METRICS.items() if metric.source == "row")
+"""Names that may stand in a row of `metrics.jsonl`."""
+
+EXPORTED = {name: metric for name, metric in METRICS.items() if metric.kind != "event"}
+"""What Prometheus sees."""
+
+
+def exported_name(name: str) -> str:
+    """The metric's name in Prometheus, as in `emc2_acceptance_ratio` or `emc2_images_total`."""
+    suffix = "_total" if METRICS[name].kind == "counter" else ""
+    return f"emc2_{name.replace('_rate', '_ratio')}{suffix}"
 
 
 class Recorder(Protocol):

@@ -145,9 +145,11 @@ def test_a_server_that_is_not_there_is_tried_so_often_and_no_more(s3, monkeypatc
     real = emc2dist.files.s3._s3fs
     monkeypatch.setattr(emc2dist.files.s3, "_s3fs", lambda config: tried.append(1) or real(config))
     place = files.at(f"{s3.uri}/x", S3(endpoint="http://127.0.0.1:9", attempts=3, timeout_s=2))
+    before = files.retries()
     with pytest.raises(StorageUnreachable, match=r"no usable answer after 3 attempts \(EndpointConnectionError\)"):
         place.read()
     assert len(tried) == 3
+    assert files.retries() - before == 2
 
 
 def test_a_server_that_loses_its_disks_is_waited_for(s3):

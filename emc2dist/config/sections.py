@@ -192,6 +192,15 @@ class Resources(Section):
     """CPUs of a submitted run's driver; 0: it asks for none and runs on the head."""
 
 
+class Watch(Section):
+    """Who may watch the run, beside those who read Ray's own metrics endpoint."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Port on 127.0.0.1 of the driver's machine where Prometheus finds the run; 0: any that is free; None: no port."""
+    tensorboard: bool = False
+    """Whether the rows of metrics are written for TensorBoard too, in the run folder, which must be on disk."""
+
+
 class Launch(Section):
     """Where `emc2dist submit` starts the run, and how."""
 

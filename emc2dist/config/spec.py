@@ -23,6 +23,7 @@ from emc2dist.config.sections import (
     Section,
     Store,
     Views,
+    Watch,
     refuse_credentials,
 )  # fmt: skip
 
@@ -79,6 +80,7 @@ class Spec(Section):
     store: Store = Store()
     s3: S3 = S3()
     resources: Resources = Resources()
+    watch: Watch = Watch()
     launch: Launch = Launch()
 
     @property
@@ -101,6 +103,8 @@ class Spec(Section):
                 f"batch_size: {self.batch_size} leaves micro-batches of one sample, which has no negatives; "
                 f"use at least {2 * self.optimiser.accumulate}"
             )
+        if self.watch.tensorboard and self.run_dir.startswith("s3://"):
+            raise ValueError(f"watch.tensorboard: true needs a run_dir on disk, got {self.run_dir}")
         if self.cache_proposals and self.objective != "emc2":
             raise ValueError(f"cache_proposals: {self.cache_proposals} needs objective: emc2, got {self.objective}")
         for key, (low, high) in (("views.crop", self.views.crop), ("views.aspect", self.views.aspect)):
@@ -116,7 +120,7 @@ class Spec(Section):
 # Keys that may differ between a run and its resumption: they move work around, not the result.
 OPERATIONAL = frozenset(
     {"run_dir", "workers", "shards", "device", "threads", "restarts", "log_every", "eval", "checkpoint", "s3",
-     "resources", "launch", "store.timeout_s", "data.path", "data.cache_dir", "data.cache_mib", "data.loaders",
+     "resources", "watch", "launch", "store.timeout_s", "data.path", "data.cache_dir", "data.cache_mib", "data.loaders",
      "data.prefetch"}
 )  # fmt: skip
 

@@ -16,8 +16,9 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from io import FileIO
+from operator import add, sub
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,12 +46,14 @@ class Traffic:
     """Were fetched or decoded."""
     fetched_bytes: int = 0
     """Bytes of the latter."""
+    retries: int = 0
+    """Times that this process tried a request to S3 again, whatever for."""
 
     def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(self.hits + other.hits, self.misses + other.misses, self.fetched_bytes + other.fetched_bytes)
+        return Traffic(*map(add, astuple(self), astuple(other)))
 
     def __sub__(self, other: "Traffic") -> "Traffic":
-        return Traffic(self.hits - other.hits, self.misses - other.misses, self.fetched_bytes - other.fetched_bytes)
+        return Traffic(*map(sub, astuple(self), astuple(other)))
 
 
 class Extent(NamedTuple):

@@ -7,6 +7,7 @@ images.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class ParquetImages:
     @property
     def traffic(self) -> Traffic:
         """What this copy has asked for so far."""
-        return self._encoded.traffic
+        return replace(self._encoded.traffic, retries=files.retries())
 
     def get(self, indices: NDArray[np.int64]) -> list[Tensor]:
         """The images, RGB uint8 [3, H, W] each, upright, in the order asked; an index may be asked for twice.

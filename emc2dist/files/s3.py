@@ -4,6 +4,7 @@ Neither s3fs nor botocore tries anything again here: `S3Place._try` alone does.
 """
 
 import os
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as NoConnection
 from pyarrow import fs as arrow
 from s3fs import S3FileSystem
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from emc2dist.config import S3
 from emc2dist.errors import StorageError, StorageUnreachable
@@ -114,12 +115,28 @@ class S3Place(Place):
             stop=stop_after_attempt(self.s3.attempts),
             wait=wait_random_exponential(multiplier=0.2, max=10),
             retry=retry_if_exception(_may_pass),
+            before_sleep=_count_retry,
             reraise=True,
         )
         try:
             return retrying(lambda: operation(_s3fs(self.s3)))
         except Exception as error:
             raise _explain(str(self), error, self.s3) from error
+
+
+_retries = 0
+_retries_lock = threading.Lock()
+
+
+def retries() -> int:
+    """How many times this process has tried a request again so far."""
+    return _retries
+
+
+def _count_retry(_: RetryCallState) -> None:
+    global _retries
+    with _retries_lock:
+        _retries += 1
 
 
 class _Missing(StorageError):

@@ -2,15 +2,18 @@
 
 import sys
 import threading
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
 from tqdm import tqdm
 
 from emc2dist.errors import StorageUnreachable
-from emc2dist.metrics import Row
+from emc2dist.metrics import Recorder, Row
 from emc2dist.service.board import BoardHandle
+from emc2dist.service.exporter import Exporter
 from emc2dist.service.runs import RunFolder
+from emc2dist.store import ChainStore
 
 _SHOWN = {"loss": "loss {:.3f}", "acceptance_rate": "acceptance {:.3f}", "images_per_second": "{:.0f} images/s"}
 
@@ -30,6 +33,8 @@ class Display:
         elif "knn_accuracy" in row:
             pixels = f", raw pixels {row['knn_pixels']:.3f}" if "knn_pixels" in row else ""
             self.say(f"epoch {row['epoch']:g}: kNN accuracy {row['knn_accuracy']:.3f}{pixels}")
+        elif "loss" not in row:  # a checkpoint was kept: nothing that a person waits for
+            return
         elif self._bar is not None:
             self._bar.update(int(row["step"]) - self._bar.n)
             self._bar.set_postfix_str(_summary(row))
@@ -58,20 +63,33 @@ class Display:
 
 
 _INTERVAL_S = 0.5
+_SURVEY_S = 10.0
+_SURVEY_TIMEOUT_S = 5.0
 _REMOTE_S = 10.0  # S3 cannot append: each time the whole of metrics.jsonl is written
 
 
 class Monitor:
-    """Takes rows from the board, on a thread, to the display and the run folder, until stopped.
+    """Takes rows from the board, on a thread, to display, exporter, run folder and all else, until stopped.
 
-    And takes word of `stop` to the board. While S3 does not answer, rows are kept until it does.
+    And takes word of `stop` to the board, and asks the shards how they are. While S3 does not answer, rows are kept
+    until it does.
     """
 
-    def __init__(self, board: BoardHandle, folder: RunFolder, display: Display, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        board: BoardHandle,
+        folder: RunFolder,
+        display: Display,
+        exporter: Exporter,
+        store: ChainStore,
+        stop: threading.Event,
+        others: Sequence[Recorder] = (),
+    ) -> None:
         self._board, self._folder, self._display = board, folder, display
+        self._exporter, self._store, self._recorders = exporter, store, (exporter, *others)
         self._stop_wanted, self._stop_passed_on = stop, False
         self._pending: list[Row] = []
-        self._saved = 0.0
+        self._saved, self._surveyed = 0.0, 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
@@ -84,6 +102,7 @@ class Monitor:
         self._stop.set()
         self._thread.join(timeout=60)
         self._take()
+        self._survey()
         self._folder.append(self._pending)
         self._display.close()
 
@@ -93,11 +112,15 @@ class Monitor:
             self._pass_on_stop()
             if monotonic() - self._saved > (_REMOTE_S if self._folder.place.remote else 0):
                 self._save()
+            if monotonic() - self._surveyed > _SURVEY_S:
+                self._survey()
 
     def _take(self) -> None:
         for row in self._board.take():
             self._pending.append(row)
             self._display.show(row)
+            for recorder in self._recorders:
+                recorder.record(row)
 
     def _pass_on_stop(self) -> None:
         if self._stop_wanted.is_set() and not self._stop_passed_on:
@@ -112,6 +135,13 @@ class Monitor:
         except StorageUnreachable as error:
             self._display.say(f"{len(self._pending)} rows of metrics wait to be written: {error}")
         self._saved = monotonic()
+
+    def _survey(self) -> None:
+        if self._store.schema:
+            began = monotonic()
+            shards = self._store.survey(_SURVEY_TIMEOUT_S)
+            self._exporter.survey(shards, monotonic() - began)
+        self._surveyed = monotonic()
 
 
 def _summary(row: Row) -> str:

@@ -4,6 +4,7 @@ RUN/spec.yaml           the resolved spec
 RUN/versions.json       Python, packages, git commit
 RUN/metrics.jsonl       one row per reporting interval; rows past a restored checkpoint are dropped
 RUN/summary.json        what a finished run came to
+RUN/prometheus.json     with `watch.port`: where the run's metrics are, as Prometheus' file_sd_configs reads it
 RUN/checkpoint-*/       see `emc2dist.train.checkpoint`; Ray Train keeps its own list beside them
 """
 
@@ -87,6 +88,10 @@ class RunFolder:
             self._write("metrics.jsonl", _lines(kept))
         if rows:
             (self.place / "metrics.jsonl").append(_lines(rows).encode())
+
+    def announce(self, address: str) -> None:
+        """Say where the run's metrics are served, HOST:PORT."""
+        self._write("prometheus.json", json.dumps([{"targets": [address], "labels": {"job": "emc2dist"}}]))
 
     def checkpoints(self) -> list[Place]:
         """Checkpoint folders, newest first; the newest may still be on its way here."""

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,8 +32,10 @@ from emc2dist.data.images import Images, open_images, open_voters
 from emc2dist.errors import RunError, RunStopped, StorageUnreachable
 from emc2dist.metrics import Row
 from emc2dist.service.board import FATAL, BoardHandle, Lookout
+from emc2dist.service.exporter import watched
 from emc2dist.service.progress import Display, Monitor
 from emc2dist.service.runs import RunFolder
+from emc2dist.service.tensorboard import TensorBoard
 from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.store.remote import RayStore
 from emc2dist.train import loop
@@ -64,7 +66,9 @@ def train(spec: Spec) -> dict[str, Any]:
         store = _create_store(spec, len(images))
         stack.callback(store.close)
         board = BoardHandle.create()
-        with Monitor(board, folder, Display(steps), stop):
+        exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
+        others = [stack.enter_context(closing(TensorBoard(Path(str(folder.place)))))] if spec.watch.tensorboard else []
+        with Monitor(board, folder, Display(steps), exporter, store, stop, others):
             taken = _fit(spec, folder, store, board)
     if taken < steps:
         raise RunStopped(f"{folder.place}: stopped at step {taken} of {steps}, which a checkpoint holds")

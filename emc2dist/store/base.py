@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from emc2dist.errors import StoreError
 from emc2dist.store.layout import Layout, Part
 from emc2dist.store.shard import (
     Commit,
@@ -77,6 +78,9 @@ class ChainStore(Protocol):
 
     def stats(self) -> list[ShardStats]:
         """What each shard says of itself, in the order of shards."""
+
+    def survey(self, timeout_s: float) -> list[ShardStats | None]:
+        """The same, with None for a shard that is lost or does not answer in so many seconds."""
 
     def close(self) -> None:
         """Let go of all shards and what they remember."""
@@ -140,6 +144,20 @@ class ShardedStore(ChainStore, ABC):
     def stats(self) -> list[ShardStats]:
         """See `ChainStore.stats`."""
         return self._call_all("stats")
+
+    def survey(self, timeout_s: float) -> list[ShardStats | None]:
+        """See `ChainStore.survey`."""
+        deadline = monotonic() + timeout_s
+        handles = [self._start(shard, "stats") for shard in range(self.layout.shards)]
+        return [
+            self._stats_or_none(shard, handle, max(0.0, deadline - monotonic())) for shard, handle in enumerate(handles)
+        ]
+
+    def _stats_or_none(self, shard: int, handle: Any, timeout_s: float) -> ShardStats | None:
+        try:
+            return self._reply(shard, handle, timeout_s)
+        except StoreError:
+            return None
 
     def _split_commit(self, commit: Commit) -> dict[int, Commit]:
         # All of it is checked before any of it is sent, so that no shard takes what another one refuses.

@@ -25,6 +25,7 @@ Memory: `nbytes(schema, rows)`, touched as rows are first written, plus the comm
 """
 
 from dataclasses import dataclass
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
@@ -86,6 +87,8 @@ class ShardStats:
     """Commits that changed nothing, being late or repeated, since the process started."""
     exchanges: int
     """Exchanges served since the process started."""
+    exchange_s: float
+    """Seconds spent on them."""
 
 
 class Shard:
@@ -100,6 +103,7 @@ class Shard:
         self._buffer: dict[tuple[int, int], dict[str, Rows]] = {}
         self._dropped = 0
         self._exchanges = 0
+        self._exchange_s = 0.0
 
     def exchange(self, generation: str, commit: Commit | None, read: Read, as_of: int) -> Tables:
         """Take a commit and answer a read as of a step: the one call per worker, shard and step.
@@ -108,15 +112,18 @@ class Shard:
         Raises StaleGeneration for another generation, StoreError if the rows have gone past `as_of` or the call does
         not fit the schema; a refused call changes nothing.
         """
+        began = perf_counter()
         self._admit(generation, as_of)
         self._check(commit, read)
         self._exchanges += 1
         if commit is not None:
             self._take(commit)
         self._apply(as_of)
-        return {
+        reply = {
             table: {name: column[rows] for name, column in self._tables[table].items()} for table, rows in read.items()
         }
+        self._exchange_s += perf_counter() - began
+        return reply
 
     def reset(self, generation: str) -> None:
         """Forget everything: all zero, no step applied, serving `generation`."""
@@ -155,6 +162,7 @@ class Shard:
             buffered=len(self._buffer),
             dropped=self._dropped,
             exchanges=self._exchanges,
+            exchange_s=self._exchange_s,
         )
 
     def _admit(self, generation: str, as_of: int) -> None:

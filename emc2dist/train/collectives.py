@@ -54,14 +54,12 @@ def gather_rows(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """Mean of `values` over ranks, where they were."""
+def gather_numbers(values: Tensor) -> Tensor:
+    """`values` of every rank, [W, *shape], where they were; all ranks bring the same shape."""
     if world_size() == 1:
-        return values
+        return values.unsqueeze(0)
     # NCCL moves nothing but CUDA tensors.
-    total = values.to("cuda" if dist.get_backend() == "nccl" else "cpu", copy=True)
-    dist.all_reduce(total)
-    return total.to(values.device) / world_size()
+    return gather_rows(values.to("cuda" if dist.get_backend() == "nccl" else "cpu").unsqueeze(0)).to(values.device)
 
 
 class Vote:

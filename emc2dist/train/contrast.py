@@ -6,8 +6,9 @@ carried or chosen samples are encoded again where they need a gradient.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import torch
@@ -25,6 +26,9 @@ from emc2dist.train.memory import CachedRows, Recall
 
 Encode = Callable[[Tensor], Tensor]
 """int64 [m] dataset indices without repeats -> features [m, D] of one fresh view of each, with gradient."""
+
+Fact = Tensor | tuple[Tensor, Tensor]
+"""A diagnostic: a scalar, or the total of a mean and its weight."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,10 @@ class Outcome(NamedTuple):
     """Scalar; its gradient is the estimate."""
     writes: dict[str, Rows]
     """What to remember."""
-    facts: dict[str, Tensor]
-    """Diagnostics of this worker's batch, scalars without gradient."""
+    facts: Mapping[str, Fact]
+    """Diagnostics of this worker's batch, without gradient."""
+    ages: Mapping[str, Tensor] = MappingProxyType({})
+    """Steps, [A] by anchor; -1 where there is none."""
 
 
 class Contrast(Protocol):
@@ -159,7 +165,8 @@ class Emc2:
         """See `Contrast`."""
         scores = batch.scores(self.spec.temperature)
         scorer = _Scorer(batch, scores, encode, self.spec)
-        carried, facts = self._recalled(batch, scores, recall), {}
+        carried = self._recalled(batch, scores, recall)
+        facts: dict[str, Fact] = {}
         if self.spec.cache_proposals:
             carried, moved = self._move(batch, recall, carried, scorer)
             facts["cache_moves_ratio"] = moved.double().mean()
@@ -176,13 +183,15 @@ class Emc2:
         if self.spec.kernel == "mh" and self.spec.carried == "reencode":
             carried = scorer.refresh(carried, carried.exists & (visit.carried_weight > 0))
             candidates = scores.candidates(carried.state, carried.score)
-        facts |= self._facts(batch, recall, visit) | {
+        ages = _ages(batch, recall)
+        facts |= self._facts(visit) | {f"{name}_steps": _known(age) for name, age in ages.items()}
+        facts |= {
+            "visited_ratio": recall.chain["visited"].double().mean(),
             "loss": loss_estimate(candidates, self.samples),
             "reencoded_images": torch.tensor(float(len(scorer.index)), device=batch.index.device),
         }
-        return Outcome(
-            estimator_loss(candidates, visit.weights), self._writes(batch, visit, carried.state, scorer), facts
-        )
+        writes = self._writes(batch, visit, carried.state, scorer)
+        return Outcome(estimator_loss(candidates, visit.weights), writes, facts, ages)
 
     def _recalled(self, batch: Batch, scores: BatchScores, recall: Recall) -> Carried:
         assert recall.carried is not None
@@ -238,15 +247,11 @@ class Emc2:
         }
         return Rows(_numpy(index), {name: _numpy(column) for name, column in columns.items()})
 
-    def _facts(self, batch: Batch, recall: Recall, visit: Sweep) -> dict[str, Tensor]:
-        assert recall.carried is not None
-        visited, valid = recall.chain["visited"], visit.proposals.double()
+    def _facts(self, visit: Sweep) -> dict[str, Fact]:
+        valid = visit.proposals.double()
         return {
-            "acceptance_rate": (visit.acceptance_rate * valid).sum() / valid.sum().clamp(min=1),
-            "visited_ratio": visited.double().mean(),
+            "acceptance_rate": ((visit.acceptance_rate * valid).sum(), valid.sum()),
             "carried_weight_ratio": visit.carried_weight.double().mean(),
-            "carried_age_steps": _mean_where(batch.step - recall.chain["visited_at"], visited),
-            "feature_age_steps": _mean_where(batch.step - recall.carried.written_at, visited),
             "effective_sample_size": visit.effective_sample_size.double().mean(),
             "distinct_negatives": visit.distinct.double().mean(),
         }
@@ -298,8 +303,19 @@ def _chain_rows(batch: Batch, columns: dict[str, Tensor]) -> Rows:
     return Rows(_numpy(batch.own_index), {name: _numpy(c.view(views, -1).T) for name, c in columns.items()})
 
 
-def _mean_where(values: Tensor, where: Tensor) -> Tensor:
-    return (values * where).sum() / where.sum().clamp(min=1)
+def _ages(batch: Batch, recall: Recall) -> dict[str, Tensor]:
+    assert recall.carried is not None
+    visited = recall.chain["visited"]
+    chains, features = recall.chain["visited_at"], recall.carried.written_at
+    return {
+        "carried_age": torch.where(visited, batch.step - chains, -1),
+        "feature_age": torch.where(visited & recall.carried.present, batch.step - features, -1),
+    }
+
+
+def _known(ages: Tensor) -> Fact:
+    known = ages >= 0
+    return (ages * known).sum(), known.sum()
 
 
 def _numpy(tensor: Tensor) -> NDArray:

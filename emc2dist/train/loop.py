@@ -6,15 +6,13 @@ of encoder, optimiser and store differ, so a resumed run equals an unbroken one.
 """
 
 import tempfile
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from time import time
 from typing import Protocol
 from uuid import uuid4
 
 import torch
-from torch import Tensor
 
 from emc2dist.config import Spec
 from emc2dist.data.images import Images
@@ -25,7 +23,8 @@ from emc2dist.store import ChainStore
 from emc2dist.train import checkpoint, collectives
 from emc2dist.train.evaluate import Evaluation
 from emc2dist.train.memory import Memory
-from emc2dist.train.step import Facts, Trainer
+from emc2dist.train.meter import Meter
+from emc2dist.train.step import Trainer
 from emc2dist.vision.augment import RandomView
 from emc2dist.vision.encoder import Encoder
 from emc2dist.vision.optim import build_optimiser
@@ -112,7 +111,7 @@ class _Loop:
     def run(self, resume: Path | None) -> int:
         first = self._restore(resume) if resume else self._start()
         trainer = Trainer(self.spec, self.encoder, self.optimiser, self.memory, self.loader, self.order, self.device)
-        meter = Meter(self.spec.batch_size / self.spec.optimiser.accumulate)
+        meter = Meter(self.spec.micro_batch_size, trainer.stopwatch)
         done = first
         for step in range(first, self.steps):
             done = step + 1
@@ -120,7 +119,8 @@ class _Loop:
             due = done % self.spec.log_every == 0 or within == 0
             meter.add(trainer.step(step, health=due))
             if due:
-                self._record({"step": done, "lr": trainer.schedule.at(step)} | meter.read())
+                settings = {"lr": trainer.schedule.at(step), "temperature": self.spec.temperature}
+                self._record({"step": done} | settings | meter.read())
             if within == 0:
                 self._end_of_epoch(epoch, done)
                 meter.restart()
@@ -198,45 +198,8 @@ class _Loop:
             checkpoint.save(Path(folder), step, applied, *parts)
             self.keeper.keep(step, Path(folder), {"step": step, **row})
         self.kept = step
+        self._record({"step": step, "last_checkpoint_timestamp_seconds": time()})
 
     def _record(self, row: Row) -> None:
         if collectives.rank() == 0:
             self.recorder.record({**row, "epoch": row["step"] / self.order.steps_per_epoch})  # type: ignore[operator]
-
-
-class Meter:
-    """Means over the steps since the last reading, over all ranks."""
-
-    def __init__(self, images_per_step: float) -> None:
-        self.images_per_step = images_per_step
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget, and start the clock: what lies between (evaluation, checkpoint) is not training time."""
-        self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-        self._counts: dict[str, int] = defaultdict(int)
-        self._steps, self._began = 0, perf_counter()
-
-    def add(self, facts: Facts) -> None:
-        """Take one step's facts; they stay on the device until read."""
-        numbers: dict[str, float] = {
-            "data_wait_seconds": facts.data_wait_s,
-            "store_wait_seconds": facts.store_wait_s,
-            "data_hits": facts.traffic.hits,
-            "data_misses": facts.traffic.misses,
-            "data_fetched_bytes": facts.traffic.fetched_bytes,
-        }
-        for name, value in {**facts.values, **{k: torch.tensor(float(v)) for k, v in numbers.items()}}.items():
-            self._sums[name] = self._sums[name].to(value.device) + value.double()
-            self._counts[name] += 1
-        self._steps += 1
-
-    def read(self) -> dict[str, float]:
-        """The means, and start anew. Every rank calls it."""
-        seconds = (perf_counter() - self._began) / self._steps
-        names = sorted(self._sums)
-        means = torch.stack([(self._sums[name] / self._counts[name]).cpu() for name in names])
-        row = dict(zip(names, collectives.mean_over_ranks(means).tolist(), strict=True))
-        row |= {"step_seconds": seconds, "images_per_second": self.images_per_step / seconds}
-        self.restart()
-        return row

@@ -8,11 +8,10 @@ workers share the batch, and the step number is the whole state of the generator
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from time import perf_counter
 from typing import NamedTuple
 
 import torch
@@ -26,8 +25,9 @@ from emc2dist.data.loader import ViewLoader
 from emc2dist.data.sampler import EpochOrder, rank_slice
 from emc2dist.errors import DataError, NonFiniteError
 from emc2dist.train import collectives
-from emc2dist.train.contrast import Batch, contrast_for
+from emc2dist.train.contrast import Batch, Fact, contrast_for
 from emc2dist.train.memory import Memory
+from emc2dist.train.timing import Stopwatch
 from emc2dist.vision.encoder import running_statistics
 from emc2dist.vision.optim import learning_rate, set_learning_rate
 
@@ -59,11 +59,11 @@ class Schedule(NamedTuple):
 
 @dataclass
 class Facts:
-    """What one step measured: scalars on the device, and seconds spent waiting."""
+    """What one step measured."""
 
-    values: dict[str, Tensor]
-    data_wait_s: float
-    store_wait_s: float
+    values: Mapping[str, Fact]
+    ages: Mapping[str, Tensor]
+    """[V * b] of this worker's anchors, steps; -1 where there is none. Only with `health`."""
     traffic: Traffic
     """What the views that came in meanwhile asked of the images."""
 
@@ -87,25 +87,30 @@ class Trainer:
         self._loader, self._order = loader, order
         self._contrast = contrast_for(spec, order.samples)
         self._rank = collectives.rank()
+        self.stopwatch = Stopwatch(device)
         self._seen = loader.traffic
         self._ahead: deque[tuple[int, Future[Tensor]]] = deque()
 
     def step(self, step: int, *, health: bool = False) -> Facts:
         """Take step number `step`; `health` adds what is dear to measure. Raises NonFiniteError when it diverged."""
-        began = perf_counter()
-        views = self._views(step)
-        data_wait_s, began = perf_counter() - began, perf_counter()
-        recall = self.memory.recall(step)
-        store_wait_s = perf_counter() - began
-
-        features = self._encode(self.model, views.flatten(0, 1)).unflatten(0, views.shape[:2])
-        batch = self._gathered(step, features)
-        self.memory.exchange(step)
-        outcome = self._contrast(batch, recall, lambda index: self._encode_again(index, step))
-        facts = outcome.facts | self._update(step, outcome.loss)
+        phase = self.stopwatch.phase
+        with phase("data_wait"):
+            views = self._views(step)
+        with phase("store_wait"):
+            recall = self.memory.recall(step)
+        with phase("forward"):
+            features = self._encode(self.model, views.flatten(0, 1)).unflatten(0, views.shape[:2])
+        with phase("communication"):
+            batch = self._gathered(step, features)
+        with phase("store_wait"):
+            self.memory.exchange(step)
+        with phase("sweep"):
+            outcome = self._contrast(batch, recall, lambda index: self._encode_again(index, step))
+        facts = {**outcome.facts, **self._update(step, outcome.loss)}
         self.memory.remember(step, outcome.writes)
-        health_facts = _health(batch) if health else {}
-        return Facts(facts | health_facts, data_wait_s, store_wait_s, self._traffic())
+        if not health:
+            return Facts(facts, {}, self._traffic())
+        return Facts({**facts, **_health(batch)}, outcome.ages, self._traffic())
 
     def _views(self, step: int) -> Tensor:
         """uint8 [V, b, 3, S, S] of this rank's samples, on the device; those of the next steps are begun."""
@@ -137,11 +142,12 @@ class Trainer:
     def _encode_again(self, index: Tensor, step: int) -> Tensor:
         """[m, D]: one fresh view of each sample, encoded with gradient."""
         seeds = fork(self.spec.seed, _VIEWS, step, index.cpu(), self.spec.views.count)
-        (images,) = _made(self._loader.submit(index.cpu().numpy(), seeds.unsqueeze(0).numpy(), urgent=True))
+        with self.stopwatch.phase("data_wait"):
+            (images,) = _made(self._loader.submit(index.cpu().numpy(), seeds.unsqueeze(0).numpy(), urgent=True))
         # Past DDP's wrapper: the parameters already took part in this step's forward, and a rank may have nothing to
         # encode again. A handful of negatives has no batch statistics of its own, hence the running ones.
         encoder = collectives.unwrapped(self.model)
-        with running_statistics(encoder):
+        with self.stopwatch.phase("forward"), running_statistics(encoder):
             features = self._encode(encoder, images.to(self.device))
         _check_finite(features, lambda slot: (self._rank, int(index[slot])), step)
         return features
@@ -160,19 +166,21 @@ class Trainer:
         streams = self._streams(_VISIT, step, index[first : first + own]).flatten()
         return Batch(step, features, units, index, first, streams)
 
-    def _update(self, step: int, loss: Tensor) -> dict[str, Tensor]:
+    def _update(self, step: int, loss: Tensor) -> dict[str, Fact]:
         """Backward and, at the end of an accumulated update, the optimiser's step; then returns the gradient norm."""
         accumulate = self.schedule.accumulate
         if (step + 1) % accumulate:
-            with collectives.without_sync(self.model):
+            with self.stopwatch.phase("backward"), collectives.without_sync(self.model):
                 (loss / accumulate).backward()
             return {}
-        (loss / accumulate).backward()
-        clip = self.spec.optimiser.clip_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
-        set_learning_rate(self.optimiser, self.schedule.at(step))
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        with self.stopwatch.phase("backward"):
+            (loss / accumulate).backward()
+        with self.stopwatch.phase("optimiser"):
+            clip = self.spec.optimiser.clip_norm or float("inf")
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+            set_learning_rate(self.optimiser, self.schedule.at(step))
+            self.optimiser.step()
+            self.optimiser.zero_grad(set_to_none=True)
         return {"gradient_norm": norm}
 
 
@@ -187,7 +195,7 @@ def _check_finite(rows: Tensor, name: Callable[[int], tuple[int, int]], step: in
         )
 
 
-def _health(batch: Batch) -> dict[str, Tensor]:
+def _health(batch: Batch) -> dict[str, Fact]:
     units = batch.units.detach()
     return {
         "alignment": alignment(units),

@@ -186,6 +186,14 @@ def test_the_pod_monitor(crd):
     assert set(spec) == {"selector", "podMetricsEndpoints", "podTargetLabels"}
     check(spec["selector"], crd["selector"])
     assert [endpoint["port"] for endpoint in spec["podMetricsEndpoints"]] == ["metrics"]  # the name is KubeRay's
+    ray = yaml.safe_load((CLUSTER / "prometheus.yml").read_text())["scrape_configs"][1]
+    assert spec["podMetricsEndpoints"][0]["metricRelabelings"] == [
+        {_camel_case(key): value for key, value in step.items()} for step in ray["metric_relabel_configs"]
+    ]
+
+
+def _camel_case(key):
+    return re.sub("_(.)", lambda letter: letter[1].upper(), key)
 
 
 def test_policy_and_monitor_select_the_pods():

@@ -86,6 +86,17 @@ def test_a_silent_shard_times_out_by_name_and_its_commit_still_counts_once(ray_c
     assert [stats.dropped for stats in store.stats()] == [1, 1]
 
 
+def test_a_survey_goes_round_the_silent_shard(ray_cluster, store):
+    process = process_of(ray_cluster, store.actors[0])
+    os.kill(process, signal.SIGSTOP)
+    try:
+        silent, healthy = store.survey(timeout_s=1.0)
+    finally:
+        os.kill(process, signal.SIGCONT)
+    assert silent is None
+    assert healthy.generation == "first"
+
+
 def test_calls_are_under_way_before_anybody_waits(ray_cluster, store):
     """With the first shard silent, the second one still takes its share."""
     process = process_of(ray_cluster, store.actors[0])

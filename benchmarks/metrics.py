@@ -1,0 +1,108 @@
+"""What does it cost to be watched? Share of a step, on and off in turns in one run.
+
+    python benchmarks/metrics.py [PAIRS] [KEY=VALUE ...]        # of jobs/quickstart.yaml; 40 pairs by default
+
+A pair is `log_every` steps that are measured and as many that are not, in changing order. Measured: the stopwatch in
+every step, facts added up, percentiles once, the row, its way through the exporter, and a scrape. CPU seconds
+of the process are compared, for those of other processes are none of ours. The `health` (alignment, uniformity,
+effective rank) is told apart: it is arithmetic on features, and `log_every` says how often.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import quantiles
+from time import process_time
+
+import torch
+from prometheus_client import CollectorRegistry, generate_latest
+
+from emc2dist.config import Spec, load
+from emc2dist.data.images import open_images
+from emc2dist.data.loader import ViewLoader
+from emc2dist.service.exporter import Exporter
+from emc2dist.store import Layout, LocalStore
+from emc2dist.train.loop import order_for
+from emc2dist.train.memory import Memory, schema_for
+from emc2dist.train.meter import Meter
+from emc2dist.train.step import Trainer
+from emc2dist.train.timing import Stopwatch
+from emc2dist.vision.augment import RandomView
+from emc2dist.vision.encoder import Encoder
+from emc2dist.vision.optim import build_optimiser
+
+CPU = torch.device("cpu")
+
+
+class Silent(Stopwatch):
+    """Measures nothing."""
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Nothing but the body."""
+        yield
+
+
+class Watched:
+    """A run of which some stretches of `log_every` steps are measured."""
+
+    def __init__(self, spec: Spec) -> None:
+        images = open_images(spec.data, "train")
+        assert images is not None
+        self.spec, self.order = spec, order_for(spec, images)
+        encoder = Encoder(spec.encoder)
+        store = LocalStore(Layout(len(images), spec.shards), schema_for(spec))
+        store.reset("benchmark")
+        memory = Memory(spec, store, self.order, 0, "benchmark", CPU)
+        memory.start(0, settled=-1)
+        loader = ViewLoader(images, RandomView(spec.views), spec.views.size, processes=spec.data.loaders)
+        optimiser = build_optimiser(encoder, spec.optimiser, spec.lr)
+        self.trainer = Trainer(spec, encoder, optimiser, memory, loader, self.order, CPU)
+        self.exporter = Exporter(spec, self.order.steps_per_epoch)
+        self.registry = CollectorRegistry()
+        self.registry.register(self.exporter)
+        self.step = 0
+
+    def stretch(self, *, watched: bool, health: bool) -> float:
+        """CPU seconds of `log_every` steps."""
+        self.trainer.stopwatch = Stopwatch(CPU) if watched else Silent(CPU)
+        meter = Meter(self.spec.micro_batch_size, self.trainer.stopwatch)
+        began = process_time()
+        for number in range(self.spec.log_every):
+            facts = self.trainer.step(self.step, health=health and number == self.spec.log_every - 1)
+            self.step += 1
+            if watched:
+                meter.add(facts)
+        if watched:
+            self.exporter.record({"step": self.step, **meter.read()})
+            generate_latest(self.registry)
+        return process_time() - began
+
+
+def compare(run: Watched, pairs: int, on: dict[str, bool], off: dict[str, bool]) -> str:
+    """Median and quartiles of what `on` costs more than `off`, percent."""
+    extra = []
+    for number in range(pairs):
+        turns = (on, off) if number % 2 else (off, on)
+        seconds = [run.stretch(**turn) for turn in turns]
+        first, second = seconds if number % 2 else reversed(seconds)
+        extra.append(100 * (first / second - 1))
+    low, middle, high = quantiles(extra, n=4)
+    return f"{middle:+.2f} % (quartiles {low:+.2f} to {high:+.2f}, {pairs} pairs)"
+
+
+def main(arguments: list[str]) -> None:
+    """Print what watching and health cost."""
+    numbers = [int(word) for word in arguments if word.isdigit()]
+    spec = load("jobs/quickstart.yaml", ["device=cpu", "epochs=100000", *(word for word in arguments if "=" in word)])
+    pairs = numbers[0] if numbers else 40
+    torch.set_num_threads(1)
+    run = Watched(spec)
+    run.stretch(watched=True, health=True)  # warm up
+    watched, plain = {"watched": True, "health": True}, {"watched": False, "health": True}
+    print(f"watching: {compare(run, pairs, watched, plain)}", flush=True)
+    print(f"health:   {compare(run, pairs, plain, {'watched': False, 'health': False})}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
