@@ -190,6 +190,8 @@ class Resources(Section):
     """Labels of the nodes that shards may run on, as in {ray.io/market-type: on-demand}."""
     driver_cpus: NonNegativeFloat = 0.0
     """CPUs of a submitted run's driver; 0: it asks for none and runs on the head."""
+    wait_s: PositiveFloat = 3600.0
+    """Seconds that a run which has lost nodes waits for others, before it ends and can be resumed."""
 
 
 class Watch(Section):

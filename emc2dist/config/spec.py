@@ -57,6 +57,9 @@ class Spec(Section):
     """Samples per optimiser update over all workers; each sample brings `views.count` anchors."""
     workers: PositiveInt = 1
     """Data-parallel training processes."""
+    min_workers: PositiveInt | None = None
+    """Fewest with which the run goes on where there is no room for `workers`; by default it waits for all of them. The
+    batch stays what it is: fewer workers take more of it each."""
     shards: PositiveInt = 1
     """Actors that hold the chain store."""
     lr: PositiveFloat
@@ -88,6 +91,14 @@ class Spec(Section):
         """Samples of one sweep over all workers, B."""
         return self.batch_size // self.optimiser.accumulate
 
+    def fitting(self, places: int) -> int | None:
+        """The most workers, `min_workers` to `workers`, that so many places hold and that share the batch evenly."""
+        fewest = self.workers if self.min_workers is None else self.min_workers
+        for workers in range(min(places, self.workers), fewest - 1, -1):
+            if self.batch_size % (workers * self.optimiser.accumulate) == 0:
+                return workers
+        return None
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         refuse_credentials("data.path", self.data.path)
@@ -98,6 +109,8 @@ class Spec(Section):
                 f"batch_size: {self.batch_size} does not divide among workers x optimiser.accumulate = {parts}; "
                 f"use a multiple of {parts}"
             )
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers: {self.min_workers} is more than workers: {self.workers}")
         if self.micro_batch_size < 2:
             raise ValueError(
                 f"batch_size: {self.batch_size} leaves micro-batches of one sample, which has no negatives; "
@@ -119,9 +132,9 @@ class Spec(Section):
 
 # Keys that may differ between a run and its resumption: they move work around, not the result.
 OPERATIONAL = frozenset(
-    {"run_dir", "workers", "shards", "device", "threads", "restarts", "log_every", "eval", "checkpoint", "s3",
-     "resources", "watch", "launch", "store.timeout_s", "data.path", "data.cache_dir", "data.cache_mib", "data.loaders",
-     "data.prefetch"}
+    {"run_dir", "workers", "min_workers", "shards", "device", "threads", "restarts", "log_every", "eval", "checkpoint",
+     "s3", "resources", "watch", "launch", "store.timeout_s", "data.path", "data.cache_dir", "data.cache_mib",
+     "data.loaders", "data.prefetch"}
 )  # fmt: skip
 
 

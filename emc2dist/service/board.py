@@ -1,8 +1,8 @@
 """Where workers leave their rows and their last words for the driver: one small actor.
 
 Rank 0 posts without waiting; the driver takes what has come and writes `metrics.jsonl`. An error that would only come
-again (bad data, diverged features) is left here too: workers that Ray starts anew find it and stop at once, and the
-driver raises it. And the driver leaves word here when the run should stop; rank 0 looks every second.
+again (bad data, diverged features) is left here too, and the driver raises it. And the driver leaves word here when
+the workers should stop; rank 0 looks every second.
 """
 
 import logging
@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from emc2dist.errors import DataError, Emc2Error, NonFiniteError, RunError, SpecError, StorageError
 from emc2dist.metrics import Row
@@ -29,6 +30,15 @@ class Board:
         self._rows: list[Row] = []
         self._failure: Emc2Error | None = None
         self._stopping = False
+        self._nodes: set[str] = set()
+
+    def enter(self, node: str) -> None:
+        """Leave the id of the node that a worker is on."""
+        self._nodes.add(node)
+
+    def nodes(self) -> set[str]:
+        """Ids of the nodes that workers are on."""
+        return self._nodes
 
     def post(self, row: Row) -> None:
         """Add a row."""
@@ -64,8 +74,17 @@ class BoardHandle:
 
     @classmethod
     def create(cls) -> "BoardHandle":
-        """A new board; it lives as long as the driver's job."""
-        return cls(ray.remote(Board).options(num_cpus=0).remote())
+        """A new board, on the driver's node: it lives as long as the driver."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return cls(ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote())
+
+    def enter(self) -> None:
+        """See `Board.enter`."""
+        self._actor.enter.remote(ray.get_runtime_context().get_node_id())
+
+    def nodes(self) -> set[str]:
+        """See `Board.nodes`."""
+        return ray.get(self._actor.nodes.remote(), timeout=TIMEOUT_S)
 
     def record(self, row: Row) -> None:
         """Post a row without waiting."""

@@ -4,8 +4,9 @@ Importing this module sets Ray's defaults for us (an environment that sets them 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from time import monotonic, sleep
 from typing import Any
 
 from emc2dist.service.environment import DEFAULTS
@@ -16,8 +17,12 @@ for _name, _value in DEFAULTS.items():
 import ray  # noqa: E402
 
 from emc2dist.config import Spec  # noqa: E402
-from emc2dist.errors import SpecError  # noqa: E402
+from emc2dist.errors import RunError, SpecError  # noqa: E402
 from emc2dist.service.launch.access import refuse_without_token  # noqa: E402
+
+SETTLE_S = 10.0
+"""Seconds in which what a lost worker or a lost node held becomes free, or is known to be gone."""
+POLL_S = 0.5
 
 
 @contextmanager
@@ -46,10 +51,9 @@ def in_job() -> bool:
 
 def use_gpu(spec: Spec) -> bool:
     """Whether the workers train on GPUs."""
-    labels = spec.resources.worker_labels
-    return spec.device == "cuda" or (
-        spec.device == "auto" and _places({"GPU": spec.resources.worker_gpus}, labels) >= spec.workers
-    )
+    if spec.device != "auto":
+        return spec.device == "cuda"
+    return spec.fitting(_places({"GPU": spec.resources.worker_gpus}, spec.resources.worker_labels)) is not None
 
 
 def worker_needs(spec: Spec) -> dict[str, float]:
@@ -58,6 +62,44 @@ def worker_needs(spec: Spec) -> dict[str, float]:
     if use_gpu(spec):
         return {"GPU": asked.worker_gpus, "CPU": asked.worker_cpus or 0}
     return {"CPU": 1 if asked.worker_cpus is None else asked.worker_cpus}
+
+
+def wait_for_workers(spec: Spec, give_up: Callable[[], bool], say: Callable[[str], None]) -> int:
+    """Wait for free places of as many workers as the run may have; returns how many that is, 0 if given up.
+
+    All of `workers` are waited for at first, for what was just let go of takes a moment to be free again.
+
+    Raises:
+        RunError: there were not even `min_workers` after `resources.wait_s`.
+    """
+    began, told = monotonic(), False
+    while not give_up():
+        waited, places = monotonic() - began, free_places(spec)
+        workers = spec.fitting(places)
+        if workers == spec.workers or (workers is not None and waited > SETTLE_S):
+            return workers
+        if waited > spec.resources.wait_s:
+            raise RunError(
+                f"{spec.name}: the cluster has room for {places} workers, and has had no more for "
+                f"{spec.resources.wait_s:g} s (resources.wait_s); add nodes or lower min_workers, then resume"
+            )
+        if waited > SETTLE_S and not told:
+            say(f"waiting for room for {spec.workers if spec.min_workers is None else spec.min_workers} workers")
+            told = True
+        sleep(POLL_S)
+    return 0
+
+
+def free_places(spec: Spec) -> int:
+    """How many workers could be started now."""
+    free = ray._private.state.available_resources_per_node()  # Ray's public sum does not tell nodes apart
+    here = [{"Resources": free.get(node["NodeID"], {})} for node in _nodes(spec.resources.worker_labels)]
+    return _times(worker_needs(spec), here)
+
+
+def draining() -> set[str]:
+    """Ids of nodes that are about to be taken away."""
+    return set(ray._private.state.state.get_draining_nodes())  # public only as a barrier of all workers
 
 
 def _connect(spec: Spec) -> None:
@@ -76,12 +118,12 @@ def _connect(spec: Spec) -> None:
 def _check_room(spec: Spec) -> None:
     needs, labels = worker_needs(spec), spec.resources.worker_labels
     places = _places(needs, labels)
-    if places < spec.workers:
+    if spec.fitting(places) is None:
         each = " and ".join(f"{amount:g} {kind}" for kind, amount in needs.items() if amount)
         where = f" on nodes with labels {labels}" if labels else ""
         raise SpecError(
             f"workers: {spec.workers} need {each} each, the cluster has room for {places}{where}; "
-            "lower workers, change resources or add nodes"
+            "lower workers or min_workers, change resources or add nodes"
         )
     mib, labels = spec.resources.shard_mib, spec.resources.shard_labels
     if labels and not _nodes(labels):
@@ -98,11 +140,20 @@ def _check_room(spec: Spec) -> None:
 
 def _places(needs: dict[str, float], labels: dict[str, str]) -> int:
     """How many times the needs can be met on nodes with those labels, as if nothing else ran."""
+    return _times(needs, _nodes(labels))
+
+
+def _times(needs: dict[str, float], nodes: Iterable[dict[str, Any]]) -> int:
     return sum(
         min(int(node["Resources"].get(kind, 0) / amount + 1e-9) for kind, amount in needs.items() if amount)
-        for node in _nodes(labels)
+        for node in nodes
     )
 
 
 def _nodes(labels: dict[str, str]) -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"] and labels.items() <= node["Labels"].items()]
+    gone = draining()
+    return [
+        node
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in gone and labels.items() <= node["Labels"].items()
+    ]

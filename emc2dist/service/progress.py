@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
@@ -71,8 +71,8 @@ _REMOTE_S = 10.0  # S3 cannot append: each time the whole of metrics.jsonl is wr
 class Monitor:
     """Takes rows from the board, on a thread, to display, exporter, run folder and all else, until stopped.
 
-    And takes word of `stop` to the board, and asks the shards how they are. While S3 does not answer, rows are kept
-    until it does.
+    And asks `why_stop` for a reason to have the workers write a checkpoint and end, takes word of it to the board, and
+    asks the shards how they are. While S3 does not answer, rows are kept until it does.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class Monitor:
         display: Display,
         exporter: Exporter,
         store: ChainStore,
-        stop: threading.Event,
+        why_stop: Callable[[], str | None],
         others: Sequence[Recorder] = (),
     ) -> None:
         self._board, self._folder, self._display = board, folder, display
         self._exporter, self._store, self._recorders = exporter, store, (exporter, *others)
-        self._stop_wanted, self._stop_passed_on = stop, False
+        self._why_stop, self._told = why_stop, False
         self._pending: list[Row] = []
         self._saved, self._surveyed = 0.0, 0.0
         self._stop = threading.Event()
@@ -104,12 +104,11 @@ class Monitor:
         self._take()
         self._survey()
         self._folder.append(self._pending)
-        self._display.close()
 
     def _run(self) -> None:
         while not self._stop.wait(_INTERVAL_S):
             self._take()
-            self._pass_on_stop()
+            self._pass_on_word()
             if monotonic() - self._saved > (_REMOTE_S if self._folder.place.remote else 0):
                 self._save()
             if monotonic() - self._surveyed > _SURVEY_S:
@@ -122,11 +121,12 @@ class Monitor:
             for recorder in self._recorders:
                 recorder.record(row)
 
-    def _pass_on_stop(self) -> None:
-        if self._stop_wanted.is_set() and not self._stop_passed_on:
+    def _pass_on_word(self) -> None:
+        reason = None if self._told else self._why_stop()
+        if reason:
             self._board.stop()
-            self._stop_passed_on = True
-            self._display.say("stopping: a checkpoint is written first; a second SIGTERM ends the run without one")
+            self._told = True
+            self._display.say(reason)
 
     def _save(self) -> None:
         try:

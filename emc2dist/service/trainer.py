@@ -1,18 +1,22 @@
 """The training job: shards and board on the driver's side, Ray Train workers under them.
 
-    driver:  check the data -> run folder -> cluster -> shards -> TorchTrainer.fit -> summary
+    driver:  check the data -> run folder -> cluster -> segments -> summary
+    segment: wait for room -> shards, board -> TorchTrainer.fit
     worker:  open the data -> restore or start -> `emc2dist.train.loop`
 
-The shards belong to the driver's job, so they outlive a worker group that is lost and started again; it then restores
-them, with encoder and optimiser, to the newest checkpoint. The same run name resumes from the newest checkpoint.
+A run is a chain of segments, each with workers, shards and a board of its own, from the newest checkpoint on. One ends
+at the last step; when the run is asked to stop, a node is about to be taken away or there is room for more workers,
+with a checkpoint of its last step; or because somebody was lost. So all that works together is of one age, and one
+path serves the loss of a worker, a shard or a node, a move, a change of size, and the same command run again.
 """
 
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,11 +34,12 @@ from emc2dist import files
 from emc2dist.config import Spec, dump, parse
 from emc2dist.data.images import Images, open_images, open_voters
 from emc2dist.errors import RunError, RunStopped, StorageUnreachable
-from emc2dist.metrics import Row
+from emc2dist.metrics import Recorder, Row
 from emc2dist.service.board import FATAL, BoardHandle, Lookout
-from emc2dist.service.exporter import watched
+from emc2dist.service.exporter import Exporter, watched
 from emc2dist.service.progress import Display, Monitor
 from emc2dist.service.runs import RunFolder
+from emc2dist.service.surroundings import Surroundings
 from emc2dist.service.tensorboard import TensorBoard
 from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.store.remote import RayStore
@@ -63,13 +68,13 @@ def train(spec: Spec) -> dict[str, Any]:
     with ExitStack() as stack:
         stack.enter_context(cluster.connected(spec))
         stop = stack.enter_context(_stop_on_sigterm())
-        store = _create_store(spec, len(images))
-        stack.callback(store.close)
-        board = BoardHandle.create()
         exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
         others = [stack.enter_context(closing(TensorBoard(Path(str(folder.place)))))] if spec.watch.tensorboard else []
-        with Monitor(board, folder, Display(steps), exporter, store, stop, others):
-            taken = _fit(spec, folder, store, board)
+        display = stack.enter_context(closing(Display(steps)))
+        spec = spec.model_copy(
+            update={"device": "cuda" if cluster.use_gpu(spec) else "cpu"}
+        )  # also when nodes are lost
+        taken = _Run(spec, folder, len(images), steps, display, exporter, others, stop).go()
     if taken < steps:
         raise RunStopped(f"{folder.place}: stopped at step {taken} of {steps}, which a checkpoint holds")
     summary = summarise(folder, steps)
@@ -134,17 +139,6 @@ def _kept_after_the_job(spec: Spec) -> Spec:
     return spec.model_copy(update={"run_dir": run_dir})
 
 
-def _create_store(spec: Spec, samples: int) -> ChainStore:
-    schema = schema_for(spec)
-    layout = Layout(samples, spec.shards)
-    if not schema:
-        return LocalStore(layout, schema)  # nothing to remember, so nothing to share
-    mib, labels = spec.resources.shard_mib, spec.resources.shard_labels
-    return RayStore.create(
-        layout, schema, timeout_s=spec.store.timeout_s, memory=mib * 2**20 if mib else None, labels=labels
-    )
-
-
 @contextmanager
 def _stop_on_sigterm() -> Iterator[threading.Event]:
     """An event that the first SIGTERM sets; a second one does what it did before. (Threads get no signals.)"""
@@ -165,8 +159,71 @@ def _stop_on_sigterm() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
+class _Lost(Exception):
+    """Workers, shards or their nodes were lost; what is left of the segment has been ended."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run on its way to the last step, segment after segment."""
+
+    spec: Spec
+    folder: RunFolder
+    samples: int
+    steps: int
+    display: Display
+    exporter: Exporter
+    others: Sequence[Recorder]
+    stop: threading.Event
+
+    def go(self) -> int:
+        """Returns the steps taken: all, or those of the last checkpoint where the run was asked to stop."""
+        losses = 0
+        while True:
+            try:
+                taken = self._segment()
+            except _Lost as lost:
+                losses += 1
+                if losses > self.spec.restarts:
+                    raise RunError(
+                        f"{self.folder.place}: workers or shards were lost {losses} times, and restarts allows "
+                        f"{self.spec.restarts}; the same command resumes ({lost})"
+                    ) from lost.__cause__
+                self.display.say(f"workers or shards were lost: started again, {losses} of {self.spec.restarts} times")
+                continue
+            if taken == self.steps or self.stop.is_set():
+                return taken
+
+    def _segment(self) -> int:
+        """Train from the newest checkpoint until the last step, or something changes; returns the steps taken."""
+        workers = cluster.wait_for_workers(self.spec, self.stop.is_set, self.display.say)
+        if not workers:
+            return 0
+        spec = self.spec.model_copy(update={"workers": workers})
+        with ExitStack() as stack:
+            store = stack.enter_context(closing(self._create_store()))
+            board = BoardHandle.create()
+            nodes = Surroundings(spec, self.spec.workers, lambda: board.nodes() | store.nodes())
+            parts = (self.exporter, store, lambda: self._reason_to_stop(nodes), self.others)
+            stack.enter_context(Monitor(board, self.folder, self.display, *parts))
+            return _fit(spec, self.folder, store, board)
+
+    def _reason_to_stop(self, nodes: Surroundings) -> str | None:
+        if self.stop.is_set():
+            return "stopping: a checkpoint is written first; a second SIGTERM ends the run without one"
+        return nodes.reason_to_move()
+
+    def _create_store(self) -> ChainStore:
+        schema, layout = schema_for(self.spec), Layout(self.samples, self.spec.shards)
+        if not schema:
+            return LocalStore(layout, schema)  # nothing to remember, so nothing to share
+        mib, labels = self.spec.resources.shard_mib, self.spec.resources.shard_labels
+        memory = mib * 2**20 if mib else None
+        return RayStore.create(layout, schema, timeout_s=self.spec.store.timeout_s, memory=memory, labels=labels)
+
+
 def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -> int:
-    """Train on workers, started again when lost; returns the steps taken."""
+    """Train on workers; returns the steps taken. Raises _Lost where starting again may help."""
     filesystem, path = folder.place.arrow()
     trainer = TorchTrainer(
         _worker,
@@ -182,20 +239,16 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -
             name=spec.name,
             storage_path=path.removesuffix(f"/{spec.name}"),
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=spec.restarts),
+            # Whoever is lost, the shards go back with them: the driver starts all anew.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             checkpoint_config=CheckpointConfig(num_to_keep=spec.checkpoint.keep),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     try:
-        result = _interruptible(trainer.fit)
+        return _interruptible(trainer.fit).return_value
     except ray.train.TrainingFailedError as error:
-        lost = RunError(f"{folder.place}: the workers failed and were not started again ({error})")
-        raise board.failure() or lost from error
-    failure = board.failure()
-    if failure is not None:
-        raise failure
-    return result.return_value
+        raise board.failure() or _Lost(" ".join(str(error).split())[:500]) from error
 
 
 def _interruptible(fit: Callable[[], Any]) -> Any:
@@ -211,8 +264,7 @@ def _interruptible(fit: Callable[[], Any]) -> Any:
 
 def _worker(config: dict[str, Any]) -> int:
     board: BoardHandle = config["board"]
-    if board.failure() is not None:
-        return 0
+    board.enter()
     try:
         return _train_rank(parse(config["spec"]), config["store"], board)
     except StorageUnreachable:  # may pass: starting anew is worth a try

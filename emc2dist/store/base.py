@@ -82,6 +82,9 @@ class ChainStore(Protocol):
     def survey(self, timeout_s: float) -> list[ShardStats | None]:
         """The same, with None for a shard that is lost or does not answer in so many seconds."""
 
+    def nodes(self) -> set[str]:
+        """Ids of the nodes that the shards are on, where these are not this process's own."""
+
     def close(self) -> None:
         """Let go of all shards and what they remember."""
 

@@ -16,6 +16,10 @@ class LocalStore(ShardedStore):
         super().__init__(layout, schema, timeout_s=0.0)  # nothing here ever waits
         self._shards = [Shard(schema, layout.rows(shard)) for shard in range(layout.shards)]
 
+    def nodes(self) -> set[str]:
+        """None but this process's own."""
+        return set()
+
     def close(self) -> None:
         """Free the rows; the store cannot be used any more."""
         self._shards.clear()

@@ -72,7 +72,7 @@ class RayStore(ShardedStore):
         if memory is not None:
             _check_memory(layout, schema, memory)
         options |= _memory(layout, schema) if memory is None else {"memory": memory}
-        shard_class = ray.remote(Shard).options(**options)
+        shard_class = ray.remote(_ShardActor).options(**options)
         actors = [shard_class.remote(schema, layout.rows(shard)) for shard in range(layout.shards)]
         store = cls(layout, schema, actors, timeout_s)
         try:
@@ -85,6 +85,10 @@ class RayStore(ShardedStore):
     def wait_ready(self, timeout_s: float | None = None) -> None:
         """Wait until every shard answers, in whatever generation it is; by default for the store's timeout."""
         self._call_all("stats", timeout_s=timeout_s)
+
+    def nodes(self) -> set[str]:
+        """Ids of the nodes that the shards are on."""
+        return set(self._call_all("node"))
 
     def close(self) -> None:
         """Kill the actors, for all who hold this store. Through this object nothing reaches them any more."""
@@ -115,6 +119,11 @@ class RayStore(ShardedStore):
                 f"{where} was lost with all it remembered; the run resumes from its last checkpoint, to which all "
                 f"shards are restored ({type(error).__name__}: {error})"
             ) from error
+
+
+class _ShardActor(Shard):
+    def node(self) -> str:
+        return ray.get_runtime_context().get_node_id()
 
 
 def _check_memory(layout: Layout, schema: Schema, memory: int) -> None:

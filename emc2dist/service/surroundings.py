@@ -1,0 +1,43 @@
+"""What changes around a run: nodes that are about to be taken away, and nodes that have come."""
+
+from collections.abc import Callable
+from time import monotonic
+
+from emc2dist.config import Spec
+from emc2dist.service import cluster
+
+INTERVAL_S = 2.0
+
+
+class Surroundings:
+    """Looks, every few seconds at most, whether the workers of a segment had better be elsewhere, or more.
+
+    `spec.workers` are those that the segment has, `most` those that it may have; `nodes` gives the ids of all nodes
+    that anything of it is on.
+    """
+
+    def __init__(self, spec: Spec, most: int, nodes: Callable[[], set[str]]) -> None:
+        self._spec, self._most, self._nodes = spec, most, nodes
+        self._looked = monotonic()
+
+    def reason_to_move(self) -> str | None:
+        """Why the workers should write a checkpoint and start again; None where they are well as they are."""
+        if monotonic() - self._looked < INTERVAL_S:
+            return None
+        self._looked = monotonic()
+        leaving = cluster.draining()
+        if leaving and leaving & self._nodes():
+            return "a node is about to be taken away: a checkpoint is written, and the run goes on without that node"
+        roomier = self._roomier()
+        if roomier:
+            return f"there is room for {roomier} workers: a checkpoint is written, and the run goes on with them"
+        return None
+
+    def _roomier(self) -> int | None:
+        workers = self._spec.workers
+        if workers == self._most:
+            return None
+        possible = self._spec.model_copy(update={"workers": self._most}).fitting(
+            workers + cluster.free_places(self._spec)
+        )
+        return possible if possible is not None and possible > workers else None
