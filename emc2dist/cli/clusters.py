@@ -1,4 +1,4 @@
-"""`cluster`: a Ray of several nodes on this machine."""
+"""`cluster`: a Ray of several nodes on this machine, and what a node of a cloud does."""
 
 import argparse
 import shlex
@@ -21,7 +21,10 @@ def add_to(commands: Commands) -> None:
     stop = actions.add_parser("stop", help=text, description=text)
     text = "its address, its dashboard, and which nodes run; exit status 1 if its head does not"
     status = actions.add_parser("status", help=text, description=text)
-    for sub, command in ((start, _start), (stop, _stop), (status, _status)):
+    text = "on a spot instance of EC2: wait for the notice that it is taken away, and have Ray drain the node"
+    spot = actions.add_parser("spot", help=text, description=text)
+    spot.add_argument("--metadata", metavar="URL", help="of the instance's metadata service, if not EC2's own")
+    for sub, command in ((start, _start), (stop, _stop), (status, _status), (spot, _spot)):
         sub.set_defaults(command=command)
 
 
@@ -51,3 +54,10 @@ def _status(arguments: argparse.Namespace) -> None:
         raise LaunchError(f"no Ray of ours runs in {cluster.folder}; start one with: emc2dist cluster start")
     nodes = {name: "runs" if lives else "has ended" for name, lives in cluster.nodes().items()}
     print_result({"address": connection.address, "dashboard": connection.dashboard, **nodes}, as_json=False)
+
+
+def _spot(arguments: argparse.Namespace) -> None:
+    from emc2dist.service.launch import spot
+
+    spot.heed(arguments.metadata or spot.METADATA)
+    print("emc2dist: this node is about to be taken away; Ray drains it", file=sys.stderr)

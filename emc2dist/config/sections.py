@@ -129,6 +129,8 @@ class Checkpoint(Section):
 
     every: PositiveInt = 1
     """Epochs between checkpoints."""
+    minutes: PositiveFloat | None = None
+    """Minutes after which one is made within an epoch too; None: only at the ends of epochs."""
     keep: PositiveInt = 2
     """Newest checkpoints to keep."""
 

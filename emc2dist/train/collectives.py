@@ -63,7 +63,7 @@ def gather_numbers(values: Tensor) -> Tensor:
 
 
 class Vote:
-    """Whether any rank wants something: asked in one step and answered in the next, so that nobody waits for it.
+    """Which things any rank wants: asked in one step and answered in the next, so that nobody waits for it.
 
     Over a group of its own, on the CPU: the answer must not wait for what the GPU still has to do.
     """
@@ -72,24 +72,24 @@ class Vote:
         self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
         self._round: tuple[Tensor, dist.Work] | None = None
 
-    def cast(self, wanted: bool) -> bool:
-        """Cast this rank's vote; returns the outcome of the last round, the same on every rank. Every rank casts."""
+    def cast(self, *wanted: bool) -> list[bool]:
+        """Cast this rank's votes; returns the outcome of the last round, the same on every rank. Every rank casts."""
         if self._group is None:
-            return wanted
-        outcome = self.close()
-        ballot = torch.tensor([int(wanted)])
+            return list(wanted)
+        outcome = self.close() or [False] * len(wanted)
+        ballot = torch.tensor(wanted, dtype=torch.int32)
         work = dist.all_reduce(ballot, dist.ReduceOp.MAX, self._group, async_op=True)
         self._round = (ballot, work)
         return outcome
 
-    def close(self) -> bool:
-        """Wait for the round under way; returns its outcome."""
+    def close(self) -> list[bool]:
+        """Wait for the round under way; returns its outcome, nothing where there is none."""
         if self._round is None:
-            return False
+            return []
         ballot, work = self._round
         work.wait()
         self._round = None
-        return bool(ballot)
+        return [bool(vote) for vote in ballot]
 
 
 def data_parallel(model: nn.Module) -> nn.Module:

@@ -1,14 +1,14 @@
 """From the first step to the last on one rank: epochs, and when to log, evaluate and keep a checkpoint.
 
-A checkpoint is taken with the store settled, at the end of an epoch; and wherever the run is asked to stop, with the
-store parked (see `emc2dist.train.memory`). Resuming is the same code as starting: only the first step and the contents
-of encoder, optimiser and store differ, so a resumed run equals an unbroken one.
+A checkpoint is taken with the store settled, at the end of an epoch; and with the store parked (see
+`emc2dist.train.memory`) where the run is asked to stop or has gone on for long. Resuming is the same code as starting:
+only the first step and the contents of encoder, optimiser and store differ, so a resumed run equals an unbroken one.
 """
 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from time import time
+from time import monotonic, time
 from typing import Protocol
 from uuid import uuid4
 
@@ -103,7 +103,8 @@ class _Loop:
         self.memory = Memory(spec, job.store, self.order, collectives.rank(), self.generation, device)
         self.loader = ViewLoader(train, RandomView(spec.views), spec.views.size, processes=spec.data.loaders)
         self.evaluation = Evaluation(spec, job.voters, job.test) if job.voters.labelled else None
-        self.stopping, self.kept = False, 0
+        self.stopping, self.due = False, False
+        self.kept, self.kept_at = 0, monotonic()
 
     def close(self) -> None:
         self.loader.close()
@@ -173,18 +174,27 @@ class _Loop:
         return row
 
     def _stops(self, step: int) -> bool:
-        """Whether the run ends after `step` steps although more are to come; the checkpoint is then written."""
+        """Whether the run ends after `step` steps although more are to come. Makes a checkpoint if one is due."""
         if step == self.steps:
             return False
-        self.stopping = self.vote.cast(self.stop.is_set()) or self.stopping
-        if not self.stopping or step % self.spec.optimiser.accumulate:
-            return False
+        stop, due = self.vote.cast(self.stop.is_set(), self._overdue())
+        self.stopping, self.due = self.stopping or stop, self.due or due
         if step == self.kept:
-            return True
-        if not self.memory.may_park(step - 1):
-            return False
-        self._keep(step, self.memory.park(step - 1), {})
-        return True
+            self.due = False
+        elif (self.stopping or self.due) and self._may_keep(step):
+            applied = self.memory.park(step - 1)
+            self._keep(step, applied, {})
+            if not self.stopping:
+                self.memory.start(step, applied)
+        return self.stopping and step == self.kept
+
+    def _may_keep(self, step: int) -> bool:
+        """Whether a checkpoint after `step` steps loses nothing: no part of an update, nor of what reads have seen."""
+        return step % self.spec.optimiser.accumulate == 0 and self.memory.may_park(step - 1)
+
+    def _overdue(self) -> bool:
+        minutes = self.spec.checkpoint.minutes
+        return minutes is not None and monotonic() - self.kept_at > 60 * minutes
 
     def _checkpoint(self, step: int, row: Row) -> None:
         self._keep(step, self.memory.settle(step - 1), row)
@@ -197,7 +207,7 @@ class _Loop:
         with tempfile.TemporaryDirectory(prefix="emc2-checkpoint-") as folder:
             checkpoint.save(Path(folder), step, applied, *parts)
             self.keeper.keep(step, Path(folder), {"step": step, **row})
-        self.kept = step
+        self.kept, self.kept_at, self.due = step, monotonic(), False
         self._record({"step": step, "last_checkpoint_timestamp_seconds": time()})
 
     def _record(self, row: Row) -> None:

@@ -10,8 +10,8 @@ a state that is up to three steps old, which matters only to samples drawn twice
 an epoch: each of their visits continues from an older visit, still a valid one.
 
 At a checkpoint the pipeline is drained (`settle`) and filled again, in a run that goes on as in one that resumes;
-that makes the two the same, bit for bit. A run that is stopped in between has no twin that drains there, so it leaves
-its writes behind but shows none of them (`park`): filled again, the pipeline then reads what it would have read.
+that makes the two the same, bit for bit. In between, an unbroken run drains nowhere; so a checkpoint there takes all
+writes but shows none of the last ones (`park`): filled again, the pipeline reads what it would have read.
 """
 
 from dataclasses import dataclass

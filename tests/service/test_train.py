@@ -113,7 +113,7 @@ def test_interrupted_and_resumed_equals_never_having_stopped(spec_file, tmp_path
     assert losses == oracle.column("loss")
 
 
-@pytest.mark.parametrize("victim", ["RayTrainWorker", "ray::Shard"])
+@pytest.mark.parametrize("victim", ["RayTrainWorker", "ray::_ShardActor"])
 def test_after_a_killed_process_the_run_goes_on_from_the_checkpoint(victim, spec_file, tmp_path):
     process = start("train", spec_file, "epochs=10", "--json")
     rows = tmp_path / "runs" / "small" / "metrics.jsonl"

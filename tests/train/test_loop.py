@@ -58,6 +58,17 @@ def test_resuming_equals_never_having_stopped(kind, tmp_path):
     assert whole.column("loss") == stopped.column("loss") + again.column("loss")
 
 
+def test_checkpoints_within_an_epoch_change_nothing(tmp_path):
+    """Made as often as may be, and gone on from without a restart; and from one of them."""
+    spec = small_spec("kernel=isir", "cache_proposals=12")
+    whole = Run(spec, tmp_path).go()
+    often = Run(small_spec("kernel=isir", "cache_proposals=12", "checkpoint.minutes=1e-9"), tmp_path / "often").go()
+    assert list(often.checkpoints) == list(range(1, 13))
+    assert_equal(whole, often, 12)
+    again = Run(spec, tmp_path / "again").go(resume=often.checkpoints[10])
+    assert_equal(whole, again, 12)
+
+
 def test_a_run_stops_only_where_nothing_is_lost(tmp_path):
     """Not where the next samples were visited within the last three steps, nor between the parts of an update."""
     spec = small_spec("epochs=4", "checkpoint.every=4", "data.limit=16")  # two steps an epoch

@@ -1,0 +1,76 @@
+"""On a spot instance of EC2: when its notice comes, two minutes before it is taken away, Ray drains the node.
+
+Ray reads no such notices. Told so, it places nothing more there, and a run that has something there writes a checkpoint
+and goes on elsewhere (`emc2dist.service.surroundings`). On Kubernetes the signal that ends a pod does the same.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from datetime import datetime
+
+import requests
+
+from emc2dist.errors import LaunchError
+
+METADATA = "http://169.254.169.254"
+TIMEOUT_S = 5.0
+DRAIN_TIMEOUT_S = 60.0
+
+
+def heed(metadata: str = METADATA, *, poll_s: float = 5.0) -> None:
+    """Wait for the notice and pass it on; returns when Ray has it.
+
+    Raises:
+        LaunchError: this is no EC2 instance, or no Ray runs on it, or Ray refuses.
+    """
+    if not _token(metadata):
+        raise LaunchError(f"{metadata}: no EC2 metadata service answers; spot notices are for instances of EC2")
+    while (taken_at := notice(metadata)) is None:
+        time.sleep(poll_s)
+    drain(max(1, int(taken_at - time.time())))
+
+
+def notice(metadata: str = METADATA) -> float | None:
+    """When this instance is taken away, Unix time; None while no notice is there, or the service does not answer."""
+    try:
+        headers = {"X-aws-ec2-metadata-token": _token(metadata) or ""}
+        answer = requests.get(f"{metadata}/latest/meta-data/spot/instance-action", headers=headers, timeout=TIMEOUT_S)
+    except requests.RequestException:
+        return None
+    if answer.status_code != 200:  # 404 while there is none
+        return None
+    return datetime.fromisoformat(answer.json()["time"]).timestamp()
+
+
+def drain(seconds: int) -> None:
+    """Tell Ray that the node of this process is gone after so many seconds. Raises LaunchError if it is not taken."""
+    words = ["drain-node", "--node-id", _node_id(), "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    words += ["--reason-message", "spot instance", "--deadline-remaining-seconds", str(seconds)]
+    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DRAIN_TIMEOUT_S, check=False)
+    if done.returncode:
+        raise LaunchError(f"ray drain-node ended with {done.returncode}: {' '.join(done.stderr.split())[-500:]}")
+
+
+def _token(metadata: str) -> str | None:
+    """The key of a session with the metadata service, which version 2 of it wants; None where nothing answers."""
+    try:
+        headers = {"X-aws-ec2-metadata-token-ttl-seconds": "300"}
+        return requests.put(f"{metadata}/latest/api/token", headers=headers, timeout=TIMEOUT_S).text
+    except requests.RequestException:
+        return None
+
+
+def _node_id() -> str:
+    import ray  # late: for as long as no notice comes, this is to be a small process
+
+    try:
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level="warning")
+    except ConnectionError as error:
+        raise LaunchError("no Ray runs on this node, so there is nothing to drain") from error
+    try:
+        return ray.get_runtime_context().get_node_id()
+    finally:
+        ray.shutdown()

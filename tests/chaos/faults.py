@@ -1,0 +1,192 @@
+"""Faults, each injected for real into a Ray of several nodes on this machine: processes are killed, stopped or asked to
+end by pid, nodes with all their processes, and files are damaged where they lie.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from emc2dist.service.launch import sessions
+from emc2dist.service.launch.local import LocalCluster
+
+ROOT = Path(__file__).parents[2]
+NODES = 3
+TUNED = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "15",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+}
+"""So that a test waits seconds for what is noticed after minutes by default; the same code notices it."""
+
+
+class World:
+    """A cluster, a run on it by the command, and what can happen to them."""
+
+    def __init__(self, folder: Path, arguments: list[str], run: str) -> None:
+        self.folder, self.run, self.arguments = folder, folder / "runs" / run, arguments
+        self.cluster = LocalCluster(folder / "ray")
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self.environment |= {**TUNED, **self.cluster.start(NODES, cpus=1).environment()}
+        self.log: list[str] = []
+        self.start_driver()
+
+    def start_driver(self) -> None:
+        command = [sys.executable, "-m", "emc2dist.cli", "train", *self.arguments]
+        with (self.folder / "driver.log").open("a") as output:
+            self.driver = subprocess.Popen(
+                command, env=self.environment, cwd=ROOT, stdout=output, stderr=output, start_new_session=True
+            )
+
+    def steps(self) -> int:
+        """The newest step that the run folder tells of."""
+        with contextlib.suppress(OSError, json.JSONDecodeError, IndexError):
+            return int(json.loads((self.run / "metrics.jsonl").read_text().splitlines()[-1])["step"])
+        return 0
+
+    def finished(self) -> bool:
+        return (self.run / "summary.json").exists()
+
+    def wait_for(self, condition, seconds: float, what: str) -> None:
+        """Wait; a driver that has ended before its run has is started again, as its user would."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, (
+                f"{what} took more than {seconds} s\n" + "\n".join(self.log) + self.tail()
+            )
+            if self.driver.poll() is not None and not self.finished():
+                self.log.append(f"the driver ended with {self.driver.returncode} and is started again")
+                self.start_driver()
+            time.sleep(0.1)
+
+    def tail(self) -> str:
+        return (self.folder / "driver.log").read_text()[-3000:]
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Processes of the cluster whose title has `name` in it, by pid."""
+        pids = [int(path.read_text()) for path in self.cluster.folder.glob("*.pid")]
+        found = [process for pid in pids for process in sessions.members(pid)]
+        return sorted((p for p in found if name in _title(p)), key=lambda process: process.pid)
+
+    def close(self) -> None:
+        if self.driver.poll() is None:
+            self.driver.kill()
+            self.driver.wait(timeout=30)
+        self.cluster.stop()
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _signal_one(world, rng, name, number):
+    found = world.processes(name)
+    if found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(found[rng.integers(len(found))].pid, number)
+
+
+def kill_worker(world, rng):
+    _signal_one(world, rng, "ray::RayTrainWorker", signal.SIGKILL)
+
+
+def kill_shard(world, rng):
+    _signal_one(world, rng, "ray::_ShardActor", signal.SIGKILL)
+
+
+def kill_worker_and_shard(world, rng):
+    kill_worker(world, rng)
+    kill_shard(world, rng)
+
+
+def hang_worker(world, rng):
+    _signal_one(world, rng, "ray::RayTrainWorker", signal.SIGSTOP)
+
+
+def hang_shard(world, rng):
+    _signal_one(world, rng, "ray::_ShardActor", signal.SIGSTOP)
+
+
+def kill_node(world, rng):
+    """A node and all that is on it; another comes in its place, as in a cloud."""
+    name = f"worker-{rng.integers(1, NODES + 1)}"
+    _end_node(world, name)
+    world.cluster.start(NODES, cpus=1)
+
+
+def drain_node(world, rng):
+    """A node is taken away with a notice of 20 seconds, and really goes; another comes in its place."""
+    name = f"worker-{rng.integers(1, NODES + 1)}"
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--node-id", _node_id(world, name)]
+    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "notice"]
+    command += ["--deadline-remaining-seconds", "20", "--address", world.environment["RAY_ADDRESS"]]
+    told = subprocess.run(command, env=world.environment, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stdout + told.stderr
+    deadline = time.monotonic() + 20
+    world.wait_for(lambda: time.monotonic() > deadline, 60, "the notice")
+    _end_node(world, name)
+    world.cluster.start(NODES, cpus=1)
+
+
+def kill_driver(world, rng):
+    world.driver.send_signal(signal.SIGKILL)
+    world.driver.wait(timeout=30)
+
+
+def stop_driver(world, rng):
+    """SIGTERM: a checkpoint is written, and the same command goes on."""
+    world.driver.send_signal(signal.SIGTERM)
+    world.driver.wait(timeout=120)
+    assert world.finished() or world.driver.returncode == 143, world.tail()
+
+
+def damage_checkpoint(world, rng):
+    """One byte of the newest checkpoint is flipped while the driver is dead."""
+    kill_driver(world, rng)
+    folders = sorted(world.run.glob("checkpoint-*"))
+    if len(folders) > 1:  # the only one is never damaged: there would be nothing before it
+        files = sorted(path for path in folders[-1].iterdir() if path.stat().st_size)
+        path = files[rng.integers(len(files))]
+        data = bytearray(path.read_bytes())
+        data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        world.log.append(f"  {folders[-1].name}/{path.name}")
+
+
+def _end_node(world, name):
+    pid = int((world.cluster.folder / f"{name}.pid").read_text())
+    for process in sessions.members(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _node_id(world, name):
+    """Ray writes it into the log of the node's raylet; the address tells which is which."""
+    address = f"127.0.0.{int(name.removeprefix('worker-')) + 2}"
+    program = (
+        "import ray; ray.init(logging_level='error', log_to_driver=False);"
+        f"print([n['NodeID'] for n in ray.nodes() if n['Alive'] and n['NodeManagerAddress'] == '{address}'][0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=world.environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[-1]
+
+
+FAULTS = [
+    kill_worker, kill_shard, kill_worker_and_shard, hang_worker, hang_shard, kill_node, drain_node, kill_driver,
+    stop_driver, damage_checkpoint,
+]  # fmt: skip

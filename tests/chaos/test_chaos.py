@@ -1,0 +1,84 @@
+"""Any process or node may die at any moment: the run continues, and ends as if nothing had happened.
+
+Each seed draws two to four faults and the steps at which they strike, on a real Ray of a head and three nodes. All
+arithmetic is in float64, so that a run that was moved between one and two workers ends within 1e-6 of one that was
+never disturbed; one that lost or repeated a chain's write, or went on from parts of different steps, does not.
+"""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from chaos.faults import FAULTS, World
+from train.harness import SMALL, Run
+from train.test_parity import contents
+
+from emc2dist.config import parse
+
+pytestmark = pytest.mark.slow
+
+SPEC = [
+    "name=chaos", "epochs=10", "data.limit=96", "kernel=isir", "cache_proposals=12", "shards=2", "restarts=100",
+    "precision=float64", "optimiser.name=sgd", "optimiser.momentum=0", "lr=0.1", "eval.every=0", "threads=1",
+    "store.timeout_s=10",
+]  # fmt: skip
+STEPS = 120
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return contents(Run(parse(SMALL, SPEC), folder).go().checkpoints[STEPS])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_run_ends_as_if_nothing_had_happened(seed, undisturbed):
+    rng = np.random.default_rng(seed)
+    folder = Path(tempfile.mkdtemp(prefix="emc2-"))  # short: sockets lie in it
+    workers = 1 + seed % 2
+    (folder / "spec.yaml").write_text(SMALL)
+    size = [f"workers={workers}", "min_workers=1", f"run_dir={folder / 'runs'}"]
+    world = World(folder, [str(folder / "spec.yaml"), *SPEC, *size], "chaos")
+    try:
+        for step in np.sort(rng.integers(1, STEPS - 10, rng.integers(2, 5))):
+            fault = FAULTS[rng.integers(len(FAULTS))]
+            world.wait_for(lambda due=step: world.steps() >= due or world.finished(), 240, f"step {step}")
+            world.log.append(f"seed {seed}: {fault.__name__} at step {world.steps()}, due at {step}")
+            print(world.log[-1])
+            fault(world, rng)
+        world.wait_for(world.finished, 400, "the end")
+        world.wait_for(lambda: world.driver.poll() is not None, 60, "the driver's end")
+        assert world.driver.returncode == 0, world.tail()
+        check_rows(world.run)
+        check_store(sorted(world.run.glob("checkpoint-*"))[-1], undisturbed)
+        left = ["ray::RayTrainWorker", "ray::_ShardActor", "ray::Board", "ray::TrainController"]
+        world.wait_for(lambda: not any(world.processes(name) for name in left), 60, "the end of all actors")
+    finally:
+        world.close()
+    assert not world.processes("")
+    shutil.rmtree(folder)
+
+
+def check_rows(run):
+    """Every step is told of exactly once."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, STEPS + 1))
+    assert json.loads((run / "summary.json").read_text())["steps"] == STEPS
+
+
+def check_store(checkpoint, undisturbed):
+    """Every row is valid: a state is a negative of its anchor, a feature has norm 1; and all is as undisturbed."""
+    found = contents(checkpoint)
+    samples = torch.arange(96)[:, None]
+    state, visited = found["chain/state"], found["chain/visited"].bool()
+    assert visited.all()
+    assert ((state >= 0) & (state < 96) & (state != samples)).all()
+    assert (found["chain/visited_at"] < STEPS).all()
+    torch.testing.assert_close(found["feature/feature"].norm(dim=1), torch.ones(96).double(), atol=1e-5, rtol=0)
+    assert found.keys() == undisturbed.keys()
+    for name, value in undisturbed.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0, msg=name)
