@@ -62,6 +62,19 @@ def _export(arguments: argparse.Namespace) -> None:
     _print(export(arguments.run, arguments.out, s3=parse_s3(arguments.overrides)), arguments.json)
 
 
+def _report(arguments: argparse.Namespace) -> None:
+    # Two lists in a row, of runs and of s3.KEY=VALUE, are one to argparse; what is no s3.KEY=VALUE is a run.
+    words = [*arguments.runs, *arguments.overrides]
+    overrides = [word for word in words if word.startswith("s3.") and "=" in word]
+    s3 = parse_s3(overrides)
+    from emc2dist.service.report import report
+
+    result = report([word for word in words if word not in overrides], out=arguments.out, s3=s3)
+    if not arguments.json:
+        result["pictures"] = f"{len(result['pictures'])}, as PNG beside it"
+    _print(result, arguments.json)
+
+
 def _ingest(arguments: argparse.Namespace) -> None:
     s3 = parse_s3(arguments.overrides)
     from emc2dist.data.ingest import ingest
@@ -113,14 +126,23 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("run", metavar="RUN", help="a run folder, as in runs/quickstart")
         sub.set_defaults(command=command)
     export.add_argument("out", metavar="OUT", help="the file to write")
-    ingest = _add_ingest(commands)
-    for sub in (evaluate, export, ingest):
+    report, ingest = _add_report(commands), _add_ingest(commands)
+    for sub in (evaluate, export, report, ingest):
         sub.add_argument("overrides", metavar="s3.KEY=VALUE", nargs="*", help="how S3 is reached: s3.endpoint=URL")
 
-    for name in ("train", "evaluate", "export", "ingest"):
+    for name in ("train", "evaluate", "export", "report", "ingest"):
         sub = commands.choices[name]
         sub.add_argument("--json", action="store_true", help="print the result as one line of JSON, the last on stdout")
     return parser
+
+
+def _add_report(commands: Any) -> argparse.ArgumentParser:
+    text = "pictures of a run, or of several side by side: one HTML file, and PNGs beside it"
+    sub = commands.add_parser("report", help=text, description=text)
+    sub.add_argument("runs", metavar="RUN", nargs="+", help="a run folder, as in runs/quickstart")
+    sub.add_argument("--out", metavar="FOLDER", help="where to write, if not to `report` in the first run's folder")
+    sub.set_defaults(command=_report)
+    return sub
 
 
 def _add_ingest(commands: Any) -> argparse.ArgumentParser:

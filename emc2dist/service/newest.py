@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from emc2dist.config import Spec
 from emc2dist.data.images import Images
-from emc2dist.errors import RunError
+from emc2dist.errors import NonFiniteError, RunError
 from emc2dist.files import Place
 from emc2dist.service.runs import RunFolder
 from emc2dist.train import checkpoint
@@ -64,6 +64,13 @@ class Newest:
 
     @torch.no_grad()
     def features(self, images: Images, index: NDArray[np.int64]) -> NDArray[np.floating]:
-        """Unit-norm features [n, D] of the plain views of the images at `index` [n]."""
+        """Unit-norm features [n, D] of the plain views of the images at `index` [n].
+
+        Raises:
+            NonFiniteError: one is NaN or infinite.
+        """
         views = plain_views(images, index, self.spec.views.size)
-        return torch.cat([self.encoder(chunk.to(self.device)) for chunk in views]).cpu().numpy()
+        features = torch.cat([self.encoder(chunk.to(self.device)) for chunk in views])
+        if not features.isfinite().all():
+            raise NonFiniteError(f"{self.place}: its encoder's features are not finite; the run has diverged")
+        return features.cpu().numpy()
