@@ -52,10 +52,16 @@ PANELS = (
     Panel("acceptance", "Acceptance", "share of proposals", ("acceptance_rate",)),
     Panel("ages", "Ages", "steps", ("carried_age_steps", "feature_age_steps")),
     Panel("rank", "Effective rank", "dimensions", ("effective_rank",)),
-    Panel("shape", "Alignment and uniformity", "", ("alignment", "uniformity"), from_zero=False),
+    Panel(
+        "shape",
+        "Alignment and uniformity",
+        "squared distance; log potential",
+        ("alignment", "uniformity"),
+        from_zero=False,
+    ),
     Panel("weights", "Negatives with weight", "samples", ("effective_sample_size", "distinct_negatives")),
-    Panel("gradient", "Gradient norm", "", ("gradient_norm",), log=True),
-    Panel("lr", "Learning rate", "", ("lr",)),
+    Panel("gradient", "Gradient norm", "norm", ("gradient_norm",), log=True),
+    Panel("lr", "Learning rate", "lr", ("lr",)),
     Panel("speed", "Speed", "images/s", ("images_per_second",)),
 )
 
