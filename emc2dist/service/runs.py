@@ -73,10 +73,16 @@ class RunFolder:
         """Write the summary."""
         self._write("summary.json", json.dumps(summary, indent=1))
 
+    def versions(self) -> dict[str, str | None]:
+        """What it ran with; see `versions`."""
+        place = self.place / "versions.json"
+        return json.loads(place.read()) if place.entry() else {}
+
     def rows(self) -> list[dict[str, Any]]:
         """All rows of metrics so far."""
         place = self.place / "metrics.jsonl"
-        return [json.loads(line) for line in place.read().splitlines()] if place.entry() else []
+        lines = place.read().split(b"\n") if place.entry() else [b""]
+        return [json.loads(line) for line in lines[:-1]]  # the last is empty, or is just being written
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows of metrics; one that says that the run resumed drops the rows past its step first."""
@@ -103,6 +109,25 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> None:
         (self.place / name).write(text.encode())
+
+
+def numbers(rows: Sequence[Row]) -> dict[str, Any]:
+    """What a run has come to so far, from its rows; None where no row says it."""
+
+    def last(name: str) -> Any:
+        return next((row[name] for row in reversed(rows) if name in row), None)
+
+    speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
+    return {
+        "epochs": last("epoch"),
+        "images_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,
+        "loss": last("loss"),
+        "acceptance_rate": last("acceptance_rate"),
+        "knn_accuracy": last("knn_accuracy"),
+        "knn_untrained": next((row["knn_accuracy"] for row in rows if "knn_accuracy" in row), None),
+        "knn_pixels": last("knn_pixels"),
+        "effective_rank": last("effective_rank"),
+    }
 
 
 def _lines(rows: Sequence[Row]) -> str:

@@ -38,7 +38,7 @@ from emc2dist.metrics import Recorder, Row
 from emc2dist.service.board import FATAL, BoardHandle, Lookout
 from emc2dist.service.exporter import Exporter, watched
 from emc2dist.service.progress import Display, Monitor
-from emc2dist.service.runs import RunFolder
+from emc2dist.service.runs import RunFolder, numbers
 from emc2dist.service.surroundings import Surroundings
 from emc2dist.service.tensorboard import TensorBoard
 from emc2dist.store import ChainStore, Layout, LocalStore
@@ -100,23 +100,10 @@ def check(spec: Spec) -> Images:
 
 def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:
     """What a run came to, from its rows."""
-    rows = folder.rows()
-
-    def last(name: str) -> Any:
-        return next((row[name] for row in reversed(rows) if name in row), None)
-
-    speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
     return {
         "run_dir": str(folder.place),
         "steps": steps,
-        "epochs": last("epoch"),
-        "images_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,
-        "loss": last("loss"),
-        "acceptance_rate": last("acceptance_rate"),
-        "knn_accuracy": last("knn_accuracy"),
-        "knn_untrained": next((row["knn_accuracy"] for row in rows if "knn_accuracy" in row), None),
-        "knn_pixels": last("knn_pixels"),
-        "effective_rank": last("effective_rank"),
+        **numbers(folder.rows()),
         "checkpoint": str(folder.checkpoints()[0]),
     }
 

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from torch import nn
 
 import emc2dist
@@ -66,10 +66,10 @@ def save(
     shards = store.layout.shards if store.schema else 0
     for shard in range(collectives.rank(), shards, collectives.world_size()):
         tables = store.snapshot(generation, shard, applied)
-        save_file(_flat(tables), folder / _name("shard", shard, shards))
+        save_file(_flat(tables), folder / shard_name(shard, shards))
         pending = store.pending(generation, shard)
         if pending:
-            save_file(_flat_commits(pending), folder / _name("pending", shard, shards))
+            save_file(_flat_commits(pending), folder / f"pending-{shard:05d}-of-{shards:05d}.safetensors")
     if collectives.rank() == 0:
         torch.save({"encoder": encoder.state_dict(), "optimiser": optimiser.state_dict()}, folder / "trainer.pt")
         manifest = Manifest(step, applied, store.layout.samples, shards, dump(spec), emc2dist.__version__)
@@ -119,11 +119,27 @@ def resend_pending(folder: Path, manifest: Manifest, store: ChainStore, generati
         store.exchange(generation, commit, {}, manifest.applied).result()
 
 
+def read_table(folder: Path, manifest: Manifest, table: str) -> dict[str, NDArray]:
+    """The columns of one table, [samples, ...] in the order of the dataset; empty where there is no such table.
+
+    Raises:
+        RunError: a shard's file is missing or damaged.
+    """
+    layout = Layout(manifest.samples, max(1, manifest.shards))
+    columns: dict[str, NDArray] = {}
+    for shard in range(manifest.shards):
+        for name, rows in _load(folder / shard_name(shard, manifest.shards), f"{table}/").items():
+            name = name.removeprefix(f"{table}/")
+            column = columns.setdefault(name, np.empty((manifest.samples, *rows.shape[1:]), rows.dtype))
+            column[layout.indices(shard)] = rows
+    return columns
+
+
 def _rows_of(folder: Path, old: Layout, indices: NDArray[np.int64]) -> Tables:
     """The tables of the given samples, out of the files of another (or the same) sharding."""
     tables: Tables = {}
     for part in old.split(indices):
-        for key, column in _load(folder / _name("shard", part.shard, old.shards)).items():
+        for key, column in _load(folder / shard_name(part.shard, old.shards)).items():
             table, name = key.split("/")
             rows = tables.setdefault(table, {})
             if name not in rows:
@@ -132,9 +148,11 @@ def _rows_of(folder: Path, old: Layout, indices: NDArray[np.int64]) -> Tables:
     return tables
 
 
-def _load(path: Path) -> dict[str, NDArray]:
+def _load(path: Path, prefix: str = "") -> dict[str, NDArray]:
+    """The arrays whose names begin with the prefix."""
     try:
-        return load_file(path)
+        with safe_open(path, "numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path}: cannot be read ({error}); use another checkpoint") from error
 
@@ -172,5 +190,6 @@ def _joined(parts: Sequence[Rows]) -> Rows:
     return Rows(index, {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values})
 
 
-def _name(kind: str, shard: int, shards: int) -> str:
-    return f"{kind}-{shard:05d}-of-{shards:05d}.safetensors"
+def shard_name(shard: int, shards: int) -> str:
+    """The file of one shard."""
+    return f"shard-{shard:05d}-of-{shards:05d}.safetensors"

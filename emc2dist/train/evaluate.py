@@ -42,7 +42,6 @@ class Evaluation:
                 "split that has labels"
             )
         self.spec = spec
-        self._view = PlainView(spec.views.size)
         everything = np.arange(len(voters))
         if test is None:
             bank, asked, test = everything[everything % 10 != 0], everything[::10], voters
@@ -67,7 +66,7 @@ class Evaluation:
     def pixels(self) -> tuple[NDArray, NDArray]:
         """The same images as they stand, [n, 3 * S * S]: what a representation has to beat."""
         bank, queries = (
-            np.concatenate([chunk.flatten(1).float().numpy() for chunk in self._chunks(images, index)])
+            np.concatenate([chunk.flatten(1).float().numpy() for chunk in self._views(images, index)])
             for images, index in (self._bank, self._queries)
         )
         return bank, queries
@@ -89,16 +88,21 @@ class Evaluation:
         ranks = collectives.world_size()
         # Every rank brings as many rows to the gather; the last ones may repeat and are cut off again.
         share = np.resize(index, -(-len(index) // ranks) * ranks).reshape(-1, ranks)[:, collectives.rank()]
-        parts = [encoder.representation(chunk.to(device)) for chunk in self._chunks(images, share)]
+        parts = [encoder.representation(chunk.to(device)) for chunk in self._views(images, share)]
         gathered = collectives.gather_rows(torch.cat(parts))
         by_index = gathered.unflatten(0, (ranks, -1)).transpose(0, 1).flatten(0, 1)[: len(index)]
         return by_index.float().cpu().numpy()
 
-    def _chunks(self, images: Images, index: NDArray[np.int64]) -> Iterator[Tensor]:
-        """Plain views uint8 [<= _CHUNK, 3, S, S] of the index, with a progress bar in a terminal."""
-        cuts = np.split(index, range(_CHUNK, len(index), _CHUNK))
-        for cut in tqdm(cuts, desc="encode", unit_scale=_CHUNK, unit="image", leave=False, disable=None):
-            yield torch.stack([self._view(image) for image in images.get(cut)])
+    def _views(self, images: Images, index: NDArray[np.int64]) -> Iterator[Tensor]:
+        return plain_views(images, index, self.spec.views.size)
+
+
+def plain_views(images: Images, index: NDArray[np.int64], size: int) -> Iterator[Tensor]:
+    """Plain views uint8 [<= 256, 3, size, size] of the images at `index`, with a progress bar in a terminal."""
+    view = PlainView(size)
+    cuts = np.split(index, range(_CHUNK, len(index), _CHUNK))
+    for cut in tqdm(cuts, desc="encode", unit_scale=_CHUNK, unit="image", leave=False, disable=None):
+        yield torch.stack([view(image) for image in images.get(cut)])
 
 
 def _sample(index: NDArray[np.int64], limit: int | None) -> NDArray[np.int64]:

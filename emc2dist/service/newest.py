@@ -1,0 +1,76 @@
+"""A run's newest whole checkpoint, opened: its encoder, and what its store remembered."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from emc2dist.config import Spec
+from emc2dist.data.images import Images
+from emc2dist.errors import NonFiniteError, RunError
+from emc2dist.files import Place
+from emc2dist.service.runs import RunFolder
+from emc2dist.train import checkpoint
+from emc2dist.train.evaluate import plain_views
+from emc2dist.vision.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Newest:
+    """A checkpoint of a run, and its encoder in evaluation mode on `device`."""
+
+    place: Place
+    """Its folder."""
+    manifest: checkpoint.Manifest
+    spec: Spec
+    encoder: Encoder
+    device: torch.device
+    """A GPU where there is one and the spec does not refuse it."""
+
+    @classmethod
+    def open(cls, folder: RunFolder) -> "Newest":
+        """The newest checkpoint that is whole. Raises RunError where there is none."""
+        problems = []
+        for place in folder.checkpoints():
+            try:
+                return cls._load(place)
+            except RunError as error:  # the newest one may still be on its way here
+                problems.append(str(error))
+        raise RunError("; ".join(problems) or f"{folder.place}: holds no checkpoint yet; train for at least one epoch")
+
+    @classmethod
+    def _load(cls, place: Place) -> "Newest":
+        with tempfile.TemporaryDirectory(prefix="emc2-checkpoint-") as folder:
+            path = place.fetch(Path(folder), ("manifest.json", "trainer.pt"))
+            manifest = checkpoint.read_manifest(path)
+            state = checkpoint.load_trainer(path, torch.device("cpu"))
+        spec = manifest.parsed_spec()
+        encoder = Encoder(spec.encoder)
+        if spec.precision == "float64":
+            encoder.double()
+        encoder.load_state_dict(state["encoder"])
+        device = torch.device("cuda" if torch.cuda.is_available() and spec.device != "cpu" else "cpu")
+        return cls(place, manifest, spec, encoder.to(device).eval(), device)
+
+    def table(self, name: str) -> dict[str, NDArray]:
+        """One table of the store, see `emc2dist.train.checkpoint.read_table`; shards on S3 are fetched whole."""
+        shards = self.manifest.shards
+        names = [checkpoint.shard_name(shard, shards) for shard in range(shards)]
+        with tempfile.TemporaryDirectory(prefix="emc2-checkpoint-") as folder:
+            return checkpoint.read_table(self.place.fetch(Path(folder), names), self.manifest, name)
+
+    @torch.no_grad()
+    def features(self, images: Images, index: NDArray[np.int64]) -> NDArray[np.floating]:
+        """Unit-norm features [n, D] of the plain views of the images at `index` [n].
+
+        Raises:
+            NonFiniteError: one is NaN or infinite.
+        """
+        views = plain_views(images, index, self.spec.views.size)
+        features = torch.cat([self.encoder(chunk.to(self.device)) for chunk in views])
+        if not features.isfinite().all():
+            raise NonFiniteError(f"{self.place}: its encoder's features are not finite; the run has diverged")
+        return features.cpu().numpy()

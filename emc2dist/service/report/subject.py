@@ -1,0 +1,73 @@
+"""A run as the report reads it: its folder's files, and its newest checkpoint and images where there are any."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emc2dist.config import S3, Spec
+from emc2dist.data.images import Images, open_images
+from emc2dist.errors import DataError, RunError
+from emc2dist.service.newest import Newest
+from emc2dist.service.runs import RunFolder
+
+MOST_RUNS = 10
+"""As many as there are colours."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One run. What has to be opened is opened when it is first asked for."""
+
+    label: str
+    """The run's name; its folder where another run here has the same name."""
+    folder: RunFolder
+    spec: Spec
+    rows: list[dict[str, Any]]
+
+    @classmethod
+    def open_all(cls, runs: Sequence[str | Path], s3: S3 | None) -> "list[Subject]":
+        """The runs, in the order given.
+
+        Raises:
+            RunError: one is not a run, or there are none or too many for one report. SpecError: a spec is damaged.
+        """
+        if not 1 <= len(runs) <= MOST_RUNS:
+            raise RunError(f"a report takes 1 to {MOST_RUNS} run folders, got {len(runs)}")
+        folders = [RunFolder.open(run, s3) for run in runs]
+        specs = [folder.spec() for folder in folders]
+        names = [spec.name for spec in specs]
+        labels = [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
+        return [
+            cls(label, folder, spec, folder.rows()) for label, folder, spec in zip(labels, folders, specs, strict=True)
+        ]
+
+    @cached_property
+    def newest(self) -> Newest:
+        """The newest checkpoint. Raises RunError where there is none."""
+        return Newest.open(self.folder)
+
+    def images(self, split: str) -> Images | None:
+        """A split of the run's data; raises what `open_images` does."""
+        return open_images(self.spec.data, split, self.spec.s3)
+
+    def trained_on(self) -> Images:
+        """The training images, as many as the checkpoint knows of. Raises DataError where they have changed."""
+        images = self.images("train")
+        assert images is not None, "open_images raises where there are no training images"
+        samples = self.newest.manifest.samples
+        if len(images) != samples:
+            raise DataError(
+                f"{self.spec.data.path}: now holds {len(images):,} training images, not the {samples:,} that the run "
+                "was trained on"
+            )
+        return images
+
+
+def names_of(images: Images, index: np.ndarray) -> list[str]:
+    """The class of each image at `index`, by name where the set names its classes; the images have labels."""
+    classes = images.classes
+    return [classes[label] if 0 <= label < len(classes) else str(label) for label in images.labels(index).tolist()]
