@@ -36,6 +36,7 @@ METRICS: dict[str, str] = {
     "step_seconds": "mean seconds of a step",
     "knn_accuracy": "kNN accuracy of the representation on held-out images",
     "knn_pixels": "the same of the images as they stand, once per run",
+    "passed_over": "newer checkpoints than the one the run resumed from, and what is wrong with them",
     "resumed": "1 where the run resumed at this step, 0 where it began",
 }
 

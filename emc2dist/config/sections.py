@@ -130,7 +130,7 @@ class Checkpoint(Section):
     every: PositiveInt = 1
     """Epochs between checkpoints."""
     keep: PositiveInt = 2
-    """Newest checkpoints to keep."""
+    """Newest checkpoints to keep. With 1 there is none before it, should it be damaged."""
 
 
 class Store(Section):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from emc2dist import files
 from emc2dist.config import S3, Spec
 from emc2dist.data.images import open_images, open_voters
 from emc2dist.errors import DataError, RunError
@@ -69,15 +70,15 @@ def _newest(run: str | Path, s3: S3 | None) -> tuple[Place, Encoder, Spec]:
         try:
             return place, *_load(place)
         except RunError as error:  # the newest one may still be on its way here
-            problems.append(str(error))
+            problems.append(f"{place}: {error}")
     raise RunError("; ".join(problems) or f"{run}: holds no checkpoint yet; train for at least one epoch")
 
 
 def _load(place: Place) -> tuple[Encoder, Spec]:
     with tempfile.TemporaryDirectory(prefix="emc2-checkpoint-") as folder:
-        path = place.fetch(Path(folder), ("manifest.json", "trainer.pt"))
-        spec = checkpoint.read_manifest(path).parsed_spec()
-        state = checkpoint.load_trainer(path, torch.device("cpu"))
+        path = checkpoint.fetch(place, Path(folder), layout=None)
+        spec = checkpoint.read_manifest(files.at(path)).parsed_spec()
+        state = checkpoint.load_trainer(path)
     encoder = Encoder(spec.encoder)
     if spec.precision == "float64":
         encoder.double()

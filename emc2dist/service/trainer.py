@@ -4,12 +4,13 @@
     worker:  open the data -> restore or start -> `emc2dist.train.loop`
 
 The shards belong to the driver's job, so they outlive a worker group that is lost and started again; it then restores
-them, with encoder and optimiser, to the newest checkpoint. The same run name resumes from the newest checkpoint.
+them, with encoder and optimiser, to the newest whole checkpoint. The same run name resumes from the same one.
 """
 
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +23,7 @@ import emc2dist.service.cluster as cluster  # before ray: sets its defaults
 import ray.train  # isort: skip
 import ray.train.torch
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 
@@ -31,12 +32,13 @@ from emc2dist.config import Spec, dump, parse
 from emc2dist.data.images import Images, open_images, open_voters
 from emc2dist.errors import RunError, RunStopped, StorageUnreachable
 from emc2dist.metrics import Row
+from emc2dist.service import checkpoints, lock
 from emc2dist.service.board import FATAL, BoardHandle, Lookout
 from emc2dist.service.progress import Display, Monitor
-from emc2dist.service.runs import RunFolder
+from emc2dist.service.runs import RunFolder, checkpoint_name
 from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.store.remote import RayStore
-from emc2dist.train import loop
+from emc2dist.train import collectives, loop
 from emc2dist.train.memory import schema_for
 from emc2dist.vision.encoder import Encoder
 
@@ -52,13 +54,14 @@ def train(spec: Spec) -> dict[str, Any]:
     spec = _resolved(spec)
     images = check(spec)
     order = loop.order_for(spec, images)
-    folder = RunFolder.prepare(spec)
-    done = folder.summary()
-    if done is not None:
-        print(f"{folder.place}: this run is finished; give it another name to run it again", file=sys.stderr)
-        return done
     steps = spec.epochs * order.steps_per_epoch
     with ExitStack() as stack:
+        stack.enter_context(lock.held(RunFolder.of(spec).place))
+        folder = RunFolder.prepare(spec)
+        done = folder.summary()
+        if done is not None:
+            print(f"{folder.place}: this run is finished; give it another name to run it again", file=sys.stderr)
+            return done
         stack.enter_context(cluster.connected(spec))
         stop = stack.enter_context(_stop_on_sigterm())
         store = _create_store(spec, len(images))
@@ -66,6 +69,7 @@ def train(spec: Spec) -> dict[str, Any]:
         board = BoardHandle.create()
         with Monitor(board, folder, Display(steps), stop):
             taken = _fit(spec, folder, store, board)
+        checkpoints.prune(folder, spec.checkpoint.keep)
     if taken < steps:
         raise RunStopped(f"{folder.place}: stopped at step {taken} of {steps}, which a checkpoint holds")
     summary = summarise(folder, steps)
@@ -164,9 +168,10 @@ def _stop_on_sigterm() -> Iterator[threading.Event]:
 def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -> int:
     """Train on workers, started again when lost; returns the steps taken."""
     filesystem, path = folder.place.arrow()
+    checkpoints.drop_rays_list(folder)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"spec": dump(spec), "store": store, "board": board},
+        train_loop_config={"spec": dump(spec), "run": folder, "store": store, "board": board},
         scaling_config=ScalingConfig(
             num_workers=spec.workers,
             use_gpu=cluster.use_gpu(spec),
@@ -179,7 +184,6 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -
             storage_path=path.removesuffix(f"/{spec.name}"),
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=spec.restarts),
-            checkpoint_config=CheckpointConfig(num_to_keep=spec.checkpoint.keep),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -210,7 +214,7 @@ def _worker(config: dict[str, Any]) -> int:
     if board.failure() is not None:
         return 0
     try:
-        return _train_rank(parse(config["spec"]), config["store"], board)
+        return _train_rank(parse(config["spec"]), config["run"], config["store"], board)
     except StorageUnreachable:  # may pass: starting anew is worth a try
         raise
     except FATAL as error:
@@ -218,7 +222,7 @@ def _worker(config: dict[str, Any]) -> int:
         raise
 
 
-def _train_rank(spec: Spec, store: ChainStore, board: BoardHandle) -> int:
+def _train_rank(spec: Spec, run: RunFolder, store: ChainStore, board: BoardHandle) -> int:
     context = ray.train.get_context()
     torch.set_num_threads(spec.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     train, test = open_images(spec.data, "train", spec.s3), open_images(spec.data, "test", spec.s3)
@@ -226,17 +230,49 @@ def _train_rank(spec: Spec, store: ChainStore, board: BoardHandle) -> int:
     voters = open_voters(spec.data, spec.eval.voters, train, spec.s3)
     device = ray.train.torch.get_device()
     with ExitStack() as stack:
-        newest = ray.train.get_checkpoint()
-        resume = Path(stack.enter_context(newest.as_directory())) if newest else None
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="emc2-resume-"))
+        first = spec.checkpoint.every * loop.order_for(spec, train).steps_per_epoch
+        choice = checkpoints.choose(run, store.layout, Path(scratch), expendable=first)
+        if choice.passed_over and context.get_world_rank() == 0:
+            board.record({"step": choice.step, "passed_over": "; ".join(choice.passed_over)})
+        keeper = _RayKeeper(run, spec.checkpoint.keep, board)
         stop = stack.enter_context(Lookout(board)) if context.get_world_rank() == 0 else threading.Event()
-        return loop.run(loop.Job(spec, train, voters, test, store, board, _RayKeeper(), device, stop), resume)
+        return loop.run(loop.Job(spec, train, voters, test, store, board, keeper, device, stop), choice.folder)
 
 
 class _RayKeeper:
-    """Registers checkpoints with Ray Train, which copies them to the run folder."""
+    """Sends checkpoints to the run folder while training goes on, and registers them with Ray Train.
+
+    Ray Train ends a worker only when what it was sending is there.
+    """
+
+    def __init__(self, run: RunFolder, keep: int, board: BoardHandle) -> None:
+        self._run, self._keep, self._board = run, keep, board
+        self._idle = threading.Semaphore()
 
     def keep(self, step: int, folder: Path, row: Row) -> None:
         """See `emc2dist.train.loop.Keeper`."""
+        self._idle.acquire()  # one at a time: where storage is slow, local copies must not pile up
         ray.train.report(
-            dict(row), checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=f"checkpoint-{step:09d}"
+            dict(row),
+            checkpoint=Checkpoint.from_directory(folder),
+            checkpoint_dir_name=checkpoint_name(step),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=self._send,
         )
+
+    def _send(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
+        place = self._run.place / name
+        try:
+            checkpoints.send(Path(checkpoint.path), place)
+            if collectives.rank() == 0:
+                checkpoints.prune(self._run, self._keep)
+        except StorageUnreachable:
+            raise
+        except FATAL as error:
+            self._board.fail(error)
+            raise
+        finally:
+            self._idle.release()
+        filesystem, path = place.arrow()
+        return Checkpoint(path, filesystem)
