@@ -123,6 +123,10 @@ METRICS: dict[str, Metric] = {
     "resumed": Metric(
         "faults", "Restarts", "", "1 where the run resumed at this step, 0 where it began", kind="event"
     ),
+    "passed_over": Metric(
+        "faults", "Restarts", "", "newer checkpoints than the one the run resumed from, and what is wrong with them",
+        kind="event",
+    ),
     "restarts": Metric(
         "faults", "Restarts", "", "times that the workers were started again", kind="counter", source="driver"
     ),

@@ -1,10 +1,11 @@
 """`emc2dist`: thin commands over the library.
 
-    runs.py      train, validate, evaluate, export
-    reports.py   report: pictures of runs
-    data.py      ingest
-    jobs.py      submit, status, logs, stop, list: a run as a job on a cluster
-    clusters.py  cluster: a Ray of several nodes on this machine
+    runs.py         train, validate, evaluate, export
+    checkpoints.py  checkpoint: what a run could resume from
+    reports.py      report: pictures of runs
+    data.py         ingest
+    jobs.py         submit, status, logs, stop, list: a run as a job on a cluster
+    clusters.py     cluster: a Ray of several nodes on this machine
 
 Exit status: 0 done, 2 a spec, a key=value, data or storage that cannot be used, 1 any other refusal, 130 interrupted,
 143 a run that was asked to stop and left a checkpoint; `submit --follow` and `logs -f` exit with the job's own.
@@ -16,7 +17,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from emc2dist.cli import clusters, data, jobs, reports, runs
+from emc2dist.cli import checkpoints, clusters, data, jobs, reports, runs
 from emc2dist.errors import DataError, Emc2Error, RunStopped, SpecError, StorageError, StorageUnreachable
 
 
@@ -41,7 +42,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of a command line; ends the process where they are not understood."""
     parser = argparse.ArgumentParser(prog="emc2dist", description="Global contrastive learning on Ray.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (runs, reports, data, jobs, clusters):
+    for module in (runs, checkpoints, reports, data, jobs, clusters):
         module.add_to(commands)
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives up on KEY=VALUE after an option, as in `train SPEC --json lr=1e-3`.

@@ -132,7 +132,7 @@ class Checkpoint(Section):
     minutes: PositiveFloat | None = None
     """Minutes after which one is made within an epoch too; None: only at the ends of epochs."""
     keep: PositiveInt = 2
-    """Newest checkpoints to keep."""
+    """Newest checkpoints to keep. With 1 there is none before it, should it be damaged."""
 
 
 class Store(Section):

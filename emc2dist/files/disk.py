@@ -4,7 +4,7 @@ import io
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyarrow import fs as arrow
@@ -37,8 +37,13 @@ class DiskPlace(Place):
     def entries(self) -> list[Entry]:
         if not self.path.is_dir():
             return []
+        found = []
         with self._explained():
-            return sorted(self._entry(file) for file in self.path.iterdir() if file.is_file())
+            for file in self.path.iterdir():
+                with suppress(FileNotFoundError):  # a draft that has just been given its name
+                    if file.is_file():
+                        found.append(self._entry(file))
+        return sorted(found)
 
     def folders(self) -> list[str]:
         if not self.path.is_dir():
@@ -71,8 +76,10 @@ class DiskPlace(Place):
             draft.replace(self.path)
 
     def append(self, data: bytes) -> None:
-        with self._explained(), self.path.open("ab") as file:
-            file.write(data)
+        with self._explained():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.write(data)
 
     def put(self, source: Path) -> Entry:
         with self._explained():

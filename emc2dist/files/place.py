@@ -68,7 +68,7 @@ class Place(ABC):
 
     @abstractmethod
     def append(self, data: bytes) -> None:
-        """Add to the end of the file. On S3, which cannot, the whole file is written again."""
+        """Add to the end of the file, which is made where it is missing. On S3, which cannot, it is written anew."""
 
     @abstractmethod
     def put(self, source: Path) -> Entry:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from emc2dist import files
 from emc2dist.config import Spec
 from emc2dist.data.images import Images
 from emc2dist.errors import NonFiniteError, RunError
@@ -38,15 +39,15 @@ class Newest:
             try:
                 return cls._load(place)
             except RunError as error:  # the newest one may still be on its way here
-                problems.append(str(error))
+                problems.append(f"{place}: {error}")
         raise RunError("; ".join(problems) or f"{folder.place}: holds no checkpoint yet; train for at least one epoch")
 
     @classmethod
     def _load(cls, place: Place) -> "Newest":
         with tempfile.TemporaryDirectory(prefix="emc2-checkpoint-") as folder:
-            path = place.fetch(Path(folder), ("manifest.json", "trainer.pt"))
-            manifest = checkpoint.read_manifest(path)
-            state = checkpoint.load_trainer(path, torch.device("cpu"))
+            path = checkpoint.fetch(place, Path(folder), layout=None)
+            manifest = checkpoint.read_manifest(files.at(path))
+            state = checkpoint.load_trainer(path)
         spec = manifest.parsed_spec()
         encoder = Encoder(spec.encoder)
         if spec.precision == "float64":
@@ -57,10 +58,8 @@ class Newest:
 
     def table(self, name: str) -> dict[str, NDArray]:
         """One table of the store, see `emc2dist.train.checkpoint.read_table`; shards on S3 are fetched whole."""
-        shards = self.manifest.shards
-        names = [checkpoint.shard_name(shard, shards) for shard in range(shards)]
         with tempfile.TemporaryDirectory(prefix="emc2-checkpoint-") as folder:
-            return checkpoint.read_table(self.place.fetch(Path(folder), names), self.manifest, name)
+            return checkpoint.read_table(self.place, self.manifest, Path(folder), name)
 
     @torch.no_grad()
     def features(self, images: Images, index: NDArray[np.int64]) -> NDArray[np.floating]:

@@ -28,7 +28,9 @@ class Display:
 
     def show(self, row: Row) -> None:
         """Show a row."""
-        if row.get("resumed") is not None:
+        if "passed_over" in row:
+            self.say(f"passed over, as not whole: {row['passed_over']}")
+        elif row.get("resumed") is not None:
             self._restart(int(row["step"]), resumed=bool(row["resumed"]))
         elif "knn_accuracy" in row:
             pixels = f", raw pixels {row['knn_pixels']:.3f}" if "knn_pixels" in row else ""

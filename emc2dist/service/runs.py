@@ -5,11 +5,13 @@ RUN/versions.json       Python, packages, git commit
 RUN/metrics.jsonl       one row per reporting interval; rows past a restored checkpoint are dropped
 RUN/summary.json        what a finished run came to
 RUN/prometheus.json     with `watch.port`: where the run's metrics are, as Prometheus' file_sd_configs reads it
-RUN/checkpoint-*/       see `emc2dist.train.checkpoint`; Ray Train keeps its own list beside them
+RUN/checkpoint-*/       see `emc2dist.train.checkpoint`; Ray Train keeps its own list beside them, which is not used
+RUN/driver.lock         see `emc2dist.service.lock`; on disk alone
 """
 
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -23,6 +25,8 @@ from emc2dist.files import Place
 from emc2dist.metrics import Row
 
 _PACKAGES = ("emc2dist", "torch", "torchvision", "ray", "numpy", "numba", "pyarrow", "pillow", "scikit-learn")
+
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
 class RunFolder:
@@ -40,14 +44,19 @@ class RunFolder:
         return folder
 
     @classmethod
+    def of(cls, spec: Spec) -> "RunFolder":
+        """The folder of `spec`, whether it is there or not."""
+        run_dir = spec.run_dir if files.is_remote(spec.run_dir) else Path(spec.run_dir).expanduser().resolve()
+        return cls(files.at(run_dir, spec.s3) / spec.name)
+
+    @classmethod
     def prepare(cls, spec: Spec) -> "RunFolder":
         """The folder of `spec`, new or of an earlier start of the same run.
 
         Raises:
             RunError: the name is taken by a run with another spec.
         """
-        run_dir = spec.run_dir if files.is_remote(spec.run_dir) else Path(spec.run_dir).expanduser().resolve()
-        folder = cls(files.at(run_dir, spec.s3) / spec.name)
+        folder = cls.of(spec)
         if folder._has_spec():
             changed = differences(folder.spec(), spec)
             if changed:
@@ -101,8 +110,8 @@ class RunFolder:
 
     def checkpoints(self) -> list[Place]:
         """Checkpoint folders, newest first; the newest may still be on its way here."""
-        names = [name for name in self.place.folders() if name.startswith("checkpoint-")]
-        return [self.place / name for name in sorted(names, reverse=True)]
+        names = [name for name in self.place.folders() if _CHECKPOINT.fullmatch(name)]
+        return sorted((self.place / name for name in names), key=step_of, reverse=True)
 
     def _has_spec(self) -> bool:
         return (self.place / "spec.yaml").entry() is not None
@@ -128,6 +137,16 @@ def numbers(rows: Sequence[Row]) -> dict[str, Any]:
         "knn_pixels": last("knn_pixels"),
         "effective_rank": last("effective_rank"),
     }
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder of the checkpoint after `step` steps."""
+    return f"checkpoint-{step:09d}"
+
+
+def step_of(checkpoint: Place) -> int:
+    """The steps that a checkpoint is named after."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def _lines(rows: Sequence[Row]) -> str:

@@ -4,15 +4,16 @@
     segment: wait for room -> shards, board -> TorchTrainer.fit
     worker:  open the data -> restore or start -> `emc2dist.train.loop`
 
-A run is a chain of segments, each with workers, shards and a board of its own, from the newest checkpoint on. One ends
-at the last step; when the run is asked to stop, a node is about to be taken away or there is room for more workers,
-with a checkpoint of its last step; or because somebody was lost. So all that works together is of one age, and one
-path serves the loss of a worker, a shard or a node, a move, a change of size, and the same command run again.
+A run is a chain of segments, each with workers, shards and a board of its own, from the newest whole checkpoint on. One
+ends at the last step; when the run is asked to stop, a node is about to be taken away or there is room for more
+workers, with a checkpoint of its last step; or because somebody was lost. So all that works together is of one age,
+and one path serves the loss of a worker, a shard or a node, a move, a change of size, and the same command run again.
 """
 
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -26,7 +27,7 @@ import emc2dist.service.cluster as cluster  # before ray: sets its defaults
 import ray.train  # isort: skip
 import ray.train.torch
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 
@@ -35,15 +36,16 @@ from emc2dist.config import Spec, dump, parse
 from emc2dist.data.images import Images, open_images, open_voters
 from emc2dist.errors import RunError, RunStopped, StorageUnreachable
 from emc2dist.metrics import Recorder, Row
+from emc2dist.service import checkpoints, lock
 from emc2dist.service.board import FATAL, BoardHandle, Lookout
 from emc2dist.service.exporter import Exporter, watched
 from emc2dist.service.progress import Display, Monitor
-from emc2dist.service.runs import RunFolder, numbers
+from emc2dist.service.runs import RunFolder, checkpoint_name, numbers
 from emc2dist.service.surroundings import Surroundings
 from emc2dist.service.tensorboard import TensorBoard
 from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.store.remote import RayStore
-from emc2dist.train import loop
+from emc2dist.train import collectives, loop
 from emc2dist.train.memory import schema_for
 from emc2dist.vision.encoder import Encoder
 
@@ -59,22 +61,23 @@ def train(spec: Spec) -> dict[str, Any]:
     spec = _resolved(spec)
     images = check(spec)
     order = loop.order_for(spec, images)
-    folder = RunFolder.prepare(spec)
-    done = folder.summary()
-    if done is not None:
-        print(f"{folder.place}: this run is finished; give it another name to run it again", file=sys.stderr)
-        return done
     steps = spec.epochs * order.steps_per_epoch
     with ExitStack() as stack:
+        stack.enter_context(lock.held(RunFolder.of(spec).place))
+        folder = RunFolder.prepare(spec)
+        done = folder.summary()
+        if done is not None:
+            print(f"{folder.place}: this run is finished; give it another name to run it again", file=sys.stderr)
+            return done
         stack.enter_context(cluster.connected(spec))
         stop = stack.enter_context(_stop_on_sigterm())
         exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
         others = [stack.enter_context(closing(TensorBoard(Path(str(folder.place)))))] if spec.watch.tensorboard else []
         display = stack.enter_context(closing(Display(steps)))
-        spec = spec.model_copy(
-            update={"device": "cuda" if cluster.use_gpu(spec) else "cpu"}
-        )  # also when nodes are lost
+        # Once for the run: a cluster that has lost nodes must not turn it to CPUs.
+        spec = spec.model_copy(update={"device": "cuda" if cluster.use_gpu(spec) else "cpu"})
         taken = _Run(spec, folder, len(images), steps, display, exporter, others, stop).go()
+        checkpoints.prune(folder, spec.checkpoint.keep)
     if taken < steps:
         raise RunStopped(f"{folder.place}: stopped at step {taken} of {steps}, which a checkpoint holds")
     summary = summarise(folder, steps)
@@ -212,9 +215,10 @@ class _Run:
 def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -> int:
     """Train on workers; returns the steps taken. Raises _Lost where starting again may help."""
     filesystem, path = folder.place.arrow()
+    checkpoints.drop_rays_list(folder)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"spec": dump(spec), "store": store, "board": board},
+        train_loop_config={"spec": dump(spec), "run": folder, "store": store, "board": board},
         scaling_config=ScalingConfig(
             num_workers=spec.workers,
             use_gpu=cluster.use_gpu(spec),
@@ -228,7 +232,6 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -
             storage_filesystem=filesystem,
             # Whoever is lost, the shards go back with them: the driver starts all anew.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
-            checkpoint_config=CheckpointConfig(num_to_keep=spec.checkpoint.keep),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -253,7 +256,7 @@ def _worker(config: dict[str, Any]) -> int:
     board: BoardHandle = config["board"]
     board.enter()
     try:
-        return _train_rank(parse(config["spec"]), config["store"], board)
+        return _train_rank(parse(config["spec"]), config["run"], config["store"], board)
     except StorageUnreachable:  # may pass: starting anew is worth a try
         raise
     except FATAL as error:
@@ -261,7 +264,7 @@ def _worker(config: dict[str, Any]) -> int:
         raise
 
 
-def _train_rank(spec: Spec, store: ChainStore, board: BoardHandle) -> int:
+def _train_rank(spec: Spec, run: RunFolder, store: ChainStore, board: BoardHandle) -> int:
     context = ray.train.get_context()
     torch.set_num_threads(spec.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     train, test = open_images(spec.data, "train", spec.s3), open_images(spec.data, "test", spec.s3)
@@ -269,17 +272,49 @@ def _train_rank(spec: Spec, store: ChainStore, board: BoardHandle) -> int:
     voters = open_voters(spec.data, spec.eval.voters, train, spec.s3)
     device = ray.train.torch.get_device()
     with ExitStack() as stack:
-        newest = ray.train.get_checkpoint()
-        resume = Path(stack.enter_context(newest.as_directory())) if newest else None
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="emc2-resume-"))
+        first = spec.checkpoint.every * loop.order_for(spec, train).steps_per_epoch
+        choice = checkpoints.choose(run, store.layout, Path(scratch), expendable=first)
+        if choice.passed_over and context.get_world_rank() == 0:
+            board.record({"step": choice.step, "passed_over": "; ".join(choice.passed_over)})
+        keeper = _RayKeeper(run, spec.checkpoint.keep, board)
         stop = stack.enter_context(Lookout(board)) if context.get_world_rank() == 0 else threading.Event()
-        return loop.run(loop.Job(spec, train, voters, test, store, board, _RayKeeper(), device, stop), resume)
+        return loop.run(loop.Job(spec, train, voters, test, store, board, keeper, device, stop), choice.folder)
 
 
 class _RayKeeper:
-    """Registers checkpoints with Ray Train, which copies them to the run folder."""
+    """Sends checkpoints to the run folder while training goes on, and registers them with Ray Train.
+
+    Ray Train ends a worker only when what it was sending is there.
+    """
+
+    def __init__(self, run: RunFolder, keep: int, board: BoardHandle) -> None:
+        self._run, self._keep, self._board = run, keep, board
+        self._idle = threading.Semaphore()
 
     def keep(self, step: int, folder: Path, row: Row) -> None:
         """See `emc2dist.train.loop.Keeper`."""
+        self._idle.acquire()  # one at a time: where storage is slow, local copies must not pile up
         ray.train.report(
-            dict(row), checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=f"checkpoint-{step:09d}"
+            dict(row),
+            checkpoint=Checkpoint.from_directory(folder),
+            checkpoint_dir_name=checkpoint_name(step),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=self._send,
         )
+
+    def _send(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
+        place = self._run.place / name
+        try:
+            checkpoints.send(Path(checkpoint.path), place)
+            if collectives.rank() == 0:
+                checkpoints.prune(self._run, self._keep)
+        except StorageUnreachable:
+            raise
+        except FATAL as error:
+            self._board.fail(error)
+            raise
+        finally:
+            self._idle.release()
+        filesystem, path = place.arrow()
+        return Checkpoint(path, filesystem)

@@ -67,14 +67,22 @@ class ChainStore(Protocol):
     def reset(self, generation: str) -> None:
         """Zero all shards and have them serve `generation`."""
 
-    def snapshot(self, generation: str, shard: int, as_of: int) -> Tables:
-        """All rows of one shard as of a step, so that ranks can save different shards at once. May be read-only."""
+    def snapshot(self, generation: str, shard: int, as_of: int, start: int = 0, stop: int | None = None) -> Tables:
+        """Rows `start` to `stop` of one shard, by default all, as of a step. May be read-only.
+
+        Ranks can save different shards at once; and a shard in pieces, so that it is never in memory twice.
+        """
 
     def pending(self, generation: str, shard: int) -> list[Commit]:
         """One shard's share of the commits that its rows do not show yet, in the order of (step, rank)."""
 
-    def restore(self, generation: str, step: int, shard: int, tables: Tables) -> None:
-        """Give one shard a snapshot made as of `step` and have it serve `generation`; StoreError if it does not fit."""
+    def restore(
+        self, generation: str, step: int, shard: int, tables: Tables, start: int = 0, stop: int | None = None
+    ) -> None:
+        """Give one shard a snapshot made as of `step` and have it serve `generation`; StoreError if it does not fit.
+
+        It may be given in pieces, rows `start` to `stop`, in the order of rows; it serves when the last one is there.
+        """
 
     def stats(self) -> list[ShardStats]:
         """What each shard says of itself, in the order of shards."""
@@ -124,25 +132,29 @@ class ShardedStore(ChainStore, ABC):
         """See `ChainStore.reset`."""
         self._call_all("reset", generation)
 
-    def snapshot(self, generation: str, shard: int, as_of: int) -> Tables:
+    def snapshot(self, generation: str, shard: int, as_of: int, start: int = 0, stop: int | None = None) -> Tables:
         """See `ChainStore.snapshot`."""
-        return self._call(shard, "snapshot", generation, as_of)
+        return self._call(shard, "snapshot", generation, as_of, start, stop)
 
     def pending(self, generation: str, shard: int) -> list[Commit]:
         """See `ChainStore.pending`."""
-        indices = self.layout.indices(shard)
         return [
             Commit(
                 commit.step,
                 commit.rank,
-                {table: Rows(indices[write.index], write.values) for table, write in commit.writes.items()},
+                {
+                    table: Rows(self.layout.sample(shard, write.index), write.values)
+                    for table, write in commit.writes.items()
+                },
             )
             for commit in self._call(shard, "pending", generation)
         ]
 
-    def restore(self, generation: str, step: int, shard: int, tables: Tables) -> None:
+    def restore(
+        self, generation: str, step: int, shard: int, tables: Tables, start: int = 0, stop: int | None = None
+    ) -> None:
         """See `ChainStore.restore`."""
-        self._call(shard, "restore", generation, step, tables)
+        self._call(shard, "restore", generation, step, tables, start, stop)
 
     def stats(self) -> list[ShardStats]:
         """See `ChainStore.stats`."""

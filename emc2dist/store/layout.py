@@ -43,10 +43,13 @@ class Layout:
         self.check_shard(shard)
         return len(range(shard, self.samples, self.shards))
 
-    def indices(self, shard: int) -> NDArray[np.int64]:
-        """The dataset-wide indices [rows] that the shard holds, in the order of its rows."""
-        self.check_shard(shard)
-        return np.arange(shard, self.samples, self.shards, dtype=np.int64)
+    def indices(self, shard: int, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
+        """The dataset-wide indices that the shard holds in rows `start` to `stop`, by default in all its rows."""
+        return self.sample(shard, np.arange(start, self.rows(shard) if stop is None else stop))
+
+    def sample(self, shard: int, row: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The dataset-wide indices of rows of the shard."""
+        return row * self.shards + shard
 
     def split(self, index: NDArray[np.integer]) -> list[Part]:
         """Group indices [n] by shard; shards that hold none of them are left out. Repeats are kept, in order."""

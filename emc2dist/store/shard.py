@@ -99,6 +99,7 @@ class Shard:
         self.rows = rows
         self._tables = _zeros(schema, rows)
         self._generation: str | None = None
+        self._arriving = ("", 0)
         self._applied = -1
         self._buffer: dict[tuple[int, int], dict[str, Rows]] = {}
         self._dropped = 0
@@ -130,22 +131,30 @@ class Shard:
         self._tables = _zeros(self.schema, self.rows)  # new and lazy, where filling with 0 would touch every page
         self._start(generation, applied=-1)
 
-    def restore(self, generation: str, step: int, tables: Tables) -> None:
+    def restore(self, generation: str, step: int, tables: Tables, start: int = 0, stop: int | None = None) -> None:
         """Take the contents of a snapshot made as of `step`, and serve `generation` from there.
 
-        Raises StoreError, naming table and column, if the snapshot does not fit; nothing is changed then.
+        They may come in pieces, rows `start` to `stop`, in the order of rows; until the last one is here the shard
+        serves nobody. Raises StoreError, naming table and column, if the piece does not fit, or rows if it is not the
+        next one; nothing is changed then.
         """
-        check_tables(self.schema, tables, self.rows)
+        stop = self._check_span(start, stop)
+        check_tables(self.schema, tables, stop - start)
+        if start and (generation, start) != self._arriving:
+            raise StoreError(f"rows {start} to {stop} are not the next to be restored; begin again with row 0")
+        self._generation, self._arriving = None, (generation, stop)
         for table, columns in self._tables.items():
             for name, column in columns.items():
-                column[...] = tables[table][name]
-        self._start(generation, applied=step)
+                column[start:stop] = tables[table][name]
+        if stop == self.rows:
+            self._start(generation, applied=step)
 
-    def snapshot(self, generation: str, as_of: int) -> Tables:
-        """Copies of all rows of all columns as of a step; refuses what `exchange` refuses."""
+    def snapshot(self, generation: str, as_of: int, start: int = 0, stop: int | None = None) -> Tables:
+        """Copies of rows `start` to `stop`, by default all, as of a step; refuses what `exchange` refuses."""
+        stop = self._check_span(start, stop)
         self._admit(generation, as_of)
         self._apply(as_of)
-        return {table: {name: column.copy() for name, column in columns.items()} for table, columns in self._items()}
+        return {table: {name: c[start:stop].copy() for name, c in columns.items()} for table, columns in self._items()}
 
     def pending(self, generation: str) -> list[Commit]:
         """Commits of steps that the rows do not show yet, in the order of (step, rank)."""
@@ -184,6 +193,12 @@ class Shard:
             for write in commit.writes.values():
                 check_index(write.index, self.rows, "row")
 
+    def _check_span(self, start: int, stop: int | None) -> int:
+        stop = self.rows if stop is None else stop
+        if not 0 <= start < stop <= self.rows:
+            raise StoreError(f"there are no rows {start} to {stop}: the shard has {self.rows}")
+        return stop
+
     def _take(self, commit: Commit) -> None:
         key = (commit.step, commit.rank)
         if commit.step <= self._applied or key in self._buffer:
@@ -200,7 +215,7 @@ class Shard:
         self._applied = as_of
 
     def _start(self, generation: str, applied: int) -> None:
-        self._generation = generation
+        self._generation, self._arriving = generation, ("", 0)
         self._applied = applied
         self._buffer.clear()
 

@@ -1,41 +1,55 @@
 """What a run resumes from: encoder, optimiser, step and the rows of every shard, of one and the same step.
 
     manifest.json                 step, resolved spec, samples, shards, version
-    trainer.pt                    encoder and optimiser (read with weights_only: no code in it can run)
+    trainer.safetensors           encoder and optimiser
     shard-00000-of-00002.safetensors ...
     pending-00000-of-00002.safetensors ...   only where a run was stopped within an epoch
+    checksums-00000-of-00002.json ...        a rank's list of what it wrote, see `checksums`
 
 Ranks write different files of one folder: rank 0 the first two, rank r the shards r, r + W, ... There is no other
 state: order of the data, views, chains' randomness and learning rate are functions of the step. Shards may be read
-back into another number of shards, and by another number of workers.
+back into another number of shards, and by another number of workers. Nothing here is a pickle: numbers and JSON alone,
+so that who can write to the run folder cannot have code run.
+
+`verify` comes before anything is read; the other readers take what it has passed.
 
 Within an epoch reads run ahead of the steps (see `emc2dist.train.memory`). A run that is stopped there must go on with
 what these would have seen, so its shards' rows are older than the step, and the commits since lie beside them.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Sequence
+from datetime import UTC, datetime
+from math import gcd
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import safe_open
 from safetensors.numpy import save_file
-from torch import nn
+from safetensors.torch import save_file as save_tensors
+from torch import Tensor, nn
 
 import emc2dist
+from emc2dist import files
 from emc2dist.config import Spec, dump, parse
 from emc2dist.errors import RunError
-from emc2dist.store import ChainStore, Commit, Layout, Rows, Tables
-from emc2dist.train import collectives
+from emc2dist.files import Place
+from emc2dist.store import ChainStore, Commit, Layout, Rows, Schema, Tables, nbytes
+from emc2dist.train import checksums, collectives, tensors
+
+MANIFEST, TRAINER = "manifest.json", "trainer.safetensors"
+PIECE_NBYTES = 64 * 2**20
+"""A shard's rows are read and written so many bytes at a time."""
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(BaseModel):
     """What a checkpoint says of itself."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     step: int
     """Steps taken."""
@@ -45,6 +59,12 @@ class Manifest:
     """Rows of the dataset it was trained on."""
     shards: int
     """Shard files it holds."""
+    ranks: int
+    """Ranks that wrote it."""
+    generation: str
+    """Names the start of the workers that wrote it."""
+    created: str
+    """When, UTC."""
     spec: str
     """The resolved spec, YAML."""
     version: str
@@ -59,37 +79,84 @@ def save(
     folder: Path, step: int, applied: int, spec: Spec, encoder: nn.Module, optimiser: torch.optim.Optimizer,
     store: ChainStore, generation: str,
 ) -> None:  # fmt: skip
-    """Write this rank's files of the checkpoint after `step` steps, with the store's rows as of step `applied`.
+    """Write this rank's files, into an empty folder, of the checkpoint after `step` steps; rows as of step `applied`.
 
     All ranks' commits of all steps must be in the store, and no rank's reads on their way.
     """
     shards = store.layout.shards if store.schema else 0
     for shard in range(collectives.rank(), shards, collectives.world_size()):
-        tables = store.snapshot(generation, shard, applied)
-        save_file(_flat(tables), folder / shard_name(shard, shards))
+        _save_shard(folder / _name("shard", shard, shards), store, generation, shard, applied)
         pending = store.pending(generation, shard)
         if pending:
-            save_file(_flat_commits(pending), folder / f"pending-{shard:05d}-of-{shards:05d}.safetensors")
+            save_file(_flat_commits(pending), folder / _name("pending", shard, shards))
     if collectives.rank() == 0:
-        torch.save({"encoder": encoder.state_dict(), "optimiser": optimiser.state_dict()}, folder / "trainer.pt")
-        manifest = Manifest(step, applied, store.layout.samples, shards, dump(spec), emc2dist.__version__)
-        (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
+        _save_trainer(folder / TRAINER, encoder, optimiser)
+        manifest = Manifest(
+            step=step, applied=applied, samples=store.layout.samples, shards=shards, ranks=collectives.world_size(),
+            generation=generation, created=datetime.now(UTC).isoformat(timespec="seconds"), spec=dump(spec),
+            version=emc2dist.__version__,
+        )  # fmt: skip
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1))
+    checksums.seal(folder, generation)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(place: Place) -> Manifest:
     """The manifest of a checkpoint. Raises RunError where there is none."""
+    if (place / MANIFEST).entry() is None:
+        raise RunError(f"{MANIFEST} is missing")
     try:
-        return Manifest(**json.loads((folder / "manifest.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{folder}: not a whole checkpoint (manifest.json: {error}); use another one") from error
+        return Manifest.model_validate_json((place / MANIFEST).read())
+    except ValidationError as error:
+        raise RunError(f"{MANIFEST} is damaged ({error.errors()[0]['msg']})") from error
 
 
-def load_trainer(folder: Path, device: torch.device) -> dict[str, Any]:
-    """`encoder` and `optimiser` state dicts. Raises RunError where the file is missing or damaged."""
-    try:
-        return torch.load(folder / "trainer.pt", map_location=device, weights_only=True)
-    except (OSError, RuntimeError) as error:
-        raise RunError(f"{folder / 'trainer.pt'}: cannot be read ({error}); use another checkpoint") from error
+def verify(place: Place, names: Collection[str] | None = None, *, contents: bool = True) -> Manifest:
+    """The manifest of a checkpoint whose files (or those `names`) are there and as they were written.
+
+    With `contents` every byte is read; without, names and sizes alone are looked at.
+
+    Raises:
+        RunError: something is missing or damaged; names it.
+    """
+    manifest = read_manifest(place)
+    seals = checksums.seals(place, manifest.ranks, manifest.generation)
+    checksums.check(place, seals, seals if names is None else names, contents=contents)
+    return manifest
+
+
+def fetch(place: Place, scratch: Path, layout: Layout | None) -> Path:
+    """A local folder, on disk `place` itself, with the files that this rank needs to resume with `layout`, verified.
+
+    Without a layout those are the trainer's alone. What has to be fetched goes into `scratch`, an empty folder.
+
+    Raises:
+        RunError: the checkpoint is not whole, as far as names, sizes and what this rank needs can tell.
+    """
+    manifest = verify(place, contents=False)
+    names = {MANIFEST, TRAINER}
+    if layout is not None:
+        written = checksums.seals(place, manifest.ranks, manifest.generation)
+        names |= {name for name in written if name.startswith("pending-")} | _share(manifest, layout)
+    lists = {checksums.list_name(rank, manifest.ranks) for rank in range(manifest.ranks)}
+    folder = place.fetch(scratch, names | lists)
+    verify(files.at(folder), names)
+    return folder
+
+
+def load_trainer(folder: Path) -> dict[str, Any]:
+    """`encoder` and `optimiser` state dicts, on the CPU."""
+    encoder: dict[str, Tensor] = {}
+    state: dict[int, dict[str, Tensor]] = {}
+    with safe_open(folder / TRAINER, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 (it is no dict)
+            part, name = key.split("/", 1)
+            if part == "encoder":
+                encoder[name] = file.get_tensor(key)
+            else:
+                parameter, slot = name.split("/")
+                state.setdefault(int(parameter), {})[slot] = file.get_tensor(key)
+        groups = json.loads(file.metadata()["param_groups"])
+    return {"encoder": encoder, "optimiser": {"state": state, "param_groups": groups}}
 
 
 def restore_store(folder: Path, manifest: Manifest, store: ChainStore, generation: str) -> None:
@@ -103,14 +170,17 @@ def restore_store(folder: Path, manifest: Manifest, store: ChainStore, generatio
         return
     old = Layout(manifest.samples, manifest.shards)
     for shard in range(collectives.rank(), store.layout.shards, collectives.world_size()):
-        store.restore(generation, manifest.applied, shard, _rows_of(folder, old, store.layout.indices(shard)))
+        for start, stop in _pieces(store.schema, store.layout.rows(shard)):
+            tables = _rows_of(folder, old, store.layout.indices(shard, start, stop))
+            store.restore(generation, manifest.applied, shard, tables, start, stop)
 
 
 def resend_pending(folder: Path, manifest: Manifest, store: ChainStore, generation: str) -> None:
     """Send the store the commits that its restored rows do not show yet. One rank does, once all shards are back."""
     parts: dict[tuple[int, int], dict[str, list[Rows]]] = {}
-    for path in sorted(folder.glob("pending-*.safetensors")):
-        for commit in _commits(_load(path)):
+    for shard in range(manifest.shards):
+        path = folder / _name("pending", shard, manifest.shards)
+        for commit in _commits(tensors.columns(path)) if path.exists() else ():
             for table, rows in commit.writes.items():
                 parts.setdefault((commit.step, commit.rank), {}).setdefault(table, []).append(rows)
     for key in sorted(parts):
@@ -119,50 +189,67 @@ def resend_pending(folder: Path, manifest: Manifest, store: ChainStore, generati
         store.exchange(generation, commit, {}, manifest.applied).result()
 
 
-def read_table(folder: Path, manifest: Manifest, table: str) -> dict[str, NDArray]:
+def read_table(place: Place, manifest: Manifest, scratch: Path, table: str) -> dict[str, NDArray]:
     """The columns of one table, [samples, ...] in the order of the dataset; empty where there is no such table.
 
-    Raises:
-        RunError: a shard's file is missing or damaged.
+    What has to be fetched goes into `scratch`. Raises RunError where a shard's file is missing or damaged.
     """
     layout = Layout(manifest.samples, max(1, manifest.shards))
-    columns: dict[str, NDArray] = {}
-    for shard in range(manifest.shards):
-        for name, rows in _load(folder / shard_name(shard, manifest.shards), f"{table}/").items():
-            name = name.removeprefix(f"{table}/")
-            column = columns.setdefault(name, np.empty((manifest.samples, *rows.shape[1:]), rows.dtype))
-            column[layout.indices(shard)] = rows
-    return columns
+    names = [_name("shard", shard, manifest.shards) for shard in range(manifest.shards)]
+    verify(place, names)
+    folder = place.fetch(scratch, names)
+    read: dict[str, NDArray] = {}
+    for shard, name in enumerate(names):
+        for key, rows in tensors.columns(folder / name).items():
+            if key.startswith(f"{table}/"):
+                empty = np.empty((manifest.samples, *rows.shape[1:]), rows.dtype)
+                read.setdefault(key.removeprefix(f"{table}/"), empty)[layout.indices(shard)] = rows
+    return read
+
+
+def _share(manifest: Manifest, layout: Layout) -> set[str]:
+    """The shard files with samples of the shards that this rank restores."""
+    # Sample i lies in file i mod (shards then) and goes to shard i mod (shards now).
+    step = gcd(manifest.shards, layout.shards)
+    mine = {shard % step for shard in range(collectives.rank(), layout.shards, collectives.world_size())}
+    return {_name("shard", shard, manifest.shards) for shard in range(manifest.shards) if shard % step in mine}
+
+
+def _save_shard(path: Path, store: ChainStore, generation: str, shard: int, applied: int) -> None:
+    rows = store.layout.rows(shard)
+    columns = {f"{table}/{name}": column for table, named in store.schema.items() for name, column in named.items()}
+    with tensors.Writer(path, columns, rows) as file:
+        for start, stop in _pieces(store.schema, rows):
+            piece = store.snapshot(generation, shard, applied, start, stop)
+            file.write(start, {f"{t}/{name}": column for t, named in piece.items() for name, column in named.items()})
+
+
+def _pieces(schema: Schema, rows: int) -> Iterator[tuple[int, int]]:
+    """Spans of rows of at most PIECE_NBYTES each, from the first row to the last."""
+    step = max(1, PIECE_NBYTES // nbytes(schema, 1))
+    return ((start, min(rows, start + step)) for start in range(0, rows, step))
+
+
+def _save_trainer(path: Path, encoder: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    state = optimiser.state_dict()
+    flat = {f"encoder/{name}": tensor for name, tensor in encoder.state_dict().items()}
+    for parameter, slots in state["state"].items():
+        flat |= {f"optimiser/{parameter}/{slot}": value for slot, value in slots.items() if value is not None}
+    metadata = {"param_groups": json.dumps(state["param_groups"])}
+    save_tensors({name: tensor.contiguous() for name, tensor in flat.items()}, path, metadata)
 
 
 def _rows_of(folder: Path, old: Layout, indices: NDArray[np.int64]) -> Tables:
     """The tables of the given samples, out of the files of another (or the same) sharding."""
     tables: Tables = {}
     for part in old.split(indices):
-        for key, column in _load(folder / shard_name(part.shard, old.shards)).items():
+        for key, column in tensors.columns(folder / _name("shard", part.shard, old.shards)).items():
             table, name = key.split("/")
             rows = tables.setdefault(table, {})
             if name not in rows:
                 rows[name] = np.empty((len(indices), *column.shape[1:]), column.dtype)
             rows[name][part.positions] = column[part.rows]
     return tables
-
-
-def _load(path: Path, prefix: str = "") -> dict[str, NDArray]:
-    """The arrays whose names begin with the prefix."""
-    try:
-        with safe_open(path, "numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{path}: cannot be read ({error}); use another checkpoint") from error
-
-
-def _flat(tables: Tables) -> dict[str, NDArray]:
-    return {
-        f"{table}/{name}": np.ascontiguousarray(column)
-        for table, columns in tables.items()
-        for name, column in columns.items()
-    }
 
 
 def _flat_commits(commits: Sequence[Commit]) -> dict[str, NDArray]:
@@ -190,6 +277,5 @@ def _joined(parts: Sequence[Rows]) -> Rows:
     return Rows(index, {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values})
 
 
-def shard_name(shard: int, shards: int) -> str:
-    """The file of one shard."""
-    return f"shard-{shard:05d}-of-{shards:05d}.safetensors"
+def _name(kind: str, shard: int, shards: int) -> str:
+    return f"{kind}-{shard:05d}-of-{shards:05d}.safetensors"

@@ -36,6 +36,14 @@ def broadcast_text(text: str) -> str:
     return box[0]
 
 
+def gather_texts(text: str) -> list[str]:
+    """Every rank's text, in rank order, on every rank."""
+    texts = [text] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(texts, text)
+    return texts
+
+
 def gather_features(features: Tensor) -> Tensor:
     """[V, b, D] of every rank, as [V, W * b, D] in rank order, with gradient to the rank that owns each slot.
 

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import torch
 
+from emc2dist import files
 from emc2dist.config import Spec
 from emc2dist.data.images import Images
 from emc2dist.data.loader import ViewLoader
@@ -34,7 +35,10 @@ class Keeper(Protocol):
     """Where checkpoints go."""
 
     def keep(self, step: int, folder: Path, row: Row) -> None:
-        """Register the files that all ranks wrote into their `folder` as one checkpoint; every rank calls it."""
+        """Make one checkpoint of the files that all ranks wrote into their `folder`s; every rank calls it.
+
+        The folder is the keeper's from now on. It may be copied while training goes on, and is removed then.
+        """
 
 
 class StopRequest(Protocol):
@@ -73,7 +77,7 @@ class Job:
 
 
 def run(job: Job, resume: Path | None = None) -> int:
-    """Train one rank from `resume` (a checkpoint folder) or from nothing to the last epoch.
+    """Train one rank from `resume` (the folder of a checkpoint that was verified) or from nothing to the last epoch.
 
     Returns the steps taken: all, or those that the last checkpoint holds where `job.stop` was set before.
 
@@ -140,8 +144,8 @@ class _Loop:
         return 0
 
     def _restore(self, folder: Path) -> int:
-        manifest = checkpoint.read_manifest(folder)
-        state = checkpoint.load_trainer(folder, self.device)
+        manifest = checkpoint.read_manifest(files.at(folder))
+        state = checkpoint.load_trainer(folder)
         self.encoder.load_state_dict(state["encoder"])
         self.optimiser.load_state_dict(state["optimiser"])
         checkpoint.restore_store(folder, manifest, self.store, self.generation)
@@ -204,9 +208,9 @@ class _Loop:
     def _keep(self, step: int, applied: int, row: Row) -> None:
         collectives.barrier()
         parts = (self.spec, self.encoder, self.optimiser, self.store, self.generation)
-        with tempfile.TemporaryDirectory(prefix="emc2-checkpoint-") as folder:
-            checkpoint.save(Path(folder), step, applied, *parts)
-            self.keeper.keep(step, Path(folder), {"step": step, **row})
+        folder = Path(tempfile.mkdtemp(prefix="emc2-checkpoint-"))
+        checkpoint.save(folder, step, applied, *parts)
+        self.keeper.keep(step, folder, {"step": step, **row})
         self.kept, self.kept_at, self.due = step, monotonic(), False
         self._record({"step": step, "last_checkpoint_timestamp_seconds": time()})
 

@@ -51,7 +51,7 @@ def test_interrupted_and_resumed_on_s3_equals_never_having_stopped(job, s3, tmp_
     folder = files.at(f"{s3.uri}/runs/cifar10")
     one_worker = [*job, "workers=1", "shards=2"]
     process = start("train", *one_worker)
-    wait_for(lambda: (folder / "checkpoint-000000020" / "manifest.json").entry(), process)
+    wait_for(lambda: (folder / "checkpoint-000000020" / "checksums-00000-of-00001.json").entry(), process)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)
     assert process.returncode == 130, output

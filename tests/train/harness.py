@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from emc2dist import files
 from emc2dist.config import Spec, parse
 from emc2dist.data.images import open_images
+from emc2dist.service.checkpoints import send
 from emc2dist.store import Layout, LocalStore
 from emc2dist.train import loop
 from emc2dist.train.memory import schema_for
@@ -49,7 +51,7 @@ class Run:
 
     def keep(self, step, folder, row):
         self.checkpoints[step] = self.folder / f"{self.spec.name}-{step}"
-        shutil.copytree(folder, self.checkpoints[step])
+        shutil.move(folder, self.checkpoints[step])
 
     def go(self, resume: Path | None = None) -> "Run":
         train, test = open_images(self.spec.data, "train"), open_images(self.spec.data, "test")
@@ -74,7 +76,7 @@ class Rank:
         spec = parse(spec_text)
         dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=spec.workers)
         run = Run(spec, Path(folder), stop_after)
-        run.keep = lambda step, source, row: [path.rename(Path(folder) / path.name) for path in source.iterdir()]
+        run.keep = lambda step, source, row: send(source, files.at(folder))
         train, test = open_images(spec.data, "train"), open_images(spec.data, "test")
         try:
             loop.run(loop.Job(spec, train, train, test, store, run, run, torch.device("cpu"), run), resume)

@@ -10,6 +10,7 @@ import torch
 from safetensors.numpy import load_file
 from train.harness import Rank, Run, small_spec
 
+from emc2dist import files
 from emc2dist.config import dump
 from emc2dist.train import checkpoint
 
@@ -46,8 +47,8 @@ def train(ray, ranks, spec, folder, **options):
 
 def contents(folder):
     """Encoder parameters, and the store's rows in the order of samples whatever the sharding."""
-    manifest = checkpoint.read_manifest(folder)
-    state = checkpoint.load_trainer(folder, torch.device("cpu"))["encoder"]
+    manifest = checkpoint.verify(files.at(folder))
+    state = checkpoint.load_trainer(folder)["encoder"]
     rows = {}
     for shard in range(manifest.shards):
         path = folder / f"shard-{shard:05d}-of-{manifest.shards:05d}.safetensors"

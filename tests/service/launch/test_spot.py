@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,13 @@ from emc2dist.cli import main
 from emc2dist.service.launch import spot
 from emc2dist.service.launch.local import LocalCluster
 
-TAKEN_AT = "2026-01-01T00:00:00Z"
-
 
 class Metadata(http.server.BaseHTTPRequestHandler):
     """Version 2: a session's key first, and 404 until there is a notice."""
 
     noticed = threading.Event()
     asked = threading.Event()
+    taken_at = "2026-01-01T00:00:00Z"
 
     def do_PUT(self):
         assert int(self.headers["X-aws-ec2-metadata-token-ttl-seconds"]) > 0
@@ -34,7 +34,7 @@ class Metadata(http.server.BaseHTTPRequestHandler):
         if self.headers["X-aws-ec2-metadata-token"] != "key":
             self.answer(401, b"")
         elif self.path == "/latest/meta-data/spot/instance-action" and self.noticed.is_set():
-            self.answer(200, json.dumps({"action": "terminate", "time": TAKEN_AT}).encode())
+            self.answer(200, json.dumps({"action": "terminate", "time": self.taken_at}).encode())
         else:
             self.answer(404, b"")
 
@@ -72,7 +72,9 @@ print(len(cluster.draining()))
 """
 
 
-def test_the_node_is_drained_when_the_notice_comes(metadata):
+def test_the_node_is_drained_when_the_notice_comes(metadata, monkeypatch):
+    in_a_while = datetime.now(UTC) + timedelta(minutes=10)
+    monkeypatch.setattr(Metadata, "taken_at", in_a_while.strftime("%Y-%m-%dT%H:%M:%SZ"))
     folder = Path(tempfile.mkdtemp(prefix="emc2-"))  # short: sockets lie in it
     cluster = LocalCluster(folder / "ray")
     try:

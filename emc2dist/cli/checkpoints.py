@@ -1,0 +1,60 @@
+"""`checkpoint`: what a run could resume from."""
+
+import argparse
+import json
+import sys
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from emc2dist.cli.words import Commands, add_json, add_s3
+from emc2dist.config import parse_s3
+
+if TYPE_CHECKING:
+    from emc2dist.service.checkpoints import State
+
+
+def add_to(commands: Commands) -> None:
+    """Declare the command and what it does."""
+    text = "the checkpoints of a run: ls lists them, verify reads them"
+    actions = commands.add_parser("checkpoint", help=text, description=text).add_subparsers(required=True, metavar="DO")
+    text = "the checkpoints, newest first, and whether they are whole by the names and sizes of their files"
+    ls = actions.add_parser("ls", help=text, description=text)
+    text = "read all files of the checkpoints, and compare them with their checksums; exit status 1 if any is damaged"
+    verify = actions.add_parser("verify", help=text, description=text)
+    verify.add_argument("--newest", action="store_true", help="of the newest checkpoint alone")
+    for sub, command in ((ls, _ls), (verify, _verify)):
+        sub.add_argument("run", metavar="RUN", help="a run folder, as in runs/quickstart")
+        add_s3(sub)
+        add_json(sub)
+        sub.set_defaults(command=command)
+
+
+def _ls(arguments: argparse.Namespace) -> None:
+    _show(arguments, contents=False)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    return int(_show(arguments, contents=True, limit=1 if arguments.newest else None) > 0)
+
+
+def _show(arguments: argparse.Namespace, *, contents: bool, limit: int | None = None) -> int:
+    """Print a line for each checkpoint as soon as it is known; returns how many are not whole."""
+    from emc2dist.service import checkpoints
+    from emc2dist.service.runs import RunFolder
+
+    run = RunFolder.open(arguments.run, parse_s3(arguments.overrides))
+    damaged, found = 0, False
+    for state in islice(checkpoints.examine(run, contents=contents), limit):
+        print(_line(state, as_json=arguments.json), flush=True)
+        damaged, found = damaged + (state.problem is not None), True
+    if not found:
+        print(f"emc2dist: {run.place}: holds no checkpoint yet", file=sys.stderr)
+    return damaged
+
+
+def _line(state: "State", *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps(state._asdict() | {"place": str(state.place)})
+    verdict = "whole" if state.problem is None else f"damaged or unfinished: {state.problem}"
+    created = state.created or "-"
+    return f"{state.place.name}  step {state.step:<9}  {created:<25}  {state.nbytes / 2**20:9.1f} MiB  {verdict}"

@@ -1,0 +1,40 @@
+"""One driver at a time for a run folder: two would remove each other's checkpoints and mix their metrics.
+
+On disk the driver holds a lock of the operating system on RUN/driver.lock, which ends with its process however that
+ends, so there is nothing stale to clear away. A shared folder keeps to it where its file system passes locks on between
+machines, as NFS 4 does. S3 has no such lock: there it is for whoever starts runs to start each once.
+"""
+
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from emc2dist.errors import RunError
+from emc2dist.files import Place
+
+
+@contextmanager
+def held(place: Place) -> Iterator[None]:
+    """Hold the run folder's lock. Raises RunError where another driver does, and says which."""
+    if place.remote:
+        yield
+        return
+    path = place / "driver.lock"
+    path.append(b"")
+    with open(str(path), "r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"{place}: another driver trains this run ({file.read()}); stop that one, or wait until it has ended"
+            ) from None
+        except OSError as error:
+            print(f"{place}: not locked ({error.strerror}); see that no other driver trains it", file=sys.stderr)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%F %T} UTC")
+        file.flush()
+        yield

@@ -1,0 +1,138 @@
+"""A checkpoint alone: any damage to it is found, and it is written and read in pieces."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+from store.store_oracle import SAMPLES, SCHEMA, assert_same, everything, expected, random_commit
+from torch import nn
+from train.harness import small_spec
+
+from emc2dist import files
+from emc2dist.errors import RunError
+from emc2dist.store import Layout, LocalStore
+from emc2dist.train import checkpoint, checksums
+
+COMMITS = [random_commit(np.random.default_rng(10 * step + rank), step, rank) for step in range(4) for rank in range(2)]
+
+
+def filled_store(shards):
+    store = LocalStore(Layout(SAMPLES, shards), SCHEMA)
+    store.reset("first")
+    for commit in COMMITS:
+        store.exchange("first", commit, {}, as_of=-1).result()
+    return store
+
+
+def write(folder, shards=2, generation="first"):
+    """A checkpoint of step 4 whose rows show step 1: the commits of steps 2 and 3 are pending."""
+    folder.mkdir()
+    encoder = nn.Linear(3, 2)
+    optimiser = torch.optim.Adam(encoder.parameters())
+    encoder(torch.ones(3)).sum().backward()
+    optimiser.step()
+    checkpoint.save(folder, 4, 1, small_spec(), encoder, optimiser, filled_store(shards), "first")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("checkpoints") / "whole")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_whole_checkpoint_passes(whole):
+    assert names(whole) == [
+        "checksums-00000-of-00001.json", "manifest.json", "pending-00000-of-00002.safetensors",
+        "pending-00001-of-00002.safetensors", "shard-00000-of-00002.safetensors", "shard-00001-of-00002.safetensors",
+        "trainer.safetensors",
+    ]  # fmt: skip
+    assert checkpoint.verify(files.at(whole)).step == 4
+
+
+@settings(
+    derandomize=True, max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_single_damage_is_found_named_and_never_fetched(data, whole, tmp_path):
+    """A file gone, cut short anywhere, or with any one byte changed to any other."""
+    folder = tmp_path / "damaged"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(whole, folder)
+    path = folder / data.draw(st.sampled_from(names(whole)))
+    content = bytearray(path.read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    match data.draw(st.sampled_from(["gone", "short", "flipped"])):
+        case "gone":
+            path.unlink()
+        case "short":
+            path.write_bytes(content[:at])
+        case "flipped":
+            content[at] ^= data.draw(st.integers(1, 255))
+            path.write_bytes(content)
+    with pytest.raises(RunError, match=r"missing|damaged|bytes|another attempt"):
+        checkpoint.verify(files.at(folder))
+    with pytest.raises(RunError):
+        checkpoint.fetch(files.at(folder), tmp_path, Layout(SAMPLES, 3))
+
+
+def test_names_and_sizes_alone_tell_what_is_missing_or_short(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "short")
+    shard = folder / "shard-00001-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(RunError, match=r"shard-00001-of-00002\.safetensors has .* bytes"):
+        checkpoint.verify(files.at(folder), contents=False)
+    shard.unlink()
+    with pytest.raises(RunError, match=r"shard-00001-of-00002\.safetensors is missing"):
+        checkpoint.verify(files.at(folder), contents=False)
+
+
+def test_files_of_two_attempts_never_make_one_checkpoint(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "mixed")
+    (folder / "checksums-00000-of-00001.json").unlink()
+    checksums.seal(folder, "second")
+    with pytest.raises(RunError, match="belongs to another attempt"):
+        checkpoint.verify(files.at(folder), contents=False)
+
+
+def test_what_earlier_attempts_left_does_not_matter(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "again")
+    (folder / "shard-00002-of-00003.safetensors").write_bytes(b"")
+    (folder / "checksums-00001-of-00002.json").write_bytes(b"")
+    checkpoint.verify(files.at(folder))
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 4])
+def test_in_pieces_and_into_other_shards_every_row_comes_back(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PIECE_NBYTES", 100)  # three rows
+    folder = write(tmp_path / "pieces")
+    for shard in range(2):
+        flat = load_file(folder / f"shard-{shard:05d}-of-00002.safetensors")  # by the library itself
+        for name, column in flat.items():
+            table, column_name = name.split("/")
+            read = {table: np.arange(shard, SAMPLES, 2)}
+            np.testing.assert_array_equal(column, expected(COMMITS, read, 1)[table][column_name])
+    manifest = checkpoint.verify(files.at(folder))
+    store = LocalStore(Layout(SAMPLES, shards), SCHEMA)
+    checkpoint.restore_store(folder, manifest, store, "second")
+    checkpoint.resend_pending(folder, manifest, store, "second")
+    for step in (1, 2, 3):
+        found = store.exchange("second", None, everything(), step).result()
+        assert_same(found, expected(COMMITS, everything(), step))
+
+
+def test_a_rank_needs_its_own_shards_alone(whole, tmp_path):
+    for name in ("shard-00001-of-00004.safetensors", "shard-00003-of-00004.safetensors"):
+        assert name not in checkpoint._share(checkpoint.verify(files.at(whole)), Layout(SAMPLES, 1))
+    manifest = checkpoint.verify(files.at(whole))
+    assert checkpoint._share(manifest, Layout(SAMPLES, 3)) == {
+        "shard-00000-of-00002.safetensors",
+        "shard-00001-of-00002.safetensors",
+    }
