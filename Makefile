@@ -1,4 +1,4 @@
-# make train | test | test-all | image-test | lint | format. Each sets up what it needs and is quick the second time.
+# make train | test | test-all | chaos | image-test | lint | format. Each sets up what it needs and is quick the second time.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -7,7 +7,7 @@ READY := .venv/.ready
 # only talk to it over HTTP. It runs on Linux; elsewhere the tests that need it are skipped.
 SWIFT := $(if $(filter Linux,$(shell uname)),.swift/.ready)
 
-.PHONY: train test test-all image-test lint format clean
+.PHONY: train test test-all chaos image-test lint format clean
 
 train: $(READY)
 	$(BIN)/emc2dist train jobs/quickstart.yaml
@@ -17,6 +17,9 @@ test: lint $(SWIFT)
 
 test-all: lint $(SWIFT)
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+chaos: $(READY)
+	$(BIN)/python -m pytest -m slow -s tests/chaos
 
 image-test: $(READY)
 	PYTHON=$(BIN)/python docker/test.sh

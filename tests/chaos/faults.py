@@ -32,11 +32,11 @@ TUNED = {
 class World:
     """A cluster, a run on it by the command, and what can happen to them."""
 
-    def __init__(self, folder: Path, arguments: list[str], run: str) -> None:
+    def __init__(self, folder: Path, arguments: list[str], run: str, nodes: int = NODES) -> None:
         self.folder, self.run, self.arguments = folder, folder / "runs" / run, arguments
         self.cluster = LocalCluster(folder / "ray")
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        self.environment |= {**TUNED, **self.cluster.start(NODES, cpus=1).environment()}
+        self.environment |= {**TUNED, **self.cluster.start(nodes, cpus=1).environment()}
         self.log: list[str] = []
         self.start_driver()
 
@@ -122,7 +122,7 @@ def hang_shard(world, rng):
 def kill_node(world, rng):
     """A node and all that is on it; another comes in its place, as in a cloud."""
     name = f"worker-{rng.integers(1, NODES + 1)}"
-    _end_node(world, name)
+    end_node(world, name)
     world.cluster.start(NODES, cpus=1)
 
 
@@ -136,7 +136,7 @@ def drain_node(world, rng):
     assert told.returncode == 0, told.stdout + told.stderr
     deadline = time.monotonic() + 20
     world.wait_for(lambda: time.monotonic() > deadline, 60, "the notice")
-    _end_node(world, name)
+    end_node(world, name)
     world.cluster.start(NODES, cpus=1)
 
 
@@ -165,7 +165,7 @@ def damage_checkpoint(world, rng):
         world.log.append(f"  {folders[-1].name}/{path.name}")
 
 
-def _end_node(world, name):
+def end_node(world, name):
     pid = int((world.cluster.folder / f"{name}.pid").read_text())
     for process in sessions.members(pid):
         with contextlib.suppress(psutil.NoSuchProcess):
