@@ -12,11 +12,14 @@ SWIFT := $(if $(filter Linux,$(shell uname)),.swift/.ready)
 train: $(READY)
 	$(BIN)/emc2dist train jobs/quickstart.yaml
 
+# Two files at a time: tests of whole runs wait for one process after another, which leaves a core idle.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: lint $(SWIFT)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: lint $(SWIFT)
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 chaos: $(READY)
 	$(BIN)/python -m pytest -m slow -s tests/chaos

@@ -64,11 +64,11 @@ def test_a_notice_is_read_when_it_is_there(metadata):
     assert spot.notice(metadata) == 1767225600
 
 
-DRAINING = """
+STAYING = """
 import ray
 from emc2dist.service import cluster
 ray.init(logging_level="error", log_to_driver=False)
-print(len(cluster.draining()))
+print(len([node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in cluster.draining()]))
 """
 
 
@@ -86,9 +86,9 @@ def test_the_node_is_drained_when_the_notice_comes(metadata, monkeypatch):
             _, said = heeding.communicate(timeout=120)
         assert heeding.returncode == 0, said
         assert "Ray drains it" in said
-        probe = [sys.executable, "-c", DRAINING]
+        probe = [sys.executable, "-c", STAYING]
         seen = subprocess.run(probe, env=environment, capture_output=True, text=True, timeout=120)
-        assert seen.stdout.strip() == "1", seen.stderr
+        assert seen.stdout.strip() == "1", seen.stderr  # of two; an idle node that is drained is gone at once
     finally:
         cluster.stop()
         shutil.rmtree(folder)
