@@ -47,7 +47,7 @@ class Traffic:
     fetched_bytes: int = 0
     """Bytes of the latter."""
     retries: int = 0
-    """Times that this process tried a request to S3 again, whatever for."""
+    """Times that the process tried a request to S3 again meanwhile, whatever for."""
 
     def __add__(self, other: "Traffic") -> "Traffic":
         return Traffic(*map(add, astuple(self), astuple(other)))

@@ -38,7 +38,7 @@ class ParquetImages:
     def __init__(self, catalogue: Catalogue, cache: DiskCache, *, limit: int | None = None) -> None:
         self._catalogue, self._encoded = catalogue, EncodedImages(catalogue, cache)
         self._length = min(catalogue.rows, limit or catalogue.rows)
-        self._decoders = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="decode")
+        self._begin()
         self.classes = catalogue.classes
         self.labelled = catalogue.labelled
 
@@ -74,7 +74,12 @@ class ParquetImages:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._begin()
+
+    def _begin(self) -> None:
+        """What is of this process alone."""
         self._decoders = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="decode")
+        self._retries_before = files.retries()
 
     @property
     def blocks(self) -> NDArray[np.int64]:
@@ -86,7 +91,7 @@ class ParquetImages:
     @property
     def traffic(self) -> Traffic:
         """What this copy has asked for so far."""
-        return replace(self._encoded.traffic, retries=files.retries())
+        return replace(self._encoded.traffic, retries=files.retries() - self._retries_before)
 
     def get(self, indices: NDArray[np.int64]) -> list[Tensor]:
         """The images, RGB uint8 [3, H, W] each, upright, in the order asked; an index may be asked for twice.

@@ -8,7 +8,7 @@ it be read twice.
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any, get_args
 
@@ -62,7 +62,7 @@ def _panels() -> Iterator[dict[str, Any]]:
         y += -(-len(titles) * _WIDTH // _COLUMNS) * _HEIGHT
 
 
-def _title_order(topic: str) -> Any:
+def _title_order(topic: str) -> Callable[[str], int]:
     """Panels in the order in which the table first names them."""
     first = {metric.panel: i for i, metric in reversed(list(enumerate(METRICS.values()))) if metric.topic == topic}
     return lambda name: first[METRICS[name].panel]

@@ -14,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from emc2dist import files
+from emc2dist.config import S3
 from emc2dist.data.parquet import ParquetImages
-from emc2dist.errors import DataError
+from emc2dist.errors import DataError, StorageUnreachable
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 SCHEMA = pa.schema([("image", IMAGE), ("label", pa.int64())], metadata={"classes": "cat,dog"})
@@ -235,3 +237,13 @@ def test_cifar(opened):
         assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
         assert label == row["label"]
     assert np.bincount(images.labels(np.arange(50_000))).tolist() == [5_000] * 10
+
+
+def test_retries_of_the_process_are_counted_from_the_opening_on(opened, folder, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "any")
+    images = opened(folder)
+    with pytest.raises(StorageUnreachable):
+        files.at("s3://bucket/key", S3(endpoint="http://127.0.0.1:9", attempts=3, timeout_s=2)).read()
+    assert images.traffic.retries == 2
+    assert pickle.loads(pickle.dumps(images)).traffic.retries == 0

@@ -1,7 +1,11 @@
 """The meter against a plain computation over all steps, and the stopwatch against a clock that is set by hand."""
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
 import pytest
 import torch
+import torch.distributed
 from train.harness import Run, small_spec
 
 from emc2dist.data.encoded import Traffic
@@ -69,6 +73,32 @@ def test_percentiles_are_of_the_last_step_and_leave_out_what_has_no_age():
     assert meter.read()["carried_age_p95_steps"] == 95
     meter.add(facts({}, ages=[-1, -1]))
     assert "carried_age_p95_steps" not in meter.read()
+
+
+def read_on(rank, rendezvous):
+    """One of two ranks: the second waits longer for data, and has three times the weight."""
+    torch.distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=2)
+    watch = Stopwatch(CPU)
+    meter = Meter(8, watch)
+    meter.add(facts({"acceptance_rate": (torch.tensor(float(rank)), torch.tensor(1 + 2 * rank))}, [rank, -1], 1))
+    watch._marks = [("data_wait", 0.0), ("", 1.0 + 2 * rank)]
+    row = meter.read()
+    torch.distributed.destroy_process_group()
+    return row
+
+
+def test_ranks_are_reduced_to_one_row(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, spawn) as pool:
+        rows = [
+            future.result(timeout=120)
+            for future in [pool.submit(read_on, rank, tmp_path / "rendezvous") for rank in range(2)]
+        ]
+    for row in rows:
+        assert row["acceptance_rate"] == 0.25
+        assert (row["data_wait_seconds"], row["data_wait_slowest_seconds"]) == (2, 3)
+        assert row["carried_age_p95_steps"] == pytest.approx(0.95)  # of 0 and 1
+        assert (row["data_retries"], row["images"]) == (2, 8)
 
 
 def test_the_parts_of_a_step_make_up_nearly_all_of_it(tmp_path):
