@@ -27,6 +27,7 @@ METRICS: dict[str, str] = {
     "effective_rank": "exp entropy of the features' singular values; 1 is collapse",
     "gradient_norm": "norm of the gradient before clipping",
     "lr": "learning rate",
+    "temperature": "what cosines are divided by",
     "images_per_second": "dataset images trained on per second, all workers (each brings V views)",
     "data_wait_seconds": "mean seconds a step waited for views",
     "data_hits": "mean extents (see emc2dist.data.encoded) per step and worker that lay on the worker's machine",

@@ -2,6 +2,7 @@
 
     runs.py      train, validate, evaluate, export
     data.py      ingest
+    sweeps.py    sweep: many runs of one spec with other values of some keys
     jobs.py      submit, status, logs, stop, list: a run as a job on a cluster
     clusters.py  cluster: a Ray of several nodes on this machine
 
@@ -15,7 +16,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from emc2dist.cli import clusters, data, jobs, runs
+from emc2dist.cli import clusters, data, jobs, runs, sweeps
 from emc2dist.errors import DataError, Emc2Error, RunStopped, SpecError, StorageError, StorageUnreachable
 
 
@@ -40,7 +41,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of a command line; ends the process where they are not understood."""
     parser = argparse.ArgumentParser(prog="emc2dist", description="Global contrastive learning on Ray.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (runs, data, jobs, clusters):
+    for module in (runs, sweeps, data, jobs, clusters):
         module.add_to(commands)
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives up on KEY=VALUE after an option, as in `train SPEC --json lr=1e-3`.

@@ -21,8 +21,11 @@ from emc2dist.service.launch.access import refuse_without_token  # noqa: E402
 
 
 @contextmanager
-def connected(spec: Spec) -> Iterator[None]:
+def connected(spec: Spec, *, runs: int = 1, dashboard: bool = False) -> Iterator[None]:
     """A connection to a cluster with room for the run; one that was started here ends with it.
+
+    One that is started here has room for `runs` such runs at once, and with `dashboard` Ray's State API, without which
+    Ray Train gives nothing back of a run whose driver was killed in the midst of other work.
 
     Raises:
         SpecError: the cluster is too small for the workers or the shards.
@@ -30,7 +33,7 @@ def connected(spec: Spec) -> Iterator[None]:
     """
     ours = not ray.is_initialized()
     if ours:
-        _connect(spec)
+        _connect(spec, runs, dashboard)
     try:
         _check_room(spec)
         yield
@@ -52,6 +55,13 @@ def use_gpu(spec: Spec) -> bool:
     )
 
 
+def room(spec: Spec) -> int:
+    """How many such runs the cluster can hold at once, as if nothing else ran."""
+    fit = _places(worker_needs(spec), spec.resources.worker_labels) // spec.workers
+    mib = spec.resources.shard_mib
+    return min(fit, _places({"memory": mib * 2**20}, spec.resources.shard_labels) // spec.shards) if mib else fit
+
+
 def worker_needs(spec: Spec) -> dict[str, float]:
     """What Ray sets aside for a worker, by its names."""
     asked = spec.resources
@@ -60,7 +70,7 @@ def worker_needs(spec: Spec) -> dict[str, float]:
     return {"CPU": 1 if asked.worker_cpus is None else asked.worker_cpus}
 
 
-def _connect(spec: Spec) -> None:
+def _connect(spec: Spec, runs: int, dashboard: bool) -> None:
     quiet = {"log_to_driver": False, "logging_level": "warning"}
     address = os.environ.get("RAY_ADDRESS")
     if address:
@@ -69,8 +79,8 @@ def _connect(spec: Spec) -> None:
         ray.init(**quiet)
         return
     # One CPU a worker is Ray's ticket to run, not a promise of a core: more workers than cores are slow but fine.
-    cpus = max(os.cpu_count() or 1, spec.workers)
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    cpus = max(os.cpu_count() or 1, spec.workers * runs)
+    ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **quiet)
 
 
 def _check_room(spec: Spec) -> None:

@@ -3,7 +3,7 @@
 import sys
 import threading
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -15,8 +15,21 @@ from emc2dist.service.runs import RunFolder
 _SHOWN = {"loss": "loss {:.3f}", "acceptance_rate": "acceptance {:.3f}", "images_per_second": "{:.0f} images/s"}
 
 
+class Onlooker(Protocol):
+    """Whoever is told of a run's rows as they come, on a thread."""
+
+    def show(self, row: Row) -> None:
+        """Take a row."""
+
+    def say(self, text: str) -> None:
+        """Take a message for people."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
 class Display:
-    """Shows rows on stderr."""
+    """Shows rows on stderr; an Onlooker."""
 
     def __init__(self, steps: int, *, terminal: bool | None = None) -> None:
         terminal = sys.stderr.isatty() if terminal is None else terminal
@@ -67,7 +80,7 @@ class Monitor:
     And takes word of `stop` to the board. While S3 does not answer, rows are kept until it does.
     """
 
-    def __init__(self, board: BoardHandle, folder: RunFolder, display: Display, stop: threading.Event) -> None:
+    def __init__(self, board: BoardHandle, folder: RunFolder, display: Onlooker, stop: threading.Event) -> None:
         self._board, self._folder, self._display = board, folder, display
         self._stop_wanted, self._stop_passed_on = stop, False
         self._pending: list[Row] = []

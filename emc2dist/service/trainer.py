@@ -32,7 +32,7 @@ from emc2dist.data.images import Images, open_images, open_voters
 from emc2dist.errors import RunError, RunStopped, StorageUnreachable
 from emc2dist.metrics import Row
 from emc2dist.service.board import FATAL, BoardHandle, Lookout
-from emc2dist.service.progress import Display, Monitor
+from emc2dist.service.progress import Display, Monitor, Onlooker
 from emc2dist.service.runs import RunFolder
 from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.store.remote import RayStore
@@ -41,15 +41,17 @@ from emc2dist.train.memory import schema_for
 from emc2dist.vision.encoder import Encoder
 
 
-def train(spec: Spec) -> dict[str, Any]:
+def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event | None = None) -> dict[str, Any]:
     """Run `spec` to its last epoch, from its newest checkpoint if it has one; returns the summary.
+
+    `onlooker` is told of the rows instead of a person at a terminal; `stop` ends the run as SIGTERM would.
 
     Raises:
         SpecError, DataError, RunError: before anything starts, where it can be known.
         NonFiniteError, StoreError: while it runs.
-        RunStopped: SIGTERM came; the run wrote a checkpoint of the step it was at, and ended.
+        RunStopped: SIGTERM came, or `stop` was set; the run wrote a checkpoint of the step it was at, and ended.
     """
-    spec = _resolved(spec)
+    spec = resolved(spec)
     images = check(spec)
     order = loop.order_for(spec, images)
     folder = RunFolder.prepare(spec)
@@ -60,11 +62,11 @@ def train(spec: Spec) -> dict[str, Any]:
     steps = spec.epochs * order.steps_per_epoch
     with ExitStack() as stack:
         stack.enter_context(cluster.connected(spec))
-        stop = stack.enter_context(_stop_on_sigterm())
+        stop = stop or stack.enter_context(set_on(signal.SIGTERM))
         store = _create_store(spec, len(images))
         stack.callback(store.close)
         board = BoardHandle.create()
-        with Monitor(board, folder, Display(steps), stop):
+        with Monitor(board, folder, onlooker or Display(steps), stop):
             taken = _fit(spec, folder, store, board)
     if taken < steps:
         raise RunStopped(f"{folder.place}: stopped at step {taken} of {steps}, which a checkpoint holds")
@@ -112,7 +114,7 @@ def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:
     }
 
 
-def _resolved(spec: Spec) -> Spec:
+def resolved(spec: Spec) -> Spec:
     """Paths made absolute, for workers have working directories of their own; and `auto` made what it stands for."""
     spec = _kept_after_the_job(spec) if cluster.in_job() else spec
     data, remote = spec.data, files.is_remote(spec.data.path)
@@ -142,23 +144,23 @@ def _create_store(spec: Spec, samples: int) -> ChainStore:
 
 
 @contextmanager
-def _stop_on_sigterm() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM sets; a second one does what it did before. (Threads get no signals.)"""
+def set_on(number: signal.Signals) -> Iterator[threading.Event]:
+    """An event that the first such signal sets; a second one does what it did before. (Threads get no signals.)"""
     wanted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield wanted
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
 
     def handle(number: int, frame: FrameType | None) -> None:
         wanted.set()
         signal.signal(number, before)
 
-    signal.signal(signal.SIGTERM, handle)
+    signal.signal(number, handle)
     try:
         yield wanted
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
 
 
 def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -> int:
@@ -195,7 +197,9 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -
 
 
 def _interruptible(fit: Callable[[], Any]) -> Any:
-    """Run `fit`; Ctrl-C comes out as KeyboardInterrupt, once Ray Train has ended its workers."""
+    """Run `fit`; Ctrl-C comes out as KeyboardInterrupt, once Ray Train has ended its workers. (Threads get none.)"""
+    if threading.current_thread() is not threading.main_thread():
+        return fit()
     before = signal.getsignal(signal.SIGINT)
     try:
         return fit()

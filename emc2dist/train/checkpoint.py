@@ -6,8 +6,8 @@
     pending-00000-of-00002.safetensors ...   only where a run was stopped within an epoch
 
 Ranks write different files of one folder: rank 0 the first two, rank r the shards r, r + W, ... There is no other
-state: order of the data, views, chains' randomness and learning rate are functions of the step. Shards may be read
-back into another number of shards, and by another number of workers.
+state: order of the data, views, chains' randomness, learning rate and temperature are functions of the step. Shards may
+be read back into another number of shards, and by another number of workers.
 
 Within an epoch reads run ahead of the steps (see `emc2dist.train.memory`). A run that is stopped there must go on with
 what these would have seen, so its shards' rows are older than the step, and the commits since lie beside them.

@@ -120,7 +120,8 @@ class _Loop:
             due = done % self.spec.log_every == 0 or within == 0
             meter.add(trainer.step(step, health=due))
             if due:
-                self._record({"step": done, "lr": trainer.schedule.at(step)} | meter.read())
+                rates = {"lr": trainer.schedule.at(step), "temperature": trainer.temperature.at(step)}
+                self._record({"step": done} | rates | meter.read())
             if within == 0:
                 self._end_of_epoch(epoch, done)
                 meter.restart()
