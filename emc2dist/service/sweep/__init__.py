@@ -2,6 +2,7 @@
 
     space      from a search space to points             folder    records of trials, and where all lies
     tuner      Ray Tune at work                          trial     one trial: a run of ours inside an actor
+    judging    which trials are to stop early            gauges    what Prometheus sees
     results    the table, the best, importance           pictures  what they look like
 
 Every trial is an ordinary run in the sweep's folder. The same command goes on: what has ended is kept, what has not
@@ -19,7 +20,7 @@ from emc2dist.config import Sweep
 from emc2dist.errors import RunError, RunStopped, SpecError
 from emc2dist.metrics import METRICS
 from emc2dist.service.sweep import results, tuner
-from emc2dist.service.sweep.folder import ENDED, SweepFolder, scores
+from emc2dist.service.sweep.folder import ENDED, Ledger, SweepFolder, scores
 from emc2dist.service.sweep.space import Points, points_of
 from emc2dist.service.trainer import check, resolved, set_on
 
@@ -38,7 +39,7 @@ def sweep(spec: Sweep) -> dict[str, Any]:
     spec = spec.model_copy(update={"base": resolved(spec.base)})
     check(spec.base)
     folder = SweepFolder.prepare(spec)
-    ledger = tuner.Ledger(spec, folder)
+    ledger = Ledger(spec, folder)
     begun = ledger.all()
     known = {record.point: record.values for record in begun}
     points = points_of(spec, [known[point] for point in sorted(known)], scores(spec, begun))
@@ -55,7 +56,7 @@ def sweep(spec: Sweep) -> dict[str, Any]:
     return summary
 
 
-def _run(ledger: tuner.Ledger, folder: SweepFolder, points: Points) -> signal.Signals | None:
+def _run(ledger: Ledger, folder: SweepFolder, points: Points) -> signal.Signals | None:
     """Run what has not ended; returns the signal that ended it before, if one did."""
     spec = ledger.sweep
     deadline = monotonic() + spec.budget.hours * 3600 if spec.budget.hours else None

@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from emc2dist import files
 from emc2dist.config import Sweep, differences, dump, parse_sweep
@@ -22,6 +22,7 @@ from emc2dist.files import Place
 
 State = Literal["running", "finished", "stopped", "failed", "lost"]
 """`stopped`: by the scheduler. `failed`: it would only fail again. `lost`: the same command tries again."""
+STATES: tuple[State, ...] = get_args(State)
 ENDED: frozenset[State] = frozenset({"finished", "stopped", "failed"})
 
 
@@ -107,6 +108,40 @@ class SweepFolder:
     def save(self, record: Record) -> None:
         """Write a record."""
         self.write(f"trials/{record.name}.json", json.dumps(asdict(record), indent=1).encode())
+
+
+class Ledger:
+    """The newest record of every trial of a sweep, here and in its folder. Lost trials begin anew."""
+
+    def __init__(self, sweep: Sweep, folder: SweepFolder) -> None:
+        self.sweep, self._folder = sweep, folder
+        self._records = {record.name: record for record in folder.records()}
+        self.changed = True
+        """Since whoever shows the records last set it to False."""
+        for record in self.all():
+            if record.state == "lost":
+                self.put(record.ended("running"))
+
+    def all(self) -> list[Record]:
+        """Every trial that has begun, by point and seed."""
+        return sorted(self._records.values(), key=lambda record: (record.point, record.seed))
+
+    def get(self, name: str) -> Record:
+        """The record of a trial."""
+        return self._records[name]
+
+    def put(self, record: Record) -> None:
+        """Keep a record."""
+        self._folder.save(record)
+        self._records[record.name] = record
+        self.changed = True
+
+    def begin(self, point: int, seed: int, values: dict[str, Any]) -> Record:
+        """The record of a trial, a new one where there is none."""
+        name = trial_name(self.sweep, point, seed)
+        if name not in self._records:
+            self.put(Record(name, point, seed, values))
+        return self._records[name]
 
 
 def scores(sweep: Sweep, records: Sequence[Record]) -> dict[int, float | None]:

@@ -15,12 +15,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from emc2dist.config import Range, Sweep
 from emc2dist.service.sweep.folder import Record
 
 _COLOURS = colormaps["viridis"]
 _COLOUR, _WARNING, _GREY = "#3f90da", "#bd1f01", "#6b7280"
+_BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1}
 _DPI = 150
 
 
@@ -49,7 +51,7 @@ def _parallel(sweep: Sweep, records: Sequence[Record]) -> Figure:
     for position, marks in enumerate(ticks):
         axes.axvline(position, color="#9ca3af", linewidth=0.8, zorder=0)
         for height, text in marks:
-            axes.text(position + 0.03, height, text, fontsize=7, color="#374151", va="center")
+            axes.text(position + 0.03, height, text, fontsize=7, color="#374151", va="center", bbox=_BEHIND)
     axes.set_xticks(range(len(ticks)), [*sweep.space, sweep.metric], fontsize=9)
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(ticks) - 0.7)
@@ -87,11 +89,14 @@ def _panel(sweep: Sweep, key: str, axes: Axes, records: Sequence[Record]) -> Non
             )
     if names:
         axes.set_xticks(range(len(names)), names)
+        axes.set_xlim(-0.5, len(names) - 0.5)
     elif _logarithmic(sweep, key):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(key, fontsize=9)
     axes.tick_params(labelsize=8)
-    axes.tick_params(which="minor", labelsize=6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e5e7eb", linewidth=0.7)
     axes.set_axisbelow(True)

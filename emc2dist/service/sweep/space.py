@@ -130,10 +130,13 @@ def draw(sweep: Sweep, index: int) -> Point:
     return {key: _drawn(known, generator) for key, known in sweep.distributions().items()}
 
 
-def trial_spec(sweep: Sweep, name: str, point: Point, seed: int, run_dir: str) -> Spec:
-    """The spec of a trial: a run of its own. Raises SpecError where the point is no valid one."""
-    own = {"name": name, "run_dir": run_dir, "seed": sweep.base.seed + seed}
-    return changed(sweep.base, {**point, **own}, source=name)
+def trial_spec(sweep: Sweep, name: str, point: Point, seed: int, common: Mapping[str, Any]) -> Spec:
+    """The spec of a trial, a run of its own; `common` are keys that all trials share beside the base's.
+
+    Raises:
+        SpecError: the point is no valid one.
+    """
+    return changed(sweep.base, {**common, **point, "name": name, "seed": sweep.base.seed + seed}, source=name)
 
 
 def _drawn(known: Range | tuple[Any, ...], generator: np.random.Generator) -> Any:

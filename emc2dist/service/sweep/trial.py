@@ -67,6 +67,10 @@ class HaltHandle:
         """See `Halts.halt`; returns when it is left."""
         ray.get(self._actor.halt.remote(names), timeout=TIMEOUT_S)
 
+    def close(self) -> None:
+        """End the actor: a handle that Tune has kept would keep it alive."""
+        ray.kill(self._actor)
+
     def stopping(self) -> bool:
         """Whether this trial is asked to stop."""
         return ray.get(self._actor.wanted.remote(self._name), timeout=TIMEOUT_S)

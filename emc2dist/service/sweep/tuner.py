@@ -1,8 +1,7 @@
 """Ray Tune at work: hands out trials, judges them, keeps their records, and shows how far it is.
 
-    Handout     the next trial, or none: a Searcher
-    Gentle      a scheduler of Tune's, whose "stop" becomes a word to the trial
-    Watch       what Tune reports becomes records, a table on stderr and Prometheus' gauges
+    Handout     which trial is next: a Searcher
+    Watch       what Tune reports becomes records, a table on stderr and Prometheus' gauges: a Callback
 
 Tune's own experiment state is not used: it is pickled, lags behind, and knows less than the records and run folders. A
 sweep that goes on replays the records of ended trials to the scheduler, and hands out the others.
@@ -11,21 +10,21 @@ sweep that goes on replays the records of ended trials to the scheduler, and han
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 import emc2dist.service.cluster as cluster  # before ray: sets its defaults
 
 from ray import tune  # isort: skip
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
-from ray.util.metrics import Gauge
 
-from emc2dist.config import Sweep, dump
-from emc2dist.service.sweep.folder import ENDED, Record, State, SweepFolder, scores, trial_name
-from emc2dist.service.sweep.results import leader, table
+from emc2dist.config import Spec, dump
+from emc2dist.errors import SpecError
+from emc2dist.service.sweep.folder import ENDED, Ledger, Record, State, SweepFolder, scores
+from emc2dist.service.sweep.gauges import Gauges
+from emc2dist.service.sweep.judging import Gentle, judge_of
+from emc2dist.service.sweep.results import table
 from emc2dist.service.sweep.space import Points, trial_spec
 from emc2dist.service.sweep.trial import HaltHandle, Trial
 
@@ -38,66 +37,45 @@ _TABLE_S = 15.0
 _DRIVER_NEEDS = {"CPU": 0, "memory": 2**20}  # Tune asks for something; the workers shall have all CPUs
 
 
-STATES: tuple[State, ...] = ("running", "finished", "stopped", "failed", "lost")
-
-
-class Ledger:
-    """All records of a sweep, the newest of each, and their file."""
-
-    def __init__(self, sweep: Sweep, folder: SweepFolder) -> None:
-        self.sweep, self._folder = sweep, folder
-        self._records = {record.name: record for record in folder.records()}
-        self.changed = True
-        for record in self.all():
-            if record.state == "lost":
-                self.put(record.ended("running"))
-
-    def all(self) -> list[Record]:
-        """Every trial that has begun, by point and seed."""
-        return sorted(self._records.values(), key=lambda record: (record.point, record.seed))
-
-    def get(self, name: str) -> Record:
-        """The record of a trial."""
-        return self._records[name]
-
-    def put(self, record: Record) -> None:
-        """Keep a record."""
-        self._folder.save(record)
-        self._records[record.name] = record
-        self.changed = True
-
-    def begin(self, point: int, seed: int, values: dict[str, Any]) -> Record:
-        """The record of a trial, a new one where there is none."""
-        name = trial_name(self.sweep, point, seed)
-        if name not in self._records:
-            self.put(Record(name, point, seed, values))
-        return self._records[name]
-
-
 class Handout(Searcher):
     """Hands out every trial that has not ended, in order."""
 
-    def __init__(self, ledger: Ledger, points: Points, run_dir: str) -> None:
+    def __init__(self, ledger: Ledger, points: Points, common: dict[str, Any]) -> None:
         super().__init__()
-        self._ledger, self._points, self._run_dir = ledger, points, run_dir
+        self._ledger, self._points, self._common = ledger, points, common
         self._trials = self._remaining()
-        self.over = threading.Event()
-        """Set: no more."""
+        self.over = False
+        """No more trials are to begin."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """See `Searcher`: the configuration of the next trial."""
-        record = None if self.over.is_set() else next(self._trials, None)
-        if record is None:
-            return Searcher.FINISHED
-        sweep = self._ledger.sweep
-        spec = trial_spec(sweep, record.name, record.values, record.seed, self._run_dir)
-        return {"name": record.name, "spec": dump(spec), "metric": sweep.metric}
+        while not self.over:
+            record = next(self._trials, None)
+            if record is None:
+                break
+            try:
+                return self._configuration(record)
+            except SpecError as error:  # Optuna combined what does not go together
+                self.close(record, "failed", str(error))
+        return Searcher.FINISHED
+
+    def close(self, record: Record, state: State, reason: str) -> None:
+        """Keep how a trial ended; where it was the last one of its point, what the point has come to."""
+        self._ledger.put(record.ended(state, " ".join(reason.split())))
+        own = [other for other in self._ledger.all() if other.point == record.point]
+        for point, score in scores(self._ledger.sweep, own).items():
+            self._points.tell(point, score)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """See `Searcher`; `Watch` tells the points."""
+        """See `Searcher`; `close` does it."""
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """See `Searcher`; the records say it all."""
+
+    def _configuration(self, record: Record) -> dict[str, Any]:
+        sweep = self._ledger.sweep
+        spec = trial_spec(sweep, record.name, record.values, record.seed, self._common)
+        return {"name": record.name, "spec": dump(spec), "metric": sweep.metric}
 
     def _remaining(self) -> Iterator[Record]:
         for point in range(len(self._points)):
@@ -108,75 +86,11 @@ class Handout(Searcher):
                     yield record
 
 
-class _Past(NamedTuple):
-    """As much of a trial of Tune as a scheduler asks for."""
-
-    trial_id: str
-    status: str = "TERMINATED"
-
-
-class Gentle(FIFOScheduler):
-    """A scheduler's judgements, but a trial that is to stop is only asked to: it ends by itself and gives all back."""
-
-    def __init__(self, judge: TrialScheduler, halt: Callable[[str, int], None]) -> None:
-        super().__init__()
-        self._judge, self._halt = judge, halt
-        self._halted: set[str] = set()
-
-    def replay(self, record: Record, metric: str) -> None:
-        """Show the judge an ended trial of an earlier start."""
-        trial = _Past(record.name)
-        self._judge.on_trial_add(None, trial)
-        for epoch, value in record.history:
-            self._judge.on_trial_result(None, trial, {"epoch": epoch, metric: value})
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """See `TrialScheduler`."""
-        self._judge.on_trial_add(tune_controller, trial)
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """See `TrialScheduler`: always to go on."""
-        name = trial.config["name"]
-        if name in self._halted:
-            return TrialScheduler.CONTINUE
-        if self._judge.on_trial_result(tune_controller, trial, result) != TrialScheduler.CONTINUE:
-            self._halted.add(name)
-            self._halt(name, result["epoch"])
-        return TrialScheduler.CONTINUE
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """See `TrialScheduler`."""
-        if result["epoch"]:
-            self._judge.on_trial_complete(tune_controller, trial, result)
-
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """See `TrialScheduler`."""
-        self._judge.on_trial_error(tune_controller, trial)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """See `TrialScheduler`."""
-        self._judge.on_trial_remove(tune_controller, trial)
-
-
-def judge_of(sweep: Sweep) -> TrialScheduler:
-    """The scheduler of Tune that `scheduler.name` names."""
-    asked, common = sweep.scheduler, {"time_attr": "epoch", "metric": sweep.metric, "mode": sweep.goal}
-    if asked.name == "asha":
-        return ASHAScheduler(
-            **common, max_t=max(sweep.base.epochs, asked.grace), grace_period=asked.grace,
-            reduction_factor=asked.reduction, stop_last_trials=False,
-        )  # fmt: skip
-    if asked.name == "median":
-        # It would pause a trial that it cannot judge yet, and ours cannot be paused.
-        return MedianStoppingRule(**common, grace_period=asked.grace, min_time_slice=float("inf"))
-    return FIFOScheduler()
-
-
 class Watch(tune.Callback):
     """Keeps the records, shows them, and has the trials stop when the sweep is to end."""
 
-    def __init__(self, ledger: Ledger, points: Points, handout: Handout, halts: HaltHandle) -> None:
-        self._ledger, self._points, self._handout, self._halts = ledger, points, handout, halts
+    def __init__(self, ledger: Ledger, handout: Handout, halts: HaltHandle, ends: Callable[[], str | None]) -> None:
+        self._ledger, self._handout, self._halts, self._ends = ledger, handout, halts, ends
         self._judged: dict[str, int] = {}
         self._gauges = Gauges(ledger.sweep)
         self._shown = monotonic()
@@ -186,11 +100,12 @@ class Watch(tune.Callback):
         self._judged[name] = epoch
         self._halts.halt([name])
 
-    def end(self, why: str) -> None:
-        """Have all trials write a checkpoint and end, and begin no more."""
-        if not self._handout.over.is_set():
-            self._handout.over.set()
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """See `tune.Callback`: where the sweep is to end, all trials write a checkpoint and end, and no more begin."""
+        why = None if self._handout.over else self._ends()
+        if why is not None:
             print(f"{why}: every trial writes a checkpoint first", file=sys.stderr, flush=True)
+            self._handout.over = True
             self._halts.halt([record.name for record in self._ledger.all() if record.state == "running"])
 
     def on_trial_result(
@@ -199,13 +114,13 @@ class Watch(tune.Callback):
         """See `tune.Callback`."""
         record = self._ledger.get(trial.config["name"])
         if "state" in result:
-            self._close(record, result["state"], result["reason"])
+            self._handout.close(record, *self._verdict(record.name, result["state"], result["reason"]))
         elif result["epoch"] > record.epoch:
             self._ledger.put(record.reached(result["epoch"], result[self._ledger.sweep.metric]))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`: the actor itself has died."""
-        self._close(self._ledger.get(trial.config["name"]), "lost", f"its driver died: {trial.get_error()}")
+        self._handout.close(self._ledger.get(trial.config["name"]), "lost", f"its driver died: {trial.get_error()}")
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """See `tune.Callback`."""
@@ -219,37 +134,11 @@ class Watch(tune.Callback):
         print(table(self._ledger.sweep, records), file=sys.stderr, flush=True)
         self._gauges.set(records)
 
-    def _close(self, record: Record, state: State, reason: str) -> None:
-        if state == "running" and record.name in self._judged:
-            state, reason = "stopped", f"{self._ledger.sweep.scheduler.name}, epoch {self._judged[record.name]}"
-        self._ledger.put(record.ended(state, " ".join(reason.split())))
-        own = [other for other in self._ledger.all() if other.point == record.point]
-        for point, score in scores(self._ledger.sweep, own).items():
-            self._points.tell(point, score)
-
-
-class Gauges:
-    """What Prometheus sees of a sweep: two series for each trial, and seven for the sweep."""
-
-    def __init__(self, sweep: Sweep) -> None:
-        self._sweep = sweep
-        self._metric = Gauge("emc2_sweep_trial_metric", f"{sweep.metric} of a trial, newest", ("sweep", "trial"))
-        self._epoch = Gauge("emc2_sweep_trial_epoch", "epochs that a trial has been judged at", ("sweep", "trial"))
-        self._trials = Gauge("emc2_sweep_trials", "trials that have begun, by state", ("sweep", "state"))
-        self._best = Gauge("emc2_sweep_best_metric", f"best {sweep.metric} of any trial so far", ("sweep",))
-
-    def set(self, records: list[Record]) -> None:
-        """Set all to what the records say."""
-        own = {"sweep": self._sweep.name}
-        for record in records:
-            if record.value is not None:
-                self._metric.set(record.value, own | {"trial": record.name})
-                self._epoch.set(record.epoch, own | {"trial": record.name})
-        for state in STATES:
-            self._trials.set(sum(record.state == state for record in records), own | {"state": state})
-        best = leader(self._sweep, records)
-        if best is not None and best.value is not None:
-            self._best.set(best.value, own)
+    def _verdict(self, name: str, state: State, reason: str) -> tuple[State, str]:
+        """How a trial ended, where one that ends unfinished may have been asked to."""
+        if state == "running" and name in self._judged:
+            return "stopped", f"{self._ledger.sweep.scheduler.name}, epoch {self._judged[name]}"
+        return state, reason
 
 
 def run(ledger: Ledger, folder: SweepFolder, points: Points, ends: Callable[[], str | None]) -> None:
@@ -257,8 +146,8 @@ def run(ledger: Ledger, folder: SweepFolder, points: Points, ends: Callable[[], 
     os.environ.update(_SETTINGS)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     sweep, halts = ledger.sweep, HaltHandle.create()
-    handout = Handout(ledger, points, str(folder.place))
-    watch = Watch(ledger, points, handout, halts)
+    handout = Handout(ledger, points, {"run_dir": str(folder.place), "threads": _threads(sweep.base)})
+    watch = Watch(ledger, handout, halts, ends)
     gentle = Gentle(judge_of(sweep), watch.halt)
     for record in ledger.all():
         if record.state in ENDED:
@@ -279,25 +168,18 @@ def run(ledger: Ledger, folder: SweepFolder, points: Points, ends: Callable[[], 
         max_concurrent_trials=min(cluster.room(sweep.base), sweep.budget.concurrent or sys.maxsize),
         trial_name_creator=_name_of,
         trial_dirname_creator=_name_of,
-        callbacks=[watch, _Ending(watch, ends)],
+        callbacks=[watch],
         verbose=0,
         raise_on_failed_trial=False,
     )
     watch.show()
+    halts.close()
     scratch.remove()
 
 
-class _Ending(tune.Callback):
-    """Looks between Tune's steps whether the sweep is to end."""
-
-    def __init__(self, watch: Watch, ends: Callable[[], str | None]) -> None:
-        self._watch, self._ends = watch, ends
-
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """See `tune.Callback`."""
-        why = self._ends()
-        if why is not None:
-            self._watch.end(why)
+def _threads(base: Spec) -> int:
+    """Of a worker: as many as the CPUs that are set aside for it, for there may be other trials on its machine."""
+    return base.threads or (0 if cluster.use_gpu(base) else max(1, int(cluster.worker_needs(base)["CPU"])))
 
 
 def _name_of(trial: Any) -> str:

@@ -12,7 +12,7 @@ from service.sweep.test_space import small_sweep
 from emc2dist.config import parse
 from emc2dist.service.sweep import results
 from emc2dist.service.sweep.folder import Record, SweepFolder
-from emc2dist.service.sweep.tuner import Gentle, judge_of
+from emc2dist.service.sweep.judging import Gentle, judge_of
 
 SPACE = "{temperature: 'loguniform(0.05, 0.5)', kernel: [mh, isir]}"
 
