@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emc2dist.config import OPERATIONAL, Spec, differences, dump, load, parse
+from emc2dist.config import OPERATIONAL, Spec, differences, dump, load, load_sweep, parse
 from emc2dist.errors import SpecError
 
 MINIMAL = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\n"
@@ -39,6 +39,8 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("temperature=-0.1", ["temperature", "-0.1", "greater than 0"]),
         ("temperature=.nan", ["temperature", "nan"]),
         ("temperature=.inf", ["temperature", "finite"]),
+        ("temperature_end=0", ["temperature_end", "0", "greater than 0"]),
+        ("temperature_period=2", ["temperature_period", "2", "needs temperature_end"]),
         ("burn_in_fraction=1.0", ["burn_in_fraction", "1.0", "less than 1"]),
         ("burn_in_fraction=-0.1", ["burn_in_fraction", "greater than or equal to 0"]),
         ("batch_size=1", ["batch_size", "1", "2"]),
@@ -110,7 +112,7 @@ def test_operational_keys_exist():
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_every_job_is_valid(path):
-    assert load(path).name
+    assert (load_sweep if path.stem == "sweep" else load)(path).name
 
 
 def test_a_spec_is_read_without_torch_or_ray():

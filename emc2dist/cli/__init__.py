@@ -1,6 +1,7 @@
 """`emc2dist`: thin commands over the library.
 
     runs.py         train, validate, evaluate, export
+    sweeps.py       sweep: many runs of one spec with other values of some keys
     checkpoints.py  checkpoint: what a run could resume from
     reports.py      report: pictures of runs
     data.py         ingest
@@ -17,7 +18,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from emc2dist.cli import checkpoints, clusters, data, jobs, reports, runs
+from emc2dist.cli import checkpoints, clusters, data, jobs, reports, runs, sweeps
 from emc2dist.errors import DataError, Emc2Error, RunStopped, SpecError, StorageError, StorageUnreachable
 
 
@@ -42,7 +43,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of a command line; ends the process where they are not understood."""
     parser = argparse.ArgumentParser(prog="emc2dist", description="Global contrastive learning on Ray.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (runs, checkpoints, reports, data, jobs, clusters):
+    for module in (runs, sweeps, checkpoints, reports, data, jobs, clusters):
         module.add_to(commands)
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives up on KEY=VALUE after an option, as in `train SPEC --json lr=1e-3`.

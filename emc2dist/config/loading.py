@@ -1,18 +1,21 @@
-"""From YAML and key=value to a `Spec`, or to one message that says what is wrong; and back."""
+"""From YAML and key=value to a `Spec` or a `Sweep`, or to one message that says what is wrong; and back."""
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from emc2dist.config.sections import S3
-from emc2dist.config.spec import Spec
+from emc2dist.config.spec import Spec, leaves
+from emc2dist.config.sweep import Sweep
 from emc2dist.errors import SpecError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -32,25 +35,39 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     Raises:
         SpecError: with one message that names the file, the key, the value and what is allowed.
     """
-    path = Path(path)
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML spec") from error
-    return parse(text, overrides, source=str(path))
+    return parse(_read(Path(path)), overrides, source=str(path))
 
 
 def parse(text: str, overrides: Sequence[str] = (), *, source: str = "spec") -> Spec:
     """Parse the text of a spec; `source` names it in messages. Raises `SpecError`."""
-    tree = _yaml(text, source)
-    if not isinstance(tree, dict):
-        raise SpecError(f"{source}: expected a mapping of keys to values, got {type(tree).__name__}")
-    for override in overrides:
-        _apply(tree, override)
-    try:
-        return Spec.model_validate(_tuples(tree))
-    except ValidationError as error:
-        raise SpecError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from None
+    return _checked(Spec, _tree(text, overrides, source), source)
+
+
+def changed(spec: Spec, values: Mapping[str, Any], *, source: str) -> Spec:
+    """`spec` with other values of keys as in `optimiser.weight_decay`. Raises `SpecError`, which `source` begins."""
+    tree = spec.model_dump(mode="json")
+    for key, value in values.items():
+        _put(tree, key, value)
+    return _checked(Spec, tree, source)
+
+
+def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
+    """Read a sweep's file and that of its base, apply `key=value` overrides, and see that every value could be run.
+
+    Raises:
+        SpecError: with one message that names the file, the key, the value and what is allowed.
+    """
+    path = Path(path)
+    tree = _tree(_read(path), overrides, str(path))
+    if isinstance(tree.get("base"), str):
+        base = path.parent / tree["base"]
+        tree["base"] = _tree(_read(base), (), str(base))
+    return _sweep(tree, str(path))
+
+
+def parse_sweep(text: str, *, source: str = "sweep") -> Sweep:
+    """Parse what `dump` wrote of a sweep. Raises `SpecError`."""
+    return _sweep(_tree(text, (), source), source)
 
 
 def parse_s3(overrides: Sequence[str]) -> S3:
@@ -63,12 +80,49 @@ def parse_s3(overrides: Sequence[str]) -> S3:
     try:
         return TypeAdapter(dict[str, S3]).validate_python(tree).get("s3", S3())
     except ValidationError as error:
-        raise SpecError("; ".join(_explain(e) for e in error.errors())) from None
+        raise SpecError("; ".join(_explain(e, Spec) for e in error.errors())) from None
 
 
-def dump(spec: Spec) -> str:
-    """The resolved spec as YAML that `parse` reads back to an equal spec."""
+def dump(spec: Spec | Sweep) -> str:
+    """The resolved spec as YAML that `parse`, or `parse_sweep`, reads back to an equal one."""
     return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML spec") from error
+
+
+def _tree(text: str, overrides: Sequence[str], source: str) -> dict[str, Any]:
+    tree = _yaml(text, source)
+    if not isinstance(tree, dict):
+        raise SpecError(f"{source}: expected a mapping of keys to values, got {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    return tree
+
+
+def _sweep(tree: dict[str, Any], source: str) -> Sweep:
+    changes, base, space = tree.pop("set", {}), tree.get("base"), tree.get("space")
+    if isinstance(base, dict) and isinstance(changes, dict):
+        for key, value in leaves(changes):
+            _put(base, key, value)
+    if isinstance(space, dict):
+        tree["space"] = dict(leaves(space))
+    sweep = _checked(Sweep, tree, source)
+    for key, values in sweep.ends().items():
+        for value in values:
+            changed(sweep.base, {key: value}, source=f"{source}: space")
+    return sweep
+
+
+def _checked(model: type[Model], tree: dict[str, Any], source: str) -> Model:
+    try:
+        return model.model_validate(_tuples(tree))
+    except ValidationError as error:
+        raise SpecError(f"{source}: " + "; ".join(_explain(e, model) for e in error.errors())) from None
 
 
 def _yaml(text: str, source: str) -> Any:
@@ -82,12 +136,16 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise SpecError(f"{override!r}: an override is written key=value, as in lr=1e-3 or data.limit=512")
+    _put(tree, key, _yaml(value, override))
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, leaf = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise SpecError(f"{override!r}: {parent} is a value, not a section")
-    tree[leaf] = _yaml(value, override)
+            raise SpecError(f"{key}: {parent} is a value, not a section")
+    tree[leaf] = value
 
 
 def _tuples(value: Any) -> Any:
@@ -97,10 +155,10 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _explain(error: ErrorDetails) -> str:
+def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(key, list(_keys(Spec)), n=1, cutoff=0.0)
+        nearest = difflib.get_close_matches(key, list(_keys(model)), n=1, cutoff=0.0)
         return f"{key}: unknown key; the nearest valid key is {nearest[0]}"
     if error["type"] == "missing":
         return f"{key}: missing; give it a value"

@@ -43,6 +43,10 @@ class Spec(Section):
     """`mh`: a Metropolis-Hastings sweep over the batch; `isir`: iterated sampling importance resampling."""
     temperature: PositiveFloat = 0.2
     """Scores are cosine similarities divided by it."""
+    temperature_end: PositiveFloat | None = None
+    """Where a cosine takes the temperature, from `temperature`, over the run; None: it stays."""
+    temperature_period: PositiveFloat | None = None
+    """Epochs in which the cosine goes to `temperature_end` and back; None: it goes there once, by the run's end."""
     burn_in_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of an `mh` sweep's valid proposals that is dropped."""
     cache_proposals: Annotated[int, Field(ge=0)] = 0
@@ -120,6 +124,10 @@ class Spec(Section):
             raise ValueError(f"watch.tensorboard: true needs a run_dir on disk, got {self.run_dir}")
         if self.cache_proposals and self.objective != "emc2":
             raise ValueError(f"cache_proposals: {self.cache_proposals} needs objective: emc2, got {self.objective}")
+        if self.temperature_period is not None and self.temperature_end is None:
+            raise ValueError(
+                f"temperature_period: {self.temperature_period} needs temperature_end, the other bound of the cosine"
+            )
         for key, (low, high) in (("views.crop", self.views.crop), ("views.aspect", self.views.aspect)):
             if low > high:
                 raise ValueError(f"{key}: [{low}, {high}] is not an ascending pair")
@@ -140,7 +148,7 @@ OPERATIONAL = frozenset(
 
 def differences(old: Spec, new: Spec) -> list[str]:
     """Keys outside `OPERATIONAL` whose values differ, as lines `key: old -> new`."""
-    before, after = leaves(old), leaves(new)
+    before, after = dict(leaves(old.model_dump())), dict(leaves(new.model_dump()))
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in before
@@ -148,14 +156,10 @@ def differences(old: Spec, new: Spec) -> list[str]:
     ]
 
 
-def leaves(spec: Spec) -> dict[str, Any]:
-    """Every key, dotted as on the command line, and its value."""
-    return dict(_leaves(spec.model_dump()))
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested sections, under keys as in `data.limit`."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

@@ -8,7 +8,7 @@ the workers should stop; rank 0 looks every second.
 import logging
 import threading
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayError
@@ -111,10 +111,17 @@ class BoardHandle:
         return ray.get(self._actor.stopping.remote(), timeout=TIMEOUT_S)
 
 
+class Stopping(Protocol):
+    """Where word of stopping is left, in another process."""
+
+    def stopping(self) -> bool:
+        """Whether the run is asked to end."""
+
+
 class Lookout:
     """Looks on a thread whether the run is asked to stop, so that a step can ask without waiting."""
 
-    def __init__(self, board: BoardHandle, interval_s: float = 1.0) -> None:
+    def __init__(self, board: Stopping, interval_s: float = 1.0) -> None:
         self._board, self._interval_s = board, interval_s
         self._seen, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="lookout", daemon=True)

@@ -26,8 +26,11 @@ POLL_S = 0.5
 
 
 @contextmanager
-def connected(spec: Spec) -> Iterator[None]:
+def connected(spec: Spec, *, runs: int = 1, dashboard: bool = False) -> Iterator[None]:
     """A connection to a cluster with room for the run; one that was started here ends with it.
+
+    One that is started here has room for `runs` such runs at once, and with `dashboard` Ray's State API, without which
+    Ray Train gives nothing back of a run whose driver was killed in the midst of other work.
 
     Raises:
         SpecError: the cluster is too small for the workers or the shards.
@@ -35,7 +38,7 @@ def connected(spec: Spec) -> Iterator[None]:
     """
     ours = not ray.is_initialized()
     if ours:
-        _connect(spec)
+        _connect(spec, runs, dashboard)
     try:
         _check_room(spec)
         yield
@@ -54,6 +57,13 @@ def use_gpu(spec: Spec) -> bool:
     if spec.device != "auto":
         return spec.device == "cuda"
     return spec.fitting(_places({"GPU": spec.resources.worker_gpus}, spec.resources.worker_labels)) is not None
+
+
+def room(spec: Spec) -> int:
+    """How many such runs the cluster can hold at once, as if nothing else ran."""
+    fit = _places(worker_needs(spec), spec.resources.worker_labels) // spec.workers
+    mib = spec.resources.shard_mib
+    return min(fit, _places({"memory": mib * 2**20}, spec.resources.shard_labels) // spec.shards) if mib else fit
 
 
 def worker_needs(spec: Spec) -> dict[str, float]:
@@ -102,7 +112,7 @@ def draining() -> set[str]:
     return set(ray._private.state.state.get_draining_nodes())  # public only as a barrier of all workers
 
 
-def _connect(spec: Spec) -> None:
+def _connect(spec: Spec, runs: int, dashboard: bool) -> None:
     quiet = {"log_to_driver": False, "logging_level": "warning"}
     address = os.environ.get("RAY_ADDRESS")
     if address:
@@ -111,8 +121,8 @@ def _connect(spec: Spec) -> None:
         ray.init(**quiet)
         return
     # One CPU a worker is Ray's ticket to run, not a promise of a core: more workers than cores are slow but fine.
-    cpus = max(os.cpu_count() or 1, spec.workers)
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    cpus = max(os.cpu_count() or 1, spec.workers * runs)
+    ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **quiet)
 
 
 def _check_room(spec: Spec) -> None:

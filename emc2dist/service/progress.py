@@ -4,7 +4,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -18,8 +18,21 @@ from emc2dist.store import ChainStore
 _SHOWN = {"loss": "loss {:.3f}", "acceptance_rate": "acceptance {:.3f}", "images_per_second": "{:.0f} images/s"}
 
 
+class Onlooker(Protocol):
+    """Whoever is told of a run's rows as they come, on a thread."""
+
+    def show(self, row: Row) -> None:
+        """Take a row."""
+
+    def say(self, text: str) -> None:
+        """Take a message for people."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
 class Display:
-    """Shows rows on stderr."""
+    """Shows rows on stderr; an Onlooker."""
 
     def __init__(self, steps: int, *, terminal: bool | None = None) -> None:
         terminal = sys.stderr.isatty() if terminal is None else terminal
@@ -81,7 +94,7 @@ class Monitor:
         self,
         board: BoardHandle,
         folder: RunFolder,
-        display: Display,
+        display: Onlooker,
         exporter: Exporter,
         store: ChainStore,
         why_stop: Callable[[], str | None],

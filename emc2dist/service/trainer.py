@@ -39,7 +39,7 @@ from emc2dist.metrics import Recorder, Row
 from emc2dist.service import checkpoints, lock
 from emc2dist.service.board import FATAL, BoardHandle, Lookout
 from emc2dist.service.exporter import Exporter, watched
-from emc2dist.service.progress import Display, Monitor
+from emc2dist.service.progress import Display, Monitor, Onlooker
 from emc2dist.service.runs import RunFolder, checkpoint_name, numbers
 from emc2dist.service.surroundings import Surroundings
 from emc2dist.service.tensorboard import TensorBoard
@@ -50,15 +50,17 @@ from emc2dist.train.memory import schema_for
 from emc2dist.vision.encoder import Encoder
 
 
-def train(spec: Spec) -> dict[str, Any]:
+def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event | None = None) -> dict[str, Any]:
     """Run `spec` to its last epoch, from its newest checkpoint if it has one; returns the summary.
+
+    `onlooker` is told of the rows instead of a person at a terminal; `stop` ends the run as SIGTERM would.
 
     Raises:
         SpecError, DataError, RunError: before anything starts, where it can be known.
         NonFiniteError, StoreError: while it runs.
-        RunStopped: SIGTERM came; the run wrote a checkpoint of the step it was at, and ended.
+        RunStopped: SIGTERM came, or `stop` was set; the run wrote a checkpoint of the step it was at, and ended.
     """
-    spec = _resolved(spec)
+    spec = resolved(spec)
     images = check(spec)
     order = loop.order_for(spec, images)
     steps = spec.epochs * order.steps_per_epoch
@@ -70,16 +72,17 @@ def train(spec: Spec) -> dict[str, Any]:
             print(f"{folder.place}: this run is finished; give it another name to run it again", file=sys.stderr)
             return done
         stack.enter_context(cluster.connected(spec))
-        stop = stack.enter_context(_stop_on_sigterm())
+        stop = stop or stack.enter_context(set_on(signal.SIGTERM))
         exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
         others = [stack.enter_context(closing(TensorBoard(Path(str(folder.place)))))] if spec.watch.tensorboard else []
-        display = stack.enter_context(closing(Display(steps)))
+        onlooker = onlooker or stack.enter_context(closing(Display(steps)))
         # Once for the run: a cluster that has lost nodes must not turn it to CPUs.
         spec = spec.model_copy(update={"device": "cuda" if cluster.use_gpu(spec) else "cpu"})
-        taken = _Run(spec, folder, len(images), steps, display, exporter, others, stop).go()
+        taken = _Run(spec, folder, len(images), steps, onlooker, exporter, others, stop).go()
         checkpoints.prune(folder, spec.checkpoint.keep)
     if taken < steps:
-        raise RunStopped(f"{folder.place}: stopped at step {taken} of {steps}, which a checkpoint holds")
+        where = f" at step {taken} of {steps}, which a checkpoint holds" if taken else " before a step was taken"
+        raise RunStopped(f"{folder.place}: stopped{where}")
     summary = summarise(folder, steps)
     folder.finish(summary)
     return summary
@@ -111,7 +114,7 @@ def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:
     }
 
 
-def _resolved(spec: Spec) -> Spec:
+def resolved(spec: Spec) -> Spec:
     """Paths made absolute, for workers have working directories of their own; and `auto` made what it stands for."""
     spec = _kept_after_the_job(spec) if cluster.in_job() else spec
     data, remote = spec.data, files.is_remote(spec.data.path)
@@ -130,23 +133,23 @@ def _kept_after_the_job(spec: Spec) -> Spec:
 
 
 @contextmanager
-def _stop_on_sigterm() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM sets; a second one does what it did before. (Threads get no signals.)"""
+def set_on(number: signal.Signals) -> Iterator[threading.Event]:
+    """An event that the first such signal sets; a second one does what it did before. (Threads get no signals.)"""
     wanted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield wanted
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
 
     def handle(number: int, frame: FrameType | None) -> None:
         wanted.set()
         signal.signal(number, before)
 
-    signal.signal(signal.SIGTERM, handle)
+    signal.signal(number, handle)
     try:
         yield wanted
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
 
 
 class _Lost(Exception):
@@ -161,7 +164,7 @@ class _Run:
     folder: RunFolder
     samples: int
     steps: int
-    display: Display
+    onlooker: Onlooker
     exporter: Exporter
     others: Sequence[Recorder]
     stop: threading.Event
@@ -179,14 +182,14 @@ class _Run:
                         f"{self.folder.place}: workers or shards were lost {losses} times, and restarts allows "
                         f"{self.spec.restarts}; the same command resumes ({lost})"
                     ) from lost.__cause__
-                self.display.say(f"workers or shards were lost: started again, {losses} of {self.spec.restarts} times")
+                self.onlooker.say(f"workers or shards were lost: started again, {losses} of {self.spec.restarts} times")
                 continue
             if taken == self.steps or self.stop.is_set():
                 return taken
 
     def _segment(self) -> int:
         """Train from the newest checkpoint until the last step, or something changes; returns the steps taken."""
-        workers = cluster.wait_for_workers(self.spec, self.stop.is_set, self.display.say)
+        workers = cluster.wait_for_workers(self.spec, self.stop.is_set, self.onlooker.say)
         if not workers:
             return 0
         spec = self.spec.model_copy(update={"workers": workers})
@@ -195,7 +198,7 @@ class _Run:
             board = BoardHandle.create()
             nodes = Surroundings(spec, self.spec.workers, lambda: board.nodes() | store.nodes())
             parts = (self.exporter, store, lambda: self._reason_to_stop(nodes), self.others)
-            stack.enter_context(Monitor(board, self.folder, self.display, *parts))
+            stack.enter_context(Monitor(board, self.folder, self.onlooker, *parts))
             return _fit(spec, self.folder, store, board)
 
     def _reason_to_stop(self, nodes: Surroundings) -> str | None:
@@ -242,7 +245,9 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -
 
 
 def _interruptible(fit: Callable[[], Any]) -> Any:
-    """Run `fit`; Ctrl-C comes out as KeyboardInterrupt, once Ray Train has ended its workers."""
+    """Run `fit`; Ctrl-C comes out as KeyboardInterrupt, once Ray Train has ended its workers. (Threads get none.)"""
+    if threading.current_thread() is not threading.main_thread():
+        return fit()
     before = signal.getsignal(signal.SIGINT)
     try:
         return fit()

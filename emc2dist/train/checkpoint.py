@@ -7,9 +7,9 @@
     checksums-00000-of-00002.json ...        a rank's list of what it wrote, see `checksums`
 
 Ranks write different files of one folder: rank 0 the first two, rank r the shards r, r + W, ... There is no other
-state: order of the data, views, chains' randomness and learning rate are functions of the step. Shards may be read
-back into another number of shards, and by another number of workers. Nothing here is a pickle: numbers and JSON alone,
-so that who can write to the run folder cannot have code run.
+state: order of the data, views, chains' randomness, learning rate and temperature are functions of the step. Shards may
+be read back into another number of shards, and by another number of workers. Nothing here is a pickle: numbers and
+JSON alone, so that who can write to the run folder cannot have code run.
 
 `verify` comes before anything is read; the other readers take what it has passed.
 

@@ -46,6 +46,8 @@ class Batch:
     """Slot of the worker's first sample."""
     streams: Tensor
     """int64 [V * b], one random stream per anchor."""
+    temperature: float
+    """Of this step; all its scores are cosines divided by it."""
 
     @property
     def own_index(self) -> Tensor:
@@ -57,9 +59,9 @@ class Batch:
         """[V * b, D]"""
         return self.features.flatten(0, 1)
 
-    def scores(self, temperature: float) -> BatchScores:
+    def scores(self) -> BatchScores:
         """The anchors against the gathered batch."""
-        return batch_scores(self.features, self.units, self.index, self.first_slot, temperature)
+        return batch_scores(self.features, self.units, self.index, self.first_slot, self.temperature)
 
 
 class Outcome(NamedTuple):
@@ -102,7 +104,7 @@ class InBatch:
 
     def __call__(self, batch: Batch, recall: Recall, encode: Encode) -> Outcome:
         """See `Contrast`."""
-        candidates = batch.scores(self.spec.temperature).alone()
+        candidates = batch.scores().alone()
         weights, positive = in_batch_weights(candidates, with_positive=self.spec.objective == "simclr")
         facts = {"loss": loss_estimate(candidates, self.samples)}
         return Outcome(estimator_loss(candidates, weights, positive), {}, facts)
@@ -116,7 +118,7 @@ class MovingAverage:
 
     def __call__(self, batch: Batch, recall: Recall, encode: Encode) -> Outcome:
         """See `Contrast`."""
-        candidates = batch.scores(self.spec.temperature).alone()
+        candidates = batch.scores().alone()
         visited = recall.chain["visited"]
         weights, log_partition = moving_average_weights(
             candidates, recall.chain["log_partition"], visited, self.spec.moving_average
@@ -163,7 +165,7 @@ class Emc2:
 
     def __call__(self, batch: Batch, recall: Recall, encode: Encode) -> Outcome:
         """See `Contrast`."""
-        scores = batch.scores(self.spec.temperature)
+        scores = batch.scores()
         scorer = _Scorer(batch, scores, encode, self.spec)
         carried = self._recalled(batch, scores, recall)
         facts: dict[str, Fact] = {}
@@ -203,7 +205,7 @@ class Emc2:
     def _cached_scores(self, batch: Batch, rows: CachedRows) -> Tensor:
         """[A]: one cached row per anchor; -inf where it holds no feature. Gradient to the anchor alone."""
         features = rows.feature.to(batch.features.dtype).unsqueeze(1)
-        scores = standing_scores(batch.anchors, features, self.spec.temperature, self.spec.views.count)
+        scores = standing_scores(batch.anchors, features, batch.temperature, self.spec.views.count)
         return scores.masked_fill(~rows.present, -torch.inf)
 
     def _move(self, batch: Batch, recall: Recall, carried: Carried, scorer: "_Scorer") -> tuple[Carried, Tensor]:
@@ -213,7 +215,7 @@ class Emc2:
         rows = recall.cache
         with torch.no_grad():
             keys = rows.feature.to(batch.features.dtype).unsqueeze(0)
-            stale = unit_scores(batch.anchors, keys, self.spec.temperature) + math.log(self.spec.views.count)
+            stale = unit_scores(batch.anchors, keys, batch.temperature) + math.log(self.spec.views.count)
             own = batch.own_index.repeat(batch.features.shape[0])
             is_carried = (rows.index == carried.state.unsqueeze(1)) & carried.exists.unsqueeze(1)
             closed = ~rows.present | (rows.index == own.unsqueeze(1)) | is_carried
@@ -279,7 +281,7 @@ class _Scorer:
         fresh = standing_scores(
             self._batch.anchors[outside],
             self.features[slot].unsqueeze(1),
-            self._spec.temperature,
+            self._batch.temperature,
             self._spec.views.count,
         )
         return score.masked_scatter(outside, fresh)

@@ -124,8 +124,8 @@ class _Loop:
             due = done % self.spec.log_every == 0 or within == 0
             meter.add(trainer.step(step, health=due))
             if due:
-                settings = {"lr": trainer.schedule.at(step), "temperature": self.spec.temperature}
-                self._record({"step": done} | settings | meter.read())
+                rates = {"lr": trainer.schedule.at(step), "temperature": trainer.temperature.at(step)}
+                self._record({"step": done} | rates | meter.read())
             if within == 0:
                 self._end_of_epoch(epoch, done)
                 meter.restart()

@@ -7,6 +7,7 @@ Every random number derives from (seed, purpose, step, sample, view), so the out
 workers share the batch, and the step number is the whole state of the generators.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -57,6 +58,25 @@ class Schedule(NamedTuple):
         return learning_rate(step // self.accumulate, peak=self.peak, warmup=self.warmup, total=self.total)
 
 
+class Temperature(NamedTuple):
+    """The temperature as a function of the step: constant, or a cosine between two bounds."""
+
+    start: float
+    end: float
+    period: float
+    """Steps from `start` to `end` and back."""
+
+    @classmethod
+    def of(cls, spec: Spec, steps_per_epoch: int) -> "Temperature":
+        """The temperature in a run whose epochs have so many steps."""
+        end = spec.temperature if spec.temperature_end is None else spec.temperature_end
+        return cls(spec.temperature, end, (spec.temperature_period or 2 * spec.epochs) * steps_per_epoch)
+
+    def at(self, step: int) -> float:
+        """Temperature of the scores of `step`: end + (start - end) (1 + cos(2 pi step / period)) / 2."""
+        return self.end + (self.start - self.end) * (1 + math.cos(2 * math.pi * step / self.period)) / 2
+
+
 @dataclass
 class Facts:
     """What one step measured."""
@@ -84,6 +104,7 @@ class Trainer:
         self.spec, self.optimiser, self.memory, self.device = spec, optimiser, memory, device
         self.model = collectives.data_parallel(encoder)
         self.schedule = Schedule.of(spec, order.steps_per_epoch)
+        self.temperature = Temperature.of(spec, order.steps_per_epoch)
         self._loader, self._order = loader, order
         self._contrast = contrast_for(spec, order.samples)
         self._rank = collectives.rank()
@@ -164,7 +185,7 @@ class Trainer:
         _check_finite(units.transpose(0, 1).flatten(1), lambda slot: (slot // own, int(index[slot])), step)
         first = self._rank * own
         streams = self._streams(_VISIT, step, index[first : first + own]).flatten()
-        return Batch(step, features, units, index, first, streams)
+        return Batch(step, features, units, index, first, streams, self.temperature.at(step))
 
     def _update(self, step: int, loss: Tensor) -> dict[str, Fact]:
         """Backward and, at the end of an accumulated update, the optimiser's step; then returns the gradient norm."""

@@ -42,7 +42,9 @@ class Frozen:
         units = self.table[index].expand(2, -1, -1)
         streams = fork(0, step, index, torch.arange(2).unsqueeze(1)).flatten()
         self.memory.exchange(step)
-        outcome = self.contrast(Batch(step, units, units, index, 0, streams), recall, self.encode)
+        outcome = self.contrast(
+            Batch(step, units, units, index, 0, streams, self.spec.temperature), recall, self.encode
+        )
         self.memory.remember(step, outcome.writes)
         return outcome
 

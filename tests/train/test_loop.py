@@ -10,6 +10,7 @@ from train.harness import Run, small_spec
 from emc2dist.errors import DataError, NonFiniteError, RunError
 from emc2dist.metrics import ROW
 from emc2dist.train import checkpoint
+from emc2dist.train.step import Temperature
 
 KINDS = [
     ["kernel=mh"],
@@ -20,6 +21,7 @@ KINDS = [
     ["objective=sogclr"],
     ["objective=simclr"],
     ["objective=dcl"],
+    ["kernel=isir", "cache_proposals=12", "temperature_end=0.5", "temperature_period=1.5"],
 ]
 
 
@@ -134,6 +136,28 @@ def test_a_snapshot_can_be_read_back_into_another_number_of_shards(tmp_path):
     three = Run(small_spec("shards=3", "epochs=2"), tmp_path).go()
     one = Run(small_spec("shards=1", "epochs=2"), tmp_path / "one").go(resume=three.checkpoints[6])
     assert one.column("loss") == three.column("loss")[6:]
+
+
+def test_the_temperature_follows_its_cosine(tmp_path):
+    rows = Run(small_spec("temperature=0.1", "temperature_end=0.5", "epochs=3"), tmp_path).go().column("temperature")
+    expected = [0.5 - 0.2 * (1 + math.cos(math.pi * step / 18)) for step in range(18)]
+    assert rows == pytest.approx(expected)
+    assert (rows[0], rows[9]) == pytest.approx((0.1, 0.3))  # its ends, and half way
+
+    there_and_back = Temperature.of(small_spec("temperature=0.1", "temperature_end=0.5", "temperature_period=2"), 6)
+    assert [there_and_back.at(step) for step in (0, 3, 6, 12)] == pytest.approx([0.1, 0.3, 0.5, 0.1])
+    constant = Run(small_spec("temperature=0.3"), tmp_path / "constant").go()
+    assert constant.column("temperature") == [0.3] * 12
+
+
+@pytest.mark.parametrize("objective", ["emc2", "simclr", "dcl", "sogclr"])
+def test_every_objective_uses_the_temperature_of_the_step(objective, tmp_path):
+    """In the first step the schedule stands at its start; from then on it makes a difference."""
+    kind = [f"objective={objective}", "epochs=1"]
+    constant = Run(small_spec(*kind), tmp_path).go().column("loss")
+    moving = Run(small_spec(*kind, "temperature_end=0.9"), tmp_path / "moving").go().column("loss")
+    assert moving[0] == constant[0]
+    assert all(a != b for a, b in zip(moving[1:], constant[1:], strict=True))
 
 
 def test_bf16_trains(tmp_path):

@@ -173,7 +173,7 @@ def _tables(subjects: Sequence[Subject], chained: Sequence[_Found[Chains]]) -> d
     ]
     return {
         "results": _lines(results),
-        "spec": _lines([leaves(run.spec) for run in subjects]),
+        "spec": _lines([dict(leaves(run.spec.model_dump())) for run in subjects]),
         "versions": _lines([run.folder.versions() for run in subjects]),
         "summary": _lines([run.folder.summary() or {} for run in subjects]),
     }

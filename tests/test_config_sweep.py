@@ -1,0 +1,85 @@
+"""Sweep specs: whatever a trial could become is checked before anything starts."""
+
+import pytest
+
+from emc2dist.config import Range, dump, load_sweep, parse_sweep
+from emc2dist.errors import SpecError
+
+BASE = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\n"
+SWEEP = """
+name: s
+base: jobs/base.yaml
+set: {epochs: 5, data: {limit: 64}}
+space:
+  temperature: loguniform(0.05, 0.5)
+  lr: [1e-3, 1e-2]
+  optimiser: {weight_decay: 'uniform(0, 1e-2)'}
+  views.crop: [[0.2, 1.0], [0.6, 1.0]]
+"""
+
+
+@pytest.fixture
+def sweep_file(tmp_path):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "base.yaml").write_text(BASE)
+    path = tmp_path / "sweep.yaml"
+    path.write_text(SWEEP)
+    return path
+
+
+def test_the_base_lies_beside_the_sweep_and_set_changes_it(sweep_file):
+    sweep = load_sweep(sweep_file, ["set.data.limit=32", "budget.trials=4", "space.cache_proposals=randint(0, 8)"])
+    assert (sweep.base.epochs, sweep.base.data.limit, sweep.base.lr, sweep.budget.trials) == (5, 32, 1e-4, 4)
+    assert sweep.distributions() == {
+        "temperature": Range("loguniform", 0.05, 0.5),
+        "lr": (1e-3, 1e-2),
+        "optimiser.weight_decay": Range("uniform", 0, 1e-2),
+        "views.crop": ((0.2, 1.0), (0.6, 1.0)),
+        "cache_proposals": Range("randint", 0, 8),
+    }
+    assert parse_sweep(dump(sweep)) == sweep  # with the base inside
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("space.tempreature=[1]", ["space: tempreature", "unknown key", "temperature"]),
+        ("space.data.limt=[1]", ["data.limt", "data.limit"]),
+        ("space.lr=uniform(0, 1)", ["space: lr: got 0.0", "greater than 0"]),
+        ("space.burn_in_fraction=uniform(0, 1)", ["burn_in_fraction: got 1.0", "less than 1"]),
+        ("space.batch_size=uniform(8, 16)", ["batch_size", "8.0", "integer"]),
+        ("space.kernel=[mh, gibbs]", ["kernel", "gibbs", "'mh' or 'isir'"]),
+        ("space.lr=0.1", ["space.lr: got 0.1", "list of choices"]),
+        ("space={lr: uniform(1, 2)}", ["space.2)", "quotes"]),
+        ("space.lr=[]", ["space.lr", "empty"]),
+        ("space.lr=uniform(2, 1)", ["space.lr", "uniform(2, 1)", "smaller one first"]),
+        ("space.lr=uniform(1, inf)", ["space.lr", "finite"]),
+        ("space.lr=loguniform(0, 1)", ["space.lr", "above 0"]),
+        ("space.lr=randint(1, 2.5)", ["space.lr", "randint(1, 2.5)"]),
+        ("space.lr=__import__('os')", ["space.lr", "list of choices"]),
+        ("space.seed=[1, 2]", ["space.seed", "its own", "seeds"]),
+        ("space.workers=[1, 2]", ["space.workers", "in `set`"]),
+        ("space.resources.worker_cpus=[1, 2]", ["space.resources.worker_cpus"]),
+        ("search.name=grid", ["space.temperature", "a grid has no ranges"]),
+        ("search.name=hyperopt", ["search.name", "'optuna'"]),
+        ("scheduler.name=pbt", ["pbt", "checkpoint", "asha, median or fifo"]),
+        ("set.tempreature=1", ["base.tempreature", "base.temperature"]),
+        ("set.lr=-1", ["base.lr", "-1"]),
+        ("set.eval.every=0", ["scheduler.name: asha", "eval.every"]),
+        ("sed=3", ["sed: unknown key", "seeds"]),
+        ("budget.trials=0", ["budget.trials", "0"]),
+        ("base=nowhere.yaml", ["nowhere.yaml: cannot be read"]),
+        ("space={}", ["space"]),
+    ],
+)
+def test_what_is_wrong_is_one_message_that_names_it(sweep_file, override, words):
+    with pytest.raises(SpecError) as caught:
+        load_sweep(sweep_file, [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    assert [word for word in words if word not in message] == []
+
+
+def test_fewer_trials_than_seeds_are_refused(sweep_file):
+    with pytest.raises(SpecError, match=r"budget\.trials: 2 is less than the 3 seeds"):
+        load_sweep(sweep_file, ["seeds=3", "budget.trials=2"])
