@@ -1,6 +1,7 @@
 """`emc2dist`: thin commands over the library.
 
     runs.py      train, validate, evaluate, export
+    watching.py  watch, profile: a live run's rows, and where a step goes
     data.py      ingest
     jobs.py      submit, status, logs, stop, list: a run as a job on a cluster
     clusters.py  cluster: a Ray of several nodes on this machine
@@ -15,7 +16,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from emc2dist.cli import clusters, data, jobs, runs
+from emc2dist.cli import clusters, data, jobs, runs, watching
 from emc2dist.errors import DataError, Emc2Error, RunStopped, SpecError, StorageError, StorageUnreachable
 
 
@@ -40,7 +41,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of a command line; ends the process where they are not understood."""
     parser = argparse.ArgumentParser(prog="emc2dist", description="Global contrastive learning on Ray.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (runs, data, jobs, clusters):
+    for module in (runs, watching, data, jobs, clusters):
         module.add_to(commands)
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives up on KEY=VALUE after an option, as in `train SPEC --json lr=1e-3`.

@@ -9,9 +9,9 @@ Unit and range stand under each field. Nothing here imports torch or ray, so `em
 
 from emc2dist.config.loading import dump, load, parse, parse_s3
 from emc2dist.config.sections import S3, Data, Encoder, Launch, Norm, Optimiser, Resources, Views, Watch
-from emc2dist.config.spec import OPERATIONAL, Spec, differences
+from emc2dist.config.spec import OPERATIONAL, Spec, differences, leaves
 
 __all__ = [
     "OPERATIONAL", "S3", "Data", "Encoder", "Launch", "Norm", "Optimiser", "Resources", "Spec", "Views", "Watch",
-    "differences", "dump", "load", "parse", "parse_s3",
+    "differences", "dump", "leaves", "load", "parse", "parse_s3",
 ]  # fmt: skip

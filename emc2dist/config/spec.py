@@ -140,12 +140,17 @@ OPERATIONAL = frozenset(
 
 def differences(old: Spec, new: Spec) -> list[str]:
     """Keys outside `OPERATIONAL` whose values differ, as lines `key: old -> new`."""
-    before, after = dict(_leaves(old.model_dump())), dict(_leaves(new.model_dump()))
+    before, after = dict(leaves(old)), dict(leaves(new))
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in before
         if before[key] != after.get(key) and not ({key, key.split(".")[0]} & OPERATIONAL)
     ]
+
+
+def leaves(spec: Spec) -> Iterator[tuple[str, Any]]:
+    """Every key of a spec, as in data.path, and its value."""
+    return _leaves(spec.model_dump())
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

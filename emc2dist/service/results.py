@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from emc2dist.data.images import open_images, open_voters
 from emc2dist.errors import DataError, RunError
 from emc2dist.files import Place
 from emc2dist.service.runs import RunFolder
+from emc2dist.terminal import Progress, say
 from emc2dist.train import checkpoint
 from emc2dist.train.evaluate import Evaluation
 from emc2dist.vision.encoder import Encoder, backbone_state_dict
@@ -34,7 +36,9 @@ def evaluate(run: str | Path, *, data_path: str | None = None, s3: S3 | None = N
     device = torch.device("cuda" if torch.cuda.is_available() and spec.device != "cpu" else "cpu")
     voters = open_voters(data, spec.eval.voters, train, spec.s3)
     evaluation = Evaluation(spec, voters, test, whole=True)
-    bank, queries = evaluation.represent(encoder.to(device), device)
+    with closing(Progress(evaluation.images, unit="image")) as progress:
+        bank, queries = evaluation.represent(encoder.to(device), device, progress.add)
+    say("encoded; now the kNN vote and the linear probe")
     return {
         "checkpoint": str(place),
         "bank": len(bank),
@@ -75,6 +79,8 @@ def _newest(run: str | Path, s3: S3 | None) -> tuple[Place, Encoder, Spec]:
 
 def _load(place: Place) -> tuple[Encoder, Spec]:
     with tempfile.TemporaryDirectory(prefix="emc2-checkpoint-") as folder:
+        if place.remote:
+            say(f"fetching {place}")
         path = place.fetch(Path(folder), ("manifest.json", "trainer.pt"))
         spec = checkpoint.read_manifest(path).parsed_spec()
         state = checkpoint.load_trainer(path, torch.device("cpu"))

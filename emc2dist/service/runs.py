@@ -5,6 +5,7 @@ RUN/versions.json       Python, packages, git commit
 RUN/metrics.jsonl       one row per reporting interval; rows past a restored checkpoint are dropped
 RUN/summary.json        what a finished run came to
 RUN/prometheus.json     with `watch.port`: where the run's metrics are, as Prometheus' file_sd_configs reads it
+RUN/trackers.json       with `watch.wandb` or `watch.mlflow`: the run's id there
 RUN/checkpoint-*/       see `emc2dist.train.checkpoint`; Ray Train keeps its own list beside them
 """
 
@@ -35,7 +36,7 @@ class RunFolder:
     def open(cls, path: str | Path, s3: S3 | None = None) -> "RunFolder":
         """An existing run's folder. Raises RunError where there is none."""
         folder = cls(files.at(path, s3))
-        if not folder._has_spec():
+        if not folder.exists():
             raise RunError(f"{path}: not a run folder (it has no spec.yaml); give the one that `emc2dist train` named")
         return folder
 
@@ -48,7 +49,7 @@ class RunFolder:
         """
         run_dir = spec.run_dir if files.is_remote(spec.run_dir) else Path(spec.run_dir).expanduser().resolve()
         folder = cls(files.at(run_dir, spec.s3) / spec.name)
-        if folder._has_spec():
+        if folder.exists():
             changed = differences(folder.spec(), spec)
             if changed:
                 raise RunError(
@@ -58,6 +59,10 @@ class RunFolder:
         folder._write("spec.yaml", dump(spec))
         folder._write("versions.json", json.dumps(versions(), indent=1))
         return folder
+
+    def exists(self) -> bool:
+        """Whether there is a run."""
+        return (self.place / "spec.yaml").entry() is not None
 
     def spec(self) -> Spec:
         """The resolved spec."""
@@ -73,10 +78,18 @@ class RunFolder:
         """Write the summary."""
         self._write("summary.json", json.dumps(summary, indent=1))
 
+    @property
+    def metrics(self) -> Place:
+        """The file of the rows."""
+        return self.place / "metrics.jsonl"
+
+    def lines(self) -> list[bytes]:
+        """The rows of metrics so far as they stand in the file, but for one that is only half written."""
+        return self.metrics.read().split(b"\n")[:-1] if self.metrics.entry() else []
+
     def rows(self) -> list[dict[str, Any]]:
         """All rows of metrics so far."""
-        place = self.place / "metrics.jsonl"
-        return [json.loads(line) for line in place.read().splitlines()] if place.entry() else []
+        return [json.loads(line) for line in self.lines()]
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows of metrics; one that says that the run resumed drops the rows past its step first."""
@@ -87,19 +100,25 @@ class RunFolder:
             kept = [row for row in self.rows() if row["step"] <= rows[0]["step"]] if rows[0]["resumed"] else []
             self._write("metrics.jsonl", _lines(kept))
         if rows:
-            (self.place / "metrics.jsonl").append(_lines(rows).encode())
+            self.metrics.append(_lines(rows).encode())
 
     def announce(self, address: str) -> None:
         """Say where the run's metrics are served, HOST:PORT."""
         self._write("prometheus.json", json.dumps([{"targets": [address], "labels": {"job": "emc2dist"}}]))
 
+    def trackers(self) -> dict[str, str]:
+        """The run's id at each service that tracks it."""
+        place = self.place / "trackers.json"
+        return json.loads(place.read()) if place.entry() else {}
+
+    def track(self, service: str, run_id: str) -> None:
+        """Note the run's id at a service that tracks it, to go on under when the run resumes."""
+        self._write("trackers.json", json.dumps(self.trackers() | {service: run_id}))
+
     def checkpoints(self) -> list[Place]:
         """Checkpoint folders, newest first; the newest may still be on its way here."""
         names = [name for name in self.place.folders() if name.startswith("checkpoint-")]
         return [self.place / name for name in sorted(names, reverse=True)]
-
-    def _has_spec(self) -> bool:
-        return (self.place / "spec.yaml").entry() is not None
 
     def _write(self, name: str, text: str) -> None:
         (self.place / name).write(text.encode())

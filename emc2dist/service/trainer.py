@@ -35,12 +35,13 @@ from emc2dist.config import Spec, dump, parse
 from emc2dist.data.images import Images, open_images, open_voters
 from emc2dist.errors import RunError, RunStopped, StorageUnreachable
 from emc2dist.metrics import Recorder, Row
+from emc2dist.service import trackers
 from emc2dist.service.board import FATAL, BoardHandle, Lookout
+from emc2dist.service.display import Display
 from emc2dist.service.exporter import Exporter, watched
-from emc2dist.service.progress import Display, Monitor
+from emc2dist.service.monitor import Monitor
 from emc2dist.service.runs import RunFolder
 from emc2dist.service.surroundings import Surroundings
-from emc2dist.service.tensorboard import TensorBoard
 from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.store.remote import RayStore
 from emc2dist.train import loop
@@ -57,6 +58,7 @@ def train(spec: Spec) -> dict[str, Any]:
         RunStopped: SIGTERM came; the run wrote a checkpoint of the step it was at, and ended.
     """
     spec = _resolved(spec)
+    trackers.refuse_missing(spec)
     images = check(spec)
     order = loop.order_for(spec, images)
     folder = RunFolder.prepare(spec)
@@ -66,10 +68,10 @@ def train(spec: Spec) -> dict[str, Any]:
         return done
     steps = spec.epochs * order.steps_per_epoch
     with ExitStack() as stack:
+        others = stack.enter_context(trackers.recorders(spec, folder))
         stack.enter_context(cluster.connected(spec))
         stop = stack.enter_context(_stop_on_sigterm())
         exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
-        others = [stack.enter_context(closing(TensorBoard(Path(str(folder.place)))))] if spec.watch.tensorboard else []
         display = stack.enter_context(closing(Display(steps)))
         spec = spec.model_copy(
             update={"device": "cuda" if cluster.use_gpu(spec) else "cpu"}
