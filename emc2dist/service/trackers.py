@@ -72,7 +72,7 @@ class Wandb:
             )
         except wandb.errors.Error as error:
             raise RunError(
-                f"watch.wandb: {' '.join(str(error).split())}; log in with `wandb login`, or set WANDB_API_KEY, or "
+                f"watch.wandb: {_one_line(error)}; log in with `wandb login`, or set WANDB_API_KEY, or "
                 "WANDB_MODE=offline"
             ) from error
         folder.track("wandb", run_id)
@@ -104,7 +104,7 @@ class Mlflow:
             self._client.update_run(self._id, "RUNNING")
         except self._mlflow.MlflowException as error:
             raise RunError(
-                f"watch.mlflow: {' '.join(str(error).split())}; see that MLFLOW_TRACKING_URI names a server that "
+                f"watch.mlflow: {_one_line(error)}; see that MLFLOW_TRACKING_URI names a server that "
                 "answers, or a folder as in file:/path"
             ) from error
         folder.track("mlflow", self._id)
@@ -135,3 +135,7 @@ class Mlflow:
         parameters = [self._mlflow.entities.Param(key, str(value)) for key, value in leaves(spec)]
         self._client.log_batch(run_id, params=parameters)
         return run_id
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
