@@ -18,14 +18,13 @@ A biased estimator's relbias stops falling; its ratio grows without bound.
 """
 
 import argparse
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from emc2dist.core.cache import accept, propose
 from emc2dist.core.candidates import BatchScores, batch_scores
@@ -34,6 +33,7 @@ from emc2dist.core.exact import global_contrastive_loss
 from emc2dist.core.objectives import estimator_loss, in_batch_weights, moving_average_weights
 from emc2dist.core.scores import standing_scores
 from emc2dist.core.streams import fork
+from emc2dist.terminal import Progress
 
 BLOCKS = 20  # block means from which the autocorrelation time is read
 
@@ -168,8 +168,16 @@ def exact_gradient(features: Tensor, temperature: float) -> Tensor:
     return gradient
 
 
-def certify(features: Tensor, method: Method, batch_size: int, temperature: float, steps: int, seed: int = 0) -> Report:
-    """Run `steps` steps and compare the average gradient of the last 5/6 with the exact one."""
+def certify(
+    features: Tensor,
+    method: Method,
+    batch_size: int,
+    temperature: float,
+    steps: int,
+    seed: int = 0,
+    tell: Callable[[], object] = lambda: None,
+) -> Report:
+    """Run `steps` steps and compare the average gradient of the last 5/6 with the exact one; `tell` of each step."""
     run = FrozenRun(features, method, batch_size, temperature, seed)
     exact = exact_gradient(features, temperature)
     block = (steps - steps // 6) // BLOCKS
@@ -177,6 +185,7 @@ def certify(features: Tensor, method: Method, batch_size: int, temperature: floa
     blocks, square = torch.zeros(BLOCKS, *features.shape, dtype=features.dtype), 0.0
     for t in range(steps):
         gradient = run.step(t)
+        tell()
         if t >= steps - kept:
             blocks[(t - (steps - kept)) // block] += gradient / block
             square += (gradient - exact).square().sum().item() / kept
@@ -207,14 +216,14 @@ def rows(samples: int, scale: float, work: list[tuple[float, int, Method]]) -> I
     features = digit_features(samples)
     yield "| B | tau | method | T | relbias | floor | iact | ratio | error |"
     yield "|---|---|---|---|---|---|---|---|---|"
-    runs = [(*what, share) for what in work for share in (0.25, 1.0)]
-    for temperature, batch_size, method, share in tqdm(runs, disable=not sys.stderr.isatty()):
-        steps = max(24, int(STEPS[batch_size] * scale * share))
-        r = certify(features, method, batch_size, temperature, steps)
-        yield (
-            f"| {batch_size} | {temperature} | {method} | {steps:,} | {r.relbias:.3f} | {r.floor:.3f} | {r.iact:.1f} | "
-            f"{r.ratio:.2f} | {r.error:.1f} |"
-        )
+    runs = [(*what, max(24, int(STEPS[what[1]] * scale * share))) for what in work for share in (0.25, 1.0)]
+    with closing(Progress(sum(steps for *_, steps in runs), unit="step")) as progress:
+        for temperature, batch_size, method, steps in runs:
+            r = certify(features, method, batch_size, temperature, steps, tell=progress.add)
+            yield (
+                f"| {batch_size} | {temperature} | {method} | {steps:,} | {r.relbias:.3f} | {r.floor:.3f} | "
+                f"{r.iact:.1f} | {r.ratio:.2f} | {r.error:.1f} |"
+            )
 
 
 def main() -> None:

@@ -19,17 +19,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from emc2dist.config import Spec, load
 from emc2dist.data.images import open_images
-from emc2dist.data.loader import ViewLoader
 from emc2dist.service.exporter import Exporter
-from emc2dist.store import Layout, LocalStore
 from emc2dist.train.loop import order_for
-from emc2dist.train.memory import Memory, schema_for
 from emc2dist.train.meter import Meter
+from emc2dist.train.profile import alone
 from emc2dist.train.step import Trainer
 from emc2dist.train.timing import Stopwatch
-from emc2dist.vision.augment import RandomView
-from emc2dist.vision.encoder import Encoder
-from emc2dist.vision.optim import build_optimiser
 
 CPU = torch.device("cpu")
 
@@ -46,19 +41,9 @@ class Silent(Stopwatch):
 class Watched:
     """A run of which some stretches of `log_every` steps are measured."""
 
-    def __init__(self, spec: Spec) -> None:
-        images = open_images(spec.data, "train")
-        assert images is not None
-        self.spec, self.order = spec, order_for(spec, images)
-        encoder = Encoder(spec.encoder)
-        store = LocalStore(Layout(len(images), spec.shards), schema_for(spec))
-        store.reset("benchmark")
-        memory = Memory(spec, store, self.order, 0, "benchmark", CPU)
-        memory.start(0, settled=-1)
-        loader = ViewLoader(images, RandomView(spec.views), spec.views.size, processes=spec.data.loaders)
-        optimiser = build_optimiser(encoder, spec.optimiser, spec.lr)
-        self.trainer = Trainer(spec, encoder, optimiser, memory, loader, self.order, CPU)
-        self.exporter = Exporter(spec, self.order.steps_per_epoch)
+    def __init__(self, spec: Spec, trainer: Trainer, steps_per_epoch: int) -> None:
+        self.spec, self.trainer = spec, trainer
+        self.exporter = Exporter(spec, steps_per_epoch)
         self.registry = CollectorRegistry()
         self.registry.register(self.exporter)
         self.step = 0
@@ -97,11 +82,14 @@ def main(arguments: list[str]) -> None:
     spec = load("jobs/quickstart.yaml", ["device=cpu", "epochs=100000", *(word for word in arguments if "=" in word)])
     pairs = numbers[0] if numbers else 40
     torch.set_num_threads(1)
-    run = Watched(spec)
-    run.stretch(watched=True, health=True)  # warm up
-    watched, plain = {"watched": True, "health": True}, {"watched": False, "health": True}
-    print(f"watching: {compare(run, pairs, watched, plain)}", flush=True)
-    print(f"health:   {compare(run, pairs, plain, {'watched': False, 'health': False})}", flush=True)
+    images = open_images(spec.data, "train")
+    assert images is not None
+    with alone(spec, images, CPU) as trainer:
+        run = Watched(spec, trainer, order_for(spec, images).steps_per_epoch)
+        run.stretch(watched=True, health=True)  # warm up
+        watched, plain = {"watched": True, "health": True}, {"watched": False, "health": True}
+        print(f"watching: {compare(run, pairs, watched, plain)}", flush=True)
+        print(f"health:   {compare(run, pairs, plain, {'watched': False, 'health': False})}", flush=True)
 
 
 if __name__ == "__main__":

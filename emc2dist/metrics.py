@@ -181,6 +181,11 @@ def exported_name(name: str) -> str:
     return f"emc2_{name.replace('_rate', '_ratio')}{suffix}"
 
 
+def scalars(row: Row) -> dict[str, float]:
+    """A row's values but its step, each under its topic, as in `chains/acceptance_rate`."""
+    return {f"{METRICS[name].topic}/{name}": float(row[name]) for name in EXPORTED if name in row and name != "step"}
+
+
 class Recorder(Protocol):
     """Takes rows; must not block training."""
 

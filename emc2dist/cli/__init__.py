@@ -3,6 +3,7 @@
     runs.py         train, validate, evaluate, export
     sweeps.py       sweep: many runs of one spec with other values of some keys
     checkpoints.py  checkpoint: what a run could resume from
+    watching.py     watch, profile: a live run's rows, and where a step goes
     reports.py      report: pictures of runs
     data.py         ingest
     jobs.py         submit, status, logs, stop, list: a run as a job on a cluster
@@ -18,7 +19,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from emc2dist.cli import checkpoints, clusters, data, jobs, reports, runs, sweeps
+from emc2dist.cli import checkpoints, clusters, data, jobs, reports, runs, sweeps, watching
 from emc2dist.errors import DataError, Emc2Error, RunStopped, SpecError, StorageError, StorageUnreachable
 
 
@@ -43,7 +44,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of a command line; ends the process where they are not understood."""
     parser = argparse.ArgumentParser(prog="emc2dist", description="Global contrastive learning on Ray.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (runs, sweeps, checkpoints, reports, data, jobs, clusters):
+    for module in (runs, sweeps, checkpoints, watching, reports, data, jobs, clusters):
         module.add_to(commands)
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives up on KEY=VALUE after an option, as in `train SPEC --json lr=1e-3`.

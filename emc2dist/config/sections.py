@@ -203,6 +203,12 @@ class Watch(Section):
     """Port on 127.0.0.1 of the driver's machine where Prometheus finds the run; 0: any that is free; None: no port."""
     tensorboard: bool = False
     """Whether the rows of metrics are written for TensorBoard too, in the run folder, which must be on disk."""
+    wandb: Annotated[str, Field(min_length=1)] | None = None
+    """Project of Weights & Biases that takes the rows; needs the package `wandb`. How it is reached is for its own
+    variables to say: WANDB_API_KEY, or WANDB_MODE=offline."""
+    mlflow: Annotated[str, Field(min_length=1)] | None = None
+    """Experiment of MLflow that takes the rows; needs the package `mlflow`. Its own variables say where:
+    MLFLOW_TRACKING_URI, a server's or a folder's, as in file:/path."""
 
 
 class Launch(Section):

@@ -1,6 +1,7 @@
 """What comes out of a finished or a running run: its evaluation, and its backbone."""
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from emc2dist.data.images import open_images, open_voters
 from emc2dist.errors import DataError, RunError
 from emc2dist.service.newest import Newest
 from emc2dist.service.runs import RunFolder
+from emc2dist.terminal import Progress, say
 from emc2dist.train.evaluate import Evaluation
 from emc2dist.vision.encoder import backbone_state_dict
 
@@ -31,7 +33,9 @@ def evaluate(run: str | Path, *, data_path: str | None = None, s3: S3 | None = N
         raise DataError(f"{data.path}: holds no training images; the probe is fitted on them")
     voters = open_voters(data, spec.eval.voters, train, spec.s3)
     evaluation = Evaluation(spec, voters, test, whole=True)
-    bank, queries = evaluation.represent(newest.encoder, newest.device)
+    with closing(Progress(evaluation.images, unit="image")) as progress:
+        bank, queries = evaluation.represent(newest.encoder, newest.device, progress.add)
+    say("encoded; now the kNN vote and the linear probe")
     return {
         "checkpoint": str(newest.place),
         "bank": len(bank),

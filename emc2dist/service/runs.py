@@ -5,6 +5,7 @@ RUN/versions.json       Python, packages, git commit
 RUN/metrics.jsonl       one row per reporting interval; rows past a restored checkpoint are dropped
 RUN/summary.json        what a finished run came to
 RUN/prometheus.json     with `watch.port`: where the run's metrics are, as Prometheus' file_sd_configs reads it
+RUN/trackers.json       with `watch.wandb` or `watch.mlflow`: the run's id there
 RUN/checkpoint-*/       see `emc2dist.train.checkpoint`; Ray Train keeps its own list beside them, which is not used
 RUN/driver.lock         see `emc2dist.service.lock`; on disk alone
 """
@@ -39,7 +40,7 @@ class RunFolder:
     def open(cls, path: str | Path, s3: S3 | None = None) -> "RunFolder":
         """An existing run's folder. Raises RunError where there is none."""
         folder = cls(files.at(path, s3))
-        if not folder._has_spec():
+        if not folder.exists():
             raise RunError(f"{path}: not a run folder (it has no spec.yaml); give the one that `emc2dist train` named")
         return folder
 
@@ -57,7 +58,7 @@ class RunFolder:
             RunError: the name is taken by a run with another spec.
         """
         folder = cls.of(spec)
-        if folder._has_spec():
+        if folder.exists():
             changed = differences(folder.spec(), spec)
             if changed:
                 raise RunError(
@@ -67,6 +68,10 @@ class RunFolder:
         folder._write("spec.yaml", dump(spec))
         folder._write("versions.json", json.dumps(versions(), indent=1))
         return folder
+
+    def exists(self) -> bool:
+        """Whether there is a run."""
+        return (self.place / "spec.yaml").entry() is not None
 
     def spec(self) -> Spec:
         """The resolved spec."""
@@ -87,11 +92,18 @@ class RunFolder:
         place = self.place / "versions.json"
         return json.loads(place.read()) if place.entry() else {}
 
+    @property
+    def metrics(self) -> Place:
+        """The file of the rows."""
+        return self.place / "metrics.jsonl"
+
+    def lines(self) -> list[bytes]:
+        """The rows of metrics so far as they stand in the file, but for one that is only half written."""
+        return self.metrics.read().split(b"\n")[:-1] if self.metrics.entry() else []
+
     def rows(self) -> list[dict[str, Any]]:
         """All rows of metrics so far."""
-        place = self.place / "metrics.jsonl"
-        lines = place.read().split(b"\n") if place.entry() else [b""]
-        return [json.loads(line) for line in lines[:-1]]  # the last is empty, or is just being written
+        return [json.loads(line) for line in self.lines()]
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows of metrics; one that says that the run resumed drops the rows past its step first."""
@@ -102,19 +114,25 @@ class RunFolder:
             kept = [row for row in self.rows() if row["step"] <= rows[0]["step"]] if rows[0]["resumed"] else []
             self._write("metrics.jsonl", _lines(kept))
         if rows:
-            (self.place / "metrics.jsonl").append(_lines(rows).encode())
+            self.metrics.append(_lines(rows).encode())
 
     def announce(self, address: str) -> None:
         """Say where the run's metrics are served, HOST:PORT."""
         self._write("prometheus.json", json.dumps([{"targets": [address], "labels": {"job": "emc2dist"}}]))
 
+    def trackers(self) -> dict[str, str]:
+        """The run's id at each service that tracks it."""
+        place = self.place / "trackers.json"
+        return json.loads(place.read()) if place.entry() else {}
+
+    def track(self, service: str, run_id: str) -> None:
+        """Note the run's id at a service that tracks it, to go on under when the run resumes."""
+        self._write("trackers.json", json.dumps(self.trackers() | {service: run_id}))
+
     def checkpoints(self) -> list[Place]:
         """Checkpoint folders, newest first; the newest may still be on its way here."""
         names = [name for name in self.place.folders() if _CHECKPOINT.fullmatch(name)]
         return sorted((self.place / name for name in names), key=step_of, reverse=True)
-
-    def _has_spec(self) -> bool:
-        return (self.place / "spec.yaml").entry() is not None
 
     def _write(self, name: str, text: str) -> None:
         (self.place / name).write(text.encode())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from emc2dist.metrics import EXPORTED, METRICS, Row
+from emc2dist.metrics import Row, scalars
 
 
 class TensorBoard:
@@ -27,8 +27,8 @@ class TensorBoard:
             suffix = f".{self._files:03d}"
             self._writer = SummaryWriter(str(self._folder), purge_step=step + 1, filename_suffix=suffix)
             self._files += 1
-        for name in row.keys() & EXPORTED.keys() - {"step"}:
-            self._writer.add_scalar(f"{METRICS[name].topic}/{name}", float(row[name]), step)
+        for name, value in scalars(row).items():
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Write out what is held back, and close the file."""

@@ -36,13 +36,13 @@ from emc2dist.config import Spec, dump, parse
 from emc2dist.data.images import Images, open_images, open_voters
 from emc2dist.errors import RunError, RunStopped, StorageUnreachable
 from emc2dist.metrics import Recorder, Row
-from emc2dist.service import checkpoints, lock
+from emc2dist.service import checkpoints, lock, trackers
 from emc2dist.service.board import FATAL, BoardHandle, Lookout
+from emc2dist.service.display import Display
 from emc2dist.service.exporter import Exporter, watched
-from emc2dist.service.progress import Display, Monitor, Onlooker
+from emc2dist.service.monitor import Monitor, Onlooker
 from emc2dist.service.runs import RunFolder, checkpoint_name, numbers
 from emc2dist.service.surroundings import Surroundings
-from emc2dist.service.tensorboard import TensorBoard
 from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.store.remote import RayStore
 from emc2dist.train import collectives, loop
@@ -61,6 +61,7 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
         RunStopped: SIGTERM came, or `stop` was set; the run wrote a checkpoint of the step it was at, and ended.
     """
     spec = resolved(spec)
+    trackers.refuse_missing(spec)
     images = check(spec)
     order = loop.order_for(spec, images)
     steps = spec.epochs * order.steps_per_epoch
@@ -71,10 +72,10 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
         if done is not None:
             print(f"{folder.place}: this run is finished; give it another name to run it again", file=sys.stderr)
             return done
+        others = stack.enter_context(trackers.recorders(spec, folder))
         stack.enter_context(cluster.connected(spec))
         stop = stop or stack.enter_context(set_on(signal.SIGTERM))
         exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
-        others = [stack.enter_context(closing(TensorBoard(Path(str(folder.place)))))] if spec.watch.tensorboard else []
         onlooker = onlooker or stack.enter_context(closing(Display(steps)))
         # Once for the run: a cluster that has lost nodes must not turn it to CPUs.
         spec = spec.model_copy(update={"device": "cuda" if cluster.use_gpu(spec) else "cpu"})

@@ -4,7 +4,7 @@ Labelled images vote (those that were trained on, or those of `eval.voters`) and
 without a test split lends every tenth voter as a question (its pixels were trained on, its label was not).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
-from tqdm import tqdm
 
 from emc2dist.config import Spec
 from emc2dist.data.images import Images
@@ -54,12 +53,22 @@ class Evaluation:
         """Labels of bank and queries."""
         return self._bank[0].labels(self._bank[1]), self._queries[0].labels(self._queries[1])
 
-    def represent(self, encoder: Encoder, device: torch.device) -> tuple[NDArray, NDArray]:
-        """Representations [n, R] of bank and queries; the ranks share the work, and all get all of it."""
+    @property
+    def images(self) -> int:
+        """Images that are encoded, bank and queries together."""
+        return len(self._bank[1]) + len(self._queries[1])
+
+    def represent(
+        self, encoder: Encoder, device: torch.device, tell: Callable[[int], object] = lambda count: None
+    ) -> tuple[NDArray, NDArray]:
+        """Representations [n, R] of bank and queries; the ranks share the work, and all get all of it.
+
+        `tell` is called with how many more images this rank has encoded.
+        """
         was_training = encoder.training
         encoder.eval()
         with torch.no_grad():
-            bank, queries = (self._encode(encoder, *split, device) for split in (self._bank, self._queries))
+            bank, queries = (self._encode(encoder, *split, device, tell) for split in (self._bank, self._queries))
         encoder.train(was_training)
         return bank, queries
 
@@ -84,11 +93,21 @@ class Evaluation:
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(bank, voters)
         return float(probe.score(queries, asked))
 
-    def _encode(self, encoder: Encoder, images: Images, index: NDArray[np.int64], device: torch.device) -> NDArray:
+    def _encode(
+        self,
+        encoder: Encoder,
+        images: Images,
+        index: NDArray[np.int64],
+        device: torch.device,
+        tell: Callable[[int], object],
+    ) -> NDArray:
         ranks = collectives.world_size()
         # Every rank brings as many rows to the gather; the last ones may repeat and are cut off again.
         share = np.resize(index, -(-len(index) // ranks) * ranks).reshape(-1, ranks)[:, collectives.rank()]
-        parts = [encoder.representation(chunk.to(device)) for chunk in self._views(images, share)]
+        parts = []
+        for chunk in self._views(images, share):
+            parts.append(encoder.representation(chunk.to(device)))
+            tell(len(chunk))
         gathered = collectives.gather_rows(torch.cat(parts))
         by_index = gathered.unflatten(0, (ranks, -1)).transpose(0, 1).flatten(0, 1)[: len(index)]
         return by_index.float().cpu().numpy()
@@ -98,10 +117,9 @@ class Evaluation:
 
 
 def plain_views(images: Images, index: NDArray[np.int64], size: int) -> Iterator[Tensor]:
-    """Plain views uint8 [<= 256, 3, size, size] of the images at `index`, with a progress bar in a terminal."""
+    """Plain views uint8 [<= 256, 3, size, size] of the images at `index`."""
     view = PlainView(size)
-    cuts = np.split(index, range(_CHUNK, len(index), _CHUNK))
-    for cut in tqdm(cuts, desc="encode", unit_scale=_CHUNK, unit="image", leave=False, disable=None):
+    for cut in np.split(index, range(_CHUNK, len(index), _CHUNK)):
         yield torch.stack([view(image) for image in images.get(cut)])
 
 

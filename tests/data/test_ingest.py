@@ -774,7 +774,7 @@ def test_a_full_disk_is_one_message_and_leaves_no_draft(run, tmp_path):
 
 
 def test_a_log_gets_lines_with_rate_and_time_left(run, pets, capsys, monkeypatch):
-    monkeypatch.setattr("emc2dist.data.ingest.progress._LINE_SECONDS", 0.0)
+    monkeypatch.setattr("emc2dist.terminal._LINE_SECONDS", 0.0)
     run(pets)
     lines = [line for line in capsys.readouterr().err.splitlines() if "images/s" in line]
     assert len(lines) == 8

@@ -24,8 +24,8 @@ from train.harness import SMALL, small_spec
 from emc2dist.errors import SpecError
 from emc2dist.metrics import EXPORTED, METRICS, exported_name
 from emc2dist.service.dashboard import dashboard, query
+from emc2dist.service.display import Display
 from emc2dist.service.exporter import Endpoint, Exporter
-from emc2dist.service.progress import Display
 from emc2dist.service.runs import RunFolder
 from emc2dist.store import Column, Layout, LocalStore
 

@@ -29,6 +29,7 @@ from emc2dist.service.report import atlas, chains, curves, report
 from emc2dist.service.report.look import Picture
 from emc2dist.service.report.subject import Subject
 from emc2dist.service.runs import RunFolder
+from emc2dist.train import checkpoint
 from emc2dist.vision.augment import PlainView
 from emc2dist.vision.encoder import Encoder
 
@@ -201,7 +202,7 @@ def test_only_visited_chains_count():
 def test_similarities_are_cosines_of_the_newest_encoders_features(trained):
     found = chains.Chains.of(*Subject.open_all([trained["emc2"]], None))
     encoder = Encoder(small_spec().encoder).eval()
-    state = torch.load(trained["emc2"] / "checkpoint-000000012" / "trainer.pt", weights_only=True)
+    state = checkpoint.load_trainer(trained["emc2"] / "checkpoint-000000012")
     encoder.load_state_dict(state["encoder"])
     images, view = DigitsImages("train", limit=48), PlainView(8)
     with torch.no_grad():

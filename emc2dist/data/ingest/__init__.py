@@ -33,7 +33,6 @@ from emc2dist.data.catalogue import (
     read_manifest,
 )
 from emc2dist.data.ingest.kinds import KINDS, open_source, recognise
-from emc2dist.data.ingest.progress import Progress, say
 from emc2dist.data.ingest.selection import ordered, read_classes, select
 from emc2dist.data.ingest.source import Source, Split
 from emc2dist.data.ingest.unfinished import JOB, Job, Unfinished, is_done
@@ -41,6 +40,7 @@ from emc2dist.data.ingest.workers import write_files
 from emc2dist.data.ingest.writer import Note, Target, Task
 from emc2dist.errors import DataError, SpecError
 from emc2dist.files import Place
+from emc2dist.terminal import Progress, say
 
 __all__ = ["KINDS", "ingest"]
 
@@ -179,7 +179,7 @@ def _write(plan: _Plan, dest: Place, skip_unreadable: bool, workers: int) -> int
         if notes:
             say(f"{dest}: goes on after {len(notes)} finished files")
         tasks, left = plan.tasks(set(notes)), sum(len(plan.files(name)) for name in plan.splits) - len(notes)
-        with closing(Progress(plan.images, before)) as progress:
+        with closing(Progress(plan.images, before, unit="image")) as progress:
             for note in write_files(tasks, target, drafts, min(workers, left), progress):
                 notes[note.file.name] = note
         _finish(plan, dest, notes)

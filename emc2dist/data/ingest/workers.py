@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-from emc2dist.data.ingest.progress import Progress
 from emc2dist.data.ingest.writer import Note, Target, Task, write_file
 from emc2dist.errors import Emc2Error
+from emc2dist.terminal import Progress
 
 _POLL_SECONDS = 0.5
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from emc2dist.config import Launch
 from emc2dist.service.launch.plan import JobState, Target
+from emc2dist.terminal import columns
 
 
 def follow(target: Target, job: str) -> int:
@@ -57,8 +58,7 @@ def table(states: Iterable[JobState]) -> str:
     """A line for each job, below a heading."""
     rows = [("JOB", "RUN", "STATUS", "STARTED", "TOOK")]
     rows += [(s.id, s.run, s.status, _clock(s.started) or "-", _took(s)) for s in states]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "".join("  ".join(f"{v:<{w}}" for v, w in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows)
+    return columns(rows)
 
 
 def _clock(time_s: float | None) -> str | None:

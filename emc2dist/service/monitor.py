@@ -1,12 +1,9 @@
-"""What a person sees of a run: a progress bar in a terminal, plain lines in a log; and `metrics.jsonl` beside it."""
+"""Where the rows of a run go as they come: to its display, its exporter, `metrics.jsonl`, and all else that records."""
 
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Protocol
-
-from tqdm import tqdm
 
 from emc2dist.errors import StorageUnreachable
 from emc2dist.metrics import Recorder, Row
@@ -14,8 +11,6 @@ from emc2dist.service.board import BoardHandle
 from emc2dist.service.exporter import Exporter
 from emc2dist.service.runs import RunFolder
 from emc2dist.store import ChainStore
-
-_SHOWN = {"loss": "loss {:.3f}", "acceptance_rate": "acceptance {:.3f}", "images_per_second": "{:.0f} images/s"}
 
 
 class Onlooker(Protocol):
@@ -29,52 +24,6 @@ class Onlooker(Protocol):
 
     def close(self) -> None:
         """The run is over."""
-
-
-class Display:
-    """Shows rows on stderr; an Onlooker."""
-
-    def __init__(self, steps: int, *, terminal: bool | None = None) -> None:
-        terminal = sys.stderr.isatty() if terminal is None else terminal
-        self._bar = tqdm(total=steps, unit="step", dynamic_ncols=True) if terminal else None
-        self._steps = steps
-
-    def show(self, row: Row) -> None:
-        """Show a row."""
-        if "passed_over" in row:
-            self.say(f"passed over, as not whole: {row['passed_over']}")
-        elif row.get("resumed") is not None:
-            self._restart(int(row["step"]), resumed=bool(row["resumed"]))
-        elif "knn_accuracy" in row:
-            pixels = f", raw pixels {row['knn_pixels']:.3f}" if "knn_pixels" in row else ""
-            self.say(f"epoch {row['epoch']:g}: kNN accuracy {row['knn_accuracy']:.3f}{pixels}")
-        elif "loss" not in row:  # a checkpoint was kept: nothing that a person waits for
-            return
-        elif self._bar is not None:
-            self._bar.update(int(row["step"]) - self._bar.n)
-            self._bar.set_postfix_str(_summary(row))
-        else:
-            self.say(f"step {row['step']}/{self._steps} epoch {row['epoch']:.2f} {_summary(row)}")
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def _restart(self, step: int, *, resumed: bool) -> None:
-        if resumed:
-            self.say(f"resumed from the checkpoint at step {step}")
-        if self._bar is not None:
-            self._bar.initial = step
-            self._bar.reset(self._steps)
-            self._bar.update(step)
-
-    def say(self, text: str) -> None:
-        """Show a line, above the bar where there is one."""
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        else:
-            print(text, file=sys.stderr, flush=True)
 
 
 _INTERVAL_S = 0.5
@@ -157,7 +106,3 @@ class Monitor:
             shards = self._store.survey(_SURVEY_TIMEOUT_S)
             self._exporter.survey(shards, monotonic() - began)
         self._surveyed = monotonic()
-
-
-def _summary(row: Row) -> str:
-    return ", ".join(text.format(row[name]) for name, text in _SHOWN.items() if name in row)

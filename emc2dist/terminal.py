@@ -1,0 +1,59 @@
+"""What a person who waits is shown: how far a long job is, messages, columns. Progress and messages go to stderr."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+_LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Counts up to `total` of `unit` (a singular), of which `done` are done: a bar in a terminal, lines in a log.
+
+    Both tell the rate and the time left.
+    """
+
+    def __init__(self, total: int, done: int = 0, *, unit: str, terminal: bool | None = None) -> None:
+        terminal = sys.stderr.isatty() if terminal is None else terminal
+        self._bar = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True) if terminal else None
+        self._total, self._first, self._done, self._unit = total, done, done, unit
+        self._began = self._said = time.monotonic()
+
+    def add(self, count: int = 1) -> None:
+        """So many more are done."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif time.monotonic() - self._said >= _LINE_SECONDS:
+            self._said = time.monotonic()
+            say(self._line())
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _line(self) -> str:
+        rate = (self._done - self._first) / (time.monotonic() - self._began)
+        left = tqdm.format_interval((self._total - self._done) / rate) if rate else "unknown time"
+        units = f"{self._unit}s"
+        return f"{self._done:,} of {self._total:,} {units}, {rate:,.0f} {units}/s, {left} to go"
+
+
+def say(text: str) -> None:
+    """A message to the person who waits, above the bar where there is one."""
+    tqdm.write(text, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def columns(rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    """Rows of as many cells each as lines; columns are flush left, but those at the places `numbers` flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        cells = zip(range(len(row)), row, widths, strict=True)
+        return "  ".join(f"{cell:>{width}}" if at in numbers else f"{cell:<{width}}" for at, cell, width in cells)
+
+    return "".join(line(row).rstrip() + "\n" for row in rows)
