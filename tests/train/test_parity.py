@@ -16,7 +16,7 @@ from emc2dist.train import checkpoint
 
 WORLDS = [(1, 3), (2, 1), (2, 3), (4, 1), (4, 3)]
 KINDS = [(["kernel=mh"], WORLDS), (["kernel=isir", "cache_proposals=12"], WORLDS), (["objective=sogclr"], [(2, 3)])]
-EXACT = ["precision=float64", "optimiser.name=sgd", "optimiser.momentum=0", "lr=1", "epochs=2", "eval.every=0"]
+EXACT = ["precision=float64", "optimiser.name=sgd", "optimiser.momentum=0", "lr=0.1", "epochs=2", "eval.every=0"]
 
 
 @pytest.fixture(scope="module")
