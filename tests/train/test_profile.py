@@ -48,5 +48,5 @@ def test_the_command_prints_one_table(tmp_path, capsys):
 def test_what_cannot_be_profiled_is_refused_before(tmp_path):
     with pytest.raises(RunError, match="there is no folder"):
         profile(small_spec(), trace=tmp_path / "none" / "trace.json")
-    with pytest.raises(SpecError, match="one worker of 8: batch_size: 1"):
+    with pytest.raises(SpecError, match="one worker of 8: batch_size: got 1"):
         profile(small_spec("workers=8"))
