@@ -60,6 +60,7 @@ class _Watch:
     def __init__(self, folder: RunFolder, quiet_s: float) -> None:
         self._folder, self._quiet_s = folder, quiet_s
         self._display: Display | None = None
+        self._epochs: int | None = None
         self._steps: int | None = None
         self._entry: Entry | None = None
         self._lines: list[bytes] = []
@@ -72,13 +73,16 @@ class _Watch:
     def look(self) -> dict[str, Any] | None:
         """Show what is new; returns the summary once there is one."""
         try:
-            summary = self._folder.summary()  # first, for when it is there, so are all rows
+            if self._epochs is None and self._folder.exists():
+                self._epochs = self._folder.spec().epochs
+            summary = self._folder.summary()  # before the rows, for when it is there, so are all of them
             rows = self._new_rows()
-            silence = "" if rows or summary else self._silence()
-            if rows:
-                self._show(rows)
         except StorageUnreachable as error:
-            summary, silence = None, f"still watching, but for now: {error}"
+            summary, rows, silence = None, [], f"still watching, but for now: {error}"
+        else:
+            silence = "" if rows or summary else self._silence()
+        if rows:
+            self._show(rows)
         if silence and silence != self._said:
             say(silence)
             self._said = silence
@@ -94,7 +98,7 @@ class _Watch:
 
     def _silence(self) -> str:
         """What to say where no row has come; empty: nothing yet."""
-        if not self._lines and not self._folder.exists():
+        if self._epochs is None:
             return f"{self._folder.place}: no run here yet (there is no spec.yaml); waiting for one"
         if time.monotonic() - self._heard < self._quiet_s:
             return ""
@@ -117,7 +121,8 @@ class _Watch:
 
     def _steps_from(self, row: Row) -> int:
         """Steps of the whole run: its spec knows the epochs, a row how many steps one has; the data need no opening."""
-        return self._folder.spec().epochs * round(float(row["step"]) / float(row["epoch"]))
+        assert self._epochs is not None, "a folder with rows has a spec"
+        return self._epochs * round(float(row["step"]) / float(row["epoch"]))
 
 
 def _standing(rows: list[Row]) -> list[Row]:
