@@ -29,6 +29,9 @@ class Best(NamedTuple):
     spread: float
     """Their standard deviation; 0 for one."""
     seeds: int
+    """How many finished."""
+    first: int
+    """The first of them, counted from that of the base."""
 
 
 def best_point(sweep: Sweep, records: Sequence[Record]) -> Best | None:
@@ -45,8 +48,9 @@ def best_point(sweep: Sweep, records: Sequence[Record]) -> Best | None:
 
 
 def best_spec(sweep: Sweep, best: Best) -> Spec:
-    """The base with the best point's values: a run of its own, beside the sweep's folder."""
-    return changed(sweep.base, {**best.values, "name": f"{sweep.name}-best"}, source=f"{sweep.name}: the best spec")
+    """The best point with the first seed that finished: a run of its own, beside the sweep's folder."""
+    own = {"name": f"{sweep.name}-best", "seed": sweep.base.seed + best.first}
+    return changed(sweep.base, {**best.values, **own}, source=f"{sweep.name}: the best spec")
 
 
 def leader(sweep: Sweep, records: Sequence[Record]) -> Record | None:
@@ -148,7 +152,7 @@ def _column(values: list[Any]) -> list[Any]:
 def _best(own: list[Record]) -> Best:
     values = [_value(record) for record in own]
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return Best(own[0].values, statistics.fmean(values), spread, len(values))
+    return Best(own[0].values, statistics.fmean(values), spread, len(values), min(record.seed for record in own))
 
 
 def _at_common_epoch(records: Sequence[Record]) -> list[tuple[dict[str, Any], float]]:

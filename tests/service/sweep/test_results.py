@@ -32,6 +32,9 @@ def test_the_best_point_has_the_best_mean_of_finished_trials(tmp_path):
     best = results.best_point(sweep, records)
     assert (best.values["temperature"], best.mean, best.seeds) == (0.1, pytest.approx(0.7), 2)
     assert best.spread == pytest.approx(np.std([0.6, 0.8], ddof=1))
+    assert results.best_spec(sweep, best).seed == 0
+    late = results.best_point(sweep, records[1:2])
+    assert (late.spread, results.best_spec(sweep, late).seed) == (0, 1)  # the seed that finished
     assert results.best_point(sweep, records[4:]) is None
     assert results.leader(sweep, records).name == "t2-0"  # so far; a failed one leads nothing
     lowest = small_sweep(SPACE, "goal: min", "metric: loss")
