@@ -5,9 +5,9 @@
 Two shards one after the other: chain state alone, and chain state with 128 float16 features. A call is what a worker
 sends in a step: it writes and reads 256 random samples. The checkpoint is `emc2dist.train.checkpoint`'s, pieces and
 checksums included, onto the disk of `--folder`. Times are seconds on the clock and, in brackets, of CPU: on a busy
-machine the second ones say what the work costs, and the first ones how long others kept it waiting, disk included.
-Memory beyond the rows is what the process held at most besides them (RssAnon, looked at every 20 ms); Linux alone.
-docs/scale.md holds its output and what follows from it.
+machine the second ones say what the work costs, the first ones also how long others kept it waiting. Memory beyond the
+rows is what the process held at most besides them (RssAnon, looked at every 20 ms); Linux alone. docs/scale.md holds
+its output and what follows from it.
 """
 
 import argparse

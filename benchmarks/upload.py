@@ -54,7 +54,8 @@ class Timed:
     """A keeper, and how long training stood in it."""
 
     def __init__(self, keeper: loop.Keeper) -> None:
-        self.keeper, self.stood_s = keeper, [0.0][:0]
+        self.keeper = keeper
+        self.stood_s: list[float] = []
 
     def keep(self, step: int, folder: Path, row: Row) -> None:
         began = perf_counter()

@@ -4,6 +4,8 @@ import logging
 import os
 import pickle
 import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -107,6 +109,32 @@ def test_calls_are_under_way_before_anybody_waits(ray_cluster, store):
     finally:
         os.kill(process, signal.SIGCONT)
     pending.result()
+
+
+def test_a_slow_shard_slows_its_callers(ray_cluster, store):
+    """A caller that waits for each reply, as a worker does, sends no more while one shard stands still."""
+    commits = [random_commit(np.random.default_rng(step), step, 0) for step in range(5)]
+
+    def work():
+        for commit in commits:
+            store.exchange("first", commit, everything(), as_of=-1).result()
+
+    def arrived():
+        return ray_cluster.get(store.actors[1].stats.remote(), timeout=30).exchanges
+
+    caller = threading.Thread(target=work)
+    process = process_of(ray_cluster, store.actors[0])
+    os.kill(process, signal.SIGSTOP)
+    try:
+        caller.start()
+        deadline = time.monotonic() + 30
+        while arrived() == 0:
+            assert time.monotonic() < deadline
+        assert {arrived() for _ in range(50)} == {1}
+    finally:
+        os.kill(process, signal.SIGCONT)
+    caller.join(timeout=30)
+    assert arrived() == 5
 
 
 def test_a_store_travels_to_workers_that_share_its_shards(ray_cluster, store):

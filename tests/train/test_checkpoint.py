@@ -8,14 +8,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from store.store_oracle import SAMPLES, SCHEMA, assert_same, everything, expected, random_commit
+from store.store_oracle import ROW_NBYTES, SAMPLES, SCHEMA, assert_same, everything, expected, random_commit
 from torch import nn
 from train.harness import small_spec
 
 from emc2dist import files
 from emc2dist.errors import RunError
-from emc2dist.store import Layout, LocalStore
-from emc2dist.train import checkpoint, checksums
+from emc2dist.store import Layout, LocalStore, Shard
+from emc2dist.train import checkpoint, checksums, collectives
 
 COMMITS = [random_commit(np.random.default_rng(10 * step + rank), step, rank) for step in range(4) for rank in range(2)]
 
@@ -128,11 +128,30 @@ def test_in_pieces_and_into_other_shards_every_row_comes_back(shards, tmp_path, 
         assert_same(found, expected(COMMITS, everything(), step))
 
 
-def test_a_rank_needs_its_own_shards_alone(whole, tmp_path):
-    for name in ("shard-00001-of-00004.safetensors", "shard-00003-of-00004.safetensors"):
-        assert name not in checkpoint._share(checkpoint.verify(files.at(whole)), Layout(SAMPLES, 1))
-    manifest = checkpoint.verify(files.at(whole))
-    assert checkpoint._share(manifest, Layout(SAMPLES, 3)) == {
-        "shard-00000-of-00002.safetensors",
-        "shard-00001-of-00002.safetensors",
-    }
+def test_a_shard_is_never_in_memory_twice(tmp_path, monkeypatch):
+    """A snapshot is made, and put back, in pieces of bounded size."""
+    monkeypatch.setattr(checkpoint, "PIECE_NBYTES", 100)
+    sizes = []
+
+    def weigh(tables):
+        sizes.append(sum(column.nbytes for columns in tables.values() for column in columns.values()))
+        return tables
+
+    snapshot, restore = Shard.snapshot, Shard.restore
+    monkeypatch.setattr(Shard, "snapshot", lambda *arguments: weigh(snapshot(*arguments)))
+    monkeypatch.setattr(Shard, "restore", lambda self, *given: restore(self, *given[:2], weigh(given[2]), *given[3:]))
+    folder = write(tmp_path / "pieces")
+    manifest = checkpoint.verify(files.at(folder))
+    checkpoint.restore_store(folder, manifest, LocalStore(Layout(SAMPLES, 2), SCHEMA), "second")
+    assert max(sizes) <= 100
+    assert sum(sizes) == 2 * SAMPLES * ROW_NBYTES
+
+
+@pytest.mark.parametrize(("old", "new", "rank", "ranks"), [(4, 4, 1, 4), (4, 2, 1, 2), (6, 4, 0, 4), (3, 4, 1, 2)])
+def test_a_rank_fetches_the_files_of_its_own_samples_alone(old, new, rank, ranks, whole, monkeypatch):
+    monkeypatch.setattr(collectives, "rank", lambda: rank)
+    monkeypatch.setattr(collectives, "world_size", lambda: ranks)
+    manifest = checkpoint.read_manifest(files.at(whole)).model_copy(update={"shards": old})
+    layout = Layout(1000, new)
+    mine = [sample for shard in range(rank, new, ranks) for sample in layout.indices(shard)]
+    assert checkpoint._share(manifest, layout) == {f"shard-{s % old:05d}-of-{old:05d}.safetensors" for s in mine}

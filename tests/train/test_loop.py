@@ -9,6 +9,7 @@ from train.harness import Run, small_spec
 
 from emc2dist.errors import DataError, NonFiniteError, RunError
 from emc2dist.metrics import ROW
+from emc2dist.store import LocalStore, Pending
 from emc2dist.train import checkpoint
 from emc2dist.train.step import Temperature
 
@@ -176,3 +177,24 @@ def test_data_that_do_not_fit(tmp_path):
     run = Run(small_spec("epochs=1"), tmp_path).go()
     with pytest.raises(RunError, match="48 training images, the data now has 40"):
         Run(small_spec("data.limit=40"), tmp_path).go(resume=run.checkpoints[6])
+
+
+def test_a_worker_has_at_most_one_exchange_under_way(tmp_path, monkeypatch):
+    """So a store that is slow slows its workers, and no queue grows."""
+    exchange, under_way, most = LocalStore.exchange, set(), []
+
+    def watched(self, *arguments):
+        pending = exchange(self, *arguments)
+        under_way.add(id(pending))
+        most.append(len(under_way))
+
+        def result():
+            under_way.discard(id(pending))
+            return pending.result()
+
+        return Pending(result)
+
+    monkeypatch.setattr(LocalStore, "exchange", watched)
+    Run(small_spec("cache_proposals=12", "epochs=2"), tmp_path, stop_after=8).go()
+    assert len(most) > 8
+    assert max(most) == 1
