@@ -13,11 +13,15 @@ os.environ.update(
 
 import secrets
 import shutil
+import signal
 import tempfile
 from types import SimpleNamespace
 
 import pytest
 import torch
+
+# pytest-xdist ignores SIGINT in its processes, and whatever a test starts would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -25,11 +25,12 @@ from emc2dist.cli import main
 from emc2dist.config import parse
 from emc2dist.data.digits import DigitsImages
 from emc2dist.errors import RunError
+from emc2dist.metrics import METRICS
 from emc2dist.service.report import atlas, chains, curves, report
 from emc2dist.service.report.look import Picture
 from emc2dist.service.report.subject import Subject
 from emc2dist.service.runs import RunFolder
-from emc2dist.train import checkpoint
+from emc2dist.train import checkpoint, checksums
 from emc2dist.vision.augment import PlainView
 from emc2dist.vision.encoder import Encoder
 
@@ -102,6 +103,7 @@ def test_the_page_holds_everything_and_loads_nothing(both):
     assert "url(" not in Path(both["page"]).read_text()
     (policy,) = [meta["content"] for meta in page.tags["meta"] if "http-equiv" in meta]
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert f"loss: {METRICS['loss'].help}" in page.text
 
 
 def test_several_runs_lie_side_by_side(both):
@@ -275,6 +277,8 @@ def test_what_comes_from_a_run_is_escaped(copied, tmp_path):
     spec = (copied / "spec.yaml").read_text()
     for path in copied.glob("checkpoint-*/manifest.json"):
         path.write_text(path.read_text().replace("path: digits", f"path: '{evil}'"))
+        (path.parent / checksums.list_name(0, 1)).unlink()
+        checksums.seal(path.parent, json.loads(path.read_text())["generation"])
     (copied / "spec.yaml").write_text(spec.replace("path: digits", f"path: '{evil}'"))
     folder = copied.rename(tmp_path / "<b onclick=alert(3)>")
     other = shutil.copytree(folder, tmp_path / "other")  # of the same name, so both go by their folders
@@ -303,7 +307,7 @@ def test_images_without_labels_are_shown_without_marks_and_gone_ones_are_said_to
     text, pictures = words_of(folder, tmp_path)
     assert "The training images have no labels, so false negatives cannot be told." in text
     assert "24 training images; the axes have no unit; the set has no labels to colour them by" in text
-    assert "Not recorded, so not drawn: knn_accuracy." in text
+    assert "Not recorded, so not drawn: knn_accuracy, carried_age_steps, feature_age_steps." in text
     assert {"chains-1", "chains-2", "map-pca"} <= pictures
 
     table = pq.read_table(tmp_path / "train.parquet")

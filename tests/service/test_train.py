@@ -22,6 +22,8 @@ from train.harness import SMALL, Run
 from train.test_loop import files
 
 from emc2dist.config import load, parse
+from emc2dist.files import at as files_at
+from emc2dist.service import lock
 from emc2dist.service.checkpoints import examine
 from emc2dist.service.runs import RunFolder
 
@@ -94,6 +96,13 @@ def test_two_workers_two_shards_leave_a_run_folder(spec_file, tmp_path):
     assert "kernel: isir -> mh" in other.stderr
 
 
+def test_a_second_driver_of_a_run_is_refused(spec_file, tmp_path):
+    with lock.held(files_at(tmp_path / "runs" / "small")):
+        another = emc2dist("train", spec_file)
+    assert another.returncode == 1
+    assert re.search(rf"another driver trains this run \(process {os.getpid()} on .*\)", another.stderr)
+
+
 def test_interrupted_and_damaged_a_run_ends_where_it_would_have(spec_file, tmp_path):
     """From the checkpoint before the damaged one, and with Ray Train's own list of them torn."""
     arguments = ["train", spec_file, "epochs=10", "shards=2", "--json"]
@@ -102,9 +111,6 @@ def test_interrupted_and_damaged_a_run_ends_where_it_would_have(spec_file, tmp_p
     rows = run / "metrics.jsonl"
     # Once a row of the fourth epoch is there, the checkpoint of the second one is whole.
     wait_for(lambda: rows.exists() and '"step": 19,' in rows.read_text(), process)
-    another = emc2dist(*arguments)
-    assert another.returncode == 1
-    assert re.search(rf"another driver trains this run \(process {process.pid} on .*\)", another.stderr)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr

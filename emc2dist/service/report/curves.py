@@ -135,7 +135,7 @@ def _draw_panel(panel: Panel, subjects: Sequence[Subject]) -> Picture:
     elif panel.from_zero:
         axes.set_ylim(bottom=0)
     _explain(axes, panel, subjects)
-    caption = "; ".join(f"{metric}: {METRICS[metric]}" for metric in panel.metrics)
+    caption = "; ".join(f"{metric}: {METRICS[metric].help}" for metric in panel.metrics)
     return Picture(panel.name, panel.title, caption, _alt(panel, subjects), render(figure))
 
 
