@@ -144,7 +144,7 @@ class LocalCluster:
 
     def _end(self, names: Collection[str]) -> None:
         pids = [int(self._pid_file(name).read_text()) for name in names]
-        sessions.end(pids, mark=str(self._ray), grace_s=STOP_GRACE_S)
+        sessions.end(pids, self.folder, grace_s=STOP_GRACE_S)
         for name in names:
             self._pid_file(name).unlink()
 
@@ -154,7 +154,7 @@ class LocalCluster:
 
     def _lives(self, name: str) -> bool:
         path = self._pid_file(name)
-        return path.exists() and sessions.lives(int(path.read_text()), mark=str(self._ray))
+        return path.exists() and sessions.lives(int(path.read_text()), self.folder)
 
     def _pid_file(self, name: str) -> Path:
         return self.folder / f"{name}.pid"

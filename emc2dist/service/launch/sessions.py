@@ -1,7 +1,8 @@
 """Processes that outlive whoever starts them: each a session of its own, found again by the pid of its leader.
 
 Whatever the processes of a session do, they stay in it. But a pid that was written down may have become somebody
-else's. So a session counts as ours only while one of its processes has our mark in its command line.
+else's. So a session counts as ours only while one of its processes works in our folder, where `launch` puts them.
+(Command lines would not tell: Ray's processes replace theirs.)
 """
 
 import os
@@ -34,19 +35,19 @@ def launch(command: Sequence[str], *, log: Path, environment: Mapping[str, str])
         )
 
 
-def lives(session: int, mark: str) -> bool:
+def lives(session: int, folder: Path) -> bool:
     """Whether a session is ours and its leader lives."""
-    return any(process.pid == session for process in members(session)) and _is_ours(session, mark)
+    return any(process.pid == session for process in members(session)) and _is_ours(session, folder)
 
 
-def end(sessions: Iterable[int], mark: str, *, grace_s: float) -> None:
+def end(sessions: Iterable[int], folder: Path, *, grace_s: float) -> None:
     """Ask the leaders to end, wait for them up to `grace_s` seconds, and kill what is left of sessions of ours.
 
     Raises:
         LaunchError: a process outlived SIGKILL by KILL_TIMEOUT_S.
     """
-    # Asked once: processes that outlive the marked ones are still ours, and while they live nobody else gets the pid.
-    ours = [session for session in sessions if _is_ours(session, mark)]
+    # Asked once: processes that work elsewhere are ours as well, and while they live nobody else gets the pid.
+    ours = [session for session in sessions if _is_ours(session, folder)]
     leaders = [process for session in ours for process in members(session) if process.pid == session]
     _send(signal.SIGTERM, leaders)
     wait_for(lambda: not any(_is_of(leader, leader.pid) for leader in leaders), grace_s)
@@ -75,10 +76,10 @@ def wait_for(condition: Callable[[], bool], timeout_s: float) -> bool:
     return True
 
 
-def _is_ours(session: int, mark: str) -> bool:
+def _is_ours(session: int, folder: Path) -> bool:
     for process in members(session):
         with suppress(psutil.Error):
-            if any(mark in word for word in process.cmdline()):
+            if Path(process.cwd()).is_relative_to(folder.resolve()):
                 return True
     return False
 

@@ -150,8 +150,8 @@ def test_three_nodes_come_up_ask_for_the_token_and_go(folder):
     assert "emc2dist cluster start" in nothing.stderr
 
 
-def test_a_pid_that_has_become_somebody_elses_is_left_alone(folder):
-    other = sessions.launch(["sleep", "300"], log=folder / "other.log", environment=os.environ)
+def test_a_pid_that_has_become_somebody_elses_is_left_alone(folder, tmp_path):
+    other = sessions.launch(["sleep", "300"], log=tmp_path / "other.log", environment=os.environ)
     try:
         (folder / "head.pid").write_text(str(other.pid))
         (folder / "dashboard").write_text("http://127.0.0.1:1")
@@ -170,9 +170,9 @@ def test_what_does_not_end_when_asked_is_killed_with_all_its_session(folder):
     stubborn = f"trap '' TERM; sleep 300 & touch {folder}/trapped; while :; do sleep 1; done"
     leader = sessions.launch(["bash", "-c", stubborn], log=folder / "stubborn.log", environment=os.environ)
     assert sessions.wait_for((folder / "trapped").exists, timeout_s=30)
-    sessions.end([leader.pid], mark="another", grace_s=0)
+    sessions.end([leader.pid], folder / "another", grace_s=0)
     assert len(sessions.members(leader.pid)) >= 2
-    sessions.end([leader.pid], mark=str(folder), grace_s=0.2)
+    sessions.end([leader.pid], folder, grace_s=0.2)
     assert not sessions.members(leader.pid)
     assert leader.wait(timeout=30) == -signal.SIGKILL
 
