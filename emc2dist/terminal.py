@@ -38,8 +38,8 @@ class Progress:
     def _line(self) -> str:
         rate = (self._done - self._first) / (time.monotonic() - self._began)
         left = tqdm.format_interval((self._total - self._done) / rate) if rate else "unknown time"
-        units = f"{self._unit}s"
-        return f"{self._done:,} of {self._total:,} {units}, {rate:,.0f} {units}/s, {left} to go"
+        units, digits = f"{self._unit}s", 0 if rate >= 10 else 2
+        return f"{self._done:,} of {self._total:,} {units}, {rate:,.{digits}f} {units}/s, {left} to go"
 
 
 def say(text: str) -> None:
