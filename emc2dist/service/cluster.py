@@ -23,6 +23,8 @@ from emc2dist.service.launch.access import refuse_without_token  # noqa: E402
 SETTLE_S = 10.0
 """Seconds in which what a lost worker or a lost node held becomes free, or is known to be gone."""
 POLL_S = 0.5
+BOUNDLESS = 1_000_000
+"""Workers that ask for nothing and fit on a node, as many as anybody wants."""
 
 
 @contextmanager
@@ -154,8 +156,9 @@ def _places(needs: dict[str, float], labels: dict[str, str]) -> int:
 
 
 def _times(needs: dict[str, float], nodes: Iterable[dict[str, Any]]) -> int:
+    asked = {kind: amount for kind, amount in needs.items() if amount}
     return sum(
-        min(int(node["Resources"].get(kind, 0) / amount + 1e-9) for kind, amount in needs.items() if amount)
+        min((int(node["Resources"].get(kind, 0) / amount + 1e-9) for kind, amount in asked.items()), default=BOUNDLESS)
         for node in nodes
     )
 

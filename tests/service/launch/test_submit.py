@@ -51,14 +51,6 @@ class Cluster:
     def run(self, command, timeout=300):
         return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
-    def on_it(self, *words):
-        """The command as a driver of this machine on the cluster, not as a job of it."""
-        self.environment |= {"RAY_ADDRESS": self.address}
-        try:
-            return self.emc2dist(*words)
-        finally:
-            del self.environment["RAY_ADDRESS"]
-
     def shrunk(self, *overrides):
         """Two workers, two shards, tiny images: four steps an epoch."""
         return [
@@ -84,7 +76,6 @@ def cluster():
     started = cluster.emc2dist("cluster", "start", "2", "--labels", "ray.io/market-type=spot")
     assert started.returncode == 0, started.stderr
     exports = dict(word.split("=", 1) for word in shlex.split(started.stdout) if "=" in word)
-    cluster.address = exports["RAY_ADDRESS"]
     cluster.token = Path(exports["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
     cluster.environment |= {name: exports[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
     status = cluster.emc2dist("cluster", "status")
@@ -179,20 +170,6 @@ def test_a_job_that_fails_gives_its_own_exit_status_and_says_why(cluster):
     assert "/no/such/folder: no such file or folder" in done.stdout
     assert "failed" in done.stderr
     assert cluster.emc2dist("logs", "gone", "-f").returncode == 2
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ("worker_labels={ray.io/market-type: on-demand}", "room for 0 on nodes with labels"),
-        ("shard_labels={ray.io/zone: moon}", "no node of the cluster carries {'ray.io/zone': 'moon'}"),
-        ("shard_mib=99999999", "2 shards need 99999999 MiB each, the cluster has room for 0"),
-    ],
-)
-def test_a_run_that_this_cluster_has_no_room_for_is_refused(cluster, asked, message):
-    done = cluster.on_it("train", CIFAR10, *cluster.shrunk("name=roomy"), f"resources.{asked}")
-    assert done.returncode == 2
-    assert message in done.stderr
 
 
 def test_a_job_that_is_stopped_leaves_a_checkpoint_and_goes_on_from_it(cluster):

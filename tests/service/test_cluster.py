@@ -1,0 +1,36 @@
+"""Room for a run on a real Ray: as many workers as there are places, and a limit to waiting for them."""
+
+import pytest
+from train.harness import small_spec
+
+from emc2dist.errors import RunError, SpecError
+from emc2dist.service import cluster
+
+
+@pytest.mark.parametrize(("places", "workers"), [(0, None), (1, 1), (2, 2), (3, 2), (4, 4), (9, 4)])
+def test_workers_are_as_many_as_fit_and_share_the_batch_evenly(places, workers):
+    assert small_spec("workers=4", "min_workers=1").fitting(places) == workers
+    assert small_spec("workers=4").fitting(places) == (4 if places >= 4 else None)
+
+
+def test_a_run_waits_for_its_fewest_workers_and_no_longer_than_it_may(ray_cluster):
+    said = []
+    assert cluster.wait_for_workers(small_spec("workers=4"), lambda: False, said.append) == 4
+    assert cluster.wait_for_workers(small_spec("resources.worker_cpus=0"), lambda: False, said.append) == 1
+    assert said == []
+    spec = small_spec("workers=16", "batch_size=32", "resources.wait_s=0.1")
+    with pytest.raises(RunError, match=r"the cluster has room for \d workers, .* add nodes or lower min_workers"):
+        cluster.wait_for_workers(spec, lambda: False, said.append)
+    assert cluster.wait_for_workers(spec, lambda: True, said.append) == 0
+
+
+def test_what_a_cluster_can_never_hold_is_refused_with_the_numbers(ray_cluster):
+    for overrides, message in (
+        (["workers=16", "batch_size=32"], "workers: 16 need 1 CPU each, the cluster has room for 8"),
+        (["resources.worker_labels={a: b}"], "room for 0 on nodes with labels {'a': 'b'}"),
+        (["resources.shard_labels={ray.io/zone: moon}"], "no node of the cluster carries {'ray.io/zone': 'moon'}"),
+        (["resources.shard_mib=99999999"], "1 shards need 99999999 MiB each, the cluster has room for 0"),
+    ):
+        with pytest.raises(SpecError) as refused, cluster.connected(small_spec(*overrides)):
+            pass
+        assert message in str(refused.value)
