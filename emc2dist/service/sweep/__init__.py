@@ -18,7 +18,7 @@ from typing import Any
 import emc2dist.service.cluster as cluster
 from emc2dist.config import Sweep
 from emc2dist.errors import RunError, RunStopped, SpecError
-from emc2dist.metrics import METRICS
+from emc2dist.metrics import ROW
 from emc2dist.service.sweep import results, tuner
 from emc2dist.service.sweep.folder import ENDED, Ledger, SweepFolder, scores
 from emc2dist.service.sweep.space import Points, points_of
@@ -33,8 +33,8 @@ def sweep(spec: Sweep) -> dict[str, Any]:
             finished.
         KeyboardInterrupt, RunStopped: SIGINT or SIGTERM came; every trial wrote a checkpoint, and the results so far.
     """
-    if spec.metric not in METRICS:
-        nearest = difflib.get_close_matches(spec.metric, METRICS, n=1, cutoff=0.0)
+    if spec.metric not in ROW:
+        nearest = difflib.get_close_matches(spec.metric, sorted(ROW), n=1, cutoff=0.0)
         raise SpecError(f"metric: {spec.metric!r} is none of a run's; the nearest is {nearest[0]}")
     spec = spec.model_copy(update={"base": resolved(spec.base)})
     check(spec.base)

@@ -173,7 +173,7 @@ def test_a_job_that_fails_gives_its_own_exit_status_and_says_why(cluster):
 
 
 def test_a_job_that_is_stopped_leaves_a_checkpoint_and_goes_on_from_it(cluster):
-    words = [CIFAR10, *cluster.shrunk("name=stopped", "epochs=40", "checkpoint.every=40", "eval.every=0")]
+    words = [CIFAR10, *cluster.shrunk("name=stopped", "epochs=24", "checkpoint.every=24", "eval.every=0")]
     first = json.loads(cluster.emc2dist("submit", *words, "--json").stdout)
     wait_for(lambda: any("loss" in row for row in cluster.rows("stopped")))
     other = cluster.emc2dist("submit", *words, "log_every=2")
@@ -185,7 +185,7 @@ def test_a_job_that_is_stopped_leaves_a_checkpoint_and_goes_on_from_it(cluster):
     assert json.loads(stopped.stdout)["status"] == "stopped"
     (kept,) = (cluster.folder / "runs" / "stopped").glob("checkpoint-*")
     step = int(kept.name.removeprefix("checkpoint-"))
-    assert 0 < step < 160
+    assert 0 < step < 96
     assert "a checkpoint is written first" in cluster.emc2dist("logs", "stopped").stdout
     assert cluster.emc2dist("logs", "-f", first["job"]).returncode == 143
 
@@ -193,7 +193,7 @@ def test_a_job_that_is_stopped_leaves_a_checkpoint_and_goes_on_from_it(cluster):
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{first['job']}-2" in done.stderr
     assert f"resumed from the checkpoint at step {step}" in done.stdout
-    assert [row["step"] for row in cluster.rows("stopped") if "loss" in row] == list(range(1, 161))
+    assert [row["step"] for row in cluster.rows("stopped") if "loss" in row] == list(range(1, 97))
 
 
 def test_rays_own_command_runs_a_job_as_it_stands(cluster):
