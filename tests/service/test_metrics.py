@@ -179,7 +179,10 @@ def test_promtool_is_content(arguments):
 
 
 class Watched:
-    """A Prometheus on Ray's endpoint, and on that of the run `small` in `folder`; and the run on that Ray."""
+    """A Prometheus on Ray's endpoint, and on that of the run `watched` in `folder`; and the run on that Ray.
+
+    The name is its own: Ray goes on for a while with what other tests have exported.
+    """
 
     def __init__(self, ray, folder: Path) -> None:
         self.folder = folder
@@ -187,8 +190,8 @@ class Watched:
         (node,) = [node for node in ray.nodes() if node["Alive"]]
         target = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
         (folder / "ray.json").write_text(json.dumps([{"targets": [target]}]))  # as Ray writes it beside its dashboard
-        (folder / "small.yaml").write_text(SMALL + f"run_dir: {folder / 'runs'}\nthreads: 1\n")
-        self.run_dir = folder / "runs" / "small"
+        (folder / "spec.yaml").write_text(SMALL + f"run_dir: {folder / 'runs'}\nthreads: 1\n")
+        self.run_dir = folder / "runs" / "watched"
         self.run_dir.mkdir(parents=True)  # Prometheus watches it from the beginning
         watched = {"ray": folder / "ray.json", "emc2dist": self.run_dir / "prometheus.json"}
         self.prometheus = Prometheus(folder, watched)
@@ -199,7 +202,8 @@ class Watched:
             "-m",
             "emc2dist.cli",
             "train",
-            self.folder / "small.yaml",
+            self.folder / "spec.yaml",
+            "name=watched",
             "watch.port=0",
             *overrides,
         ]
@@ -227,13 +231,15 @@ def test_a_real_prometheus_reads_a_real_run_on_a_real_cluster(watched):
     for job in ("ray", "emc2dist"):
 
         def newest(name, job=job):
-            return prometheus.query(f'max_over_time({exported_name(name)}{{job="{job}"}}[10m])')
+            return prometheus.query(f'max_over_time({exported_name(name)}{{job="{job}", run="watched"}}[10m])')
 
         prometheus.until(lambda: [value for _, value in newest("images")] == [images])
         for name in ("acceptance_rate", "feature_age_steps", "images_per_second", "step", "effective_rank"):
-            ((labels, value),) = prometheus.query(f'last_over_time({exported_name(name)}{{job="{job}"}}[10m])')
+            ((labels, value),) = prometheus.query(
+                f'last_over_time({exported_name(name)}{{job="{job}", run="watched"}}[10m])'
+            )
             assert value == last[name]
-            assert labels["run"] == "small"
+            assert labels["run"] == "watched"
             own = {"__name__", "run", "job", "instance", *METRICS[name].labels}
             assert labels.keys() == own, "and nothing that tells one process of the run from the next"
         assert len(newest("shard_rows")) == 2
@@ -241,7 +247,7 @@ def test_a_real_prometheus_reads_a_real_run_on_a_real_cluster(watched):
     assert {rule["health"] for rule in prometheus.rules()} == {"ok"}
     absent = {"cache_moves_ratio", "data_hits", "data_misses", "data_fetched_bytes"} - last.keys()
     for name in EXPORTED.keys() - absent:
-        shown = query(name).replace("$run", "small")
+        shown = query(name).replace("$run", "watched")
         assert prometheus.query(f"last_over_time(({shown})[10m:1s])") or METRICS[name].kind == "counter", name
 
 

@@ -102,7 +102,8 @@ class SweepFolder:
     def records(self) -> list[Record]:
         """All records, by point and seed."""
         trials = self.place / "trials"
-        found = [Record(**json.loads((trials / entry.name).read())) for entry in trials.entries()]
+        names = [entry.name for entry in trials.entries() if entry.name.endswith(".json")]  # not what was cut short
+        found = [Record(**json.loads((trials / name).read())) for name in names]
         return sorted(found, key=lambda record: (record.point, record.seed))
 
     def save(self, record: Record) -> None:
