@@ -72,6 +72,9 @@ class Silent:
     def is_set(self) -> bool:
         return False
 
+    def wait_until_saved(self) -> None:
+        pass
+
 
 def train(take: Callable[..., Any]) -> tuple[list[float], float]:
     """Train with checkpoints taken so; returns the seconds stood still for each, and the seconds of the whole run."""
@@ -83,9 +86,10 @@ def train(take: Callable[..., Any]) -> tuple[list[float], float]:
         take(checkpoint_upload_fn, checkpoint, checkpoint_dir_name)
 
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(ray.train, "report", report):
-        keeper = Timed(_RayKeeper(RunFolder(SlowPlace(Path(folder))), 2, None))  # type: ignore[arg-type]
+        keeper = Timed(_RayKeeper(RunFolder(SlowPlace(Path(folder))), 2, Silent()))  # type: ignore[arg-type]
         began = perf_counter()
-        loop.run(loop.Job(SPEC, images, images, None, store, Silent(), keeper, torch.device("cpu"), Silent()))
+        parts = (store, Silent(), keeper, torch.device("cpu"), Silent(), Path(folder))
+        loop.run(loop.Job(SPEC, images, images, None, *parts))
         return keeper.stood_s, perf_counter() - began
 
 

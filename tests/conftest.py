@@ -14,6 +14,7 @@ os.environ.update(
 import secrets
 import shutil
 import signal
+import subprocess
 import tempfile
 from types import SimpleNamespace
 
@@ -48,6 +49,19 @@ def ray_cluster():
     yield ray
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def small_disk(request, tmp_path):
+    """A folder on a disk of its own, of one MiB or as many as the parameter says: what really fills up."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    size = f"size={getattr(request, 'param', 1)}m"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root can make a small disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture(scope="session")

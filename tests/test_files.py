@@ -45,6 +45,24 @@ def test_append_adds_to_the_end(folder):
     assert (folder / "x").read() == b"one\ntwo\n"
 
 
+def test_a_full_disk_takes_all_or_nothing(small_disk, tmp_path):
+    folder = files.at(small_disk)
+    (folder / "rows").append(b"one\n")
+    (folder / "whole").write(b"before")
+    (tmp_path / "source").write_bytes(b"x" * 2**21)
+    for fill in (
+        lambda: (folder / "rows").append(b"x" * 2**21),
+        lambda: (folder / "whole").write(b"x" * 2**21),
+        lambda: (folder / "new").put(tmp_path / "source"),
+    ):
+        with pytest.raises(StorageError, match=r"disk/\w+: No space left on device; make room on its disk"):
+            fill()
+    assert {path.name for path in small_disk.iterdir()} == {"rows", "whole"}
+    assert (folder / "rows").read() == b"one\n"
+    assert (folder / "whole").read() == b"before"
+    assert (tmp_path / "source").stat().st_size == 2**21
+
+
 def test_put_moves_a_local_file(folder, tmp_path):
     source = tmp_path / "draft"
     source.write_bytes(b"x" * 100_000)

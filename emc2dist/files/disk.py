@@ -1,5 +1,6 @@
 """Files and folders on this machine."""
 
+import errno
 import io
 import os
 import shutil
@@ -71,15 +72,22 @@ class DiskPlace(Place):
     def write(self, data: bytes) -> None:
         with self._explained():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            draft = self._draft()
-            draft.write_bytes(data)
-            draft.replace(self.path)
+            with self._draft() as draft:
+                draft.write_bytes(data)
+                draft.replace(self.path)
 
     def append(self, data: bytes) -> None:
         with self._explained():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as file:
-                file.write(data)
+            with self.path.open("ab", buffering=0) as file:
+                size = file.tell()
+                try:
+                    written = file.write(data)
+                    while written < len(data):
+                        written += file.write(data[written:])
+                except OSError:  # a full disk takes a part
+                    file.truncate(size)
+                    raise
 
     def put(self, source: Path) -> Entry:
         with self._explained():
@@ -87,8 +95,10 @@ class DiskPlace(Place):
             try:
                 source.replace(self.path)
             except OSError:  # another disk
-                shutil.move(source, self._draft())
-                self._draft().replace(self.path)
+                with self._draft() as draft:
+                    shutil.copyfile(source, draft)
+                    draft.replace(self.path)
+                source.unlink()
             return self._entry(self.path)
 
     def remove(self) -> None:
@@ -104,8 +114,15 @@ class DiskPlace(Place):
     def fetch(self, folder: Path, names: Collection[str]) -> Path:
         return self.path
 
-    def _draft(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.draft")
+    @contextmanager
+    def _draft(self) -> Iterator[Path]:
+        """Where it is written before it gets its name; what could not be finished is removed."""
+        draft = self.path.with_name(f".{self.path.name}.draft")
+        try:
+            yield draft
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
 
     @staticmethod
     def _entry(file: Path) -> Entry:
@@ -117,4 +134,6 @@ class DiskPlace(Place):
         try:
             yield
         except OSError as error:
-            raise StorageError(f"{self}: {error.strerror or error}; check that it is there and may be used") from error
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            advice = "make room on its disk, then run it again" if full else "check that it is there and may be used"
+            raise StorageError(f"{self}: {error.strerror or error}; {advice}") from error

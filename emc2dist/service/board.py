@@ -1,12 +1,14 @@
 """Where workers leave their rows and their last words for the driver: one small actor.
 
-Rank 0 posts without waiting; the driver takes what has come and writes `metrics.jsonl`. An error that would only come
+Rank 0 posts without waiting; the driver takes what has come and writes `metrics.jsonl`. A checkpoint waits until the
+rows before it are written, so that a driver that dies takes none with it. An error that would only come
 again (bad data, diverged features) is left here too, and the driver raises it. And the driver leaves word here when
 the workers should stop; rank 0 looks every second.
 """
 
 import logging
 import threading
+from time import monotonic, sleep
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -19,6 +21,7 @@ from emc2dist.metrics import Row
 
 FATAL = (SpecError, DataError, RunError, StorageError, NonFiniteError)
 TIMEOUT_S = 60.0
+_POLL_S = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +31,7 @@ class Board:
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
+        self._posted, self._saved, self._wanted = 0, 0, 0
         self._failure: Emc2Error | None = None
         self._stopping = False
         self._nodes: set[str] = set()
@@ -43,11 +47,26 @@ class Board:
     def post(self, row: Row) -> None:
         """Add a row."""
         self._rows.append(row)
+        self._posted += 1
 
     def take(self) -> list[Row]:
         """All rows posted since the last call."""
         rows, self._rows = self._rows, []
         return rows
+
+    def want_saved(self) -> int:
+        """Ask that all rows posted so far be saved; returns how many they are."""
+        self._wanted = self._posted
+        return self._posted
+
+    def report_saved(self, rows: int) -> bool:
+        """Leave word that the first `rows` are saved; returns whether somebody waits for more."""
+        self._saved = rows
+        return self._wanted > rows
+
+    def saved(self) -> int:
+        """How many rows are saved."""
+        return self._saved
 
     def fail(self, error: Emc2Error) -> None:
         """Leave a fatal error; the first one stays."""
@@ -93,6 +112,22 @@ class BoardHandle:
     def take(self) -> list[Row]:
         """See `Board.take`."""
         return list(ray.get(self._actor.take.remote(), timeout=TIMEOUT_S))
+
+    def report_saved(self, rows: int) -> bool:
+        """See `Board.report_saved`."""
+        return ray.get(self._actor.report_saved.remote(rows), timeout=TIMEOUT_S)
+
+    def wait_until_saved(self) -> None:
+        """Return once the rows that this process has posted so far are saved.
+
+        Raises:
+            RunError: they are not after `TIMEOUT_S`.
+        """
+        wanted, deadline = ray.get(self._actor.want_saved.remote(), timeout=TIMEOUT_S), monotonic() + TIMEOUT_S
+        while ray.get(self._actor.saved.remote(), timeout=TIMEOUT_S) < wanted:
+            if monotonic() > deadline:
+                raise RunError(f"the driver has not written the metrics within {TIMEOUT_S:g} s")
+            sleep(_POLL_S)
 
     def fail(self, error: Emc2Error) -> None:
         """See `Board.fail`; returns when it is left."""

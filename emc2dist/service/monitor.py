@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
-from emc2dist.errors import StorageUnreachable
+from emc2dist.errors import StorageError
 from emc2dist.metrics import Recorder, Row
 from emc2dist.service.board import BoardHandle
 from emc2dist.service.exporter import Exporter
@@ -36,7 +36,7 @@ class Monitor:
     """Takes rows from the board, on a thread, to display, exporter, run folder and all else, until stopped.
 
     And asks `why_stop` for a reason to have the workers write a checkpoint and end, takes word of it to the board, and
-    asks the shards how they are. While S3 does not answer, rows are kept until it does.
+    asks the shards how they are. While S3 does not answer, or the disk is full, rows are kept until they can be saved.
     """
 
     def __init__(
@@ -53,7 +53,8 @@ class Monitor:
         self._exporter, self._store, self._recorders = exporter, store, (exporter, *others)
         self._why_stop, self._told = why_stop, False
         self._pending: list[Row] = []
-        self._saved, self._surveyed = 0.0, 0.0
+        self._wanted = False
+        self._saved, self._saved_at, self._surveyed_at = 0, 0.0, 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
@@ -73,9 +74,10 @@ class Monitor:
         while not self._stop.wait(_INTERVAL_S):
             self._take()
             self._pass_on_word()
-            if monotonic() - self._saved > (_REMOTE_S if self._folder.place.remote else 0):
+            if self._wanted or monotonic() - self._saved_at > (_REMOTE_S if self._folder.place.remote else 0):
                 self._save()
-            if monotonic() - self._surveyed > _SURVEY_S:
+            self._wanted = self._board.report_saved(self._saved)
+            if monotonic() - self._surveyed_at > _SURVEY_S:
                 self._survey()
 
     def _take(self) -> None:
@@ -95,14 +97,15 @@ class Monitor:
     def _save(self) -> None:
         try:
             self._folder.append(self._pending)
+            self._saved += len(self._pending)
             self._pending = []
-        except StorageUnreachable as error:
+        except StorageError as error:
             self._display.say(f"{len(self._pending)} rows of metrics wait to be written: {error}")
-        self._saved = monotonic()
+        self._saved_at = monotonic()
 
     def _survey(self) -> None:
         if self._store.schema:
             began = monotonic()
             shards = self._store.survey(_SURVEY_TIMEOUT_S)
             self._exporter.survey(shards, monotonic() - began)
-        self._surveyed = monotonic()
+        self._surveyed_at = monotonic()

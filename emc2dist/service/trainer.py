@@ -13,7 +13,6 @@ and one path serves the loss of a worker, a shard or a node, a move, a change of
 import os
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -42,6 +41,7 @@ from emc2dist.service.display import Display
 from emc2dist.service.exporter import Exporter, watched
 from emc2dist.service.monitor import Monitor, Onlooker
 from emc2dist.service.runs import RunFolder, checkpoint_name, numbers
+from emc2dist.service.scratch import scratch
 from emc2dist.service.surroundings import Surroundings
 from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.store.remote import RayStore
@@ -242,7 +242,13 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -
     try:
         return _interruptible(trainer.fit).return_value
     except ray.train.TrainingFailedError as error:
-        raise board.failure() or _Lost(" ".join(str(error).split())[:500]) from error
+        raise board.failure() or _Lost(_reason(error)) from error
+
+
+def _reason(error: ray.train.TrainingFailedError) -> str:
+    """The last line of what the first rank's traceback says, or of the whole error."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    return str(failures[min(failures)]).strip().splitlines()[-1]
 
 
 def _interruptible(fit: Callable[[], Any]) -> Any:
@@ -278,21 +284,19 @@ def _train_rank(spec: Spec, run: RunFolder, store: ChainStore, board: BoardHandl
     voters = open_voters(spec.data, spec.eval.voters, train, spec.s3)
     device = ray.train.torch.get_device()
     with ExitStack() as stack:
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="emc2-resume-"))
+        own = stack.enter_context(scratch(run))
+        (own / "resume").mkdir()
         first = spec.checkpoint.every * loop.order_for(spec, train).steps_per_epoch
-        choice = checkpoints.choose(run, store.layout, Path(scratch), expendable=first)
+        choice = checkpoints.choose(run, store.layout, own / "resume", expendable=first)
         if choice.passed_over and context.get_world_rank() == 0:
             board.record({"step": choice.step, "passed_over": "; ".join(choice.passed_over)})
-        keeper = _RayKeeper(run, spec.checkpoint.keep, board)
+        keeper = stack.enter_context(closing(_RayKeeper(run, spec.checkpoint.keep, board)))
         stop = stack.enter_context(Lookout(board)) if context.get_world_rank() == 0 else threading.Event()
-        return loop.run(loop.Job(spec, train, voters, test, store, board, keeper, device, stop), choice.folder)
+        return loop.run(loop.Job(spec, train, voters, test, store, board, keeper, device, stop, own), choice.folder)
 
 
 class _RayKeeper:
-    """Sends checkpoints to the run folder while training goes on, and registers them with Ray Train.
-
-    Ray Train ends a worker only when what it was sending is there.
-    """
+    """Sends checkpoints to the run folder while training goes on, and registers them with Ray Train."""
 
     def __init__(self, run: RunFolder, keep: int, board: BoardHandle) -> None:
         self._run, self._keep, self._board = run, keep, board
@@ -301,17 +305,27 @@ class _RayKeeper:
     def keep(self, step: int, folder: Path, row: Row) -> None:
         """See `emc2dist.train.loop.Keeper`."""
         self._idle.acquire()  # one at a time: where storage is slow, local copies must not pile up
-        ray.train.report(
-            dict(row),
-            checkpoint=Checkpoint.from_directory(folder),
-            checkpoint_dir_name=checkpoint_name(step),
-            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=self._send,
-        )
+        try:
+            ray.train.report(
+                dict(row),
+                checkpoint=Checkpoint.from_directory(folder),
+                checkpoint_dir_name=checkpoint_name(step),
+                checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+                checkpoint_upload_fn=self._send,
+            )
+        except BaseException:  # it will not be sent
+            self._idle.release()
+            raise
+
+    def close(self) -> None:
+        """Return when nothing is being sent any more."""
+        self._idle.acquire()
 
     def _send(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
         place = self._run.place / name
         try:
+            if collectives.rank() == 0:
+                self._board.wait_until_saved()
             checkpoints.send(Path(checkpoint.path), place)
             if collectives.rank() == 0:
                 checkpoints.prune(self._run, self._keep)

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 import emc2dist
 from emc2dist import files
 from emc2dist.config import Spec, dump, parse
-from emc2dist.errors import RunError
+from emc2dist.errors import RunError, StorageError
 from emc2dist.files import Place
 from emc2dist.store import ChainStore, Commit, Layout, Rows, Schema, Tables, nbytes
 from emc2dist.train import checksums, collectives, tensors
@@ -82,7 +82,20 @@ def save(
     """Write this rank's files, into an empty folder, of the checkpoint after `step` steps; rows as of step `applied`.
 
     All ranks' commits of all steps must be in the store, and no rank's reads on their way.
+
+    Raises:
+        StorageError: the disk is full, or cannot be written to.
     """
+    try:
+        _save(folder, step, applied, spec, encoder, optimiser, store, generation)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{folder}: {error}; see that its disk has room, then run it again") from error
+
+
+def _save(
+    folder: Path, step: int, applied: int, spec: Spec, encoder: nn.Module, optimiser: torch.optim.Optimizer,
+    store: ChainStore, generation: str,
+) -> None:  # fmt: skip
     shards = store.layout.shards if store.schema else 0
     for shard in range(collectives.rank(), shards, collectives.world_size()):
         _save_shard(folder / _name("shard", shard, shards), store, generation, shard, applied)

@@ -5,7 +5,6 @@ A checkpoint is taken with the store settled, at the end of an epoch; and with t
 only the first step and the contents of encoder, optimiser and store differ, so a resumed run equals an unbroken one.
 """
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, time
@@ -74,6 +73,8 @@ class Job:
     keeper: Keeper
     device: torch.device
     stop: StopRequest
+    scratch: Path
+    """A folder on this machine, this process's own; takes a checkpoint's files until the keeper has moved them."""
 
 
 def run(job: Job, resume: Path | None = None) -> int:
@@ -96,7 +97,7 @@ class _Loop:
         spec, train, device = job.spec, job.train, job.device
         torch.manual_seed(spec.seed)
         self.spec, self.store, self.device = spec, job.store, device
-        self.recorder, self.keeper, self.stop = job.recorder, job.keeper, job.stop
+        self.recorder, self.keeper, self.stop, self.scratch = job.recorder, job.keeper, job.stop, job.scratch
         self.vote = collectives.Vote()
         self.order = order_for(spec, train)
         self.steps = spec.epochs * self.order.steps_per_epoch
@@ -208,7 +209,8 @@ class _Loop:
     def _keep(self, step: int, applied: int, row: Row) -> None:
         collectives.barrier()
         parts = (self.spec, self.encoder, self.optimiser, self.store, self.generation)
-        folder = Path(tempfile.mkdtemp(prefix="emc2-checkpoint-"))
+        folder = self.scratch / f"checkpoint-{step}"
+        folder.mkdir()
         checkpoint.save(folder, step, applied, *parts)
         self.keeper.keep(step, folder, {"step": step, **row})
         self.kept, self.kept_at, self.due = step, monotonic(), False

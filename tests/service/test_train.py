@@ -162,6 +162,26 @@ def pid_of(name: str, driver: int) -> int:
     return pid
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("small_disk", [120], indirect=True)  # MiB: two checkpoints, and not a third
+def test_a_full_disk_ends_the_run_with_one_message_and_the_same_command_goes_on(small_disk, spec_file, tmp_path):
+    spec_file.write_text(SMALL + f"run_dir: {small_disk}\nthreads: 1\n")
+    arguments = ["train", spec_file, "epochs=4", "optimiser.name=sgd", "optimiser.momentum=0", "--json"]
+    refused = emc2dist(*arguments)
+    assert refused.returncode == 2, refused.stderr
+    message = refused.stderr.splitlines()[-1]
+    assert message.startswith(f"emc2dist: {small_disk / 'small' / 'checkpoint-000000018'}/")
+    assert message.endswith(": No space left on device; make room on its disk, then run it again")
+    assert [state.step for state in examine(RunFolder.open(small_disk / "small"), contents=True)][1:] == [12, 6]
+
+    subprocess.run(["mount", "-o", "remount,size=400m", small_disk], check=True)
+    resumed = emc2dist(*arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed from the checkpoint at step 12\n" in resumed.stderr
+    rows = [json.loads(line) for line in (small_disk / "small" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 25))
+
+
 def test_diverged_features_end_the_run_with_one_message(spec_file):
     done = emc2dist("train", spec_file, "lr=1e30", "optimiser.name=sgd", "optimiser.warmup_epochs=0")
     assert done.returncode == 1

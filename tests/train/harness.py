@@ -3,6 +3,7 @@
 import math
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
@@ -57,8 +58,9 @@ class Run:
         train, test = open_images(self.spec.data, "train"), open_images(self.spec.data, "test")
         schema = schema_for(self.spec)
         store = LocalStore(Layout(len(train), self.spec.shards), schema)
-        job = loop.Job(self.spec, train, train, test, store, self, self, torch.device("cpu"), self)
-        self.steps = loop.run(job, resume)
+        with TemporaryDirectory() as scratch:
+            parts = (store, self, self, torch.device("cpu"), self, Path(scratch))
+            self.steps = loop.run(loop.Job(self.spec, train, train, test, *parts), resume)
         return self
 
     def column(self, name: str) -> list[float]:
@@ -79,7 +81,9 @@ class Rank:
         run.keep = lambda step, source, row: send(source, files.at(folder))
         train, test = open_images(spec.data, "train"), open_images(spec.data, "test")
         try:
-            loop.run(loop.Job(spec, train, train, test, store, run, run, torch.device("cpu"), run), resume)
+            with TemporaryDirectory() as scratch:
+                parts = (store, run, run, torch.device("cpu"), run, Path(scratch))
+                loop.run(loop.Job(spec, train, train, test, *parts), resume)
         finally:
             dist.destroy_process_group()
         return run.rows

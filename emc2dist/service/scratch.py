@@ -1,0 +1,25 @@
+"""Where a process of a run keeps files on this machine before they go elsewhere, or while it reads them."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from emc2dist.service.runs import RunFolder
+
+
+@contextmanager
+def scratch(run: RunFolder) -> Iterator[Path]:
+    """An empty folder, removed at the end; those of processes of this run that were killed are removed at once."""
+    prefix = f"emc2-{hashlib.sha256(str(run.place).encode()).hexdigest()[:12]}-"
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        pid = left.name.removeprefix(prefix).split("-")[0]
+        if not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
