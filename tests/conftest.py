@@ -14,11 +14,11 @@ os.environ.update(
 import secrets
 import shutil
 import signal
-import subprocess
 import tempfile
 from types import SimpleNamespace
 
 import pytest
+import small_disk as small_disk_of
 import torch
 
 # pytest-xdist ignores SIGINT in its processes, and whatever a test starts would inherit that.
@@ -54,14 +54,10 @@ def ray_cluster():
 @pytest.fixture
 def small_disk(request, tmp_path):
     """A folder on a disk of its own, of one MiB or as many as the parameter says: what really fills up."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    size = f"size={getattr(request, 'param', 1)}m"
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
+    if not small_disk_of.mount(tmp_path / "disk", getattr(request, "param", 1)):
         pytest.skip("only root can make a small disk")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    yield tmp_path / "disk"
+    small_disk_of.unmount(tmp_path / "disk")
 
 
 @pytest.fixture(scope="session")

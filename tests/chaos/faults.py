@@ -1,23 +1,27 @@
 """Faults, each injected for real into a Ray of several nodes on this machine: processes are killed, stopped or asked to
-end by pid, nodes with all their processes, and files are damaged where they lie.
+end by pid, nodes with all their processes or their network alone, files are damaged where they lie, the disk is filled.
 """
 
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import psutil
+import small_disk
 
 from emc2dist.service.launch import sessions
 from emc2dist.service.launch.local import LocalCluster
 
 ROOT = Path(__file__).parents[2]
 NODES = 3
+DISK_MIB = 500  # four checkpoints of 90 MB, and a bit
 TUNED = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
@@ -33,12 +37,22 @@ class World:
     """A cluster, a run on it by the command, and what can happen to them."""
 
     def __init__(self, folder: Path, arguments: list[str], run: str, nodes: int = NODES) -> None:
-        self.folder, self.run, self.arguments = folder, folder / "runs" / run, arguments
+        runs, self.temporary = folder / "runs", folder / "tmp"
+        self.folder, self.run, self.arguments = folder, runs / run, [*arguments, f"run_dir={runs}"]
+        self.temporary.mkdir()
+        self.disk = runs if small_disk.mount(runs, DISK_MIB) else None
         self.cluster = LocalCluster(folder / "ray")
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        self.environment |= {**TUNED, **self.cluster.start(nodes, cpus=1).environment()}
         self.log: list[str] = []
+        self.start_nodes(nodes)
         self.start_driver()
+
+    def start_nodes(self, nodes: int = NODES) -> None:
+        """Start those that do not run."""
+        own = {**TUNED, "TMPDIR": str(self.temporary)}
+        with mock.patch.dict(os.environ, own):
+            connection = self.cluster.start(nodes, cpus=1).environment()
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self.environment = {**inherited, **own, **connection}
 
     def start_driver(self) -> None:
         command = [sys.executable, "-m", "emc2dist.cli", "train", *self.arguments]
@@ -82,6 +96,8 @@ class World:
             self.driver.kill()
             self.driver.wait(timeout=30)
         self.cluster.stop()
+        if self.disk:
+            small_disk.unmount(self.disk)
 
 
 def _title(process: psutil.Process) -> str:
@@ -119,11 +135,35 @@ def hang_shard(world, rng):
     _signal_one(world, rng, "ray::_ShardActor", signal.SIGSTOP)
 
 
+def pause_shard(world, rng):
+    """For less or more than `store.timeout_s`: calls that time out are then executed all the same."""
+    found = world.processes("ray::_ShardActor")
+    if found:
+        process = found[rng.integers(len(found))]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
+            pass_time(world, rng.uniform(1, 15))
+            process.resume()
+
+
+def kill_in_checkpoint(world, rng):
+    world.wait_for(lambda: any(world.temporary.glob("emc2-*/checkpoint-*")) or world.finished(), 240, "a checkpoint")
+    kill_worker(world, rng)
+
+
+def kill_in_restore(world, rng):
+    """The second one dies on its way back from the death of the first."""
+    kill_worker(world, rng)
+    before = set(world.temporary.glob("emc2-*"))
+    world.wait_for(lambda: set(world.temporary.glob("emc2-*")) - before or world.finished(), 240, "the way back")
+    kill_worker(world, rng)
+
+
 def kill_node(world, rng):
     """A node and all that is on it; another comes in its place, as in a cloud."""
     name = f"worker-{rng.integers(1, NODES + 1)}"
     end_node(world, name)
-    world.cluster.start(NODES, cpus=1)
+    world.start_nodes()
 
 
 def drain_node(world, rng):
@@ -134,10 +174,25 @@ def drain_node(world, rng):
     command += ["--deadline-remaining-seconds", "20", "--address", world.environment["RAY_ADDRESS"]]
     told = subprocess.run(command, env=world.environment, capture_output=True, text=True, timeout=60)
     assert told.returncode == 0, told.stdout + told.stderr
-    deadline = time.monotonic() + 20
-    world.wait_for(lambda: time.monotonic() > deadline, 60, "the notice")
+    pass_time(world, 20)
     end_node(world, name)
-    world.cluster.start(NODES, cpus=1)
+    world.start_nodes()
+
+
+def cut_off_node(world, rng):
+    """Nothing reaches a node any more, but it lives on, and comes back when it has been given up."""
+    name = f"worker-{rng.integers(1, NODES + 1)}"
+    rules = [[way, address_of(name), "-j", "DROP"] for way in ("-d", "-s")]
+    try:
+        for rule in rules:
+            iptables("-A", rule)
+        pass_time(world, 15)
+    finally:
+        for rule in rules:
+            iptables("-D", rule)
+    pass_time(world, 5)
+    end_node(world, name)
+    world.start_nodes()
 
 
 def kill_driver(world, rng):
@@ -165,6 +220,32 @@ def damage_checkpoint(world, rng):
         world.log.append(f"  {folders[-1].name}/{path.name}")
 
 
+def fill_disk(world, rng):
+    """The run folder's disk is full until the run has given up, with one clear message."""
+    filler = world.disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**16))
+    deadline = time.monotonic() + 300
+    while world.driver.poll() is None:
+        assert time.monotonic() < deadline, world.tail()
+        time.sleep(0.1)
+    filler.unlink()
+    if not world.finished():
+        assert world.driver.returncode == 2, world.tail()
+        assert "No space left on device; make room on its disk" in world.tail().splitlines()[-1], world.tail()
+
+
+def pass_time(world, seconds):
+    """Let the run go on for so long."""
+    end = time.monotonic() + seconds
+    world.wait_for(lambda: time.monotonic() > end, seconds + 60, "waiting")
+
+
+def iptables(change, rule):
+    subprocess.run(["iptables", "--wait", change, "OUTPUT", *rule], check=True, timeout=30)
+
+
 def end_node(world, name):
     pid = int((world.cluster.folder / f"{name}.pid").read_text())
     for process in sessions.members(pid):
@@ -172,12 +253,16 @@ def end_node(world, name):
             process.kill()
 
 
+def address_of(name):
+    return f"127.0.0.{int(name.removeprefix('worker-')) + 2}"
+
+
 def _node_id(world, name):
-    """Ray writes it into the log of the node's raylet; the address tells which is which."""
-    address = f"127.0.0.{int(name.removeprefix('worker-')) + 2}"
+    """By its address, which tells which is which."""
     program = (
         "import ray; ray.init(logging_level='error', log_to_driver=False);"
-        f"print([n['NodeID'] for n in ray.nodes() if n['Alive'] and n['NodeManagerAddress'] == '{address}'][0])"
+        f"here = [n for n in ray.nodes() if n['Alive'] and n['NodeManagerAddress'] == '{address_of(name)}'];"
+        "print(here[0]['NodeID'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], env=world.environment, capture_output=True, text=True, timeout=60
@@ -187,6 +272,9 @@ def _node_id(world, name):
 
 
 FAULTS = [
-    kill_worker, kill_shard, kill_worker_and_shard, hang_worker, hang_shard, kill_node, drain_node, kill_driver,
-    stop_driver, damage_checkpoint,
+    kill_worker, kill_shard, kill_worker_and_shard, kill_in_checkpoint, kill_in_restore, hang_worker, hang_shard,
+    pause_shard, kill_node, drain_node, kill_driver, stop_driver, damage_checkpoint,
 ]  # fmt: skip
+if os.getuid() == 0:  # who alone may mount a disk and drop packets
+    FAULTS += [fill_disk]
+    FAULTS += [cut_off_node] if shutil.which("iptables") else []

@@ -1,8 +1,8 @@
 """Any process or node may die at any moment: the run continues, and ends as if nothing had happened.
 
-Each seed draws two to four faults and the steps at which they strike, on a real Ray of a head and three nodes. All
-arithmetic is in float64, so that a run that was moved between one and two workers ends within 1e-6 of one that was
-never disturbed; one that lost or repeated a chain's write, or went on from parts of different steps, does not.
+Each seed draws two to four faults and the steps at which they strike, on a real Ray of a head and three nodes. A run of
+one worker ends bit for bit where one that was never disturbed does; one that was moved between one and two workers ends
+within 1e-6 of it, in float64. One that lost or repeated a chain's write, or mixed parts of different steps, would not.
 """
 
 import json
@@ -41,10 +41,10 @@ def test_the_run_ends_as_if_nothing_had_happened(seed, undisturbed):
     folder = Path(tempfile.mkdtemp(prefix="emc2-"))  # short: sockets lie in it
     workers = 1 + seed % 2
     (folder / "spec.yaml").write_text(SMALL)
-    size = [f"workers={workers}", "min_workers=1", f"run_dir={folder / 'runs'}"]
+    size = [f"workers={workers}", "min_workers=1"]
     world = World(folder, [str(folder / "spec.yaml"), *SPEC, *size], "chaos")
     try:
-        for step in np.sort(rng.integers(1, STEPS - 10, rng.integers(2, 5))):
+        for step in np.sort(rng.integers(0, STEPS, rng.integers(2, 5))):
             fault = FAULTS[rng.integers(len(FAULTS))]
             world.wait_for(lambda due=step: world.steps() >= due or world.finished(), 240, f"step {step}")
             world.log.append(f"seed {seed}: {fault.__name__} at step {world.steps()}, due at {step}")
@@ -54,9 +54,10 @@ def test_the_run_ends_as_if_nothing_had_happened(seed, undisturbed):
         world.wait_for(lambda: world.driver.poll() is not None, 60, "the driver's end")
         assert world.driver.returncode == 0, world.tail()
         check_rows(world.run)
-        check_store(sorted(world.run.glob("checkpoint-*"))[-1], undisturbed)
+        check_store(sorted(world.run.glob("checkpoint-*"))[-1], undisturbed, atol=0 if workers == 1 else 1e-6)
         left = ["ray::RayTrainWorker", "ray::_ShardActor", "ray::Board", "ray::TrainController"]
         world.wait_for(lambda: not any(world.processes(name) for name in left), 60, "the end of all actors")
+        assert not list(world.temporary.glob("emc2*"))
     finally:
         world.close()
     assert not world.processes("")
@@ -70,7 +71,7 @@ def check_rows(run):
     assert json.loads((run / "summary.json").read_text())["steps"] == STEPS
 
 
-def check_store(checkpoint, undisturbed):
+def check_store(checkpoint, undisturbed, atol):
     """Every row is valid: a state is a negative of its anchor, a feature has norm 1; and all is as undisturbed."""
     found = contents(checkpoint)
     samples = torch.arange(96)[:, None]
@@ -81,4 +82,4 @@ def check_store(checkpoint, undisturbed):
     torch.testing.assert_close(found["feature/feature"].norm(dim=1), torch.ones(96).double(), atol=1e-5, rtol=0)
     assert found.keys() == undisturbed.keys()
     for name, value in undisturbed.items():
-        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0, msg=name)
+        torch.testing.assert_close(found[name], value, atol=atol, rtol=0, msg=name)

@@ -22,11 +22,11 @@ SPEC = [
 def test_it_grows_and_shrinks_and_computes_the_same(tmp_path):
     folder = Path(tempfile.mkdtemp(prefix="emc2-"))  # short: sockets lie in it
     (folder / "spec.yaml").write_text(SMALL)
-    size = ["workers=2", "min_workers=1", f"run_dir={folder / 'runs'}"]
+    size = ["workers=2", "min_workers=1"]
     world = World(folder, [str(folder / "spec.yaml"), *SPEC, *size], "elastic", nodes=1)
     try:
         world.wait_for(lambda: world.steps() >= 3, 180, "the start on one worker")
-        world.cluster.start(2, cpus=1)
+        world.start_nodes(2)
         world.wait_for(lambda: "there is room for 2 workers" in world.tail(), 120, "word of the second node")
         world.wait_for(lambda: len(world.processes("ray::RayTrainWorker")) == 2, 120, "the second worker")
         grown = world.steps()

@@ -26,8 +26,8 @@ from emc2dist.config import parse
 from emc2dist.data.digits import DigitsImages
 from emc2dist.errors import RunError
 from emc2dist.metrics import METRICS
+from emc2dist.service.look import Picture
 from emc2dist.service.report import atlas, chains, curves, report
-from emc2dist.service.report.look import Picture
 from emc2dist.service.report.subject import Subject
 from emc2dist.service.runs import RunFolder
 from emc2dist.train import checkpoint, checksums

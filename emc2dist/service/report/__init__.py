@@ -6,7 +6,6 @@
     curves     what metrics.jsonl says, all runs in the same axes
     chains     which negatives the chains sit on: are they hard, and are they false?
     atlas      where images lie in the space of features
-    look       what all pictures share: colours, fonts, frames
     page       from pictures and tables to HTML
 
 What a run does not have (a checkpoint, chains, labels) is said in a sentence where it would have stood. Samples and

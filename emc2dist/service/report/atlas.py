@@ -15,7 +15,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from emc2dist.errors import DataError, RunError
-from emc2dist.service.report.look import COLOURS, FONT, Picture, label, new_axes, new_figure, render
+from emc2dist.service.look import COLOURS, FONT, Picture, label, new_axes, new_figure, render
 from emc2dist.service.report.subject import Subject, names_of
 
 _IMAGES, _FEWEST = 1000, 10

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from emc2dist.data.images import Images
 from emc2dist.errors import RunError
-from emc2dist.service.report.look import FONT, GREY, WARNING, Picture, add_legend, label, new_axes, new_figure, render
+from emc2dist.service.look import FONT, GREY, WARNING, Picture, add_legend, label, new_axes, new_figure, render
 from emc2dist.service.report.subject import Subject, names_of
 
 _SAMPLED, _SHOWN, _PER_PICTURE = 256, 12, 6

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from emc2dist.metrics import METRICS
-from emc2dist.service.report.look import (
+from emc2dist.service.look import (
     COLOURS,
     FONT,
     GREY,

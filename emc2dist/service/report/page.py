@@ -19,10 +19,10 @@ from emc2dist import files
 from emc2dist.config import S3, leaves
 from emc2dist.errors import Emc2Error
 from emc2dist.files import Place
+from emc2dist.service.look import COLOURS, Picture
 from emc2dist.service.report import atlas, chains, curves
 from emc2dist.service.report.atlas import Atlas
 from emc2dist.service.report.chains import Chains
-from emc2dist.service.report.look import COLOURS, Picture
 from emc2dist.service.report.subject import Subject
 from emc2dist.service.runs import numbers
 

@@ -46,13 +46,14 @@ def sweep(spec: Sweep) -> dict[str, Any]:
     signalled = None
     if len(begun) < len(points) * spec.seeds or any(record.state not in ENDED for record in begun):
         signalled = _run(ledger, folder, points)
-    summary = results.write(spec, ledger.all(), folder)
+    records = ledger.all()
+    summary = results.write(spec, records, folder)
     if signalled == signal.SIGINT:
         raise KeyboardInterrupt
     if signalled == signal.SIGTERM:
         raise RunStopped(f"{folder.place}: stopped with {summary['unfinished']} trials begun and not ended")
-    if summary["best_spec"] is None and not summary["unfinished"]:
-        raise RunError(f"{folder.place}: no trial finished; results.csv tells why, as in: {ledger.all()[0].reason}")
+    if records and all(record.state in ENDED for record in records) and summary["best_spec"] is None:
+        raise RunError(f"{folder.place}: no trial finished; results.csv tells why, as in: {records[0].reason}")
     return summary
 
 

@@ -1,9 +1,5 @@
-"""Pictures of a sweep: parallel coordinates, the metric against each key, and how much each key matters.
+"""Pictures of a sweep: parallel coordinates, the metric against each key, and how much each key matters."""
 
-Figures are built as objects, never through pyplot, so there is no global state.
-"""
-
-import io
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,19 +7,17 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from emc2dist.config import Range, Sweep
+from emc2dist.service.look import COLOURS, GREY, WARNING, frame, new_axes, new_figure, render
 from emc2dist.service.sweep.folder import Record
 
-_COLOURS = colormaps["viridis"]
-_COLOUR, _WARNING, _GREY = "#3f90da", "#bd1f01", "#6b7280"
+_SHADES = colormaps["viridis"]
 _BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1}
-_DPI = 150
 
 
 def pictures(sweep: Sweep, records: Sequence[Record], shares: dict[str, float]) -> dict[str, bytes]:
@@ -32,12 +26,12 @@ def pictures(sweep: Sweep, records: Sequence[Record], shares: dict[str, float]) 
     drawn = {"parallel": _parallel(sweep, valued), "keys": _keys(sweep, valued)} if valued else {}
     if shares:
         drawn["importance"] = _importance(sweep, shares)
-    return {name: _png(figure) for name, figure in drawn.items()}
+    return {name: render(figure) for name, figure in drawn.items()}
 
 
 def _parallel(sweep: Sweep, records: Sequence[Record]) -> Figure:
     """A line for each trial through its values, coloured by what it came to; stopped ones dashed."""
-    figure = _figure(1.6 * (len(sweep.space) + 1) + 1.2, 3.4)
+    figure = new_figure(1.6 * (len(sweep.space) + 1) + 1.2, 3.4)
     axes = figure.add_subplot()
     scales = [_scale(sweep, key, records) for key in sweep.space]
     low, high = min(map(_value, records)), max(map(_value, records))
@@ -46,7 +40,7 @@ def _parallel(sweep: Sweep, records: Sequence[Record]) -> Figure:
         heights = [place(record.values[key]) for key, (place, _) in zip(sweep.space, scales, strict=True)]
         heights.append((_value(record) - low) / (high - low or 1.0))
         style = "-" if record.state == "finished" else "--"
-        axes.plot(heights, style, color=_COLOURS(shade(_value(record))), linewidth=1.6, alpha=0.85)
+        axes.plot(heights, style, color=_SHADES(shade(_value(record))), linewidth=1.6, alpha=0.85)
     ticks = [*(marks for _, marks in scales), [(0.0, f"{low:.3g}"), (1.0, f"{high:.3g}")]]
     for position, marks in enumerate(ticks):
         axes.axvline(position, color="#9ca3af", linewidth=0.8, zorder=0)
@@ -56,14 +50,14 @@ def _parallel(sweep: Sweep, records: Sequence[Record]) -> Figure:
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(ticks) - 0.7)
     axes.spines[:].set_visible(False)
-    axes.set_title("dashed: stopped early, at its last value", fontsize=8, color=_GREY)
-    figure.colorbar(ScalarMappable(shade, _COLOURS), ax=axes, pad=0.01).set_label(sweep.metric, fontsize=8)
+    axes.set_title("dashed: stopped early, at its last value", fontsize=8, color=GREY)
+    figure.colorbar(ScalarMappable(shade, _SHADES), ax=axes, pad=0.01).set_label(sweep.metric, fontsize=8)
     return figure
 
 
 def _keys(sweep: Sweep, records: Sequence[Record]) -> Figure:
     """A panel for each key: every trial, and mean and standard deviation over the seeds of a point that finished."""
-    figure = _figure(3.1 * len(sweep.space) + 0.4, 3.0)
+    figure = new_figure(3.1 * len(sweep.space) + 0.4, 3.0)
     panels = figure.subplots(1, len(sweep.space), sharey=True, squeeze=False)[0]
     for key, axes in zip(sweep.space, panels, strict=True):
         _panel(sweep, key, axes, records)
@@ -74,7 +68,7 @@ def _keys(sweep: Sweep, records: Sequence[Record]) -> Figure:
 
 def _panel(sweep: Sweep, key: str, axes: Axes, records: Sequence[Record]) -> None:
     place, names = _axis(sweep, key, records)
-    looks = ((True, "finished", _COLOUR, _COLOUR), (False, "stopped or unfinished", "none", _GREY))
+    looks = ((True, "finished", COLOURS[0], COLOURS[0]), (False, "stopped or unfinished", "none", GREY))
     for finished, label, face, edge in looks:
         own = [record for record in records if (record.state == "finished") == finished]
         places, values = [place(record.values[key]) for record in own], [_value(record) for record in own]
@@ -85,7 +79,7 @@ def _panel(sweep: Sweep, key: str, axes: Axes, records: Sequence[Record]) -> Non
             values = [_value(record) for record in own]
             where = place(own[0].values[key])
             axes.errorbar(
-                where, np.mean(values), np.std(values, ddof=1), color=_WARNING, capsize=3, marker="_", zorder=3
+                where, np.mean(values), np.std(values, ddof=1), color=WARNING, capsize=3, marker="_", zorder=3
             )
     if names:
         axes.set_xticks(range(len(names)), names)
@@ -96,21 +90,16 @@ def _panel(sweep: Sweep, key: str, axes: Axes, records: Sequence[Record]) -> Non
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(key, fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e5e7eb", linewidth=0.7)
-    axes.set_axisbelow(True)
+    frame(axes)
 
 
 def _importance(sweep: Sweep, shares: dict[str, float]) -> Figure:
     ordered = sorted(shares.items(), key=lambda item: item[1])
-    figure = _figure(4.6, 0.35 * len(ordered) + 0.9)
-    axes = figure.add_subplot()
-    axes.barh([key for key, _ in ordered], [share for _, share in ordered], color=_COLOUR, height=0.6)
+    figure = new_figure(4.6, 0.35 * len(ordered) + 0.9)
+    axes = new_axes(figure)
+    axes.barh([key for key, _ in ordered], [share for _, share in ordered], color=COLOURS[0], height=0.6)
     axes.set_xlabel(f"share of what the keys explain of {sweep.metric}", fontsize=8)
     axes.set_xlim(0, 1)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -148,15 +137,3 @@ def _logarithmic(sweep: Sweep, key: str) -> bool:
     if isinstance(known, Range):
         return known.kind == "loguniform"
     return min(known) > 0 and max(known) >= 10 * min(known)
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure((width, height), dpi=_DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

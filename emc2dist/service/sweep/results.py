@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from emc2dist.config import Spec, Sweep, changed, dump
 from emc2dist.service.sweep.folder import Record, SweepFolder
+from emc2dist.terminal import columns
 
 _SHOWN = 20
 _FEWEST_POINTS = 6  # that a forest is asked about
@@ -68,8 +69,7 @@ def table(sweep: Sweep, records: Sequence[Record]) -> str:
          record.reason]
         for record in ordered[:_SHOWN]
     ]  # fmt: skip
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(f"{v:<{w}}" for v, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = columns(rows).splitlines()
     if len(ordered) > _SHOWN:
         lines.append(f"... and {len(ordered) - _SHOWN} more")
     best = leader(sweep, records)
@@ -92,8 +92,8 @@ def importance(sweep: Sweep, records: Sequence[Record]) -> dict[str, float]:
     points = _at_common_epoch(records)
     if len(points) < _FEWEST_POINTS:
         return {}
-    columns = [_codes([values[key] for values, _ in points]) for key in sweep.space]
-    inputs, target = np.array(columns).T, np.array([value for _, value in points])
+    codes = [_codes([values[key] for values, _ in points]) for key in sweep.space]
+    inputs, target = np.array(codes).T, np.array([value for _, value in points])
     forest = RandomForestRegressor(300, random_state=0).fit(inputs, target)
     lost = permutation_importance(forest, inputs, target, n_repeats=30, random_state=0).importances_mean.clip(min=0)
     return dict(zip(sweep.space, (lost / (lost.sum() or 1.0)).tolist(), strict=True))
@@ -129,7 +129,7 @@ def write(sweep: Sweep, records: Sequence[Record], folder: SweepFolder) -> dict[
 
 
 def _table(sweep: Sweep, records: Sequence[Record]) -> pa.Table:
-    columns: dict[str, list[Any]] = {
+    found: dict[str, list[Any]] = {
         "trial": [record.name for record in records],
         "point": [record.point for record in records],
         "seed": [sweep.base.seed + record.seed for record in records],
@@ -138,8 +138,8 @@ def _table(sweep: Sweep, records: Sequence[Record]) -> pa.Table:
         sweep.metric: [record.value for record in records],
         "reason": [record.reason for record in records],
     }
-    columns |= {key: _column([record.values[key] for record in records]) for key in sweep.space}
-    return pa.table(columns)
+    found |= {key: _column([record.values[key] for record in records]) for key in sweep.space}
+    return pa.table(found)
 
 
 def _column(values: list[Any]) -> list[Any]:

@@ -208,6 +208,23 @@ def test_rays_own_command_runs_a_job_as_it_stands(cluster):
     assert "temperature" in failed.stdout
 
 
+@pytest.mark.slow
+def test_rays_own_command_runs_a_sweep(cluster):
+    """Two trials at once on two nodes of two cores: each has its driver, its worker and its shard."""
+    submit = [BIN / "ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", ".", "--"]
+    small = ["set.epochs=2", "set.data.limit=128", "set.batch_size=16", "budget.trials=2", "scheduler.name=fifo"]
+    sweep = ["python", "jobs/sweep.py", "name=swept", f"set.run_dir={cluster.folder / 'runs'}", *small]
+    done = cluster.run([*submit, *sweep], timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = cluster.folder / "runs" / "swept"
+    table = (folder / "results.csv").read_text()
+    assert table.count("finished") == 2, table
+    assert (folder / "best.yaml").exists()
+    again = cluster.run([*submit, *sweep])
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert (folder / "results.csv").read_text() == table
+
+
 def test_a_wrong_token_and_a_dead_address_are_told_apart(cluster):
     target = f"launch.target={cluster.dashboard}"
     wrong = Cluster(cluster.folder)

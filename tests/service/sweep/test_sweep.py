@@ -17,6 +17,7 @@ from train.harness import SMALL
 from emc2dist import files
 from emc2dist.config import load, load_sweep, parse
 from emc2dist.service.sweep.folder import SweepFolder
+from emc2dist.service.sweep.space import points_of
 
 
 def write_sweep(path, run_dir, space, **more):
@@ -185,3 +186,27 @@ def test_a_killed_trial_driver_is_a_row_gives_its_place_back_and_is_tried_again(
     assert sorted(states(folder)) == ["finished", "finished", "lost"]
     again = emc2dist("sweep", spec, "scheduler.name=fifo", "--json")
     assert states(folder) == ["finished"] * 3, again.stderr
+
+
+@pytest.mark.slow
+def test_optuna_proposes_the_median_rule_judges_and_spent_hours_end_no_sweep_for_good(tmp_path):
+    """One trial at a time, so that Optuna hears of each before it proposes the next."""
+    spec = write_sweep(
+        tmp_path / "s.yaml", tmp_path, {"lr": "loguniform(1e-4, 10)"}, search={"name": "optuna"},
+        scheduler={"name": "median"}, budget={"trials": 4, "concurrent": 1}, set={"epochs": 4},
+    )  # fmt: skip
+    spent = emc2dist("sweep", spec, "budget.hours=1e-6", "--json")
+    assert spent.returncode == 0, spent.stderr
+    assert "budget.hours are spent" in spent.stderr
+    assert json.loads(spent.stdout.splitlines()[-1])["trials"] == 0
+
+    done = subprocess.run([*COMMAND, "sweep", str(spec), "--json"], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    records = SweepFolder(files.at(tmp_path / "s")).records()
+    assert len(records) == 4
+    assert {record.state for record in records} <= {"finished", "stopped", "failed"}
+    assert all(record.reason.startswith("median, epoch ") for record in records if record.state == "stopped")
+    study = points_of(load_sweep(spec), [], {})
+    for record in records:
+        assert study.next() == record.values
+        study.tell(record.point, None if record.state == "failed" else record.value)

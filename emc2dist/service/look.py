@@ -1,4 +1,4 @@
-"""What all pictures share: colours, fonts, frames, and how one becomes a PNG.
+"""What all pictures of reports and sweeps share: colours, fonts, frames, and how one becomes a PNG.
 
 Figures are built as objects, never through pyplot, so there is no global state. The ten colours are told apart by
 colour-blind readers (Petroff 2021, "Accessible color sequences for data visualization"). Sizes are chosen for a page
