@@ -43,6 +43,7 @@ class World:
         self.disk = runs if small_disk.mount(runs, DISK_MIB) else None
         self.cluster = LocalCluster(folder / "ray")
         self.log: list[str] = []
+        self.struck: tuple[str, float, int] | None = None
         self.start_nodes(nodes)
         self.start_driver()
 
@@ -67,19 +68,46 @@ class World:
             return int(json.loads((self.run / "metrics.jsonl").read_text().splitlines()[-1])["step"])
         return 0
 
+    def restores(self) -> int:
+        """How often the run has gone on from a checkpoint, as far as its folder tells."""
+        with contextlib.suppress(OSError):
+            return (self.run / "metrics.jsonl").read_text().count('"resumed": 1')
+        return 0
+
+    def keep_driver(self) -> None:
+        """One that has ended before its run has is started again, as its user would."""
+        if self.driver.poll() is not None and not self.finished():
+            self.note(f"  the driver ended with {self.driver.returncode} and is started again")
+            self.start_driver()
+
+    def strike(self, fault, rng) -> None:
+        self.keep_driver()
+        self.note(f"{fault.__name__} at step {self.steps()}")
+        self.struck = (fault.__name__, time.monotonic(), self.restores())
+        fault(self, rng)
+
+    def note(self, line: str) -> None:
+        self.log.append(line)
+        print(line, flush=True)
+
+    def _see_whether_it_went_on(self) -> None:
+        if self.struck and self.restores() > self.struck[2]:
+            fault, when, _ = self.struck
+            self.note(f"  {fault}: went on after {time.monotonic() - when:.1f} s")
+            self.struck = None
+
     def finished(self) -> bool:
         return (self.run / "summary.json").exists()
 
     def wait_for(self, condition, seconds: float, what: str) -> None:
-        """Wait; a driver that has ended before its run has is started again, as its user would."""
+        """Wait, and keep the driver."""
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, (
                 f"{what} took more than {seconds} s\n" + "\n".join(self.log) + self.tail()
             )
-            if self.driver.poll() is not None and not self.finished():
-                self.log.append(f"the driver ended with {self.driver.returncode} and is started again")
-                self.start_driver()
+            self.keep_driver()
+            self._see_whether_it_went_on()
             time.sleep(0.1)
 
     def tail(self) -> str:
@@ -217,7 +245,7 @@ def damage_checkpoint(world, rng):
         data = bytearray(path.read_bytes())
         data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
         path.write_bytes(data)
-        world.log.append(f"  {folders[-1].name}/{path.name}")
+        world.note(f"  {folders[-1].name}/{path.name}")
 
 
 def fill_disk(world, rng):

@@ -37,6 +37,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_run_ends_as_if_nothing_had_happened(seed, undisturbed):
+    print(f"\nseed {seed}")
     rng = np.random.default_rng(seed)
     folder = Path(tempfile.mkdtemp(prefix="emc2-"))  # short: sockets lie in it
     workers = 1 + seed % 2
@@ -47,9 +48,7 @@ def test_the_run_ends_as_if_nothing_had_happened(seed, undisturbed):
         for step in np.sort(rng.integers(0, STEPS, rng.integers(2, 5))):
             fault = FAULTS[rng.integers(len(FAULTS))]
             world.wait_for(lambda due=step: world.steps() >= due or world.finished(), 240, f"step {step}")
-            world.log.append(f"seed {seed}: {fault.__name__} at step {world.steps()}, due at {step}")
-            print(world.log[-1])
-            fault(world, rng)
+            world.strike(fault, rng)
         world.wait_for(world.finished, 400, "the end")
         world.wait_for(lambda: world.driver.poll() is not None, 60, "the driver's end")
         assert world.driver.returncode == 0, world.tail()
