@@ -13,7 +13,7 @@ train: $(READY)
 	$(BIN)/emc2dist train jobs/quickstart.yaml
 
 # Two files at a time: tests of whole runs wait for one process after another, which leaves a core idle.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: lint $(SWIFT)
 	$(PYTEST)

@@ -25,6 +25,11 @@ import torch
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of whole runs first: they are the longest, and the last file to be begun should be a short one."""
+    items.sort(key=lambda item: Path(__file__).with_name("service") not in item.path.parents)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Tensors and encoders here are small: one thread is fastest, and repeats bit for bit on any machine."""

@@ -15,7 +15,12 @@ from emc2dist.config import dump
 from emc2dist.train import checkpoint
 
 WORLDS = [(1, 3), (2, 1), (2, 3), (4, 1), (4, 3)]
-KINDS = [(["kernel=mh"], WORLDS), (["kernel=isir", "cache_proposals=12"], WORLDS), (["objective=sogclr"], [(2, 3)])]
+KINDS = [
+    (["kernel=isir", "cache_proposals=12"], WORLDS),
+    (["kernel=mh"], [(2, 3), (4, 1)]),
+    (["objective=sogclr"], [(2, 3)]),
+    pytest.param(["kernel=mh"], [(1, 3), (2, 1), (4, 3)], marks=pytest.mark.slow),
+]
 EXACT = ["precision=float64", "optimiser.name=sgd", "optimiser.momentum=0", "lr=0.1", "epochs=2", "eval.every=0"]
 
 
