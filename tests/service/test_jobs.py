@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from service.test_train import ROOT, emc2dist
+from service.command import ROOT, emc2dist
 
 from emc2dist.config import load
 from emc2dist.data.ingest.selection import read_classes

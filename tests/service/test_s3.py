@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from service.test_train import ROOT, emc2dist, start, wait_for
+from service.command import ROOT, emc2dist, start, wait_for
 from train.harness import Run
 
 from emc2dist import files

@@ -6,8 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -18,6 +16,7 @@ import torch
 from PIL import Image
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from safetensors.torch import load_file
+from service.command import ROOT, emc2dist, start, wait_for
 from train.harness import SMALL, Run
 from train.test_loop import files
 
@@ -27,18 +26,7 @@ from emc2dist.service import lock
 from emc2dist.service.checkpoints import examine
 from emc2dist.service.runs import RunFolder
 
-ROOT = Path(__file__).parents[2]
 CIFAR = ROOT.parent / "shared" / "data" / "cifar10"
-COMMAND = [sys.executable, "-m", "emc2dist.cli"]
-
-
-def emc2dist(*arguments, **options):
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=240, **options)
-
-
-def start(*arguments):
-    pipe = subprocess.PIPE
-    return subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.fixture
@@ -46,15 +34,6 @@ def spec_file(tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(SMALL + f"run_dir: {tmp_path / 'runs'}\nthreads: 1\n")
     return path
-
-
-def wait_for(condition, process, seconds=120):
-    """Poll until the condition holds; a process that ends first is a failure."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_two_workers_two_shards_leave_a_run_folder(spec_file, tmp_path):
@@ -218,7 +197,7 @@ def test_cifar10_learns_survives_ctrl_c_and_resumes(tmp_path):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    resumed = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=900)
+    resumed = emc2dist(*arguments, timeout=900)
     assert re.search("resumed from the checkpoint at step (31|62)", resumed.stderr)
     result = json.loads(resumed.stdout.splitlines()[-1])
     accuracies = [

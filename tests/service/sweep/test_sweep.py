@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import time
 import urllib.request
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from service.test_train import COMMAND, ROOT, emc2dist, start, wait_for
+from service.command import ROOT, emc2dist, start, wait_for
 from train.harness import SMALL
 
 from emc2dist import files
@@ -149,7 +148,7 @@ def test_asha_stops_trials_and_ctrl_c_loses_none_and_the_best_spec_is_worth_what
     assert "every trial writes a checkpoint first" in stderr
     lengths = {name: len(rows(folder / name)) for name in ended}
 
-    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=1800)
+    done = emc2dist(*arguments, timeout=1800)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["trials"], result["failed"], result["unfinished"]) == (8, 0, 0)
@@ -178,7 +177,8 @@ def test_a_killed_trial_driver_is_a_row_gives_its_place_back_and_is_tried_again(
     folder, process = tmp_path / "s", start("sweep", spec, "scheduler.name=fifo", "--json")
     wait_for(lambda: len(rows(folder / "s-000-seed0")) > 20, process, seconds=400)
     children = psutil.Process(process.pid).children(recursive=True)
-    os.kill(min(child.pid for child in children if "ray::Trial" in " ".join(child.cmdline())), signal.SIGKILL)
+    drivers = [child.pid for child in children if "ray::_Inner" in " ".join(child.cmdline())]  # Tune's name for a Trial
+    os.kill(min(drivers), signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=600)
     assert process.returncode == 0, stderr
     result = json.loads(stdout.splitlines()[-1])
@@ -200,7 +200,7 @@ def test_optuna_proposes_the_median_rule_judges_and_spent_hours_end_no_sweep_for
     assert "budget.hours are spent" in spent.stderr
     assert json.loads(spent.stdout.splitlines()[-1])["trials"] == 0
 
-    done = subprocess.run([*COMMAND, "sweep", str(spec), "--json"], capture_output=True, text=True, timeout=900)
+    done = emc2dist("sweep", spec, "--json", timeout=900)
     assert done.returncode == 0, done.stderr
     records = SweepFolder(files.at(tmp_path / "s")).records()
     assert len(records) == 4

@@ -1,0 +1,38 @@
+"""The command as a person runs it, in a process of its own."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "emc2dist.cli"]
+STARTED: list[subprocess.Popen] = []
+
+
+def emc2dist(*arguments, timeout=240, **options):
+    """Run it to its end."""
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, **options)
+
+
+def start(*arguments):
+    """Start it; what a test leaves running is ended after it."""
+    pipe = subprocess.PIPE
+    STARTED.append(subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=pipe, stderr=pipe, text=True))
+    return STARTED[-1]
+
+
+def end_all_started():
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.communicate(timeout=60)
+
+
+def wait_for(condition, process, seconds=120):
+    """Poll until the condition holds; a process that ends first is a failure."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
