@@ -8,6 +8,7 @@ of S3, and with the object server killed a read is a true 503. Swift has an envi
 import os
 import pwd
 import secrets
+import signal
 import socket
 import subprocess
 import threading
@@ -124,6 +125,13 @@ class S3Server:
     def kill_object_server(self) -> None:
         """End what holds the objects, as a crash does: until it is back, objects are 503 and listings still work."""
         self._kill("object")
+
+    def hang_object_server(self) -> None:
+        """Stop it where it stands: requests for objects get no answer until `continue_object_server`."""
+        self._processes["object"].send_signal(signal.SIGSTOP)
+
+    def continue_object_server(self) -> None:
+        self._processes["object"].send_signal(signal.SIGCONT)
 
     def start_object_server(self) -> None:
         """Bring it back with the data it had, and return when it answers; one that runs is left alone."""

@@ -3,6 +3,7 @@
 import io
 import json
 import signal
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -83,6 +84,33 @@ def test_interrupted_and_resumed_on_s3_equals_never_having_stopped(job, s3, tmp_
     everything = [*map(str.encode, output), resumed.stdout.encode(), resumed.stderr.encode(), *contents(folder)]
     assert len(everything) > 10
     assert not any(secret in content for content in everything)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_s3_hangs_and_when_it_refuses(job, s3, tmp_path):
+    """For longer than an answer is waited for, and longer than a step takes; then a segment's end is no end either."""
+    arguments = [*job, "workers=1", "epochs=30", "s3.timeout_s=5", "s3.attempts=4", "restarts=5"]
+    folder = files.at(f"{s3.uri}/runs/cifar10")
+
+    def reached(step):
+        return lambda: any(int(name[-9:]) >= step for name in folder.folders() if name.startswith("checkpoint-"))
+
+    process = start("train", *arguments, "--json")
+    wait_for(reached(20), process)
+    s3.server.hang_object_server()
+    time.sleep(12)  # how long it hangs
+    s3.server.continue_object_server()
+    wait_for(reached(100), process)
+    s3.server.kill_object_server()
+    time.sleep(25)  # longer than all attempts take
+    s3.server.start_object_server()
+    stdout, stderr = process.communicate(timeout=400)
+    assert process.returncode == 0, stderr
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read().splitlines()]
+    oracle = Run(load(job[0], [*map(str, arguments[1:]), "data.shuffle=block"]), tmp_path).go()
+    assert [row["loss"] for row in rows if "loss" in row] == oracle.column("loss")
+    assert json.loads(stdout.splitlines()[-1])["steps"] == 300
+    print(stderr)
 
 
 def contents(folder):
