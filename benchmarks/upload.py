@@ -72,7 +72,7 @@ class Silent:
     def is_set(self) -> bool:
         return False
 
-    def wait_until_saved(self) -> None:
+    def wait_until_saved(self, timeout_s: float) -> None:
         pass
 
 
@@ -86,7 +86,7 @@ def train(take: Callable[..., Any]) -> tuple[list[float], float]:
         take(checkpoint_upload_fn, checkpoint, checkpoint_dir_name)
 
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(ray.train, "report", report):
-        keeper = Timed(_RayKeeper(RunFolder(SlowPlace(Path(folder))), 2, Silent()))  # type: ignore[arg-type]
+        keeper = Timed(_RayKeeper(SPEC, RunFolder(SlowPlace(Path(folder))), Silent()))  # type: ignore[arg-type]
         began = perf_counter()
         parts = (store, Silent(), keeper, torch.device("cpu"), Silent(), Path(folder))
         loop.run(loop.Job(SPEC, images, images, None, *parts))

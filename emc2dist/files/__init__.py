@@ -19,9 +19,9 @@ from emc2dist.config import S3
 from emc2dist.errors import StorageError
 from emc2dist.files.disk import DiskPlace
 from emc2dist.files.place import Entry, Place
-from emc2dist.files.s3 import SCHEME, S3Place, retries
+from emc2dist.files.s3 import LONGEST_PAUSE_S, SCHEME, S3Place, retries
 
-__all__ = ["Entry", "Place", "at", "is_remote", "retries"]
+__all__ = ["LONGEST_PAUSE_S", "Entry", "Place", "at", "is_remote", "retries"]
 
 
 def at(path: str | Path, s3: S3 | None = None) -> Place:

@@ -31,6 +31,8 @@ from emc2dist.files.place import CHANGED, Entry, Place, whole
 T = TypeVar("T")
 
 SCHEME = "s3://"
+LONGEST_PAUSE_S = 10.0
+"""Between two attempts."""
 
 
 class S3Place(Place):
@@ -113,7 +115,7 @@ class S3Place(Place):
         """Do it, up to `attempts` times while it may pass, with random pauses that double."""
         retrying = Retrying(
             stop=stop_after_attempt(self.s3.attempts),
-            wait=wait_random_exponential(multiplier=0.2, max=10),
+            wait=wait_random_exponential(multiplier=0.2, max=LONGEST_PAUSE_S),
             retry=retry_if_exception(_may_pass),
             before_sleep=_count_retry,
             reraise=True,

@@ -16,7 +16,15 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from emc2dist.errors import DataError, Emc2Error, NonFiniteError, RunError, SpecError, StorageError
+from emc2dist.errors import (
+    DataError,
+    Emc2Error,
+    NonFiniteError,
+    RunError,
+    SpecError,
+    StorageError,
+    StorageUnreachable,
+)
 from emc2dist.metrics import Row
 
 FATAL = (SpecError, DataError, RunError, StorageError, NonFiniteError)
@@ -32,6 +40,7 @@ class Board:
     def __init__(self) -> None:
         self._rows: list[Row] = []
         self._posted, self._saved, self._wanted = 0, 0, 0
+        self._problem: StorageError | None = None
         self._failure: Emc2Error | None = None
         self._stopping = False
         self._nodes: set[str] = set()
@@ -59,14 +68,14 @@ class Board:
         self._wanted = self._posted
         return self._posted
 
-    def report_saved(self, rows: int) -> bool:
-        """Leave word that the first `rows` are saved; returns whether somebody waits for more."""
-        self._saved = rows
+    def report_saved(self, rows: int, problem: StorageError | None = None) -> bool:
+        """Leave word that the first `rows` are saved, and why no more are; returns whether somebody waits for more."""
+        self._saved, self._problem = rows, problem
         return self._wanted > rows
 
-    def saved(self) -> int:
-        """How many rows are saved."""
-        return self._saved
+    def saved(self) -> tuple[int, StorageError | None]:
+        """How many rows are saved, and why no more are, where that is known."""
+        return self._saved, self._problem
 
     def fail(self, error: Emc2Error) -> None:
         """Leave a fatal error; the first one stays."""
@@ -113,20 +122,23 @@ class BoardHandle:
         """See `Board.take`."""
         return list(ray.get(self._actor.take.remote(), timeout=TIMEOUT_S))
 
-    def report_saved(self, rows: int) -> bool:
+    def report_saved(self, rows: int, problem: StorageError | None = None) -> bool:
         """See `Board.report_saved`."""
-        return ray.get(self._actor.report_saved.remote(rows), timeout=TIMEOUT_S)
+        return ray.get(self._actor.report_saved.remote(rows, problem), timeout=TIMEOUT_S)
 
-    def wait_until_saved(self) -> None:
+    def wait_until_saved(self, timeout_s: float) -> None:
         """Return once the rows that this process has posted so far are saved.
 
         Raises:
-            RunError: they are not after `TIMEOUT_S`.
+            StorageError: they are not after `timeout_s`; why, where that is known.
         """
-        wanted, deadline = ray.get(self._actor.want_saved.remote(), timeout=TIMEOUT_S), monotonic() + TIMEOUT_S
-        while ray.get(self._actor.saved.remote(), timeout=TIMEOUT_S) < wanted:
+        wanted, deadline = ray.get(self._actor.want_saved.remote(), timeout=TIMEOUT_S), monotonic() + timeout_s
+        while True:
+            saved, problem = ray.get(self._actor.saved.remote(), timeout=TIMEOUT_S)
+            if saved >= wanted:
+                return
             if monotonic() > deadline:
-                raise RunError(f"the driver has not written the metrics within {TIMEOUT_S:g} s")
+                raise problem or StorageUnreachable(f"the driver has not written its metrics for {timeout_s:g} s")
             sleep(_POLL_S)
 
     def fail(self, error: Emc2Error) -> None:

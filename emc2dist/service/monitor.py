@@ -3,7 +3,8 @@
 import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Protocol
 
 from emc2dist.errors import StorageError
 from emc2dist.metrics import Recorder, Row
@@ -29,6 +30,7 @@ class Onlooker(Protocol):
 _INTERVAL_S = 0.5
 _SURVEY_S = 10.0
 _SURVEY_TIMEOUT_S = 5.0
+_PROBLEM_S = 10.0
 _REMOTE_S = 10.0  # S3 cannot append: each time the whole of metrics.jsonl is written
 
 
@@ -53,6 +55,7 @@ class Monitor:
         self._exporter, self._store, self._recorders = exporter, store, (exporter, *others)
         self._why_stop, self._told = why_stop, False
         self._pending: list[Row] = []
+        self._problem: StorageError | None = None
         self._wanted = False
         self._saved, self._saved_at, self._surveyed_at = 0, 0.0, 0.0
         self._stop = threading.Event()
@@ -62,21 +65,25 @@ class Monitor:
         self._thread.start()
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        """Take the last rows and stop. Raises StorageError where they cannot be saved."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Take the last rows and stop. Raises StorageError where they cannot be saved, and nothing else is wrong."""
         self._stop.set()
-        self._thread.join(timeout=60)
+        self._thread.join()  # each of its calls has a limit
         self._take()
         self._survey()
-        self._folder.append(self._pending)
+        self._save()
+        if self._problem and not error:
+            raise self._problem
 
     def _run(self) -> None:
         while not self._stop.wait(_INTERVAL_S):
             self._take()
             self._pass_on_word()
-            if self._wanted or monotonic() - self._saved_at > (_REMOTE_S if self._folder.place.remote else 0):
+            if monotonic() - self._saved_at > self._pause_s():
                 self._save()
-            self._wanted = self._board.report_saved(self._saved)
+            self._wanted = self._board.report_saved(self._saved, self._problem)
             if monotonic() - self._surveyed_at > _SURVEY_S:
                 self._survey()
 
@@ -94,13 +101,21 @@ class Monitor:
             self._told = True
             self._display.say(reason)
 
+    def _pause_s(self) -> float:
+        """Between two times that rows are saved."""
+        if self._problem:
+            return _PROBLEM_S
+        return _REMOTE_S if self._folder.place.remote and not self._wanted else 0
+
     def _save(self) -> None:
         try:
             self._folder.append(self._pending)
-            self._saved += len(self._pending)
-            self._pending = []
         except StorageError as error:
             self._display.say(f"{len(self._pending)} rows of metrics wait to be written: {error}")
+            self._problem = error
+        else:
+            self._saved += len(self._pending)
+            self._pending, self._problem = [], None
         self._saved_at = monotonic()
 
     def _survey(self) -> None:

@@ -36,7 +36,7 @@ from emc2dist.data.images import Images, open_images, open_voters
 from emc2dist.errors import RunError, RunStopped, StorageUnreachable
 from emc2dist.metrics import Recorder, Row
 from emc2dist.service import checkpoints, lock, trackers
-from emc2dist.service.board import FATAL, BoardHandle, Lookout
+from emc2dist.service.board import FATAL, TIMEOUT_S, BoardHandle, Lookout
 from emc2dist.service.display import Display
 from emc2dist.service.exporter import Exporter, watched
 from emc2dist.service.monitor import Monitor, Onlooker
@@ -290,7 +290,7 @@ def _train_rank(spec: Spec, run: RunFolder, store: ChainStore, board: BoardHandl
         choice = checkpoints.choose(run, store.layout, own / "resume", expendable=first)
         if choice.passed_over and context.get_world_rank() == 0:
             board.record({"step": choice.step, "passed_over": "; ".join(choice.passed_over)})
-        keeper = stack.enter_context(closing(_RayKeeper(run, spec.checkpoint.keep, board)))
+        keeper = stack.enter_context(closing(_RayKeeper(spec, run, board)))
         stop = stack.enter_context(Lookout(board)) if context.get_world_rank() == 0 else threading.Event()
         return loop.run(loop.Job(spec, train, voters, test, store, board, keeper, device, stop, own), choice.folder)
 
@@ -298,8 +298,11 @@ def _train_rank(spec: Spec, run: RunFolder, store: ChainStore, board: BoardHandl
 class _RayKeeper:
     """Sends checkpoints to the run folder while training goes on, and registers them with Ray Train."""
 
-    def __init__(self, run: RunFolder, keep: int, board: BoardHandle) -> None:
-        self._run, self._keep, self._board = run, keep, board
+    def __init__(self, spec: Spec, run: RunFolder, board: BoardHandle) -> None:
+        self._spec, self._run, self._board = spec, run, board
+        # The driver may just have begun to try in vain, and then tries once more.
+        tries = 2 * spec.s3.attempts if run.place.remote else 0
+        self._patience_s = TIMEOUT_S + tries * (spec.s3.timeout_s + files.LONGEST_PAUSE_S)
         self._idle = threading.Semaphore()
 
     def keep(self, step: int, folder: Path, row: Row) -> None:
@@ -325,10 +328,10 @@ class _RayKeeper:
         place = self._run.place / name
         try:
             if collectives.rank() == 0:
-                self._board.wait_until_saved()
+                self._board.wait_until_saved(self._patience_s)
             checkpoints.send(Path(checkpoint.path), place)
             if collectives.rank() == 0:
-                checkpoints.prune(self._run, self._keep)
+                checkpoints.prune(self._run, self._spec.checkpoint.keep)
         except StorageUnreachable:
             raise
         except FATAL as error:

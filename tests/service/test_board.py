@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from train.harness import Run, small_spec
 
-from emc2dist.errors import RunError
+from emc2dist.errors import StorageError, StorageUnreachable
 from emc2dist.service.runs import RunFolder, checkpoint_name
 from emc2dist.service.scratch import scratch
 
@@ -37,7 +37,7 @@ def test_a_checkpoint_is_there_only_when_the_rows_before_it_are_written(board, t
     folder = RunFolder.prepare(trained.spec)
     for row in trained.rows:
         board.record(row)
-    keeper = _RayKeeper(folder, 2, board)
+    keeper = _RayKeeper(trained.spec, folder, board)
     with ThreadPoolExecutor() as pool:
         sent = pool.submit(keeper._send, Checkpoint(str(trained.checkpoints[6])), checkpoint_name(6))
         while not board.report_saved(len(trained.rows) - 1):  # until it waits
@@ -48,11 +48,13 @@ def test_a_checkpoint_is_there_only_when_the_rows_before_it_are_written(board, t
     assert [place.name for place in folder.checkpoints()] == [checkpoint_name(6)]
 
 
-def test_it_does_not_wait_for_ever(board, monkeypatch):
-    monkeypatch.setattr("emc2dist.service.board.TIMEOUT_S", 2.0)
+def test_it_does_not_wait_for_ever_and_says_why(board):
     board.record({"step": 1})
-    with pytest.raises(RunError, match="the driver has not written the metrics within 2 s"):
-        board.wait_until_saved()
+    with pytest.raises(StorageUnreachable, match=r"the driver has not written its metrics for 0\.5 s"):
+        board.wait_until_saved(0.5)
+    board.report_saved(0, StorageError("metrics.jsonl: no room"))
+    with pytest.raises(StorageError, match=r"metrics\.jsonl: no room"):
+        board.wait_until_saved(0.5)
 
 
 def test_files_of_killed_processes_are_removed(tmp_path, monkeypatch):
