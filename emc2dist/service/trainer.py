@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from types import FrameType
 from typing import Any
 
@@ -157,6 +158,9 @@ class _Lost(Exception):
     """Workers, shards or their nodes were lost; what is left of the segment has been ended."""
 
 
+_STORAGE_S = 10.0
+
+
 @dataclass(frozen=True)
 class _Run:
     """A run on its way to the last step, segment after segment."""
@@ -176,20 +180,21 @@ class _Run:
         while True:
             try:
                 taken = self._segment()
-            except _Lost as lost:
+            except (_Lost, StorageUnreachable) as loss:
                 losses += 1
                 if losses > self.spec.restarts:
                     raise RunError(
-                        f"{self.folder.place}: workers or shards were lost {losses} times, and restarts allows "
-                        f"{self.spec.restarts}; the same command resumes ({lost})"
-                    ) from lost.__cause__
-                self.onlooker.say(f"workers or shards were lost: started again, {losses} of {self.spec.restarts} times")
+                        f"{self.folder.place}: started again {self.spec.restarts} times, which is what restarts "
+                        f"allows, and lost again; the same command resumes ({loss})"
+                    ) from loss
+                self.onlooker.say(f"{loss}: started again, {losses} of {self.spec.restarts} times")
                 continue
             if taken == self.steps or self.stop.is_set():
                 return taken
 
     def _segment(self) -> int:
         """Train from the newest checkpoint until the last step, or something changes; returns the steps taken."""
+        self._wait_for_storage()
         workers = cluster.wait_for_workers(self.spec, self.stop.is_set, self.onlooker.say)
         if not workers:
             return 0
@@ -201,6 +206,19 @@ class _Run:
             parts = (self.exporter, store, lambda: self._reason_to_stop(nodes), self.others)
             stack.enter_context(Monitor(board, self.folder, self.onlooker, *parts))
             return _fit(spec, self.folder, store, board)
+
+    def _wait_for_storage(self) -> None:
+        """Wait until S3 answers, if the run is there. Raises StorageUnreachable after `resources.wait_s`."""
+        began = monotonic()
+        while not self.stop.is_set():
+            try:
+                self.folder.exists()
+                return
+            except StorageUnreachable as error:
+                if monotonic() - began > self.spec.resources.wait_s:
+                    raise
+                self.onlooker.say(f"waiting for storage: {error}")
+                self.stop.wait(_STORAGE_S)
 
     def _reason_to_stop(self, nodes: Surroundings) -> str | None:
         if self.stop.is_set():
@@ -242,7 +260,7 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -
     try:
         return _interruptible(trainer.fit).return_value
     except ray.train.TrainingFailedError as error:
-        raise board.failure() or _Lost(_reason(error)) from error
+        raise board.failure() or _Lost(f"workers or shards were lost ({_reason(error)})") from error
 
 
 def _reason(error: ray.train.TrainingFailedError) -> str:
