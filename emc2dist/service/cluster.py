@@ -15,6 +15,8 @@ for _name, _value in DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # noqa: E402
+from ray.util.placement_group import PlacementGroup, remove_placement_group  # noqa: E402
 
 from emc2dist.config import Spec  # noqa: E402
 from emc2dist.errors import RunError, SpecError  # noqa: E402
@@ -86,6 +88,7 @@ def wait_for_workers(spec: Spec, give_up: Callable[[], bool], say: Callable[[str
     """
     began, told = monotonic(), False
     while not give_up():
+        drop_leftovers()
         waited, places = monotonic() - began, free_places(spec)
         workers = spec.fitting(places)
         if workers == spec.workers or (workers is not None and waited > SETTLE_S):
@@ -107,6 +110,19 @@ def free_places(spec: Spec) -> int:
     free = ray._private.state.available_resources_per_node()  # Ray's public sum does not tell nodes apart
     here = [{"Resources": free.get(node["NodeID"], {})} for node in _nodes(spec.resources.worker_labels)]
     return _times(worker_needs(spec), here)
+
+
+def drop_leftovers() -> None:
+    """Remove the placement groups of this job whose creators have died.
+
+    Ray Train leaves one where a worker dies while its group starts, and Ray keeps it until the job ends.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    accessor = ray._private.state.state._connect_and_get_accessor()  # Ray's public table does not tell the creator
+    for data in map(PlacementGroupTableData.FromString, accessor.get_placement_group_table()):
+        removed = data.state == PlacementGroupTableData.REMOVED
+        if data.creator_actor_dead and data.creator_job_id.hex() == job and not removed:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(data.placement_group_id)))
 
 
 def draining() -> set[str]:

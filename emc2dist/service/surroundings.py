@@ -12,12 +12,12 @@ INTERVAL_S = 2.0
 class Surroundings:
     """Looks, every few seconds at most, whether the workers of a segment had better be elsewhere, or more.
 
-    `spec.workers` are those that the segment has, `most` those that it may have; `nodes` gives the ids of all nodes
-    that anything of it is on.
+    `spec.workers` are those that the segment has, `most` those that it may have; `workers` and `shards` give the ids of
+    the nodes that these are on.
     """
 
-    def __init__(self, spec: Spec, most: int, nodes: Callable[[], set[str]]) -> None:
-        self._spec, self._most, self._nodes = spec, most, nodes
+    def __init__(self, spec: Spec, most: int, workers: Callable[[], set[str]], shards: Callable[[], set[str]]) -> None:
+        self._spec, self._most, self._workers, self._shards = spec, most, workers, shards
         self._looked = monotonic()
 
     def reason_to_move(self) -> str | None:
@@ -26,7 +26,7 @@ class Surroundings:
             return None
         self._looked = monotonic()
         leaving = cluster.draining()
-        if leaving and leaving & self._nodes():
+        if leaving and leaving & (self._workers() | self._shards()):
             return "a node is about to be taken away: a checkpoint is written, and the run goes on without that node"
         roomier = self._roomier()
         if roomier:
@@ -35,7 +35,7 @@ class Surroundings:
 
     def _roomier(self) -> int | None:
         workers = self._spec.workers
-        if workers == self._most:
+        if workers == self._most or not self._workers():  # before they are there, their own places are free
             return None
         possible = self._spec.model_copy(update={"workers": self._most}).fitting(
             workers + cluster.free_places(self._spec)

@@ -202,7 +202,7 @@ class _Run:
         with ExitStack() as stack:
             store = stack.enter_context(closing(self._create_store()))
             board = BoardHandle.create()
-            nodes = Surroundings(spec, self.spec.workers, lambda: board.nodes() | store.nodes())
+            nodes = Surroundings(spec, self.spec.workers, board.nodes, store.nodes)
             parts = (self.exporter, store, lambda: self._reason_to_stop(nodes), self.others)
             stack.enter_context(Monitor(board, self.folder, self.onlooker, *parts))
             return _fit(spec, self.folder, store, board)

@@ -1,10 +1,13 @@
 """Room for a run on a real Ray: as many workers as there are places, and a limit to waiting for them."""
 
+import time
+
 import pytest
 from train.harness import small_spec
 
 from emc2dist.errors import RunError, SpecError
 from emc2dist.service import cluster
+from emc2dist.service.surroundings import Surroundings
 
 
 @pytest.mark.parametrize(("places", "workers"), [(0, None), (1, 1), (2, 2), (3, 2), (4, 4), (9, 4)])
@@ -34,3 +37,43 @@ def test_what_a_cluster_can_never_hold_is_refused_with_the_numbers(ray_cluster):
         with pytest.raises(SpecError) as refused, cluster.connected(small_spec(*overrides)):
             pass
         assert message in str(refused.value)
+
+
+def test_workers_that_are_not_there_yet_do_not_take_their_own_places_for_room(ray_cluster, monkeypatch):
+    monkeypatch.setattr("emc2dist.service.surroundings.INTERVAL_S", 0.0)
+    here, nowhere = ray_cluster.get_runtime_context().get_node_id(), set[str]()
+    spec = small_spec("workers=4", "min_workers=1").model_copy(update={"workers": 2})
+    assert Surroundings(spec, 4, lambda: nowhere, lambda: {here}).reason_to_move() is None
+    reason = Surroundings(spec, 4, lambda: {here}, lambda: nowhere).reason_to_move()
+    assert reason.startswith("there is room for 4 workers")
+    assert Surroundings(spec, 2, lambda: {here}, lambda: nowhere).reason_to_move() is None
+
+
+def test_what_dead_creators_have_left_is_given_back_and_nothing_else(ray_cluster):
+    class Creator:
+        def create(self):
+            import ray
+
+            self.group = ray.util.placement_group([{"CPU": 1}])
+            ray.get(self.group.ready(), timeout=60)
+
+    def free():
+        return ray_cluster.available_resources()["CPU"]
+
+    before = free()
+    dead, alive = (ray_cluster.remote(Creator).options(num_cpus=0).remote() for _ in range(2))
+    ray_cluster.get([dead.create.remote(), alive.create.remote()], timeout=60)
+    wait_for(lambda: free() == before - 2, cluster.drop_leftovers)
+    ray_cluster.kill(dead)
+    wait_for(lambda: free() == before - 1, cluster.drop_leftovers)
+    cluster.drop_leftovers()
+    ray_cluster.kill(alive)
+    wait_for(lambda: free() == before, cluster.drop_leftovers)
+
+
+def wait_for(condition, meanwhile):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        meanwhile()
+        time.sleep(0.2)
