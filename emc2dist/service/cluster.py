@@ -113,15 +113,15 @@ def free_places(spec: Spec) -> int:
 
 
 def drop_leftovers() -> None:
-    """Remove the placement groups of this job whose creators have died.
+    """Remove the placement groups of this job whose creators, actors, have died.
 
     Ray Train leaves one where a worker dies while its group starts, and Ray keeps it until the job ends.
     """
     job = ray.get_runtime_context().get_job_id()
     accessor = ray._private.state.state._connect_and_get_accessor()  # Ray's public table does not tell the creator
     for data in map(PlacementGroupTableData.FromString, accessor.get_placement_group_table()):
-        removed = data.state == PlacementGroupTableData.REMOVED
-        if data.creator_actor_dead and data.creator_job_id.hex() == job and not removed:
+        ours = data.creator_job_id.hex() == job and not ray.ActorID(data.creator_actor_id).is_nil()
+        if ours and data.creator_actor_dead and data.state != PlacementGroupTableData.REMOVED:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(data.placement_group_id)))
 
 

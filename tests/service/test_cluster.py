@@ -61,13 +61,17 @@ def test_what_dead_creators_have_left_is_given_back_and_nothing_else(ray_cluster
         return ray_cluster.available_resources()["CPU"]
 
     before = free()
+    own = ray_cluster.util.placement_group([{"CPU": 1}])  # its creator is no actor
+    ray_cluster.get(own.ready(), timeout=60)
     dead, alive = (ray_cluster.remote(Creator).options(num_cpus=0).remote() for _ in range(2))
     ray_cluster.get([dead.create.remote(), alive.create.remote()], timeout=60)
-    wait_for(lambda: free() == before - 2, cluster.drop_leftovers)
+    wait_for(lambda: free() == before - 3, cluster.drop_leftovers)
     ray_cluster.kill(dead)
-    wait_for(lambda: free() == before - 1, cluster.drop_leftovers)
+    wait_for(lambda: free() == before - 2, cluster.drop_leftovers)
     cluster.drop_leftovers()
     ray_cluster.kill(alive)
+    wait_for(lambda: free() == before - 1, cluster.drop_leftovers)
+    ray_cluster.util.remove_placement_group(own)
     wait_for(lambda: free() == before, cluster.drop_leftovers)
 
 
