@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -155,6 +156,8 @@ def run(ledger: Ledger, folder: SweepFolder, points: Points, ends: Callable[[], 
     scratch = folder.place / "tune"
     scratch.remove()
     filesystem, path = scratch.arrow()
+    if cluster.in_job():
+        os.chdir(Path.home())  # nodes that share a machine unpack the working directory anew, and Tune asks where it is
     # Not a Tuner, which pickles what it is given so as to restore it.
     tune.run(
         tune.with_parameters(Trial, halts=halts),
