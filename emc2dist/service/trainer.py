@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -83,8 +84,8 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
         taken = _Run(spec, folder, len(images), steps, onlooker, exporter, others, stop).go()
         checkpoints.prune(folder, spec.checkpoint.keep)
     if taken < steps:
-        where = f" at step {taken} of {steps}, which a checkpoint holds" if taken else " before a step was taken"
-        raise RunStopped(f"{folder.place}: stopped{where}")
+        where = f"at step {taken} of {steps}, which a checkpoint holds" if taken else "while it waited for its places"
+        raise RunStopped(f"{folder.place}: stopped {where}")
     summary = summarise(folder, steps)
     folder.finish(summary)
     return summary
@@ -264,9 +265,9 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -
 
 
 def _reason(error: ray.train.TrainingFailedError) -> str:
-    """The last line of what the first rank's traceback says, or of the whole error."""
+    """The last line of what the first rank's traceback says, or of the whole error, cut short."""
     failures = getattr(error, "worker_failures", None) or {0: error}
-    return str(failures[min(failures)]).strip().splitlines()[-1]
+    return shorten(str(failures[min(failures)]).strip().splitlines()[-1], 300)
 
 
 def _interruptible(fit: Callable[[], Any]) -> Any:
