@@ -11,6 +11,7 @@ effective rank) is told apart: it is arithmetic on features, and `log_every` say
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import sqrt
 from statistics import quantiles
 from time import process_time
 
@@ -65,7 +66,7 @@ class Watched:
 
 
 def compare(run: Watched, pairs: int, on: dict[str, bool], off: dict[str, bool]) -> str:
-    """Median and quartiles of what `on` costs more than `off`, percent."""
+    """Median of what `on` costs more than `off`, percent; between which order statistics it is with 95 %; quartiles."""
     extra = []
     for number in range(pairs):
         turns = (on, off) if number % 2 else (off, on)
@@ -73,7 +74,10 @@ def compare(run: Watched, pairs: int, on: dict[str, bool], off: dict[str, bool])
         first, second = seconds if number % 2 else reversed(seconds)
         extra.append(100 * (first / second - 1))
     low, middle, high = quantiles(extra, n=4)
-    return f"{middle:+.2f} % (quartiles {low:+.2f} to {high:+.2f}, {pairs} pairs)"
+    ranks = (pairs - 1.96 * sqrt(pairs)) / 2, (pairs + 1.96 * sqrt(pairs)) / 2
+    least, most = (sorted(extra)[min(pairs - 1, max(0, round(rank)))] for rank in ranks)
+    between = f"with 95 % between {least:+.2f} and {most:+.2f}; quartiles {low:+.2f} and {high:+.2f}"
+    return f"{middle:+.2f} % ({between}; {pairs} pairs)"
 
 
 def main(arguments: list[str]) -> None:
