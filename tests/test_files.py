@@ -38,6 +38,15 @@ def test_what_is_written_is_read_listed_and_removed(folder):
     folder.remove()
 
 
+def test_what_stands_for_a_folder_on_s3_goes_with_it(s3):
+    folder = files.at(f"{s3.uri}/set")
+    filesystem, path = (folder / "of" / "arrow").arrow()
+    filesystem.create_dir(path)
+    assert folder.folders() == ["of"]
+    (folder / "of").remove()
+    assert folder.folders() == []
+
+
 def test_append_adds_to_the_end(folder):
     (folder / "x").write(b"")
     for part in (b"one\n", b"two\n"):

@@ -97,6 +97,9 @@ class S3Place(Place):
             (self / entry.name).remove()
         if self.entry():
             self._try(lambda fs: fs.rm_file(self.key))
+        else:  # where there is no empty object that stands for the folder, S3 has nothing against it
+            bucket, _, key = self.key.partition("/")
+            self._try(lambda fs: fs.call_s3("delete_object", Bucket=bucket, Key=f"{key}/"))
 
     def arrow(self) -> tuple[arrow.FileSystem, str]:
         return _arrow_s3(self.s3), self.key

@@ -210,3 +210,23 @@ def test_optuna_proposes_the_median_rule_judges_and_spent_hours_end_no_sweep_for
     for record in records:
         assert study.next() == record.values
         study.tell(record.point, None if record.state == "failed" else record.value)
+
+
+@pytest.mark.slow
+def test_a_sweep_on_s3_leaves_all_there_and_goes_on_from_there(s3, tmp_path):
+    spec = write_sweep(
+        tmp_path / "s.yaml", f"{s3.uri}/sweeps", {"lr": [1e-3, 2e-3]}, search={"name": "grid"},
+        scheduler={"name": "fifo"}, set={"epochs": 2},
+    )  # fmt: skip
+    folder = files.at(f"{s3.uri}/sweeps/s")
+    process = start("sweep", spec)
+    wait_for(lambda: (folder / "s-000-seed0" / "metrics.jsonl").entry(), process, seconds=300)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 130, stderr
+    done = emc2dist("sweep", spec, "--json", timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert [record.state for record in SweepFolder(folder).records()] == ["finished", "finished"]
+    assert json.loads(done.stdout.splitlines()[-1])["best_spec"] == f"{folder}/best.yaml"
+    assert {"results.csv", "results.parquet", "best.yaml", "keys.png"} <= {entry.name for entry in folder.entries()}
+    assert "tune" not in folder.folders()
