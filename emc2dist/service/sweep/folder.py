@@ -12,13 +12,12 @@ be killed at any time: what its records call running resumes from its own checkp
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
-from emc2dist import files
 from emc2dist.config import Sweep, differences, dump, parse_sweep
 from emc2dist.errors import RunError
 from emc2dist.files import Place
+from emc2dist.service.runs import RunFolder
 
 State = Literal["running", "finished", "stopped", "failed", "lost"]
 """`stopped`: by the scheduler. `failed`: it would only fail again. `lost`: the same command tries again."""
@@ -80,8 +79,7 @@ class SweepFolder:
         Raises:
             RunError: the name is taken by another sweep, or by a run.
         """
-        run_dir = sweep.base.run_dir if files.is_remote(sweep.base.run_dir) else Path(sweep.base.run_dir).expanduser()
-        folder = cls(files.at(run_dir, sweep.base.s3) / sweep.name)
+        folder = cls(RunFolder.of(sweep.base.model_copy(update={"name": sweep.name})).place)
         if (folder.place / "spec.yaml").entry() is not None:
             raise RunError(f"{folder.place}: is the folder of a run; give the sweep a name of its own")
         earlier = folder.place / "sweep.yaml"
