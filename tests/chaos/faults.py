@@ -286,12 +286,17 @@ def address_of(name):
 
 
 def _node_id(world, name):
-    """By its address, which tells which is which."""
-    program = (
-        "import ray; ray.init(logging_level='error', log_to_driver=False);"
-        f"here = [n for n in ray.nodes() if n['Alive'] and n['NodeManagerAddress'] == '{address_of(name)}'];"
-        "print(here[0]['NodeID'])"
-    )
+    """By its address, which tells which is which. One that was just replaced may take a moment to be known."""
+    program = f"""if True:
+        import ray, time
+        ray.init(logging_level="error", log_to_driver=False)
+        while True:
+            here = [n for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] == "{address_of(name)}"]
+            if here:
+                break
+            time.sleep(0.3)
+        print(here[0]["NodeID"])
+    """
     done = subprocess.run(
         [sys.executable, "-c", program], env=world.environment, capture_output=True, text=True, timeout=60
     )
