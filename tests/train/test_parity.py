@@ -14,12 +14,13 @@ from emc2dist import files
 from emc2dist.config import dump
 from emc2dist.train import checkpoint
 
-WORLDS = [(1, 3), (2, 1), (2, 3), (4, 1), (4, 3)]
+MH, ISIR = ["kernel=mh"], ["kernel=isir", "cache_proposals=12"]
 KINDS = [
-    (["kernel=isir", "cache_proposals=12"], WORLDS),
-    (["kernel=mh"], [(2, 3), (4, 1)]),
+    (ISIR, [(1, 3), (2, 1), (4, 3)]),
+    (MH, [(2, 3), (4, 1)]),
     (["objective=sogclr"], [(2, 3)]),
-    pytest.param(["kernel=mh"], [(1, 3), (2, 1), (4, 3)], marks=pytest.mark.slow),
+    pytest.param(ISIR, [(2, 3), (4, 1)], marks=pytest.mark.slow),
+    pytest.param(MH, [(1, 3), (2, 1), (4, 3)], marks=pytest.mark.slow),
 ]
 EXACT = ["precision=float64", "optimiser.name=sgd", "optimiser.momentum=0", "lr=0.1", "epochs=2", "eval.every=0"]
 
