@@ -18,7 +18,7 @@ import tempfile
 from types import SimpleNamespace
 
 import pytest
-import small_disk as small_disk_of
+import tmpfs
 import torch
 
 # pytest-xdist ignores SIGINT in its processes, and whatever a test starts would inherit that.
@@ -59,10 +59,10 @@ def ray_cluster():
 @pytest.fixture
 def small_disk(request, tmp_path):
     """A folder on a disk of its own, of one MiB or as many as the parameter says: what really fills up."""
-    if not small_disk_of.mount(tmp_path / "disk", getattr(request, "param", 1)):
+    if not tmpfs.mount(tmp_path / "disk", getattr(request, "param", 1)):
         pytest.skip("only root can make a small disk")
     yield tmp_path / "disk"
-    small_disk_of.unmount(tmp_path / "disk")
+    tmpfs.unmount(tmp_path / "disk")
 
 
 @pytest.fixture(scope="session")

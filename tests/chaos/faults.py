@@ -14,7 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 import psutil
-import small_disk
+import tmpfs
 
 from emc2dist.service.launch import sessions
 from emc2dist.service.launch.local import LocalCluster
@@ -40,7 +40,7 @@ class World:
         runs, self.temporary = folder / "runs", folder / "tmp"
         self.folder, self.run, self.arguments = folder, runs / run, [*arguments, f"run_dir={runs}"]
         self.temporary.mkdir()
-        self.disk = runs if small_disk.mount(runs, DISK_MIB) else None
+        self.disk = runs if tmpfs.mount(runs, DISK_MIB) else None
         self.cluster = LocalCluster(folder / "ray")
         self.log: list[str] = []
         self.struck: tuple[str, float, int] | None = None
@@ -125,7 +125,7 @@ class World:
             self.driver.wait(timeout=30)
         self.cluster.stop()
         if self.disk:
-            small_disk.unmount(self.disk)
+            tmpfs.unmount(self.disk)
 
 
 def _title(process: psutil.Process) -> str:
@@ -254,10 +254,7 @@ def fill_disk(world, rng):
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(2**16))
-    deadline = time.monotonic() + 300
-    while world.driver.poll() is None:
-        assert time.monotonic() < deadline, world.tail()
-        time.sleep(0.1)
+    world.driver.wait(timeout=300)
     filler.unlink()
     if not world.finished():
         assert world.driver.returncode == 2, world.tail()

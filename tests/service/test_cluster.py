@@ -65,19 +65,22 @@ def test_what_dead_creators_have_left_is_given_back_and_nothing_else(ray_cluster
     ray_cluster.get(own.ready(), timeout=60)
     dead, alive = (ray_cluster.remote(Creator).options(num_cpus=0).remote() for _ in range(2))
     ray_cluster.get([dead.create.remote(), alive.create.remote()], timeout=60)
-    wait_for(lambda: free() == before - 3, cluster.drop_leftovers)
+    assert comes_true(lambda: free() == before - 3)
     ray_cluster.kill(dead)
-    wait_for(lambda: free() == before - 2, cluster.drop_leftovers)
+    assert comes_true(lambda: free() == before - 2)
     cluster.drop_leftovers()
     ray_cluster.kill(alive)
-    wait_for(lambda: free() == before - 1, cluster.drop_leftovers)
+    assert comes_true(lambda: free() == before - 1)
     ray_cluster.util.remove_placement_group(own)
-    wait_for(lambda: free() == before, cluster.drop_leftovers)
+    assert comes_true(lambda: free() == before)
 
 
-def wait_for(condition, meanwhile):
+def comes_true(condition):
+    """Whether it does, within a minute in which leftovers are dropped again and again."""
     deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline
-        meanwhile()
+        if time.monotonic() > deadline:
+            return False
+        cluster.drop_leftovers()
         time.sleep(0.2)
+    return True
