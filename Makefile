@@ -22,7 +22,7 @@ test-all: lint $(SWIFT)
 	$(PYTEST) -m "slow or not slow" --ignore tests/chaos
 	$(MAKE) chaos
 
-# Alone: it cuts addresses off that other tests' clusters have as well.
+# Alone: without root its cluster has the addresses that other tests' clusters have as well.
 chaos: $(READY)
 	$(BIN)/python -m pytest -m slow -s tests/chaos
 

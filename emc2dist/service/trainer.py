@@ -210,7 +210,7 @@ class _Run:
 
     def _wait_for_storage(self) -> None:
         """Wait until S3 answers, if the run is there. Raises StorageUnreachable after `resources.wait_s`."""
-        began = monotonic()
+        began, told = monotonic(), False
         while not self.stop.is_set():
             try:
                 self.folder.exists()
@@ -218,7 +218,9 @@ class _Run:
             except StorageUnreachable as error:
                 if monotonic() - began > self.spec.resources.wait_s:
                     raise
-                self.onlooker.say(f"waiting for storage: {error}")
+                if not told:
+                    self.onlooker.say(f"waiting for storage: {error}")
+                told = True
                 self.stop.wait(_STORAGE_S)
 
     def _reason_to_stop(self, nodes: Surroundings) -> str | None:

@@ -1,11 +1,10 @@
 """Faults, each injected for real into a Ray of several nodes on this machine: processes are killed, stopped or asked to
-end by pid, nodes with all their processes or their network alone, files are damaged where they lie, the disk is filled.
+end by pid, nodes with all their processes, networks unplugged, clocks set, files damaged, the disk filled.
 """
 
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from unittest import mock
 
 import psutil
 import tmpfs
+from chaos.machines import Machines
 
 from emc2dist.service.launch import sessions
 from emc2dist.service.launch.local import LocalCluster
@@ -41,7 +41,7 @@ class World:
         self.folder, self.run, self.arguments = folder, runs / run, [*arguments, f"run_dir={runs}"]
         self.temporary.mkdir()
         self.disk = runs if tmpfs.mount(runs, DISK_MIB) else None
-        self.cluster = LocalCluster(folder / "ray")
+        self.cluster = Machines(folder / "ray") if Machines.possible() else LocalCluster(folder / "ray")
         self.log: list[str] = []
         self.struck: tuple[str, float, int] | None = None
         self.start_nodes(nodes)
@@ -51,16 +51,26 @@ class World:
         """Start those that do not run."""
         own = {**TUNED, "TMPDIR": str(self.temporary)}
         with mock.patch.dict(os.environ, own):
-            connection = self.cluster.start(nodes, cpus=1).environment()
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        self.environment = {**inherited, **own, **connection}
+            self.connection = self.cluster.start(nodes, cpus=1)
+
+    def start(self, *command: str, **options) -> subprocess.Popen:
+        """Start Python on the head's machine, connected to the cluster."""
+        with self.cluster.on("head") if isinstance(self.cluster, Machines) else contextlib.nullcontext():
+            inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+            own = {**TUNED, "TMPDIR": str(self.temporary), **self.connection.environment()}
+            return subprocess.Popen([sys.executable, *command], env={**inherited, **own}, cwd=ROOT, **options)
+
+    def ask(self, *command: str) -> str:
+        """What such a Python prints."""
+        process = self.start(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        answer, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, answer
+        return answer
 
     def start_driver(self) -> None:
-        command = [sys.executable, "-m", "emc2dist.cli", "train", *self.arguments]
         with (self.folder / "driver.log").open("a") as output:
-            self.driver = subprocess.Popen(
-                command, env=self.environment, cwd=ROOT, stdout=output, stderr=output, start_new_session=True
-            )
+            own_session = {"stdout": output, "stderr": output, "start_new_session": True}
+            self.driver = self.start("-m", "emc2dist.cli", "train", *self.arguments, **own_session)
 
     def steps(self) -> int:
         """The newest step that the run folder tells of."""
@@ -197,30 +207,35 @@ def kill_node(world, rng):
 def drain_node(world, rng):
     """A node is taken away with a notice of 20 seconds, and really goes; another comes in its place."""
     name = f"worker-{rng.integers(1, NODES + 1)}"
-    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--node-id", _node_id(world, name)]
+    command = ["-m", "ray.scripts.scripts", "drain-node", "--node-id", _node_id(world, name)]
     command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "notice"]
-    command += ["--deadline-remaining-seconds", "20", "--address", world.environment["RAY_ADDRESS"]]
-    told = subprocess.run(command, env=world.environment, capture_output=True, text=True, timeout=60)
-    assert told.returncode == 0, told.stdout + told.stderr
+    command += ["--deadline-remaining-seconds", "20", "--address", world.connection.address]
+    world.ask(*command)
     pass_time(world, 20)
     end_node(world, name)
     world.start_nodes()
 
 
 def cut_off_node(world, rng):
-    """Nothing reaches a node any more, but it lives on, and comes back when it has been given up."""
+    """Nothing reaches a machine any more, but it lives on, and is plugged in again when it has been given up."""
     name = f"worker-{rng.integers(1, NODES + 1)}"
-    rules = [[way, address_of(name), "-j", "DROP"] for way in ("-d", "-s")]
-    try:
-        for rule in rules:
-            iptables("-A", rule)
-        pass_time(world, 15)
-    finally:
-        for rule in rules:
-            iptables("-D", rule)
+    world.cluster.unplug(name)
+    pass_time(world, 15)
+    world.cluster.plug_in(name)
     pass_time(world, 5)
     end_node(world, name)
     world.start_nodes()
+
+
+def set_clock(world, rng):
+    """The clock of one machine is set, by up to a day either way, and stays there."""
+    name = ["head", *(f"worker-{number + 1}" for number in range(NODES))][rng.integers(NODES + 1)]
+    ahead_s = int(rng.integers(-86400, 86400))
+    world.cluster.set_clock(name, ahead_s)
+    with world.cluster.on(name):
+        told = int(subprocess.run(["date", "+%s"], capture_output=True, check=True, timeout=30).stdout)
+    assert abs(told - time.time() - ahead_s) < 60
+    world.note(f"  {name}: {ahead_s / 3600:+.1f} h")
 
 
 def kill_driver(world, rng):
@@ -267,19 +282,11 @@ def pass_time(world, seconds):
     world.wait_for(lambda: time.monotonic() > end, seconds + 60, "waiting")
 
 
-def iptables(change, rule):
-    subprocess.run(["iptables", "--wait", change, "OUTPUT", *rule], check=True, timeout=30)
-
-
 def end_node(world, name):
     pid = int((world.cluster.folder / f"{name}.pid").read_text())
     for process in sessions.members(pid):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-
-
-def address_of(name):
-    return f"127.0.0.{int(name.removeprefix('worker-')) + 2}"
 
 
 def _node_id(world, name):
@@ -288,23 +295,20 @@ def _node_id(world, name):
         import ray, time
         ray.init(logging_level="error", log_to_driver=False)
         while True:
-            here = [n for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] == "{address_of(name)}"]
+            here = [n for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] == "{world.cluster.address(name)}"]
             if here:
                 break
             time.sleep(0.3)
         print(here[0]["NodeID"])
     """
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=world.environment, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()[-1]
+    return world.ask("-c", program).split()[-1]
 
 
 FAULTS = [
     kill_worker, kill_shard, kill_worker_and_shard, kill_in_checkpoint, kill_in_restore, hang_worker, hang_shard,
     pause_shard, kill_node, drain_node, kill_driver, stop_driver, damage_checkpoint,
 ]  # fmt: skip
-if os.getuid() == 0:  # who alone may mount a disk and drop packets
+if os.getuid() == 0:  # who alone may mount a disk
     FAULTS += [fill_disk]
-    FAULTS += [cut_off_node] if shutil.which("iptables") else []
+if Machines.possible():
+    FAULTS += [cut_off_node, set_clock]

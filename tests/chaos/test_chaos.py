@@ -18,6 +18,7 @@ from train.harness import SMALL, Run
 from train.test_parity import contents
 
 from emc2dist.config import parse
+from emc2dist.data.sampler import EpochOrder
 
 pytestmark = pytest.mark.slow
 
@@ -71,13 +72,22 @@ def check_rows(run):
 
 
 def check_store(checkpoint, undisturbed, atol):
-    """Every row is valid: a state is a negative of its anchor, a feature has norm 1; and all is as undisturbed."""
+    """Every row is valid: a state is a negative of its anchor, a feature has norm 1; and all is as undisturbed.
+
+    And the writes of the last epoch are counted out as they went in: each chain bears the step whose batch it was in, each
+    feature that one, or a later one in which it was carried.
+    """
     found = contents(checkpoint)
     samples = torch.arange(96)[:, None]
-    state, visited = found["chain/state"], found["chain/visited"].bool()
-    assert visited.all()
+    state = found["chain/state"]
+    assert found["chain/visited"].all()
     assert ((state >= 0) & (state < 96) & (state != samples)).all()
-    assert (found["chain/visited_at"] < STEPS).all()
+    spec = parse(SMALL, SPEC)
+    order = EpochOrder(96, spec.batch_size, spec.seed)
+    for step in range(STEPS - order.steps_per_epoch, STEPS):
+        batch = order.batch(step)
+        assert (found["chain/visited_at"][batch] == step).all()
+        assert ((found["feature/written_at"][batch] >= step) & (found["feature/written_at"][batch] < STEPS)).all()
     torch.testing.assert_close(found["feature/feature"].norm(dim=1), torch.ones(96).double(), atol=1e-5, rtol=0)
     assert found.keys() == undisturbed.keys()
     for name, value in undisturbed.items():

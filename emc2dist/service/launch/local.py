@@ -100,6 +100,10 @@ class LocalCluster:
         names = sorted((path.stem for path in self.folder.glob("*.pid")), key=lambda name: (len(name), name))
         return {name: self._lives(name) for name in names}
 
+    def address(self, name: str) -> str:
+        """Of a node by name: not 127.0.0.1, which Ray takes for a mistake, so that it listens everywhere."""
+        return "127.0.0.2" if name == "head" else f"127.0.0.{2 + int(name.removeprefix('worker-'))}"
+
     def stop(self) -> None:
         """End all nodes, if there are any. Jobs on them end unasked.
 
@@ -115,8 +119,7 @@ class LocalCluster:
         arguments = ["--head", "--port=0", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
         arguments += [f"--ray-client-server-port={client_port}"]
         if _SEVERAL:
-            # Ray takes 127.0.0.1 for a mistake and listens on the machine's own address; the rest of 127/8 it believes.
-            offer = ["--node-ip-address=127.0.0.2", "--num-cpus=0", "--num-gpus=0", "--memory=0"]
+            offer = [f"--node-ip-address={self.address('head')}", "--num-cpus=0", "--num-gpus=0", "--memory=0"]
         self._url.unlink(missing_ok=True)
         self._start_node("head", *arguments, *offer)
         self._url.write_text(f"http://127.0.0.1:{port}")
@@ -124,9 +127,10 @@ class LocalCluster:
 
     def _start_workers(self, connection: Connection, workers: int, offer: list[str]) -> None:
         for number in range(1, workers + 1):  # one after another: two at once take the same names for their sockets
-            if not self._lives(f"worker-{number}"):
-                addresses = [f"--address={connection.address}", f"--node-ip-address=127.0.0.{number + 2}"]
-                self._start_node(f"worker-{number}", *addresses, *offer)
+            name = f"worker-{number}"
+            if not self._lives(name):
+                addresses = [f"--address={connection.address}", f"--node-ip-address={self.address(name)}"]
+                self._start_node(name, *addresses, *offer)
 
     def _start_node(self, name: str, *arguments: str) -> None:
         """Start a node and wait until it is up. Raises LaunchError with the end of its log."""
