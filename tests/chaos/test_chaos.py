@@ -74,8 +74,8 @@ def check_rows(run):
 def check_store(checkpoint, undisturbed, atol):
     """Every row is valid: a state is a negative of its anchor, a feature has norm 1; and all is as undisturbed.
 
-    And the writes of the last epoch are counted out as they went in: each chain bears the step whose batch it was in, each
-    feature that one, or a later one in which it was carried.
+    And the writes of the last epoch are counted out as they went in: each chain bears the step whose batch it was in,
+    each feature that one, or a later one in which it was carried.
     """
     found = contents(checkpoint)
     samples = torch.arange(96)[:, None]
