@@ -18,10 +18,10 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
-from statistics import mean, median, quantiles
-from time import perf_counter, process_time
-from typing import NamedTuple
+from statistics import median, quantiles
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from emc2dist.train import checkpoint
 from emc2dist.train.memory import schema_for
 
 TURN, SCHEMA, RUN, STEPS_PER_HOUR = 50, schema_for(SPEC), "run", 7200
-HEADER = struct.Struct("<II")  # bytes and CRC-32 of a record, so that a torn last one can be told
+HEADER = "<II"  # bytes and CRC-32 of a record, so that a torn last one can be told
 
 
 class LoggedShard(Shard):
@@ -51,7 +51,7 @@ class LoggedShard(Shard):
 
     def _take(self, commit: Commit) -> None:
         record = pickle.dumps(commit, protocol=5)
-        self._log.write(HEADER.pack(len(record), zlib.crc32(record)) + record)
+        self._log.write(struct.pack(HEADER, len(record), zlib.crc32(record)) + record)
         self._log.flush()
         if self._synced:
             os.fdatasync(self._log.fileno())
@@ -61,26 +61,12 @@ class LoggedShard(Shard):
 def logged(path: Path) -> Iterator[Commit]:
     """The commits of a log."""
     with path.open("rb") as file:
-        while header := file.read(HEADER.size):
-            size, checksum = HEADER.unpack(header)
+        while header := file.read(struct.calcsize(HEADER)):
+            size, checksum = struct.unpack(HEADER, header)
             record = file.read(size)
             if zlib.crc32(record) != checksum:
                 raise ValueError(f"{path} is damaged before byte {file.tell()}")
             yield pickle.loads(record)
-
-
-class Work(NamedTuple):
-    """What a worker sends in a step."""
-
-    commit: Commit
-    read: Read
-
-
-class Turn(NamedTuple):
-    """Of some steps: median seconds on the clock of an exchange, mean seconds of this process's CPU."""
-
-    clock: float
-    cpu: float
 
 
 class Bench:
@@ -102,33 +88,29 @@ class Bench:
         """The stores that each kind sends a commit to; the first one is read from."""
         kinds = {
             "alone": [make(self.layout, Shard)],
-            "log, handed to the OS": [make(self.layout, LoggedShard, self.log(name), False)],
-            "log, synced": [make(self.layout, LoggedShard, self.log(f"{name}-synced"), True)],
+            "log, handed to the OS": [make(self.layout, LoggedShard, self.folder / f"{name}.log", False)],
+            "log, synced": [make(self.layout, LoggedShard, self.folder / f"{name}-synced.log", True)],
             "replica": [make(self.layout, Shard), make(self.layout, Shard)],
         }
-        for stores in kinds.values():
-            for store in stores:
-                self.restore(store)
+        for store in chain.from_iterable(kinds.values()):
+            self.restore(store)
         return kinds
 
-    def log(self, name: str) -> Path:
-        return self.folder / f"{name}.log"
-
-    def measure(self, kinds: dict[str, list[ShardedStore]]) -> dict[str, list[Turn]]:
-        """All steps with every kind, in turns."""
-        turns: dict[str, list[Turn]] = {name: [] for name in kinds}
+    def measure(self, kinds: dict[str, list[ShardedStore]]) -> dict[str, list[float]]:
+        """Median seconds of an exchange, in each turn of each kind."""
+        turns: dict[str, list[float]] = {name: [] for name in kinds}
         rng, names = np.random.default_rng(0), list(kinds)
         for start in range(self.first, self.first + self.steps, TURN):
             steps = range(start, min(start + TURN, self.first + self.steps))
             work = [work_of(step, self.layout.samples, rng) for step in steps]
             names = names[1:] + names[:1]
             for name in names:
-                turns[name].append(turn(kinds[name], work))
+                turns[name].append(median(exchange(kinds[name], *step) for step in work))
         return turns
 
     def recover(self, original: ShardedStore) -> str:
         """Restore a shard and replay the log of `original`: a line on what either takes."""
-        store, path = here(self.layout, Shard), self.log("here")
+        store, path = here(self.layout, Shard), self.folder / "here.log"
         with measured() as restoring:
             self.restore(store)
         with measured() as replaying:
@@ -154,33 +136,30 @@ def over_ray(layout: Layout, shard: type[Shard], *arguments: object) -> RayStore
     return RayStore(layout, SCHEMA, [actor], timeout_s=SPEC.store.timeout_s)
 
 
-def work_of(step: int, samples: int, rng: np.random.Generator) -> Work:
+def work_of(step: int, samples: int, rng: np.random.Generator) -> tuple[Commit, Read]:
     index = rng.choice(samples, BATCH, replace=False)
     writes = {
         table: Rows(index, {name: rng.integers(0, 100, (BATCH, *c.shape)).astype(c.dtype) for name, c in named.items()})
         for table, named in SCHEMA.items()
     }
     carried = rng.integers(0, samples, SPEC.views.count * BATCH)
-    return Work(Commit(step, 0, writes), {"chain": rng.integers(0, samples, BATCH), "feature": carried})
+    return Commit(step, 0, writes), {"chain": rng.integers(0, samples, BATCH), "feature": carried}
 
 
-def turn(stores: list[ShardedStore], work: list[Work]) -> Turn:
-    cpu_began, seconds = process_time(), []
-    for commit, read in work:
-        began = perf_counter()
-        replies = [store.exchange(RUN, commit, {} if n else read, commit.step - 1) for n, store in enumerate(stores)]
-        for reply in replies:
-            reply.result()
-        seconds.append(perf_counter() - began)
-    return Turn(median(seconds), (process_time() - cpu_began) / len(work))
+def exchange(stores: list[ShardedStore], commit: Commit, read: Read) -> float:
+    """Seconds until all stores have acknowledged the commit, and the first one has been read."""
+    began = perf_counter()
+    replies = [store.exchange(RUN, commit, {} if n else read, commit.step - 1) for n, store in enumerate(stores)]
+    for reply in replies:
+        reply.result()
+    return perf_counter() - began
 
 
-def print_rows(where: str, turns: dict[str, list[Turn]]) -> None:
+def print_rows(where: str, turns: dict[str, list[float]]) -> None:
     """Lines of the table; a ratio is to the turn of a shard alone in the same round."""
     for name, own in turns.items():
-        low, ratio, high = quantiles([a.clock / b.clock for a, b in zip(own, turns["alone"], strict=True)], n=4)
-        clock, cpu = (1000 * value for value in (median(t.clock for t in own), mean(t.cpu for t in own)))
-        print(f"| {where} | {name} | {clock:.2f} | {ratio:.2f} ({low:.2f} to {high:.2f}) | {cpu:.2f} |", flush=True)
+        low, ratio, high = quantiles([a / b for a, b in zip(own, turns["alone"], strict=True)], n=4)
+        print(f"| {where} | {name} | {1000 * median(own):.2f} | {ratio:.2f} ({low:.2f} to {high:.2f}) |", flush=True)
 
 
 def main() -> None:
@@ -192,7 +171,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, connected(SPEC):
         bench = Bench(arguments.rows, arguments.steps, Path(folder))
-        print("| shard | kept | ms an exchange | ratio (quartiles) | ms of the caller's CPU |\n|---|---|---|---|---|")
+        print("| shard | kept | ms an exchange | ratio (quartiles) |\n|---|---|---|---|")
         kinds = bench.kinds(here, "here")
         print_rows("in this process", bench.measure(kinds))
         recovered = bench.recover(kinds["log, handed to the OS"][0])
