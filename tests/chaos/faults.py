@@ -44,8 +44,13 @@ class World:
         self.cluster = Machines(folder / "ray") if Machines.possible() else LocalCluster(folder / "ray")
         self.log: list[str] = []
         self.struck: tuple[str, float, int] | None = None
-        self.start_nodes(nodes)
-        self.start_driver()
+        self.driver: subprocess.Popen | None = None
+        try:
+            self.start_nodes(nodes)
+            self.start_driver()
+        except BaseException:
+            self.close()
+            raise
 
     def start_nodes(self, nodes: int = NODES) -> None:
         """Start those that do not run."""
@@ -130,7 +135,7 @@ class World:
         return sorted((p for p in found if name in _title(p)), key=lambda process: process.pid)
 
     def close(self) -> None:
-        if self.driver.poll() is None:
+        if self.driver and self.driver.poll() is None:
             self.driver.kill()
             self.driver.wait(timeout=30)
         self.cluster.stop()
