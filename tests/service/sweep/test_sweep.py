@@ -169,7 +169,7 @@ def test_asha_stops_trials_and_ctrl_c_loses_none_and_the_best_spec_is_worth_what
 
 
 @pytest.mark.slow
-def test_a_killed_trial_driver_is_a_row_gives_its_place_back_and_is_tried_again(tmp_path):
+def test_a_killed_trial_driver_is_started_again_or_is_a_row_that_gives_its_place_back(tmp_path):
     """Two CPUs, two trials at once: the third only begins if the killed one's placement group is given back."""
     spec = write_sweep(
         tmp_path / "s.yaml", tmp_path, {"lr": [1e-3, 2e-3, 3e-3]}, search={"name": "grid"}, set={"epochs": 12}
