@@ -36,9 +36,11 @@ TUNED = {
 class World:
     """A cluster, a run on it by the command, and what can happen to them."""
 
+    COMMAND, RUN_DIR = "train", "run_dir"
+
     def __init__(self, folder: Path, arguments: list[str], run: str, nodes: int = NODES) -> None:
         runs, self.temporary = folder / "runs", folder / "tmp"
-        self.folder, self.run, self.arguments = folder, runs / run, [*arguments, f"run_dir={runs}"]
+        self.folder, self.run, self.arguments = folder, runs / run, [*arguments, f"{self.RUN_DIR}={runs}"]
         self.temporary.mkdir()
         self.disk = runs if tmpfs.mount(runs, DISK_MIB) else None
         self.cluster = LocalCluster(folder / "ray")
@@ -56,7 +58,7 @@ class World:
         self.environment = {**inherited, **own, **connection}
 
     def start_driver(self) -> None:
-        command = [sys.executable, "-m", "emc2dist.cli", "train", *self.arguments]
+        command = [sys.executable, "-m", "emc2dist.cli", self.COMMAND, *self.arguments]
         with (self.folder / "driver.log").open("a") as output:
             self.driver = subprocess.Popen(
                 command, env=self.environment, cwd=ROOT, stdout=output, stderr=output, start_new_session=True

@@ -33,6 +33,7 @@ from emc2dist.service.sweep.trial import HaltHandle, Trial
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run folders have it all
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C asks the trials to stop, and Tune would end them
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # `Watch` says what matters of them
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output can be turned off whole
 }
 _TABLE_S = 15.0
