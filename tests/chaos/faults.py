@@ -36,9 +36,11 @@ TUNED = {
 class World:
     """A cluster, a run on it by the command, and what can happen to them."""
 
+    COMMAND, RUN_DIR = "train", "run_dir"
+
     def __init__(self, folder: Path, arguments: list[str], run: str, nodes: int = NODES) -> None:
         runs, self.temporary = folder / "runs", folder / "tmp"
-        self.folder, self.run, self.arguments = folder, runs / run, [*arguments, f"run_dir={runs}"]
+        self.folder, self.run, self.arguments = folder, runs / run, [*arguments, f"{self.RUN_DIR}={runs}"]
         self.temporary.mkdir()
         self.disk = runs if tmpfs.mount(runs, DISK_MIB) else None
         self.cluster = Machines(folder / "ray") if Machines.possible() else LocalCluster(folder / "ray")
@@ -75,7 +77,7 @@ class World:
     def start_driver(self) -> None:
         with (self.folder / "driver.log").open("a") as output:
             own_session = {"stdout": output, "stderr": output, "start_new_session": True}
-            self.driver = self.start("-m", "emc2dist.cli", "train", *self.arguments, **own_session)
+            self.driver = self.start("-m", "emc2dist.cli", self.COMMAND, *self.arguments, **own_session)
 
     def steps(self) -> int:
         """The newest step that the run folder tells of."""

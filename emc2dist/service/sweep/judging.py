@@ -25,6 +25,8 @@ class Gentle(FIFOScheduler):
         super().__init__()
         self._judge, self._halt = judge, halt
         self._halted: set[str] = set()
+        self._judged: dict[str, int] = {}
+        """The last epoch of each trial that the judge was shown."""
 
     def replay(self, record: Record, metric: str) -> None:
         """Show the judge an ended trial of an earlier start."""
@@ -38,13 +40,14 @@ class Gentle(FIFOScheduler):
         self._judge.on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """See `TrialScheduler`: always to go on."""
-        name = trial.config["name"]
-        if name in self._halted:
+        """See `TrialScheduler`: always to go on. One that starts again tells its epochs again; each is judged once."""
+        name, epoch = trial.config["name"], result["epoch"]
+        if name in self._halted or epoch <= self._judged.get(name, 0):
             return TrialScheduler.CONTINUE
+        self._judged[name] = epoch
         if self._judge.on_trial_result(tune_controller, trial, result) != TrialScheduler.CONTINUE:
             self._halted.add(name)
-            self._halt(name, result["epoch"])
+            self._halt(name, epoch)
         return TrialScheduler.CONTINUE
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:

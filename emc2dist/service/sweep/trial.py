@@ -18,6 +18,7 @@ import emc2dist.service.cluster  # noqa: F401  before ray: sets its defaults
 
 import ray  # isort: skip
 from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from emc2dist import files
 from emc2dist.config import Spec, parse
@@ -56,8 +57,9 @@ class HaltHandle:
 
     @classmethod
     def create(cls) -> "HaltHandle":
-        """New ones; they live as long as the driver's job."""
-        return cls(ray.remote(Halts).options(num_cpus=0).remote())
+        """New ones, on the driver's node: they live as long as the driver."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return cls(ray.remote(Halts).options(num_cpus=0, scheduling_strategy=here).remote())
 
     def of(self, name: str) -> "HaltHandle":
         """For the trial of this name."""

@@ -4,7 +4,8 @@
     Watch       what Tune reports becomes records, a table on stderr and Prometheus' gauges: a Callback
 
 Tune's own experiment state is not used: it is pickled, lags behind, and knows less than the records and run folders. A
-sweep that goes on replays the records of ended trials to the scheduler, and hands out the others.
+sweep that goes on replays the records of ended trials to the scheduler, and hands out the others. A trial whose driver
+dies is started again by Tune, in its place, as often as a run's workers may be; its run resumes by itself.
 """
 
 import logging
@@ -32,6 +33,7 @@ from emc2dist.service.sweep.trial import HaltHandle, Trial
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run folders have it all
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C asks the trials to stop, and Tune would end them
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # `Watch` says what matters of them
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output can be turned off whole
 }
 _TABLE_S = 15.0
@@ -119,8 +121,13 @@ class Watch(tune.Callback):
         elif result["epoch"] > record.epoch:
             self._ledger.put(record.reached(result["epoch"], result[self._ledger.sweep.metric]))
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See `tune.Callback`: the actor itself has died, and Tune starts another one."""
+        spent = f"{trial.num_failures} of {self._ledger.sweep.base.restarts} restarts spent"
+        print(f"{_name_of(trial)}: its driver was lost and is started again, {spent}", file=sys.stderr, flush=True)
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """See `tune.Callback`: the actor itself has died."""
+        """See `tune.Callback`: the actor itself has died, and was started again as often as it may be."""
         self._handout.close(self._ledger.get(trial.config["name"]), "lost", f"its driver died: {trial.get_error()}")
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -168,6 +175,7 @@ def run(ledger: Ledger, folder: SweepFolder, points: Points, ends: Callable[[], 
         search_alg=handout,
         scheduler=gentle,
         num_samples=len(points) * sweep.seeds,
+        max_failures=sweep.base.restarts,
         max_concurrent_trials=min(cluster.room(sweep.base), sweep.budget.concurrent or sys.maxsize),
         trial_name_creator=_name_of,
         trial_dirname_creator=_name_of,

@@ -121,6 +121,24 @@ def test_a_sweep_that_goes_on_judges_by_what_was_before(scheduler, stopped):
     assert asked == stopped
 
 
+def test_a_trial_that_starts_again_is_judged_once_at_each_epoch():
+    """It tells again of what it told before its driver was lost, and stays what others are compared with."""
+    sweep = small_sweep(SPACE, "scheduler: {name: median}")
+    asked = []
+    gentle = Gentle(judge_of(sweep), lambda name, epoch: asked.append((name, epoch)))
+    for number in (10, 11):
+        gentle.replay(record(number, "finished", 0.5, 0.5, 0.5), sweep.metric)
+    lost, bad = Trial("id0", {"name": "t0-0"}), Trial("id1", {"name": "t1-0"})
+    for epochs in (3, 1):
+        gentle.on_trial_add(None, lost)
+        for epoch in range(1, epochs + 1):
+            gentle.on_trial_result(None, lost, {"epoch": epoch, sweep.metric: 0.5})
+        gentle.on_trial_error(None, lost)
+    gentle.on_trial_add(None, bad)
+    gentle.on_trial_result(None, bad, {"epoch": 3, sweep.metric: 0.1})
+    assert asked == [("t1-0", 3)]
+
+
 class Trial:
     """As much of a trial of Tune as a scheduler asks for."""
 

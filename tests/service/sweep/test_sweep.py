@@ -169,23 +169,33 @@ def test_asha_stops_trials_and_ctrl_c_loses_none_and_the_best_spec_is_worth_what
 
 
 @pytest.mark.slow
-def test_a_killed_trial_driver_is_a_row_gives_its_place_back_and_is_tried_again(tmp_path):
-    """Two CPUs, two trials at once: the third only begins if the killed one's placement group is given back."""
+def test_a_killed_trial_driver_is_started_again_and_killed_too_often_is_a_row_that_gives_its_place_back(tmp_path):
+    """Two CPUs, two trials at once: the third only begins if the lost one's placement group is given back."""
     spec = write_sweep(
-        tmp_path / "s.yaml", tmp_path, {"lr": [1e-3, 2e-3, 3e-3]}, search={"name": "grid"}, set={"epochs": 12}
-    )
-    folder, process = tmp_path / "s", start("sweep", spec, "scheduler.name=fifo", "--json")
-    wait_for(lambda: len(rows(folder / "s-000-seed0")) > 20, process, seconds=400)
-    children = psutil.Process(process.pid).children(recursive=True)
-    drivers = [child.pid for child in children if "ray::_Inner" in " ".join(child.cmdline())]  # Tune's name for a Trial
-    os.kill(min(drivers), signal.SIGKILL)
+        tmp_path / "s.yaml", tmp_path, {"lr": [1e-3, 2e-3, 3e-3]}, search={"name": "grid"}, scheduler={"name": "fifo"},
+        set={"epochs": 12, "restarts": 1},
+    )  # fmt: skip
+    folder, process = tmp_path / "s", start("sweep", spec, "--json")
+    first = folder / "s-000-seed0"
+    wait_for(lambda: len(rows(first)) > 20, process, seconds=400)
+    os.kill(driver_of(first), signal.SIGKILL)
+    wait_for(lambda: any(row.get("resumed") == 1 for row in rows(first)), process)
+    assert states(folder)[0] == "running"
+    os.kill(driver_of(first), signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=600)
     assert process.returncode == 0, stderr
+    assert "s-000-seed0: its driver was lost and is started again, 1 of 1 restarts spent\n" in stderr
     result = json.loads(stdout.splitlines()[-1])
     assert (result["finished"], result["unfinished"]) == (2, 1)
-    assert sorted(states(folder)) == ["finished", "finished", "lost"]
-    again = emc2dist("sweep", spec, "scheduler.name=fifo", "--json")
+    assert states(folder) == ["lost", "finished", "finished"]
+    assert "its driver died: " in (folder / "results.csv").read_text()
+    again = emc2dist("sweep", spec, "--json")
     assert states(folder) == ["finished"] * 3, again.stderr
+
+
+def driver_of(run):
+    """The process that drives a run, as its lock tells."""
+    return int((run / "driver.lock").read_text().split()[1])
 
 
 @pytest.mark.slow
