@@ -44,7 +44,9 @@ def test_all_trials_finish_when_a_node_and_then_the_driver_are_lost():
     try:
         first = world.run / "chaos-000-seed0"
         world.wait_for(lambda: len(losses(first)) > STEPS // 6, 240, "the first steps of the first trial")
-        end_node(world, node_of_driver(world, first))
+        (halts,) = world.processes("ray::Halts")
+        assert node_of(world, halts.pid) == "head"  # where Ray puts drivers that it finds on no node
+        end_node(world, node_of(world, driver_of(first)))
         world.start_nodes()
         line = "chaos-000-seed0: its driver was lost and is started again, 1 of 10 restarts spent"
         world.wait_for(lambda: line in (folder / "driver.log").read_text(), 60, "word of the lost driver")
@@ -89,9 +91,13 @@ def losses(run):
     return [row["step"] for row in rows if "loss" in row]
 
 
-def node_of_driver(world, run):
-    """The node with the process that drives a run, as its lock tells."""
-    pid = int((run / "driver.lock").read_text().split()[1])
+def node_of(world, pid):
+    """The node that a process is on."""
     nodes = {path.stem: int(path.read_text()) for path in world.cluster.folder.glob("*.pid")}
     (name,) = [name for name, leader in nodes.items() if pid in {process.pid for process in sessions.members(leader)}]
     return name
+
+
+def driver_of(run):
+    """The process that drives a run, as its lock tells."""
+    return int((run / "driver.lock").read_text().split()[1])
