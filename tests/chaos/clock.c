@@ -1,6 +1,6 @@
 /* A clock on the wall that a test may set: what tells CLOCK_REALTIME adds the seconds that the file FAKE_CLOCK holds (a
  * long, mapped, so that it may change at any time), and what waits until then takes them off again, as where the machine's
- * own clock is set. Monotonic clocks are left alone. Loaded by LD_PRELOAD; see clock.py.
+ * own clock is set. Monotonic clocks are left alone. Loaded by LD_PRELOAD; see machines.py.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
