@@ -54,9 +54,11 @@ class Machines(LocalCluster):
         """As before."""
         _ip("-n", self._namespace("switch"), "link", "set", name, "up")
 
-    def set_clock(self, name: str, ahead_s: int) -> None:
-        """Set a machine's clock ahead of the real one, or behind it."""
-        np.memmap(self._clock(name), np.int64, "r+")[0] = ahead_s
+    def advance_clock(self, name: str, seconds: int) -> int:
+        """Set a machine's clock forward; returns how many seconds it is ahead of the real one."""
+        ahead = np.memmap(self._clock(name), np.int64, "r+")
+        ahead[0] += seconds
+        return int(ahead[0])
 
     def address(self, name: str) -> str:
         """See `LocalCluster.address`."""
