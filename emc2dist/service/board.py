@@ -12,9 +12,10 @@ from time import monotonic, sleep
 from types import TracebackType
 from typing import Any, Protocol
 
-import ray
+import emc2dist.service.cluster as cluster  # before ray: sets its defaults
+
+import ray  # isort: skip
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from emc2dist.errors import (
     DataError,
@@ -103,8 +104,7 @@ class BoardHandle:
     @classmethod
     def create(cls) -> "BoardHandle":
         """A new board, on the driver's node: it lives as long as the driver."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return cls(ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote())
+        return cls(ray.remote(Board).options(num_cpus=0, scheduling_strategy=cluster.here()).remote())
 
     def enter(self) -> None:
         """See `Board.enter`."""

@@ -17,6 +17,7 @@ for _name, _value in DEFAULTS.items():
 import ray  # noqa: E402
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # noqa: E402
 from ray.util.placement_group import PlacementGroup, remove_placement_group  # noqa: E402
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from emc2dist.config import Spec  # noqa: E402
 from emc2dist.errors import RunError, SpecError  # noqa: E402
@@ -54,6 +55,11 @@ def connected(spec: Spec, *, runs: int = 1, dashboard: bool = False) -> Iterator
 def in_job() -> bool:
     """Whether this is the driver of a submitted Ray job, whose working directory is a copy that goes with the job."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """For actors that are to live on this process's node, and die with it."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def use_gpu(spec: Spec) -> bool:

@@ -21,6 +21,7 @@ from emc2dist.service.launch.local import LocalCluster
 
 ROOT = Path(__file__).parents[2]
 NODES = 3
+ACTORS = ("RayTrainWorker", "_ShardActor", "Board", "TrainController", "_Inner", "Halts")  # ours, Train's and Tune's
 DISK_MIB = 500  # four checkpoints of 90 MB, and a bit
 TUNED = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -126,6 +127,17 @@ class World:
             self.keep_driver()
             self._see_whether_it_went_on()
             time.sleep(0.1)
+
+    def wait_for_end(self) -> None:
+        """Wait until the command has done all it was asked to, and has ended well."""
+        self.wait_for(self.finished, 400, "the end")
+        self.wait_for(lambda: self.driver.poll() is not None, 60, "the driver's end")
+        assert self.driver.returncode == 0, self.tail()
+
+    def check_that_nothing_is_left(self) -> None:
+        """Of actors and temporary files; actors may take a moment."""
+        self.wait_for(lambda: not any(self.processes(f"ray::{name}") for name in ACTORS), 60, "the end of all actors")
+        assert not list(self.temporary.glob("emc2*"))
 
     def tail(self) -> str:
         return (self.folder / "driver.log").read_text()[-3000:]

@@ -50,14 +50,10 @@ def test_the_run_ends_as_if_nothing_had_happened(seed, undisturbed):
             fault = FAULTS[rng.integers(len(FAULTS))]
             world.wait_for(lambda due=step: world.steps() >= due or world.finished(), 240, f"step {step}")
             world.strike(fault, rng)
-        world.wait_for(world.finished, 400, "the end")
-        world.wait_for(lambda: world.driver.poll() is not None, 60, "the driver's end")
-        assert world.driver.returncode == 0, world.tail()
+        world.wait_for_end()
         check_rows(world.run)
         check_store(sorted(world.run.glob("checkpoint-*"))[-1], undisturbed, atol=0 if workers == 1 else 1e-6)
-        left = ["ray::RayTrainWorker", "ray::_ShardActor", "ray::Board", "ray::TrainController"]
-        world.wait_for(lambda: not any(world.processes(name) for name in left), 60, "the end of all actors")
-        assert not list(world.temporary.glob("emc2*"))
+        world.check_that_nothing_is_left()
     finally:
         world.close()
     assert not world.processes("")

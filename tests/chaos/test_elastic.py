@@ -32,9 +32,7 @@ def test_it_grows_and_shrinks_and_computes_the_same(tmp_path):
         grown = world.steps()
         world.wait_for(lambda: world.steps() >= grown + 3 or world.finished(), 120, "steps of two workers")
         end_node(world, "worker-2")
-        world.wait_for(world.finished, 400, "the end")
-        world.wait_for(lambda: world.driver.poll() is not None, 60, "the end of the driver")
-        assert world.driver.returncode == 0, world.tail()
+        world.wait_for_end()
         rows = [json.loads(line) for line in (world.run / "metrics.jsonl").read_text().splitlines()]
     finally:
         world.close()

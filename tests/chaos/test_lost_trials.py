@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from chaos.faults import World, end_node, kill_driver
+from service.command import driver_of
 from train.harness import SMALL
 
 from emc2dist import files
@@ -56,18 +57,14 @@ def test_all_trials_finish_when_a_node_and_then_the_driver_are_lost():
         kill_driver(world, None)
         done = [record for record in world.records() if record.state == "finished"]
         before = [(world.run / record.name / "metrics.jsonl").read_bytes() for record in done]
-        world.wait_for(world.finished, 400, "the end")
-        world.wait_for(lambda: world.driver.poll() is not None, 60, "the driver's end")
-        assert world.driver.returncode == 0, world.tail()
+        world.wait_for_end()
         assert [(record.state, record.reason) for record in world.records()] == [("finished", "")] * 3
         assert [(world.run / record.name / "metrics.jsonl").read_bytes() for record in done] == before  # not run twice
         assert [record for record in world.records() if record in done] == done
         for record in world.records():
             assert losses(world.run / record.name) == list(range(1, STEPS + 1))
             assert [epoch for epoch, _ in record.history] == list(range(1, 11))
-        left = ("RayTrainWorker", "_ShardActor", "Board", "TrainController", "_Inner", "Halts")
-        world.wait_for(lambda: not any(world.processes(f"ray::{name}") for name in left), 60, "the end of all actors")
-        assert not list(world.temporary.glob("emc2*"))
+        world.check_that_nothing_is_left()
     finally:
         world.close()
     assert not world.processes("")
@@ -96,8 +93,3 @@ def node_of(world, pid):
     nodes = {path.stem: int(path.read_text()) for path in world.cluster.folder.glob("*.pid")}
     (name,) = [name for name, leader in nodes.items() if pid in {process.pid for process in sessions.members(leader)}]
     return name
-
-
-def driver_of(run):
-    """The process that drives a run, as its lock tells."""
-    return int((run / "driver.lock").read_text().split()[1])

@@ -36,3 +36,8 @@ def wait_for(condition, process, seconds=120):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def driver_of(run):
+    """The process that drives a run, as its lock tells."""
+    return int((run / "driver.lock").read_text().split()[1])

@@ -14,11 +14,10 @@ import threading
 from contextlib import ExitStack
 from typing import Any
 
-import emc2dist.service.cluster  # noqa: F401  before ray: sets its defaults
+import emc2dist.service.cluster as cluster  # before ray: sets its defaults
 
 import ray  # isort: skip
 from ray import tune
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from emc2dist import files
 from emc2dist.config import Spec, parse
@@ -58,8 +57,7 @@ class HaltHandle:
     @classmethod
     def create(cls) -> "HaltHandle":
         """New ones, on the driver's node: they live as long as the driver."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return cls(ray.remote(Halts).options(num_cpus=0, scheduling_strategy=here).remote())
+        return cls(ray.remote(Halts).options(num_cpus=0, scheduling_strategy=cluster.here()).remote())
 
     def of(self, name: str) -> "HaltHandle":
         """For the trial of this name."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from service.command import ROOT, emc2dist, start, wait_for
+from service.command import ROOT, driver_of, emc2dist, start, wait_for
 from train.harness import SMALL
 
 from emc2dist import files
@@ -191,11 +191,6 @@ def test_a_killed_trial_driver_is_started_again_and_killed_too_often_is_a_row_th
     assert "its driver died: " in (folder / "results.csv").read_text()
     again = emc2dist("sweep", spec, "--json")
     assert states(folder) == ["finished"] * 3, again.stderr
-
-
-def driver_of(run):
-    """The process that drives a run, as its lock tells."""
-    return int((run / "driver.lock").read_text().split()[1])
 
 
 @pytest.mark.slow
