@@ -194,6 +194,8 @@ class Resources(Section):
     """CPUs of a submitted run's driver; 0: it asks for none and runs on the head."""
     wait_s: PositiveFloat = 3600.0
     """Seconds that a run which has lost nodes waits for others, before it ends and can be resumed."""
+    start_s: PositiveFloat = 300.0
+    """Seconds that shards and workers have to start, before it counts as a loss; other nodes are tried then."""
 
 
 class Watch(Section):

@@ -4,6 +4,8 @@ Rank 0 posts without waiting; the driver takes what has come and writes `metrics
 rows before it are written, so that a driver that dies takes none with it. An error that would only come
 again (bad data, diverged features) is left here too, and the driver raises it. And the driver leaves word here when
 the workers should stop; rank 0 looks every second.
+
+A board that dies ends its segment: rank 0 finds that out as it looks, and the driver waits for nothing but that.
 """
 
 import logging
@@ -15,7 +17,7 @@ from typing import Any, Protocol
 import emc2dist.service.cluster as cluster  # before ray: sets its defaults
 
 import ray  # isort: skip
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from emc2dist.errors import (
     DataError,
@@ -45,6 +47,7 @@ class Board:
         self._failure: Emc2Error | None = None
         self._stopping = False
         self._nodes: set[str] = set()
+        self._late: set[str] | None = None
 
     def enter(self, node: str) -> None:
         """Leave the id of the node that a worker is on."""
@@ -53,6 +56,14 @@ class Board:
     def nodes(self) -> set[str]:
         """Ids of the nodes that workers are on."""
         return self._nodes
+
+    def give_up(self, nodes: set[str]) -> None:
+        """Leave word that the workers have not started in time, and the ids of the nodes that are to blame."""
+        self._late = nodes
+
+    def late(self) -> set[str] | None:
+        """Ids of the nodes that have not started their workers in time, where the start was given up."""
+        return self._late
 
     def post(self, row: Row) -> None:
         """Add a row."""
@@ -112,7 +123,15 @@ class BoardHandle:
 
     def nodes(self) -> set[str]:
         """See `Board.nodes`."""
-        return ray.get(self._actor.nodes.remote(), timeout=TIMEOUT_S)
+        return _answer(self._actor.nodes.remote(), set[str]())
+
+    def give_up(self, nodes: set[str]) -> None:
+        """See `Board.give_up`; returns when it is left."""
+        ray.get(self._actor.give_up.remote(nodes), timeout=TIMEOUT_S)
+
+    def late(self) -> set[str] | None:
+        """See `Board.late`."""
+        return _answer(self._actor.late.remote(), None)
 
     def record(self, row: Row) -> None:
         """Post a row without waiting."""
@@ -120,11 +139,11 @@ class BoardHandle:
 
     def take(self) -> list[Row]:
         """See `Board.take`."""
-        return list(ray.get(self._actor.take.remote(), timeout=TIMEOUT_S))
+        return _answer(self._actor.take.remote(), list[Row]())
 
     def report_saved(self, rows: int, problem: StorageError | None = None) -> bool:
         """See `Board.report_saved`."""
-        return ray.get(self._actor.report_saved.remote(rows, problem), timeout=TIMEOUT_S)
+        return _answer(self._actor.report_saved.remote(rows, problem), False)
 
     def wait_until_saved(self, timeout_s: float) -> None:
         """Return once the rows that this process has posted so far are saved.
@@ -147,15 +166,23 @@ class BoardHandle:
 
     def failure(self) -> Emc2Error | None:
         """See `Board.failure`."""
-        return ray.get(self._actor.failure.remote(), timeout=TIMEOUT_S)
+        return _answer(self._actor.failure.remote(), None)
 
     def stop(self) -> None:
         """See `Board.stop`; returns when it is left."""
-        ray.get(self._actor.stop.remote(), timeout=TIMEOUT_S)
+        _answer(self._actor.stop.remote(), None)
 
     def stopping(self) -> bool:
         """See `Board.stopping`."""
         return ray.get(self._actor.stopping.remote(), timeout=TIMEOUT_S)
+
+
+def _answer(reference: Any, otherwise: Any) -> Any:
+    """What the board answers to the driver; `otherwise` where it has died."""
+    try:
+        return ray.get(reference, timeout=TIMEOUT_S)
+    except ActorDiedError:
+        return otherwise
 
 
 class Stopping(Protocol):
@@ -171,10 +198,13 @@ class Lookout:
     def __init__(self, board: Stopping, interval_s: float = 1.0) -> None:
         self._board, self._interval_s = board, interval_s
         self._seen, self._over = threading.Event(), threading.Event()
+        self._dead: ActorDiedError | None = None
         self._thread = threading.Thread(target=self._run, name="lookout", daemon=True)
 
     def is_set(self) -> bool:
-        """See `emc2dist.train.loop.StopRequest`."""
+        """See `emc2dist.train.loop.StopRequest`. Raises ActorDiedError where nobody will ever answer again."""
+        if self._dead:
+            raise self._dead
         return self._seen.is_set()
 
     def __enter__(self) -> "Lookout":
@@ -191,5 +221,8 @@ class Lookout:
             try:
                 if self._board.stopping():
                     self._seen.set()
+            except ActorDiedError as error:
+                self._dead = error
+                return
             except RayError as error:  # the board's node may be cut off for a while, and training goes on without it
                 logger.warning("cannot tell whether the run is asked to stop: %s", error)

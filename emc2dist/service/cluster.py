@@ -4,7 +4,8 @@ Importing this module sets Ray's defaults for us (an environment that sets them 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from time import monotonic, sleep
 from typing import Any
@@ -15,7 +16,7 @@ for _name, _value in DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # noqa: E402
+from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData  # noqa: E402
 from ray.util.placement_group import PlacementGroup, remove_placement_group  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
@@ -84,10 +85,17 @@ def worker_needs(spec: Spec) -> dict[str, float]:
     return {"CPU": 1 if asked.worker_cpus is None else asked.worker_cpus}
 
 
-def wait_for_workers(spec: Spec, give_up: Callable[[], bool], say: Callable[[str], None]) -> int:
+def worker_labels(spec: Spec, avoid: Collection[str] = ()) -> dict[str, str]:
+    """Labels that a worker's node must have, as Ray takes them: those of the spec, and no id of `avoid`."""
+    elsewhere = {ray._raylet.RAY_NODE_ID_KEY: f"!in({','.join(sorted(avoid))})"} if avoid else {}
+    return spec.resources.worker_labels | elsewhere
+
+
+def wait_for_workers(spec: Spec, avoid: set[str], give_up: Callable[[], bool], say: Callable[[str], None]) -> int:
     """Wait for free places of as many workers as the run may have; returns how many that is, 0 if given up.
 
-    All of `workers` are waited for at first, for what was just let go of takes a moment to be free again.
+    All of `workers` are waited for at first, for what was just let go of takes a moment to be free again. The nodes to
+    `avoid`, by id, are used again, and taken from the set, where there is not room enough without them.
 
     Raises:
         RunError: there were not even `min_workers` after `resources.wait_s`.
@@ -95,10 +103,13 @@ def wait_for_workers(spec: Spec, give_up: Callable[[], bool], say: Callable[[str
     began, told = monotonic(), False
     while not give_up():
         drop_leftovers()
-        waited, places = monotonic() - began, free_places(spec)
+        waited, places = monotonic() - began, free_places(spec, avoid)
         workers = spec.fitting(places)
         if workers == spec.workers or (workers is not None and waited > SETTLE_S):
             return workers
+        if waited > SETTLE_S and avoid:
+            say(f"there is no room without {addresses(avoid)}: what did not start its workers is tried again")
+            avoid.clear()
         if waited > spec.resources.wait_s:
             raise RunError(
                 f"{spec.name}: the cluster has room for {places} workers, and has had no more for "
@@ -111,11 +122,11 @@ def wait_for_workers(spec: Spec, give_up: Callable[[], bool], say: Callable[[str
     return 0
 
 
-def free_places(spec: Spec) -> int:
-    """How many workers could be started now."""
+def free_places(spec: Spec, avoid: Collection[str] = ()) -> int:
+    """How many workers could be started now, elsewhere than on the nodes to avoid."""
     free = ray._private.state.available_resources_per_node()  # Ray's public sum does not tell nodes apart
-    here = [{"Resources": free.get(node["NodeID"], {})} for node in _nodes(spec.resources.worker_labels)]
-    return _times(worker_needs(spec), here)
+    nodes = [node["NodeID"] for node in _nodes(spec.resources.worker_labels) if node["NodeID"] not in avoid]
+    return _times(worker_needs(spec), [{"Resources": free.get(node, {})} for node in nodes])
 
 
 def drop_leftovers() -> None:
@@ -129,6 +140,27 @@ def drop_leftovers() -> None:
         ours = data.creator_job_id.hex() == job and not ray.ActorID(data.creator_actor_id).is_nil()
         if ours and data.creator_actor_dead and data.state != PlacementGroupTableData.REMOVED:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(data.placement_group_id)))
+
+
+def not_started(creator: str) -> set[str]:
+    """Ids of the nodes where an actor of id `creator` has set places aside for actors that have not come to live."""
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    own = [
+        group
+        for group in map(PlacementGroupTableData.FromString, accessor.get_placement_group_table())
+        if group.creator_actor_id.hex() == creator and group.state == PlacementGroupTableData.CREATED
+    ]
+    alive = map(ActorTableData.FromString, accessor.get_actor_table(None, "ALIVE"))
+    groups = {group.placement_group_id for group in own}
+    living = Counter(actor.node_id for actor in alive if actor.placement_group_id in groups)
+    places = Counter(bundle.node_id for group in own for bundle in group.bundles)
+    return {node.hex() for node in places - living}
+
+
+def addresses(nodes: Collection[str]) -> str:
+    """Of nodes by id, for people."""
+    known = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+    return ", ".join(sorted(known.get(node, node) for node in nodes))
 
 
 def draining() -> set[str]:

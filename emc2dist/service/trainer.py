@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
 from time import monotonic
@@ -28,6 +28,7 @@ import emc2dist.service.cluster as cluster  # before ray: sets its defaults
 import ray.train  # isort: skip
 import ray.train.torch
 import torch
+from ray.exceptions import ActorDiedError
 from ray.train import Checkpoint, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
@@ -35,7 +36,7 @@ from ray.train.v2.api.config import LoggingConfig
 from emc2dist import files
 from emc2dist.config import Spec, dump, parse
 from emc2dist.data.images import Images, open_images, open_voters
-from emc2dist.errors import RunError, RunStopped, StorageUnreachable
+from emc2dist.errors import RunError, RunStopped, StorageUnreachable, StoreError
 from emc2dist.metrics import Recorder, Row
 from emc2dist.service import checkpoints, lock, trackers
 from emc2dist.service.board import FATAL, TIMEOUT_S, BoardHandle, Lookout
@@ -44,6 +45,7 @@ from emc2dist.service.exporter import Exporter, watched
 from emc2dist.service.monitor import Monitor, Onlooker
 from emc2dist.service.runs import RunFolder, checkpoint_name, numbers
 from emc2dist.service.scratch import scratch
+from emc2dist.service.start_limit import StartLimit
 from emc2dist.service.surroundings import Surroundings
 from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.store.remote import RayStore
@@ -174,6 +176,8 @@ class _Run:
     exporter: Exporter
     others: Sequence[Recorder]
     stop: threading.Event
+    avoid: set[str] = field(default_factory=set)
+    """Ids of nodes that did not start workers in time."""
 
     def go(self) -> int:
         """Returns the steps taken: all, or those of the last checkpoint where the run was asked to stop."""
@@ -196,17 +200,17 @@ class _Run:
     def _segment(self) -> int:
         """Train from the newest checkpoint until the last step, or something changes; returns the steps taken."""
         self._wait_for_storage()
-        workers = cluster.wait_for_workers(self.spec, self.stop.is_set, self.onlooker.say)
+        workers = cluster.wait_for_workers(self.spec, self.avoid, self.stop.is_set, self.onlooker.say)
         if not workers:
             return 0
         spec = self.spec.model_copy(update={"workers": workers})
         with ExitStack() as stack:
             store = stack.enter_context(closing(self._create_store()))
             board = BoardHandle.create()
-            nodes = Surroundings(spec, self.spec.workers, board.nodes, store.nodes)
+            nodes = Surroundings(spec, self.spec.workers, board.nodes, store.nodes, self.avoid)
             parts = (self.exporter, store, lambda: self._reason_to_stop(nodes), self.others)
             stack.enter_context(Monitor(board, self.folder, self.onlooker, *parts))
-            return _fit(spec, self.folder, store, board)
+            return _fit(spec, self.folder, store, board, self.avoid)
 
     def _wait_for_storage(self) -> None:
         """Wait until S3 answers, if the run is there. Raises StorageUnreachable after `resources.wait_s`."""
@@ -234,11 +238,18 @@ class _Run:
             return LocalStore(layout, schema)  # nothing to remember, so nothing to share
         mib, labels = self.spec.resources.shard_mib, self.spec.resources.shard_labels
         memory = mib * 2**20 if mib else None
-        return RayStore.create(layout, schema, timeout_s=self.spec.store.timeout_s, memory=memory, labels=labels)
+        limits = {"timeout_s": self.spec.store.timeout_s, "start_timeout_s": self.spec.resources.start_s}
+        try:
+            return RayStore.create(layout, schema, **limits, memory=memory, labels=labels)
+        except StoreError as error:
+            raise _Lost(f"the shards did not start ({error})") from error
 
 
-def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -> int:
-    """Train on workers; returns the steps taken. Raises _Lost where starting again may help."""
+def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle, avoid: set[str]) -> int:
+    """Train on workers; returns the steps taken. Raises _Lost where starting again may help.
+
+    No worker is put on the nodes of `avoid`, to which those are added that do not start theirs in time.
+    """
     filesystem, path = folder.place.arrow()
     checkpoints.drop_rays_list(folder)
     trainer = TorchTrainer(
@@ -249,7 +260,7 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -
             use_gpu=cluster.use_gpu(spec),
             resources_per_worker=cluster.worker_needs(spec),
             accelerator_type=spec.resources.accelerator,
-            label_selector=spec.resources.worker_labels or None,
+            label_selector=cluster.worker_labels(spec, avoid) or None,
         ),
         run_config=RunConfig(
             name=spec.name,
@@ -258,12 +269,20 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle) -
             # Whoever is lost, the shards go back with them: the driver starts all anew.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             logging_config=LoggingConfig(log_level="ERROR"),
+            callbacks=[StartLimit(board, spec.resources.start_s)],
         ),
     )
     try:
         return _interruptible(trainer.fit).return_value
     except ray.train.TrainingFailedError as error:
         raise board.failure() or _Lost(f"workers or shards were lost ({_reason(error)})") from error
+    except ActorDiedError as error:
+        late = board.late()
+        if late is None:
+            raise _Lost("Ray Train's controller was lost") from error
+        avoid |= late
+        where = f" on {cluster.addresses(late)}" if late else ""
+        raise _Lost(f"workers did not start in {spec.resources.start_s:g} s (resources.start_s){where}") from error
 
 
 def _reason(error: ray.train.TrainingFailedError) -> str:

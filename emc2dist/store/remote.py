@@ -25,7 +25,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from emc2dist.errors import StoreError, StoreTimeout
+from emc2dist.errors import SpecError, StoreError, StoreTimeout
 from emc2dist.store.base import ShardedStore
 from emc2dist.store.layout import Layout
 from emc2dist.store.shard import Schema, Shard, nbytes
@@ -58,8 +58,8 @@ class RayStore(ShardedStore):
 
         `timeout_s` bounds every later wait; `start_timeout_s` this one, in which a node may have to be added. `memory`
         is what a shard may take, bytes, and is set aside for it in any case; `labels` those of the nodes that may hold
-        shards. Raises StoreError if the rows of a shard take more than `memory`, and
-        StoreTimeout or StoreError if the actors do not come up, and leaves none behind.
+        shards. Raises SpecError if the rows of a shard take more than `memory`, and StoreTimeout or StoreError if the
+        actors do not come up, and leaves none behind.
         """
         options: dict[str, Any] = {
             "num_cpus": 0,
@@ -129,7 +129,7 @@ class _ShardActor(Shard):
 def _check_memory(layout: Layout, schema: Schema, memory: int) -> None:
     size = nbytes(schema, layout.rows(0))
     if size > memory:
-        raise StoreError(
+        raise SpecError(
             f"resources.shard_mib: a shard of {layout.rows(0)} rows takes {-(-size >> 20)} MiB, {memory >> 20} are set "
             f"aside for it; raise shard_mib or shards (now {layout.shards})"
         )

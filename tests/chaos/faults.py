@@ -22,6 +22,7 @@ from emc2dist.service.launch.local import LocalCluster
 ROOT = Path(__file__).parents[2]
 NODES = 3
 ACTORS = ("RayTrainWorker", "_ShardActor", "Board", "TrainController", "_Inner", "Halts")  # ours, Train's and Tune's
+HELPERS = ("Board", "TrainController", "SynchronizationActor", "PlacementGroupCleaner")
 DISK_MIB = 500  # four checkpoints of 90 MB, and a bit
 TUNED = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -184,6 +185,13 @@ def kill_worker_and_shard(world, rng):
     kill_shard(world, rng)
 
 
+def kill_helper(world, rng):
+    """One of the processes beside: the run's board, and those that Ray Train has."""
+    name = HELPERS[rng.integers(len(HELPERS))]
+    _signal_one(world, rng, f"ray::{name}", signal.SIGKILL)
+    world.note(f"  {name}")
+
+
 def hang_worker(world, rng):
     _signal_one(world, rng, "ray::RayTrainWorker", signal.SIGSTOP)
 
@@ -247,9 +255,9 @@ def cut_off_node(world, rng):
 
 
 def set_clock(world, rng):
-    """The clock of one machine is set forward, by up to a day. (Set back, Ray places no more groups there.)"""
+    """The clock of one machine is set, by up to a day forward or back."""
     name = ["head", *(f"worker-{number + 1}" for number in range(NODES))][rng.integers(NODES + 1)]
-    ahead_s = world.cluster.advance_clock(name, int(rng.integers(86400)))
+    ahead_s = world.cluster.advance_clock(name, int(rng.integers(-86400, 86400)))
     with world.cluster.on(name):
         told = int(subprocess.run(["date", "+%s"], capture_output=True, check=True, timeout=30).stdout)
     assert abs(told - time.time() - ahead_s) < 60
@@ -323,8 +331,8 @@ def _node_id(world, name):
 
 
 FAULTS = [
-    kill_worker, kill_shard, kill_worker_and_shard, kill_in_checkpoint, kill_in_restore, hang_worker, hang_shard,
-    pause_shard, kill_node, drain_node, kill_driver, stop_driver, damage_checkpoint,
+    kill_worker, kill_shard, kill_worker_and_shard, kill_in_checkpoint, kill_in_restore, kill_helper, hang_worker,
+    hang_shard, pause_shard, kill_node, drain_node, kill_driver, stop_driver, damage_checkpoint,
 ]  # fmt: skip
 if os.getuid() == 0:  # who alone may mount a disk
     FAULTS += [fill_disk]

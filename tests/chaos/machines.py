@@ -55,7 +55,7 @@ class Machines(LocalCluster):
         _ip("-n", self._namespace("switch"), "link", "set", name, "up")
 
     def advance_clock(self, name: str, seconds: int) -> int:
-        """Set a machine's clock forward; returns how many seconds it is ahead of the real one."""
+        """Set a machine's clock forward, or back; returns how many seconds it is ahead of the real one."""
         ahead = np.memmap(self._clock(name), np.int64, "r+")
         ahead[0] += seconds
         return int(ahead[0])

@@ -18,13 +18,13 @@ def test_workers_are_as_many_as_fit_and_share_the_batch_evenly(places, workers):
 
 def test_a_run_waits_for_its_fewest_workers_and_no_longer_than_it_may(ray_cluster):
     said = []
-    assert cluster.wait_for_workers(small_spec("workers=4"), lambda: False, said.append) == 4
-    assert cluster.wait_for_workers(small_spec("resources.worker_cpus=0"), lambda: False, said.append) == 1
+    assert cluster.wait_for_workers(small_spec("workers=4"), set(), lambda: False, said.append) == 4
+    assert cluster.wait_for_workers(small_spec("resources.worker_cpus=0"), set(), lambda: False, said.append) == 1
     assert said == []
     spec = small_spec("workers=16", "batch_size=32", "resources.wait_s=0.1")
     with pytest.raises(RunError, match=r"the cluster has room for \d workers, .* add nodes or lower min_workers"):
-        cluster.wait_for_workers(spec, lambda: False, said.append)
-    assert cluster.wait_for_workers(spec, lambda: True, said.append) == 0
+        cluster.wait_for_workers(spec, set(), lambda: False, said.append)
+    assert cluster.wait_for_workers(spec, set(), lambda: True, said.append) == 0
 
 
 def test_what_a_cluster_can_never_hold_is_refused_with_the_numbers(ray_cluster):
