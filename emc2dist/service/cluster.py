@@ -108,8 +108,9 @@ def wait_for_workers(spec: Spec, avoid: set[str], give_up: Callable[[], bool], s
         if workers == spec.workers or (workers is not None and waited > SETTLE_S):
             return workers
         if waited > SETTLE_S and avoid:
-            say(f"there is no room without {addresses(avoid)}: what did not start its workers is tried again")
+            say(f"there is no room without {addresses(avoid)}, which is tried again")
             avoid.clear()
+            continue
         if waited > spec.resources.wait_s:
             raise RunError(
                 f"{spec.name}: the cluster has room for {places} workers, and has had no more for "

@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from train.harness import Run, small_spec
 
 from emc2dist.errors import StorageError, StorageUnreachable
+from emc2dist.service.board import Lookout
 from emc2dist.service.runs import RunFolder, checkpoint_name
 from emc2dist.service.scratch import scratch
 
@@ -55,6 +57,28 @@ def test_it_does_not_wait_for_ever_and_says_why(board):
     board.report_saved(0, StorageError("metrics.jsonl: no room"))
     with pytest.raises(StorageError, match=r"metrics\.jsonl: no room"):
         board.wait_until_saved(0.5)
+
+
+def test_one_that_has_died_ends_its_segment(board):
+    """Rank 0 finds it out between two steps; the driver, which waits for the segment's end, is not disturbed."""
+    import ray
+
+    with Lookout(board, 0.05) as lookout:
+        assert not lookout.is_set()
+        board.record({"step": 1})
+        ray.kill(board._actor)
+        with pytest.raises(ray.exceptions.ActorDiedError):
+            wait_until(lookout.is_set)
+    assert (board.take(), board.nodes(), board.failure(), board.late()) == ([], set(), None, None)
+    assert not board.report_saved(1)
+    board.stop()
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_files_of_killed_processes_are_removed(tmp_path, monkeypatch):

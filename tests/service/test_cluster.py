@@ -5,7 +5,7 @@ import time
 import pytest
 from train.harness import small_spec
 
-from emc2dist.errors import RunError, SpecError
+from emc2dist.errors import RunError, SpecError, StoreError
 from emc2dist.service import cluster
 from emc2dist.service.surroundings import Surroundings
 
@@ -47,6 +47,18 @@ def test_workers_that_are_not_there_yet_do_not_take_their_own_places_for_room(ra
     reason = Surroundings(spec, 4, lambda: {here}, lambda: nowhere).reason_to_move()
     assert reason.startswith("there is room for 4 workers")
     assert Surroundings(spec, 2, lambda: {here}, lambda: nowhere).reason_to_move() is None
+    assert Surroundings(spec, 4, lambda: {here}, lambda: nowhere, {here}).reason_to_move() is None
+
+
+def test_a_shard_that_is_lost_meanwhile_is_no_reason_to_move(ray_cluster, monkeypatch):
+    def lost():
+        raise StoreError("shard 0 of 1 was lost")
+
+    monkeypatch.setattr("emc2dist.service.surroundings.INTERVAL_S", 0.0)
+    monkeypatch.setattr(cluster, "draining", lambda: {"a node"})
+    spec = small_spec()
+    assert Surroundings(spec, 1, lambda: set(), lost).reason_to_move() is None
+    assert Surroundings(spec, 1, lambda: set(), lambda: {"a node"}).reason_to_move().startswith("a node is about to be")
 
 
 def test_what_dead_creators_have_left_is_given_back_and_nothing_else(ray_cluster):
