@@ -1,4 +1,4 @@
-"""A sweep that loses a node with the driver of a trial on it, and then its own driver: all its trials end as ever."""
+"""A sweep loses what halts its trials, a node with the driver of one, and its own driver: all trials end as ever."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ class SweepWorld(World):
         return {record.state for record in self.records()}
 
 
-def test_all_trials_finish_when_a_node_and_then_the_driver_are_lost():
+def test_all_trials_finish_when_a_helper_a_node_and_then_the_driver_are_lost():
     folder = Path(tempfile.mkdtemp(prefix="emc2-"))  # short: sockets lie in it
     world = SweepWorld(folder, [write_sweep(folder)], "chaos")
     try:
@@ -47,6 +47,7 @@ def test_all_trials_finish_when_a_node_and_then_the_driver_are_lost():
         world.wait_for(lambda: len(losses(first)) > STEPS // 6, 240, "the first steps of the first trial")
         (halts,) = world.processes("ray::Halts")
         assert node_of(world, halts.pid) == "head"  # where Ray puts drivers that it finds on no node
+        halts.kill()
         end_node(world, node_of(world, driver_of(first)))
         world.start_nodes()
         line = "chaos-000-seed0: its driver was lost and is started again, 1 of 10 restarts spent"

@@ -34,7 +34,7 @@ _PATIENCE_S = 300.0
 
 
 class Halts:
-    """Which trials are asked to stop: an actor of the sweep's driver."""
+    """Which trials are asked to stop: an actor of the sweep's driver. One that dies comes again, and is told again."""
 
     def __init__(self) -> None:
         self._names: set[str] = set()
@@ -53,11 +53,13 @@ class HaltHandle:
 
     def __init__(self, actor: Any, name: str = "") -> None:
         self._actor, self._name = actor, name
+        self._halted: set[str] = set()
 
     @classmethod
     def create(cls) -> "HaltHandle":
         """New ones, on the driver's node: they live as long as the driver."""
-        return cls(ray.remote(Halts).options(num_cpus=0, scheduling_strategy=cluster.here()).remote())
+        lasting = {"max_restarts": -1, "max_task_retries": -1}
+        return cls(ray.remote(Halts).options(num_cpus=0, scheduling_strategy=cluster.here(), **lasting).remote())
 
     def of(self, name: str) -> "HaltHandle":
         """For the trial of this name."""
@@ -65,7 +67,12 @@ class HaltHandle:
 
     def halt(self, names: list[str]) -> None:
         """See `Halts.halt`; returns when it is left."""
-        ray.get(self._actor.halt.remote(names), timeout=TIMEOUT_S)
+        self._halted.update(names)
+        self.remind()
+
+    def remind(self) -> None:
+        """Ask again all that were asked through this handle, for the actor may have lost what it knew."""
+        ray.get(self._actor.halt.remote(sorted(self._halted)), timeout=TIMEOUT_S)
 
     def close(self) -> None:
         """End the actor: a handle that Tune has kept would keep it alive."""

@@ -96,7 +96,7 @@ class Watch(tune.Callback):
         self._ledger, self._handout, self._halts, self._ends = ledger, handout, halts, ends
         self._judged: dict[str, int] = {}
         self._gauges = Gauges(ledger.sweep)
-        self._shown = monotonic()
+        self._shown = self._reminded = monotonic()
 
     def halt(self, name: str, epoch: int) -> None:
         """Ask a trial to stop, for what it had come to at the end of an epoch."""
@@ -132,6 +132,9 @@ class Watch(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """See `tune.Callback`."""
+        if monotonic() - self._reminded > _TABLE_S:
+            self._reminded = monotonic()
+            self._halts.remind()
         if self._ledger.changed and monotonic() - self._shown > _TABLE_S:
             self.show()
 

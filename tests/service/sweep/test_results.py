@@ -1,6 +1,7 @@
 """What is made of records: who is best, what mattered, and files and pictures of it."""
 
 import io
+import time
 
 import numpy as np
 import pyarrow.csv
@@ -119,6 +120,22 @@ def test_a_sweep_that_goes_on_judges_by_what_was_before(scheduler, stopped):
         assert gentle.on_trial_result(None, trial, {"epoch": 1, sweep.metric: value}) == "CONTINUE"
         gentle.on_trial_result(None, trial, {"epoch": 2, sweep.metric: value})
     assert asked == stopped
+
+
+def test_what_asks_trials_to_stop_may_die_and_is_told_again(ray_cluster):
+    from emc2dist.service.sweep.trial import HaltHandle
+
+    halts = HaltHandle.create()
+    halts.halt(["one"])
+    halts.halt(["two"])
+    ray_cluster.kill(halts._actor, no_restart=False)
+    deadline = time.monotonic() + 60
+    while halts.of("one").stopping():  # until it has come again, and knows nothing
+        assert time.monotonic() < deadline
+    assert not halts.of("two").stopping()
+    halts.remind()
+    assert [halts.of(name).stopping() for name in ("one", "two", "three")] == [True, True, False]
+    halts.close()
 
 
 def test_a_trial_that_starts_again_is_judged_once_at_each_epoch():
