@@ -1,6 +1,7 @@
-"""Which trials are to stop early: Tune's schedulers judge, and what they say becomes a word to the trial."""
+"""Which trials are to stop: Tune's schedulers judge, and what they say becomes a word to the trial."""
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, NamedTuple
 
 import emc2dist.service.cluster  # noqa: F401  before ray: sets its defaults
@@ -19,11 +20,18 @@ class _Past(NamedTuple):
 
 
 class Gentle(FIFOScheduler):
-    """A scheduler's judgements, but a trial that is to stop is only asked to: it ends by itself and gives all back."""
+    """A scheduler's judgements, but a trial that is to stop is only asked to: it ends by itself and gives all back.
 
-    def __init__(self, judge: TrialScheduler, halt: Callable[[str, int], None]) -> None:
+    Tune waits for ever for a driver that does not come up, so one that has not after `start_s` is told to `lose`.
+    """
+
+    def __init__(
+        self, judge: TrialScheduler, halt: Callable[[str, int], None], lose: Callable[[str], None], start_s: float
+    ) -> None:
         super().__init__()
-        self._judge, self._halt = judge, halt
+        self._judge, self._halt, self._lose, self._start_s = judge, halt, lose, start_s
+        self._pending: dict[str, float] = {}
+        """When trials were first seen to wait for their drivers."""
         self._halted: set[str] = set()
         self._judged: dict[str, int] = {}
         """The last epoch of each trial that the judge was shown."""
@@ -49,6 +57,17 @@ class Gentle(FIFOScheduler):
             self._halted.add(name)
             self._halt(name, epoch)
         return TrialScheduler.CONTINUE
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """See `TrialScheduler`: Tune asks at each of its steps."""
+        for trial in list(tune_controller.get_live_trials()):
+            name = trial.config["name"]
+            if trial.status != "PENDING":
+                self._pending.pop(name, None)
+            elif monotonic() - self._pending.setdefault(name, monotonic()) > self._start_s:
+                tune_controller.stop_trial(trial)
+                self._lose(name)
+        return super().choose_trial_to_run(tune_controller)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """See `TrialScheduler`."""

@@ -103,6 +103,11 @@ class Watch(tune.Callback):
         self._judged[name] = epoch
         self._halts.halt([name])
 
+    def lose(self, name: str) -> None:
+        """Give up a trial whose driver does not start."""
+        limit = f"{self._ledger.sweep.base.resources.start_s:g} s (resources.start_s)"
+        self._handout.close(self._ledger.get(name), "lost", f"its driver did not start in {limit}")
+
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """See `tune.Callback`: where the sweep is to end, all trials write a checkpoint and end, and no more begin."""
         why = None if self._handout.over else self._ends()
@@ -159,7 +164,7 @@ def run(ledger: Ledger, folder: SweepFolder, points: Points, ends: Callable[[], 
     sweep, halts = ledger.sweep, HaltHandle.create()
     handout = Handout(ledger, points, {"run_dir": str(folder.place), "threads": _threads(sweep.base)})
     watch = Watch(ledger, handout, halts, ends)
-    gentle = Gentle(judge_of(sweep), watch.halt)
+    gentle = Gentle(judge_of(sweep), watch.halt, watch.lose, sweep.base.resources.start_s)
     for record in ledger.all():
         if record.state in ENDED:
             gentle.replay(record, sweep.metric)

@@ -11,7 +11,7 @@ from PIL import Image
 from service.sweep.test_space import small_sweep
 
 from emc2dist.config import parse
-from emc2dist.service.sweep import results
+from emc2dist.service.sweep import results, tuner
 from emc2dist.service.sweep.folder import Record, SweepFolder
 from emc2dist.service.sweep.judging import Gentle, judge_of
 
@@ -110,7 +110,7 @@ def test_a_sweep_that_goes_on_judges_by_what_was_before(scheduler, stopped):
     """Earlier trials are replayed; of the new ones those worse than they were are asked to stop, and none is ended."""
     sweep = small_sweep(SPACE, f"scheduler: {{name: {scheduler}, reduction: 2}}")
     asked = []
-    gentle = Gentle(judge_of(sweep), lambda name, epoch: asked.append(name))
+    gentle = Gentle(judge_of(sweep), lambda name, epoch: asked.append(name), asked.append, 60)
     for number, value in enumerate((0.5, 0.6, 0.7, 0.8)):
         gentle.replay(record(10 + number, "finished", value, value), sweep.metric)
     asked.clear()
@@ -122,6 +122,33 @@ def test_a_sweep_that_goes_on_judges_by_what_was_before(scheduler, stopped):
     assert asked == stopped
 
 
+@pytest.mark.slow
+def test_a_trial_whose_driver_does_not_start_is_lost_and_the_others_go_on(ray_cluster, tmp_path, monkeypatch):
+    from ray import tune
+
+    class Driver(tune.Trainable):  # in here, so that Ray takes it along
+        def setup(self, config):
+            import threading
+
+            if config["name"] == "t1-0":
+                threading.Event().wait()
+
+        def step(self):
+            return {"epoch": 1, "done": True}
+
+    for name, value in tuner._SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    lost = []
+    gentle = Gentle(judge_of(small_sweep(SPACE, "scheduler: {name: fifo}")), lambda *_: None, lost.append, 20)
+    ended = tune.run(
+        Driver, config={"name": tune.grid_search(["t0-0", "t1-0", "t2-0"])}, scheduler=gentle, verbose=0,
+        resources_per_trial={"CPU": 1}, storage_path=str(tmp_path),
+    )  # fmt: skip
+    assert lost == ["t1-0"]
+    assert [trial.last_result.get("epoch") for trial in ended.trials] == [1, None, 1]
+
+
+@pytest.mark.slow
 def test_what_asks_trials_to_stop_may_die_and_is_told_again(ray_cluster):
     from emc2dist.service.sweep.trial import HaltHandle
 
@@ -142,7 +169,7 @@ def test_a_trial_that_starts_again_is_judged_once_at_each_epoch():
     """It tells again of what it told before its driver was lost, and stays what others are compared with."""
     sweep = small_sweep(SPACE, "scheduler: {name: median}")
     asked = []
-    gentle = Gentle(judge_of(sweep), lambda name, epoch: asked.append((name, epoch)))
+    gentle = Gentle(judge_of(sweep), lambda name, epoch: asked.append((name, epoch)), asked.append, 60)
     for number in (10, 11):
         gentle.replay(record(number, "finished", 0.5, 0.5, 0.5), sweep.metric)
     lost, bad = Trial("id0", {"name": "t0-0"}), Trial("id1", {"name": "t1-0"})
