@@ -108,7 +108,7 @@ def wait_for_workers(spec: Spec, avoid: set[str], give_up: Callable[[], bool], s
         if workers == spec.workers or (workers is not None and waited > SETTLE_S):
             return workers
         if waited > SETTLE_S and avoid:
-            say(f"there is no room without {addresses(avoid)}, which is tried again")
+            say(f"there is no room without {addresses(avoid)}: workers may go there again")
             avoid.clear()
             continue
         if waited > spec.resources.wait_s:

@@ -33,9 +33,14 @@ def test_it_grows_and_shrinks_and_computes_the_same(tmp_path):
         world.wait_for(lambda: world.steps() >= grown + 3 or world.finished(), 120, "steps of two workers")
         end_node(world, "worker-2")
         world.wait_for_end()
-        rows = [json.loads(line) for line in (world.run / "metrics.jsonl").read_text().splitlines()]
+        told = losses(world.run)
     finally:
         world.close()
-    losses = [row["loss"] for row in rows if "loss" in row]
-    assert losses == pytest.approx(Run(parse(SMALL, SPEC), tmp_path).go().column("loss"), abs=1e-6)
+    assert told == pytest.approx(Run(parse(SMALL, SPEC), tmp_path).go().column("loss"), abs=1e-6)
     shutil.rmtree(folder)
+
+
+def losses(run):
+    """Of each step that a run's rows tell of."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
