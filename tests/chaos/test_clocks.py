@@ -1,4 +1,4 @@
-"""A node's clock is set back, by which Ray 2.60 starts no worker there any more: the run goes on elsewhere, once it can."""
+"""A node's clock is set back, and Ray 2.60 starts no worker there any more: the run goes on elsewhere, once it can."""
 
 import shutil
 import tempfile
