@@ -131,7 +131,7 @@ class World:
 
     def wait_for_end(self) -> None:
         """Wait until the command has done all it was asked to, and has ended well."""
-        self.wait_for(self.finished, 400, "the end")
+        self.wait_for(self.finished, 600, "the end")
         self.wait_for(lambda: self.driver.poll() is not None, 60, "the driver's end")
         assert self.driver.returncode == 0, self.tail()
 
