@@ -48,7 +48,7 @@ def test_the_run_ends_as_if_nothing_had_happened(seed, undisturbed):
     try:
         for step in np.sort(rng.integers(0, STEPS, rng.integers(2, 5))):
             fault = FAULTS[rng.integers(len(FAULTS))]
-            world.wait_for(lambda due=step: world.steps() >= due or world.finished(), 240, f"step {step}")
+            world.wait_for(lambda due=step: world.steps() >= due or world.finished(), 600, f"step {step}")
             world.strike(fault, rng)
         world.wait_for_end()
         check_rows(world.run)
