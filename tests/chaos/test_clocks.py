@@ -1,4 +1,4 @@
-"""A node's clock is set back, and Ray 2.60 starts no worker there any more: the run goes on elsewhere, once it can."""
+"""A node's clock is set back; Ray 2.60 takes it for full, or starts no worker there, and the run goes on elsewhere."""
 
 import shutil
 import tempfile
@@ -22,25 +22,24 @@ SPEC = ["name=clocks", "epochs=10", "data.limit=96", "kernel=isir", "restarts=10
 HOURS = 20
 
 
-def test_workers_go_where_they_start(tmp_path):
-    rng = np.random.default_rng(0)
+def test_the_run_goes_on_when_there_is_a_node_with_a_clock_that_goes_on(tmp_path):
     folder = Path(tempfile.mkdtemp(prefix="emc2-"))  # short: sockets lie in it
     (folder / "spec.yaml").write_text(SMALL)
     world = World(folder, [str(folder / "spec.yaml"), *SPEC], "clocks", nodes=1)
-    late = f"workers did not start in 60 s (resources.start_s) on {world.cluster.address('worker-1')}"
+    stuck = ("waiting for room for 1 workers", "workers did not start in 60 s (resources.start_s) on 198.18.0.2")
 
-    def told():
-        return (folder / "driver.log").read_text()
+    def is_stuck():
+        told = (folder / "driver.log").read_text()
+        return any(line in told for line in stuck)
 
     try:
         world.wait_for(lambda: world.steps() >= 13, 180, "a checkpoint")
         world.cluster.advance_clock("worker-1", -HOURS * 3600)
-        while late not in told():  # the first start or two still succeed
+        while not is_stuck():  # the first start or two may succeed
             assert not world.finished()
             before = world.restores()
-            world.strike(kill_worker, rng)
-            world.wait_for(lambda known=before: world.restores() > known or late in told(), 180, "a start, or none")
-        world.wait_for(lambda: "workers may go there again" in told(), 60, "word that there is no other node")
+            world.strike(kill_worker, np.random.default_rng(0))
+            world.wait_for(lambda known=before: world.restores() > known or is_stuck(), 180, "a start, or none")
         world.start_nodes(2)
         world.wait_for_end()
         assert losses(world.run) == Run(parse(SMALL, SPEC), tmp_path).go().column("loss")

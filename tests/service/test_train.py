@@ -135,11 +135,36 @@ def test_after_a_killed_worker_and_a_killed_shard_the_run_goes_on_from_the_check
     assert json.loads(stdout.splitlines()[-1])["steps"] == 48
 
 
+@pytest.mark.slow
+def test_a_worker_that_hangs_before_it_trains_is_started_again(spec_file, tmp_path):
+    process = start("train", spec_file, "epochs=2", "resources.start_s=30", "--json")
+    wait_for(lambda: pids_of("RayTrainWorker", process.pid), process)
+    os.kill(pid_of("RayTrainWorker", process.pid), signal.SIGSTOP)
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    assert re.search(r"workers did not start in 30 s \(resources\.start_s\).*: started again, 1 of 3 times", stderr)
+    rows = map(json.loads, (tmp_path / "runs" / "small" / "metrics.jsonl").read_text().splitlines())
+    assert [row["loss"] for row in rows if "loss" in row] == Run(parse(SMALL, ["epochs=2"]), tmp_path).go().column(
+        "loss"
+    )
+
+
 def pid_of(name: str, driver: int) -> int:
     """The one process of this name among those that the driver started."""
-    children = psutil.Process(driver).children(recursive=True)
-    (pid,) = [child.pid for child in children if name in " ".join(child.cmdline())]
+    (pid,) = pids_of(name, driver)
     return pid
+
+
+def pids_of(name: str, driver: int) -> list[int]:
+    """All of them."""
+    return [child.pid for child in psutil.Process(driver).children(recursive=True) if name in title(child)]
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 @pytest.mark.slow
