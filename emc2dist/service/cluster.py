@@ -136,8 +136,7 @@ def drop_leftovers() -> None:
     Ray Train leaves one where a worker dies while its group starts, and Ray keeps it until the job ends.
     """
     job = ray.get_runtime_context().get_job_id()
-    accessor = ray._private.state.state._connect_and_get_accessor()  # Ray's public table does not tell the creator
-    for data in map(PlacementGroupTableData.FromString, accessor.get_placement_group_table()):
+    for data in _placement_groups():
         ours = data.creator_job_id.hex() == job and not ray.ActorID(data.creator_actor_id).is_nil()
         if ours and data.creator_actor_dead and data.state != PlacementGroupTableData.REMOVED:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(data.placement_group_id)))
@@ -145,13 +144,9 @@ def drop_leftovers() -> None:
 
 def not_started(creator: str) -> set[str]:
     """Ids of the nodes where an actor of id `creator` has set places aside for actors that have not come to live."""
-    accessor = ray._private.state.state._connect_and_get_accessor()
-    own = [
-        group
-        for group in map(PlacementGroupTableData.FromString, accessor.get_placement_group_table())
-        if group.creator_actor_id.hex() == creator and group.state == PlacementGroupTableData.CREATED
-    ]
-    alive = map(ActorTableData.FromString, accessor.get_actor_table(None, "ALIVE"))
+    created = (group for group in _placement_groups() if group.state == PlacementGroupTableData.CREATED)
+    own = [group for group in created if group.creator_actor_id.hex() == creator]
+    alive = map(ActorTableData.FromString, _accessor().get_actor_table(None, "ALIVE"))
     groups = {group.placement_group_id for group in own}
     living = Counter(actor.node_id for actor in alive if actor.placement_group_id in groups)
     places = Counter(bundle.node_id for group in own for bundle in group.bundles)
@@ -167,6 +162,15 @@ def addresses(nodes: Collection[str]) -> str:
 def draining() -> set[str]:
     """Ids of nodes that are about to be taken away."""
     return set(ray._private.state.state.get_draining_nodes())  # public only as a barrier of all workers
+
+
+def _placement_groups() -> Iterator[PlacementGroupTableData]:
+    """All that Ray knows of; its public table does not tell the creators."""
+    return map(PlacementGroupTableData.FromString, _accessor().get_placement_group_table())
+
+
+def _accessor() -> Any:
+    return ray._private.state.state._connect_and_get_accessor()
 
 
 def _connect(spec: Spec, runs: int, dashboard: bool) -> None:

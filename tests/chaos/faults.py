@@ -15,6 +15,7 @@ from unittest import mock
 import psutil
 import tmpfs
 from chaos.machines import Machines
+from service.command import title
 
 from emc2dist.service.launch import sessions
 from emc2dist.service.launch.local import LocalCluster
@@ -147,7 +148,7 @@ class World:
         """Processes of the cluster whose title has `name` in it, by pid."""
         pids = [int(path.read_text()) for path in self.cluster.folder.glob("*.pid")]
         found = [process for pid in pids for process in sessions.members(pid)]
-        return sorted((p for p in found if name in _title(p)), key=lambda process: process.pid)
+        return sorted((p for p in found if name in title(p)), key=lambda process: process.pid)
 
     def close(self) -> None:
         if self.driver and self.driver.poll() is None:
@@ -156,13 +157,6 @@ class World:
         self.cluster.stop()
         if self.disk:
             tmpfs.unmount(self.disk)
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 def _signal_one(world, rng, name, number):

@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "emc2dist.cli"]
 STARTED: list[subprocess.Popen] = []
@@ -36,6 +38,14 @@ def wait_for(condition, process, seconds=120):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def title(process: psutil.Process) -> str:
+    """What a process was started as, or calls itself; nothing where it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def driver_of(run):

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from safetensors.torch import load_file
-from service.command import ROOT, emc2dist, start, wait_for
+from service.command import ROOT, emc2dist, start, title, wait_for
 from train.harness import SMALL, Run
 from train.test_loop import files
 
@@ -144,9 +144,8 @@ def test_a_worker_that_hangs_before_it_trains_is_started_again(spec_file, tmp_pa
     assert process.returncode == 0, stderr
     assert re.search(r"workers did not start in 30 s \(resources\.start_s\).*: started again, 1 of 3 times", stderr)
     rows = map(json.loads, (tmp_path / "runs" / "small" / "metrics.jsonl").read_text().splitlines())
-    assert [row["loss"] for row in rows if "loss" in row] == Run(parse(SMALL, ["epochs=2"]), tmp_path).go().column(
-        "loss"
-    )
+    oracle = Run(parse(SMALL, ["epochs=2"]), tmp_path).go()
+    assert [row["loss"] for row in rows if "loss" in row] == oracle.column("loss")
 
 
 def pid_of(name: str, driver: int) -> int:
@@ -158,13 +157,6 @@ def pid_of(name: str, driver: int) -> int:
 def pids_of(name: str, driver: int) -> list[int]:
     """All of them."""
     return [child.pid for child in psutil.Process(driver).children(recursive=True) if name in title(child)]
-
-
-def title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return ""
 
 
 @pytest.mark.slow
