@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emc2dist.config import OPERATIONAL, Spec, differences, dump, load, load_sweep, parse
+from emc2dist.config import OPERATIONAL, Spec, differences, dump, load, load_job, parse
 from emc2dist.errors import SpecError
 
 MINIMAL = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\n"
@@ -112,7 +112,7 @@ def test_operational_keys_exist():
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_every_job_is_valid(path):
-    assert (load_sweep if path.stem == "sweep" else load)(path).name
+    assert load_job(path).name
 
 
 def test_a_spec_is_read_without_torch_or_ray():

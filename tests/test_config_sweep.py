@@ -2,7 +2,7 @@
 
 import pytest
 
-from emc2dist.config import Range, dump, load_sweep, parse_sweep
+from emc2dist.config import Range, dump, load, load_job, load_sweep, parse_sweep
 from emc2dist.errors import SpecError
 
 BASE = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\n"
@@ -38,6 +38,16 @@ def test_the_base_lies_beside_the_sweep_and_set_changes_it(sweep_file):
         "cache_proposals": Range("randint", 0, 8),
     }
     assert parse_sweep(dump(sweep)) == sweep  # with the base inside
+
+
+def test_a_run_and_a_sweep_are_told_apart(sweep_file):
+    base = sweep_file.parent / "jobs" / "base.yaml"
+    assert load_job(base) == load(base)
+    assert load_job(sweep_file, ["seeds=2"]) == load_sweep(sweep_file, ["seeds=2"])
+    with pytest.raises(SpecError, match=r"sweep\.yaml: is a sweep; run it with `emc2dist sweep`"):
+        load(sweep_file)
+    with pytest.raises(SpecError, match=r"base\.yaml: is a run; a sweep has a `base`"):
+        load_sweep(base)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from emc2dist.cli.words import Commands, add_json, add_spec, print_result
-from emc2dist.config import load
+from emc2dist.config import load_job
 
 if TYPE_CHECKING:
     from emc2dist.service.launch.plan import Target
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def add_to(commands: Commands) -> None:
     """Declare the commands."""
-    text = "start a spec as a job where its launch.target says; a job of it that was stopped or failed goes on"
+    text = "start a run or a sweep as a job where its launch.target says; one that was stopped or failed goes on"
     submit = commands.add_parser("submit", help=text, description=text)
     add_spec(submit)
     submit.add_argument("--follow", action="store_true", help="show its log to its end, and exit with its status")
@@ -45,19 +45,19 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
 
 
 def _submit(arguments: argparse.Namespace) -> int | None:
-    spec = load(arguments.spec, arguments.overrides)
+    job = load_job(arguments.spec, arguments.overrides)
     from emc2dist.service.launch import following, placement, targets
     from emc2dist.service.launch.plan import plan_of
 
-    plan = plan_of(spec)
-    if spec.launch.cluster is not None:
-        placement.check(spec)
+    plan = plan_of(job)
+    if plan.launch.cluster is not None:
+        placement.check(plan.base)
     if arguments.dry_run:
         print(targets.preview(plan), end="")
         return None
-    target = targets.open_target(spec.launch.target, namespace=spec.launch.namespace, start_for=spec.workers)
+    target = targets.open_target(plan.launch.target, namespace=plan.launch.namespace, start_for=plan.workers)
     state = target.submit(plan)
-    print(following.hint(state, spec.launch), file=sys.stderr)
+    print(following.hint(state, plan.launch), file=sys.stderr)
     if arguments.follow:
         return following.follow(target, state.id)
     print_result(following.facts(state), as_json=arguments.json)

@@ -4,14 +4,14 @@ import argparse
 import sys
 
 from emc2dist.cli.words import Commands, add_json, add_s3, add_spec, print_result
-from emc2dist.config import dump, load, parse_s3
+from emc2dist.config import Sweep, dump, load, load_job, parse_s3
 
 
 def add_to(commands: Commands) -> None:
     """Declare the commands."""
     text = "train a spec, or resume it: the same name resumes from its newest checkpoint"
     train = commands.add_parser("train", help=text, description=text)
-    text = "check a spec and print it resolved; with launch.cluster, what goes where on it"
+    text = "check the spec of a run or a sweep and print it resolved; with launch.cluster, what goes where on it"
     validate = commands.add_parser("validate", help=text, description=text)
     text = "kNN accuracy and linear probe of a run's newest checkpoint"
     evaluate = commands.add_parser("evaluate", help=text, description=text)
@@ -39,12 +39,13 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _validate(arguments: argparse.Namespace) -> None:
-    spec = load(arguments.spec, arguments.overrides)
-    if spec.launch.cluster is not None:
+    job = load_job(arguments.spec, arguments.overrides)
+    run = job.base if isinstance(job, Sweep) else job
+    if run.launch.cluster is not None:
         from emc2dist.service.launch import placement
 
-        print("\n".join(placement.check(spec)), file=sys.stderr)
-    print(dump(spec), end="")
+        print("\n".join(placement.check(run)), file=sys.stderr)
+    print(dump(job), end="")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

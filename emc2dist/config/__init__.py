@@ -7,13 +7,13 @@ Unit and range stand under each field. Nothing here imports torch or ray, so `em
     spec = load("jobs/cifar10.yaml", ["data.path=../shared/data/cifar10", "lr=1e-3"])
 """
 
-from emc2dist.config.loading import changed, dump, load, load_sweep, parse, parse_s3, parse_sweep
+from emc2dist.config.loading import changed, dump, load, load_job, load_sweep, parse, parse_s3, parse_sweep
 from emc2dist.config.sections import S3, Data, Encoder, Launch, Norm, Optimiser, Resources, Views, Watch
 from emc2dist.config.spec import OPERATIONAL, Spec, differences, leaves
 from emc2dist.config.sweep import Range, Sweep
 
 __all__ = [
     "OPERATIONAL", "S3", "Data", "Encoder", "Launch", "Norm", "Optimiser", "Range", "Resources", "Spec", "Sweep",
-    "Views", "Watch", "changed", "differences", "dump", "leaves", "load", "load_sweep", "parse", "parse_s3",
-    "parse_sweep",
+    "Views", "Watch", "changed", "differences", "dump", "leaves", "load", "load_job", "load_sweep", "parse",
+    "parse_s3", "parse_sweep",
 ]  # fmt: skip

@@ -30,12 +30,11 @@ _Loader.add_implicit_resolver(
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
-    """Read a spec file and apply `key=value` overrides.
-
-    Raises:
-        SpecError: with one message that names the file, the key, the value and what is allowed.
-    """
-    return parse(_read(Path(path)), overrides, source=str(path))
+    """Read the spec of a run. Raises `SpecError`, see `load_job`."""
+    job = load_job(path, overrides)
+    if isinstance(job, Sweep):
+        raise SpecError(f"{path}: is a sweep; run it with `emc2dist sweep`, or give the spec of a run")
+    return job
 
 
 def parse(text: str, overrides: Sequence[str] = (), *, source: str = "spec") -> Spec:
@@ -52,13 +51,23 @@ def changed(spec: Spec, values: Mapping[str, Any], *, source: str) -> Spec:
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
-    """Read a sweep's file and that of its base, apply `key=value` overrides, and see that every value could be run.
+    """Read the spec of a sweep. Raises `SpecError`, see `load_job`."""
+    job = load_job(path, overrides)
+    if isinstance(job, Spec):
+        raise SpecError(f"{path}: is a run; a sweep has a `base`, as this could be, and a `space`: see jobs/sweep.yaml")
+    return job
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Spec | Sweep:
+    """Read a spec file and apply `key=value` overrides. A sweep's base is read too, and every value of its space tried.
 
     Raises:
         SpecError: with one message that names the file, the key, the value and what is allowed.
     """
     path = Path(path)
     tree = _tree(_read(path), overrides, str(path))
+    if not tree.keys() & {"base", "space"}:
+        return _checked(Spec, tree, str(path))
     if isinstance(tree.get("base"), str):
         base = path.parent / tree["base"]
         tree["base"] = _tree(_read(base), (), str(base))

@@ -20,7 +20,7 @@ from service.command import ROOT, emc2dist, start, title, wait_for
 from train.harness import SMALL, Run
 from train.test_loop import files
 
-from emc2dist.config import load, parse
+from emc2dist.config import load, load_sweep, parse, parse_sweep
 from emc2dist.files import at as files_at
 from emc2dist.service import lock
 from emc2dist.service.checkpoints import examine
@@ -247,6 +247,8 @@ def test_validate_prints_the_resolved_spec(spec_file):
     done = emc2dist("validate", spec_file, "lr=1e-4")
     assert done.returncode == 0
     assert parse(done.stdout) == load(spec_file, ["lr=1e-4"])
+    sweep = emc2dist("validate", ROOT / "jobs" / "sweep.yaml", "seeds=2")
+    assert parse_sweep(sweep.stdout) == load_sweep(ROOT / "jobs" / "sweep.yaml", ["seeds=2"])
     refused = emc2dist("validate", spec_file, "temperature=0")
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1

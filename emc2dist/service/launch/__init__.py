@@ -1,6 +1,6 @@
 """From a spec to a job on a cluster, and what becomes of it.
 
-    plan.py       what a spec becomes as a job, the same wherever it goes; what every target can do
+    plan.py       what a run or a sweep becomes as a job, the same wherever it goes; what every target can do
     targets.py    which target a word means
     access.py     who gets jobs only together with a token
     manifest.py   what a cluster's manifest declares

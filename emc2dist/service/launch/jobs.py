@@ -57,7 +57,7 @@ class RayJobs:
             if found is None:
                 self._send(plan, job)
                 return self.state(job)
-            if found.status not in ("failed", "stopped"):
+            if not found.final or found.status in plan.over:
                 return found
         raise AssertionError("an attempt is free, or its job is found")
 
@@ -181,10 +181,11 @@ def _request(plan: Plan) -> dict[str, Any]:
         "runtime_env": {"env_vars": plan.environment()},
         "metadata": {_RUN: plan.run},
     }
-    if plan.driver_cpus:  # else it runs on the head
-        request["entrypoint_num_cpus"] = plan.driver_cpus
-    if plan.driver_cpus and plan.driver_labels:
-        request["entrypoint_label_selector"] = plan.driver_labels
+    asked = plan.base.resources
+    if asked.driver_cpus:  # else it runs on the head
+        request["entrypoint_num_cpus"] = asked.driver_cpus
+    if asked.driver_cpus and asked.shard_labels:
+        request["entrypoint_label_selector"] = asked.shard_labels
     return request
 
 

@@ -42,7 +42,7 @@ class KubeRay:
         found = self._get(name)
         if found is not None:
             state = state_of(found)
-            if state.status not in ("failed", "stopped"):
+            if not state.final or state.status in plan.over:
                 return state
             self._delete(name)
         self._kubectl("apply", "--filename=-", stdin=objects)

@@ -1,6 +1,6 @@
-"""What a spec becomes as a job, the same wherever it goes; and what every target can do with it.
+"""What the spec of a run or a sweep becomes as a job, the same wherever it goes; and what every target can do with it.
 
-The id of a job is made of the run's name and of all that the spec says, so a submission that is repeated, after a lost
+The id of a job is made of the name and of all that the spec says, so a submission that is repeated, after a lost
 connection for instance, names the job that it has already started. The entrypoint is a command of ours and never
 comes from a spec.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from emc2dist import files
-from emc2dist.config import Launch, Spec, dump
+from emc2dist.config import Launch, Spec, Sweep, dump
 from emc2dist.errors import LaunchError, SpecError
 
 SPEC_FILE = "spec.yaml"
@@ -26,19 +26,44 @@ class Plan:
     """A job that could be sent."""
 
     id: str
-    """Run name, '-', and eight hexadecimal digits of a hash of the spec."""
-    run: str
-    """The run's name."""
-    spec: str
-    """The resolved spec, YAML; the job finds it in a file."""
-    launch: Launch
-    driver_cpus: float
-    driver_labels: dict[str, str]
-    """Labels of the nodes that the driver may run on, where it asks for CPUs: those of the shards."""
+    """Name of the run or the sweep, '-', and eight hexadecimal digits of a hash of the spec."""
+    job: Spec | Sweep
+    """Resolved: it means the same wherever the job runs."""
+
+    @property
+    def run(self) -> str:
+        """The name of the run or the sweep."""
+        return self.job.name
+
+    @property
+    def spec(self) -> str:
+        """The job's spec, YAML; it finds it in a file."""
+        return dump(self.job)
+
+    @property
+    def base(self) -> Spec:
+        """The run, or what the sweep's trials have in common: what has to find room, and where it is sent."""
+        return self.job.base if isinstance(self.job, Sweep) else self.job
+
+    @property
+    def launch(self) -> Launch:
+        """Where and how it is started."""
+        return self.base.launch
+
+    @property
+    def workers(self) -> int:
+        """How many there are at once, of all trials; where a sweep leaves that to the cluster, those of one."""
+        trials = self.job.budget.concurrent if isinstance(self.job, Sweep) else None
+        return self.base.workers * (trials or 1)
+
+    @property
+    def over(self) -> frozenset[Status]:
+        """How a job ends that has left nothing to do. A sweep that succeeds may have lost trials, to be tried again."""
+        return frozenset() if isinstance(self.job, Sweep) else frozenset({"succeeded"})
 
     def entrypoint(self, folder: str = "") -> str:
         """The job's command, for a spec that lies in `folder`. Nothing in it is for a shell to expand."""
-        return f"emc2dist train {folder}{SPEC_FILE}"
+        return f"emc2dist {'sweep' if isinstance(self.job, Sweep) else 'train'} {folder}{SPEC_FILE}"
 
     def environment(self) -> dict[str, str]:
         """Environment variables of the job and of all its processes."""
@@ -70,10 +95,10 @@ class Target(Protocol):
     """Where jobs are sent. Every wait has a limit; a target that does not answer raises LaunchError."""
 
     def submit(self, plan: Plan) -> JobState:
-        """Start the job, unless it is pending, running or has succeeded; then that one is returned.
+        """Start the job, unless it is pending or running, or is over; then that one is returned.
 
-        A job of this plan that failed or was stopped is started again, and the run resumes. Raises LaunchError where
-        another job of the same run has not ended.
+        A job of this plan that has ended otherwise is started again, and goes on. Raises LaunchError where another job
+        of the same name has not ended.
         """
 
     def state(self, job: str) -> JobState:
@@ -89,17 +114,11 @@ class Target(Protocol):
         """Ask the job to write a checkpoint and end, and wait until it has ended."""
 
 
-def plan_of(spec: Spec) -> Plan:
+def plan_of(job: Spec | Sweep) -> Plan:
     """The job of a spec. Raises SpecError where a path of the spec would mean another place on the cluster."""
-    if spec.launch.target != "local":
-        for key, path in (("run_dir", spec.run_dir), ("data.path", spec.data.path)):
-            _refuse_relative(key, path)
-    spec = spec if spec.launch.target != "local" else _absolute(spec)
-    text = dump(spec)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return Plan(
-        f"{spec.name}-{digest}", spec.name, text, spec.launch, spec.resources.driver_cpus, spec.resources.shard_labels
-    )
+    job = job.model_copy(update={"base": _anywhere(job.base)}) if isinstance(job, Sweep) else _anywhere(job)
+    digest = hashlib.sha256(dump(job).encode()).hexdigest()[:8]
+    return Plan(f"{job.name}-{digest}", job)
 
 
 def refuse_second(plan: Plan, jobs: Iterable[JobState]) -> None:
@@ -110,6 +129,15 @@ def refuse_second(plan: Plan, jobs: Iterable[JobState]) -> None:
             f"{plan.run}: job {others[0]} runs under this name, with another spec; wait for it, end it with "
             f"`emc2dist stop {others[0]}`, or give this run another name"
         )
+
+
+def _anywhere(spec: Spec) -> Spec:
+    """The spec with paths that hold where it is sent."""
+    if spec.launch.target == "local":
+        return _absolute(spec)
+    for key, path in (("run_dir", spec.run_dir), ("data.path", spec.data.path)):
+        _refuse_relative(key, path)
+    return spec
 
 
 def _refuse_relative(key: str, path: str) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from emc2dist.config import parse
+from emc2dist.config import Sweep
 from emc2dist.errors import SpecError
 from emc2dist.service.launch import manifest, placement
 from emc2dist.service.launch.plan import SPEC_FILE, JobState, Plan, Status
@@ -54,7 +54,7 @@ def render(plan: Plan) -> list[dict[str, Any]]:
     cluster = _cluster(plan)
     job = {
         "entrypoint": plan.entrypoint(SPEC_FOLDER),
-        "entrypointNumCpus": plan.driver_cpus,
+        "entrypointNumCpus": plan.base.resources.driver_cpus,
         "backoffLimit": plan.launch.retries,
         "shutdownAfterJobFinishes": True,
         "submitterPodTemplate": _submitter(cluster["headGroupSpec"]["template"]),
@@ -131,26 +131,27 @@ def _cluster(plan: Plan) -> dict[str, Any]:
     tree = manifest.read(source)
     if not manifest.is_raycluster(tree):
         raise SpecError(f"launch.cluster: {source} is for `ray up`; target: kuberay needs a RayCluster")
-    placed = placement.place(parse(plan.spec), manifest.groups(tree, source), source)
+    placed = placement.place(plan.base, manifest.groups(tree, source), source)
     spec: dict[str, Any] = copy.deepcopy(tree["spec"])
     workers = spec.get("workerGroupSpecs", [])
     for group, declared in zip(workers, manifest.groups(tree, source)[1:], strict=True):
         only_gpus = declared.has["GPU"] > 0 and not (declared.has["CPU"] or declared.has["MiB"])
-        _size(group, placed.nodes.get(declared.name, 0), only_gpus, bool(spec.get("enableInTreeAutoscaling")))
+        idle = only_gpus and not isinstance(plan.job, Sweep)  # a sweep's trials take what there is
+        _size(group, placed.nodes.get(declared.name, 0), idle, bool(spec.get("enableInTreeAutoscaling")))
     for group in (spec["headGroupSpec"], *workers):
         _equip(group["template"]["spec"], plan)
     return spec
 
 
-def _size(group: dict[str, Any], nodes: int, only_gpus: bool, autoscaled: bool) -> None:
+def _size(group: dict[str, Any], nodes: int, idle: bool, autoscaled: bool) -> None:
     """Nodes for what the run places in the group.
 
-    They are not fewer than declared, except where nothing but workers can be: a GPU that no worker takes only costs.
-    With an autoscaler it is that which adds nodes.
+    They are not fewer than declared, except where any more would be `idle`, for nothing but workers can be there: a GPU
+    that no worker takes only costs. With an autoscaler it is that which adds nodes.
     """
     needed, declared = ceil(nodes / group.get("numOfHosts", 1)), group.get("replicas", 0)
     if not autoscaled:
-        group["replicas"] = needed if only_gpus else max(needed, declared)
+        group["replicas"] = needed if idle else max(needed, declared)
         group["minReplicas"] = min(group.get("minReplicas", 0), group["replicas"])
 
 

@@ -16,7 +16,7 @@ import crds
 import pytest
 import yaml
 
-from emc2dist.config import parse
+from emc2dist.config import parse, parse_sweep
 from emc2dist.errors import LaunchError, SpecError
 from emc2dist.service.launch import manifest
 from emc2dist.service.launch.kuberay import KubeRay, preview
@@ -41,6 +41,13 @@ launch: {{target: kuberay, cluster: {MANIFEST}, namespace: team}}
 
 def plan(*overrides):
     return plan_of(parse(RUN, overrides))
+
+
+def sweep_plan(**more):
+    return plan_of(parse_sweep(yaml.safe_dump({"name": "Sweep_1", "base": yaml.safe_load(RUN), **SPACE, **more})))
+
+
+SPACE = {"space": {"lr": [0.1, 0.2]}, "scheduler": {"name": "fifo"}}
 
 
 class Fake:
@@ -138,6 +145,18 @@ def test_two_objects_and_the_job_finds_the_spec_in_the_other(crd):
         assert volume["configMap"]["name"] == config["metadata"]["name"]
         (mount,) = (each for each in pod["containers"][0]["volumeMounts"] if each["name"] == volume["name"])
         assert (mount["mountPath"], mount["readOnly"]) == ("/etc/emc2dist", True)
+
+
+def test_a_sweep_is_a_job_of_its_own_that_takes_what_gpus_there_are():
+    config, rayjob = render(sweep_plan())
+    assert parse_sweep(config["data"]["spec.yaml"]).base == parse(RUN)
+    assert rayjob["metadata"]["annotations"]["emc2dist/run"] == "Sweep_1"
+    assert rayjob["spec"]["entrypoint"] == "emc2dist sweep /etc/emc2dist/spec.yaml"
+    declared = manifest.read(MANIFEST)["spec"]["workerGroupSpecs"]
+    made = rayjob["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert [group["replicas"] for group in made] == [group["replicas"] for group in declared]
+    assert sweep_plan(seeds=2).id != sweep_plan().id
+    assert (plan().workers, sweep_plan().workers, sweep_plan(budget={"concurrent": 2}).workers) == (3, 3, 6)
 
 
 def test_all_else_is_the_manifests():
@@ -281,9 +300,12 @@ def test_submit_applies_once_and_finds_what_it_has_started(fake, target):
     assert fake.verbs() == ["apply"]
 
 
-@pytest.mark.parametrize("ended", [FAILED, {"jobDeploymentStatus": "Suspended"}])
-def test_a_job_that_failed_or_was_stopped_is_started_anew_once_the_old_one_is_gone(fake, target, ended):
-    sent = plan()
+@pytest.mark.parametrize(
+    ("sent", "ended"),
+    [(plan(), FAILED), (plan(), {"jobDeploymentStatus": "Suspended"}), (sweep_plan(), SUCCEEDED)],
+    ids=["failed", "stopped", "a sweep, which may have lost trials"],
+)
+def test_a_job_that_is_not_over_is_started_anew_once_the_old_one_is_gone(fake, target, sent, ended):
     target.submit(sent)
     fake.becomes(name_of(sent.id), ended)
     assert target.submit(sent).status == "pending"

@@ -23,6 +23,7 @@ import yaml
 from PIL import Image
 
 from emc2dist.cli import main
+from emc2dist.config import parse_sweep
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -209,19 +210,29 @@ def test_rays_own_command_runs_a_job_as_it_stands(cluster):
 
 
 @pytest.mark.slow
-def test_rays_own_command_runs_a_sweep(cluster):
+def test_a_sweep_is_a_job_too_and_rays_own_command_goes_on_with_it(cluster):
     """Two trials at once on two nodes of two cores: each has its driver, its worker and its shard."""
+    small = ["set.epochs=8", "set.data.limit=128", "set.batch_size=16", "budget.trials=2", "scheduler.name=fifo"]
+    words = ["name=swept", f"set.run_dir={cluster.folder / 'runs'}", *small]
+    first = cluster.emc2dist("submit", "jobs/sweep.yaml", *words, "--json")
+    assert first.returncode == 0, first.stderr
+    wait_for(lambda: any("loss" in row for row in cluster.rows("swept/swept-000-seed0")), seconds=300)
+    stopped = cluster.emc2dist("stop", "swept", "--json")
+    assert json.loads(stopped.stdout)["status"] == "stopped", stopped.stderr
+    assert "every trial writes a checkpoint first" in cluster.emc2dist("logs", "swept").stdout
+
     submit = [BIN / "ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", ".", "--"]
-    small = ["set.epochs=2", "set.data.limit=128", "set.batch_size=16", "budget.trials=2", "scheduler.name=fifo"]
-    sweep = ["python", "jobs/sweep.py", "name=swept", f"set.run_dir={cluster.folder / 'runs'}", *small]
-    done = cluster.run([*submit, *sweep], timeout=600)
+    done = cluster.run([*submit, "python", "jobs/sweep.py", *words], timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = cluster.folder / "runs" / "swept"
     table = (folder / "results.csv").read_text()
     assert table.count("finished") == 2, table
+    assert any(row.get("resumed") for row in cluster.rows("swept/swept-000-seed0"))
     assert (folder / "best.yaml").exists()
-    again = cluster.run([*submit, *sweep])
+
+    again = cluster.emc2dist("submit", "jobs/sweep.yaml", *words, "--follow")
     assert again.returncode == 0, again.stdout + again.stderr
+    assert f"{json.loads(first.stdout)['job']}-2" in again.stderr
     assert (folder / "results.csv").read_text() == table
 
 
@@ -253,6 +264,9 @@ def test_a_dry_run_prints_what_would_be_sent_and_asks_nobody(tmp_path):
     assert yaml.safe_load(sent["working_dir"]["spec.yaml"])["batch_size"] == 8
     again = nowhere.emc2dist("submit", *words, "--dry-run", "launch.target=http://127.0.0.1:9")
     assert again.stdout == done.stdout  # the same id too
+    sweep = yaml.safe_load(nowhere.emc2dist("submit", "jobs/sweep.yaml", "--dry-run").stdout)
+    assert sweep["entrypoint"] == "emc2dist sweep spec.yaml"
+    assert parse_sweep(sweep["working_dir"]["spec.yaml"]).base.run_dir == str(ROOT / "runs")
 
 
 @pytest.mark.parametrize(
