@@ -26,7 +26,7 @@ from emc2dist.files import Entry
 from emc2dist.files.disk import DiskPlace
 from emc2dist.metrics import Row
 from emc2dist.service.runs import RunFolder
-from emc2dist.service.trainer import _RayKeeper
+from emc2dist.service.worker import _RayKeeper
 from emc2dist.store import Layout, LocalStore
 from emc2dist.train import loop
 from emc2dist.train.memory import schema_for

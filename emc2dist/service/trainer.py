@@ -2,7 +2,7 @@
 
     driver:  check the data -> run folder -> cluster -> segments -> summary
     segment: wait for room -> shards, board -> TorchTrainer.fit
-    worker:  open the data -> restore or start -> `emc2dist.train.loop`
+    worker:  `emc2dist.service.worker`: open the data -> restore or start -> `emc2dist.train.loop`
 
 A run is a chain of segments, each with workers, shards and a board of its own, from the newest whole checkpoint on. One
 ends at the last step; when the run is asked to stop, a node is about to be taken away or there is room for more
@@ -10,7 +10,6 @@ workers, with a checkpoint of its last step; or because somebody was lost. So al
 and one path serves the loss of a worker, a shard or a node, a move, a change of size, and the same command run again.
 """
 
-import os
 import signal
 import sys
 import threading
@@ -26,30 +25,29 @@ from typing import Any
 import emc2dist.service.cluster as cluster  # before ray: sets its defaults
 
 import ray.train  # isort: skip
-import ray.train.torch
 import torch
 from ray.exceptions import ActorDiedError
-from ray.train import Checkpoint, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 
 from emc2dist import files
-from emc2dist.config import Spec, dump, parse
+from emc2dist.config import Spec, dump
 from emc2dist.data.images import Images, open_images, open_voters
 from emc2dist.errors import RunError, RunStopped, StorageUnreachable, StoreError
-from emc2dist.metrics import Recorder, Row
+from emc2dist.metrics import Recorder
 from emc2dist.service import checkpoints, lock, trackers
-from emc2dist.service.board import FATAL, TIMEOUT_S, BoardHandle, Lookout
+from emc2dist.service.board import BoardHandle
 from emc2dist.service.display import Display
 from emc2dist.service.exporter import Exporter, watched
 from emc2dist.service.monitor import Monitor, Onlooker
-from emc2dist.service.runs import RunFolder, checkpoint_name, numbers
-from emc2dist.service.scratch import scratch
+from emc2dist.service.runs import RunFolder, numbers
 from emc2dist.service.start_limit import StartLimit
 from emc2dist.service.surroundings import Surroundings
+from emc2dist.service.worker import work
 from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.store.remote import RayStore
-from emc2dist.train import collectives, loop
+from emc2dist.train import loop
 from emc2dist.train.memory import schema_for
 from emc2dist.vision.encoder import Encoder
 
@@ -253,7 +251,7 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle, a
     filesystem, path = folder.place.arrow()
     checkpoints.drop_rays_list(folder)
     trainer = TorchTrainer(
-        _worker,
+        work,
         train_loop_config={"spec": dump(spec), "run": folder, "store": store, "board": board},
         scaling_config=ScalingConfig(
             num_workers=spec.workers,
@@ -302,82 +300,3 @@ def _interruptible(fit: Callable[[], Any]) -> Any:
         raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, before)  # Ray Train leaves its own
-
-
-def _worker(config: dict[str, Any]) -> int:
-    board: BoardHandle = config["board"]
-    board.enter()
-    try:
-        return _train_rank(parse(config["spec"]), config["run"], config["store"], board)
-    except StorageUnreachable:  # may pass: starting anew is worth a try
-        raise
-    except FATAL as error:
-        board.fail(error)
-        raise
-
-
-def _train_rank(spec: Spec, run: RunFolder, store: ChainStore, board: BoardHandle) -> int:
-    context = ray.train.get_context()
-    torch.set_num_threads(spec.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    train, test = open_images(spec.data, "train", spec.s3), open_images(spec.data, "test", spec.s3)
-    assert train is not None
-    voters = open_voters(spec.data, spec.eval.voters, train, spec.s3)
-    device = ray.train.torch.get_device()
-    with ExitStack() as stack:
-        own = stack.enter_context(scratch(run))
-        (own / "resume").mkdir()
-        first = spec.checkpoint.every * loop.order_for(spec, train).steps_per_epoch
-        choice = checkpoints.choose(run, store.layout, own / "resume", expendable=first)
-        if choice.passed_over and context.get_world_rank() == 0:
-            board.record({"step": choice.step, "passed_over": "; ".join(choice.passed_over)})
-        keeper = stack.enter_context(closing(_RayKeeper(spec, run, board)))
-        stop = stack.enter_context(Lookout(board)) if context.get_world_rank() == 0 else threading.Event()
-        return loop.run(loop.Job(spec, train, voters, test, store, board, keeper, device, stop, own), choice.folder)
-
-
-class _RayKeeper:
-    """Sends checkpoints to the run folder while training goes on, and registers them with Ray Train."""
-
-    def __init__(self, spec: Spec, run: RunFolder, board: BoardHandle) -> None:
-        self._spec, self._run, self._board = spec, run, board
-        # The driver may just have begun to try in vain, and then tries once more.
-        tries = 2 * spec.s3.attempts if run.place.remote else 0
-        self._patience_s = TIMEOUT_S + tries * (spec.s3.timeout_s + files.LONGEST_PAUSE_S)
-        self._idle = threading.Semaphore()
-
-    def keep(self, step: int, folder: Path, row: Row) -> None:
-        """See `emc2dist.train.loop.Keeper`."""
-        self._idle.acquire()  # one at a time: where storage is slow, local copies must not pile up
-        try:
-            ray.train.report(
-                dict(row),
-                checkpoint=Checkpoint.from_directory(folder),
-                checkpoint_dir_name=checkpoint_name(step),
-                checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-                checkpoint_upload_fn=self._send,
-            )
-        except BaseException:  # it will not be sent
-            self._idle.release()
-            raise
-
-    def close(self) -> None:
-        """Return when nothing is being sent any more."""
-        self._idle.acquire()
-
-    def _send(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
-        place = self._run.place / name
-        try:
-            if collectives.rank() == 0:
-                self._board.wait_until_saved(self._patience_s)
-            checkpoints.send(Path(checkpoint.path), place)
-            if collectives.rank() == 0:
-                checkpoints.prune(self._run, self._spec.checkpoint.keep)
-        except StorageUnreachable:
-            raise
-        except FATAL as error:
-            self._board.fail(error)
-            raise
-        finally:
-            self._idle.release()
-        filesystem, path = place.arrow()
-        return Checkpoint(path, filesystem)

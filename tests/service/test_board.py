@@ -33,7 +33,7 @@ def test_a_checkpoint_is_there_only_when_the_rows_before_it_are_written(board, t
     """So a driver that is killed takes with it no row of a step that the run will not take again."""
     from ray.train import Checkpoint
 
-    from emc2dist.service.trainer import _RayKeeper
+    from emc2dist.service.worker import _RayKeeper
 
     trained = Run(small_spec("epochs=1", f"run_dir={tmp_path}"), tmp_path).go()
     folder = RunFolder.prepare(trained.spec)
