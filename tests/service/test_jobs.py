@@ -1,13 +1,14 @@
 """The jobs as they are run, shrunk, on tiny sets in the real formats: ingested, trained, evaluated."""
 
 import json
+import runpy
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
-from service.command import ROOT, emc2dist
+from service.command import ROOT, in_process
 
 from emc2dist.config import load
 from emc2dist.data.ingest.selection import read_classes
@@ -43,15 +44,15 @@ def write_stl10(folder):
 def test_stl10_trains_on_the_unlabelled_and_asks_the_labelled(tmp_path):
     write_stl10(tmp_path / "binary")
     splits = ["--split", "unlabeled=train", "--split", "train=labelled", "--split", "test"]
-    assert emc2dist("ingest", tmp_path / "binary", tmp_path / "set", *splits, "--workers", "1").returncode == 0
+    assert in_process("ingest", tmp_path / "binary", tmp_path / "set", *splits, "--workers", "1").returncode == 0
     result = run("stl10.py", tmp_path)
     assert result["steps"] == 2
     assert 0 <= result["knn_accuracy"] <= 1
-    evaluated = emc2dist("evaluate", result["run_dir"], "--json")
+    evaluated = in_process("evaluate", result["run_dir"], "--json")
     assert evaluated.returncode == 0, evaluated.stderr
     scores = json.loads(evaluated.stdout.splitlines()[-1])
     assert (scores["bank"], scores["queries"]) == (30, 20)
-    refused = emc2dist("train", ROOT / "jobs" / "stl10.yaml", f"data.path={tmp_path / 'set'}", "eval.voters=gone")
+    refused = in_process("train", ROOT / "jobs" / "stl10.yaml", f"data.path={tmp_path / 'set'}", "eval.voters=gone")
     assert refused.returncode == 2
     assert "has no split gone; set eval.voters" in refused.stderr
 
@@ -67,7 +68,7 @@ def test_imagenet100_takes_the_pinned_classes_of_an_image_folder(tmp_path):
             image = Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8))
             image.save(tmp_path / "imagenet" / split / name / f"{name}_1.JPEG")
     source = tmp_path / "imagenet"
-    done = emc2dist("ingest", source, tmp_path / "set", "--classes", "imagenet100", "--workers", "1", "--json")
+    done = in_process("ingest", source, tmp_path / "set", "--classes", "imagenet100", "--workers", "1", "--json")
     assert done.returncode == 0, done.stderr
     written = json.loads(done.stdout.splitlines()[-1])
     assert (written["rows"], written["classes"]) == ({"train": 100, "validation": 100}, 100)
@@ -76,13 +77,13 @@ def test_imagenet100_takes_the_pinned_classes_of_an_image_folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["imagenet100", "stl10", "cifar10"])
-def test_a_job_says_what_is_wrong_and_exits_with_2(name, tmp_path):
+def test_a_job_says_what_is_wrong_and_exits_with_2(name, tmp_path, monkeypatch, capsys):
     job = ROOT / "jobs" / f"{name}.py"
     assert len(job.read_text().splitlines()) < 25
-    command = [sys.executable, job, f"data.path={tmp_path / 'gone'}", f"run_dir={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert "no such file or folder" in done.stderr
+    monkeypatch.setattr(sys, "argv", [str(job), f"data.path={tmp_path / 'gone'}", f"run_dir={tmp_path}"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(job), run_name="__main__")
+    assert "no such file or folder" in capsys.readouterr().err
 
 
 def test_the_recipes_are_those_of_the_paper():

@@ -10,15 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from service.command import ROOT, emc2dist, start, wait_for
+from service.command import ROOT, emc2dist, in_process, start, wait_for
 from train.harness import Run
 
 from emc2dist import files
 from emc2dist.config import load
 
 SMALL = [
-    "data.window=64", "views.size=8", "encoder.features=16", "encoder.hidden=0", "batch_size=16", "epochs=6",
-    "threads=1", "log_every=1", "eval.bank=40", "eval.queries=20", "eval.neighbours=3", "eval.every=3",
+    "data.window=64", "views.size=8", "encoder.features=16", "encoder.hidden=0", "batch_size=16", "epochs=4",
+    "threads=1", "log_every=1", "eval.bank=40", "eval.queries=20", "eval.neighbours=3", "eval.every=2",
     "store.feature_dtype=float32",
 ]  # fmt: skip
 
@@ -62,21 +62,21 @@ def test_interrupted_and_resumed_on_s3_equals_never_having_stopped(job, s3, tmp_
     assert "resumed from the checkpoint at step" in resumed.stderr
     result = json.loads(resumed.stdout.splitlines()[-1])
     assert result["run_dir"] == str(folder)
-    assert result["checkpoint"] == f"{folder}/checkpoint-000000060"
+    assert result["checkpoint"] == f"{folder}/checkpoint-000000040"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read().splitlines()]
     oracle = Run(load(job[0], [*map(str, one_worker[1:]), "data.shuffle=block"]), tmp_path).go()
     assert [row["loss"] for row in rows if "loss" in row] == oracle.column("loss")
     assert json.loads((folder / "summary.json").read()) == result
 
-    # Every block was fetched once, whatever was asked of it in six epochs; the rest was on this machine.
+    # Every block was fetched once, whatever was asked of it in four epochs; the rest was on this machine.
     fetched = sum(row["data_misses"] for row in rows if "data_misses" in row)
     assert 0 < fetched <= 16
 
-    evaluated = emc2dist("evaluate", folder, "--json")
+    evaluated = in_process("evaluate", folder, "--json")
     assert evaluated.returncode == 0, evaluated.stderr
     assert json.loads(evaluated.stdout.splitlines()[-1])["queries"] == 30
-    assert emc2dist("export", folder, tmp_path / "backbone.safetensors").returncode == 0
-    refused = emc2dist("train", *one_worker, "data.shuffle=full")
+    assert in_process("export", folder, tmp_path / "backbone.safetensors").returncode == 0
+    refused = in_process("train", *one_worker, "data.shuffle=full")
     assert refused.returncode == 1
     assert "data.shuffle: block -> full" in refused.stderr
 
@@ -121,7 +121,7 @@ def contents(folder):
 
 
 def test_what_s3_refuses_exits_with_2_and_one_line(job, s3, monkeypatch):
-    gone = emc2dist("train", *job, f"data.path={s3.uri}/gone")
+    gone = in_process("train", *job, f"data.path={s3.uri}/gone")
     assert gone.returncode == 2
     assert gone.stderr.startswith(f"emc2dist: {s3.uri}/gone: no such file or folder; set data.path to")
     assert gone.stderr.count("\n") == 1
@@ -136,7 +136,7 @@ def test_what_s3_refuses_exits_with_2_and_one_line(job, s3, monkeypatch):
 
 def test_a_secret_in_a_spec_is_refused(job):
     for key in ("data.path=s3://key:secret@bucket/set", "s3.endpoint=http://key:secret@host:9000"):
-        done = emc2dist("train", *job, key)
+        done = in_process("train", *job, key)
         assert done.returncode == 2
         assert "holds credentials; leave them out" in done.stderr
         assert "key:secret" not in done.stderr

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from safetensors.torch import load_file
-from service.command import ROOT, emc2dist, start, title, wait_for
+from service.command import ROOT, emc2dist, in_process, start, title, wait_for
 from train.harness import SMALL, Run
 from train.test_loop import files
 
@@ -51,11 +51,11 @@ def test_two_workers_two_shards_leave_a_run_folder(spec_file, tmp_path):
     assert "step 12/12" in done.stderr  # plain lines where there is no terminal
 
     # The same command again has nothing to do, and says the same.
-    again = emc2dist("train", spec_file, "workers=2", "shards=2", "kernel=isir", "--json")
+    again = in_process("train", spec_file, "workers=2", "shards=2", "kernel=isir", "--json")
     assert json.loads(again.stdout.splitlines()[-1]) == result
     assert "this run is finished" in again.stderr
 
-    evaluated = emc2dist("evaluate", folder, "--json")
+    evaluated = in_process("evaluate", folder, "--json")
     assert evaluated.returncode == 0, evaluated.stderr
     scores = json.loads(evaluated.stdout.splitlines()[-1])
     assert (scores["bank"], scores["queries"]) == (48, 360)
@@ -63,13 +63,13 @@ def test_two_workers_two_shards_leave_a_run_folder(spec_file, tmp_path):
     assert scores["linear_probe_accuracy"] > 0.2
 
     out = tmp_path / "backbone.safetensors"
-    assert emc2dist("export", folder, out).returncode == 0
+    assert in_process("export", folder, out).returncode == 0
     exported = load_file(out)
     trained = load_file(Path(result["checkpoint"]) / "trainer.safetensors")
     assert exported["layer1.0.conv1.weight"].equal(trained["encoder/backbone.layer1.0.conv1.weight"])
     assert not any(name.startswith("fc") for name in exported)
 
-    other = emc2dist("train", spec_file, "temperature=0.5")
+    other = in_process("train", spec_file, "temperature=0.5")
     assert other.returncode == 1
     assert "temperature: 0.2 -> 0.5" in other.stderr
     assert "kernel: isir -> mh" in other.stderr
@@ -235,7 +235,7 @@ def test_cifar10_learns_survives_ctrl_c_and_resumes(tmp_path):
     ],
 )
 def test_what_cannot_run_exits_with_2_before_the_cluster_starts(spec_file, tmp_path, arguments, words):
-    done = emc2dist("train", spec_file, *arguments)
+    done = in_process("train", spec_file, *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("emc2dist: ")
     assert done.stderr.count("\n") == 1
@@ -247,9 +247,9 @@ def test_validate_prints_the_resolved_spec(spec_file):
     done = emc2dist("validate", spec_file, "lr=1e-4")
     assert done.returncode == 0
     assert parse(done.stdout) == load(spec_file, ["lr=1e-4"])
-    sweep = emc2dist("validate", ROOT / "jobs" / "sweep.yaml", "seeds=2")
+    sweep = in_process("validate", ROOT / "jobs" / "sweep.yaml", "seeds=2")
     assert parse_sweep(sweep.stdout) == load_sweep(ROOT / "jobs" / "sweep.yaml", ["seeds=2"])
-    refused = emc2dist("validate", spec_file, "temperature=0")
+    refused = in_process("validate", spec_file, "temperature=0")
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
 
@@ -265,12 +265,12 @@ def test_overrides_may_stand_before_and_after_options(spec_file):
 
 
 def test_commands_on_a_run_take_the_keys_of_s3_alone(tmp_path):
-    done = emc2dist("export", tmp_path, "out", "--json", "lr=1")
+    done = in_process("export", tmp_path, "out", "--json", "lr=1")
     assert done.returncode == 2
     assert done.stderr == "emc2dist: 'lr=1': only keys of s3 can be set here, as in s3.endpoint=URL\n"
 
 
 def test_what_is_no_run_is_refused(tmp_path):
-    done = emc2dist("evaluate", tmp_path)
+    done = in_process("evaluate", tmp_path)
     assert done.returncode == 1
     assert "not a run folder" in done.stderr

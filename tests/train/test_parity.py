@@ -16,10 +16,10 @@ from emc2dist.train import checkpoint
 
 MH, ISIR = ["kernel=mh"], ["kernel=isir", "cache_proposals=12"]
 KINDS = [
-    (ISIR, [(1, 3), (2, 1), (4, 3)]),
+    (ISIR, [(1, 3), (2, 1)]),
     (MH, [(2, 3), (4, 1)]),
     (["objective=sogclr"], [(2, 3)]),
-    pytest.param(ISIR, [(2, 3), (4, 1)], marks=pytest.mark.slow),
+    pytest.param(ISIR, [(2, 3), (4, 1), (4, 3)], marks=pytest.mark.slow),
     pytest.param(MH, [(1, 3), (2, 1), (4, 3)], marks=pytest.mark.slow),
 ]
 EXACT = ["precision=float64", "optimiser.name=sgd", "optimiser.momentum=0", "lr=0.1", "epochs=2", "eval.every=0"]

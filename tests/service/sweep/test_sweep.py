@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from service.command import ROOT, driver_of, emc2dist, start, wait_for
+from service.command import ROOT, driver_of, emc2dist, in_process, start, wait_for
 from train.harness import SMALL
 
 from emc2dist import files
@@ -126,7 +126,7 @@ def test_trials_at_once_are_those_whose_workers_and_shards_fit(ray_cluster):
 
 
 def test_the_metric_is_one_of_a_run(tmp_path):
-    done = emc2dist("sweep", write_sweep(tmp_path / "s.yaml", tmp_path, {"lr": [1, 2]}, metric="knn_acuracy"))
+    done = in_process("sweep", write_sweep(tmp_path / "s.yaml", tmp_path, {"lr": [1, 2]}, metric="knn_acuracy"))
     assert done.returncode == 2
     assert done.stderr == "emc2dist: metric: 'knn_acuracy' is none of a run's; the nearest is knn_accuracy\n"
     assert not (tmp_path / "s").exists()
