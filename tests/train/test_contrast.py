@@ -53,8 +53,10 @@ class Frozen:
         return self.table[index]
 
 
-@pytest.mark.parametrize("cache_proposals", [0, 6])
-@pytest.mark.parametrize("kernel", ["mh", "isir"])
+@pytest.mark.parametrize(
+    ("kernel", "cache_proposals"),
+    [("mh", 0), ("isir", 6), *(pytest.param(*rest, marks=pytest.mark.slow) for rest in (("mh", 6), ("isir", 0)))],
+)
 def test_the_average_gradient_is_the_exact_one(kernel, cache_proposals):
     run, steps = Frozen(f"kernel={kernel}", f"cache_proposals={cache_proposals}"), 4_000
     mean = sum(torch.autograd.grad(run.step(t).loss, run.table)[0] for t in range(steps)) / steps
