@@ -1,4 +1,4 @@
-"""The command as a person runs it, in a process of its own; or in this one, where it needs no cluster."""
+"""The command as a person runs it, in a process of its own; or in this one, which is quicker."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ def emc2dist(*arguments, timeout=240, **options):
 
 
 def in_process(*arguments):
-    """The same here, which spares some seconds of imports: for what ends before Ray is asked for anything."""
+    """The same here, without seconds of imports: on the session's cluster, or for what ends before it asks for one."""
     with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()) as stderr:
         status = main([*map(str, arguments)])
     return subprocess.CompletedProcess(arguments, status, stdout.getvalue(), stderr.getvalue())

@@ -82,7 +82,7 @@ def test_a_second_driver_of_a_run_is_refused(spec_file, tmp_path):
     assert re.search(rf"another driver trains this run \(process {os.getpid()} on .*\)", another.stderr)
 
 
-def test_interrupted_and_damaged_a_run_ends_where_it_would_have(spec_file, tmp_path):
+def test_interrupted_and_damaged_a_run_ends_where_it_would_have(ray_cluster, spec_file, tmp_path):
     """From the checkpoint before the damaged one, and with Ray Train's own list of them torn."""
     arguments = ["train", spec_file, "epochs=10", "shards=2", "--json"]
     process = start(*arguments)
@@ -99,7 +99,7 @@ def test_interrupted_and_damaged_a_run_ends_where_it_would_have(spec_file, tmp_p
     damage(Path(str(newest.place)) / "shard-00001-of-00002.safetensors")
     snapshot = run / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
     snapshot.write_text(snapshot.read_text()[:100])
-    resumed = emc2dist(*arguments)
+    resumed = in_process(*arguments)
     assert resumed.returncode == 0, resumed.stderr
     assert f"{newest.place}: shard-00001-of-00002.safetensors is damaged" in resumed.stderr
     assert f"resumed from the checkpoint at step {before.step}\n" in resumed.stderr
@@ -179,22 +179,22 @@ def test_a_full_disk_ends_the_run_with_one_message_and_the_same_command_goes_on(
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 25))
 
 
-def test_diverged_features_end_the_run_with_one_message(spec_file):
-    done = emc2dist("train", spec_file, "lr=1e30", "optimiser.name=sgd", "optimiser.warmup_epochs=0")
+def test_diverged_features_end_the_run_with_one_message(ray_cluster, spec_file):
+    done = in_process("train", spec_file, "lr=1e30", "optimiser.name=sgd", "optimiser.warmup_epochs=0")
     assert done.returncode == 1
     message = done.stderr.splitlines()[-1]
     assert message.startswith("emc2dist: rank 0, step ")
     assert "not finite" in message
 
 
-def test_a_corrupt_image_ends_the_run_and_names_file_and_row(spec_file, tmp_path):
+def test_a_corrupt_image_ends_the_run_and_names_file_and_row(ray_cluster, spec_file, tmp_path):
     image = io.BytesIO()
     Image.new("RGB", (8, 8), (9, 9, 9)).save(image, "PNG")
     rows = [{"bytes": image.getvalue(), "path": f"{i}.png"} for i in range(24)]
     rows[17]["bytes"] = b"no image"
     data = tmp_path / "train.parquet"
     pq.write_table(pa.table({"image": rows}), data, row_group_size=10)
-    done = emc2dist("train", spec_file, f"data.path={data}", f"data.cache_dir={tmp_path / 'cache'}", "restarts=1")
+    done = in_process("train", spec_file, f"data.path={data}", f"data.cache_dir={tmp_path / 'cache'}", "restarts=1")
     assert done.returncode == 2, done.stderr
     message = done.stderr.splitlines()[-1]
     assert "train.parquet" in message

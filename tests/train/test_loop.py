@@ -14,7 +14,7 @@ from emc2dist.train import checkpoint
 from emc2dist.train.step import Temperature
 
 KINDS = [
-    ["kernel=mh"],
+    ["kernel=mh", "optimiser.name=adamw"],
     ["kernel=mh", "cache_proposals=12", "carried=cached"],
     ["kernel=isir", "carried=cached", "shards=3"],
     ["objective=sogclr"],
@@ -125,7 +125,7 @@ def test_isir_encodes_carried_negatives_again_and_cached_does_not(tmp_path):
 
 
 def test_accumulated_micro_batches_make_one_update(tmp_path):
-    run = Run(small_spec("optimiser.accumulate=2", "batch_size=16", "epochs=1"), tmp_path).go()
+    run = Run(small_spec("optimiser={name: adamw, accumulate: 2}", "batch_size=16", "epochs=1"), tmp_path).go()
     assert run.column("step")[-1] == 6  # 3 updates of 2 micro-batches
     assert len(run.column("gradient_norm")) == 3
     state = checkpoint.load_trainer(run.checkpoints[6])["optimiser"]["state"]
