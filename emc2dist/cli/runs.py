@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from emc2dist.cli.words import Commands, add_json, add_s3, add_spec, print_result
-from emc2dist.config import Sweep, dump, load, load_job, parse_s3
+from emc2dist.config import base_of, dump, load, load_job, parse_s3
 
 
 def add_to(commands: Commands) -> None:
@@ -40,7 +40,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _validate(arguments: argparse.Namespace) -> None:
     job = load_job(arguments.spec, arguments.overrides)
-    run = job.base if isinstance(job, Sweep) else job
+    run = base_of(job)
     if run.launch.cluster is not None:
         from emc2dist.service.launch import placement
 

@@ -151,3 +151,8 @@ class Sweep(Section):
             raise ValueError(f"space.{key}: got {value!r}; {error}") from None
         if self.search.name == "grid":
             raise ValueError(f"space.{key}: a grid has no ranges; list the values, or set search.name to random")
+
+
+def base_of(job: Spec | Sweep) -> Spec:
+    """The run, or what the sweep's trials have in common: what has to find room, and where it is sent."""
+    return job.base if isinstance(job, Sweep) else job

@@ -55,7 +55,12 @@ class Frozen:
 
 @pytest.mark.parametrize(
     ("kernel", "cache_proposals"),
-    [("mh", 0), ("isir", 6), *(pytest.param(*rest, marks=pytest.mark.slow) for rest in (("mh", 6), ("isir", 0)))],
+    [
+        ("mh", 0),
+        ("isir", 6),
+        pytest.param("mh", 6, marks=pytest.mark.slow),
+        pytest.param("isir", 0, marks=pytest.mark.slow),
+    ],
 )
 def test_the_average_gradient_is_the_exact_one(kernel, cache_proposals):
     run, steps = Frozen(f"kernel={kernel}", f"cache_proposals={cache_proposals}"), 4_000

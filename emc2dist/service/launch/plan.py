@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from emc2dist import files
-from emc2dist.config import Launch, Spec, Sweep, dump
+from emc2dist.config import Launch, Spec, Sweep, base_of, dump
 from emc2dist.errors import LaunchError, SpecError
 
 SPEC_FILE = "spec.yaml"
@@ -42,8 +42,8 @@ class Plan:
 
     @property
     def base(self) -> Spec:
-        """The run, or what the sweep's trials have in common: what has to find room, and where it is sent."""
-        return self.job.base if isinstance(self.job, Sweep) else self.job
+        """See `base_of`."""
+        return base_of(self.job)
 
     @property
     def launch(self) -> Launch:

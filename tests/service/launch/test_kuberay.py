@@ -44,10 +44,8 @@ def plan(*overrides):
 
 
 def sweep_plan(**more):
-    return plan_of(parse_sweep(yaml.safe_dump({"name": "Sweep_1", "base": yaml.safe_load(RUN), **SPACE, **more})))
-
-
-SPACE = {"space": {"lr": [0.1, 0.2]}, "scheduler": {"name": "fifo"}}
+    tree = {"name": "Sweep_1", "base": yaml.safe_load(RUN), "space": {"lr": [0.1, 0.2]}, "scheduler": {"name": "fifo"}}
+    return plan_of(parse_sweep(yaml.safe_dump(tree | more)))
 
 
 class Fake:

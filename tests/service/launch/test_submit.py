@@ -124,6 +124,8 @@ def test_a_job_is_stopped_goes_on_from_its_checkpoint_and_is_not_started_twice(c
     assert f"{job}: " in done.stderr
     assert f"resumed from the checkpoint at step {step}" in done.stdout
     assert "step 96/96" in done.stdout
+    summary = json.loads((cluster.folder / "runs" / "cifar10" / "summary.json").read_text())
+    assert summary["steps"] == 96
     assert [row["step"] for row in cluster.rows("cifar10") if "loss" in row] == list(range(1, 97))
 
     again = cluster.emc2dist("submit", *words, "--json")
