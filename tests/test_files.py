@@ -220,3 +220,27 @@ def test_folders_that_tools_make_on_s3_are_no_files(s3):
     (place / "a").write(b"1")
     assert [entry.name for entry in place.entries()] == ["a"]
     assert place.folders() == ["inner"]
+
+
+@pytest.mark.parametrize(
+    "path", ["gs://bucket/set", "s3a://bucket/set", "hf://datasets/x", "file://host/set", "S3://bucket/set", "gs:/set"]
+)
+def test_a_url_of_another_kind_never_becomes_a_folder(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for understand in (files.at, files.local):
+        with pytest.raises(StorageError, match=rf"{path}: {path.split(':')[0]}:// cannot be used here"):
+            understand(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_is_taken_as_a_person_means_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.local("~/set") == tmp_path / "set"
+    assert files.local("~nobody-of-this-name/set").name == "set"
+    assert str(files.at("file:///data/set%20%232")) == "/data/set #2"
+    for name in ("set #2", "exp: 3", "a'b\"c", "./gs:/set", "\udcff"):
+        assert str(files.local(name)) == name.removeprefix("./")
+    with pytest.raises(StorageError, match="NUL"):
+        files.at("set\0")
+    with pytest.raises(StorageError, match="s3:// cannot be used here; give a path on disk"):
+        files.local("s3://bucket/set")

@@ -1,6 +1,6 @@
 """Files and folders on this machine or on S3, by one set of names.
 
-    folder = files.at("s3://bucket/sets/cifar10", spec.s3)       # or files.at("data/cifar10")
+    folder = files.at("s3://bucket/sets/cifar10", spec.s3)       # or files.at("data/cifar10"), "~/set", "file:///set"
     for entry in folder.entries(): ...                            # name, size, tag
     (folder / "manifest.json").write(data)                        # whole or not at all
     (folder / entry.name).read_range(start, size, entry.tag)      # refused if the file is no longer the one of that tag
@@ -13,30 +13,54 @@ and says what to do. Credentials come from the ordinary AWS chain alone, and no 
     place   what a file or a folder can do        disk   on this machine        s3   on S3: retries, clear errors
 """
 
+import os
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from emc2dist.config import S3
 from emc2dist.errors import StorageError
-from emc2dist.files.disk import DiskPlace
+from emc2dist.files.disk import DiskPlace, explained
 from emc2dist.files.place import Entry, Place
 from emc2dist.files.s3 import LONGEST_PAUSE_S, SCHEME, S3Place, retries
 
-__all__ = ["LONGEST_PAUSE_S", "Entry", "Place", "at", "is_remote", "retries"]
+__all__ = ["LONGEST_PAUSE_S", "Entry", "Place", "at", "explained", "is_remote", "local", "retries"]
+
+_FILE = "file:///"
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
 
 
 def at(path: str | Path, s3: S3 | None = None) -> Place:
     """The place at a local path or an `s3://bucket/key` URI.
 
     Raises:
-        StorageError: the URI names no bucket.
+        StorageError: the URI names no bucket, or its scheme is another one.
     """
     text = str(path)
-    if not text.startswith(SCHEME):
-        return DiskPlace(Path(text).expanduser())
+    if not is_remote(text):
+        return DiskPlace(local(text))
     key = text.removeprefix(SCHEME).rstrip("/")
     if not key:
         raise StorageError(f"{text}: names no bucket; write s3://bucket/folder")
     return S3Place(key, s3 or S3())
+
+
+def local(path: str | Path) -> Path:
+    """A path on this machine's disk, as a person means it: `~` and `file:///` are understood.
+
+    Raises:
+        StorageError: it is a URL of another kind, which would become a folder of that name; or it holds a NUL.
+    """
+    text = str(path)
+    if text.startswith(_FILE):
+        text = unquote(text.removeprefix(_FILE.removesuffix("/")), errors="surrogateescape")
+    url = _URL.match(text)
+    if url:
+        where = "a path on disk" if is_remote(text) else "a path on disk, or s3://bucket/folder"
+        raise StorageError(f"{text}: {url[1]}:// cannot be used here; give {where} (a folder of this name is ./{text})")
+    if "\0" in text:
+        raise StorageError(f"{text!r}: no path, for it holds a NUL; correct it")
+    return Path(os.path.expanduser(text))  # Path.expanduser raises where there is no such user
 
 
 def is_remote(path: str) -> bool:

@@ -33,34 +33,32 @@ class DiskPlace(Place):
         return self.path.name
 
     def entry(self) -> Entry | None:
-        return self._entry(self.path) if self.path.is_file() else None
+        with explained(self):
+            return self._entry(self.path) if self.path.is_file() else None
 
     def entries(self) -> list[Entry]:
-        if not self.path.is_dir():
-            return []
         found = []
-        with self._explained():
-            for file in self.path.iterdir():
+        with explained(self):
+            for file in self.path.iterdir() if self.path.is_dir() else ():
                 with suppress(FileNotFoundError):  # a draft that has just been given its name
                     if file.is_file():
                         found.append(self._entry(file))
         return sorted(found)
 
     def folders(self) -> list[str]:
-        if not self.path.is_dir():
-            return []
-        return sorted(folder.name for folder in self.path.iterdir() if folder.is_dir())
+        with explained(self):
+            return sorted(one.name for one in self.path.iterdir() if one.is_dir()) if self.path.is_dir() else []
 
     def read(self) -> bytes:
-        with self._explained():
+        with explained(self):
             return self.path.read_bytes()
 
     def read_range(self, start: int, size: int, tag: str) -> bytes:
-        with self._explained(), self._pinned(tag) as file:
+        with explained(self), self._pinned(tag) as file:
             return whole(self, os.pread(file.fileno(), size, start), size)
 
     def local(self, entry: Entry) -> io.FileIO | None:
-        with self._explained():
+        with explained(self):
             return self._pinned(entry.tag)
 
     def _pinned(self, tag: str) -> io.FileIO:
@@ -70,14 +68,14 @@ class DiskPlace(Place):
         return file
 
     def write(self, data: bytes) -> None:
-        with self._explained():
+        with explained(self):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._draft() as draft:
                 draft.write_bytes(data)
                 draft.replace(self.path)
 
     def append(self, data: bytes) -> None:
-        with self._explained():
+        with explained(self):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab", buffering=0) as file:
                 size = file.tell()
@@ -90,7 +88,7 @@ class DiskPlace(Place):
                     raise
 
     def put(self, source: Path) -> Entry:
-        with self._explained():
+        with explained(self):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 source.replace(self.path)
@@ -102,7 +100,7 @@ class DiskPlace(Place):
             return self._entry(self.path)
 
     def remove(self) -> None:
-        with self._explained():
+        with explained(self):
             if self.path.is_dir():
                 shutil.rmtree(self.path)
             else:
@@ -129,11 +127,13 @@ class DiskPlace(Place):
         status = file.stat()
         return Entry(file.name, status.st_size, str(status.st_mtime_ns))
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            advice = "make room on its disk, then run it again" if full else "check that it is there and may be used"
-            raise StorageError(f"{self}: {error.strerror or error}; {advice}") from error
+
+@contextmanager
+def explained(what: object) -> Iterator[None]:
+    """Turn what the operating system raises into a StorageError that begins with `what`: a path, or its place."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "make room on its disk, then run it again" if full else "check that it is there and may be used"
+        raise StorageError(f"{what}: {error.strerror or error}; {advice}") from error
