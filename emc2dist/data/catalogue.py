@@ -88,6 +88,8 @@ class Manifest(BaseModel):
     """Sources that were left out, each with the reason."""
     duplicates: int
     """Images whose bytes another image of the set has too, beyond the first."""
+    remarks: list[str]
+    """What was guessed, passed over, converted or dropped, with numbers."""
 
 
 def index_name(split: str) -> str:

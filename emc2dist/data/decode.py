@@ -29,12 +29,22 @@ def decode(encoded: bytes) -> Tensor:
     Raises:
         ValueError: the image has more than `MAX_PIXELS`. On bytes that are no image, whatever Pillow raises.
     """
+    return torch.from_numpy(_decoded(encoded)[0]).permute(2, 0, 1)
+
+
+def examine(encoded: bytes) -> str | None:
+    """What `decode` does to the values of an image, in words; None where they are those of the file. Raises as it."""
+    return _decoded(encoded)[1]
+
+
+def _decoded(encoded: bytes) -> tuple[NDArray[np.uint8], str | None]:
+    """Pixels [H, W, 3], and what was done to their values."""
     pixels = _plain_jpeg(encoded)
     if pixels is None:
         with Image.open(io.BytesIO(encoded)) as opened:
             _check_size(opened.width, opened.height)
             pixels = np.array(_rgb(opened))
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return pixels, None
 
 
 def _plain_jpeg(encoded: bytes) -> NDArray[np.uint8] | None:

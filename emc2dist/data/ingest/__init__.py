@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -71,8 +72,8 @@ def ingest(
     least, write files of `rows_per_file` rows; 0 and 1: this process does. Images that cannot be decoded stop the work,
     or are left out and listed. `s3` says how S3 is reached; `cache_dir` is where Parquet sources are unpacked.
 
-    Returns: rows of each split, files, bytes, classes, unreadable, duplicates, seconds, images_per_second (of what this
-    call wrote), dest.
+    Returns: rows of each split, files, bytes, classes, unreadable, duplicates, remarks (what was guessed, passed over,
+    converted or dropped), seconds, images_per_second (of what this call wrote), dest.
 
     Raises:
         SpecError: an argument is out of range.
@@ -89,8 +90,6 @@ def ingest(
     say(f"listing {source} ({kind})")
     listed = open_source(source, kind, s3, cache_dir)
     names, chosen = select(listed, splits, None if classes is None else read_classes(classes))
-    for remark in listed.remarks:
-        say(remark)
     plan = _Plan(kind, listed, names, chosen, None if keep_order else seed, rows_per_file)
     if is_done(place, plan.job):
         say(f"{place}: this very set is finished already")
@@ -198,6 +197,7 @@ def _finish(plan: _Plan, dest: Place, notes: dict[str, Note]) -> None:
         lengths = np.concatenate([note.lengths for note in found])
         (dest / index_name(name)).write(index_bytes(lengths, np.concatenate([note.labels for note in found])))
     digests = np.concatenate([note.digests for note in notes.values()])
+    converted = sum((Counter(note.converted) for note in notes.values()), Counter[str]())
     manifest = Manifest(
         version=__version__,
         classes=plan.classes,
@@ -207,6 +207,7 @@ def _finish(plan: _Plan, dest: Place, notes: dict[str, Note]) -> None:
         },
         unreadable=unreadable,
         duplicates=len(digests) - len(np.unique(digests)),
+        remarks=[*plan.source.remarks, *(f"{images} images: {what}" for what, images in sorted(converted.items()))],
     )
     (dest / JOB).write(json.dumps(plan.job).encode())
     (dest / MANIFEST).write(manifest.model_dump_json(indent=1).encode())
@@ -214,6 +215,8 @@ def _finish(plan: _Plan, dest: Place, notes: dict[str, Note]) -> None:
 
 def _summary(dest: Place, images: int, seconds: float) -> dict[str, Any]:
     manifest = read_manifest(dest)
+    for remark in manifest.remarks:
+        say(remark)
     for line in manifest.unreadable[:_SHOWN]:
         say(f"left out: {line}")
     if len(manifest.unreadable) > _SHOWN:
@@ -227,6 +230,7 @@ def _summary(dest: Place, images: int, seconds: float) -> dict[str, Any]:
         "classes": len(manifest.classes),
         "unreadable": len(manifest.unreadable),
         "duplicates": manifest.duplicates,
+        "remarks": manifest.remarks,
         "seconds": seconds,
         "images_per_second": images / seconds,
     }

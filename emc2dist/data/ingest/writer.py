@@ -15,6 +15,7 @@ import io
 import json
 import mmap
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
 from emc2dist.data.catalogue import ManifestFile
-from emc2dist.data.decode import decode
+from emc2dist.data.decode import examine
 from emc2dist.data.ingest.source import Samples
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Place
@@ -68,6 +69,8 @@ class Note:
     file: ManifestFile
     unreadable: list[str]
     """Images that were left out, each with the reason."""
+    converted: dict[str, int]
+    """Of how many images the pixels are not simply those of the file, by what is done to them, in words."""
     lengths: NDArray[np.uint32]
     """Bytes of each image."""
     labels: NDArray[np.int64]
@@ -83,7 +86,8 @@ class Note:
     def to_bytes(self) -> bytes:
         """The content of a note's file."""
         buffer = io.BytesIO()
-        facts = json.dumps({"file": self.file.model_dump(), "unreadable": self.unreadable})
+        told = {"unreadable": self.unreadable, "converted": self.converted}
+        facts = json.dumps({"file": self.file.model_dump(), **told})
         np.savez(buffer, facts=np.array(facts), lengths=self.lengths, labels=self.labels, digests=self.digests)
         return buffer.getvalue()
 
@@ -93,7 +97,8 @@ class Note:
         with np.load(io.BytesIO(content)) as held:
             facts = json.loads(str(held["facts"]))
             file = ManifestFile.model_validate_json(json.dumps(facts["file"]))
-            return cls(file, facts["unreadable"], held["lengths"], held["labels"], held["digests"])
+            told = facts["unreadable"], facts["converted"]
+            return cls(file, *told, held["lengths"], held["labels"], held["digests"])
 
 
 class _Row(NamedTuple):
@@ -109,9 +114,9 @@ def write_file(task: Task, target: Target, drafts: Path, count: Callable[[], Non
         DataError: an image cannot be read or decoded, and is not to be skipped; names it.
         StorageError: source or destination cannot be reached.
     """
-    draft, unreadable = drafts / task.name, list[str]()
+    draft, unreadable, converted = drafts / task.name, list[str](), Counter[str]()
     try:
-        written = _write(draft, _schema(task, target.classes), _rows(task, target, unreadable, count))
+        written = _write(draft, _schema(task, target.classes), _rows(task, target, unreadable, converted, count))
         sha256, starts = _inspect(draft, written)
         entry = (target.dest / task.name).put(draft)
     except OSError as error:
@@ -131,6 +136,7 @@ def write_file(task: Task, target: Target, drafts: Path, count: Callable[[], Non
     note = Note(
         file,
         unreadable,
+        dict(converted),
         np.array(written.lengths, np.uint32),
         np.array(written.labels, np.int64),
         np.array(written.digests, DIGEST),
@@ -144,11 +150,13 @@ def note_place(notes: Place, name: str) -> Place:
     return notes / f"{name}.npz"
 
 
-def _rows(task: Task, target: Target, unreadable: list[str], count: Callable[[], None]) -> Iterator[_Row]:
-    """The rows to write; adds to `unreadable` what has to be left out."""
+def _rows(
+    task: Task, target: Target, unreadable: list[str], converted: "Counter[str]", count: Callable[[], None]
+) -> Iterator[_Row]:
+    """The rows to write; adds to `unreadable` what has to be left out, and counts in `converted` what is done."""
     for k in range(len(task.samples)):
         try:
-            encoded = _readable(task.samples, k, target.root)
+            encoded, conversion = _readable(task.samples, k, target.root)
         except _Unreadable as error:
             where = task.samples.where(k)
             if not target.skip_unreadable:
@@ -156,6 +164,7 @@ def _rows(task: Task, target: Target, unreadable: list[str], count: Callable[[],
                 raise DataError(f"{target.root}/{where}: {error}; {advice}") from error
             unreadable.append(f"{where}: {error}")
         else:
+            converted.update([conversion] if conversion else [])
             yield _Row(encoded, task.samples.path(k), -1 if task.labels is None else int(task.labels[k]))
         count()
 
@@ -164,8 +173,8 @@ class _Unreadable(Exception):
     """An image that cannot be read or decoded, and why."""
 
 
-def _readable(samples: Samples, k: int, root: str) -> bytes:
-    """The image's bytes, which can be decoded. Raises _Unreadable."""
+def _readable(samples: Samples, k: int, root: str) -> tuple[bytes, str | None]:
+    """The image's bytes, which can be decoded, and what is done to its values. Raises _Unreadable."""
     try:
         encoded = samples.read(k)
     except DataError as error:
@@ -175,14 +184,13 @@ def _readable(samples: Samples, k: int, root: str) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow finds odd, and reads all the same
-            decode(encoded)
+            return encoded, examine(encoded)
     except MemoryError:
         raise
     except UnidentifiedImageError as error:  # whose message is an address in memory
         raise _Unreadable("no image of any kind that Pillow reads") from error
     except Exception as error:  # Pillow's plugins raise whatever they like on damaged bytes
         raise _Unreadable(f"the image cannot be decoded ({error})") from error
-    return encoded
 
 
 def _schema(task: Task, classes: list[str]) -> pa.Schema:
