@@ -16,7 +16,9 @@ def add_to(commands: Commands) -> None:
         help="an ImageFolder, a folder of images, STL-10's binary files, CIFAR's batches, tar shards, or a Parquet set",
     )
     sub.add_argument("dest", metavar="DEST", help="folder to write to, a path or s3://bucket/folder")
-    sub.add_argument("--kind", help="imagefolder, flat, stl10, cifar, tar or parquet, if not what is recognised")
+    sub.add_argument(
+        "--kind", help="imagefolder, classes, flat, stl10, cifar, tar or parquet, if not what is recognised"
+    )
     sub.add_argument(
         "--split", metavar="S[=NAME]", action="append", default=[], help="take this split alone, as NAME; repeatable"
     )
@@ -30,6 +32,7 @@ def add_to(commands: Commands) -> None:
     sub.add_argument(
         "--skip-unreadable", action="store_true", help="leave out and list images that cannot be decoded, not stop"
     )
+    sub.add_argument("--no-labels", action="store_true", help="write no labels, whatever the source says")
     add_s3(sub)
     add_json(sub)
     sub.set_defaults(command=_ingest)
@@ -50,6 +53,9 @@ def _ingest(arguments: argparse.Namespace) -> None:
         rows_per_file=arguments.rows_per_file,
         workers=arguments.workers,
         skip_unreadable=arguments.skip_unreadable,
+        labels=not arguments.no_labels,
         s3=s3,
     )
+    if not arguments.json:
+        result["remarks"] = len(result["remarks"])  # they were said
     print_result(result, as_json=arguments.json)

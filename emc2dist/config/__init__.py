@@ -8,12 +8,12 @@ Unit and range stand under each field. Nothing here imports torch or ray, so `em
 """
 
 from emc2dist.config.loading import changed, dump, load, load_job, load_sweep, parse, parse_s3, parse_sweep
-from emc2dist.config.sections import S3, Data, Encoder, Launch, Norm, Optimiser, Resources, Views, Watch
+from emc2dist.config.sections import S3, Data, Encoder, Eval, Launch, Norm, Optimiser, Resources, Views, Watch
 from emc2dist.config.spec import OPERATIONAL, Spec, differences, leaves
 from emc2dist.config.sweep import Range, Sweep, base_of
 
 __all__ = [
-    "OPERATIONAL", "S3", "Data", "Encoder", "Launch", "Norm", "Optimiser", "Range", "Resources", "Spec", "Sweep",
-    "Views", "Watch", "base_of", "changed", "differences", "dump", "leaves", "load", "load_job", "load_sweep",
-    "parse", "parse_s3", "parse_sweep",
+    "OPERATIONAL", "S3", "Data", "Encoder", "Eval", "Launch", "Norm", "Optimiser", "Range", "Resources", "Spec",
+    "Sweep", "Views", "Watch", "base_of", "changed", "differences", "dump", "leaves", "load", "load_job",
+    "load_sweep", "parse", "parse_s3", "parse_sweep",
 ]  # fmt: skip

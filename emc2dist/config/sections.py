@@ -116,12 +116,15 @@ class Eval(Section):
     """Epochs between evaluations; 0: only before the first and after the last epoch."""
     voters: str = "train"
     """Split whose labelled images vote; another one where the training images have no labels."""
+    asked: str | None = None
+    """Split whose labelled images are asked about; None: `test`, else `validation`, whichever has labels first; where
+    neither is there, every tenth voter."""
     neighbours: PositiveInt = 20
     """k of kNN (cosine)."""
     bank: PositiveInt = 10_000
     """Most labelled training images that vote."""
     queries: PositiveInt = 2_000
-    """Most test images that are asked."""
+    """Most images that are asked about."""
 
 
 class Checkpoint(Section):

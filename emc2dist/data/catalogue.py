@@ -6,9 +6,8 @@
     any other  the footers of the *.parquet files are read once and what they say is kept in `cache_dir`. Their row
                groups are decoded by pyarrow, a whole group at a time.
 
-A run trains on the split `train` and asks about `test` (else `validation`, else `val`). Without a manifest, names of
-files tell the splits: `train*.parquet`, `test*.parquet`, `validation*.parquet`; others train where none is called
-train*.
+Without a manifest, the names of files tell the splits (`emc2dist.data.splits`), and their columns the images and labels
+(`emc2dist.data.columns`). Files without rows count as nothing, hidden ones are passed over.
 
 Opening is one listing and, for an ingested set, two small files. The listing pins each file's size and tag: what is
 read later comes from those very files, or is refused.
@@ -19,27 +18,24 @@ import hashlib
 import io
 import json
 import zipfile
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from emc2dist.data import columns
+from emc2dist.data.columns import Footer, Labels
+from emc2dist.data.splits import by_split, left_out, split_of
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".ingest"
 """Folder of notes that `emc2dist ingest` keeps until the set is whole."""
-_TEST = ("test", "validation", "val")  # the first that is there
 
 
 class ManifestFile(BaseModel):
@@ -129,9 +125,18 @@ class Catalogue:
     """Of each row group of each file, where its images lie; None where groups have to be decoded."""
     lengths: NDArray[np.uint32] | None
     """Bytes of each image, where `starts` are known."""
-    classes: list[str]
+    image: str
+    """The images' column, as in `image.bytes`."""
+    remarks: list[str]
+    """What was guessed or passed over, with numbers."""
     labelled: bool
-    kept_labels: NDArray[np.int64] | None = None
+    """Whether any row may have a label."""
+    kept_labels: Labels | None
+    """Where they are known already."""
+    label_problem: str | None = None
+    """Why labels that are there cannot be read."""
+    footers: list[Footer] = field(default_factory=list)
+    """Of each file, where `starts` are not known."""
     keep_labels_at: Path | None = None
     groups: list[Group] = field(init=False)
 
@@ -143,19 +148,33 @@ class Catalogue:
         """Rows of all files."""
         return sum(map(sum, self.counts))
 
-    def labels(self) -> NDArray[np.int64]:
-        """Every row's label, [rows]. Reads the label column of all files the first time, unless it was kept.
+    def labels(self) -> Labels:
+        """Every row's label and the classes' names. Reads the label column of all files the first time, unless kept.
 
         Raises:
-            DataError: there is no such column, or a label is null; names file and row.
+            DataError: there is no such column, or it holds something else than labels; names file and row.
         """
         if not self.labelled:
             raise DataError(f"{self.places[0]}: no `label` column; add one of type int64, or do without labels")
+        if self.label_problem:
+            raise DataError(self.label_problem)
         if self.kept_labels is None:
-            columns = [_read_labels(place, entry) for place, entry in zip(self.places, self.entries, strict=True)]
-            self.kept_labels = np.concatenate(columns)
-            _keep(self.keep_labels_at, index_bytes(np.empty(0, np.uint32), self.kept_labels))
+            self.kept_labels = columns.read_labels(self.places, self.entries, self.footers)
+            _keep(self.keep_labels_at, _labels_bytes(self.kept_labels))
         return self.kept_labels
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes; empty where there are none. Reads and raises as `labels` does."""
+        return self.labels().classes if self.labelled else []
+
+    def unlabelled(self) -> str | None:
+        """Why no image of the split has a label; None where some have. Reads as `labels` does."""
+        try:
+            numbers = self.labels().numbers
+        except DataError as error:
+            return str(error)
+        return None if (numbers >= 0).any() else f"{self.places[0]}: all {self.rows} labels are withheld (-1 or null)"
 
     def file(self, group: Group) -> tuple[Place, Entry]:
         """The file that a row group lies in, as it was when the set was opened."""
@@ -168,35 +187,37 @@ class Catalogue:
 
 
 def open_catalogue(place: Place, split: str, cache_dir: Path) -> Catalogue | None:
-    """The catalogue of a split at `place`, a folder or one Parquet file. None where the split is not there,
-    except that `train` has to be.
+    """The catalogue of a split at `place`, a folder or one Parquet file. None where the split is not there, or has no
+    rows, except that `train` has to be.
 
     Raises:
         DataError: nothing there, nothing to train on, an unfinished or a damaged set; or files that are not Parquet,
             hold no images, do not fit together or are there twice.
         StorageError: the place cannot be read.
     """
-    entries = place.entries()
-    if not entries:
-        return _of_one_file(place, split, cache_dir)
-    listing = {entry.name: entry for entry in entries}
+    listing = {entry.name: entry for entry in place.entries()}
     if MANIFEST in listing:
         return _of_manifest(place, split, listing)
-    if UNFINISHED in place.folders():
-        raise DataError(f"{place}: an unfinished ingest; run the same `emc2dist ingest` again, it goes on where it was")
-    names = _split_files(place, list(listing), split)
-    return (
-        _of_footers([place / name for name in names], [listing[name] for name in names], cache_dir) if names else None
-    )
+    files, remarks = _files_of(place, listing)
+    split = _known_as(split, files)
+    if split not in files and split != "train":
+        return None
+    if split not in files:
+        raise DataError(
+            f"{place}: holds no training files, but {', '.join(files)} ({next(iter(files.values()))[0]}); name the "
+            "training files train*.parquet"
+        )
+    places = [place / name for name in files[split]] if listing else [place]
+    catalogue = _of_footers(places, [listing.get(one.name) or _there(one) for one in places], cache_dir, remarks)
+    if catalogue.rows or split != "train":
+        return catalogue if catalogue.rows else None
+    raise DataError(f"{', '.join(map(str, places))}: no rows; give Parquet files that hold images")
 
 
 def splits_of(place: Place) -> list[str]:
-    """Names of the splits at `place`, at least one. Raises DataError where a manifest is damaged."""
-    names = [entry.name for entry in place.entries()]
-    if MANIFEST in names:
-        return list(read_manifest(place).splits)
-    found = {_split_of(name) for name in names if name.endswith(".parquet")}
-    return ["train", *(name for name in _TEST if name in found)]
+    """Names of the splits at `place`, at least one, `train` first. Raises as `open_catalogue` does."""
+    listing = {entry.name: entry for entry in place.entries()}
+    return list(read_manifest(place).splits) if MANIFEST in listing else list(_files_of(place, listing)[0])
 
 
 def read_manifest(folder: Place) -> Manifest:
@@ -209,64 +230,66 @@ def read_manifest(folder: Place) -> Manifest:
         raise DataError(f"{folder / MANIFEST}: {key}: {problem['msg']}; ingest the set again") from error
 
 
-def _of_one_file(place: Place, split: str, cache_dir: Path) -> Catalogue | None:
-    entry = place.entry()
-    if entry is not None:
-        return _of_footers([place], [entry], cache_dir) if split == "train" else None
-    if place.folders() or (not place.remote and Path(str(place)).is_dir()):
-        if UNFINISHED in place.folders():
-            raise DataError(f"{place}: an unfinished ingest; run the same `emc2dist ingest` again")
-        raise DataError(f"{place}: holds no *.parquet files; set data.path to a folder that does")
-    raise DataError(f"{place}: no such file or folder; set data.path to a Parquet file, a folder of them, or digits")
+def _known_as(split: str, known: Container[str]) -> str:
+    """The name of a split in the set: `val` finds `validation`, where there is no `val`."""
+    return split if split in known else split_of(split) or split
 
 
-def _split_files(place: Place, names: list[str], split: str) -> list[str]:
-    """The split's files, of which there is at least one for `train`."""
-    files = sorted(name for name in names if name.endswith(".parquet"))
+def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[str]], list[str]]:
+    """The Parquet files of each split of a set without a manifest, at least one; and remarks."""
+    if not listing and place.entry() is not None:
+        return {"train": [place.name]}, []
+    folders = place.folders()
+    if UNFINISHED in folders:
+        raise DataError(f"{place}: an unfinished ingest; run the same `emc2dist ingest` again, it goes on where it was")
+    found = [name for name in listing if name.endswith(".parquet")]
+    hidden = [name for name in found if name.startswith((".", "_"))]
+    files, others = by_split(name for name in found if name not in hidden)
     if not files:
-        raise DataError(f"{place}: holds no *.parquet files; set data.path to a folder that does")
-    of: dict[str | None, list[str]] = defaultdict(list)
-    for file in files:
-        of[_split_of(file)].append(file)
-    of["train"] = of["train"] or of[None]
-    if not of["train"]:
-        raise DataError(f"{place}: holds only test files ({files[0]}); name the training files train*.parquet")
-    return next((of[name] for name in _read_as(split) if of[name]), [])
+        raise DataError(_no_files(place, listing, folders))
+    remarks = [f"{len(hidden)} hidden files were passed over ({hidden[0]})"] if hidden else []
+    return files, remarks + left_out(others)
 
 
-def _split_of(file: str) -> str | None:
-    """The split that a file's name tells."""
-    return next((split for split in ("train", *_TEST) if file.startswith(split)), None)
+def _no_files(place: Place, listing: dict[str, Entry], folders: list[str]) -> str:
+    if not listing and not folders and (place.remote or not Path(str(place)).is_dir()):
+        return f"{place}: no such file or folder; set data.path to a Parquet file, a folder of them, or digits"
+    inside = [name for name in folders if any(one.name.endswith(".parquet") for one in (place / name).entries())]
+    where = f"{place / inside[0]}, which does" if inside else "a folder that does"
+    return f"{place}: holds no *.parquet files; set data.path to {where}, or make a set with `emc2dist ingest`"
 
 
-def _read_as(split: str) -> tuple[str, ...]:
-    """Names under which a split may be found, the best first."""
-    return _TEST if split == "test" else (split,)
+def _there(place: Place) -> Entry:
+    entry = place.entry()
+    if entry is None:
+        raise DataError(f"{place}: no such file; set data.path to a Parquet file, a folder of them, or digits")
+    return entry
 
 
 def _of_manifest(folder: Place, split: str, listing: dict[str, Entry]) -> Catalogue | None:
     manifest = read_manifest(folder)
-    name = next((name for name in _read_as(split) if name in manifest.splits), None)
-    if name is None:
+    split = _known_as(split, manifest.splits)
+    if split not in manifest.splits:
         if split != "train":
             return None
         known = ", ".join(manifest.splits)
         raise DataError(f"{folder}: has no split `train`, but {known}; ingest it again with --split NAME=train")
-    files = manifest.splits[name].files
+    files = manifest.splits[split].files
     for file in files:
         _check_pinned(folder, file, listing.get(file.name))
-    lengths, labels = _read_index(folder / index_name(name))
-    if len(lengths) != manifest.splits[name].rows or len(labels) != len(lengths):
-        raise DataError(f"{folder / index_name(name)}: does not belong to {MANIFEST}; ingest the set again")
+    lengths, labels = _read_index(folder / index_name(split))
+    if len(lengths) != manifest.splits[split].rows or len(labels) != len(lengths):
+        raise DataError(f"{folder / index_name(split)}: does not belong to {MANIFEST}; ingest the set again")
     return Catalogue(
         places=[folder / file.name for file in files],
         entries=[listing[file.name] for file in files],
         counts=[[rows for rows, _ in file.groups] for file in files],
         starts=[[start for _, start in file.groups] for file in files],
         lengths=lengths,
-        classes=manifest.classes,
-        labelled=manifest.splits[name].labelled,
-        kept_labels=labels,
+        image="image.bytes",
+        remarks=[],
+        labelled=manifest.splits[split].labelled,
+        kept_labels=Labels(labels, manifest.classes),
     )
 
 
@@ -294,21 +317,45 @@ def _check_pinned(folder: Place, file: ManifestFile, entry: Entry | None) -> Non
         )
 
 
-def _of_footers(places: list[Place], entries: list[Entry], cache_dir: Path) -> Catalogue:
+def _of_footers(places: list[Place], entries: list[Entry], cache_dir: Path, remarks: list[str]) -> Catalogue:
     key = hashlib.sha256(json.dumps([[str(p), *e] for p, e in zip(places, entries, strict=True)]).encode()).hexdigest()
     kept, kept_labels = cache_dir / "catalogues" / f"{key}.json", cache_dir / "catalogues" / f"{key}.labels.npz"
     if kept.is_file():
-        facts = json.loads(kept.read_text())
+        footers = [Footer(*facts) for facts in json.loads(kept.read_text())]
     else:
-        facts = _facts(places, entries)
-        _keep(kept, json.dumps(facts).encode())
-    labels = np.load(kept_labels)["labels"] if kept_labels.is_file() else None
-    catalogue = Catalogue(
-        places, entries, starts=None, lengths=None, kept_labels=labels, keep_labels_at=kept_labels, **facts
+        footers = [columns.read_footer(place, entry) for place, entry in zip(places, entries, strict=True)]
+        _keep(kept, json.dumps(footers).encode())
+    full = [n for n, footer in enumerate(footers) if footer.rows]
+    if len(full) < len(footers):
+        remarks = [*remarks, f"{len(footers) - len(full)} of {len(footers)} files have no rows"]
+    places, entries, footers = [places[n] for n in full], [entries[n] for n in full], [footers[n] for n in full]
+    _check_distinct(places, entries)
+    _check_one_column(places, footers)
+    return Catalogue(
+        places,
+        entries,
+        counts=[footer.counts for footer in footers],
+        starts=None,
+        lengths=None,
+        image=footers[0].image if footers else "",
+        remarks=remarks + (columns.remarks_on(footers) if footers else []),
+        labelled=any(footer.labelled for footer in footers),
+        kept_labels=_labels_of(kept_labels.read_bytes()) if kept_labels.is_file() else None,
+        label_problem=columns.label_problem(places, footers),
+        footers=footers,
+        keep_labels_at=kept_labels,
     )
-    if catalogue.rows == 0:
-        raise DataError(f"{', '.join(map(str, places))}: no rows; give Parquet files that hold images")
-    return catalogue
+
+
+def _labels_bytes(labels: Labels) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, numbers=labels.numbers, classes=np.array(labels.classes, str))
+    return buffer.getvalue()
+
+
+def _labels_of(content: bytes) -> Labels:
+    with np.load(io.BytesIO(content)) as kept:
+        return Labels(kept["numbers"], kept["classes"].tolist())
 
 
 def _keep(file: Path | None, content: bytes) -> None:
@@ -331,74 +378,6 @@ def _groups(counts: Sequence[Sequence[int]], starts: Sequence[Sequence[int]] | N
             first_index += rows
 
 
-# What follows reads files that others wrote.
-
-
-@contextmanager
-def naming(place: Place) -> Iterator[None]:
-    """Turn what pyarrow raises into a DataError that names the file."""
-    try:
-        yield
-    except pa.ArrowException as error:
-        raise DataError(f"{place}: not a valid Parquet file ({error}); write it again or leave it out") from error
-    except OSError as error:  # what pyarrow makes of bytes that are not what the footer says
-        raise DataError(f"{place}: cannot be read ({error}); check that it is whole") from error
-
-
-@dataclass(frozen=True)
-class _Footer:
-    """What the footer of one file says."""
-
-    place: Place
-    counts: list[int]
-    image: pa.DataType
-    label: pa.DataType | None
-    classes: tuple[str, ...]
-
-
-def _facts(places: list[Place], entries: list[Entry]) -> dict[str, Any]:
-    _check_distinct(places, entries)
-    footers = [_read_footer(place, entry) for place, entry in zip(places, entries, strict=True)]
-    _check_alike(footers)
-    return {
-        "counts": [footer.counts for footer in footers],
-        "classes": list(footers[0].classes),
-        "labelled": footers[0].label is not None,
-    }
-
-
-def _read_footer(place: Place, entry: Entry) -> _Footer:
-    with naming(place), pq.ParquetFile(place.open(entry)) as opened:
-        metadata, schema = opened.metadata, opened.schema_arrow
-    image = schema.field("image").type if "image" in schema.names else pa.null()
-    if not (
-        pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 and _is_binary(image.field("bytes").type)
-    ):
-        raise DataError(
-            f"{place}: no column `image` of type struct<bytes: binary>, but {', '.join(schema.names) or 'no columns'}; "
-            "write the images as Hugging Face datasets does"
-        )
-    label = schema.field("label").type if "label" in schema.names else None
-    if label is not None and not pa.types.is_integer(label):
-        raise DataError(f"{place}: column `label` has type {label}; write it as int64")
-    counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-    return _Footer(place, counts, image, label, _classes(schema.metadata or {}))
-
-
-def _classes(metadata: dict[bytes, bytes]) -> tuple[str, ...]:
-    """Class names, as Hugging Face writes them, or under `classes` with commas between."""
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    names = features.get("label", {}).get("names")
-    if names is not None:
-        return tuple(names)
-    plain = metadata.get(b"classes", b"").decode()
-    return tuple(plain.split(",")) if plain else ()
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
 def _check_distinct(places: list[Place], entries: list[Entry]) -> None:
     """Files of one size whose last bytes, footer and all, are the same are one file given twice."""
     seen: dict[tuple[int, bytes], Place] = {}
@@ -413,21 +392,10 @@ def _check_distinct(places: list[Place], entries: list[Entry]) -> None:
             raise DataError(f"{place}: the same file as {twin}; every image would count twice: remove one of them")
 
 
-def _check_alike(footers: list[_Footer]) -> None:
-    for footer in footers[1:]:
-        for what in ("image", "label", "classes"):
-            here, first = getattr(footer, what), getattr(footers[0], what)
-            if here != first:
-                raise DataError(
-                    f"{footer.place}: {what} is {here}, but {first} in {footers[0].place}; "
-                    "files of one set need the same columns and classes"
-                )
-
-
-def _read_labels(place: Place, entry: Entry) -> NDArray[np.int64]:
-    with naming(place), pq.ParquetFile(place.open(entry)) as opened:
-        column = opened.read(columns=["label"], use_threads=False).column(0)
-    if column.null_count:
-        row = pc.index(pc.is_null(column), True).as_py()
-        raise DataError(f"{place}, row {row}: the label is null; give every row a label or remove it")
-    return column.to_numpy().astype(np.int64)
+def _check_one_column(places: list[Place], footers: list[Footer]) -> None:
+    for place, footer in zip(places, footers, strict=True):
+        if footer.image != footers[0].image:
+            raise DataError(
+                f"{place}: the images are those of column {footer.image}, but of {footers[0].image} in {places[0]}; "
+                "files of one split need the same columns"
+            )

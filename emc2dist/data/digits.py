@@ -15,7 +15,7 @@ class DigitsImages:
     """One split of the digits; implements `emc2dist.data.images.Images`. Images are uint8 [3, 8, 8], grey."""
 
     splits = ("train", "test")
-    labelled = True
+    remarks: tuple[str, ...] = ()
 
     def __init__(self, split: str, *, limit: int | None = None) -> None:
         from sklearn.datasets import load_digits  # here, for it takes a second that loader processes need not spend
@@ -29,6 +29,9 @@ class DigitsImages:
 
     def __len__(self) -> int:
         return len(self._labels)
+
+    def unlabelled(self) -> None:
+        """None: all have labels."""
 
     @property
     def blocks(self) -> NDArray[np.int64]:

@@ -22,13 +22,13 @@ from operator import add, sub
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from emc2dist.data.cache import DiskCache
-from emc2dist.data.catalogue import Catalogue, Group, naming
+from emc2dist.data.catalogue import Catalogue, Group
+from emc2dist.data.columns import image_values, naming
 
 _PREFIX = 4  # bytes of the length that stands before each value in Parquet's plain encoding
 _EXTENT_BYTES = 4 * 2**20
@@ -163,8 +163,8 @@ class EncodedImages:
         place, entry = self._catalogue.file(group)
         with naming(place), pq.ParquetFile(place.open(entry), metadata=self._footers.get(group.file)) as opened:
             self._footers[group.file] = opened.metadata
-            column = opened.read_row_group(group.number, columns=["image.bytes"], use_threads=False).column(0)
-        values = pc.struct_field(column, "bytes").cast(pa.large_binary()).combine_chunks()
+            column = opened.read_row_group(group.number, columns=[self._catalogue.image], use_threads=False).column(0)
+            values = image_values(column, self._catalogue.image).combine_chunks()
         lengths = pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
         offsets = 8 * (group.rows + 1) + np.concatenate([[0], np.cumsum(lengths)])
         return offsets.astype(np.int64).tobytes() + b"".join(value.as_buffer() for value in values if value.is_valid)

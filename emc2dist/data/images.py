@@ -4,26 +4,37 @@ digits         scikit-learn's handwritten digits; every fifth is the test split
 anything else  Parquet, on disk or on S3: see `emc2dist.data.catalogue`
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emc2dist.config import S3, Data
+from emc2dist.config import S3, Data, Eval
 from emc2dist.data.digits import DigitsImages
 from emc2dist.data.encoded import Traffic
 from emc2dist.data.parquet import ParquetImages
+from emc2dist.data.splits import EVALUATED
 from emc2dist.errors import DataError
 
 
 class Images(Protocol):
     """Images by index, 0 <= index < len. Can be pickled into another process."""
 
-    classes: list[str]
-    """Names of the classes; empty where the set does not name them."""
-    labelled: bool
-    """Whether `labels` answers."""
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What a person should know of how they were found: what was guessed or passed over, with numbers."""
+        ...
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes; empty where the set does not name them. Raises as `labels` does."""
+        ...
+
+    def unlabelled(self) -> str | None:
+        """Why no image has a label; None where some have."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -47,7 +58,7 @@ class Images(Protocol):
         ...
 
     def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Class of each image, [n]. Raises `DataError` where the set has no labels."""
+        """Class of each image, [n]; -1 where it has none. Raises `DataError` where the set has no labels."""
         ...
 
 
@@ -66,13 +77,47 @@ def open_images(data: Data, split: str, s3: S3 | None = None) -> Images | None:
     return ParquetImages.open(data.path, split, s3=s3, limit=limit, cache_dir=data.cache_dir, cache_mib=data.cache_mib)
 
 
-def open_voters(data: Data, split: str, train: Images, s3: S3 | None = None) -> Images:
-    """The images that vote in evaluation: `train` itself, or another split.
+class Labelled(NamedTuple):
+    """What evaluation takes its images from."""
+
+    voters: Images
+    """Their labelled images vote."""
+    asked: Images | None
+    """Their labelled images are asked about; None: every tenth voter is."""
+    remarks: list[str]
+    """What a person should know of the choice."""
+
+
+def open_labelled(data: Data, choice: Eval, train: Images, s3: S3 | None = None) -> Labelled:
+    """The images that vote in evaluation and those that are asked about, as `eval` says.
 
     Raises:
-        DataError: there is no such split.
+        DataError: a split that `eval` names is not there, or is asked about and has no labels.
     """
-    voters = train if split == "train" else open_images(data, split, s3)
+    voters = train if choice.voters == "train" else open_images(data, choice.voters, s3)
     if voters is None:
-        raise DataError(f"{data.path}: has no split {split}; set eval.voters to one with labels, or to train")
-    return voters
+        raise DataError(f"{data.path}: has no split {choice.voters}; set eval.voters to one with labels, or to train")
+    if choice.asked == choice.voters:
+        return Labelled(voters, None, [])
+    if choice.asked is not None:
+        return Labelled(voters, _asked(data, choice.asked, train, s3), [])
+    remarks: list[str] = []
+    for split in EVALUATED:
+        images = open_images(data, split, s3)
+        if images is None or split == choice.voters:
+            continue
+        reason = images.unlabelled()
+        if reason is None:
+            return Labelled(voters, images, remarks)
+        remarks.append(f"{split} is not asked about: {reason}")
+    return Labelled(voters, None, [*remarks, "every tenth voter is asked about instead"] if remarks else [])
+
+
+def _asked(data: Data, split: str, train: Images, s3: S3 | None) -> Images:
+    images = train if split == "train" else open_images(data, split, s3)
+    if images is None:
+        raise DataError(f"{data.path}: has no split {split}; set eval.asked to one with labels")
+    reason = images.unlabelled()
+    if reason:
+        raise DataError(f"eval.asked: {split} has no labels ({reason}); name a split that has some")
+    return images

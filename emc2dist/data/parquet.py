@@ -1,5 +1,4 @@
-"""Images in Parquet, on disk or on S3, by index, as Hugging Face writes them:
-`image: struct<bytes: binary, path: string>`, `label: int64`.
+"""Images in Parquet, on disk or on S3, by index, as Hugging Face writes them, or nearly so (`emc2dist.data.columns`).
 
 What there is stands in the catalogue (`emc2dist.data.catalogue`), where the bytes of an image lie is found by
 `emc2dist.data.encoded`, and images are decoded anew each time. Labels are read only when asked for, and never with the
@@ -39,8 +38,7 @@ class ParquetImages:
         self._catalogue, self._encoded = catalogue, EncodedImages(catalogue, cache)
         self._length = min(catalogue.rows, limit or catalogue.rows)
         self._begin()
-        self.classes = catalogue.classes
-        self.labelled = catalogue.labelled
+        self.remarks = catalogue.remarks
 
     @classmethod
     def open(
@@ -82,6 +80,15 @@ class ParquetImages:
         self._retries_before = files.retries()
 
     @property
+    def classes(self) -> list[str]:
+        """Names of the classes; empty where the set names none. Reads and raises as `labels` does."""
+        return self._catalogue.classes
+
+    def unlabelled(self) -> str | None:
+        """Why no image has a label; None where some have. Reads as `labels` does."""
+        return self._catalogue.unlabelled()
+
+    @property
     def blocks(self) -> NDArray[np.int64]:
         """Rows of each row group, int64 [G]; they sum up to the length."""
         ends = np.cumsum([group.rows for group in self._catalogue.groups])
@@ -117,14 +124,14 @@ class ParquetImages:
         return found  # type: ignore[return-value]
 
     def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The `label` column at the indices, [n]. The first call reads that column of all files, 8 bytes a row.
+        """Class of each image, [n]; -1 where it has none. The first call reads that column of all files, 8 bytes a row.
 
         Raises:
-            DataError: there is no such column, or a label is null.
+            DataError: there is no such column, or it holds something else than labels.
             IndexError: an index is out of range.
         """
         self._check(indices)
-        return self._catalogue.labels()[indices]
+        return self._catalogue.labels().numbers[indices]
 
     def _check(self, indices: NDArray[np.int64]) -> None:
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):

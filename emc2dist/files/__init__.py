@@ -13,6 +13,7 @@ and says what to do. Credentials come from the ordinary AWS chain alone, and no 
     place   what a file or a folder can do        disk   on this machine        s3   on S3: retries, clear errors
 """
 
+import codecs
 import os
 import re
 from pathlib import Path
@@ -24,8 +25,9 @@ from emc2dist.files.disk import DiskPlace, explained
 from emc2dist.files.place import Entry, Place
 from emc2dist.files.s3 import LONGEST_PAUSE_S, SCHEME, S3Place, retries
 
-__all__ = ["LONGEST_PAUSE_S", "Entry", "Place", "at", "explained", "is_remote", "local", "retries"]
+__all__ = ["LONGEST_PAUSE_S", "Entry", "Place", "at", "explained", "is_remote", "local", "retries", "text"]
 
+_LONGEST_TEXT = 2**26
 _FILE = "file:///"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
 
@@ -36,12 +38,12 @@ def at(path: str | Path, s3: S3 | None = None) -> Place:
     Raises:
         StorageError: the URI names no bucket, or its scheme is another one.
     """
-    text = str(path)
-    if not is_remote(text):
-        return DiskPlace(local(text))
-    key = text.removeprefix(SCHEME).rstrip("/")
+    uri = str(path)
+    if not is_remote(uri):
+        return DiskPlace(local(uri))
+    key = uri.removeprefix(SCHEME).rstrip("/")
     if not key:
-        raise StorageError(f"{text}: names no bucket; write s3://bucket/folder")
+        raise StorageError(f"{uri}: names no bucket; write s3://bucket/folder")
     return S3Place(key, s3 or S3())
 
 
@@ -51,16 +53,33 @@ def local(path: str | Path) -> Path:
     Raises:
         StorageError: it is a URL of another kind, which would become a folder of that name; or it holds a NUL.
     """
-    text = str(path)
-    if text.startswith(_FILE):
-        text = unquote(text.removeprefix(_FILE.removesuffix("/")), errors="surrogateescape")
-    url = _URL.match(text)
+    name = str(path)
+    if name.startswith(_FILE):
+        name = unquote(name.removeprefix(_FILE.removesuffix("/")), errors="surrogateescape")
+    url = _URL.match(name)
     if url:
-        where = "a path on disk" if is_remote(text) else "a path on disk, or s3://bucket/folder"
-        raise StorageError(f"{text}: {url[1]}:// cannot be used here; give {where} (a folder of this name is ./{text})")
-    if "\0" in text:
-        raise StorageError(f"{text!r}: no path, for it holds a NUL; correct it")
-    return Path(os.path.expanduser(text))  # Path.expanduser raises where there is no such user
+        where = "a path on disk" if is_remote(name) else "a path on disk, or s3://bucket/folder"
+        raise StorageError(f"{name}: {url[1]}:// cannot be used here; give {where} (a folder of this name is ./{name})")
+    if "\0" in name:
+        raise StorageError(f"{name!r}: no path, for it holds a NUL; correct it")
+    return Path(os.path.expanduser(name))  # Path.expanduser raises where there is no such user
+
+
+def text(path: Path) -> str:
+    """The text of a file that a person or a tool wrote on this machine: UTF-8, or UTF-16 with its mark; 64 MiB at most.
+
+    Raises:
+        StorageError: it cannot be read, is longer, or is no text.
+    """
+    with explained(path), path.open("rb") as file:
+        content = file.read(_LONGEST_TEXT + 1)
+    if len(content) > _LONGEST_TEXT:
+        raise StorageError(f"{path}: more than {_LONGEST_TEXT} bytes, which no list has; is it another file?")
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{path}: byte {error.start} is no {encoding.upper()}; write the file as UTF-8") from error
 
 
 def is_remote(path: str) -> bool:

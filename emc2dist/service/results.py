@@ -8,8 +8,8 @@ from typing import Any
 from safetensors.torch import save_file
 
 from emc2dist.config import S3
-from emc2dist.data.images import open_images, open_voters
-from emc2dist.errors import DataError, RunError
+from emc2dist.data.images import open_images, open_labelled
+from emc2dist.errors import RunError
 from emc2dist.service.newest import Newest
 from emc2dist.service.runs import RunFolder
 from emc2dist.terminal import Progress, say
@@ -28,11 +28,11 @@ def evaluate(run: str | Path, *, data_path: str | None = None, s3: S3 | None = N
     newest = Newest.open(RunFolder.open(run, s3))
     spec = newest.spec
     data = spec.data if data_path is None else spec.data.model_copy(update={"path": data_path})
-    train, test = open_images(data, "train", spec.s3), open_images(data, "test", spec.s3)
-    if train is None:
-        raise DataError(f"{data.path}: holds no training images; the probe is fitted on them")
-    voters = open_voters(data, spec.eval.voters, train, spec.s3)
-    evaluation = Evaluation(spec, voters, test, whole=True)
+    train = open_images(data, "train", spec.s3)
+    assert train is not None, "open_images raises where there are no training images"
+    evaluation = Evaluation(spec, open_labelled(data, spec.eval, train, spec.s3), whole=True)
+    for remark in evaluation.remarks:
+        say(remark)
     with closing(Progress(evaluation.images, unit="image")) as progress:
         bank, queries = evaluation.represent(newest.encoder, newest.device, progress.add)
     say("encoded; now the kNN vote and the linear probe")
@@ -42,6 +42,7 @@ def evaluate(run: str | Path, *, data_path: str | None = None, s3: S3 | None = N
         "queries": len(queries),
         "knn_accuracy": evaluation.knn_accuracy(bank, queries),
         "linear_probe_accuracy": evaluation.linear_probe(bank, queries),
+        "remarks": evaluation.remarks,
     }
 
 

@@ -33,7 +33,7 @@ from ray.train.v2.api.config import LoggingConfig
 
 from emc2dist import files
 from emc2dist.config import Spec, dump
-from emc2dist.data.images import Images, open_images, open_voters
+from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import RunError, RunStopped, StorageUnreachable, StoreError
 from emc2dist.metrics import Recorder
 from emc2dist.service import checkpoints, lock, trackers
@@ -47,7 +47,9 @@ from emc2dist.service.surroundings import Surroundings
 from emc2dist.service.worker import work
 from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.store.remote import RayStore
+from emc2dist.terminal import say
 from emc2dist.train import loop
+from emc2dist.train.evaluate import Evaluation
 from emc2dist.train.memory import schema_for
 from emc2dist.vision.encoder import Encoder
 
@@ -64,7 +66,9 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
     """
     spec = resolved(spec)
     trackers.refuse_missing(spec)
-    images = check(spec)
+    images, remarks = check(spec)
+    for remark in remarks:
+        say(remark)
     order = loop.order_for(spec, images)
     steps = spec.epochs * order.steps_per_epoch
     with ExitStack() as stack:
@@ -86,13 +90,13 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
     if taken < steps:
         where = f"at step {taken} of {steps}, which a checkpoint holds" if taken else "while it waited for its places"
         raise RunStopped(f"{folder.place}: stopped {where}")
-    summary = summarise(folder, steps)
+    summary = summarise(folder, steps) | {"remarks": remarks}
     folder.finish(summary)
     return summary
 
 
-def check(spec: Spec) -> Images:
-    """Open the data and see that data and encoder fit the spec; returns the training images.
+def check(spec: Spec) -> tuple[Images, list[str]]:
+    """Open the data and see that data and encoder fit the spec; returns the training images, and remarks on the data.
 
     Raises:
         SpecError: the encoder cannot be built. DataError: the data cannot be opened, or are fewer than a batch.
@@ -102,9 +106,11 @@ def check(spec: Spec) -> Images:
     images = open_images(spec.data, "train", spec.s3)
     assert images is not None, "open_images raises where there is nothing to train on"
     loop.order_for(spec, images)
-    open_voters(spec.data, spec.eval.voters, images, spec.s3)
-    open_images(spec.data, "test", spec.s3)
-    return images
+    labelled = open_labelled(spec.data, spec.eval, images, spec.s3)
+    unlabelled = labelled.voters.unlabelled()
+    if unlabelled:
+        return images, [*images.remarks, f"nothing is evaluated: {unlabelled}"]
+    return images, [*images.remarks, *Evaluation(spec, labelled).remarks]
 
 
 def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 from emc2dist import files
 from emc2dist.config import Spec, parse
-from emc2dist.data.images import open_images, open_voters
+from emc2dist.data.images import open_images, open_labelled
 from emc2dist.errors import StorageUnreachable
 from emc2dist.metrics import Row
 from emc2dist.service import checkpoints
@@ -45,9 +45,9 @@ def work(config: dict[str, Any]) -> int:
 def _train_rank(spec: Spec, run: RunFolder, store: ChainStore, board: BoardHandle) -> int:
     context = ray.train.get_context()
     torch.set_num_threads(spec.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    train, test = open_images(spec.data, "train", spec.s3), open_images(spec.data, "test", spec.s3)
-    assert train is not None
-    voters = open_voters(spec.data, spec.eval.voters, train, spec.s3)
+    train = open_images(spec.data, "train", spec.s3)
+    assert train is not None, "open_images raises where there is nothing to train on"
+    labelled = open_labelled(spec.data, spec.eval, train, spec.s3)
     device = ray.train.torch.get_device()
     with ExitStack() as stack:
         own = stack.enter_context(scratch(run))
@@ -58,7 +58,7 @@ def _train_rank(spec: Spec, run: RunFolder, store: ChainStore, board: BoardHandl
             board.record({"step": choice.step, "passed_over": "; ".join(choice.passed_over)})
         keeper = stack.enter_context(closing(_RayKeeper(spec, run, board)))
         stop = stack.enter_context(Lookout(board)) if context.get_world_rank() == 0 else threading.Event()
-        return loop.run(loop.Job(spec, train, voters, test, store, board, keeper, device, stop, own), choice.folder)
+        return loop.run(loop.Job(spec, train, labelled, store, board, keeper, device, stop, own), choice.folder)
 
 
 class _RayKeeper:

@@ -1,7 +1,8 @@
 """How good a representation is: kNN accuracy and a linear probe on the frozen backbone's output.
 
-Labelled images vote (those that were trained on, or those of `eval.voters`) and are asked about test images. A set
-without a test split lends every tenth voter as a question (its pixels were trained on, its label was not).
+Labelled images vote (those that were trained on, or those of `eval.voters`) and are asked about others (`eval.asked`).
+Where there are no others, every tenth voter is a question (its pixels were trained on, its label was not). An image
+without a label takes no part. Splits that name their classes in different orders are matched by name.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from emc2dist.config import Spec
-from emc2dist.data.images import Images
+from emc2dist.data.images import Images, Labelled
 from emc2dist.errors import DataError
 from emc2dist.train import collectives
 from emc2dist.vision.augment import PlainView
@@ -31,27 +32,33 @@ class Evaluation:
     At most `eval.bank` and `eval.queries` of them, or all with `whole`.
 
     Raises:
-        DataError: they have no labels.
+        DataError: they have no labels, or are too few.
     """
 
-    def __init__(self, spec: Spec, voters: Images, test: Images | None, *, whole: bool = False) -> None:
-        if not voters.labelled or (test is not None and not test.labelled):
-            raise DataError(
-                "the images have no labels to evaluate with; use data with a label column, or set eval.voters to a "
-                "split that has labels"
-            )
+    def __init__(self, spec: Spec, images: Labelled, *, whole: bool = False) -> None:
+        voters, asked = images.voters, images.asked
+        if reason := voters.unlabelled():
+            raise DataError(f"{reason}; use data with labels, or set eval.voters to a split that has some")
         self.spec = spec
-        everything = np.arange(len(voters))
-        if test is None:
-            bank, asked, test = everything[everything % 10 != 0], everything[::10], voters
+        bank = _labelled(voters)
+        if asked is None:
+            every_tenth = np.arange(len(bank)) % 10 == 0
+            asked, queries, bank = voters, bank[every_tenth], bank[~every_tenth]
         else:
-            bank, asked = everything, np.arange(len(test))
+            queries = _labelled(asked)
+        if not len(bank) or not len(queries):
+            raise DataError(
+                f"{len(bank)} labelled images to vote and {len(queries)} to ask about are too few to evaluate with; "
+                "set eval.voters and eval.asked to splits with more, or do without labels"
+            )
+        strangers = _strangers(voters.labels(bank), _numbered_as(voters, asked, queries), voters.classes)
+        self.remarks = [*images.remarks, *strangers]
         self._bank = voters, _sample(bank, None if whole else spec.eval.bank)
-        self._queries = test, _sample(asked, None if whole else spec.eval.queries)
+        self._queries = asked, _sample(queries, None if whole else spec.eval.queries)
 
     def labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Labels of bank and queries."""
-        return self._bank[0].labels(self._bank[1]), self._queries[0].labels(self._queries[1])
+        """Labels of bank and queries, both numbered as the voters' are; a class that these do not name is below -1."""
+        return self._bank[0].labels(self._bank[1]), _numbered_as(self._bank[0], *self._queries)
 
     @property
     def images(self) -> int:
@@ -88,8 +95,14 @@ class Evaluation:
         return float(knn.score(queries, asked))
 
     def linear_probe(self, bank: NDArray, queries: NDArray) -> float:
-        """Accuracy of multinomial logistic regression on standardised representations, fitted by L-BFGS."""
+        """Accuracy of multinomial logistic regression on standardised representations, fitted by L-BFGS.
+
+        Raises:
+            DataError: all voters are of one class.
+        """
         voters, asked = self.labels()
+        if len(np.unique(voters)) == 1:
+            raise DataError(f"all {len(voters)} voters are of one class, which no probe can tell from another")
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(bank, voters)
         return float(probe.score(queries, asked))
 
@@ -121,6 +134,34 @@ def plain_views(images: Images, index: NDArray[np.int64], size: int) -> Iterator
     view = PlainView(size)
     for cut in np.split(index, range(_CHUNK, len(index), _CHUNK)):
         yield torch.stack([view(image) for image in images.get(cut)])
+
+
+def _labelled(images: Images) -> NDArray[np.int64]:
+    """The images that have a label."""
+    everything = np.arange(len(images))
+    return everything[images.labels(everything) >= 0]
+
+
+def _numbered_as(voters: Images, images: Images, index: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels of `images` at `index` by the voters' numbers; names that these do not know count down from -2."""
+    labels, here, there = images.labels(index), images.classes, voters.classes
+    if here == there or not here or not there:
+        return labels
+    number = {name: label for label, name in enumerate(there)}
+    return np.array([number.get(name, -2 - label) for label, name in enumerate(here)], np.int64)[labels]
+
+
+def _strangers(voters: NDArray[np.int64], asked: NDArray[np.int64], classes: list[str]) -> list[str]:
+    """A remark on images that are asked about though no voter is of their class."""
+    strange = asked[~np.isin(asked, voters)]
+    if not len(strange):
+        return []
+    known = [classes[label] for label in np.unique(strange) if 0 <= label < len(classes)]
+    example = f", as {known[0]!r}" if known else ""
+    return [
+        f"{len(strange)} of {len(asked)} images asked about are of {len(np.unique(strange))} classes of which no image "
+        f"votes{example}: they count as wrong"
+    ]
 
 
 def _sample(index: NDArray[np.int64], limit: int | None) -> NDArray[np.int64]:

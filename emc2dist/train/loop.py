@@ -15,7 +15,7 @@ import torch
 
 from emc2dist import files
 from emc2dist.config import Spec
-from emc2dist.data.images import Images
+from emc2dist.data.images import Images, Labelled
 from emc2dist.data.loader import ViewLoader
 from emc2dist.data.sampler import EpochOrder
 from emc2dist.metrics import Recorder, Row
@@ -65,9 +65,8 @@ class Job:
 
     spec: Spec
     train: Images
-    voters: Images
-    """Vote in evaluation, where they have labels; usually `train`."""
-    test: Images | None
+    labelled: Labelled
+    """What evaluation takes its images from; there is none where the voters have no labels."""
     store: ChainStore
     recorder: Recorder
     keeper: Keeper
@@ -107,7 +106,7 @@ class _Loop:
         self.generation = collectives.broadcast_text(uuid4().hex)
         self.memory = Memory(spec, job.store, self.order, collectives.rank(), self.generation, device)
         self.loader = ViewLoader(train, RandomView(spec.views), spec.views.size, processes=spec.data.loaders)
-        self.evaluation = Evaluation(spec, job.voters, job.test) if job.voters.labelled else None
+        self.evaluation = None if job.labelled.voters.unlabelled() else Evaluation(spec, job.labelled)
         self.stopping, self.due = False, False
         self.kept, self.kept_at = 0, monotonic()
 

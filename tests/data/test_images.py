@@ -27,7 +27,7 @@ def folder(path: Path, *names: str) -> str:
     ("names", "train", "test"),
     [
         (["train-0.parquet", "train-1.parquet", "test-0.parquet"], 3, 4),
-        (["train.parquet", "validation-0.parquet", "validation-1.parquet"], 1, 6),
+        (["train.parquet", "validation-0.parquet", "validation-1.parquet"], 1, None),
         (["train.parquet", "validation.parquet", "test.parquet"], 1, 4),
         (["train.parquet", "extra.parquet"], 1, None),
         (["a.parquet", "b.parquet"], 3, None),
@@ -54,7 +54,7 @@ def test_a_path_that_cannot_be_used_says_what_to_do(tmp_path):
         open_images(Data(path=str(tmp_path / "nowhere")), "train")
     with pytest.raises(DataError, match=r"holds no \*\.parquet files; set data\.path"):
         open_images(Data(path=str(tmp_path)), "test")
-    with pytest.raises(DataError, match=r"only test files \(test\.parquet\)"):
+    with pytest.raises(DataError, match=r"no training files, but test \(test\.parquet\)"):
         open_images(Data(path=folder(tmp_path, "test.parquet")), "train")
 
 

@@ -192,7 +192,7 @@ def test_images_without_classes(run, tmp_path):
     assert made.path.tolist() == names
     assert list(made) == ["bytes", "path"]
     plant(source, {"deep/er/4.png": picture()})
-    with pytest.raises(DataError, match=r"deep/er/4\.png lies in a folder of its class or split, 1\.png in none"):
+    with pytest.raises(DataError, match=r"some images lie in folders of their classes \(deep/er/\), 3 in none"):
         run(source, "b")
     assert table(run(source, "c", kind="flat")[1]).path.tolist() == ["1.png", "2.JPG", "deep/er/4.png", names[2]]
 
@@ -203,7 +203,7 @@ def test_what_is_hidden_or_no_image_is_passed_over_and_links_are_followed_once(r
     os.mkfifo(pets / "cat" / "pipe.png")
     (pets / "emu").symlink_to(plant(pets.parent / "elsewhere", {"1.png": picture()}))
     assert run(pets)[0]["rows"] == {"train": 9}
-    assert "3 files that are no images were passed over" in capsys.readouterr().err
+    assert "3 files that are no images were passed over (.db 1, " in capsys.readouterr().err
 
 
 def test_stl10(run, tmp_path):
@@ -331,8 +331,8 @@ def shard(path: Path, members: dict[str, bytes]) -> Path:
 
 def test_tar_shards(run, tmp_path, capsys):
     long = "ä" * 120  # more than a plain header holds
-    images = {"a/0.jpg": encoded(Image.fromarray(noise(8, 8, 3)), "jpeg"), f"b/{long}.png": picture(), "c.x.png": b""}
-    labels = {"a/0.cls": b"1\n", f"b/{long}.json": b'{"label": 0, "who": "me"}', "d.cls": b"1"}
+    images = {"a/0.jpg": encoded(Image.fromarray(noise(8, 8, 3)), "jpeg"), f"b/{long}.png": picture()}
+    labels = {"a/0.cls": b"1\n", f"b/{long}.json": b'{"label": 0, "who": "me"}', "d.cls": b"1", "c.txt": b"a caption"}
     shard(tmp_path / "shards" / "train-0.tar", {**images, **labels})
     shard(tmp_path / "shards" / "train-1.tar", {"e.PNG": images["a/0.jpg"], "e.cls": b"0"})
     source = shard(tmp_path / "shards" / "val-0.tar", {"f.jpg": images["a/0.jpg"]})
@@ -343,7 +343,10 @@ def test_tar_shards(run, tmp_path, capsys):
     assert made.bytes.tolist() == [images["a/0.jpg"], images[f"b/{long}.png"], images["a/0.jpg"]]
     assert made.label.tolist() == [1, 0, 0]
     assert "label" not in table(dest, "validation")
-    assert "2 samples without an image were passed over" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 samples without an image were passed over" in said
+    assert "1 files that are no images were passed over (.txt 1)" in said
+    assert "validation: 1 of 1 images have no label" in summary["remarks"]
     assert summary["duplicates"] == 2
     (source / "classes.txt").write_text("cat\n")
     with pytest.raises(DataError, match=r"train-0\.tar, a/0\.jpg: has label 1, but there are 1 classes"):
@@ -358,8 +361,12 @@ def test_tar_shards(run, tmp_path, capsys):
     ("members", "message"),
     [
         ({"a.jpg": b"1", "a.png": b"2"}, r"x\.tar, a\.png: a second image of its sample, beside a\.jpg"),
-        ({"a.jpg": b"1", "a.cls": b"cat"}, r"x\.tar, a\.cls: not a whole number: b'cat'"),
-        ({"a.jpg": b"1", "a.json": b'{"label": "cat"}'}, r"x\.tar, a\.json: label 'cat' is no whole number"),
+        ({"a.jpg": b"1", "a.cls": b"\xff"}, r"x\.tar, a\.cls: not text: b'\\xff'"),
+        ({"a.jpg": b"1", "a.json": b'{"label": [1]}'}, r"x\.tar, a\.json: label \[1\] is neither a whole number nor a"),
+        (
+            {"a.jpg": b"1", "a.cls": b"1", "b.jpg": b"1", "b.cls": b"cat"},
+            r"a\.jpg: its label is 1, and others are names",
+        ),
         ({"a.jpg": b"1", "a.json": b"[]"}, r"x\.tar, a\.json: not a JSON object"),
         ({"a.jpg": b"1", "a.cls": b"0", "b.jpg": b"1"}, r"x\.tar, b\.jpg: has no label, though others have"),
         ({"a.cls": b"0"}, r"no images in 1 shards"),
@@ -448,8 +455,7 @@ def test_parquet_that_cannot_be_used(run, tmp_path):
     pq.write_table(
         pa.table({"image": pa.array([{"bytes": picture(), "path": ""}], IMAGE)}), tmp_path / "d" / "b.parquet"
     )
-    with pytest.raises(DataError, match=r"b\.parquet: label is None, but int64"):
-        run(tmp_path / "d")
+    assert run(tmp_path / "d")[0]["remarks"] == ["train: 1 of 2 images have no label"]
 
 
 # Images of all kinds.
@@ -582,7 +588,7 @@ def test_a_class_list_that_does_not_fit_is_refused(run, pets, tmp_path):
         run(pets, classes=str(lists / "twice"))
     with pytest.raises(DataError, match=r"none: names no class"):
         run(pets, classes=str(lists / "none"))
-    with pytest.raises(DataError, match=r"imagenet: no class list .*give imagenet100"):
+    with pytest.raises(DataError, match=r"--classes: imagenet: No such file .*give imagenet100"):
         run(pets, classes="imagenet")
     with pytest.raises(DataError, match="names no classes"):
         run(plant(tmp_path / "flat", {"1.png": picture()}), classes="imagenet100")
@@ -862,3 +868,157 @@ def test_a_run_to_s3_that_is_killed_goes_on(run, slow, s3, tmp_path, capsys, mon
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
     for file in read_manifest(files.at(dest)).splits["train"].files:
         assert hashlib.sha256((files.at(dest) / file.name).read()).hexdigest() == file.sha256
+
+
+# What is guessed, passed over or dropped.
+
+
+def tiny_imagenet(root: Path, annotations: str) -> Path:
+    images = {f"train/{kind}/images/{kind}_{n}.JPEG": picture() for kind in ("n01", "n02") for n in range(2)}
+    images |= {f"{split}/images/{split}_{n}.JPEG": picture() for split in ("val", "test") for n in range(2)}
+    return plant(root, images | {"val/val_annotations.txt": annotations.encode(), "wnids.txt": b"n01\nn02\n"})
+
+
+def test_tiny_imagenet_as_it_is_unpacked(run, tmp_path):
+    source = tiny_imagenet(tmp_path / "tiny", "val_0.JPEG\tn02\t0\t0\t9\t9\nval_1.JPEG\tn01\t0\t0\t9\t9\n")
+    summary, dest = run(source)
+    assert summary["rows"] == {"test": 2, "train": 4, "validation": 2}
+    assert (table(dest).label.tolist(), table(dest, "validation").label.tolist()) == ([0, 0, 1, 1], [1, 0])
+    assert "label" not in table(dest, "test")
+    assert summary["remarks"] == [
+        "2 files that are no images were passed over (.txt 2)",
+        "test: all images lie in images/, which is taken for no class",
+        "val: all images lie in images/, which is taken for no class",
+        f"val: 2 labels are those of {source}/val/val_annotations.txt",
+        "test: 2 of 2 images have no label",
+    ]
+    assert read_manifest(files.at(dest)).remarks == summary["remarks"]
+    source = tiny_imagenet(tmp_path / "cut", "val_0.JPEG\tn02\t0\t0\t9\t9\n")
+    with pytest.raises(
+        DataError, match=r"val_annotations\.txt: tells the classes of 1 of 2 images of val, and not that"
+    ):
+        run(source, "cut")
+
+
+def test_labels_of_imagenet_as_kaggle_has_it(run, tmp_path):
+    images = {f"{place}.JPEG": picture() for place in ("train/n01/a", "train/n02/b", "val/ILSVRC2012_val_1", "val/x_2")}
+    solution = b"ImageId,PredictionString\nx_2,n01 1 2 3 4\nILSVRC2012_val_1,n02 1 2 3 4 n02 5 6 7 8\n"
+    _, dest = run(plant(tmp_path / "imagenet", images | {"LOC_val_solution.csv": solution}))
+    made = table(dest, "validation")
+    assert dict(zip(made.path, made.label, strict=True)) == {"val/ILSVRC2012_val_1.JPEG": 1, "val/x_2.JPEG": 0}
+
+
+def test_every_folder_may_be_told_to_be_a_class(run, tmp_path):
+    source = plant(tmp_path / "vehicles", {f"{kind}/1.png": picture() for kind in ("bus", "train", "car")})
+    with pytest.raises(DataError, match=r"vehicles: train/ looks like a split, bus/ like none; .*--kind classes"):
+        run(source)
+    _, dest = run(source, kind="classes")
+    assert read_manifest(files.at(dest)).classes == ["bus", "car", "train"]
+    plant(source, {"bare.png": picture()})
+    with pytest.raises(DataError, match=r"bare\.png lies in no folder of a class"):
+        run(source, "other", kind="classes")
+
+
+def test_a_class_that_no_training_image_has_is_said(run, tmp_path):
+    source = plant(
+        tmp_path / "pets",
+        {f"{place}.png": picture() for place in ("train/cat/1", "train/dog/1", "val/cat/1", "val/emu/1", "val/emu/2")},
+    )
+    summary, _ = run(source)
+    assert summary["remarks"] == ["validation: 2 of 3 images are of 1 classes that no training image has, as 'emu'"]
+
+
+def test_names_composed_in_two_ways_are_one_class(run, tmp_path):
+    source = plant(tmp_path / "pets", {"train/\u00e9/1.png": picture(), "train/b/1.png": picture()})
+    plant(source, {"val/e\u0301/1.png": picture(), "val/b/1.png": picture()})
+    summary, dest = run(source)
+    assert read_manifest(files.at(dest)).classes == ["b", "\u00e9"]
+    assert summary["remarks"] == []
+
+
+def test_dots_in_the_names_of_a_tar(run, tmp_path):
+    scans = {f"scan v1.{n}.png": picture() for n in range(3)} | {f"scan v2.{n}.png": picture() for n in range(2)}
+    labels = {"scan v1.1.cls": b"dog", "scan v1.0.cls": b"cat", "scan v1.2.cls": b"cat"}
+    labels |= {"scan v2.0.cls": b"dog", "scan v2.1.cls": b"dog"}
+    _, dest = run(shard(tmp_path / "shards" / "train.tar", scans | labels))
+    made = table(dest)
+    assert dict(zip(made.path, made.label, strict=True)) == dict(zip(scans, [0, 1, 0, 1, 1], strict=True))
+    assert read_manifest(files.at(dest)).classes == ["cat", "dog"]
+
+
+def test_further_images_of_the_samples_of_a_tar_are_passed_over(run, tmp_path):
+    plain = {f"{n}.jpg": encoded(Image.fromarray(noise(8, 8, 3)), "jpeg") for n in range(2)}
+    masks = {f"{n}.seg.png": picture() for n in range(2)}
+    summary, dest = run(shard(tmp_path / "a" / "x.tar", plain | masks))
+    assert table(dest).path.tolist() == ["0.jpg", "1.jpg"]
+    assert summary["remarks"] == ["2 further images of samples were passed over (.seg.png)"]
+    pairs = {f"{n}.{side}.png": picture() for n in range(2) for side in ("left", "right")}
+    with pytest.raises(DataError, match=r"x\.tar, 0\.right\.png: a second image of its sample, beside 0\.left\.png"):
+        run(shard(tmp_path / "b" / "x.tar", pairs), "pairs")
+
+
+def test_shards_tell_their_splits_wherever_the_word_stands(run, tmp_path):
+    for name in ("imagenet-train-0.tar", "imagenet-val-0000.tar", "readme-1.tar"):
+        source = shard(tmp_path / "shards" / name, {f"{name}.png": picture()})
+    summary, _ = run(source)
+    assert summary["rows"] == {"train": 1, "validation": 1}
+    assert summary["remarks"][0].startswith("1 files belong to no split and were left out (readme-1.tar)")
+
+
+def test_only_what_is_asked_for_is_read_of_a_parquet_set(run, tmp_path):
+    write_parquet(tmp_path / "old" / "train.parquet", [picture()] * 2, [0, 1])
+    source = write_parquet(tmp_path / "old" / "test.parquet", [picture()], [7])
+    with pytest.raises(DataError, match=r"test\.parquet, row 0: has label 7, but there are 2 classes"):
+        run(source)
+    assert run(source, "train", splits=["train"])[0]["rows"] == {"train": 2}
+    bare, dest = run(source, "bare", labels=False)
+    assert "label" not in table(dest, "test")
+    assert bare["remarks"] == []
+    plant(source, {"test.parquet": b"junk"})
+    assert run(source, "again", splits=["train"])[0]["rows"] == {"train": 2}
+
+
+def test_withheld_labels_are_no_class(run, tmp_path):
+    write_parquet(tmp_path / "old" / "train.parquet", [picture()] * 2, [0, 1])
+    write_parquet(tmp_path / "old" / "validation.parquet", [picture()] * 3, [0, -1, 1])
+    source = write_parquet(tmp_path / "old" / "test.parquet", [picture()] * 4, [-1] * 4)
+    write_parquet(tmp_path / "old" / "unlabeled.parquet", [], [])
+    summary, dest = run(source)
+    assert summary["remarks"] == [
+        "split unlabeled has no rows and was left out",
+        "test: 4 of 4 images have no label",
+        "validation: 1 of 3 images have no label",
+    ]
+    assert "label" not in table(dest, "test")
+    assert table(dest, "validation").label.tolist() == [0, -1, 1]
+    with pytest.raises(DataError, match=r"split unlabeled has no images"):
+        run(source, "b", splits=["unlabeled"])
+
+
+def test_splits_that_name_their_classes_otherwise_are_matched_by_name(run, tmp_path):
+    for split, names in (("train", ["cat", "dog", "dog"]), ("test", ["dog", "ape"])):
+        rows = pa.array([{"bytes": picture(), "path": None}] * len(names), IMAGE)
+        (tmp_path / "old").mkdir(exist_ok=True)
+        pq.write_table(pa.table({"image": rows, "label": names}), tmp_path / "old" / f"{split}.parquet")
+    summary, dest = run(tmp_path / "old", keep_order=True)
+    assert read_manifest(files.at(dest)).classes == ["ape", "cat", "dog"]
+    assert (table(dest).label.tolist(), table(dest, "test").label.tolist()) == ([1, 2, 2], [2, 0])
+    assert summary["remarks"] == [
+        "splits list other classes: matched by name, 3 in all",
+        "test: 1 of 2 images are of 1 classes that no training image has, as 'ape'",
+    ]
+
+
+def test_a_class_list_in_another_encoding_is_read_or_refused(run, pets, tmp_path):
+    for encoding in ("utf-8-sig", "utf-16"):
+        plant(tmp_path, {encoding: "dog\r\n".encode(encoding)})
+        assert run(pets, encoding + " set", classes=str(tmp_path / encoding))[0]["classes"] == 1
+    plant(tmp_path, {"latin": "dog\nm\u00f6we\n".encode("latin-1")})
+    with pytest.raises(DataError, match=r"latin: byte 5 is no UTF-8-SIG; write the file as UTF-8"):
+        run(pets, classes=str(tmp_path / "latin"))
+
+
+@pytest.mark.parametrize("name", ["set.tar.gz", "set.zip"])
+def test_what_is_packed_is_refused_with_what_to_do(run, tmp_path, name):
+    with pytest.raises(DataError, match=rf"{name}: no source of images; unpack it first"):
+        run(plant(tmp_path, {name: b"x"}) / name)

@@ -128,17 +128,12 @@ def test_a_bad_image_is_named_by_file_and_row(tmp_path, opened, value, what):
         images.get(np.array([0, 9]))
 
 
-def test_a_null_label_is_named_by_file_and_row(tmp_path, opened):
-    images = opened(write(tmp_path / "a.parquet", [pixel(0)] * 6, [0, 1, 0, 1, None, 1]))
-    with pytest.raises(DataError, match=r"a\.parquet, row 4: the label is null"):
-        images.labels(np.array([0]))
-
-
 def test_a_set_without_labels_says_so(tmp_path, opened):
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": pa.array([{"bytes": pixel(5), "path": ""}], IMAGE)}), file)
     images = opened(file)
-    assert (images.labelled, images.classes) == (False, [])
+    assert images.classes == []
+    assert "no `label` column" in images.unlabelled()
     assert colours(images.get(np.array([0]))) == [5]
     with pytest.raises(DataError, match=r"a\.parquet: no `label` column"):
         images.labels(np.array([0]))
@@ -160,35 +155,6 @@ def test_a_file_that_is_damaged_inside_is_named(folder, opened):
         opened(folder).get(np.array([0]))
 
 
-@pytest.mark.parametrize(
-    "table",
-    [{"picture": [1]}, {"image": [b"bytes without a struct"]}, {"image": [{"path": "elsewhere.png"}]}],
-)
-def test_a_file_without_image_bytes_is_named_with_its_columns(tmp_path, opened, table):
-    pq.write_table(pa.table(table), tmp_path / "odd.parquet")
-    with pytest.raises(DataError, match=rf"odd\.parquet: no column `image` .*but {next(iter(table))}"):
-        opened(tmp_path / "odd.parquet")
-
-
-def test_labels_that_are_not_whole_numbers_are_refused(tmp_path, opened):
-    schema = pa.schema([("image", IMAGE), ("label", pa.string())])
-    with pytest.raises(DataError, match=r"a\.parquet: column `label` has type string"):
-        opened(write(tmp_path / "a.parquet", [pixel(0)], ["cat"], schema=schema))
-
-
-@pytest.mark.parametrize(
-    ("schema", "what"),
-    [
-        (pa.schema([("image", IMAGE), ("label", pa.int32())], metadata={"classes": "cat,dog"}), "label"),
-        (SCHEMA.with_metadata({"classes": "dog,cat"}), "classes"),
-    ],
-)
-def test_files_that_differ_are_refused_by_name(folder, opened, schema, what):
-    write(folder / "train other.parquet", [pixel(0)], schema=schema)
-    with pytest.raises(DataError, match=rf"train other\.parquet: {what} is .*train 0\.parquet"):
-        opened(folder)
-
-
 def test_a_file_given_twice_is_refused(folder, opened):
     shutil.copy(folder / "train 0.parquet", folder / "train copy.parquet")
     with pytest.raises(DataError, match=r"train copy\.parquet: the same file as .*train 0\.parquet"):
@@ -207,9 +173,29 @@ def test_no_rows_is_an_error_that_names_the_file(tmp_path, opened):
         opened(write(tmp_path / "empty.parquet", []))
 
 
-def test_an_empty_file_among_others_does_no_harm(folder, opened):
-    write(folder / "train -.parquet", [])
-    assert colours(opened(folder).get(np.arange(18))) == list(range(18))
+def test_files_without_rows_and_hidden_ones_count_as_nothing(folder, opened):
+    for name in ("train -.parquet", "train 0 empty.parquet", "train z.parquet"):  # of one size, and the same inside
+        write(folder / name, [])
+    (folder / "._train 0.parquet").write_bytes(b"what macOS keeps of a file")
+    images = opened(folder)
+    assert colours(images.get(np.arange(18))) == list(range(18))
+    assert images.remarks == [
+        "1 hidden files were passed over (._train 0.parquet)",
+        "3 of 5 files have no rows",
+    ]
+
+
+def test_a_split_without_rows_is_none(folder, opened):
+    write(folder / "test.parquet", [])
+    assert opened(folder, split="test") is None
+
+
+def test_files_that_belong_to_no_split_are_named(folder, opened):
+    for name in ("part-7.parquet", "part-8.parquet"):
+        write(folder / name, [pixel(0)])
+    images = opened(folder)
+    assert len(images) == 18
+    assert images.remarks[0].startswith("2 files belong to no split and were left out (part-7.parquet, part-8.parquet)")
 
 
 def test_class_names_may_hold_commas(tmp_path, opened):

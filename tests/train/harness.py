@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from emc2dist import files
 from emc2dist.config import Spec, parse
-from emc2dist.data.images import open_images
+from emc2dist.data.images import open_images, open_labelled
 from emc2dist.service.checkpoints import send
 from emc2dist.store import Layout, LocalStore
 from emc2dist.train import loop
@@ -56,12 +56,13 @@ class Run:
         shutil.move(folder, self.checkpoints[step])
 
     def go(self, resume: Path | None = None) -> "Run":
-        train, test = open_images(self.spec.data, "train"), open_images(self.spec.data, "test")
+        train = open_images(self.spec.data, "train")
+        labelled = open_labelled(self.spec.data, self.spec.eval, train)
         schema = schema_for(self.spec)
         store = LocalStore(Layout(len(train), self.spec.shards), schema)
         with TemporaryDirectory() as scratch:
             parts = (store, self, self, torch.device("cpu"), self, Path(scratch))
-            self.steps = loop.run(loop.Job(self.spec, train, train, test, *parts), resume)
+            self.steps = loop.run(loop.Job(self.spec, train, labelled, *parts), resume)
         return self
 
     def column(self, name: str) -> list[float]:
@@ -80,11 +81,12 @@ class Rank:
         dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=spec.workers)
         run = Run(spec, Path(folder), stop_after)
         run.keep = lambda step, source, row: send(source, files.at(folder))
-        train, test = open_images(spec.data, "train"), open_images(spec.data, "test")
+        train = open_images(spec.data, "train")
+        labelled = open_labelled(spec.data, spec.eval, train)
         try:
             with TemporaryDirectory() as scratch:
                 parts = (store, run, run, torch.device("cpu"), run, Path(scratch))
-                loop.run(loop.Job(spec, train, train, test, *parts), resume)
+                loop.run(loop.Job(spec, train, labelled, *parts), resume)
         finally:
             dist.destroy_process_group()
         return run.rows

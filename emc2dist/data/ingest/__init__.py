@@ -34,7 +34,7 @@ from emc2dist.data.catalogue import (
     read_manifest,
 )
 from emc2dist.data.ingest.kinds import KINDS, open_source, recognise
-from emc2dist.data.ingest.selection import ordered, read_classes, select
+from emc2dist.data.ingest.selection import Selection, ordered, read_classes, select
 from emc2dist.data.ingest.source import Source, Split
 from emc2dist.data.ingest.unfinished import JOB, Job, Unfinished, is_done
 from emc2dist.data.ingest.workers import write_files
@@ -61,6 +61,7 @@ def ingest(
     rows_per_file: int = 4096,
     workers: int | None = None,
     skip_unreadable: bool = False,
+    labels: bool = True,
     s3: S3 | None = None,
     cache_dir: str = Data().cache_dir,
 ) -> dict[str, Any]:
@@ -70,7 +71,8 @@ def ingest(
     the name of a pinned list or of a text file (both: `selection`). The order of rows follows from `seed` and their
     number, or is the source's with `keep_order`. `workers` processes, by default one for each CPU and two files at
     least, write files of `rows_per_file` rows; 0 and 1: this process does. Images that cannot be decoded stop the work,
-    or are left out and listed. `s3` says how S3 is reached; `cache_dir` is where Parquet sources are unpacked.
+    or are left out and listed. Without `labels` none are looked at. `s3` says how S3 is reached; `cache_dir` is where
+    Parquet sources are unpacked.
 
     Returns: rows of each split, files, bytes, classes, unreadable, duplicates, remarks (what was guessed, passed over,
     converted or dropped), seconds, images_per_second (of what this call wrote), dest.
@@ -88,9 +90,9 @@ def ingest(
         raise DataError(f"{dest}: is the source; give another DEST")
     kind = kind or recognise(source)
     say(f"listing {source} ({kind})")
-    listed = open_source(source, kind, s3, cache_dir)
-    names, chosen = select(listed, splits, None if classes is None else read_classes(classes))
-    plan = _Plan(kind, listed, names, chosen, None if keep_order else seed, rows_per_file)
+    listed = open_source(source, kind, s3, cache_dir, labels=labels)
+    chosen = select(listed, splits, None if classes is None else read_classes(classes), labels=labels)
+    plan = _Plan(kind, listed, chosen, None if keep_order else seed, rows_per_file)
     if is_done(place, plan.job):
         say(f"{place}: this very set is finished already")
         (place / UNFINISHED).remove()  # which a run that was killed at the very end leaves
@@ -117,12 +119,24 @@ class _Plan:
 
     kind: str
     source: Source
-    classes: list[str]
-    splits: dict[str, Split]
-    """By the names they are written under, in the source's order."""
+    chosen: Selection
+    """Classes, and splits in the source's order."""
     seed: int | None
     """Of the order in which they are written; None keeps the source's."""
     rows_per_file: int
+
+    @property
+    def classes(self) -> list[str]:
+        return self.chosen.classes
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        return self.chosen.splits
+
+    @property
+    def remarks(self) -> list[str]:
+        """What was guessed, passed over or dropped so far."""
+        return self.source.remarks + self.chosen.remarks
 
     @property
     def images(self) -> int:
@@ -207,7 +221,7 @@ def _finish(plan: _Plan, dest: Place, notes: dict[str, Note]) -> None:
         },
         unreadable=unreadable,
         duplicates=len(digests) - len(np.unique(digests)),
-        remarks=[*plan.source.remarks, *(f"{images} images: {what}" for what, images in sorted(converted.items()))],
+        remarks=[*plan.remarks, *(f"{images} images: {what}" for what, images in sorted(converted.items()))],
     )
     (dest / JOB).write(json.dumps(plan.job).encode())
     (dest / MANIFEST).write(manifest.model_dump_json(indent=1).encode())

@@ -1,25 +1,30 @@
 """Folders of image files.
 
-    imagefolder   ROOT/CLASS/**/image, or ROOT/SPLIT/CLASS/**/image with splits of the usual names. Classes are numbered
-                  in the order of their sorted names, as torchvision's ImageFolder numbers them. A split whose images
-                  lie in no folders has no labels.
+    imagefolder   classes and splits by the folders that images lie in (`layout`). Classes are numbered in the order of
+                  their sorted names, as torchvision's ImageFolder numbers them
+    classes       every folder of the root is a class, one split `train`
     flat          images at any depth, one split `train`, no labels
+
+The labels of a split whose images lie in no folders of classes are looked for in text files beside them, as in
+Tiny-ImageNet's val_annotations.txt or ImageNet's LOC_val_solution.csv (`annotations`).
 
 Images are known by their extension. Hidden files and folders are passed over; linked folders are followed, each folder
 once. An image is written as the very bytes of its file.
 """
 
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emc2dist.data.ingest.source import Samples, Source, Split, listing_digest
+from emc2dist.data.ingest.annotations import read_annotations
+from emc2dist.data.ingest.layout import Where, arrange
+from emc2dist.data.ingest.source import Samples, Source, Split, listing_digest, passed_over
 from emc2dist.errors import DataError, StorageError
 
 EXTENSIONS = frozenset(
@@ -27,30 +32,66 @@ EXTENSIONS = frozenset(
      ".tga", ".ppm", ".pgm", ".pbm", ".pnm")
 )  # fmt: skip
 """Of files that are taken for images, in lower case."""
-SPLITS = ("train", "val", "valid", "validation", "test", "unlabeled", "unlabelled")
-"""Folders of these names, where the root has no others with images, are splits and not classes."""
 MAX_BYTES = 2**30
 """A file larger than this is no image, and is not read into memory to find out."""
 
 
 class Folder(Source):
-    """Image files below a folder.
+    """Image files below a folder, read as one of the `kinds` above.
 
     Raises:
         DataError: no images there, or their places say two things at once; names one of them.
     """
 
-    def __init__(self, root: Path, *, flat: bool) -> None:
+    def __init__(self, root: Path, kind: str) -> None:
         self.root = str(root)
         listing = Listing(root)
         self._names = [name for name, _ in listing.images]
         if not self._names:
-            raise DataError(f"{root}: no images; give a folder that holds some ({', '.join(sorted(EXTENSIONS))})")
+            extensions = ", ".join(sorted(EXTENSIONS))
+            others = "".join(f" ({remark})" for remark in passed_over(listing.others))
+            raise DataError(f"{root}: no images{others}; give a folder that holds some ({extensions})")
         self.digest = listing_digest(listing.images)
-        self.remarks = [f"{listing.others} files that are no images were passed over"] if listing.others else []
-        places = _places(self.root, self._names) if not flat else [_Place("train", None) for _ in self._names]
-        self.classes = sorted({place.kind for place in places if place.kind is not None})
-        self.splits = _splits(places, self.classes)
+        self.remarks = passed_over(listing.others)
+        places = self._arranged(kind)
+        self.splits = self._labelled(places)
+
+    def _arranged(self, kind: str) -> list[Where]:
+        folders = [_folders(name) for name in self._names]
+        if kind == "flat":
+            return [Where("train", None)] * len(folders)
+        if kind == "classes":
+            if () in folders:
+                bare = printable(self._names[folders.index(())])
+                raise DataError(f"{self.root}: {bare} lies in no folder of a class; move it into one")
+            return [Where("train", found[0]) for found in folders]
+        try:
+            places, remarks = arrange(folders)
+        except DataError as error:
+            raise DataError(f"{self.root}: {error}") from error
+        self.remarks += remarks
+        return places
+
+    def _labelled(self, places: list[Where]) -> dict[str, Split]:
+        classes = sorted({place.kind for place in places if place.kind is not None})
+        splits = {}
+        for split in sorted({place.split for place in places}):
+            positions = np.array([n for n, place in enumerate(places) if place.split == split], np.int64)
+            kinds = [places[position].kind for position in positions]
+            if classes and None in kinds:
+                kinds = self._annotated(split, positions, set(classes)) or kinds
+            number = {name: label for label, name in enumerate(classes)}
+            labels = None if None in kinds else np.array([number[kind] for kind in kinds if kind is not None], np.int64)
+            splits[split] = Split(positions, labels, classes)
+        return splits
+
+    def _annotated(self, split: str, positions: NDArray[np.int64], classes: set[str]) -> list[str | None] | None:
+        names = [self._names[position].rpartition("/")[2] for position in positions]
+        found = read_annotations(Path(self.root), split, names, classes)
+        if found is None:
+            return None
+        self.remarks.append(f"{split}: {len(names)} labels are those of {found.file}")
+        return [*found.kinds]
 
     def samples(self, positions: NDArray[np.int64]) -> Samples:
         """The images at some positions, in that order."""
@@ -79,11 +120,11 @@ class _Files(Samples):
 
 
 class Listing:
-    """The files below a folder: `images` as (name from the folder on, bytes), sorted, and the number of `others`."""
+    """The files below a folder: `images` as (name from the folder on, bytes), sorted; and `others` by extension."""
 
     def __init__(self, root: Path) -> None:
         self._seen: set[tuple[int, int]] = set()
-        self.others = 0
+        self.others = Counter[str]()
         self.images = sorted(self._images(str(root), ""))
 
     def _images(self, folder: str, prefix: str) -> Iterator[tuple[str, int]]:
@@ -97,7 +138,7 @@ class Listing:
             elif (size := _image_size(entry)) is not None:
                 yield prefix + entry.name, size
             else:
-                self.others += 1
+                self.others[Path(entry.name).suffix.lower()] += 1
 
 
 def _read_bounded(file: Path) -> bytes:
@@ -111,6 +152,11 @@ def _read_bounded(file: Path) -> bytes:
 def printable(name: str) -> str:
     """A file's name as proper Unicode: bytes that are none are replaced."""
     return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _folders(name: str) -> tuple[str, ...]:
+    """The folders of a file, composed: macOS writes accents as characters of their own."""
+    return tuple(unicodedata.normalize("NFC", printable(name)).split("/")[:-1])
 
 
 def _scan(folder: str) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
@@ -128,49 +174,9 @@ def _image_size(entry: os.DirEntry[str]) -> int | None:
     """Bytes of what is named as an image; -1 for a link that leads nowhere, which is an image that cannot be read."""
     if Path(entry.name).suffix.lower() not in EXTENSIONS:
         return None
-    if entry.is_file():
-        return entry.stat().st_size
-    return -1 if entry.is_symlink() and not Path(entry.path).exists() else None
-
-
-class _Place(NamedTuple):
-    """Where an image belongs."""
-
-    split: str
-    kind: str | None
-    """Name of its class."""
-
-
-def _places(root: str, names: list[str]) -> list[_Place]:
-    """Split and class of each image, by the folders it lies in."""
-    folders = [printable(name).split("/")[:-1] for name in names]
-    tops = {found[0] for found in folders if found}
-    if tops and tops <= set(SPLITS):
-        _check_alike(root, names, [bool(found) for found in folders])
-        places = [_Place(found[0], found[1] if len(found) > 1 else None) for found in folders]
-    else:
-        places = [_Place("train", found[0] if found else None) for found in folders]
-    for split in {place.split for place in places}:
-        members = [n for n, place in enumerate(places) if place.split == split]
-        _check_alike(root, [names[n] for n in members], [places[n].kind is not None for n in members])
-    return places
-
-
-def _check_alike(root: str, names: list[str], in_folders: list[bool]) -> None:
-    if len(set(in_folders)) == 2:
-        inside, outside = (printable(names[in_folders.index(which)]) for which in (True, False))
-        raise DataError(
-            f"{root}: {inside} lies in a folder of its class or split, {outside} in none; move one of them, or "
-            "take all images without labels with --kind flat"
-        )
-
-
-def _splits(places: list[_Place], classes: list[str]) -> dict[str, Split]:
-    number = {name: label for label, name in enumerate(classes)}
-    splits = {}
-    for split, members in groupby(range(len(places)), key=lambda position: places[position].split):
-        positions = np.array(list(members), np.int64)
-        kinds = [places[position].kind for position in positions]
-        labels = None if None in kinds else np.array([number[kind] for kind in kinds if kind is not None], np.int64)
-        splits[split] = Split(positions, labels)
-    return splits
+    try:
+        if entry.is_file():
+            return entry.stat().st_size
+        return -1 if entry.is_symlink() and not Path(entry.path).exists() else None
+    except OSError:  # it cannot even be looked at
+        return -1

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from emc2dist import files
 from emc2dist.config import S3
 from emc2dist.data.catalogue import MANIFEST, UNFINISHED
 from emc2dist.data.ingest.folder import Folder
@@ -11,9 +12,10 @@ from emc2dist.data.ingest.pixels import Cifar, Stl10, is_cifar, is_stl10
 from emc2dist.data.ingest.source import Source
 from emc2dist.data.ingest.tar import Tar
 from emc2dist.errors import DataError
-from emc2dist.files import is_remote
 
-KINDS = ("imagefolder", "flat", "stl10", "cifar", "tar", "parquet")
+KINDS = ("imagefolder", "classes", "flat", "stl10", "cifar", "tar", "parquet")
+
+_PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 def recognise(path: str) -> str:
@@ -22,35 +24,40 @@ def recognise(path: str) -> str:
     Raises:
         DataError: nothing there, or a file that is no source.
     """
-    if is_remote(path):
+    if files.is_remote(path):
         return "parquet"
-    place = Path(path).expanduser()
-    if place.is_file():
-        if place.suffix in (".parquet", ".tar"):
-            return place.suffix.removeprefix(".")
-        raise DataError(f"{path}: no source of images; give a folder, a .tar or a .parquet file")
-    if not place.is_dir():
-        raise DataError(f"{path}: no such file or folder; give the folder or file that holds the images")
-    return next((kind for kind, holds in _SIGNS.items() if holds(place)), "imagefolder")
+    place = files.local(path)
+    with files.explained(path):
+        if place.is_file():
+            suffix = place.suffix.lower()
+            if suffix in (".parquet", ".tar"):
+                return suffix.removeprefix(".")
+            what = "; unpack it first" if suffix in _PACKED else ", but a folder, a .tar or a .parquet file may be one"
+            raise DataError(f"{path}: no source of images{what}")
+        if not place.is_dir():
+            raise DataError(f"{path}: no such file or folder; give the folder or file that holds the images")
+        return next((kind for kind, holds in _SIGNS.items() if holds(place)), "imagefolder")
 
 
-def open_source(path: str, kind: str, s3: S3 | None, cache_dir: str) -> Source:
-    """List the source of a given kind at `path`. `s3` and `cache_dir` are for Parquet sets.
+def open_source(path: str, kind: str, s3: S3 | None, cache_dir: str, *, labels: bool = True) -> Source:
+    """List the source of a given kind at `path`. `s3` and `cache_dir` are for Parquet sets, and so is `labels`: without
+    it those are not even looked at.
 
     Raises:
         DataError: it is no such source, or holds no images; names file and row where there is one.
         StorageError: it cannot be reached.
     """
     if kind == "parquet":
-        return ParquetSource(path, s3, cache_dir)
-    if is_remote(path):
+        return ParquetSource(path, s3, cache_dir, labels=labels)
+    if files.is_remote(path):
         raise DataError(f"{path}: only Parquet sets are read from S3; copy the files to a disk first")
-    place = Path(path).expanduser()
-    if not place.exists():
-        raise DataError(f"{path}: no such file or folder; give the folder or file that holds the images")
-    if not place.is_dir() and kind != "tar":
-        raise DataError(f"{path}: a source of kind {kind} is a folder, and this is a file")
-    return _OPEN[kind](place)
+    place = files.local(path)
+    with files.explained(path):
+        if not place.exists():
+            raise DataError(f"{path}: no such file or folder; give the folder or file that holds the images")
+        if not place.is_dir() and kind != "tar":
+            raise DataError(f"{path}: a source of kind {kind} is a folder, and this is a file")
+        return _OPEN[kind](place)
 
 
 _SIGNS: dict[str, Callable[[Path], bool]] = {
@@ -61,8 +68,9 @@ _SIGNS: dict[str, Callable[[Path], bool]] = {
 }
 
 _OPEN: dict[str, Callable[[Path], Source]] = {
-    "imagefolder": lambda path: Folder(path, flat=False),
-    "flat": lambda path: Folder(path, flat=True),
+    "imagefolder": lambda path: Folder(path, "imagefolder"),
+    "classes": lambda path: Folder(path, "classes"),
+    "flat": lambda path: Folder(path, "flat"),
     "stl10": Stl10,
     "cifar": Cifar,
     "tar": Tar,

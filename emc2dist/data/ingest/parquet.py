@@ -4,8 +4,10 @@ In the order of the new set, neighbours lie in different row groups of the old o
 on this machine's disk go through the cache in `cache_dir`, so that each is fetched and decoded once.
 """
 
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ from numpy.typing import NDArray
 
 from emc2dist import files
 from emc2dist.config import S3
-from emc2dist.data.catalogue import Catalogue, naming, open_catalogue, splits_of
+from emc2dist.data.catalogue import MANIFEST, Catalogue, open_catalogue, splits_of
+from emc2dist.data.columns import naming
 from emc2dist.data.ingest.source import Samples, Source, Split, check_labels, listing_digest
 from emc2dist.data.parquet import ParquetImages
 from emc2dist.errors import DataError
@@ -24,6 +27,7 @@ from emc2dist.files import Entry, Place
 
 _AHEAD = 32  # images read at once
 _FILES = 16  # files whose paths are read at once
+_MOST_ROWS = 2**40  # of a split: the position of a row tells its split
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,10 @@ class _Set:
     path: str
     s3: S3 | None
     cache_dir: str
+    labels: bool
 
-    def catalogue(self, split: str) -> Catalogue:
-        catalogue = open_catalogue(files.at(self.path, self.s3), split, Path(self.cache_dir).expanduser())
-        assert catalogue is not None, "splits_of names what is there"
-        return catalogue
+    def catalogue(self, split: str) -> Catalogue | None:
+        return open_catalogue(files.at(self.path, self.s3), split, Path(self.cache_dir).expanduser())
 
     def images(self, split: str) -> ParquetImages:
         images = ParquetImages.open(self.path, split, s3=self.s3, cache_dir=self.cache_dir)
@@ -46,38 +49,73 @@ class _Set:
 
 
 class ParquetSource(Source):
-    """A Parquet set.
+    """A Parquet set. Only those splits are opened, and their labels read, that are asked for.
 
     Raises:
-        DataError: see `emc2dist.data.catalogue.open_catalogue`; or a label is null, or no class's number.
-        StorageError: it cannot be reached.
+        DataError: see `emc2dist.data.catalogue.open_catalogue`. StorageError: it cannot be reached.
     """
 
-    def __init__(self, path: str, s3: S3 | None, cache_dir: str) -> None:
-        self._set = _Set(path, s3, cache_dir)
+    def __init__(self, path: str, s3: S3 | None, cache_dir: str, *, labels: bool) -> None:
+        self._set = _Set(path, s3, cache_dir, labels)
         place = files.at(path, s3)
-        self.root = str(place) if place.entry() is None else str(place).rpartition("/")[0] or "."
-        found = {name: self._set.catalogue(name) for name in splits_of(place)}
-        self.classes = next(iter(found.values())).classes
-        self.digest = listing_digest(
-            (entry.name + (entry.tag if place.remote else ""), entry.size)
-            for catalogue in found.values()
-            for entry in catalogue.entries
-        )
+        entry = place.entry()
+        self.root = str(place) if entry is None else str(place).rpartition("/")[0] or "."
         self.remarks = []
-        self.splits, first = {}, 0
-        for name, catalogue in found.items():
-            self.splits[name] = Split(np.arange(first, first + catalogue.rows), _labels(catalogue, self.classes))
-            first += catalogue.rows
-        self._paths = pa.chunked_array([_paths(catalogue) for catalogue in found.values()], pa.string())
+        self.splits: _Splits = _Splits(self._set, splits_of(place), self.remarks)
+        files_there = place.entries() if entry is None else [entry]
+        self.digest = listing_digest(
+            (one.name + (one.tag if place.remote else ""), one.size)
+            for one in files_there
+            if one.name.endswith((".parquet", MANIFEST))
+        )
 
     def samples(self, positions: NDArray[np.int64]) -> Samples:
         """The images at some positions, in that order."""
         names = list(self.splits)
-        firsts = np.array([split.positions[0] for split in self.splits.values()])
-        numbers = np.searchsorted(firsts, positions, side="right") - 1
-        splits = [names[number] for number in numbers]
-        return _Rows(self._set, self.root, splits, positions - firsts[numbers], self._paths.take(positions).to_pylist())
+        numbers, rows = np.divmod(positions, _MOST_ROWS)
+        paths = np.empty(len(positions), object)
+        for number in np.unique(numbers):
+            here = numbers == number
+            paths[here] = self.splits.paths(names[number]).take(pa.array(rows[here])).to_pylist()
+        return _Rows(self._set, self.root, [names[number] for number in numbers], rows, paths.tolist())
+
+
+class _Splits(Mapping[str, Split]):
+    """The splits of a set, opened when they are asked for; what was guessed then is added to `remarks`."""
+
+    def __init__(self, source: _Set, names: list[str], remarks: list[str]) -> None:
+        self._set, self._names, self._remarks = source, names, remarks
+        self._opened: dict[str, Split] = {}
+        self._paths: dict[str, pa.Array] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, name: str) -> Split:
+        if name not in self._opened:
+            self._opened[name] = self._open(name)
+        return self._opened[name]
+
+    def _open(self, name: str) -> Split:
+        catalogue = self._set.catalogue(name)
+        if catalogue is None:
+            return Split(np.empty(0, np.int64), None)
+        self._remarks += [remark for remark in catalogue.remarks if remark not in self._remarks]
+        positions = self._names.index(name) * _MOST_ROWS + np.arange(catalogue.rows)
+        return Split(positions, *_labels(catalogue)) if self._set.labels else Split(positions, None)
+
+    def paths(self, name: str) -> pa.Array:
+        """The names that the images of a split are known by, null where the set gives none."""
+        if name not in self._paths:
+            catalogue = self._set.catalogue(name)
+            assert catalogue is not None, "there are no positions in a split without rows"
+            with ThreadPoolExecutor(_FILES) as pool:
+                column = repeat(catalogue.image)
+                self._paths[name] = pa.concat_arrays(pool.map(_paths_of, catalogue.places, catalogue.entries, column))
+        return self._paths[name]
 
 
 @dataclass
@@ -97,7 +135,9 @@ class _Rows(Samples):
         return self.paths[k]
 
     def where(self, k: int) -> str:
-        where = self.set.catalogue(self.splits[k]).where(int(self.rows[k]))
+        catalogue = self.set.catalogue(self.splits[k])
+        assert catalogue is not None, "there are no positions in a split without rows"
+        where = catalogue.where(int(self.rows[k]))
         return where.removeprefix(f"{self.root}/")
 
     def read(self, k: int) -> bytes:
@@ -116,25 +156,24 @@ class _Rows(Samples):
         return self._images[split].encoded(self.rows[wanted])
 
 
-def _labels(catalogue: Catalogue, classes: list[str]) -> NDArray[np.int64] | None:
+def _labels(catalogue: Catalogue) -> tuple[NDArray[np.int64] | None, list[str]]:
+    """Labels and names of classes. Raises DataError where they cannot be read, or one is no class's number."""
     if not catalogue.labelled:
-        return None
-    labels = catalogue.labels()
+        return None, []
+    try:
+        labels, classes = catalogue.labels()
+    except DataError as error:
+        raise DataError(f"{error}. Or leave all labels out with --no-labels") from error
     check_labels(labels, classes, catalogue.where)
-    return labels
+    return labels, classes
 
 
-def _paths(catalogue: Catalogue) -> pa.Array:
-    """The names that the images of a split are known by, null where the set gives none."""
-    with ThreadPoolExecutor(_FILES) as pool:
-        columns = list(pool.map(_paths_of_file, catalogue.places, catalogue.entries))
-    return pa.concat_arrays(columns)
-
-
-def _paths_of_file(place: Place, entry: Entry) -> pa.Array:
+def _paths_of(place: Place, entry: Entry, image: str) -> pa.Array:
+    """The `path` beside the bytes of each image of a file."""
+    column, _, _ = image.rpartition(".")
     with naming(place), pq.ParquetFile(place.open(entry)) as opened:
-        image = opened.schema_arrow.field("image").type
-        if image.get_field_index("path") < 0:
+        kind = opened.schema_arrow.field(column).type.get_field_index("path") if column else -1
+        if kind < 0:
             return pa.nulls(opened.metadata.num_rows, pa.string())
-        column = opened.read(columns=["image.path"], use_threads=False).column(0).combine_chunks()
-    return pc.struct_field(column, "path").cast(pa.string())
+        found = opened.read(columns=[f"{column}.path"], use_threads=False).column(0).combine_chunks()
+        return pc.struct_field(found, "path").cast(pa.string())

@@ -21,6 +21,7 @@ from numpy._core.numeric import _frombuffer  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 from PIL import Image
 
+from emc2dist import files
 from emc2dist.data.ingest.source import Samples, Source, Split, check_labels, listing_digest, read_range
 from emc2dist.errors import DataError, StorageError
 
@@ -49,7 +50,7 @@ class Stl10(Source):
     def __init__(self, root: Path) -> None:
         self.root = str(root)
         self.remarks = []
-        self.splits = {}
+        self.splits: dict[str, Split] = {}
         self.classes = _lines(root / "class_names.txt")
         self._images: list[tuple[str, int]] = []  # of each position: the split it is in, and its number there
         files = sorted(root.glob("*_X.bin"))
@@ -66,7 +67,7 @@ class Stl10(Source):
         first, count = len(self._images), size // _STL10_BYTES
         self._images += [(name, number) for number in range(count)]
         labels = self._labels(file.with_name(f"{name}_y.bin"), count)
-        self.splits[name] = Split(np.arange(first, first + count), labels)
+        self.splits[name] = Split(np.arange(first, first + count), labels, self.classes)
 
     def _labels(self, file: Path, count: int) -> NDArray[np.int64] | None:
         if not file.is_file():
@@ -132,7 +133,7 @@ class Cifar(Source):
             labels.append(found)
             self._pixels = np.concatenate([self._pixels, pixels])
             self._paths += [f"{split}/{name}" for name in names]
-        return Split(np.arange(first, len(self._paths)), np.concatenate(labels))
+        return Split(np.arange(first, len(self._paths)), np.concatenate(labels), self.classes)
 
     def _batch(self, file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
         batch = _unpickle(file)
@@ -174,7 +175,7 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _lines(file: Path) -> list[str]:
-    return file.read_text().split() if file.is_file() else []
+    return files.text(file).split() if file.is_file() else []
 
 
 def _is_cifar100(folder: Path) -> bool:

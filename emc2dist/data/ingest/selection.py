@@ -3,8 +3,8 @@
     --split SOURCE=NAME    takes that split of the source, as NAME; several under one NAME are put end to end
     --classes LIST         keeps the images of these classes; the others' numbers close up, in the order they had
 
-Without --split, all splits are taken; val and valid are called validation. Labels keep the source's order of classes:
-for folders, that of the sorted names.
+Without --split, all splits are taken, under the names that `emc2dist.data.splits` gives them. Labels keep the source's
+order of classes: for folders, that of the sorted names. Splits that name their classes otherwise are matched by name.
 """
 
 import difflib
@@ -12,19 +12,29 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emc2dist import files
 from emc2dist.data.ingest.source import Source, Split
-from emc2dist.errors import DataError, SpecError
+from emc2dist.data.splits import split_of
+from emc2dist.errors import DataError, SpecError, StorageError
 
 PINNED = {"imagenet100": "imagenet100.txt"}
 """Class lists that come with emc2dist. imagenet100: the 100 classes of Tian, Krishnan and Isola, Contrastive Multiview
 Coding, as in imagenet100.txt of github.com/HobbitLong/CMC at commit bc687a26; names are WordNet ids."""
 
-_USUAL = {"val": "validation", "valid": "validation", "unlabelled": "unlabeled"}
+
+class Selection(NamedTuple):
+    """What is written."""
+
+    classes: list[str]
+    splits: dict[str, Split]
+    """By the names they are written under."""
+    remarks: list[str]
+    """What was joined or dropped, and what cannot be evaluated."""
 
 
 def read_classes(name: str) -> list[str]:
@@ -37,10 +47,9 @@ def read_classes(name: str) -> list[str]:
         text = (resources.files(__package__) / "classes" / PINNED[name]).read_text()
     else:
         try:
-            text = Path(name).expanduser().read_text()
-        except OSError as error:
-            known = " or ".join(PINNED)
-            raise DataError(f"{name}: no class list ({error.strerror}); give {known}, or a text file") from error
+            text = files.text(files.local(name))
+        except StorageError as error:
+            raise DataError(f"--classes: {error}; give {' or '.join(PINNED)}, or a text file") from error
     names = [line.strip() for line in text.splitlines() if line.strip()]
     twice = [one for one, times in Counter(names).items() if times > 1]
     if twice or not names:
@@ -48,22 +57,33 @@ def read_classes(name: str) -> list[str]:
     return names
 
 
-def select(source: Source, splits: Sequence[str], wanted: list[str] | None) -> tuple[list[str], dict[str, Split]]:
-    """The classes and, by the names they are written under, the splits to write.
+def select(source: Source, splits: Sequence[str], wanted: list[str] | None, *, labels: bool = True) -> Selection:
+    """The classes and the splits to write; only the labels of these are read, and none without `labels`.
 
     Raises:
         DataError: the source has no such split or class, or nothing is left, or labels are on a part only.
         SpecError: a `--split` is not written SOURCE or SOURCE=NAME.
     """
     chosen = _chosen(source, splits)
-    classes = source.classes if wanted is None else _kept(source, wanted)
+    parts = {member: source.splits[member] for members in chosen.values() for member in members}
+    empty = [member for member, part in parts.items() if not len(part.positions)]
+    if splits and empty:
+        raise DataError(f"{source.root}: split {empty[0]} has no images; leave it out")
+    chosen = {name: kept for name, members in chosen.items() if (kept := [m for m in members if m not in empty])}
+    parts = {member: part for member, part in parts.items() if member not in empty}
+    if not labels:
+        parts = {member: Split(part.positions, None) for member, part in parts.items()}
+    remarks = [f"split {member} has no rows and was left out" for member in empty]
+    remarks += [f"{', '.join(members)} are written as {name}" for name, members in chosen.items() if len(members) > 1]
+    classes, parts, told = _united(parts)
+    kept = classes if wanted is None else _kept(source, classes, wanted)
     written = {}
     for name, members in chosen.items():
-        parts = [_filtered(source, member, classes if wanted else None) for member in members]
-        written[name] = _joined(source, members, parts)
+        renumbered = [_filtered(source, member, parts[member], classes, kept, wanted is not None) for member in members]
+        written[name] = _joined(source, members, renumbered)
         if not len(written[name].positions):
             raise DataError(f"{source.root}: no images of the listed classes in split {', '.join(members)}")
-    return classes, written
+    return Selection(kept, written, remarks + told + (_on_labels(kept, written) if labels else []))
 
 
 def ordered(split: Split, seed: int | None) -> Split:
@@ -81,7 +101,7 @@ def _chosen(source: Source, splits: Sequence[str]) -> dict[str, list[str]]:
         name, equals, new = text.partition("=")
         if name not in source.splits:
             raise DataError(f"{source.root}: has no split {name!r}; it has {', '.join(source.splits)}")
-        new = new if equals else _USUAL.get(name, name)
+        new = new if equals else split_of(name) or name
         if not re.fullmatch(r"[A-Za-z]\w*", new, re.ASCII):
             raise SpecError(f"--split {text}: {new!r} is no name for a split; use letters, digits and _")
         members = chosen.setdefault(new, [])
@@ -91,25 +111,65 @@ def _chosen(source: Source, splits: Sequence[str]) -> dict[str, list[str]]:
     return chosen
 
 
-def _kept(source: Source, wanted: list[str]) -> list[str]:
+def _united(parts: dict[str, Split]) -> tuple[list[str], dict[str, Split], list[str]]:
+    """One list of classes for all splits, these with labels by its numbers, and a remark where their lists differed."""
+    lists = [part.classes for part in parts.values() if part.labels is not None and part.classes]
+    classes = lists[0] if lists else []
+    if all(one == classes for one in lists):
+        return classes, parts, []
+    names = {name for one in lists for name in one}
+    is_sorted = all(one == sorted(one) for one in lists)
+    classes = sorted(names) if is_sorted else list(dict.fromkeys(name for one in lists for name in one))
+    number = {name: label for label, name in enumerate(classes)}
+    united = {}
+    for member, part in parts.items():
+        renumbered = np.array([*(number[name] for name in part.classes), -1])  # the last one: label -1
+        labels = renumbered[part.labels] if part.labels is not None and part.classes else part.labels
+        united[member] = Split(part.positions, labels, classes)
+    return classes, united, [f"splits list other classes: matched by name, {len(classes)} in all"]
+
+
+def _on_labels(classes: list[str], splits: dict[str, Split]) -> list[str]:
+    """Remarks on images without labels, and on classes that no training image has."""
+    train = splits.get("train")
+    taught = np.unique(train.labels) if train is not None and train.labels is not None else None
+    remarks = []
+    for name, split in splits.items():
+        labels = np.full(len(split.positions), -1) if split.labels is None else split.labels
+        bare = int((labels < 0).sum())
+        if bare and any(other.labels is not None for other in splits.values()):
+            remarks.append(f"{name}: {bare} of {len(labels)} images have no label")
+        strange = labels[(labels >= 0) & ~np.isin(labels, taught)] if taught is not None else labels[:0]
+        if len(strange):
+            kinds = np.unique(strange)
+            example = f", as {classes[kinds[0]]!r}" if kinds[0] < len(classes) else ""
+            remarks.append(
+                f"{name}: {len(strange)} of {len(labels)} images are of {len(kinds)} classes that no training image "
+                f"has{example}"
+            )
+    return remarks
+
+
+def _kept(source: Source, classes: list[str], wanted: list[str]) -> list[str]:
     """The classes of the source that are wanted, in the source's order."""
-    if not source.classes:
+    if not classes:
         raise DataError(f"{source.root}: names no classes; leave out --classes")
     for name in wanted:
-        if name not in source.classes:
-            nearest = difflib.get_close_matches(name, source.classes, n=1, cutoff=0.0)[0]
+        if name not in classes:
+            nearest = difflib.get_close_matches(name, classes, n=1, cutoff=0.0)[0]
             raise DataError(f"{source.root}: has no class {name!r}; the nearest is {nearest!r}: correct the class list")
-    return [name for name in source.classes if name in set(wanted)]
+    return [name for name in classes if name in set(wanted)]
 
 
-def _filtered(source: Source, name: str, classes: list[str] | None) -> Split:
-    split = source.splits[name]
-    if classes is None:
-        return split
+def _filtered(source: Source, name: str, split: Split, classes: list[str], kept: list[str], choose: bool) -> Split:
+    """The images of the classes that are kept, or all; without labels where all are withheld."""
+    if not choose:
+        withheld = split.labels is not None and not (split.labels >= 0).any()
+        return Split(split.positions, None) if withheld else split
     if split.labels is None:
         raise DataError(f"{source.root}: split {name} has no labels to choose classes by; leave it out with --split")
-    number = {one: label for label, one in enumerate(classes)}
-    renumbered = np.array([*(number.get(one, -1) for one in source.classes), -1])  # the last one: label -1
+    number = {one: label for label, one in enumerate(kept)}
+    renumbered = np.array([*(number.get(one, -1) for one in classes), -1])  # the last one: label -1
     labels: NDArray[np.int64] = renumbered[split.labels]
     return Split(split.positions[labels >= 0], labels[labels >= 0])
 

@@ -7,8 +7,9 @@ it hands out `Samples`: as much as a worker process needs to read some images, s
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,9 @@ class Split:
     positions: NDArray[np.int64]
     """Where they stand in the source, [n]."""
     labels: NDArray[np.int64] | None
-    """Class of each, [n]; None where the split has none."""
+    """Class of each, [n], -1 where it has none; None where the split has no labels."""
+    classes: list[str] = field(default_factory=list)
+    """Names of the classes; empty where the split names none."""
 
 
 class Source(ABC):
@@ -56,10 +59,8 @@ class Source(ABC):
 
     root: str
     """What `Samples.where` starts from: a folder, or an s3:// URI."""
-    classes: list[str]
-    """Names of the classes; empty where the source names none."""
-    splits: dict[str, Split]
-    """By the source's own names. A source that has no splits has one, `train`."""
+    splits: Mapping[str, Split]
+    """By the source's own names, read when one is asked for. A source that has no splits has one, `train`."""
     digest: str
     """Of the names and sizes of its files: another listing, another digest."""
     remarks: list[str]
@@ -68,6 +69,12 @@ class Source(ABC):
     @abstractmethod
     def samples(self, positions: NDArray[np.int64]) -> Samples:
         """The images at some positions, in that order."""
+
+
+def passed_over(others: "Counter[str]") -> list[str]:
+    """A remark on files that are no images, counted by extension, if there are any."""
+    most = ", ".join(f"{extension or 'no extension'} {count}" for extension, count in others.most_common(3))
+    return [f"{others.total()} files that are no images were passed over ({most})"] if others else []
 
 
 def listing_digest(files: Iterable[tuple[str, int]]) -> str:

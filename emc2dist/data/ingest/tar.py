@@ -1,46 +1,58 @@
 """Tar shards as WebDataset writes them.
 
-The members of one sample share their name up to its first dot: `n01440764/17.jpg` is an image, and its label stands in
-`n01440764/17.cls` (a whole number) or in `n01440764/17.json` under `label`. Class names, where there are any, stand one
-per line in `classes.txt` beside the shards. A shard whose name begins with train, val or test belongs to that split;
-shards with other names train where nothing is called train*.
+`n01440764/17.jpg` is an image, and its label stands in `n01440764/17.cls` (a whole number, or the name of a class) or
+in `n01440764/17.json` under `label`. A member whose last extension is an image's is an image, whatever dots come
+before: `cat 2.0 (clean).jpg`. But beside `17.jpg`, `17.seg.png` is another field of that sample where other samples
+have one too, and is passed over. Names of classes that labels number stand one per line in `classes.txt` beside the
+shards. The names of the shards tell the splits (`emc2dist.data.splits`).
 
 The headers of each shard are read once, from first to last; from then on an image is a range of bytes of its shard.
 """
 
 import json
+import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emc2dist import files
 from emc2dist.data.ingest.folder import EXTENSIONS, MAX_BYTES, printable
-from emc2dist.data.ingest.source import Samples, Source, Split, check_labels, listing_digest, read_range
+from emc2dist.data.ingest.source import (
+    Samples,
+    Source,
+    Split,
+    check_labels,
+    listing_digest,
+    passed_over,
+    read_range,
+)
+from emc2dist.data.splits import by_split, left_out
 from emc2dist.errors import DataError
 
 CLASSES = "classes.txt"
-_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _IMAGES = frozenset(extension.removeprefix(".") for extension in EXTENSIONS)
 _LABELS = ("cls", "json")
+_LONGEST_LABEL = 2**20  # bytes
+_A_FIELD = re.compile(r"\.[A-Za-z_]\w*\.\w+")  # as in .seg.png; where samples share it, it is none of a file's name
 _BLOCK = 512  # bytes; a tar ends with blocks of zeros
 
 
-@dataclass(slots=True)
-class _Sample:
-    """The members of a shard that share a name."""
+class _Image(NamedTuple):
+    """An image of a shard."""
 
     shard: str
-    name: str = ""
-    """Of the image."""
-    start: int = 0
-    """Byte of the shard at which the image begins."""
-    size: int = -1
-    """Bytes of the image; -1 where there is none."""
-    label: int | None = None
+    name: str
+    start: int
+    """Byte of the shard at which it begins."""
+    size: int
+    """Bytes."""
+    label: int | str | None = None
 
 
 class Tar(Source):
@@ -57,34 +69,47 @@ class Tar(Source):
         if not shards:
             raise DataError(f"{path}: no *.tar files; give a folder that holds some, not compressed")
         self.root = str(root)
-        self.classes = _class_names(root / CLASSES)
+        self._classes = _class_names(root / CLASSES)
         self.digest = listing_digest((shard.name, shard.stat().st_size) for shard in shards)
-        found = [sample for shard in shards for sample in _samples(shard)]
-        self._images = [sample for sample in found if sample.size >= 0]
+        members, others = ({"train": [path.name]}, []) if path.is_file() else by_split(shard.name for shard in shards)
+        contents = _Contents()
+        for shard in shards:
+            if shard.name not in others:
+                contents.add(shard)
+        self._images = contents.images
         if not self._images:
             raise DataError(f"{path}: no images in {len(shards)} shards; WebDataset names them KEY.jpg, KEY.png, ...")
-        without = len(found) - len(self._images)
-        self.remarks = [f"{without} samples without an image were passed over"] if without else []
-        self.splits = self._split(_splits(shards))
+        self.remarks = left_out(others) + contents.remarks()
+        self.splits = self._split({shard: split for split, names in members.items() for shard in names})
 
     def _split(self, split_of: dict[str, str]) -> dict[str, Split]:
         positions: dict[str, list[int]] = {}
         for position, image in enumerate(self._images):
             positions.setdefault(split_of[image.shard], []).append(position)
-        return {split: Split(np.array(found), self._labels(found)) for split, found in positions.items()}
+        return {split: Split(np.array(found), *self._labels(found)) for split, found in positions.items()}
 
-    def _labels(self, positions: list[int]) -> NDArray[np.int64] | None:
+    def _labels(self, positions: list[int]) -> tuple[NDArray[np.int64] | None, list[str]]:
+        """Labels of some images, and the names of the classes."""
         images = [self._images[position] for position in positions]
         bare = [image for image in images if image.label is None]
         if len(bare) == len(images):
-            return None
+            return None, []
         if bare:
             raise DataError(f"{self._where(bare[0])}: has no label, though others have; give it a .cls or .json member")
-        labels = np.array([image.label for image in images], np.int64)
-        check_labels(labels, self.classes, lambda n: self._where(images[n]))
-        return labels
+        named = [image for image in images if isinstance(image.label, str)]
+        if not named:
+            labels = np.array([image.label for image in images], np.int64)
+            check_labels(labels, self._classes, lambda n: self._where(images[n]))
+            return labels, self._classes
+        classes = self._classes or sorted({str(image.label) for image in images})
+        number: dict[Any, int] = {name: label for label, name in enumerate(classes)}
+        wrong = next((image for image in images if image.label not in number), None)
+        if wrong is not None:
+            what = f"{CLASSES} does not name it" if self._classes else f"others are names, as {named[0].label!r}"
+            raise DataError(f"{self._where(wrong)}: its label is {wrong.label!r}, and {what}; correct one of them")
+        return np.array([number[image.label] for image in images], np.int64), classes
 
-    def _where(self, image: _Sample) -> str:
+    def _where(self, image: _Image) -> str:
         return f"{self.root}/{image.shard}, {printable(image.name)}"
 
     def samples(self, positions: NDArray[np.int64]) -> Samples:
@@ -95,7 +120,7 @@ class Tar(Source):
 @dataclass(frozen=True)
 class _Members(Samples):
     root: str
-    images: list[_Sample]
+    images: list[_Image]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -113,21 +138,71 @@ class _Members(Samples):
         return read_range(Path(self.root, image.shard), image.start, image.size)
 
 
-def _samples(shard: Path) -> list[_Sample]:
-    """The samples of a shard, in order."""
-    samples: dict[str, _Sample] = {}
-    for member in _members(shard):
-        folder, slash, base = member.name.rpartition("/")
-        stem, _, field = base.partition(".")
-        sample, field = samples.setdefault(folder + slash + stem, _Sample(shard.name)), field.lower()
-        if field in _IMAGES:
-            if sample.size >= 0:
-                raise DataError(f"{shard}, {member.name}: a second image of its sample, beside {sample.name}; keep one")
-            sample.name, sample.start, sample.size = member.name, member.offset_data, member.size
-        elif field in _LABELS:
-            label = _label(shard, member, field)
-            sample.label = sample.label if label is None else label
-    return list(samples.values())
+class _Contents:
+    """What shards hold: `images` in order, and what else there was."""
+
+    def __init__(self) -> None:
+        self.images: list[_Image] = []
+        self._others, self._fields, self._bare = Counter[str](), Counter[str](), 0
+
+    def add(self, shard: Path) -> None:
+        """Read the headers and labels of a shard."""
+        images: dict[str, list[tarfile.TarInfo]] = {}
+        labels: dict[str, int | str] = {}
+        for member in _members(shard):
+            stem, _, extension = member.name.rpartition(".")
+            if extension.lower() in _IMAGES:
+                images.setdefault(_key(member.name), []).append(member)
+            elif extension.lower() in _LABELS:
+                label = _label(shard, member, extension.lower())
+                labels |= {} if label is None else {stem: label}
+            else:
+                self._others[f".{extension}".lower() if stem else ""] += 1
+        self._add(shard, images, labels)
+
+    def _add(self, shard: Path, images: dict[str, list[tarfile.TarInfo]], labels: dict[str, int | str]) -> None:
+        fields = Counter(_field(key, member) for key, members in images.items() for member in members)
+        shared = {field for field, count in fields.items() if count > 1 and _A_FIELD.fullmatch(field)}
+        used = set[str]()
+        for key, members in images.items():
+            plain = [member for member in members if _field(key, member).count(".") == 1]
+            further = [member for member in members if _field(key, member) in shared]
+            if len(plain) > 1:
+                raise DataError(
+                    f"{shard}, {plain[1].name}: a second image of its sample, beside {plain[0].name}; keep one"
+                )
+            if not plain and len(further) > 1:
+                raise DataError(
+                    f"{shard}, {further[1].name}: a second image of its sample, beside {further[0].name}; write shards "
+                    "with those images alone that are to be trained on"
+                )
+            passed = further if plain else []
+            self._fields.update(_field(key, member) for member in passed)
+            for member in members:
+                if member not in passed:
+                    own = member.name.rpartition(".")[0]
+                    stem = own if own in labels else key
+                    used.add(stem)
+                    place = member.offset_data, member.size
+                    self.images.append(_Image(shard.name, member.name, *place, labels.get(stem)))
+        self._bare += len(labels.keys() - used)
+
+    def remarks(self) -> list[str]:
+        """What was passed over."""
+        fields = ", ".join(sorted(self._fields))
+        found = [f"{self._fields.total()} further images of samples were passed over ({fields})"] if fields else []
+        found += [f"{self._bare} samples without an image were passed over"] if self._bare else []
+        return found + passed_over(self._others)
+
+
+def _key(name: str) -> str:
+    """What the members of a sample share: their name up to its first dot."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def _field(key: str, member: tarfile.TarInfo) -> str:
+    return member.name[len(key) :]
 
 
 def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
@@ -152,30 +227,22 @@ def _hidden(name: str) -> bool:
     return name.rpartition("/")[2].startswith(".")
 
 
-def _label(shard: Path, member: tarfile.TarInfo, field: str) -> int | None:
+def _label(shard: Path, member: tarfile.TarInfo, extension: str) -> int | str | None:
     """The label in a .cls or .json member; None where the latter holds none."""
-    content = read_range(shard, member.offset_data, min(member.size, 2**20))
+    content = read_range(shard, member.offset_data, min(member.size, _LONGEST_LABEL))
     try:
-        value: Any = int(content) if field == "cls" else json.loads(content).get("label")
-    except (ValueError, AttributeError) as error:
-        what = "a whole number" if field == "cls" else "a JSON object"
+        value: Any = content.decode().strip() if extension == "cls" else json.loads(content).get("label")
+    except (ValueError, AttributeError, RecursionError) as error:
+        what = "text" if extension == "cls" else "a JSON object"
         raise DataError(f"{shard}, {member.name}: not {what}: {content[:40]!r}; correct it") from error
-    if value is not None and type(value) is not int:
-        raise DataError(f"{shard}, {member.name}: label {value!r} is no whole number; write the class's number")
+    if extension == "cls" and re.fullmatch(r"-?\d{1,18}", value):
+        return int(value)
+    if value is not None and (not isinstance(value, int | str) or isinstance(value, bool) or value == ""):
+        raise DataError(
+            f"{shard}, {member.name}: label {value!r} is neither a whole number nor a name; write that of its class"
+        )
     return value
 
 
 def _class_names(file: Path) -> list[str]:
-    return [line.strip() for line in file.read_text().splitlines() if line.strip()] if file.is_file() else []
-
-
-def _splits(shards: list[Path]) -> dict[str, str]:
-    """Split of each shard, by the shard's name."""
-    splits = {
-        shard.name: next((split for prefix, split in _SPLITS.items() if shard.name.startswith(prefix)), "")
-        for shard in shards
-    }
-    unnamed = [name for name, split in splits.items() if not split]
-    if unnamed and "train" in splits.values():
-        raise DataError(f"{shards[0].with_name(unnamed[0])}: belongs to no split; name it train*, val* or test*")
-    return {name: split or "train" for name, split in splits.items()}
+    return [line.strip() for line in files.text(file).splitlines() if line.strip()] if file.is_file() else []

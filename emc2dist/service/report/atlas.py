@@ -47,7 +47,7 @@ class Atlas:
         if len(images) < _FEWEST:
             raise DataError(f"{run.spec.data.path}: {len(images)} images are too few for a map, it takes {_FEWEST}")
         index = np.sort(np.random.default_rng(0).permutation(len(images))[:_IMAGES])
-        names = names_of(images, index) if images.labelled else []
+        names = [] if images.unlabelled() else names_of(images, index)
         return cls(project(newest.features(images, index)), names, "held-out" if test else "training")
 
 

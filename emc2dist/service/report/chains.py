@@ -49,7 +49,7 @@ class Chains:
         if "state" not in table:
             raise RunError(f"{run.spec.objective} keeps no chains, so it has no carried negatives")
         images = run.trained_on()
-        labels = images.labels(np.arange(len(images))) if images.labelled else None
+        labels = None if images.unlabelled() else _labels(images)
         state, visited = table["state"], table["visited"]
         anchors = sample(visited)
         cosines, between = _similarities(run, images, state, visited, anchors)
@@ -93,6 +93,13 @@ def sample(visited: NDArray[np.bool_]) -> NDArray[np.int64]:
     if not len(anchors):
         raise RunError("no chain has been visited yet")
     return anchors
+
+
+def _labels(images: Images) -> NDArray[np.int64]:
+    """Of all images; one without a label is of a class of its own."""
+    everything = np.arange(len(images))
+    labels = images.labels(everything)
+    return np.where(labels < 0, -1 - everything, labels)
 
 
 def _similarities(

@@ -69,5 +69,5 @@ class Subject:
 
 def names_of(images: Images, index: np.ndarray) -> list[str]:
     """The class of each image at `index`, by name where the set names its classes; the images have labels."""
-    classes = images.classes
-    return [classes[label] if 0 <= label < len(classes) else str(label) for label in images.labels(index).tolist()]
+    names = {-1: "no label", **dict(enumerate(images.classes))}
+    return [names.get(label, str(label)) for label in images.labels(index).tolist()]

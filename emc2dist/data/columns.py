@@ -1,0 +1,226 @@
+"""The columns of Parquet files that others wrote: where the images stand, and what the labels mean.
+
+    images   `image`, or the only column that can hold them: struct<bytes: binary, ...> as Hugging Face writes it, or
+             binary itself; any of Arrow's binary types, which may differ from file to file
+    labels   `label`, or the first of `LABELS` that is there: whole numbers of any width, floats that are whole (as
+             pandas writes numbers some of which are missing), booleans, or strings, which name the classes. -1, null,
+             NaN and the empty string say that an image has no label
+
+What was guessed is a remark. Labels that cannot be read are no error until somebody needs them.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from emc2dist.errors import DataError
+from emc2dist.files import Entry, Place
+
+LABELS = ("label", "labels", "fine_label", "target", "class", "cls", "category")
+"""Columns that are taken for labels, the first that is there."""
+
+
+@contextmanager
+def naming(place: Place) -> Iterator[None]:
+    """Turn what pyarrow raises into a DataError that names the file."""
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise DataError(f"{place}: not a valid Parquet file ({error}); write it again or leave it out") from error
+    except OSError as error:  # what pyarrow makes of bytes that are not what the footer says
+        raise DataError(f"{place}: cannot be read ({error}); check that it is whole") from error
+
+
+class Footer(NamedTuple):
+    """What the footer of one file says."""
+
+    counts: list[int]
+    """Rows of each row group."""
+    image: str
+    """The images' column, as in `image.bytes`."""
+    label: str | None
+    """The labels' column, where there is one."""
+    kind: str
+    """What its values are: a key of `_READ`, or else its type, which cannot be read."""
+    classes: list[str]
+    """Names of the classes, where the footer tells them."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the file."""
+        return sum(self.counts)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any row may have a label."""
+        return self.label is not None and self.kind != "none"
+
+
+def read_footer(place: Place, entry: Entry) -> Footer:
+    """What the footer of a file says. Raises DataError where there are no images, or several columns of them."""
+    with naming(place), pq.ParquetFile(place.open(entry)) as opened:
+        metadata, schema = opened.metadata, opened.schema_arrow
+        counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    label = next((name for name in LABELS if name in schema.names), None)
+    kind = _kind(schema.field(label).type) if label else ""
+    return Footer(counts, _image_column(place, schema), label, kind, _class_names(place, schema, label))
+
+
+def remarks_on(footers: list[Footer]) -> list[str]:
+    """What a person should know of the columns that were chosen."""
+    image, label = footers[0].image.split(".")[0], footers[0].label
+    found = [f"the images are those of column `{image}`"] if image != "image" else []
+    return found + ([f"the labels are those of column `{label}`"] if label not in (None, "label") else [])
+
+
+def label_problem(places: list[Place], footers: list[Footer]) -> str | None:
+    """Why the labels that are there cannot be read; None where they can."""
+    labelled = [one for one in zip(places, footers, strict=True) if one[1].labelled]
+    for place, footer in labelled:
+        first_place, first = labelled[0]
+        if footer.kind not in _READ:
+            return (
+                f"{place}: column `{footer.label}` has type {footer.kind}; labels are whole numbers or strings, one "
+                "for each image"
+            )
+        if (footer.label, footer.kind == "text", footer.classes) != (first.label, first.kind == "text", first.classes):
+            here, there = (f"`{one.label}` {one.kind} {one.classes or ''}".strip() for one in (footer, first))
+            return f"{place}: label is {here}, but {there} in {first_place}; files of one split need the same classes"
+    return None
+
+
+class Labels(NamedTuple):
+    """The labels of all rows."""
+
+    numbers: NDArray[np.int64]
+    """Class of each row; -1 where it has none."""
+    classes: list[str]
+    """Names of the classes; empty where there are none."""
+
+
+def read_labels(places: list[Place], entries: list[Entry], footers: list[Footer]) -> Labels:
+    """The labels of some files, end to end. Raises DataError where one is no label; names file and row."""
+    text = any(footer.kind == "text" for footer in footers)
+    missing = "" if text else -1
+    parts = [_read_column(*one, missing) for one in zip(places, entries, footers, strict=True)]
+    values: NDArray[Any] = np.concatenate(parts)
+    if text:
+        names, numbers = np.unique(values[values != missing], return_inverse=True)
+        labels = np.full(len(values), -1)
+        labels[values != missing] = numbers
+        return Labels(labels, names.tolist())
+    booleans = any(footer.kind == "truth" for footer in footers)
+    return Labels(values.astype(np.int64), ["false", "true"] if booleans else footers[0].classes)
+
+
+def _read_column(place: Place, entry: Entry, footer: Footer, missing: str | int) -> NDArray[Any]:
+    if not footer.labelled:
+        return np.full(footer.rows, missing)
+    with naming(place), pq.ParquetFile(place.open(entry)) as opened:
+        column = opened.read(columns=[footer.label], use_threads=False).column(0)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        return _READ[footer.kind](place, column)
+
+
+def _whole(place: Place, column: Any) -> NDArray[Any]:
+    numbers = column.cast(pa.int64()).fill_null(-1).to_numpy()
+    _refuse(place, numbers < -1, column, "give the number of a class, from 0, or -1 where there is none")
+    return numbers
+
+
+def _floats(place: Place, column: Any) -> NDArray[Any]:
+    numbers = column.cast(pa.float64()).fill_null(np.nan).to_numpy()
+    whole = np.where(np.isnan(numbers), -1, numbers)
+    wrong = (whole < -1) | (whole >= 2**63) | (whole != np.floor(whole))
+    _refuse(place, wrong, column, "it is no whole number, and so no class; write whole numbers or strings")
+    return whole.astype(np.int64)
+
+
+def _text(place: Place, column: Any) -> NDArray[Any]:
+    return column.cast(pa.large_string()).fill_null("").to_numpy().astype(str)
+
+
+_READ = {"whole": _whole, "floats": _floats, "truth": _whole, "text": _text}
+
+
+def _refuse(place: Place, wrong: NDArray[np.bool_], column: Any, advice: str) -> None:
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise DataError(f"{place}, row {row}: the label is {column[row].as_py()}; {advice}")
+
+
+def _kind(label: pa.DataType) -> str:
+    """What the values of a column of labels are, see `Footer.kind`."""
+    value = label.value_type if pa.types.is_dictionary(label) else label
+    tests = {
+        "none": pa.types.is_null,
+        "whole": pa.types.is_integer,
+        "floats": pa.types.is_floating,
+        "truth": pa.types.is_boolean,
+        "text": _is_text,
+    }
+    return next((kind for kind, test in tests.items() if test(value)), str(label))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _image_column(place: Place, schema: pa.Schema) -> str:
+    found = {field.name: path for field in schema if (path := _path_of_bytes(field))}
+    if "image" in found:
+        return found["image"]
+    if len(found) == 1:
+        return next(iter(found.values()))
+    columns = ", ".join(f"{field.name}: {field.type}" for field in schema) or "no columns"
+    if found:
+        raise DataError(f"{place}: {' and '.join(found)} could all be the images ({columns}); call one of them `image`")
+    raise DataError(
+        f"{place}: no column `image` of type struct<bytes: binary> or binary, but {columns}; write the images' files "
+        "into such a column, as Hugging Face datasets does, or ingest the folder that they lie in"
+    )
+
+
+def _path_of_bytes(field: "pa.Field[Any]") -> str | None:
+    """The path of the images' bytes in a column that can hold them."""
+    if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
+        return f"{field.name}.bytes" if _is_binary(field.type.field("bytes").type) else None
+    return field.name if _is_binary(field.type) else None
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_binary(value) or pa.types.is_large_binary(value) or pa.types.is_binary_view(value)
+
+
+def image_values(column: Any, path: str) -> Any:
+    """The images' bytes, large_binary, out of the column that `path` was read as."""
+    for name in path.split(".")[1:]:
+        column = pc.struct_field(column, name)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pa.large_binary())
+
+
+def _class_names(place: Place, schema: pa.Schema, label: str | None) -> list[str]:
+    """Class names, as Hugging Face writes them, or under `classes` with commas between."""
+    metadata = schema.metadata or {}
+    try:
+        told = json.loads(metadata.get(b"huggingface", b"{}"))
+        plain = metadata.get(b"classes", b"").decode()
+    except ValueError as error:
+        raise DataError(f"{place}: the metadata of its schema are damaged ({error}); write it again") from error
+    for key in ("info", "features", label):
+        told = told.get(key) if isinstance(told, dict) else None
+    names = told.get("names") if isinstance(told, dict) else None
+    if isinstance(names, list):
+        return [str(name) for name in names]
+    return plain.split(",") if plain else []

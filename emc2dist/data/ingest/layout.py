@@ -1,0 +1,90 @@
+"""Where an image belongs, by the folders it lies in: its split and its class.
+
+    CLASS/**/image                   one split, `train`
+    SPLIT/CLASS/**/image             splits are folders whose names tell them (`emc2dist.data.splits`): train, val2017
+    CLASS/SPLIT/**/image             the same the other way round
+    SPLIT/image, image               no labels
+
+A folder that everything lies in (`images/`) is no class, nor is one that a whole split lies in though training has
+classes and none of that name. What can be read in two ways is refused. Names only: nothing is read here.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from emc2dist.data.splits import split_of
+from emc2dist.errors import DataError
+
+Folders = tuple[str, ...]
+"""The folders that an image lies in, the outermost first."""
+
+
+class Where(NamedTuple):
+    """Where an image belongs."""
+
+    split: str
+    """The name of its split's folder; `train` where there is none."""
+    kind: str | None
+    """Name of its class."""
+
+
+def arrange(folders: Sequence[Folders]) -> tuple[list[Where], list[str]]:
+    """Split and class of each image, and what was guessed.
+
+    Raises:
+        DataError: some images lie in folders of splits or classes and others do not; names two of them.
+    """
+    inner, passed = _unwrapped(list(folders))
+    splits, inner = _by_split(inner)
+    groups = {split: [n for n, one in enumerate(splits) if one == split] for split in dict.fromkeys(splits)}
+    remarks = [f"everything lies in {passed}, which is taken for no class"] if passed else []
+    places: list[Where] = [Where(split, None) for split in splits]
+    heads = {split: {inner[n][:1] for n in members} for split, members in groups.items()}
+    for split, members in groups.items():
+        known = {head for other in heads if other != split and len(heads[other]) > 1 for head in heads[other]}
+        kinds, remark = _kinds([inner[n] for n in members], {head[0] for head in known if head})
+        remarks += [f"{split}: {remark}"] if remark else []
+        for n, kind in zip(members, kinds, strict=True):
+            places[n] = Where(split, kind)
+    return places, remarks
+
+
+def _unwrapped(folders: list[Folders]) -> tuple[list[Folders], str]:
+    """Without the outermost folders that hold everything and tell no split, and these."""
+    passed = ""
+    while folders and all(folders) and len({one[0] for one in folders}) == 1 and split_of(folders[0][0]) is None:
+        passed += f"{folders[0][0]}/"
+        folders = [one[1:] for one in folders]
+    return folders, passed
+
+
+def _by_split(folders: list[Folders]) -> tuple[list[str], list[Folders]]:
+    """The split of each image, by the folder that names it, and its other folders."""
+    for level in (0, 1):
+        tells = [len(one) > level and split_of(one[level]) is not None for one in folders]
+        if all(tells):
+            return [one[level] for one in folders], [one[:level] + one[level + 1 :] for one in folders]
+        if any(tells):
+            told, other = (folders[tells.index(which)][: level + 1] for which in (True, False))
+            raise DataError(
+                f"{'/'.join(told)}/ looks like a split, {'/'.join(other) or 'the folder itself'}/ like none; move one "
+                "of them, or take every folder for a class with --kind classes, or all without labels with --kind flat"
+            )
+    return ["train"] * len(folders), folders
+
+
+def _kinds(folders: list[Folders], known: set[str]) -> tuple[Sequence[str | None], str]:
+    """The class of each image of a split, and a remark; `known` are the classes of the other splits."""
+    passed = ""
+    while all(folders) and len({one[0] for one in folders}) == 1 and folders[0][0] not in known:
+        passed += f"{folders[0][0]}/"
+        folders = [one[1:] for one in folders]
+    remark = f"all images lie in {passed}, which is taken for no class" if passed else ""
+    inside = [bool(one) for one in folders]
+    if len(set(inside)) == 2:
+        example = "/".join(folders[inside.index(True)])
+        raise DataError(
+            f"some images lie in folders of their classes ({passed}{example}/), {inside.count(False)} in none; move "
+            "them, or take all images without labels with --kind flat"
+        )
+    return [one[0] if one else None for one in folders], remark

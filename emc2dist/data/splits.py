@@ -1,0 +1,65 @@
+"""Splits by name: what a file's or a folder's name tells.
+
+A word tells the split wherever it stands between other characters than letters, in capitals or not:
+`train-00000-of-00005.parquet`, `SET-test.parquet`, `imagenet-val-0000.tar`, `val2017`, `testset_1`. The words are those
+of Hugging Face `datasets`, and `unlabeled`.
+"""
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+
+from emc2dist.errors import DataError
+
+EVALUATED = ("test", "validation")
+"""Splits that are asked about in evaluation, the first that has labels."""
+
+_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+    "unlabeled": ("unlabeled", "unlabelled"),
+}
+_TELLS = re.compile(
+    "|".join(rf"(?P<{split}>(?<![a-z])(?:{'|'.join(words)})(?:set|data|images|split)?(?![a-z]))"
+             for split, words in _WORDS.items())
+)  # fmt: skip
+
+
+@lru_cache(2**12)
+def split_of(name: str) -> str | None:
+    """The split that a name tells, one of train, validation, test and unlabeled; None where it tells none.
+
+    Raises:
+        DataError: it tells two.
+    """
+    told = [found.lastgroup for found in _TELLS.finditer(name.lower())]
+    others = [split for split in told if split != told[0]]
+    if others:
+        raise DataError(f"{name}: its name tells two splits, {told[0]} and {others[0]}; rename it so that it tells one")
+    return told[0] if told else None
+
+
+def by_split(files: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The files of each split, in order, train first; and those that belong to none.
+
+    Files that tell no split train where none is called train.
+    """
+    found: dict[str | None, list[str]] = {}
+    for file in sorted(files):
+        found.setdefault(split_of(file), []).append(file)
+    others = found.pop(None, [])
+    if "train" not in found and others:
+        found, others = {"train": others, **found}, []
+    ordered = ("train", *EVALUATED, "unlabeled")
+    return {split: found[split] for split in ordered if split in found}, others
+
+
+def left_out(files: list[str]) -> list[str]:
+    """A remark on files that belong to no split, if there are any."""
+    if not files:
+        return []
+    shown = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
+    return [
+        f"{len(files)} files belong to no split and were left out ({shown}): their names tell none, others' tell train"
+    ]

@@ -1,0 +1,96 @@
+"""Split and class of an image by its folders, for the layouts that people unpack; docs/data.md lists them."""
+
+from pathlib import Path
+
+import pytest
+
+from emc2dist.data.ingest.layout import Where, arrange
+from emc2dist.errors import DataError
+
+LAYOUTS = {
+    "CLASS/**/image": (["cat", "dog/big/old"], [("train", "cat"), ("train", "dog")], []),
+    "train/CLASS/**/image, val/CLASS/**/image": (
+        ["train/cat", "train/dog/old", "val/dog", "val/cat"],
+        [("train", "cat"), ("train", "dog"), ("val", "dog"), ("val", "cat")],
+        [],
+    ),
+    "CLASS/train/image, CLASS/test/image": (
+        ["cat/train", "cat/test", "dog/train/x", "dog/test"],
+        [("train", "cat"), ("test", "cat"), ("train", "dog"), ("test", "dog")],
+        [],
+    ),
+    "train2017/image, val2017/image": (["train2017", "val2017"], [("train2017", None), ("val2017", None)], []),
+    "train/CLASS/images/image, val/images/image": (
+        ["train/n1/images", "train/n2/images", "val/images", "val/images"],
+        [("train", "n1"), ("train", "n2"), ("val", None), ("val", None)],
+        ["val: all images lie in images/, which is taken for no class"],
+    ),
+    "train/images/image, valid/images/image": (
+        ["train/images", "valid/images"],
+        [("train", None), ("valid", None)],
+        [
+            "train: all images lie in images/, which is taken for no class",
+            "valid: all images lie in images/, which is taken for no class",
+        ],
+    ),
+    "images/train/image, images/val/image": (
+        ["images/train", "images/val"],
+        [("train", None), ("val", None)],
+        ["everything lies in images/, which is taken for no class"],
+    ),
+    "NAME/images/CLASS/image": (
+        ["CUB/images/001", "CUB/images/002"],
+        [("train", "001"), ("train", "002")],
+        ["everything lies in CUB/images/, which is taken for no class"],
+    ),
+    "train/images/CLASS/image, test/images/CLASS/image": (
+        ["train/images/a", "train/images/b", "test/images/a", "test/images/b"],
+        [("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")],
+        [
+            "train: all images lie in images/, which is taken for no class",
+            "test: all images lie in images/, which is taken for no class",
+        ],
+    ),
+    "image": (["", ""], [("train", None), ("train", None)], []),
+}
+
+
+def folders(paths):
+    return [tuple(path.split("/")) if path else () for path in paths]
+
+
+@pytest.mark.parametrize(("paths", "places", "remarks"), LAYOUTS.values(), ids=LAYOUTS)
+def test_layouts_that_people_unpack(paths, places, remarks):
+    found, said = arrange(folders(paths))
+    assert found == [Where(*place) for place in places]
+    assert said == remarks
+
+
+def test_a_class_of_one_split_alone_stays_one_where_training_has_it():
+    found, said = arrange(folders(["train/cat", "train/dog", "test/dog", "test/dog"]))
+    assert [place.kind for place in found] == ["cat", "dog", "dog", "dog"]
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["bus", "car", "train"], r"^train/ looks like a split, bus/ like none; .*--kind classes"),
+        (["train", ""], r"^train/ looks like a split, the folder itself/ like none"),
+        (["toys/train", "toys/car", "food/pie"], r"^toys/train/ looks like a split, toys/car/ like none"),
+        (["cat", "", ""], r"^some images lie in folders of their classes \(cat/\), 2 in none"),
+        (["train/cat", "train", "val/cat"], r"^some images lie in folders of their classes"),
+        (["train-and-test/cat", "dog"], "tells two splits"),
+    ],
+)
+def test_what_can_be_read_in_two_ways_is_refused(paths, message):
+    with pytest.raises(DataError, match=message):
+        arrange(folders(paths))
+
+
+def test_the_documentation_lists_these_layouts():
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    rows = [
+        line.split("|")[1].strip() for line in text.split("### Layouts")[1].split("###")[0].splitlines() if "|" in line
+    ]
+    assert {row.strip("`") for row in rows if row.startswith("`")} == LAYOUTS.keys()

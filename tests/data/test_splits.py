@@ -1,0 +1,33 @@
+"""Which split a name tells."""
+
+import pytest
+
+from emc2dist.data.splits import by_split, split_of
+from emc2dist.errors import DataError
+
+
+@pytest.mark.parametrize(
+    ("split", "names"),
+    [
+        ("train", ["train-00000-of-00005.parquet", "TRAIN", "my.Train.tar", "train2017", "trainset_1", "x_training_2"]),
+        ("test", ["SET-test.parquet", "test", "testing.tar", "eval-0", "coco test images", "test_images"]),
+        ("validation", ["imagenet-val-0000.tar", "val2017", "valid", "validation", "dev.parquet", "ILSVRC2012_val_1"]),
+        ("unlabeled", ["unlabeled-3.parquet", "unlabelled"]),
+        (None, ["part-0.parquet", "latest", "contest-1", "constraint", "trainer", "trainval", "value-0", "data", ""]),
+    ],
+)
+def test_a_word_between_other_characters_than_letters_tells_the_split(split, names):
+    assert [split_of(name) for name in names] == [split] * len(names)
+
+
+def test_a_name_that_tells_two_splits_is_refused():
+    assert split_of("train-of-training") == "train"
+    with pytest.raises(DataError, match="train-test-0: its name tells two splits, train and test"):
+        split_of("train-test-0")
+
+
+def test_files_that_tell_no_split_train_where_none_is_called_train():
+    assert by_split(["b", "a"]) == ({"train": ["a", "b"]}, [])
+    assert by_split(["b", "x-val", "x-test"]) == ({"train": ["b"], "test": ["x-test"], "validation": ["x-val"]}, [])
+    assert by_split(["b", "train"]) == ({"train": ["train"]}, ["b"])
+    assert by_split(["test"]) == ({"test": ["test"]}, [])
