@@ -21,7 +21,6 @@ import json
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,10 +28,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from emc2dist.data import kept
+from emc2dist.data.foreign import opened
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place
 
@@ -154,7 +154,8 @@ class Catalogue:
         if self.kept_labels is None:
             columns = [_read_labels(place, entry) for place, entry in zip(self.places, self.entries, strict=True)]
             self.kept_labels = np.concatenate(columns)
-            _keep(self.keep_labels_at, index_bytes(np.empty(0, np.uint32), self.kept_labels))
+            if self.keep_labels_at is not None:
+                kept.keep(self.keep_labels_at, self.kept_labels.astype("<i8").tobytes())
         return self.kept_labels
 
     def file(self, group: Group) -> tuple[Place, Entry]:
@@ -295,29 +296,26 @@ def _check_pinned(folder: Place, file: ManifestFile, entry: Entry | None) -> Non
 
 
 def _of_footers(places: list[Place], entries: list[Entry], cache_dir: Path) -> Catalogue:
-    key = hashlib.sha256(json.dumps([[str(p), *e] for p, e in zip(places, entries, strict=True)]).encode()).hexdigest()
-    kept, kept_labels = cache_dir / "catalogues" / f"{key}.json", cache_dir / "catalogues" / f"{key}.labels.npz"
-    if kept.is_file():
-        facts = json.loads(kept.read_text())
-    else:
-        facts = _facts(places, entries)
-        _keep(kept, json.dumps(facts).encode())
-    labels = np.load(kept_labels)["labels"] if kept_labels.is_file() else None
+    identities = [[kept.identity(p), *e] for p, e in zip(places, entries, strict=True)]
+    key = hashlib.sha256(json.dumps(identities).encode()).hexdigest()
+    of_footers, of_labels = (cache_dir / "catalogues" / f"{key}.{what}" for what in ("footers", "labels"))
+    noted = kept.recall(of_footers)
+    facts = _facts(places, entries) if noted is None else json.loads(noted)
+    if noted is None:
+        kept.keep(of_footers, json.dumps(facts).encode())
+    labels = kept.recall(of_labels)
     catalogue = Catalogue(
-        places, entries, starts=None, lengths=None, kept_labels=labels, keep_labels_at=kept_labels, **facts
+        places,
+        entries,
+        starts=None,
+        lengths=None,
+        kept_labels=None if labels is None else np.frombuffer(labels, "<i8").astype(np.int64),
+        keep_labels_at=of_labels,
+        **facts,
     )
     if catalogue.rows == 0:
         raise DataError(f"{', '.join(map(str, places))}: no rows; give Parquet files that hold images")
     return catalogue
-
-
-def _keep(file: Path | None, content: bytes) -> None:
-    """Keep for the next opening what was dear to find out."""
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".draft")
-        draft.write_bytes(content)
-        draft.replace(file)
 
 
 def _groups(counts: Sequence[Sequence[int]], starts: Sequence[Sequence[int]] | None) -> Iterator[Group]:
@@ -332,17 +330,6 @@ def _groups(counts: Sequence[Sequence[int]], starts: Sequence[Sequence[int]] | N
 
 
 # What follows reads files that others wrote.
-
-
-@contextmanager
-def naming(place: Place) -> Iterator[None]:
-    """Turn what pyarrow raises into a DataError that names the file."""
-    try:
-        yield
-    except pa.ArrowException as error:
-        raise DataError(f"{place}: not a valid Parquet file ({error}); write it again or leave it out") from error
-    except OSError as error:  # what pyarrow makes of bytes that are not what the footer says
-        raise DataError(f"{place}: cannot be read ({error}); check that it is whole") from error
 
 
 @dataclass(frozen=True)
@@ -368,8 +355,8 @@ def _facts(places: list[Place], entries: list[Entry]) -> dict[str, Any]:
 
 
 def _read_footer(place: Place, entry: Entry) -> _Footer:
-    with naming(place), pq.ParquetFile(place.open(entry)) as opened:
-        metadata, schema = opened.metadata, opened.schema_arrow
+    with opened(place, entry) as file:
+        metadata, schema = file.metadata, file.schema_arrow
     image = schema.field("image").type if "image" in schema.names else pa.null()
     if not (
         pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 and _is_binary(image.field("bytes").type)
@@ -425,8 +412,8 @@ def _check_alike(footers: list[_Footer]) -> None:
 
 
 def _read_labels(place: Place, entry: Entry) -> NDArray[np.int64]:
-    with naming(place), pq.ParquetFile(place.open(entry)) as opened:
-        column = opened.read(columns=["label"], use_threads=False).column(0)
+    with opened(place, entry) as file:
+        column = file.read(columns=["label"], use_threads=False).column(0)
     if column.null_count:
         row = pc.index(pc.is_null(column), True).as_py()
         raise DataError(f"{place}, row {row}: the label is null; give every row a label or remove it")

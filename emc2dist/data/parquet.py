@@ -22,6 +22,7 @@ from emc2dist.data.cache import DiskCache
 from emc2dist.data.catalogue import Catalogue, open_catalogue
 from emc2dist.data.decode import decode
 from emc2dist.data.encoded import EncodedImages, Traffic
+from emc2dist.data.kept import cache_folder
 from emc2dist.errors import DataError
 
 _MOST_THREADS = 64
@@ -61,7 +62,7 @@ class ParquetImages:
         Raises:
             DataError: see `emc2dist.data.catalogue.open_catalogue`. StorageError: the path cannot be read.
         """
-        kept = Path(cache_dir).expanduser()
+        kept = cache_folder(cache_dir)
         catalogue = open_catalogue(files.at(path, s3), split, kept)
         cache = DiskCache(kept / "images", cache_mib * 2**20)
         return None if catalogue is None else cls(catalogue, cache, limit=limit)
@@ -136,11 +137,8 @@ class ParquetImages:
     def _decode(self, index: int, encoded: bytes) -> Tensor:
         try:
             return decode(encoded)
-        except Exception:  # Pillow's plugins raise whatever they like on damaged bytes
-            # A machine that lost its power may have damaged the cache, which is no fault of the row.
-            again = self._encoded.read_anew(index) or b""
-        try:
-            return decode(again)
-        except Exception as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's plugins raise whatever they like on damaged bytes
             where = self._catalogue.where(index)
             raise DataError(f"{where}: the image cannot be decoded ({error}); remove or repair the row") from error

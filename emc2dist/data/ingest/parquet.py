@@ -6,18 +6,18 @@ on this machine's disk go through the cache in `cache_dir`, so that each is fetc
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from emc2dist import files
 from emc2dist.config import S3
-from emc2dist.data.catalogue import Catalogue, naming, open_catalogue, splits_of
+from emc2dist.data.catalogue import Catalogue, open_catalogue, splits_of
+from emc2dist.data.foreign import opened
 from emc2dist.data.ingest.source import Samples, Source, Split, check_labels, listing_digest
+from emc2dist.data.kept import cache_folder
 from emc2dist.data.parquet import ParquetImages
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place
@@ -35,7 +35,7 @@ class _Set:
     cache_dir: str
 
     def catalogue(self, split: str) -> Catalogue:
-        catalogue = open_catalogue(files.at(self.path, self.s3), split, Path(self.cache_dir).expanduser())
+        catalogue = open_catalogue(files.at(self.path, self.s3), split, cache_folder(self.cache_dir))
         assert catalogue is not None, "splits_of names what is there"
         return catalogue
 
@@ -132,9 +132,9 @@ def _paths(catalogue: Catalogue) -> pa.Array:
 
 
 def _paths_of_file(place: Place, entry: Entry) -> pa.Array:
-    with naming(place), pq.ParquetFile(place.open(entry)) as opened:
-        image = opened.schema_arrow.field("image").type
+    with opened(place, entry) as file:
+        image = file.schema_arrow.field("image").type
         if image.get_field_index("path") < 0:
-            return pa.nulls(opened.metadata.num_rows, pa.string())
-        column = opened.read(columns=["image.path"], use_threads=False).column(0).combine_chunks()
+            return pa.nulls(file.metadata.num_rows, pa.string())
+        column = file.read(columns=["image.path"], use_threads=False).column(0).combine_chunks()
     return pc.struct_field(column, "path").cast(pa.string())
