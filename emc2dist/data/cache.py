@@ -23,6 +23,7 @@ from pathlib import Path
 
 from emc2dist.data import kept
 from emc2dist.errors import StorageError
+from emc2dist.terminal import say_once
 
 _LOCKS = 256
 _LONGEST_LOCK_S = 60.0  # then it is done twice rather than not at all: who holds the lock may have been halted
@@ -119,7 +120,7 @@ class DiskCache:
                     os.replace(draft.name, path)
                     return
             text = f"{self.folder}: no room to keep {size} bytes, so they are fetched or decoded again each time"
-            kept.say_once(self.folder, "no room", f"{text}; raise data.cache_mib")
+            say_once((self.folder, "no room"), f"{text}; raise data.cache_mib")
         except FileNotFoundError:  # somebody empties the folder
             return
         except OSError as error:

@@ -20,13 +20,11 @@ from pathlib import Path
 
 from emc2dist import __version__, files
 from emc2dist.files import Place
-from emc2dist.terminal import say
+from emc2dist.terminal import say_once
 
 _SEAL_BYTES = 16
 _DRAFT = ".draft"
 _SHARED = stat.S_IWGRP | stat.S_IWOTH | stat.S_ISVTX
-
-_said: set[tuple[Path, str]] = set()
 
 
 def cache_folder(cache_dir: str | Path) -> Path:
@@ -80,20 +78,13 @@ def _seal(name: str, content: bytes) -> bytes:
 def without(folder: Path, what: str, error: OSError) -> None:
     """Say, once, what has to be done without in a folder of the cache, and why."""
     advice = "set data.cache_dir to a folder that can be written, on a disk with room"
-    say_once(folder, what, f"{folder}: {what} ({error.strerror or error}); {advice}")
+    say_once((folder, what), f"{folder}: {what} ({error.strerror or error}); {advice}")
 
 
 def made_anew(file: Path) -> None:
     """Say, once for its folder, that a file of the cache is not what was written there."""
     text = f"{file}: a damaged file of the cache, or one of another version; it is made anew, and so are others like it"
-    say_once(file.parent, "made anew", text)
-
-
-def say_once(folder: Path, what: str, text: str) -> None:
-    """Say a text, if nothing was said yet of `what` in this folder."""
-    if (folder, what) not in _said:
-        _said.add((folder, what))
-        say(text)
+    say_once((file.parent, "made anew"), text)
 
 
 def identity(place: Place) -> str:
