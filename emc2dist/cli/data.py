@@ -3,7 +3,7 @@
 import argparse
 
 from emc2dist.cli.words import Commands, add_json, add_s3, print_result
-from emc2dist.config import parse_s3
+from emc2dist.config import Data, parse_s3
 
 
 def add_to(commands: Commands) -> None:
@@ -30,6 +30,12 @@ def add_to(commands: Commands) -> None:
     sub.add_argument(
         "--skip-unreadable", action="store_true", help="leave out and list images that cannot be decoded, not stop"
     )
+    sub.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        default=Data().cache_dir,
+        help="where a Parquet SOURCE is unpacked, as data.cache_dir of a spec (%(default)s)",
+    )
     add_s3(sub)
     add_json(sub)
     sub.set_defaults(command=_ingest)
@@ -51,5 +57,6 @@ def _ingest(arguments: argparse.Namespace) -> None:
         workers=arguments.workers,
         skip_unreadable=arguments.skip_unreadable,
         s3=s3,
+        cache_dir=arguments.cache_dir,
     )
     print_result(result, as_json=arguments.json)

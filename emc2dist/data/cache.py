@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from errno import EMFILE, ENFILE
 from io import FileIO
 from pathlib import Path
 
@@ -140,7 +139,7 @@ class DiskCache:
                 reason = error
             if file is not None:
                 file.close()
-        raise StorageError(f"{self.folder}: {reason.strerror or reason}; {_advice(reason)}") from reason
+        raise StorageError(f"{self.folder}: {reason.strerror or reason}; {kept.advice(reason)}") from reason
 
     def _make_room(self, size: int) -> bool:
         """Drop what was unused longest; whether so many bytes may be kept now."""
@@ -245,9 +244,3 @@ def _listed(folder: str | Path) -> list[os.DirEntry[str]]:
             return list(found)
     except OSError:  # another process removed it, or another user keeps it closed
         return []
-
-
-def _advice(error: OSError) -> str:
-    if error.errno in (EMFILE, ENFILE):
-        return "let this process open more files (ulimit -n)"
-    return "set data.cache_dir to a folder that can be written, on a disk with room"

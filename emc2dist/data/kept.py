@@ -77,8 +77,14 @@ def _seal(name: str, content: bytes) -> bytes:
 
 def without(folder: Path, what: str, error: OSError) -> None:
     """Say, once, what has to be done without in a folder of the cache, and why."""
-    advice = "set data.cache_dir to a folder that can be written, on a disk with room"
-    say_once((folder, what), f"{folder}: {what} ({error.strerror or error}); {advice}")
+    say_once((folder, what), f"{folder}: {what} ({error.strerror or error}); {advice(error)}")
+
+
+def advice(error: OSError) -> str:
+    """What would help against an error of a cache."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "let this process open more files (ulimit -n)"
+    return "set data.cache_dir (ingest: --cache-dir) to a folder that can be written, on a disk with room"
 
 
 def made_anew(file: Path) -> None:

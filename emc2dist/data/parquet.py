@@ -37,7 +37,7 @@ class ParquetImages:
     """
 
     def __init__(self, catalogue: Catalogue, cache: DiskCache, *, limit: int | None = None) -> None:
-        self._catalogue, self._encoded = catalogue, EncodedImages(catalogue, cache)
+        self.catalogue, self._encoded = catalogue, EncodedImages(catalogue, cache)
         self._length = min(catalogue.rows, limit or catalogue.rows)
         self._begin()
         self.classes = catalogue.classes
@@ -85,7 +85,7 @@ class ParquetImages:
     @property
     def blocks(self) -> NDArray[np.int64]:
         """Rows of each row group, int64 [G]; they sum up to the length."""
-        ends = np.cumsum([group.rows for group in self._catalogue.groups])
+        ends = np.cumsum([group.rows for group in self.catalogue.groups])
         rows = np.diff(np.minimum(ends, self._length), prepend=0)
         return rows[rows > 0]
 
@@ -113,7 +113,7 @@ class ParquetImages:
         self._check(indices)
         found = self._encoded.read(indices)
         if None in found:
-            where = self._catalogue.where(int(indices[found.index(None)]))
+            where = self.catalogue.where(int(indices[found.index(None)]))
             raise DataError(f"{where}: the image is null; remove the row or give it an image")
         return found  # type: ignore[return-value]
 
@@ -125,7 +125,7 @@ class ParquetImages:
             IndexError: an index is out of range.
         """
         self._check(indices)
-        return self._catalogue.labels()[indices]
+        return self.catalogue.labels()[indices]
 
     def _check(self, indices: NDArray[np.int64]) -> None:
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
@@ -140,5 +140,5 @@ class ParquetImages:
         except MemoryError:
             raise
         except Exception as error:  # Pillow's plugins raise whatever they like on damaged bytes
-            where = self._catalogue.where(index)
+            where = self.catalogue.where(index)
             raise DataError(f"{where}: the image cannot be decoded ({error}); remove or repair the row") from error
