@@ -48,6 +48,16 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+_said: set[object] = set()
+
+
+def say_once(what: object, text: str) -> None:
+    """A message, unless this process has given one of `what` before."""
+    if what not in _said:
+        _said.add(what)
+        say(text)
+
+
 def columns(rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
     """Rows of as many cells each as lines; columns are flush left, but those at the places `numbers` flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

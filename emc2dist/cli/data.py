@@ -3,7 +3,7 @@
 import argparse
 
 from emc2dist.cli.words import Commands, add_json, add_s3, print_result
-from emc2dist.config import parse_s3
+from emc2dist.config import Data, parse_s3
 
 
 def add_to(commands: Commands) -> None:
@@ -33,6 +33,12 @@ def add_to(commands: Commands) -> None:
         "--skip-unreadable", action="store_true", help="leave out and list images that cannot be decoded, not stop"
     )
     sub.add_argument("--no-labels", action="store_true", help="write no labels, whatever the source says")
+    sub.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        default=Data().cache_dir,
+        help="where a Parquet SOURCE is unpacked, as data.cache_dir of a spec (%(default)s)",
+    )
     add_s3(sub)
     add_json(sub)
     sub.set_defaults(command=_ingest)
@@ -55,6 +61,7 @@ def _ingest(arguments: argparse.Namespace) -> None:
         skip_unreadable=arguments.skip_unreadable,
         labels=not arguments.no_labels,
         s3=s3,
+        cache_dir=arguments.cache_dir,
     )
     if not arguments.json:
         result["remarks"] = len(result["remarks"])  # they were said

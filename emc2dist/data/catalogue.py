@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from emc2dist.data import columns
+from emc2dist.data import columns, kept
 from emc2dist.data.columns import Footer, Labels
 from emc2dist.data.splits import by_split, left_out, split_of
 from emc2dist.errors import DataError
@@ -160,7 +160,8 @@ class Catalogue:
             raise DataError(self.label_problem)
         if self.kept_labels is None:
             self.kept_labels = columns.read_labels(self.places, self.entries, self.footers)
-            _keep(self.keep_labels_at, _labels_bytes(self.kept_labels))
+            if self.keep_labels_at is not None:
+                kept.keep(self.keep_labels_at, _labels_bytes(self.kept_labels))
         return self.kept_labels
 
     @property
@@ -318,13 +319,15 @@ def _check_pinned(folder: Place, file: ManifestFile, entry: Entry | None) -> Non
 
 
 def _of_footers(places: list[Place], entries: list[Entry], cache_dir: Path, remarks: list[str]) -> Catalogue:
-    key = hashlib.sha256(json.dumps([[str(p), *e] for p, e in zip(places, entries, strict=True)]).encode()).hexdigest()
-    kept, kept_labels = cache_dir / "catalogues" / f"{key}.json", cache_dir / "catalogues" / f"{key}.labels.npz"
-    if kept.is_file():
-        footers = [Footer(*facts) for facts in json.loads(kept.read_text())]
-    else:
+    identities = [[kept.identity(p), *e] for p, e in zip(places, entries, strict=True)]
+    key = hashlib.sha256(json.dumps(identities).encode()).hexdigest()
+    of_footers, of_labels = (cache_dir / "catalogues" / f"{key}.{what}" for what in ("footers", "labels"))
+    noted, labels = kept.recall(of_footers), kept.recall(of_labels)
+    if noted is None:
         footers = [columns.read_footer(place, entry) for place, entry in zip(places, entries, strict=True)]
-        _keep(kept, json.dumps(footers).encode())
+        kept.keep(of_footers, json.dumps(footers).encode())
+    else:
+        footers = [Footer(*facts) for facts in json.loads(noted)]
     full = [n for n, footer in enumerate(footers) if footer.rows]
     if len(full) < len(footers):
         remarks = [*remarks, f"{len(footers) - len(full)} of {len(footers)} files have no rows"]
@@ -340,10 +343,10 @@ def _of_footers(places: list[Place], entries: list[Entry], cache_dir: Path, rema
         image=footers[0].image if footers else "",
         remarks=remarks + (columns.remarks_on(footers) if footers else []),
         labelled=any(footer.labelled for footer in footers),
-        kept_labels=_labels_of(kept_labels.read_bytes()) if kept_labels.is_file() else None,
+        kept_labels=None if labels is None else _labels_of(labels),
         label_problem=columns.label_problem(places, footers),
         footers=footers,
-        keep_labels_at=kept_labels,
+        keep_labels_at=of_labels,
     )
 
 
@@ -354,17 +357,8 @@ def _labels_bytes(labels: Labels) -> bytes:
 
 
 def _labels_of(content: bytes) -> Labels:
-    with np.load(io.BytesIO(content)) as kept:
-        return Labels(kept["numbers"], kept["classes"].tolist())
-
-
-def _keep(file: Path | None, content: bytes) -> None:
-    """Keep for the next opening what was dear to find out."""
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".draft")
-        draft.write_bytes(content)
-        draft.replace(file)
+    with np.load(io.BytesIO(content)) as held:
+        return Labels(held["numbers"], held["classes"].tolist())
 
 
 def _groups(counts: Sequence[Sequence[int]], starts: Sequence[Sequence[int]] | None) -> Iterator[Group]:

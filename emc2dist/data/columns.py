@@ -10,32 +10,19 @@ What was guessed is a remark. Labels that cannot be read are no error until some
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from emc2dist.data.foreign import opened
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place
 
 LABELS = ("label", "labels", "fine_label", "target", "class", "cls", "category")
 """Columns that are taken for labels, the first that is there."""
-
-
-@contextmanager
-def naming(place: Place) -> Iterator[None]:
-    """Turn what pyarrow raises into a DataError that names the file."""
-    try:
-        yield
-    except pa.ArrowException as error:
-        raise DataError(f"{place}: not a valid Parquet file ({error}); write it again or leave it out") from error
-    except OSError as error:  # what pyarrow makes of bytes that are not what the footer says
-        raise DataError(f"{place}: cannot be read ({error}); check that it is whole") from error
 
 
 class Footer(NamedTuple):
@@ -65,8 +52,8 @@ class Footer(NamedTuple):
 
 def read_footer(place: Place, entry: Entry) -> Footer:
     """What the footer of a file says. Raises DataError where there are no images, or several columns of them."""
-    with naming(place), pq.ParquetFile(place.open(entry)) as opened:
-        metadata, schema = opened.metadata, opened.schema_arrow
+    with opened(place, entry) as file:
+        metadata, schema = file.metadata, file.schema_arrow
         counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     label = next((name for name in LABELS if name in schema.names), None)
     kind = _kind(schema.field(label).type) if label else ""
@@ -123,8 +110,8 @@ def read_labels(places: list[Place], entries: list[Entry], footers: list[Footer]
 def _read_column(place: Place, entry: Entry, footer: Footer, missing: str | int) -> NDArray[Any]:
     if not footer.labelled:
         return np.full(footer.rows, missing)
-    with naming(place), pq.ParquetFile(place.open(entry)) as opened:
-        column = opened.read(columns=[footer.label], use_threads=False).column(0)
+    with opened(place, entry) as file:
+        column = file.read(columns=[footer.label], use_threads=False).column(0)
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         return _READ[footer.kind](place, column)

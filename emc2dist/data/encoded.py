@@ -4,17 +4,18 @@ An *extent* is what is fetched as one, and then read as one local file:
 
     the set              an extent is                                 where it is read
     ingested, local      a Parquet file                               there
-    ingested, on S3      neighbouring row groups, 4 MiB or more       in the cache: that range of the object
-    any other Parquet    a row group, decoded by pyarrow              in the cache: table of offsets, then the images
+    ingested, on S3      neighbouring row groups, 4 MiB or more       in the cache (`emc2dist.data.checked`)
+    any other Parquet    a row group, decoded by pyarrow              in the cache
 
 4 MiB, because a request to S3 takes as long as the transfer of a few MiB. All processes of a machine share the cache,
-so an extent is fetched once per machine.
+so an extent is fetched once per machine. What the cache gives back is checked, image by image; an extent that is not as
+it was written is fetched again.
 """
 
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from io import FileIO
@@ -22,18 +23,29 @@ from operator import add, sub
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from emc2dist import files
+from emc2dist.data import checked
 from emc2dist.data.cache import DiskCache
 from emc2dist.data.catalogue import Catalogue, Group
-from emc2dist.data.columns import image_values, naming
+from emc2dist.data.columns import image_values
+from emc2dist.data.foreign import opened
+from emc2dist.data.kept import identity
+from emc2dist.errors import DataError, StorageError
+from emc2dist.files.place import whole
 
 _PREFIX = 4  # bytes of the length that stands before each value in Parquet's plain encoding
 _EXTENT_BYTES = 4 * 2**20
 _FETCHES = 8  # extents fetched at once by one process
 _WAVE = 32  # extents held open at once
+_ATTEMPTS = 3  # to read an extent, of which other processes may damage or remove what is kept
+_PIECE_BYTES, _PIECE_ROWS = 2**24, 256  # of a row group that is decoded, at once
+_MOST_BYTES = 2**34  # of a row group's images
+
+_Pieces = Callable[[], Iterator[list[memoryview | None]]]
+"""The images of an extent, piece by piece, from the beginning."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +80,18 @@ class Extent(NamedTuple):
         """The set's index that it begins with."""
         return self.groups[0].first_index
 
+    @property
+    def rows(self) -> int:
+        """Images of it."""
+        return sum(group.rows for group in self.groups)
+
 
 class EncodedImages:
     """The bytes of every image. Calls may come from several threads; a pickled copy shares the cache."""
 
     def __init__(self, catalogue: Catalogue, cache: DiskCache) -> None:
         self._catalogue, self._cache = catalogue, cache
-        self._keys = [_key(str(p), *entry) for p, entry in zip(catalogue.places, catalogue.entries, strict=True)]
+        self._keys = [_key(identity(p), *entry) for p, entry in zip(catalogue.places, catalogue.entries, strict=True)]
         self._positions = None if catalogue.lengths is None else _positions(catalogue)
         self._extents = list(self._cut())
         self._firsts = np.array([extent.first_index for extent in self._extents])
@@ -107,25 +124,40 @@ class EncodedImages:
         for start in range(0, len(wanted), _WAVE):
             extents = [self._extents[number] for number in wanted[start : start + _WAVE]]
             for extent, file, here in zip(extents, self._open(extents), positions[start : start + _WAVE], strict=True):
-                for position in here:
-                    images[position] = self._image(extent, file, int(indices[position]))
+                found = (
+                    self._in_place(extent, file, indices[here])
+                    if self._lie_here
+                    else self._kept(extent, file, indices[here])
+                )
+                for position, image in zip(here, found, strict=True):
+                    images[position] = image
         return images
 
-    def read_anew(self, index: int) -> bytes | None:
-        """An encoded image, past what the cache holds of it, which may be damaged."""
-        extent = self._extents[int(np.searchsorted(self._firsts, index, side="right")) - 1]
-        self._cache.drop(self._name(extent))
-        return self.read(np.array([index]))[0]
+    @property
+    def _lie_here(self) -> bool:
+        """Whether images are read from the files of the set themselves."""
+        return self._positions is not None and not self._catalogue.places[0].remote
 
-    def _image(self, extent: Extent, file: FileIO, index: int) -> bytes | None:
-        if self._positions is not None:
-            assert self._catalogue.lengths is not None
-            start, size = int(self._positions[index]) - extent.begin, int(self._catalogue.lengths[index])
-        else:
-            entry = os.pread(file.fileno(), 16, 8 * (index - extent.first_index))
-            start, stop = np.frombuffer(entry, np.int64).tolist()
-            size = stop - start
-        return os.pread(file.fileno(), size, start) or None
+    def _in_place(self, extent: Extent, file: FileIO, indices: NDArray[np.int64]) -> list[bytes | None]:
+        assert self._positions is not None
+        assert self._catalogue.lengths is not None
+        place, _ = self._catalogue.file(extent.groups[0])
+        with files.explained(place):
+            places = zip(self._positions[indices].tolist(), self._catalogue.lengths[indices].tolist(), strict=True)
+            return [whole(place, os.pread(file.fileno(), size, start), size) or None for start, size in places]
+
+    def _kept(self, extent: Extent, file: FileIO, indices: NDArray[np.int64]) -> list[bytes | None]:
+        name, rows = self._name(extent), (indices - extent.first_index).tolist()
+        begin = checked.seed(name)
+        for _ in range(_ATTEMPTS):
+            try:
+                return [checked.read(file, begin, row) for row in rows]
+            except checked.Damaged:
+                file = self._fetch(extent, damaged=file)
+        raise StorageError(
+            f"{self._cache.folder / name}: not what was written there, {_ATTEMPTS} times over; set data.cache_dir to "
+            "another disk"
+        )
 
     def _open(self, extents: Sequence[Extent]) -> Iterator[FileIO]:
         """The files that hold some extents; those that are not on this machine are fetched, several at once."""
@@ -137,37 +169,54 @@ class EncodedImages:
             yield next(fetched) if file is None else file
 
     def _here(self, extent: Extent) -> FileIO | None:
-        if self._positions is not None:
+        if self._lie_here:
             place, entry = self._catalogue.file(extent.groups[0])
-            file = place.local(entry)
-            if file is not None:
-                return file
+            return place.local(entry)
         return self._cache.open(self._name(extent))
 
-    def _fetch(self, extent: Extent) -> FileIO:
-        with self._cache.filling(self._name(extent)):
-            here = self._here(extent)  # another process may have fetched it meanwhile
-            if here is not None:
+    def _fetch(self, extent: Extent, damaged: FileIO | None = None) -> FileIO:
+        """The file of an extent, made now, unless another process has made it meanwhile and it is not the damaged."""
+        name = self._name(extent)
+        with self._cache.filling(name):
+            if damaged is not None:
+                self._cache.drop(name, damaged)
+            here = self._cache.open(name)
+            if here is not None and (damaged is None or not os.path.sameopenfile(here.fileno(), damaged.fileno())):
                 return here
-            content = self._decoded(extent.groups[0]) if self._positions is None else self._range(extent)
-            file = self._cache.put(self._name(extent), content)
-        self._count(Traffic(misses=1, fetched_bytes=len(content)))
+            images = self._decoded(extent) if self._positions is None else self._range(extent)
+            file = self._cache.put(name, lambda draft: checked.write(draft, checked.seed(name), extent.rows, images()))
+        self._count(Traffic(misses=1, fetched_bytes=os.fstat(file.fileno()).st_size))
         return file
 
-    def _range(self, extent: Extent) -> bytes:
+    def _range(self, extent: Extent) -> _Pieces:
+        assert self._positions is not None
+        assert self._catalogue.lengths is not None
         place, entry = self._catalogue.file(extent.groups[0])
-        return place.read_range(extent.begin, extent.end - extent.begin, entry.tag)
+        content = memoryview(place.read_range(extent.begin, extent.end - extent.begin, entry.tag))
+        rows = slice(extent.first_index, extent.first_index + extent.rows)
+        starts = (self._positions[rows] - extent.begin).tolist()
+        sizes = self._catalogue.lengths[rows].tolist()
+        images: list[memoryview | None] = [
+            content[start : start + size] for start, size in zip(starts, sizes, strict=True)
+        ]
+        return lambda: iter([images])
 
-    def _decoded(self, group: Group) -> bytes:
-        """Where in these bytes each image begins and ends (int64 [rows + 1]), then the images end to end."""
+    def _decoded(self, extent: Extent) -> _Pieces:
+        group = extent.groups[0]
         place, entry = self._catalogue.file(group)
-        with naming(place), pq.ParquetFile(place.open(entry), metadata=self._footers.get(group.file)) as opened:
-            self._footers[group.file] = opened.metadata
-            column = opened.read_row_group(group.number, columns=[self._catalogue.image], use_threads=False).column(0)
-            values = image_values(column, self._catalogue.image).combine_chunks()
-        lengths = pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
-        offsets = 8 * (group.rows + 1) + np.concatenate([[0], np.cumsum(lengths)])
-        return offsets.astype(np.int64).tobytes() + b"".join(value.as_buffer() for value in values if value.is_valid)
+
+        def pieces() -> Iterator[list[memoryview | None]]:
+            with opened(place, entry, self._footers.get(group.file), group=group.number) as file:
+                self._footers[group.file] = file.metadata
+                size = file.metadata.row_group(group.number).total_byte_size
+                rows = max(1, min(_PIECE_ROWS, group.rows * _PIECE_BYTES // max(1, size)))
+                for batch in file.iter_batches(
+                    rows, row_groups=[group.number], columns=[self._catalogue.image], use_threads=False
+                ):
+                    values = image_values(batch.column(0), self._catalogue.image)
+                    yield [memoryview(value.as_buffer()) if value.is_valid else None for value in values]
+
+        return lambda: _bounded(pieces(), f"{place}, row group {group.number}", group.rows)
 
     def _cut(self) -> Iterator[Extent]:
         """The row groups, those that are to be fetched as one together."""
@@ -199,9 +248,24 @@ class EncodedImages:
             self.traffic += traffic
 
 
-def _key(*identity: object) -> str:
+def _bounded(pieces: Iterator[list[memoryview | None]], where: str, rows: int) -> Iterator[list[memoryview | None]]:
+    """Pieces, as long as they hold no more than a row group may. Raises DataError."""
+    size = 0
+    for piece in pieces:
+        size += sum(len(image) for image in piece if image is not None)
+        rows -= len(piece)
+        if size > _MOST_BYTES:
+            raise DataError(f"{where}: its images are more than {_MOST_BYTES} bytes; write the file with smaller ones")
+        if rows < 0:
+            break
+        yield piece
+    if rows:
+        raise DataError(f"{where}: holds other rows than its footer says; write the file again or leave it out")
+
+
+def _key(*parts: object) -> str:
     """Names a file and its content: another content, another name."""
-    return hashlib.sha256(repr(identity).encode()).hexdigest()[:24]
+    return hashlib.sha256(repr((checked.LAYOUT, *parts)).encode(errors="surrogateescape")).hexdigest()[:24]
 
 
 def _positions(catalogue: Catalogue) -> NDArray[np.int64]:

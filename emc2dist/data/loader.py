@@ -7,7 +7,8 @@ An image is decoded once for its V views. View v of image i is drawn with torch'
 it depends on that seed and the image alone: not on the rank, the thread, the process, or its batch-mates.
 
 The views are written where the batch lies: with processes, in memory that they share with this one and that has no
-name, so that nothing is left behind and the size of /dev/shm, small in many containers, does not matter.
+name, so that nothing is left behind and the size of /dev/shm, small in many containers, does not matter. Where there is
+no such memory, they come through a pipe, and that is said.
 
 A batch is made in pieces of a few images, taken up in the order submitted, except that an urgent batch (one that a
 step waits for, such as carried negatives) goes before all that has not been taken up. Nothing is made that was not
@@ -24,6 +25,7 @@ import math
 import mmap
 import multiprocessing
 import os
+import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -37,6 +39,8 @@ from torch import Tensor
 
 from emc2dist.data.encoded import Traffic
 from emc2dist.data.images import Images
+from emc2dist.errors import Emc2Error
+from emc2dist.terminal import say_once
 
 View = Callable[[Tensor], Tensor]
 """uint8 [3, H, W] -> uint8 [3, S, S], random by torch's global generator if at all; picklable."""
@@ -60,10 +64,10 @@ class ViewLoader:
             # Spawned, for a fork would copy this process's threads and its CUDA context in whatever state they are.
             spawn = multiprocessing.get_context("spawn")
             self._executor = ProcessPoolExecutor(processes, spawn, initializer=_receive, initargs=(images, view))
-            self._make: Callable[..., Traffic] = _make_here
+            self._make: Callable[..., _Made] = _make_there
         else:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="views")
-            self._make = partial(_make, images, view)
+            self._make = partial(_make_here, images, view)
         self._slots = 2 * max(1, processes)  # one piece in the making and one at hand for every process
         self._running = 0
         self._waiting: list[_Piece] = []
@@ -73,7 +77,8 @@ class ViewLoader:
     def submit(self, indices: NDArray[np.int64], seeds: NDArray[np.int64], *, urgent: bool = False) -> Future[Tensor]:
         """Begin on the views of n >= 1 images; seeds are int64 [V, n].
 
-        The future gives uint8 [V, n, 3, S, S], or raises what was raised in the making, such as a `DataError`.
+        The future gives uint8 [V, n, 3, S, S], or raises what was raised in the making, such as a `DataError`; an
+        `Emc2Error` where a process was killed.
         """
         batch = _Batch(indices, seeds, self._size, shared=self._processes > 0)
         piece = self._piece(*seeds.shape)
@@ -111,13 +116,13 @@ class ViewLoader:
                 continue
             try:
                 made = self._executor.submit(self._make, *piece.batch.arguments(piece.start, piece.stop))
-            except BrokenExecutor as error:  # a process died, perhaps for want of memory
-                piece.batch.fail(error)
+            except BrokenExecutor as error:
+                piece.batch.fail(_killed(error))
                 continue
             self._running += 1
             made.add_done_callback(lambda made, piece=piece: self._receive(made, piece))  # type: ignore[misc]
 
-    def _receive(self, made: "Future[Traffic]", piece: "_Piece") -> None:
+    def _receive(self, made: "Future[_Made]", piece: "_Piece") -> None:
         with self._lock:
             self._running -= 1
             if made.cancelled():
@@ -126,13 +131,23 @@ class ViewLoader:
             self._put(made, piece)
             self._take_up()
 
-    def _put(self, made: "Future[Traffic]", piece: "_Piece") -> None:
+    def _put(self, made: "Future[_Made]", piece: "_Piece") -> None:
         error = made.exception()
         if error is not None:
-            piece.batch.fail(error)
+            piece.batch.fail(_killed(error) if isinstance(error, BrokenExecutor) else error)
             return
-        self.traffic += made.result()
-        piece.batch.complete(piece.stop - piece.start)
+        traffic, views = made.result()
+        self.traffic += traffic
+        piece.batch.complete(piece.start, piece.stop, views)
+
+
+def _killed(error: BrokenExecutor) -> Emc2Error:
+    killed = Emc2Error(
+        "a loader process was killed, perhaps for want of memory; lower data.loaders, data.prefetch or batch_size, or "
+        "give the worker more memory"
+    )
+    killed.__cause__ = error
+    return killed
 
 
 class _Batch:
@@ -140,23 +155,25 @@ class _Batch:
 
     def __init__(self, indices: NDArray[np.int64], seeds: NDArray[np.int64], size: int, *, shared: bool) -> None:
         self.future: Future[Tensor] = Future()
-        self._indices, self._seeds = indices, seeds
+        self._indices, self._seeds, self._processes = indices, seeds, shared
         self._missing = len(indices)
         self._shape = (len(seeds), len(indices), 3, size, size)
-        self._memory = _SharedMemory(math.prod(self._shape)) if shared else None
+        self._memory = _shared(math.prod(self._shape)) if shared else None
         flat = torch.empty(math.prod(self._shape), dtype=torch.uint8) if self._memory is None else self._memory.map()
         self._views = flat.view(self._shape)
 
     def arguments(self, start: int, stop: int) -> tuple[Any, ...]:
-        """What `_make` (or, with shared memory, `_make_here`) needs to make a piece."""
+        """What `_make_here` (or, in a process, `_make_there`) needs to make a piece."""
         indices, seeds = self._indices[start:stop], self._seeds[:, start:stop]
-        if self._memory is None:
-            return indices, seeds, self._views[:, start:stop]
-        return indices, seeds, self._memory, self._shape, start
+        if self._processes:
+            return indices, seeds, self._memory, self._shape, start
+        return indices, seeds, self._views[:, start:stop]
 
-    def complete(self, images: int) -> None:
-        """So many images more are done; the last one completes the batch."""
-        self._missing -= images
+    def complete(self, start: int, stop: int, views: NDArray[np.uint8] | None) -> None:
+        """These images are done, and their views here or given; the last piece completes the batch."""
+        if views is not None:
+            self._views[:, start:stop] = torch.from_numpy(views)
+        self._missing -= stop - start
         if not self._missing and not self.future.done():
             self.future.set_result(self._views)
 
@@ -169,8 +186,8 @@ class _Batch:
 class _SharedMemory:
     """Nameless memory that processes of this one's can map while this one holds it. Linux."""
 
-    def __init__(self, size: int) -> None:
-        self._size, self._owner, self._number = size, os.getpid(), os.memfd_create("views")
+    def __init__(self, size: int, number: int) -> None:
+        self._size, self._owner, self._number = size, os.getpid(), number
         os.ftruncate(self._number, size)
 
     def map(self) -> Tensor:
@@ -183,6 +200,19 @@ class _SharedMemory:
     def __del__(self) -> None:
         if os.getpid() == self._owner:
             os.close(self._number)
+
+
+def _shared(size: int) -> _SharedMemory | None:
+    try:
+        return _SharedMemory(size, os.memfd_create("views"))
+    except OSError as error:
+        _say_slow(error)
+        return None
+
+
+def _say_slow(error: OSError) -> None:
+    reason = f"loader processes cannot share memory with their worker ({error.strerror or error})"
+    say_once("shared memory", f"{reason}, so views come through a pipe, which is slower")
 
 
 class _Piece(NamedTuple):
@@ -208,6 +238,14 @@ def _make(images: Images, view: View, indices: NDArray[np.int64], seeds: NDArray
     return images.traffic - before
 
 
+_Made = tuple[Traffic, NDArray[np.uint8] | None]
+"""What making a piece asked of the images, and the views where they could not be written where they belong."""
+
+
+def _make_here(images: Images, view: View, *piece: Any) -> _Made:
+    return _make(images, view, *piece), None
+
+
 _received: tuple[Images, View] | None = None
 
 
@@ -218,8 +256,43 @@ def _receive(images: Images, view: View) -> None:
     torch.set_num_threads(1)
 
 
-def _make_here(
-    indices: NDArray[np.int64], seeds: NDArray[np.int64], memory: _SharedMemory, shape: tuple[int, ...], start: int
-) -> Traffic:
+def _make_there(
+    indices: NDArray[np.int64],
+    seeds: NDArray[np.int64],
+    memory: _SharedMemory | None,
+    shape: tuple[int, ...],
+    start: int,
+) -> _Made:
+    """Make a piece in a process of the pool."""
+    whole = None if memory is None else _mapped(memory)
+    if whole is not None:
+        return _make_received(indices, seeds, whole.view(shape)[:, start : start + len(indices)]), None
+    views = torch.empty((shape[0], len(indices), *shape[2:]), dtype=torch.uint8)
+    return _make_received(indices, seeds, views), views.numpy()
+
+
+def _mapped(memory: _SharedMemory) -> Tensor | None:
+    try:
+        return memory.map()
+    except OSError as error:  # as where there is no /proc, or it does not show other processes
+        _say_slow(error)
+        return None
+
+
+def _make_received(indices: NDArray[np.int64], seeds: NDArray[np.int64], views: Tensor) -> Traffic:
     assert _received is not None, "a pool process makes views only after its initialiser has run"
-    return _make(*_received, indices, seeds, memory.map().view(shape)[:, start : start + len(indices)])
+    try:
+        return _make(*_received, indices, seeds, views)
+    except Exception as error:  # whatever a library raises
+        if _travels(error):
+            raise
+        raise Emc2Error(f"{type(error).__name__}: {error}") from error
+
+
+def _travels(error: Exception) -> bool:
+    """Whether it can be pickled and built anew; else the pool would take this process for a dead one."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its class's own code raises
+        return False
+    return True

@@ -21,6 +21,7 @@ from emc2dist.data.cache import DiskCache
 from emc2dist.data.catalogue import Catalogue, open_catalogue
 from emc2dist.data.decode import decode
 from emc2dist.data.encoded import EncodedImages, Traffic
+from emc2dist.data.kept import cache_folder
 from emc2dist.errors import DataError
 
 _MOST_THREADS = 64
@@ -35,7 +36,7 @@ class ParquetImages:
     """
 
     def __init__(self, catalogue: Catalogue, cache: DiskCache, *, limit: int | None = None) -> None:
-        self._catalogue, self._encoded = catalogue, EncodedImages(catalogue, cache)
+        self.catalogue, self._encoded = catalogue, EncodedImages(catalogue, cache)
         self._length = min(catalogue.rows, limit or catalogue.rows)
         self._begin()
         self.remarks = catalogue.remarks
@@ -59,7 +60,7 @@ class ParquetImages:
         Raises:
             DataError: see `emc2dist.data.catalogue.open_catalogue`. StorageError: the path cannot be read.
         """
-        kept = Path(cache_dir).expanduser()
+        kept = cache_folder(cache_dir)
         catalogue = open_catalogue(files.at(path, s3), split, kept)
         cache = DiskCache(kept / "images", cache_mib * 2**20)
         return None if catalogue is None else cls(catalogue, cache, limit=limit)
@@ -82,16 +83,16 @@ class ParquetImages:
     @property
     def classes(self) -> list[str]:
         """Names of the classes; empty where the set names none. Reads and raises as `labels` does."""
-        return self._catalogue.classes
+        return self.catalogue.classes
 
     def unlabelled(self) -> str | None:
         """Why no image has a label; None where some have. Reads as `labels` does."""
-        return self._catalogue.unlabelled()
+        return self.catalogue.unlabelled()
 
     @property
     def blocks(self) -> NDArray[np.int64]:
         """Rows of each row group, int64 [G]; they sum up to the length."""
-        ends = np.cumsum([group.rows for group in self._catalogue.groups])
+        ends = np.cumsum([group.rows for group in self.catalogue.groups])
         rows = np.diff(np.minimum(ends, self._length), prepend=0)
         return rows[rows > 0]
 
@@ -119,7 +120,7 @@ class ParquetImages:
         self._check(indices)
         found = self._encoded.read(indices)
         if None in found:
-            where = self._catalogue.where(int(indices[found.index(None)]))
+            where = self.catalogue.where(int(indices[found.index(None)]))
             raise DataError(f"{where}: the image is null; remove the row or give it an image")
         return found  # type: ignore[return-value]
 
@@ -131,7 +132,7 @@ class ParquetImages:
             IndexError: an index is out of range.
         """
         self._check(indices)
-        return self._catalogue.labels().numbers[indices]
+        return self.catalogue.labels().numbers[indices]
 
     def _check(self, indices: NDArray[np.int64]) -> None:
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
@@ -143,11 +144,8 @@ class ParquetImages:
     def _decode(self, index: int, encoded: bytes) -> Tensor:
         try:
             return decode(encoded)
-        except Exception:  # Pillow's plugins raise whatever they like on damaged bytes
-            # A machine that lost its power may have damaged the cache, which is no fault of the row.
-            again = self._encoded.read_anew(index) or b""
-        try:
-            return decode(again)
-        except Exception as error:
-            where = self._catalogue.where(index)
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's plugins raise whatever they like on damaged bytes
+            where = self.catalogue.where(index)
             raise DataError(f"{where}: the image cannot be decoded ({error}); remove or repair the row") from error

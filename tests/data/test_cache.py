@@ -35,16 +35,16 @@ def bounded(folder: Path, cache: Path, extents: float) -> ParquetImages:
     """The set with a cache that holds so many extents: row groups, as this set was not ingested."""
     images = ParquetImages.open(folder, cache_dir=cache)
     assert images is not None
-    images._encoded._cache.limit_bytes = int(extents * (3 * len(pixel(1)) + 32))
+    images._encoded._cache.limit_bytes = int(extents * 3 * (len(pixel(1)) + 24))
     return images
 
 
 def test_an_extent_is_fetched_once_for_all_who_share_the_cache(folder, tmp_path):
     images = ParquetImages.open(folder, cache_dir=tmp_path / "cache")
     images.get(np.array([0, 1, 4]))
-    assert images.traffic == Traffic(hits=0, misses=2, fetched_bytes=6 * len(pixel(1)) + 64)
+    assert images.traffic == Traffic(hits=0, misses=2, fetched_bytes=6 * (len(pixel(1)) + 24))
     images.get(np.array([2, 3]))
-    assert images.traffic == Traffic(hits=2, misses=2, fetched_bytes=6 * len(pixel(1)) + 64)
+    assert images.traffic == Traffic(hits=2, misses=2, fetched_bytes=6 * (len(pixel(1)) + 24))
     copy = pickle.loads(pickle.dumps(images))
     assert colours(copy.get(np.array([5, 0]))) == [5, 0]
     assert copy.traffic == Traffic(hits=2)
@@ -139,7 +139,7 @@ def test_a_folder_that_cannot_be_written_says_which_key_to_change(tmp_path):
 
 def test_what_is_dropped_stays_readable_for_who_has_it_open(tmp_path):
     cache = DiskCache(tmp_path / "images", 100)
-    with cache.put("a/0", b"content") as file:
-        cache.drop("a/0")
+    with cache.put("a/0", lambda file: file.write(b"content")) as file:
+        cache.drop("a/0", file)
         assert cache.open("a/0") is None
         assert os.pread(file.fileno(), 7, 0) == b"content"

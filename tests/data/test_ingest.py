@@ -893,7 +893,7 @@ def test_tiny_imagenet_as_it_is_unpacked(run, tmp_path):
         "test: 2 of 2 images have no label",
     ]
     assert read_manifest(files.at(dest)).remarks == summary["remarks"]
-    source = tiny_imagenet(tmp_path / "cut", "val_0.JPEG\tn02\t0\t0\t9\t9\n")
+    source = tiny_imagenet(tmp_path / "half", "val_0.JPEG\tn02\t0\t0\t9\t9\n")
     with pytest.raises(
         DataError, match=r"val_annotations\.txt: tells the classes of 1 of 2 images of val, and not that"
     ):

@@ -1,8 +1,9 @@
 """The loader: a view depends on its seed and image alone, wherever it is made; errors come out as they were."""
 
+import errno
 import os
 import threading
-from concurrent.futures import BrokenExecutor, CancelledError
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ import torch
 
 from emc2dist.config import Views
 from emc2dist.data.digits import DigitsImages
-from emc2dist.data.loader import ViewLoader
-from emc2dist.errors import DataError
+from emc2dist.data.loader import ViewLoader, _SharedMemory
+from emc2dist.errors import DataError, Emc2Error
 from emc2dist.vision.augment import RandomView
 
 INDICES = np.array([5, 0, 9, 5, 2])
@@ -46,6 +47,16 @@ def expected(images, view) -> torch.Tensor:
             torch.manual_seed(int(seed))
             made.append(view(images.get(np.array([index]))[0]))
     return torch.stack(made).view(2, 5, 3, 16, 16)
+
+
+@pytest.fixture
+def refused():
+    """A system call that this machine does not have."""
+
+    def call(*arguments):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +170,47 @@ def test_an_urgent_batch_goes_before_what_waits(images):
 def test_a_process_that_dies_fails_its_batches_and_those_that_follow(images):
     with ViewLoader(images, _die, 8, processes=1) as loader:
         for _ in range(2):
-            with pytest.raises(BrokenExecutor):
+            with pytest.raises(Emc2Error, match=r"killed, perhaps for want of memory; lower data\.loaders"):
                 loader.submit(INDICES, SEEDS).result(120)
 
 
 def _die(image):
     os._exit(1)
+
+
+class Unwieldy(Exception):
+    """Cannot be built anew from its message, as those of some libraries."""
+
+    def __init__(self, message, code):
+        super().__init__(f"{message}, code {code}")
+
+
+def test_an_error_that_cannot_travel_comes_out_in_words_and_is_no_dead_process(images):
+    with ViewLoader(images, _unwieldy, 8, processes=1) as loader:
+        for _ in range(2):
+            with pytest.raises(Emc2Error, match=r"^Unwieldy: no such codec, code 7$"):
+                loader.submit(INDICES, SEEDS).result(120)
+
+
+def _unwieldy(image):
+    raise Unwieldy("no such codec", 7)
+
+
+def test_without_shared_memory_the_views_come_through_a_pipe_and_that_is_said(
+    pool, expected, monkeypatch, capfd, refused
+):
+    monkeypatch.setattr("emc2dist.terminal._said", set())
+    monkeypatch.setattr(os, "memfd_create", refused)
+    for _ in range(2):
+        assert torch.equal(pool.submit(INDICES, SEEDS).result(120), expected)
+    assert capfd.readouterr().err.count("cannot share memory with their worker (Function not implemented)") == 1
+
+
+def test_where_proc_shows_no_other_process_the_views_come_through_a_pipe(pool, expected, monkeypatch):
+    monkeypatch.setattr(_SharedMemory, "__getstate__", _elsewhere, raising=False)
+    assert torch.equal(pool.submit(INDICES, SEEDS).result(120), expected)
+
+
+def _elsewhere(memory):
+    """As a process gets it that is shown no folder of its parent in /proc."""
+    return {**vars(memory), "_owner": 2**22 + 1}  # above the greatest process number

@@ -97,7 +97,7 @@ def test_threads_and_pickled_copies_see_the_same(folder, opened):
 
 def test_each_column_is_read_alone_and_only_when_asked_for(folder, opened, monkeypatch):
     asked = []
-    for name in ("read", "read_row_group"):
+    for name in ("read", "iter_batches"):
         real = getattr(pq.ParquetFile, name)
         monkeypatch.setattr(
             pq.ParquetFile, name, lambda self, *n, real=real, **k: asked.append(k["columns"]) or real(self, *n, **k)

@@ -8,21 +8,20 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from emc2dist import files
 from emc2dist.config import S3
 from emc2dist.data.catalogue import MANIFEST, Catalogue, open_catalogue, splits_of
-from emc2dist.data.columns import naming
+from emc2dist.data.foreign import opened
 from emc2dist.data.ingest.source import Samples, Source, Split, check_labels, listing_digest
+from emc2dist.data.kept import cache_folder
 from emc2dist.data.parquet import ParquetImages
-from emc2dist.errors import DataError
+from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Entry, Place
 
 _AHEAD = 32  # images read at once
@@ -38,13 +37,20 @@ class _Set:
     s3: S3 | None
     cache_dir: str
     labels: bool
+    listed: dict[str, str] = field(default_factory=dict)
+    """Of each split that was opened, the digest of its files as they were listed at first."""
 
     def catalogue(self, split: str) -> Catalogue | None:
-        return open_catalogue(files.at(self.path, self.s3), split, Path(self.cache_dir).expanduser())
+        return open_catalogue(files.at(self.path, self.s3), split, cache_folder(self.cache_dir))
 
     def images(self, split: str) -> ParquetImages:
-        images = ParquetImages.open(self.path, split, s3=self.s3, cache_dir=self.cache_dir)
-        assert images is not None, "there are no positions in a split that is not there"
+        """The images of a split. Raises StorageError where it is not what was listed: no image is to blame for that."""
+        try:
+            images = ParquetImages.open(self.path, split, s3=self.s3, cache_dir=self.cache_dir)
+        except DataError as error:
+            raise StorageError(f"{self.path}: no longer what it was when it was listed: {error}") from error
+        if images is None or _digest(images.catalogue) != self.listed[split]:
+            raise StorageError(f"{self.path}: changed since it was listed; run the same command again")
         return images
 
 
@@ -76,7 +82,7 @@ class ParquetSource(Source):
         paths = np.empty(len(positions), object)
         for number in np.unique(numbers):
             here = numbers == number
-            paths[here] = self.splits.paths(names[number]).take(pa.array(rows[here])).to_pylist()
+            paths[here] = _names(self.splits.paths(names[number]).take(pa.array(rows[here])))
         return _Rows(self._set, self.root, [names[number] for number in numbers], rows, paths.tolist())
 
 
@@ -103,6 +109,7 @@ class _Splits(Mapping[str, Split]):
         catalogue = self._set.catalogue(name)
         if catalogue is None:
             return Split(np.empty(0, np.int64), None)
+        self._set.listed[name] = _digest(catalogue)
         self._remarks += [remark for remark in catalogue.remarks if remark not in self._remarks]
         positions = self._names.index(name) * _MOST_ROWS + np.arange(catalogue.rows)
         return Split(positions, *_labels(catalogue)) if self._set.labels else Split(positions, None)
@@ -126,7 +133,7 @@ class _Rows(Samples):
     rows: NDArray[np.int64]
     paths: list[str | None]
     _images: dict[str, ParquetImages] = field(default_factory=dict)
-    _ahead: dict[int, bytes] = field(default_factory=dict)
+    _ahead: dict[int, bytes | DataError] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -135,25 +142,40 @@ class _Rows(Samples):
         return self.paths[k]
 
     def where(self, k: int) -> str:
-        catalogue = self.set.catalogue(self.splits[k])
-        assert catalogue is not None, "there are no positions in a split without rows"
-        where = catalogue.where(int(self.rows[k]))
+        where = self._split(k).catalogue.where(int(self.rows[k]))
         return where.removeprefix(f"{self.root}/")
 
     def read(self, k: int) -> bytes:
         if k not in self._ahead:
             same = [n for n in range(k, min(k + _AHEAD, len(self))) if self.splits[n] == self.splits[k]]
             try:
-                self._ahead = dict(zip(same, self._encoded(same), strict=True))
-            except DataError:  # of one of them
-                self._ahead = {k: self._encoded([k])[0]}
-        return self._ahead.pop(k)
+                self._ahead = dict[int, bytes | DataError](zip(same, self._encoded(same), strict=True))
+            except DataError:  # of some of them
+                self._ahead = {n: self._one(n) for n in same}
+        found = self._ahead.pop(k)
+        if isinstance(found, DataError):
+            raise found
+        return found
+
+    def _one(self, k: int) -> bytes | DataError:
+        try:
+            return self._encoded([k])[0]
+        except DataError as error:
+            return error
 
     def _encoded(self, wanted: list[int]) -> list[bytes]:
-        split = self.splits[wanted[0]]
+        return self._split(wanted[0]).encoded(self.rows[wanted])
+
+    def _split(self, k: int) -> ParquetImages:
+        split = self.splits[k]
         if split not in self._images:
             self._images[split] = self.set.images(split)
-        return self._images[split].encoded(self.rows[wanted])
+        return self._images[split]
+
+
+def _digest(catalogue: Catalogue) -> str:
+    """Of what the rows of a split are numbered by."""
+    return listing_digest((entry.name + entry.tag, entry.size) for entry in catalogue.entries)
 
 
 def _labels(catalogue: Catalogue) -> tuple[NDArray[np.int64] | None, list[str]]:
@@ -169,11 +191,16 @@ def _labels(catalogue: Catalogue) -> tuple[NDArray[np.int64] | None, list[str]]:
 
 
 def _paths_of(place: Place, entry: Entry, image: str) -> pa.Array:
-    """The `path` beside the bytes of each image of a file."""
+    """The `path` beside the bytes of each image of a file; null where there is none."""
     column, _, _ = image.rpartition(".")
-    with naming(place), pq.ParquetFile(place.open(entry)) as opened:
-        kind = opened.schema_arrow.field(column).type.get_field_index("path") if column else -1
+    with opened(place, entry) as file:
+        kind = file.schema_arrow.field(column).type.get_field_index("path") if column else -1
         if kind < 0:
-            return pa.nulls(opened.metadata.num_rows, pa.string())
-        found = opened.read(columns=[f"{column}.path"], use_threads=False).column(0).combine_chunks()
-        return pc.struct_field(found, "path").cast(pa.string())
+            return pa.nulls(file.metadata.num_rows, pa.binary())
+        found = file.read(columns=[f"{column}.path"], use_threads=False).column(0).combine_chunks()
+    return pc.struct_field(found, "path").cast(pa.binary())
+
+
+def _names(paths: pa.Array) -> list[str | None]:
+    """Paths as text, whatever encoding they are in."""
+    return [None if path is None else path.decode(errors="backslashreplace") for path in paths.to_pylist()]

@@ -1,0 +1,66 @@
+"""Parquet files that others wrote: read within bounds, and with errors that name the file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from emc2dist.errors import DataError, StorageError
+from emc2dist.files import Entry, Place
+
+_BUFFER_BYTES = 2**24  # of a column that is read piece by piece: a request to S3 each
+
+
+@contextmanager
+def opened(
+    place: Place, entry: Entry, metadata: pq.FileMetaData | None = None, *, group: int | None = None
+) -> Iterator[pq.ParquetFile]:
+    """Open a file; what is raised on reading it in the `with` names it. `metadata` is its footer, if read before.
+
+    To read one row `group` by batches: messages name it, and it takes the memory of a batch, not of a column.
+
+    Raises:
+        DataError: it is no Parquet file, or is damaged.
+        StorageError: it cannot be reached, has changed, or takes more memory than there is.
+    """
+    whole = group is None
+    with (
+        _naming(str(place) if whole else f"{place}, row group {group}"),
+        pq.ParquetFile(
+            place.open(entry),
+            metadata=metadata,
+            pre_buffer=whole,
+            buffer_size=0 if whole else _BUFFER_BYTES,
+            page_checksum_verification=True,
+        ) as file,
+    ):
+        if metadata is None:
+            _check_rows(place, entry, file.metadata)
+        yield file
+
+
+def _check_rows(place: Place, entry: Entry, metadata: pq.FileMetaData) -> None:
+    """Numbers of rows are what others allocate by: refuse those that cannot be."""
+    counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows or metadata.num_rows > entry.size:
+        raise DataError(
+            f"{place}: its footer speaks of {metadata.num_rows} rows, of {sum(counts)} in {len(counts)} row groups, "
+            f"in a file of {entry.size} bytes: damaged; write it again or leave it out"
+        )
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Turn what pyarrow raises into an error that names the file."""
+    try:
+        yield
+    except MemoryError as error:  # pyarrow's own is one as well
+        raise StorageError(
+            f"{what}: reading it takes more memory than there is ({error}); give this process more, or write the file "
+            "again with smaller row groups"
+        ) from error
+    except pa.ArrowException as error:
+        raise DataError(f"{what}: not a valid Parquet file ({error}); write it again or leave it out") from error
+    except (OSError, ValueError, OverflowError) as error:  # of bytes that are not what the footer says, or not UTF-8
+        raise DataError(f"{what}: cannot be read ({error}); check that it is whole") from error
