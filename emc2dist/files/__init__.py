@@ -13,21 +13,15 @@ and says what to do. Credentials come from the ordinary AWS chain alone, and no 
     place   what a file or a folder can do        disk   on this machine        s3   on S3: retries, clear errors
 """
 
-import os
-import re
 from pathlib import Path
-from urllib.parse import unquote
 
-from emc2dist.config import S3
+from emc2dist.config import S3, is_remote, paths
 from emc2dist.errors import StorageError
 from emc2dist.files.disk import DiskPlace, explained
 from emc2dist.files.place import Entry, Place
-from emc2dist.files.s3 import LONGEST_PAUSE_S, SCHEME, S3Place, retries
+from emc2dist.files.s3 import LONGEST_PAUSE_S, S3Place, retries
 
 __all__ = ["LONGEST_PAUSE_S", "Entry", "Place", "at", "explained", "is_remote", "local", "retries"]
-
-_FILE = "file:///"
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
 
 
 def at(path: str | Path, s3: S3 | None = None) -> Place:
@@ -39,30 +33,21 @@ def at(path: str | Path, s3: S3 | None = None) -> Place:
     text = str(path)
     if not is_remote(text):
         return DiskPlace(local(text))
-    key = text.removeprefix(SCHEME).rstrip("/")
-    if not key:
-        raise StorageError(f"{text}: names no bucket; write s3://bucket/folder")
-    return S3Place(key, s3 or S3())
+    try:
+        return S3Place(paths.bucket_and_key(text), s3 or S3())
+    except ValueError as error:
+        raise StorageError(f"{text}: {error}") from None
 
 
 def local(path: str | Path) -> Path:
     """A path on this machine's disk, as a person means it: `~` and `file:///` are understood.
 
     Raises:
-        StorageError: it is a URL of another kind, which would become a folder of that name; or it holds a NUL.
+        StorageError: it is a URL of another kind, which would become a folder of that name; or it is empty or holds a
+            NUL.
     """
     text = str(path)
-    if text.startswith(_FILE):
-        text = unquote(text.removeprefix(_FILE.removesuffix("/")), errors="surrogateescape")
-    url = _URL.match(text)
-    if url:
-        where = "a path on disk" if is_remote(text) else "a path on disk, or s3://bucket/folder"
-        raise StorageError(f"{text}: {url[1]}:// cannot be used here; give {where} (a folder of this name is ./{text})")
-    if "\0" in text:
-        raise StorageError(f"{text!r}: no path, for it holds a NUL; correct it")
-    return Path(os.path.expanduser(text))  # Path.expanduser raises where there is no such user
-
-
-def is_remote(path: str) -> bool:
-    """Whether `at(path)` lies beyond the network."""
-    return path.startswith(SCHEME)
+    try:
+        return paths.on_disk(text)
+    except ValueError as error:
+        raise StorageError(f"{text!r}: {error}" if "\0" in text or not text else f"{text}: {error}") from None
