@@ -77,8 +77,8 @@ class Spec(Section):
     precision: Precision = "float32"
     """`bf16` runs the encoder under autocast; `float64` is for proofs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` trains on GPUs where the cluster has one for every worker. A run that would go on elsewhere than on what it
-    trained on so far is refused with `auto`, for its numbers would differ; `cpu` or `cuda` says that it is meant."""
+    """`auto` trains on GPUs where the cluster has one for every worker. A run that would go on elsewhere than where it
+    trained so far is refused with `auto`, for its numbers would differ; `cpu` or `cuda` says that it is meant."""
     threads: SmallInt = 0
     """CPU threads of a worker; 0: the machine's cores divided among the workers."""
     restarts: SmallInt = 3

@@ -99,8 +99,8 @@ def _device(spec: Spec, folder: RunFolder, onlooker: Onlooker) -> str:
         return device
     if spec.device == "auto":
         raise SpecError(
-            f"device: auto is {device} here, and {folder.place} trained on {before} up to step {step}; from there on its "
-            f"numbers would be others: resume where it trained, or give device={device} if that is meant"
+            f"device: auto is {device} here, and {folder.place} trained on {before} up to step {step}; its "
+            f"numbers would be others from there on: resume where it trained, or give device={device} if that is meant"
         )
     onlooker.say(f"device: {device} from step {step} on, {before} before: the numbers are not those of one device")
     folder.append([{"step": step, "device_changed": f"{before} -> {device}"}])
