@@ -127,6 +127,10 @@ METRICS: dict[str, Metric] = {
         "faults", "Restarts", "", "newer checkpoints than the one the run resumed from, and what is wrong with them",
         kind="event",
     ),
+    "device_changed": Metric(
+        "faults", "Restarts", "", "from what to what device the run was moved on purpose, which its numbers may show",
+        kind="event",
+    ),
     "restarts": Metric(
         "faults", "Restarts", "", "times that the workers were started again", kind="counter", source="driver"
     ),

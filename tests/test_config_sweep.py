@@ -79,7 +79,8 @@ def test_a_run_and_a_sweep_are_told_apart(sweep_file):
         ("sed=3", ["sed: unknown key", "seeds"]),
         ("budget.trials=0", ["budget.trials", "0"]),
         ("base=nowhere.yaml", ["nowhere.yaml: cannot be read"]),
-        ("space={}", ["space"]),
+        ("space.data.path=[/a #1]", ["space.data.path: not valid YAML"]),
+        ("set=3", ["set", "'3'"]),
     ],
 )
 def test_what_is_wrong_is_one_message_that_names_it(sweep_file, override, words):
@@ -93,3 +94,34 @@ def test_what_is_wrong_is_one_message_that_names_it(sweep_file, override, words)
 def test_fewer_trials_than_seeds_are_refused(sweep_file):
     with pytest.raises(SpecError, match=r"budget\.trials: 2 is less than the 3 seeds"):
         load_sweep(sweep_file, ["seeds=3", "budget.trials=2"])
+
+
+def test_values_of_a_space_are_what_their_keys_take(sweep_file):
+    space = ["space.data.path=['/a #1', 007]", "space.encoder.norm=[none, group]", "space.temperature=[1e-1, 010]"]
+    sweep = load_sweep(sweep_file, [*space, "set.name=no", "set.data.path=/b #1"])
+    found = sweep.distributions()
+    assert found["data.path"] == ("/a #1", "007")
+    assert found["encoder.norm"] == ("none", "group")
+    assert found["temperature"] == (0.1, 10)
+    assert (sweep.base.name, sweep.base.data.path) == ("no", "/b #1")
+    assert parse_sweep(dump(sweep)) == sweep
+
+
+def test_what_a_sweep_says_twice_is_refused(sweep_file):
+    sweep_file.write_text(SWEEP + "  optimiser.weight_decay: [1]\n")
+    with pytest.raises(SpecError, match=r"space\.optimiser\.weight_decay: given twice, by itself and in its section"):
+        load_sweep(sweep_file)
+    sweep_file.write_text(SWEEP.replace("set: {", "set: {data.limit: 3, "))
+    with pytest.raises(SpecError, match=r"set\.data\.limit: given twice"):
+        load_sweep(sweep_file)
+
+
+def test_labels_of_the_base_keep_their_dots(sweep_file):
+    sweep = load_sweep(sweep_file, ["set.resources.worker_labels.ray.io/market-type=spot"])
+    assert sweep.base.resources.worker_labels == {"ray.io/market-type": "spot"}
+
+
+@pytest.mark.parametrize("base", ["gs://bucket/base.yaml", "s3://bucket/base.yaml"])
+def test_a_base_lies_on_disk(sweep_file, base):
+    with pytest.raises(SpecError, match=r"sweep\.yaml: base: got '\w+://bucket/base.yaml'; \w+:// cannot be used"):
+        load_sweep(sweep_file, [f"base={base}"])

@@ -2,18 +2,26 @@
 
 Precedence: default < file < `key=value` on the command line. Nothing is guessed: an unknown key, a wrong type or a
 value out of range is a `SpecError` that names the key, the value, what is allowed, and the nearest valid key.
+
+A value is read by what its key takes. Where that is text, it is what was written: `name: 007` and `name: no` need no
+quotes, and after `key=` all counts, `#`, `:`, `{` and `~` too (a pair of quotes around the whole is taken off).
+Elsewhere it is what YAML 1.2 reads: `010` is ten, `1e-4` a number, `1:30` is none. Nothing, `null` and `~` are None
+where a key may be None. A mapping for a section sets the keys that it holds. A key that is given twice is refused.
+
 Unit and range stand under each field. Nothing here imports torch or ray, so `emc2dist validate` is instant.
 
     spec = load("jobs/cifar10.yaml", ["data.path=../shared/data/cifar10", "lr=1e-3"])
 """
 
+from emc2dist.config import paths
 from emc2dist.config.loading import changed, dump, load, load_job, load_sweep, parse, parse_s3, parse_sweep
+from emc2dist.config.paths import is_remote
 from emc2dist.config.sections import S3, Data, Encoder, Eval, Launch, Norm, Optimiser, Resources, Views, Watch
 from emc2dist.config.spec import OPERATIONAL, Spec, differences, leaves
 from emc2dist.config.sweep import Range, Sweep, base_of
 
 __all__ = [
     "OPERATIONAL", "S3", "Data", "Encoder", "Eval", "Launch", "Norm", "Optimiser", "Range", "Resources", "Spec",
-    "Sweep", "Views", "Watch", "base_of", "changed", "differences", "dump", "leaves", "load", "load_job",
-    "load_sweep", "parse", "parse_s3", "parse_sweep",
+    "Sweep", "Views", "Watch", "base_of", "changed", "differences", "dump", "is_remote", "leaves", "load", "load_job",
+    "load_sweep", "parse", "parse_s3", "parse_sweep", "paths",
 ]  # fmt: skip

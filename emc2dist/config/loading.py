@@ -1,32 +1,32 @@
 """From YAML and key=value to a `Spec` or a `Sweep`, or to one message that says what is wrong; and back."""
 
 import difflib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from emc2dist.config.sections import S3
-from emc2dist.config.spec import Spec, leaves
+from emc2dist.config import paths
+from emc2dist.config import text as spec_text
+from emc2dist.config.sections import HIDDEN, S3
+from emc2dist.config.spec import Spec
 from emc2dist.config.sweep import Sweep
+from emc2dist.config.text import Plain
 from emc2dist.errors import SpecError
 
 Model = TypeVar("Model", bound=BaseModel)
+Parts = tuple[str, ...]
+"""A key, section by section."""
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, except that `1e-4` is a number, as in YAML 1.2."""
-
-    yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}  # noqa: RUF012
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+_NULL = {"null", "Null", "NULL", "~"}
+_BOOL = {"true": True, "false": False}
+_SWITCH = _BOOL | {"yes": True, "on": True, "no": False, "off": False}
+_SHOWN = 200  # characters of a value that a message repeats
+_TOLD = 5  # errors of one spec that a message tells
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
@@ -39,15 +39,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
 
 def parse(text: str, overrides: Sequence[str] = (), *, source: str = "spec") -> Spec:
     """Parse the text of a spec; `source` names it in messages. Raises `SpecError`."""
-    return _checked(Spec, _tree(text, overrides, source), source)
+    return _checked(Spec, _overridden(_tree(text, source), overrides, Spec), source)
 
 
 def changed(spec: Spec, values: Mapping[str, Any], *, source: str) -> Spec:
     """`spec` with other values of keys as in `optimiser.weight_decay`. Raises `SpecError`, which `source` begins."""
-    tree = spec.model_dump(mode="json")
-    for key, value in values.items():
-        _put(tree, key, value)
-    return _checked(Spec, tree, source)
+    return _checked(Spec, _with(spec.model_dump(mode="json"), values), source)
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -64,32 +61,36 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Spec | Sweep:
     Raises:
         SpecError: with one message that names the file, the key, the value and what is allowed.
     """
-    path = Path(path)
-    tree = _tree(_read(path), overrides, str(path))
-    if not tree.keys() & {"base", "space"}:
-        return _checked(Spec, tree, str(path))
+    source = str(path)
+    tree = _tree(spec_text.read(source), source)
+    said = {override.partition("=")[0].split(".")[0] for override in overrides}
+    if not (tree.keys() | said) & {"base", "space"}:
+        return _checked(Spec, _overridden(tree, overrides, Spec), source)
+    for part in tree.keys() & {"set", "space"}:
+        if isinstance(tree[part], dict):
+            tree[part] = {parts[-1]: value for parts, value in _once(_flat(Sweep, part, tree[part]), source)}
+    tree = _overridden(tree, overrides, Sweep)
     if isinstance(tree.get("base"), str):
-        base = path.parent / tree["base"]
-        tree["base"] = _tree(_read(base), (), str(base))
-    return _sweep(tree, str(path))
+        base = _beside(source, tree["base"])
+        tree["base"] = _tree(spec_text.read(base), str(base))
+    return _sweep(tree, source)
 
 
 def parse_sweep(text: str, *, source: str = "sweep") -> Sweep:
     """Parse what `dump` wrote of a sweep. Raises `SpecError`."""
-    return _sweep(_tree(text, (), source), source)
+    return _sweep(_tree(text, source), source)
 
 
 def parse_s3(overrides: Sequence[str]) -> S3:
     """The `s3` section alone, from words as in `s3.endpoint=URL`. Raises `SpecError`."""
-    tree: dict[str, Any] = {}
     for override in overrides:
         if not override.startswith("s3."):
             raise SpecError(f"{override!r}: only keys of s3 can be set here, as in s3.endpoint=URL")
-        _apply(tree, override)
+    tree = _settled(_overridden({}, overrides, Spec), dict[str, S3])
     try:
         return TypeAdapter(dict[str, S3]).validate_python(tree).get("s3", S3())
     except ValidationError as error:
-        raise SpecError("; ".join(_explain(e, Spec) for e in error.errors())) from None
+        raise SpecError(_explained(error, Spec)) from None
 
 
 def dump(spec: Spec | Sweep) -> str:
@@ -97,29 +98,28 @@ def dump(spec: Spec | Sweep) -> str:
     return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML spec") from error
-
-
-def _tree(text: str, overrides: Sequence[str], source: str) -> dict[str, Any]:
-    tree = _yaml(text, source)
+def _tree(text: str, source: str) -> dict[str, Any]:
+    tree = spec_text.tree(text, source)
     if not isinstance(tree, dict):
-        raise SpecError(f"{source}: expected a mapping of keys to values, got {type(tree).__name__}")
-    for override in overrides:
-        _apply(tree, override)
+        raise SpecError(f"{source}: expected a mapping of keys to values, got {_shown(tree)}")
     return tree
+
+
+def _beside(source: str, base: str) -> Path:
+    try:
+        return paths.on_disk(source).parent / paths.on_disk(base)
+    except ValueError as error:
+        raise SpecError(f"{source}: base: got {base!r}; {error}") from None
 
 
 def _sweep(tree: dict[str, Any], source: str) -> Sweep:
     changes, base, space = tree.pop("set", {}), tree.get("base"), tree.get("space")
-    if isinstance(base, dict) and isinstance(changes, dict):
-        for key, value in leaves(changes):
-            _put(base, key, value)
+    if not isinstance(changes, dict):
+        raise SpecError(f"{source}: set: got {_shown(changes)}; give it keys of the base and their values")
+    if isinstance(base, dict):
+        tree["base"] = _with(base, changes)
     if isinstance(space, dict):
-        tree["space"] = dict(leaves(space))
+        tree["space"] = {key: _choices(key, value) for key, value in space.items()}
     sweep = _checked(Sweep, tree, source)
     for key, values in sweep.ends().items():
         for value in values:
@@ -127,53 +127,183 @@ def _sweep(tree: dict[str, Any], source: str) -> Sweep:
     return sweep
 
 
+def _choices(key: str, value: Any) -> Any:
+    """A list as values of the key; anything else as it stands."""
+    if not isinstance(value, list):
+        return _settled(value, Any)
+    _, kind = _place(Spec, key)
+    return tuple(_settled(item, kind) for item in value)
+
+
 def _checked(model: type[Model], tree: dict[str, Any], source: str) -> Model:
     try:
-        return model.model_validate(_tuples(tree))
+        return model.model_validate(_settled(tree, model))
     except ValidationError as error:
-        raise SpecError(f"{source}: " + "; ".join(_explain(e, model) for e in error.errors())) from None
+        raise SpecError(f"{source}: {_explained(error, model)}") from None
 
 
-def _yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from None
+def _overridden(tree: dict[str, Any], overrides: Sequence[str], model: type[BaseModel]) -> dict[str, Any]:
+    """The tree with what `key=value` says; a mapping sets the keys that it holds."""
+    said: dict[Parts, str] = {}  # by which of them
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise SpecError(f"{override!r}: an override is written key=value, as in lr=1e-3 or data.limit=512")
+        _, kind = _place(model, key)
+        meant = spec_text.unquoted(value) if _takes_text(kind) else spec_text.flow(value, key)
+        for parts, item in _flat(model, key, meant):
+            if said.setdefault(parts, override) != override:
+                raise SpecError(f"{'.'.join(parts)}: given twice on the command line, with two values; give it one")
+            _put(tree, parts, item)
+    return tree
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise SpecError(f"{override!r}: an override is written key=value, as in lr=1e-3 or data.limit=512")
-    _put(tree, key, _yaml(value, override))
+def _with(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in values.items():
+        for parts, item in _flat(Spec, key, value):
+            _put(tree, parts, item)
+    return tree
 
 
-def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    *parents, leaf = key.split(".")
+def _once(pairs: Iterable[tuple[Parts, Any]], source: str) -> Iterator[tuple[Parts, Any]]:
+    seen: set[Parts] = set()
+    for parts, value in pairs:
+        if parts in seen:
+            raise SpecError(f"{source}: {'.'.join(parts)}: given twice, by itself and in its section; keep one")
+        seen.add(parts)
+        yield parts, value
+
+
+def _flat(model: type[BaseModel], key: str, value: Any) -> Iterator[tuple[Parts, Any]]:
+    """The keys that a value sets: it alone, or those that a mapping for a section holds."""
+    parts, kind = _place(model, key)
+    if isinstance(value, dict) and (_section(kind) or parts[0] == "space"):
+        for name, item in value.items():
+            yield from _flat(model, f"{key}.{name}", item)
+    else:
+        yield parts, value
+
+
+def _place(model: type[BaseModel], key: str) -> tuple[Parts, Any]:
+    """Where a key stands, and what it may be; `Any` where it is unknown.
+
+    What stands under a section's mapping of free names (labels, a space) is one name, whatever dots it holds.
+    """
+    head, dot, rest = key.partition(".")
+    if model is Sweep and head in ("set", "space"):
+        kind = _place(Spec, rest)[1] if rest and head == "set" else Any
+        return ((head, rest) if dot else (head,)), (kind if rest or head == "space" else Spec)
+    field = model.model_fields.get(head)
+    kind = field.annotation if field else Any
+    section = _section(kind)
+    if not dot:
+        return (head,), kind
+    if section is None:
+        return (head, rest), _named(kind)
+    parts, kind = _place(section, rest)
+    return (head, *parts), kind
+
+
+def _put(tree: dict[str, Any], parts: Parts, value: Any) -> None:
+    *parents, leaf = parts
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise SpecError(f"{key}: {parent} is a value, not a section")
+            raise SpecError(f"{'.'.join(parts)}: {parent} is a value, not a section")
     tree[leaf] = value
 
 
-def _tuples(value: Any) -> Any:
-    """Strict pydantic takes a tuple for a tuple; YAML has only lists."""
+def _settled(value: Any, kind: Any) -> Any:
+    """What was written, as what the key takes: text stays as it stands, and the rest is what YAML 1.2 reads.
+
+    Lists become tuples: strict pydantic takes a tuple for a tuple, and YAML has only lists.
+    """
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+        section = _section(kind)
+        fields = section.model_fields if section else {}
+        other = Any if section else _named(kind)
+        return {key: _settled(item, fields[key].annotation if key in fields else other) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_settled(item, Any) for item in value)
+    return _meant(value, kind) if isinstance(value, Plain) else value
+
+
+def _meant(word: Plain, kind: Any) -> Any:
+    kinds = _kinds(kind)
+    if not word or (word in _NULL and (types.NoneType in kinds or not _takes_text(kind))):
+        return None
+    if _takes_text(kind):
+        return str(word)
+    words = _SWITCH if bool in kinds else _BOOL
+    if word.lower() in words:
+        return words[word.lower()]
+    number = _number(word)
+    whole = isinstance(number, float) and int in kinds and float not in kinds and number.is_integer()
+    return int(number) if whole else number  # as in limit=1e6
+
+
+def _number(word: str) -> Any:
+    for read in (int, lambda text: int(text, 0), float):  # 010 is ten, 0x10 sixteen
+        try:
+            return read(word)
+        except ValueError:
+            pass
+    return str(word)
+
+
+def _takes_text(kind: Any) -> bool:
+    return {str} == _kinds(kind) - {types.NoneType}
+
+
+def _section(kind: Any) -> type[BaseModel] | None:
+    return next((one for one in _kinds(kind) if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
+def _named(kind: Any) -> Any:
+    """What a mapping of free names holds."""
+    return get_args(kind)[1] if get_origin(kind) is dict else Any
+
+
+def _kinds(kind: Any) -> set[Any]:
+    """The types that an annotation allows."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return {type(one) for one in arguments}
+    if origin is Annotated:
+        return _kinds(arguments[0])
+    if origin in (Union, types.UnionType):
+        return set().union(*map(_kinds, arguments))
+    return {kind}
+
+
+def _explained(error: ValidationError, model: type[BaseModel]) -> str:
+    found = error.errors()
+    more = [f"and {len(found) - _TOLD} more"] if len(found) > _TOLD else []
+    return "; ".join([_explain(one, model) for one in found[:_TOLD]] + more)
 
 
 def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(key, list(_keys(model)), n=1, cutoff=0.0)
-        return f"{key}: unknown key; the nearest valid key is {nearest[0]}"
+        if nearest == [key]:
+            return f"{key}: with a dot this is for the command line; in a file it stands in its section"
+        return f"{_shown(key)[1:-1]}: unknown key; the nearest valid key is {nearest[0]}"
     if error["type"] == "missing":
         return f"{key}: missing; give it a value"
+    if error["type"] == HIDDEN:
+        return f"{key}: {error['msg']}"
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
-    return f"{key}: got {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"{key}: got {_shown(error['input'])}; {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, cut where it is long; nothing is what an empty file or an empty value is."""
+    if value is None:
+        return "nothing"
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -1,9 +1,12 @@
 """The sections of a spec. Unit and range stand under each field."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from emc2dist.config import paths
 
 Objective = Literal["emc2", "simclr", "dcl", "sogclr"]
 Kernel = Literal["mh", "isir"]
@@ -11,10 +14,59 @@ Carried = Literal["reencode", "cached"]
 Norm = Literal["batch", "sync_batch", "group", "none"]
 Precision = Literal["float32", "bf16", "float64"]
 
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+HIDDEN = "hidden"
+"""Type of the errors whose value no message may repeat."""
+
+# The largest values are far beyond any use: a slip of the hand is told before anything is made of it.
+PositiveInt = Annotated[int, Field(ge=1, le=2**31)]
+SmallInt = Annotated[int, Field(ge=0, le=65_536)]
+SmallPositiveInt = Annotated[int, Field(ge=1, le=65_536)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)]
+Aspect = Annotated[float, Field(ge=0.01, le=100)]
+Strength = Annotated[float, Field(ge=0, le=100)]
+
+
+def _refuse_credentials(url: str) -> str:
+    """A spec is kept beside the run and shown in logs, so a secret in a URL must not get into it."""
+    scheme, _, rest = url.partition("://")
+    if rest and "@" in rest.split("/")[0]:
+        raise PydanticCustomError(
+            HIDDEN,
+            "the {scheme} URL holds credentials; leave them out, they come from the AWS chain "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws, or the machine's role)",
+            {"scheme": scheme},
+        )
+    return url
+
+
+def _on_disk(text: str) -> str:
+    return _path(text, remote=False)
+
+
+def _anywhere(text: str) -> str:
+    return _path(text, remote=True)
+
+
+def _path(text: str, *, remote: bool) -> str:
+    _refuse_credentials(text)
+    try:
+        paths.check(text, remote=remote)
+    except ValueError as error:
+        raise _refusal(str(error)) from None
+    return text
+
+
+def _refusal(message: str) -> PydanticCustomError:
+    """Told with the key and the value, unlike a ValueError."""
+    return PydanticCustomError("refused", "{message}", {"message": message})
+
+
+DiskPath = Annotated[str, AfterValidator(_on_disk)]
+AnyPath = Annotated[str, AfterValidator(_anywhere)]
+Url = Annotated[str, AfterValidator(_refuse_credentials)]
 
 
 class Section(BaseModel):
@@ -24,16 +76,31 @@ class Section(BaseModel):
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, protected_namespaces=()
     )
 
+    @field_validator("*")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        if _unwritable(value):
+            raise _refusal("holds a NUL, or a byte that is not UTF-8; a spec is text")
+        return value
+
+
+def _unwritable(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_unwritable(one) for item in value.items() for one in item)
+    if isinstance(value, tuple):
+        return any(map(_unwritable, value))
+    return isinstance(value, str) and re.search("[\0\ud800-\udfff]", value) is not None
+
 
 class Data(Section):
     """Where the images come from."""
 
-    path: str = "digits"
+    path: AnyPath = "digits"
     """`digits` (scikit-learn's 1,797 handwritten digits, nothing to download), a Parquet file, or a folder of them;
     on disk, or `s3://bucket/...`."""
-    limit: PositiveInt | None = None
+    limit: Annotated[int, Field(ge=1, le=2**48)] | None = None
     """Use only the first so many training images; all of them by default."""
-    cache_dir: str = "~/.cache/emc2dist"
+    cache_dir: DiskPath = "~/.cache/emc2dist"
     """Folder on every machine's own disk for what is fetched or unpacked; its processes share it."""
     cache_mib: PositiveInt = 16_384
     """Mebibytes that `cache_dir` may hold. Sets that `emc2dist ingest` wrote to a local disk need none."""
@@ -42,26 +109,26 @@ class Data(Section):
     `block` on S3, `full` on disk."""
     window: PositiveInt = 16_384
     """Rows that shuffle: block mixes: a row comes at most so many places later than its block."""
-    loaders: Annotated[int, Field(ge=0)] = 0
+    loaders: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes per worker that decode and augment; 0 does it on a thread of the worker."""
-    prefetch: PositiveInt = 2
+    prefetch: Annotated[int, Field(ge=1, le=1024)] = 2
     """Batches that are made ahead of the step that needs them."""
 
 
 class Views(Section):
     """How one view is drawn from an image. A probability of 0 leaves a transform out."""
 
-    count: Annotated[int, Field(ge=2)] = 2
+    count: Annotated[int, Field(ge=2, le=256)] = 2
     """Views per image, V. Every sample has one chain per view."""
-    size: PositiveInt = 32
+    size: Annotated[int, Field(ge=1, le=4096)] = 32
     """Side of a view, pixels."""
-    crop: tuple[PositiveFloat, PositiveFloat] = (0.2, 1.0)
+    crop: tuple[Annotated[float, Field(ge=1e-6)], PositiveFloat] = (0.2, 1.0)
     """Share of the image's area that a random resized crop keeps, [low, high]."""
-    aspect: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
+    aspect: tuple[Aspect, Aspect] = (0.75, 4 / 3)
     """Aspect ratio of the crop, [low, high]."""
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
-    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, Annotated[float, Field(ge=0, le=0.5)]] = (
+    jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] = (
         0.4, 0.4, 0.4, 0.1,
     )  # fmt: skip
     """Strength of the colour jitter: brightness, contrast, saturation, hue."""
@@ -84,9 +151,9 @@ class Encoder(Section):
     """`imagenet`: 7x7 stride 2 and max-pool; `cifar`: 3x3 stride 1 and no pool, for images of 64 pixels or less."""
     norm: Norm = "group"
     """Normalisation layers. `batch` couples the samples of a worker's batch; `sync_batch` needs GPUs."""
-    hidden: Annotated[int, Field(ge=0)] = 0
+    hidden: SmallInt = 0
     """Width of the projector's hidden layer; 0 makes the projector linear."""
-    features: PositiveInt = 128
+    features: SmallPositiveInt = 128
     """Width of the projector's output, D."""
 
 
@@ -105,7 +172,7 @@ class Optimiser(Section):
     """Epochs of linear warm-up from 0; then cosine to 0."""
     clip_norm: PositiveFloat | None = None
     """Largest gradient norm; longer gradients are scaled down to it. None: not clipped."""
-    accumulate: PositiveInt = 1
+    accumulate: SmallPositiveInt = 1
     """Micro-batches per optimiser update. Each contrasts batch_size / accumulate samples with its own sweep."""
 
 
@@ -143,7 +210,7 @@ class Store(Section):
 
     feature_dtype: Literal["float16", "float32"] = "float16"
     """Type of a cached feature."""
-    timeout_s: PositiveFloat = 60.0
+    timeout_s: Seconds = 60.0
     """Seconds to wait for a shard before the step fails."""
 
 
@@ -153,29 +220,14 @@ class S3(Section):
     Credentials come from the ordinary AWS chain (environment, ~/.aws, the machine's role), never from a spec.
     """
 
-    endpoint: str | None = None
+    endpoint: Url | None = None
     """URL of a server other than AWS, as in https://s3.example.org:9000; AWS_ENDPOINT_URL sets it too."""
     region: str | None = None
     """Region, as in eu-central-1; AWS_DEFAULT_REGION and ~/.aws/config set it too."""
-    attempts: PositiveInt = 6
+    attempts: Annotated[int, Field(ge=1, le=1000)] = 6
     """Times that a request is tried. The pauses between are random, up to 0.2, 0.4, 0.8 ... 10 s."""
-    timeout_s: PositiveFloat = 30.0
+    timeout_s: Seconds = 30.0
     """Seconds to wait for a connection, and for an answer, in one attempt."""
-
-    @model_validator(mode="after")
-    def _holds_no_secret(self) -> Self:
-        refuse_credentials("s3.endpoint", self.endpoint or "")
-        return self
-
-
-def refuse_credentials(key: str, url: str) -> None:
-    """A spec is kept beside the run and shown in logs, so a secret in a URL must not get into it."""
-    scheme, _, rest = url.partition("://")
-    if rest and "@" in rest.split("/")[0]:
-        raise ValueError(
-            f"{key}: the {scheme} URL holds credentials; leave them out, they come from the AWS chain "
-            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws, or the machine's role)"
-        )
 
 
 class Resources(Section):
@@ -195,9 +247,9 @@ class Resources(Section):
     """Labels of the nodes that shards may run on, as in {ray.io/market-type: on-demand}."""
     driver_cpus: NonNegativeFloat = 0.0
     """CPUs of a submitted run's driver; 0: it asks for none and runs on the head."""
-    wait_s: PositiveFloat = 3600.0
+    wait_s: Seconds = 3600.0
     """Seconds that a run which has lost nodes waits for others, before it ends and can be resumed."""
-    start_s: PositiveFloat = 300.0
+    start_s: Seconds = 300.0
     """Seconds that shards and workers have to start, before it counts as a loss; other nodes are tried then."""
 
 
@@ -219,19 +271,19 @@ class Watch(Section):
 class Launch(Section):
     """Where `emc2dist submit` starts the run, and how."""
 
-    target: str = "local"
+    target: Url = "local"
     """`local`: a Ray on this machine, started where there is none; the URL of a cluster's dashboard, as in
     http://127.0.0.1:8265; `kuberay`: a cluster of its own on Kubernetes."""
-    cluster: str | None = None
+    cluster: DiskPath | None = None
     """The cluster's manifest: a RayCluster of KubeRay, or what `ray up` takes. A run that its nodes can never place is
     refused; `target: kuberay` starts the run on a cluster made after it."""
     namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)] = "default"
     """Namespace of `target: kuberay`."""
-    retries: Annotated[int, Field(ge=0)] = 3
+    retries: Annotated[int, Field(ge=0, le=1000)] = 3
     """Times that `target: kuberay` replaces a cluster whose head or driver was lost. (`restarts` is for workers.)"""
     environment: dict[str, str] = {}
     """Environment variables of driver, workers and shards; not for secrets."""
-    stop_grace_s: PositiveInt = 120
+    stop_grace_s: Annotated[int, Field(ge=1, le=10**7)] = 120
     """Seconds that a run which is stopped has to write a checkpoint, before it is killed."""
 
     @model_validator(mode="after")
@@ -246,7 +298,6 @@ class Launch(Section):
                 "launch.cluster: missing; target: kuberay needs the manifest of a RayCluster, as in "
                 "cluster/kuberay/raycluster.yaml"
             )
-        refuse_credentials("launch.target", self.target)
         for name, value in self.environment.items():
             _refuse_secret(name, value)
         return self

@@ -5,8 +5,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from emc2dist.config.paths import is_remote
 from emc2dist.config.sections import (
     S3,
+    AnyPath,
     Carried,
     Checkpoint,
     Data,
@@ -21,11 +23,15 @@ from emc2dist.config.sections import (
     Precision,
     Resources,
     Section,
+    SmallInt,
+    SmallPositiveInt,
     Store,
     Views,
     Watch,
-    refuse_credentials,
 )  # fmt: skip
+
+_MOST_PIXELS = 2**36  # bytes
+Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 class Spec(Section):
@@ -33,7 +39,7 @@ class Spec(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     """Names the run and its folder: the same name resumes. Letters, digits, '.', '_' and '-'."""
-    run_dir: str = "runs"
+    run_dir: AnyPath = "runs"
     """Folder that holds the run folders; on disk, or `s3://bucket/...`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Everything random derives from it."""
@@ -41,40 +47,41 @@ class Spec(Section):
     """`emc2`, or a baseline: `simclr` (in-batch InfoNCE), `dcl` (the same without the positive), `sogclr`."""
     kernel: Kernel = "mh"
     """`mh`: a Metropolis-Hastings sweep over the batch; `isir`: iterated sampling importance resampling."""
-    temperature: PositiveFloat = 0.2
+    temperature: Temperature = 0.2
     """Scores are cosine similarities divided by it."""
-    temperature_end: PositiveFloat | None = None
+    temperature_end: Temperature | None = None
     """Where a cosine takes the temperature, from `temperature`, over the run; None: it stays."""
     temperature_period: PositiveFloat | None = None
     """Epochs in which the cosine goes to `temperature_end` and back; None: it goes there once, by the run's end."""
     burn_in_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of an `mh` sweep's valid proposals that is dropped."""
-    cache_proposals: Annotated[int, Field(ge=0)] = 0
+    cache_proposals: Annotated[int, Field(ge=0, le=2**20)] = 0
     """K: rows of the feature cache to which a chain may move before its sweep, by delayed acceptance. 0: none."""
     carried: Carried = "reencode"
     """`reencode`: carried negatives are encoded again and get a gradient; `cached`: the stored feature stands in."""
     moving_average: Annotated[float, Field(gt=0, le=1)] = 0.1
     """SogCLR's weight of the newest estimate, gamma."""
-    epochs: PositiveInt
+    epochs: Annotated[int, Field(ge=1, le=10**6)]
     """Passes over the dataset."""
-    batch_size: Annotated[int, Field(ge=2)]
+    batch_size: Annotated[int, Field(ge=2, le=2**24)]
     """Samples per optimiser update over all workers; each sample brings `views.count` anchors."""
-    workers: PositiveInt = 1
+    workers: SmallPositiveInt = 1
     """Data-parallel training processes."""
     min_workers: PositiveInt | None = None
     """Fewest with which the run goes on where there is no room for `workers`; by default it waits for all of them. The
     batch stays what it is: fewer workers take more of it each."""
-    shards: PositiveInt = 1
+    shards: SmallPositiveInt = 1
     """Actors that hold the chain store."""
-    lr: PositiveFloat
+    lr: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
     """Peak learning rate, used as it stands (not scaled by the batch)."""
     precision: Precision = "float32"
     """`bf16` runs the encoder under autocast; `float64` is for proofs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` trains on GPUs where the cluster has one for every worker."""
-    threads: Annotated[int, Field(ge=0)] = 0
+    """`auto` trains on GPUs where the cluster has one for every worker. A run that would go on elsewhere than where it
+    trained so far is refused with `auto`, for its numbers would differ; `cpu` or `cuda` says that it is meant."""
+    threads: SmallInt = 0
     """CPU threads of a worker; 0: the machine's cores divided among the workers."""
-    restarts: Annotated[int, Field(ge=0)] = 3
+    restarts: SmallInt = 3
     """Times the workers may be lost and started again from the newest checkpoint."""
     log_every: PositiveInt = 10
     """Steps between rows of metrics."""
@@ -105,8 +112,6 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        refuse_credentials("data.path", self.data.path)
-        refuse_credentials("run_dir", self.run_dir)
         parts = self.workers * self.optimiser.accumulate
         if self.batch_size % parts:
             raise ValueError(
@@ -120,7 +125,19 @@ class Spec(Section):
                 f"batch_size: {self.batch_size} leaves micro-batches of one sample, which has no negatives; "
                 f"use at least {2 * self.optimiser.accumulate}"
             )
-        if self.watch.tensorboard and self.run_dir.startswith("s3://"):
+        pixels = 3 * self.views.size**2 * self.views.count * (self.batch_size // parts)
+        if pixels > _MOST_PIXELS:
+            raise ValueError(
+                f"batch_size: {self.batch_size} with views.count: {self.views.count} and views.size: {self.views.size} "
+                f"gives a worker {pixels / 2**30:.0f} GiB of pixels a step; use a smaller one, more workers, or "
+                "optimiser.accumulate"
+            )
+        if self.workers > 1 and self.resources.worker_gpus < 1 and self.device != "cpu":
+            raise ValueError(
+                f"resources.worker_gpus: {self.resources.worker_gpus:g} would put several of the {self.workers} "
+                "workers on one GPU, and NCCL takes no two ranks there; use 1, or workers: 1, or device: cpu"
+            )
+        if self.watch.tensorboard and is_remote(self.run_dir):
             raise ValueError(f"watch.tensorboard: true needs a run_dir on disk, got {self.run_dir}")
         if self.cache_proposals and self.objective != "emc2":
             raise ValueError(f"cache_proposals: {self.cache_proposals} needs objective: emc2, got {self.objective}")
@@ -140,19 +157,22 @@ class Spec(Section):
 
 # Keys that may differ between a run and its resumption: they move work around, not the result.
 OPERATIONAL = frozenset(
-    {"run_dir", "workers", "min_workers", "shards", "device", "threads", "restarts", "log_every", "eval", "checkpoint",
+    {"run_dir", "workers", "min_workers", "shards", "threads", "restarts", "log_every", "eval", "checkpoint",
      "s3", "resources", "watch", "launch", "store.timeout_s", "data.path", "data.cache_dir", "data.cache_mib",
      "data.loaders", "data.prefetch"}
 )  # fmt: skip
 
+# A GPU's numbers are not a CPU's. This one may differ only knowingly, as `emc2dist.service.trainer` sees to.
+_KNOWINGLY = frozenset({"device"})
+
 
 def differences(old: Spec, new: Spec) -> list[str]:
-    """Keys outside `OPERATIONAL` whose values differ, as lines `key: old -> new`."""
+    """Keys whose values differ and may not, as lines `key: old -> new`."""
     before, after = dict(leaves(old.model_dump())), dict(leaves(new.model_dump()))
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in before
-        if before[key] != after.get(key) and not ({key, key.split(".")[0]} & OPERATIONAL)
+        if before[key] != after.get(key) and not ({key, key.split(".")[0]} & (OPERATIONAL | _KNOWINGLY))
     ]
 
 

@@ -14,22 +14,17 @@ and says what to do. Credentials come from the ordinary AWS chain alone, and no 
 """
 
 import codecs
-import os
-import re
 from pathlib import Path
-from urllib.parse import unquote
 
-from emc2dist.config import S3
+from emc2dist.config import S3, is_remote, paths
 from emc2dist.errors import StorageError
 from emc2dist.files.disk import DiskPlace, explained
 from emc2dist.files.place import Entry, Place
-from emc2dist.files.s3 import LONGEST_PAUSE_S, SCHEME, S3Place, retries
+from emc2dist.files.s3 import LONGEST_PAUSE_S, S3Place, retries
 
 __all__ = ["LONGEST_PAUSE_S", "Entry", "Place", "at", "explained", "is_remote", "local", "retries", "text"]
 
 _LONGEST_TEXT = 2**26
-_FILE = "file:///"
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
 
 
 def at(path: str | Path, s3: S3 | None = None) -> Place:
@@ -41,28 +36,24 @@ def at(path: str | Path, s3: S3 | None = None) -> Place:
     uri = str(path)
     if not is_remote(uri):
         return DiskPlace(local(uri))
-    key = uri.removeprefix(SCHEME).rstrip("/")
-    if not key:
-        raise StorageError(f"{uri}: names no bucket; write s3://bucket/folder")
-    return S3Place(key, s3 or S3())
+    try:
+        return S3Place(paths.bucket_and_key(uri), s3 or S3())
+    except ValueError as error:
+        raise StorageError(f"{uri}: {error}") from None
 
 
 def local(path: str | Path) -> Path:
     """A path on this machine's disk, as a person means it: `~` and `file:///` are understood.
 
     Raises:
-        StorageError: it is a URL of another kind, which would become a folder of that name; or it holds a NUL.
+        StorageError: it is a URL of another kind, which would become a folder of that name; or it is empty or holds a
+            NUL.
     """
     name = str(path)
-    if name.startswith(_FILE):
-        name = unquote(name.removeprefix(_FILE.removesuffix("/")), errors="surrogateescape")
-    url = _URL.match(name)
-    if url:
-        where = "a path on disk" if is_remote(name) else "a path on disk, or s3://bucket/folder"
-        raise StorageError(f"{name}: {url[1]}:// cannot be used here; give {where} (a folder of this name is ./{name})")
-    if "\0" in name:
-        raise StorageError(f"{name!r}: no path, for it holds a NUL; correct it")
-    return Path(os.path.expanduser(name))  # Path.expanduser raises where there is no such user
+    try:
+        return paths.on_disk(name)
+    except ValueError as error:
+        raise StorageError(f"{name!r}: {error}" if "\0" in name or not name else f"{name}: {error}") from None
 
 
 def text(path: Path) -> str:
@@ -80,8 +71,3 @@ def text(path: Path) -> str:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         raise StorageError(f"{path}: byte {error.start} is no {encoding.upper()}; write the file as UTF-8") from error
-
-
-def is_remote(path: str) -> bool:
-    """Whether `at(path)` lies beyond the network."""
-    return path.startswith(SCHEME)

@@ -5,11 +5,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import numpy as np
+from safetensors.torch import save
 
+from emc2dist import files
 from emc2dist.config import S3
 from emc2dist.data.images import open_images, open_labelled
-from emc2dist.errors import RunError
+from emc2dist.errors import NonFiniteError, StorageError
+from emc2dist.files import Place
 from emc2dist.service.newest import Newest
 from emc2dist.service.runs import RunFolder
 from emc2dist.terminal import Progress, say
@@ -24,6 +27,7 @@ def evaluate(run: str | Path, *, data_path: str | None = None, s3: S3 | None = N
 
     Raises:
         RunError: there is no run or no whole checkpoint. DataError: the data is gone or has no labels.
+        NonFiniteError: the run has diverged.
     """
     newest = Newest.open(RunFolder.open(run, s3))
     spec = newest.spec
@@ -35,6 +39,8 @@ def evaluate(run: str | Path, *, data_path: str | None = None, s3: S3 | None = N
         say(remark)
     with closing(Progress(evaluation.images, unit="image")) as progress:
         bank, queries = evaluation.represent(newest.encoder, newest.device, progress.add)
+    if not (np.isfinite(bank).all() and np.isfinite(queries).all()):
+        raise NonFiniteError(f"{newest.place}: its encoder's representations are not finite; the run has diverged")
     say("encoded; now the kNN vote and the linear probe")
     return {
         "checkpoint": str(newest.place),
@@ -50,15 +56,29 @@ def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[st
     """Write the newest checkpoint's backbone as safetensors, keys as torchvision names them (no `fc`).
 
     Raises:
-        RunError: there is no run or no whole checkpoint, or `out` cannot be written.
+        RunError: there is no run or no whole checkpoint. StorageError: `out`, on disk or S3, cannot be written.
     """
-    newest = Newest.open(RunFolder.open(run, s3))
-    spec, path = newest.spec, Path(out)
+    folder, place = RunFolder.open(run, s3), _writable(out, s3)
+    newest = Newest.open(folder)
+    spec = newest.spec
     metadata = {"backbone": spec.encoder.backbone, "stem": spec.encoder.stem, "norm": spec.encoder.norm}
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({k: v.cpu().contiguous() for k, v in backbone_state_dict(newest.encoder).items()}, draft, metadata)
-        draft.replace(path)
-    except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error.strerror}); name a file in a folder that exists") from error
-    return {"checkpoint": str(newest.place), "out": str(path), **metadata}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(newest.encoder).items()}
+    place.write(save(tensors, metadata))
+    return {"checkpoint": str(newest.place), "out": str(place), **metadata}
+
+
+def _writable(out: str | Path, s3: S3 | None) -> Place:
+    """The place of a file to be written, looked at before there is anything to write."""
+    place = files.at(out, s3)
+    if place.remote:
+        place.entry()
+        return place
+    path = files.local(out)
+    with files.explained(out):
+        if path.exists() and not path.is_file():
+            raise StorageError(f"{out}: is {'a folder' if path.is_dir() else 'no file'}; name a file to write")
+        if not path.parent.is_dir():
+            raise StorageError(f"{out}: there is no folder {path.parent}; make it, or name a file in one that is there")
+        if not os.access(path.parent, os.W_OK):
+            raise StorageError(f"{out}: {path.parent} may not be written to; name a file in a folder that may")
+    return place

@@ -47,7 +47,7 @@ class RunFolder:
     @classmethod
     def of(cls, spec: Spec) -> "RunFolder":
         """The folder of `spec`, whether it is there or not."""
-        run_dir = spec.run_dir if files.is_remote(spec.run_dir) else Path(spec.run_dir).expanduser().resolve()
+        run_dir = spec.run_dir if files.is_remote(spec.run_dir) else files.local(spec.run_dir).resolve()
         return cls(files.at(run_dir, spec.s3) / spec.name)
 
     @classmethod

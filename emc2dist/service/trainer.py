@@ -34,7 +34,7 @@ from ray.train.v2.api.config import LoggingConfig
 from emc2dist import files
 from emc2dist.config import Spec, dump
 from emc2dist.data.images import Images, open_images, open_labelled
-from emc2dist.errors import RunError, RunStopped, StorageUnreachable, StoreError
+from emc2dist.errors import RunError, RunStopped, SpecError, StorageError, StorageUnreachable, StoreError
 from emc2dist.metrics import Recorder
 from emc2dist.service import checkpoints, lock, trackers
 from emc2dist.service.board import BoardHandle
@@ -48,7 +48,7 @@ from emc2dist.service.worker import work
 from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.store.remote import RayStore
 from emc2dist.terminal import say
-from emc2dist.train import loop
+from emc2dist.train import checkpoint, loop
 from emc2dist.train.evaluate import Evaluation
 from emc2dist.train.memory import schema_for
 from emc2dist.vision.encoder import Encoder
@@ -84,7 +84,7 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
         exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
         onlooker = onlooker or stack.enter_context(closing(Display(steps)))
         # Once for the run: a cluster that has lost nodes must not turn it to CPUs.
-        spec = spec.model_copy(update={"device": "cuda" if cluster.use_gpu(spec) else "cpu"})
+        spec = spec.model_copy(update={"device": _device(spec, folder, onlooker)})
         taken = _Run(spec, folder, len(images), steps, onlooker, exporter, others, stop).go()
         checkpoints.prune(folder, spec.checkpoint.keep)
     if taken < steps:
@@ -93,6 +93,35 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
     summary = summarise(folder, steps) | {"remarks": remarks}
     folder.finish(summary)
     return summary
+
+
+def _device(spec: Spec, folder: RunFolder, onlooker: Onlooker) -> str:
+    """What the workers train on. Raises SpecError where `auto` would have the run go on with another kind of device."""
+    device = "cuda" if cluster.use_gpu(spec) else "cpu"
+    before, step = _trained_on(folder) or (device, 0)
+    if before == device:
+        return device
+    if spec.device == "auto":
+        raise SpecError(
+            f"device: auto is {device} here, and {folder.place} trained on {before} up to step {step}; its "
+            f"numbers would be others from there on: resume where it trained, or give device={device} if that is meant"
+        )
+    onlooker.say(f"device: {device} from step {step} on, {before} before: the numbers are not those of one device")
+    folder.append([{"step": step, "device_changed": f"{before} -> {device}"}])
+    return device
+
+
+def _trained_on(folder: RunFolder) -> tuple[str, int] | None:
+    """The device and the step of the newest checkpoint that says it; None where there is none."""
+    for place in folder.checkpoints():
+        try:
+            manifest = checkpoint.read_manifest(place)
+            return manifest.parsed_spec().device, manifest.step
+        except StorageUnreachable:
+            raise
+        except (RunError, SpecError, StorageError):  # unfinished or damaged, as the workers will say
+            continue
+    return None
 
 
 def check(spec: Spec) -> tuple[Images, list[str]]:
@@ -127,14 +156,14 @@ def resolved(spec: Spec) -> Spec:
     """Paths made absolute, for workers have working directories of their own; and `auto` made what it stands for."""
     spec = _kept_after_the_job(spec) if cluster.in_job() else spec
     data, remote = spec.data, files.is_remote(spec.data.path)
-    path = data.path if remote or data.path == "digits" else str(Path(data.path).expanduser().resolve())
+    path = data.path if remote or data.path == "digits" else str(files.local(data.path).resolve())
     shuffle = ("block" if remote else "full") if data.shuffle == "auto" else data.shuffle
     return spec.model_copy(update={"data": data.model_copy(update={"path": path, "shuffle": shuffle})})
 
 
 def _kept_after_the_job(spec: Spec) -> Spec:
     """A run folder in the home folder, where a relative one would go with the job's copy of the working directory."""
-    if files.is_remote(spec.run_dir) or Path(spec.run_dir).expanduser().is_absolute():
+    if files.is_remote(spec.run_dir) or files.local(spec.run_dir).is_absolute():
         return spec
     run_dir = str(Path.home() / spec.run_dir)
     print(f"run_dir: {spec.run_dir} would be deleted with this job's files; the run goes to {run_dir}", file=sys.stderr)

@@ -180,7 +180,7 @@ def test_a_full_disk_ends_the_run_with_one_message_and_the_same_command_goes_on(
 
 
 def test_diverged_features_end_the_run_with_one_message(ray_cluster, spec_file):
-    done = in_process("train", spec_file, "lr=1e30", "optimiser.name=sgd", "optimiser.warmup_epochs=0")
+    done = in_process("train", spec_file, "lr=1e6", "optimiser.name=sgd", "optimiser.warmup_epochs=0")
     assert done.returncode == 1
     message = done.stderr.splitlines()[-1]
     assert message.startswith("emc2dist: rank 0, step ")

@@ -113,7 +113,7 @@ def test_chains_remember_and_the_cache_fills(tmp_path):
 def test_every_reported_metric_is_in_the_table(tmp_path):
     run = Run(small_spec("kernel=isir", "cache_proposals=12", "epochs=2"), tmp_path).go()
     reported = {name for row in run.rows for name in row}
-    assert reported == ROW - {"passed_over"}
+    assert reported == ROW - {"passed_over", "device_changed"}
     assert run.column("cache_moves_ratio")[-1] > 0.1
 
 
@@ -169,7 +169,7 @@ def test_bf16_trains(tmp_path):
 
 def test_non_finite_features_name_rank_step_and_sample(tmp_path):
     with pytest.raises(NonFiniteError, match=r"rank 0, step \d+, sample \d+: .* lower lr"):
-        Run(small_spec("lr=1e30", "optimiser.name=sgd", "optimiser.warmup_epochs=0"), tmp_path).go()
+        Run(small_spec("lr=1e6", "optimiser.name=sgd", "optimiser.warmup_epochs=0"), tmp_path).go()
 
 
 def test_data_that_do_not_fit(tmp_path):

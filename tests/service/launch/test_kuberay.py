@@ -191,7 +191,7 @@ def test_the_environment_of_the_run_wins_and_nothing_expands_it():
     ("overrides", "replicas"),
     [
         (["workers=3"], [2, 3]),
-        (["workers=6", "resources.worker_gpus=0.5"], [2, 3]),
+        (["workers=1", "resources.worker_gpus=0.5"], [2, 1]),
         (["device=cpu", "workers=3", "resources.driver_cpus=0"], [2, 0]),
     ],
 )

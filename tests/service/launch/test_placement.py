@@ -114,9 +114,8 @@ def test_lines_say_what_goes_where():
         "worker: 8 of 1 GPU, on gpu-spot (8 nodes)",
         "shard: 4, asking for nothing, on any of head, cpu",
     ]
-    assert check("device=auto", "workers=4", "resources.worker_gpus=0.5")[1] == (
-        "worker: 4 of 0.5 GPU, on gpu-spot (2 nodes)"
-    )
+    assert check("device=auto", "workers=4")[1] == "worker: 4 of 1 GPU, on gpu-spot (4 nodes)"
+    assert check("workers=1", "resources.worker_gpus=0.5")[1] == "worker: 1 of 0.5 GPU, on gpu-spot (1 node)"
     assert check("device=cpu")[1] == "worker: 8 of 1 CPU, on cpu (2 nodes)"
 
 
@@ -124,7 +123,6 @@ def test_lines_say_what_goes_where():
     ("overrides", "words"),
     [
         (["workers=16"], ["workers: 16 of 1 GPU do not fit", "room for 8", "gpu-spot 8 x 1"]),
-        (["workers=32", "resources.worker_gpus=0.4"], ["room for 16", "gpu-spot 8 x 2"]),
         (["workers=16", "device=cpu"], ["workers: 16 of 1 CPU do not fit", "room for 8", "cpu 2 x 4"]),
         (["workers=16", "device=auto"], ["16 of 1 CPU (device: auto finds 8 GPUs) do not fit"]),
         (
@@ -165,7 +163,7 @@ def test_what_could_never_run_is_refused_with_the_numbers(overrides, words):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["workers=16", "resources.worker_gpus=0.5"],
+        ["workers=1", "resources.worker_gpus=0.5"],
         ["device=cpu", "workers=4", "batch_size=4", "resources.worker_cpus=2"],
         ["device=cpu", "workers=4", "resources.driver_cpus=4"],
         ["resources.driver_cpus=4", "resources.shard_mib=8192"],
@@ -213,9 +211,8 @@ def test_nodes_that_a_run_needs_of_each_group():
     ]
     spec = parse(RUN, ["workers=16", "resources.driver_cpus=1", "shards=7", "resources.shard_mib=900"])
     assert placement.place(spec, groups, "m").nodes == {"a": 4, "b": 2}
-    # Two of 0.4 to a GPU: the rests of two GPUs do not make a fifth.
-    shared = parse(RUN, ["workers=5", "batch_size=65", "resources.worker_gpus=0.4"])
-    assert placement.place(shared, groups, "m").nodes == {"a": 2}
+    whole = parse(RUN, ["workers=5", "batch_size=65"])
+    assert placement.place(whole, groups, "m").nodes == {"a": 3}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,82 @@
+"""The command line itself: where output cannot go, and what nobody has foreseen."""
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+
+from emc2dist import cli
+
+SPEC = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\n"
+
+
+@pytest.fixture
+def validate(tmp_path):
+    (tmp_path / "a.yaml").write_text(SPEC)
+
+    def run(*overrides, stdout=subprocess.PIPE, **environment):
+        command = [sys.executable, "-m", "emc2dist.cli", "validate", str(tmp_path / "a.yaml"), *overrides]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | environment
+        return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, timeout=60)
+
+    return run
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_early_is_no_error_to_tell(validate, unbuffered):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = validate(stdout=writing, PYTHONUNBUFFERED=unbuffered)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_full_stdout_is_told_once(validate):
+    with open("/dev/full", "w") as full:
+        done = validate(stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == "emc2dist: stdout: No space left on device; the result could not be written there\n"
+
+
+def test_a_name_that_the_terminal_cannot_show_is_no_reason_to_end(validate, tmp_path, monkeypatch):
+    (tmp_path / "a.yaml").write_text(SPEC)
+    monkeypatch.setattr("emc2dist.cli.runs.dump", lambda spec: "/läufe")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    assert cli.main(["validate", str(tmp_path / "a.yaml")]) == 0
+    assert sys.stdout.buffer.getvalue() == rb"/l\xe4ufe"
+    refused = validate(b"run_dir=/l\xe4ufe")
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "run_dir: got" in refused.stderr
+    assert "not UTF-8" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (PermissionError(13, "Permission denied", "/x/a"), 2, "/x/a: Permission denied"),
+        (OSError(18, "Invalid cross-device link", "/x/a", None, "/y/b"), 2, "/x/a -> /y/b: Invalid cross-device link"),
+        (FileNotFoundError(2, "No such file or directory", b"/l\xe4"), 2, r"/l\udce4: No such file"),
+        (TimeoutError("two\nlines"), 1, "TimeoutError: two lines"),
+        (BrokenPipeError(32, "Broken pipe"), 1, "BrokenPipeError: Broken pipe"),  # another one than stdout
+        (MemoryError(), 1, "out of memory; lower batch_size, views.size"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_nobody_has_foreseen_is_one_line_with_its_files(error, status, words, tmp_path, monkeypatch, capfd):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("emc2dist.cli.runs.load_job", fail)
+    assert cli.main(["validate", str(tmp_path / "a.yaml")]) == status
+    told = capfd.readouterr().err
+    assert told.startswith(f"emc2dist: {words}")
+    assert told.count("\n") == 1
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("emc2dist.cli.runs.load_job", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["validate", "a.yaml"])
