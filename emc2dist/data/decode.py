@@ -189,9 +189,11 @@ def _raw_mode(opened: Image.Image) -> str:
     return f"{raw};16" if isinstance(maxval, int) and maxval > 255 else str(raw)
 
 
-_BITS, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 258, 262, 322, 323, 339  # tags of TIFF
+_BITS, _COMPRESSION, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 258, 259, 262, 322, 323  # tags of TIFF
 _BLACKS, _WHITES = (340, 280), (341, 281)  # smallest and largest value, of any type, and of whole numbers
-_WHITE_IS_ZERO, _SIGNED = 0, 2
+_RAW, _WHITE_IS_ZERO = 1, 0
+_SWAPPED = {"F;32BF": "f4", "I;32BS": "i4", "I;16BS": "i2"}  # by libtiff already, and Pillow swaps them again
+_OTHER_WHITES = [2**bits - 1 for bits in range(8, 16)]
 _DEEP = "more than 8 bits scaled to 8"
 _MAY_HAVE_WHITE = {"floats": (1, 255), "16 bits with a sign": (255, 32767), "32 bits": (255, 65535)}
 
@@ -199,9 +201,11 @@ _MAY_HAVE_WHITE = {"floats": (1, 255), "16 bits with a sign": (255, 32767), "32 
 def _to_8_bits(picture: _Picture) -> None:
     """Greys of more than 8 bits: black to 0, white to 255. Of colours Pillow has taken the upper 8 bits already."""
     if not picture.image.mode.startswith(("I", "F")):
-        picture.done += [_DEEP] if ";16" in picture.raw else []
+        if ";16" in picture.raw:
+            _check_white(picture)
+            picture.done.append(_DEEP)
         return
-    levels = np.array(picture.image, np.float32)
+    levels = _values(picture).astype(np.float32)
     key = picture.opened.info.get("transparency")
     if isinstance(key, int):
         picture.alpha = Image.fromarray(np.where(levels == key, 0, 255).astype(np.uint8))
@@ -214,6 +218,13 @@ def _to_8_bits(picture: _Picture) -> None:
         levels = _from_gamma(levels, gamma)
     levels *= 255
     picture.image = Image.fromarray(np.rint(levels, out=levels).astype(np.uint8))
+
+
+def _values(picture: _Picture) -> NDArray[Any]:
+    values, swapped = np.asarray(picture.image), _SWAPPED.get(picture.raw)
+    if swapped and picture.tag(_COMPRESSION) != _RAW:
+        return values.astype(swapped).byteswap()
+    return values
 
 
 def _black_and_white(picture: _Picture, low: float, high: float) -> tuple[float, float]:
@@ -252,11 +263,19 @@ def _unsigned_white(picture: _Picture, stated: float, high: float) -> float:
     if picture.opened.format not in ("PNG", "PPM", "JPEG2000", "TIFF"):  # FITS, for one: whose zero is elsewhere
         raise _Refused(f"more than 8 bits in {picture.opened.format}; write it as PNG")
     white = 2 ** (picture.tag(_BITS) or 16) - 1
-    if 255 <= stated < white and high <= stated and np.log2(stated + 1) % 1 == 0:  # else it is of the picture
+    if stated in _OTHER_WHITES and high <= stated:  # else it is the largest of the picture
         white = stated
     dark = white == 65535 and 0 < high < 4096
     picture.done.append(_DEEP + (", nearly black: no value is above 4095, as if white were there" if dark else ""))
     return white
+
+
+def _check_white(picture: _Picture) -> None:
+    """Of colours the upper 8 bits of 16 are left."""
+    if (stated := picture.tag(*_WHITES)) in _OTHER_WHITES:
+        raise _Refused(
+            f"colours of 16 bits, of which {stated} is white; write them with 8 bits, or with white at 65535"
+        )
 
 
 def _take_alpha(picture: _Picture) -> None:

@@ -136,11 +136,11 @@ class ParquetImages:
     def _decode(self, index: int, encoded: bytes) -> Tensor:
         try:
             return decode(encoded)
-        except Exception:  # Pillow's plugins raise whatever they like on damaged bytes
+        except ValueError:
             # A machine that lost its power may have damaged the cache, which is no fault of the row.
             again = self._encoded.read_anew(index) or b""
         try:
             return decode(again)
-        except Exception as error:
+        except ValueError as error:
             where = self._catalogue.where(index)
             raise DataError(f"{where}: the image cannot be decoded ({error}); remove or repair the row") from error
