@@ -183,10 +183,14 @@ _MOVING = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
 
 def _raw_mode(opened: Image.Image) -> str:
     tiles = getattr(opened, "tile", [])
-    arguments = tiles[0].args if tiles else ""
-    raw = arguments if isinstance(arguments, str) else arguments[0]
-    maxval = arguments[-1] if opened.format == "PPM" and len(arguments) == 2 else 0
-    return f"{raw};16" if isinstance(maxval, int) and maxval > 255 else str(raw)
+    match tiles[0].args if tiles else None:
+        case str(raw) | (str(raw),):
+            return raw
+        case (str(raw), int(maxval)) if opened.format == "PPM":
+            return f"{raw};16" if maxval > 255 else raw
+        case (str(raw), *_):
+            return raw
+    return ""
 
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 258, 259, 262, 322, 323  # tags of TIFF
@@ -391,7 +395,7 @@ def _on_white(picture: _Picture) -> None:
     least, most = (255, 255) if picture.alpha is None else picture.alpha.getextrema()
     if least == 255:
         return
-    if most == 0 and picture.opened.format in ("BMP", "TGA"):
+    if most == 0 and picture.opened.format == "TGA":
         picture.done.append("an alpha of 0 everywhere passed over")  # many programs write it so for none
         return
     ground = Image.new("RGB", picture.image.size, "white")
