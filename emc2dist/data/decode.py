@@ -128,14 +128,13 @@ def _by_libjpeg(jpeg: bytes) -> NDArray[np.uint8] | None:
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise _Refused(f"{width} x {height} pixels are more than {MAX_PIXELS}; scale it down")
-    if width * height <= 0:
-        raise _Refused(f"{width} x {height} pixels are none; remove it")
 
 
 @dataclass
 class _Picture:
     """An image on its way to upright sRGB of 8 bits."""
 
+    encoded: bytes
     image: Image.Image
     """As it is by now."""
     opened: Image.Image
@@ -163,12 +162,13 @@ def _by_pillow(encoded: bytes) -> tuple[NDArray[np.uint8], str | None]:
         _check_size(*opened.size)
         if opened.format == "EPS":  # Pillow would run it
             raise _Refused("EPS, which is a program; write it as PNG")
-        picture = _Picture(opened, opened, _raw_mode(opened))
+        picture = _Picture(encoded, opened, opened, _raw_mode(opened))
         if opened.format == "TIFF":  # a tile may be larger than its image
             _check_size(picture.tag(_TILE_WIDTH) or 1, picture.tag(_TILE_LENGTH) or 1)
         pixels = _by_libjpeg(encoded) if opened.format in ("JPEG", "MPO") else None
         if pixels is None:
             opened.load()
+            _check_size(*opened.size)  # again: an icon holds a file of its own, of its own size
         else:
             picture.image = Image.fromarray(pixels)
         for step in _STEPS:
@@ -213,7 +213,7 @@ def _to_8_bits(picture: _Picture) -> None:
     key = picture.opened.info.get("transparency")
     if isinstance(key, int):
         picture.alpha = Image.fromarray(np.where(levels == key, 0, 255).astype(np.uint8))
-    black, white = _black_and_white(picture, float(levels.min()), float(levels.max()))
+    black, white = _black_and_white(picture, levels)
     levels -= black
     levels /= white - black
     if picture.tag(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # which Pillow heeds up to 8 bits
@@ -231,17 +231,17 @@ def _values(picture: _Picture) -> NDArray[Any]:
     return values
 
 
-def _black_and_white(picture: _Picture, low: float, high: float) -> tuple[float, float]:
-    """The values that are black and white in a file whose greys go from `low` to `high`; says how they are known.
+def _black_and_white(picture: _Picture, levels: NDArray[np.float32]) -> tuple[float, float]:
+    """The values that are black and white; says how they are known.
 
     What a file states is taken where it can be true. Its size in bits is next, and else the values are left to guess.
     """
-    black, white = picture.tag(*_BLACKS) or 0, picture.tag(*_WHITES) or 0
-    kind = _kind(picture)
+    kind, low, high = _kind(picture), float(levels.min()), float(levels.max())
     if kind == "16 bits":
-        return 0, _unsigned_white(picture, white, high)
+        return 0, _unsigned_white(picture, levels, high)
     if not np.isfinite([low, high]).all():
         raise _Refused(f"{kind} that are not all finite; replace NaN and infinity")
+    black, white = picture.tag(*_BLACKS) or 0, picture.tag(*_WHITES) or 0
     if black <= low <= high <= white and black < white:
         picture.done.append(f"{kind}, scaled by the range that the file states")
         return black, white
@@ -263,15 +263,23 @@ def _kind(picture: _Picture) -> str:
     return "16 bits with a sign" if picture.tag(_BITS) == 16 else "32 bits"
 
 
-def _unsigned_white(picture: _Picture, stated: float, high: float) -> float:
+def _unsigned_white(picture: _Picture, levels: NDArray[np.float32], high: float) -> float:
     if picture.opened.format not in ("PNG", "PPM", "JPEG2000", "TIFF"):  # FITS, for one: whose zero is elsewhere
         raise _Refused(f"more than 8 bits in {picture.opened.format}; write it as PNG")
     white = 2 ** (picture.tag(_BITS) or 16) - 1
+    stated = picture.tag(*_WHITES) or _white_of_png(picture.encoded, levels)
     if stated in _OTHER_WHITES and high <= stated:  # else it is the largest of the picture
         white = stated
     dark = white == 65535 and 0 < high < 4096
     picture.done.append(_DEEP + (", nearly black: no value is above 4095, as if white were there" if dark else ""))
     return white
+
+
+def _white_of_png(encoded: bytes, levels: NDArray[np.float32]) -> int:
+    """What sBIT says, where the values were not scaled up to 16 bits, as PNG wants it: they have odd lowest bits."""
+    place = encoded.find(b"sBIT", 0, max(0, encoded.find(b"IDAT")))
+    bits = encoded[place + 4] if place >= 0 else 16
+    return 2**bits - 1 if bits < 16 and (levels % 2 ** (16 - bits)).any() else 2**16 - 1
 
 
 def _check_white(picture: _Picture) -> None:

@@ -3,8 +3,10 @@
 The rows of the table in docs/data.md, "Pixels", are those of `CASES`.
 """
 
+import contextlib
 import io
 import re
+import resource
 import subprocess
 import sys
 import warnings
@@ -13,14 +15,15 @@ from pathlib import Path
 
 import hypothesis
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
 from pictures import cmyk_profile, grey_profile, png, rgb_profile, tiff
+from PIL import Image, ImageCms
 
 from emc2dist.data import decode as module
-from emc2dist.data.decode import MAX_PIXELS, decode, examine
+from emc2dist.data.decode import decode, examine
 
 RAMP = np.linspace(0, 1, 18).reshape(3, 6)  # black to white in steps of 15
 GREYS = np.rint(RAMP * 255).astype(np.uint8)
@@ -207,14 +210,17 @@ CASES: dict[str, list[tuple[bytes, np.ndarray | str]]] = {
         *((pnm("P6", stack(*[whole(most)] * 3), most), GREYS) for most in (1023, 65535)),
         (pnm("P2", whole(1023), 1023), GREYS),
     ],
-    "the same, of which TIFF's MaxSampleValue is 4095, 1023, ...": [
+    "the same, of which TIFF's MaxSampleValue, or PNG's sBIT, is for 4095, 1023, ...": [
+        *((png(whole(2**bits - 1), 16, 0, (b"sBIT", bytes([bits]))), GREYS) for bits in (10, 12)),
+        (png(I16 & 0xFFF0, 16, 0, (b"sBIT", b"\x0c")), I16 / 257),  # scaled up, as it should be
+        (png(I16, 16, 0, (b"sBIT", b"\x0c")), GREYS),
         *((tiff(whole(most).astype(np.uint16), t281=("H", most)), GREYS) for most in (255, 1023, 4095)),
         (tiff(whole(65535).astype(np.uint16), t281=("H", 4095)), GREYS),  # which it cannot be
         (tiff(whole(40000).astype(np.uint16), t281=("H", 40000)), coarse(255) * 40000 / 65535),  # the largest there is
     ],
     "the same, no value above 4095": [
         (png(whole(4095), 16, 0), RAMP * 4095 / 257),
-        (png(whole(4095), 16, 0, (b"sBIT", b"\x0c")), RAMP * 4095 / 257),
+        (png(whole(4095) & 0xFFF0, 16, 0, (b"sBIT", b"\x0c")), RAMP * 4095 / 257),
     ],
     "16 bits with a sign, none negative, one above 255": [
         (tiff(whole(32767).astype(np.int16), order, form=2, zipped=zipped), GREYS)
@@ -344,6 +350,7 @@ CASES: dict[str, list[tuple[bytes, np.ndarray | str]]] = {
     "more than 67 million pixels, or none": [
         (encoded(Image.new("1", (20_000, 3_400))), "20000 x 3400 pixels are more than 67108864; scale it down"),
         (encoded(Image.new("1", (20_000, 20_000))), "more than 67108864 pixels; scale it down"),
+        (b"P5 0 5 255 ", "no image of any kind"),
     ],
     "damaged or cut short": [
         *((cut(NOISE, form), "damaged: ") for form in ("png", "gif", "bmp", "ppm", "qoi", "webp", "tiff")),
@@ -424,3 +431,128 @@ def test_a_jpeg_turned_by_exif_is_turned_back():
     assert made.shape == (3, 32, 16)
     assert made[:, 4, 12].min() > 240
     assert made[:, 4, 4].max() < 20
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"icc_profile": rgb_profile(ADOBE, 2.2)},
+        {"icc_profile": PLAIN_SRGB * 150},  # in two chunks
+        {"exif": TURNED},
+        {"xmp": b'<x tiff:Orientation="6"/>'},
+        {"mode": "CMYK"},
+    ],
+)
+def test_jpegs_that_need_more_leave_the_fast_path(monkeypatch, options):
+    image = Image.fromarray(NOISE).convert(options.pop("mode", "RGB"))
+    seen = []
+    monkeypatch.setattr(module, "_by_pillow", lambda data: seen.append(data) or (NOISE, None))
+    for more in ({}, options) if image.mode == "RGB" else (options,):
+        decode(encoded(image, "jpeg", **more))
+    assert len(seen) == 1
+
+
+def test_a_jpeg_with_a_profile_for_srgb_stays_on_it(monkeypatch):
+    plain = decode(encoded(NOISE, "jpeg"))
+    monkeypatch.setattr(module, "_by_pillow", None)
+    assert torch.equal(decode(encoded(NOISE, "jpeg", icc_profile=PLAIN_SRGB)), plain)
+
+
+def test_more_than_one_rule_may_hold_for_an_image():
+    keyed = png(I16, 16, 0, (b"tRNS", int(I16[0, 1]).to_bytes(2)), (b"gAMA", (100_000).to_bytes(4)))
+    expected = on_white(LINEAR, np.where(I16[0, 1] == I16, 0, 255))
+    assert np.abs(decoded(keyed).numpy() - np.rint(expected)).max() <= 1
+    assert examine(keyed) == "more than 8 bits scaled to 8, a gamma converted to sRGB, transparent, laid on white"
+    colours = png(stack(I16, I16, I16), 16, 2, (b"tRNS", np.repeat(I16[0, 1], 3).astype(">u2").tobytes()))
+    assert np.abs(decoded(colours).numpy() - on_white(GREYS, np.where(GREYS == 15, 0, 255))).max() <= 1
+
+
+def test_linear_light_of_16_bits_keeps_its_shadows():
+    dark = np.array([[0, 20, 50, 100, 200, 65535]], np.uint16)
+    made = decoded(png(dark, 16, 0, (b"gAMA", (100_000).to_bytes(4))))
+    assert made[0].tolist() == np.rint(srgb(dark / 65535)).tolist()
+
+
+def header(width: int, height: int) -> bytes:
+    """A PNG that says it is so large, and holds next to nothing."""
+    data = png(np.zeros((1, 1), int), 8, 2)
+    ihdr = b"IHDR" + width.to_bytes(4) + height.to_bytes(4) + data[24:29]
+    return data[:12] + ihdr + zlib.crc32(ihdr).to_bytes(4) + data[33:]
+
+
+LARGE_TILE = tiff(GREYS, t322=("I", 2**15), t323=("I", 2**15), t324=("I", 8), t325=("I", 18))
+LARGE_JPEG = re.sub(b"\xff\xc0\0\x11\x08....", b"\xff\xc0\0\x11\x08\xff\xff\xff\xff", JPEGS[0])
+LARGE_ICON = encoded(Image.new("1", (20_000, 4_000)))
+ICON_OF_16 = b"\0\0\1\0\1\0\x10\x10\0\0\1\0\x20\0" + len(LARGE_ICON).to_bytes(4, "little") + b"\x16\0\0\0"
+LIES = {
+    "PNG": (header(60_000, 60_000), "more than 67108864 pixels"),
+    "PNG, within Pillow's own bound": (header(10_000, 10_000), "10000 x 10000 pixels are more than 67108864"),
+    "PNG of nothing": (header(0, 5), "no image of any kind"),
+    "GIF": (b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;", "more than 67108864 pixels"),
+    "PGM": (b"P5 60000 60000 255\n", "more than 67108864 pixels"),
+    "TIFF's tile": (LARGE_TILE, "32768 x 32768 pixels are more than"),
+    "JPEG": (LARGE_JPEG, "more than 67108864 pixels"),
+    "text": (png(GREYS, 8, 0, (b"zTXt", b"a\0\0" + zlib.compress(bytes(2**26)))), "Decompressed data too large"),
+    "profile": (png(GREYS, 8, 0, (b"iCCP", b"a\0\0" + zlib.compress(bytes(2**26)))), "Decompressed data too large"),
+    "icon": (ICON_OF_16 + LARGE_ICON, "20000 x 4000 pixels are more than"),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_what_claims_to_be_large_allocates_nothing(name):
+    data, words = LIES[name]
+    with at_most(2**28), pytest.raises(ValueError, match=words):
+        decode(data)
+
+
+@contextlib.contextmanager
+def at_most(size: int):
+    """So many bytes of address space more than there are now, or MemoryError."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (used + size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+SEEDS = [
+    *(encoded(COLOURS, form) for form in ("png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm", "jpeg2000", "avif")),
+    *(encoded(stack(GREYS, GREYS, GREYS, ALPHA), form) for form in ("png", "ico", "tga", "tiff")),
+    *(encoded(COLOURS, form, exif=TURNED, icc_profile=PLAIN_SRGB) for form in ("png", "jpeg", "tiff", "webp")),
+    several("gif")[0],
+    tiff(F32, form=3, zipped=True, t341=("f", 1)),
+    encoded(palette(), transparency=bytes(18)),
+]
+
+
+@hypothesis.settings(max_examples=400, deadline=None, derandomize=True)
+@hypothesis.given(st.data())
+def test_damaged_bytes_make_an_image_or_a_value_error_and_no_large_allocation(data):
+    damaged = bytearray(data.draw(st.sampled_from(SEEDS)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    with at_most(2**31):
+        try:
+            made = decode(bytes(damaged))
+        except ValueError:
+            return
+    assert made.dtype == torch.uint8
+    assert made.ndim == 3
+    assert made.shape[0] == 3
+
+
+def test_what_pillow_finds_odd_is_not_printed():
+    odd = tiff(GREYS, t33550=("f", *range(9)))
+    odd = odd.replace(b"\x0b\0\x09\0\0\0", b"\x0b\0\xff\xff\xff\0")  # a tag longer than the file
+    script = f"""
+from emc2dist.data.decode import decode
+for data in ({header(10_000, 10_000)!r}, {odd!r}, {encoded(palette(), transparency=bytes(18))!r}):
+    try:
+        decode(data)
+    except ValueError:
+        pass
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
