@@ -144,8 +144,6 @@ class ParquetImages:
     def _decode(self, index: int, encoded: bytes) -> Tensor:
         try:
             return decode(encoded)
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's plugins raise whatever they like on damaged bytes
+        except ValueError as error:
             where = self.catalogue.where(index)
             raise DataError(f"{where}: the image cannot be decoded ({error}); remove or repair the row") from error

@@ -136,10 +136,7 @@ def check(spec: Spec) -> tuple[Images, list[str]]:
     assert images is not None, "open_images raises where there is nothing to train on"
     loop.order_for(spec, images)
     labelled = open_labelled(spec.data, spec.eval, images, spec.s3)
-    unlabelled = labelled.voters.unlabelled()
-    if unlabelled:
-        return images, [*images.remarks, f"nothing is evaluated: {unlabelled}"]
-    return images, [*images.remarks, *Evaluation(spec, labelled).remarks]
+    return images, [*images.remarks, *Evaluation.of(spec, labelled)[1]]
 
 
 def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:

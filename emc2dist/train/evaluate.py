@@ -60,6 +60,15 @@ class Evaluation:
         """Labels of bank and queries, both numbered as the voters' are; a class that these do not name is below -1."""
         return self._bank[0].labels(self._bank[1]), _numbered_as(self._bank[0], *self._queries)
 
+    @classmethod
+    def of(cls, spec: Spec, images: Labelled) -> tuple["Evaluation | None", list[str]]:
+        """What a run evaluates, and what a person should know of it; None where labels do not suffice."""
+        try:
+            evaluation = cls(spec, images)
+        except DataError as error:
+            return None, [*images.remarks, f"nothing is evaluated: {error}"]
+        return evaluation, evaluation.remarks
+
     @property
     def images(self) -> int:
         """Images that are encoded, bank and queries together."""

@@ -106,7 +106,7 @@ class _Loop:
         self.generation = collectives.broadcast_text(uuid4().hex)
         self.memory = Memory(spec, job.store, self.order, collectives.rank(), self.generation, device)
         self.loader = ViewLoader(train, RandomView(spec.views), spec.views.size, processes=spec.data.loaders)
-        self.evaluation = None if job.labelled.voters.unlabelled() else Evaluation(spec, job.labelled)
+        self.evaluation = Evaluation.of(spec, job.labelled)[0]
         self.stopping, self.due = False, False
         self.kept, self.kept_at = 0, monotonic()
 

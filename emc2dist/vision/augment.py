@@ -38,11 +38,22 @@ class RandomView:
 
 
 class PlainView:
-    """uint8 [3, H, W] -> uint8 [3, size, size]: shorter side resized to `size`, then the centre. Deterministic."""
+    """uint8 [3, H, W] -> uint8 [3, size, size]: shorter side resized to `size`, then the centre. Deterministic.
+
+    Of an image more than `LONGEST` times as long as wide only the middle is resized, so that no image, however thin,
+    makes a resized one of more than about `LONGEST` * size ** 2 pixels.
+    """
+
+    LONGEST = 8
 
     def __init__(self, size: int) -> None:
         self.transform = v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)])
 
     def __call__(self, image: Tensor) -> Tensor:
         """The one plain view of the image."""
+        most = self.LONGEST * min(image.shape[1:])
+        for axis in (1, 2):
+            beside = (image.shape[axis] - most) // 2  # as much on either side, that the centre stays where it is
+            if beside > 0:
+                image = image.narrow(axis, beside, image.shape[axis] - 2 * beside)
         return self.transform(image)

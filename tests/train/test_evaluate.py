@@ -27,15 +27,17 @@ def write(folder, split, labels):
     pq.write_table(pa.table({"image": pa.array(rows, IMAGE), "label": labels}), folder / f"{split}.parquet")
 
 
+SPEC = "{name: x, epochs: 1, batch_size: 2, lr: 1.0, eval: {neighbours: 1}}"
+
+
+def labelled(tmp_path, choice):
+    data = Data(path=str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
+    return open_labelled(data, choice, open_images(data, "train"))
+
+
 @pytest.fixture
 def evaluation(tmp_path):
-    def opened(**choice):
-        data = Data(path=str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
-        spec = parse("{name: x, epochs: 1, batch_size: 2, lr: 1.0}").model_copy(update={"eval": Eval(**choice)})
-        train = open_images(data, "train")
-        return Evaluation(spec, open_labelled(data, spec.eval, train))
-
-    return lambda **choice: opened(neighbours=1, **choice)
+    return lambda **choice: Evaluation(parse(SPEC), labelled(tmp_path, Eval(**choice)))
 
 
 def asked(evaluation):
@@ -111,6 +113,9 @@ def test_too_few_labels_are_refused(tmp_path, evaluation):
     write(tmp_path / "set", "train", pa.array([0, -1]))
     with pytest.raises(DataError, match="0 labelled images to vote and 1 to ask about are too few"):
         evaluation()
+    none, remarks = Evaluation.of(parse(SPEC), labelled(tmp_path, Eval()))
+    assert none is None
+    assert remarks[-1].startswith("nothing is evaluated: 0 labelled images to vote")  # and training goes on
     write(tmp_path / "set", "train", pa.array([-1, -1]))
     with pytest.raises(DataError, match=r"all 2 labels are withheld.*; use data with labels, or set eval\.voters"):
         evaluation()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from emc2dist.config import Views
+from emc2dist.vision._torchvision import v2
 from emc2dist.vision.augment import PlainView, RandomView
 
 OFF = {"flip": 0.0, "jitter_probability": 0.0, "grey": 0.0, "blur": 0.0, "rotate": 0.0}
@@ -83,3 +84,33 @@ def test_the_plain_view_is_the_centre_and_draws_nothing():
     state = torch.get_rng_state()
     assert torch.equal(PlainView(40)(IMAGE), IMAGE[:, :, 8:48])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("shape", [(40, 56), (56, 40), (30, 240), (240, 30), (1, 8), (7, 7), (33, 100)])
+@pytest.mark.parametrize("size", [8, 32, 100])
+def test_the_plain_view_is_resized_and_then_cut(shape, size):
+    image = torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    whole = v2.functional.resize(image, [size], antialias=True)
+    assert torch.equal(PlainView(size)(image), v2.functional.center_crop(whole, [size]))
+
+
+@pytest.mark.parametrize("shape", [(8, 121), (121, 8), (16, 500), (33, 1000), (5, 400)])
+def test_of_a_thin_image_the_plain_view_is_the_middle(shape):
+    long = max(shape)
+    wave = (127 + 120 * torch.sin(torch.arange(long) / min(shape))).to(torch.uint8)
+    image = (wave[None, :] if shape[1] == long else wave[:, None]).expand(3, *shape)
+    whole = v2.functional.resize(image, [32], antialias=True)
+    expected = v2.functional.center_crop(whole, [32])
+    # The centre falls up to half a pixel of the view elsewhere, over which the wave changes by 120 / 64.
+    assert (PlainView(32)(image).int() - expected.int()).abs().max() <= 4
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1), (2, 2**22), (1, 1)])
+def test_no_image_makes_a_view_allocate_more_than_the_view_is_worth(shape):
+    image = torch.full((1, *shape), 7, dtype=torch.uint8).expand(3, -1, -1)
+    plain, seen = PlainView(64), []
+    plain.transform.transforms[0].register_forward_hook(lambda _, inputs, made: seen.append(made.numel()))
+    assert torch.equal(plain(image), torch.full((3, 64, 64), 7, dtype=torch.uint8))
+    assert max(seen) <= 3 * 64 * 64 * (PlainView.LONGEST + 1)
+    made = seeded(RandomView(Views(**OFF, size=64)), image, 0)
+    assert torch.equal(made, torch.full((3, 64, 64), 7, dtype=torch.uint8))

@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import mmap
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,7 +24,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import UnidentifiedImageError
 
 from emc2dist.data.catalogue import ManifestFile
 from emc2dist.data.decode import examine
@@ -182,14 +180,8 @@ def _readable(samples: Samples, k: int, root: str) -> tuple[bytes, str | None]:
     if not encoded:
         raise _Unreadable("the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow finds odd, and reads all the same
-            return encoded, examine(encoded)
-    except MemoryError:
-        raise
-    except UnidentifiedImageError as error:  # whose message is an address in memory
-        raise _Unreadable("no image of any kind that Pillow reads") from error
-    except Exception as error:  # Pillow's plugins raise whatever they like on damaged bytes
+        return encoded, examine(encoded)
+    except ValueError as error:
         raise _Unreadable(f"the image cannot be decoded ({error})") from error
 
 
