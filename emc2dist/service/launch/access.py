@@ -12,6 +12,11 @@ from urllib.parse import urlsplit
 
 from emc2dist.errors import LaunchError
 
+WRONG_TOKEN = (
+    "refuses the token, or wants one; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file of its token"
+)
+"""What to say of a cluster that does."""
+
 
 def headers_for(url: str, token_file: Path | None = None) -> dict[str, str]:
     """What authorises requests to `url`; empty where there is no token and none is needed.
@@ -53,13 +58,15 @@ def find_token() -> str | None:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return os.environ["RAY_AUTH_TOKEN"].strip()
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return _read(Path(named) if named else Path.home() / ".ray" / "auth_token", missing_is_error=bool(named))
+    path = named or os.path.expanduser("~/.ray/auth_token")  # Path.home raises where there is none
+    return _read(Path(path), missing_is_error=bool(named))
 
 
 def _read(path: Path, *, missing_is_error: bool = True) -> str | None:
     try:
         return path.read_text().strip() or None
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         if not missing_is_error:
             return None
-        raise LaunchError(f"{path}: the token cannot be read ({error.strerror}); see RAY_AUTH_TOKEN_PATH") from None
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise LaunchError(f"{path}: the token cannot be read ({reason}); see RAY_AUTH_TOKEN_PATH") from None
