@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from time import monotonic, sleep
 from typing import Any
 
-from emc2dist.service.environment import DEFAULTS
+from emc2dist.service.environment import DEFAULTS, past_proxies
 
 for _name, _value in DEFAULTS.items():
     os.environ.setdefault(_name, _value)
+os.environ.update(past_proxies(os.environ))
 
 import ray  # noqa: E402
 from ray._private import services  # noqa: E402

@@ -2,15 +2,15 @@
 
 Whoever can submit a job to a Ray cluster runs code on it, so one without a token is anybody's who reaches its port.
 Tokens are looked for where Ray looks: RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, ~/.ray/auth_token. They
-are sent, and never printed.
+are sent to the cluster alone, and never printed: no proxy is told one, no redirect is followed with one.
 """
 
-import ipaddress
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from emc2dist.errors import LaunchError
+from emc2dist.files.loopback import is_loopback
 
 WRONG_TOKEN = (
     "refuses the token, or wants one; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file of its token"
@@ -42,15 +42,12 @@ def refuse_without_token(address: str) -> None:
     )
 
 
-def is_loopback(address: str) -> bool:
-    """Whether a URL, or HOST:PORT, can only mean this machine."""
-    host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def by_proxy(url: str) -> bool:
+    """Whether a proxy that the environment names may be asked for `url`.
+
+    Over https it passes on what it cannot read; over http it would read the token, and loopback is not its to reach.
+    """
+    return urlsplit(url).scheme == "https" and not is_loopback(url)
 
 
 def find_token() -> str | None:
