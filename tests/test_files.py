@@ -1,9 +1,20 @@
 """Files on disk and on a real S3 server: one behaviour for both, and one clear message for whatever goes wrong."""
 
+import builtins
+import http.server
 import pickle
 import threading
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import ClassVar
 
+import aiohttp
+import botocore.exceptions
+import botocore.parsers
+import fsspec.exceptions
 import pytest
+from raising import exceptions_of
+from recording import PROXIES
 
 import emc2dist.files.s3
 from emc2dist import files
@@ -165,6 +176,120 @@ def test_no_credentials_say_where_they_come_from(s3, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "half")
     with pytest.raises(StorageError, match=r"no AWS credentials found"):
         files.at(f"{s3.uri}/x", S3(timeout_s=13)).entries()
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """An S3 that answers with the status and code of its buckets, and to HEAD with the bare status, as S3 does."""
+
+    said: ClassVar[dict[str, tuple[int, str]]] = {
+        "keys": (403, "InvalidAccessKeyId"),
+        "secret": (403, "SignatureDoesNotMatch"),
+        "expired": (400, "ExpiredToken"),
+        "refresh": (400, "TokenRefreshRequired"),
+        "skew": (403, "RequestTimeTooSkewed"),
+        "denied": (403, "AccessDenied"),
+        "moved": (301, "PermanentRedirect"),
+        "region": (400, "AuthorizationHeaderMalformed"),
+        "archived": (403, "InvalidObjectState"),
+        "key": (403, "KMS.DisabledException"),
+        "cannot": (501, "NotImplemented"),
+        "method": (405, "MethodNotAllowed"),
+        "large": (400, "EntityTooLarge"),
+        "new": (418, "OfTomorrow"),
+        "portal": (200, ""),
+    }
+
+    def answer(self):
+        status, code = self.said[self.path.split("/")[1].split("?")[0]]
+        body = f"<Error><Code>{code}</Code><Message>so</Message><Region>mars-1</Region></Error>" if code else "<html/>"
+        self.send_response_only(status)
+        moment = datetime.now(UTC) - timedelta(minutes=40 if code == "RequestTimeTooSkewed" else 0)
+        self.send_header("Date", format_datetime(moment))
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body.encode())
+
+    do_GET = do_HEAD = do_PUT = do_DELETE = do_POST = answer
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """How it is reached."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield S3(endpoint=f"http://127.0.0.1:{server.server_port}", region="us-east-1", attempts=1)
+        server.shutdown()
+
+
+@pytest.fixture
+def keys(monkeypatch):
+    """Credentials of nobody, and a proxy that nothing on this machine is to be asked through."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "x")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in PROXIES:
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("ask", ["entry", "entries", "read", "write"])
+@pytest.mark.parametrize(
+    ("bucket", "words"),
+    [
+        ("keys", "S3 does not know the access key"),
+        ("secret", "the secret of the AWS credentials does not fit"),
+        ("expired", "the session token of the AWS credentials has expired"),
+        ("refresh", "the session token of the AWS credentials has expired"),
+        ("skew", "this machine's clock is wrong, by S3's 40 minutes ahead"),
+        ("denied", "access denied: the AWS credentials are wrong, or may not do this to bucket denied"),
+        ("moved", "the bucket is in another region, mars-1; set s3.region"),
+        ("region", "the bucket is in another region, mars-1; set s3.region"),
+        ("archived", "the object is archived (Glacier)"),
+        ("key", "the KMS key that encrypts it cannot be used"),
+        ("cannot", "the server cannot do what is asked of it"),
+        ("method", "the server cannot do what is asked of it"),
+        ("large", "larger than the server takes"),
+        ("new", "OfTomorrow: so"),
+        ("portal", "what answers is no S3"),
+    ],
+)
+def test_what_s3_refuses_is_said_by_its_cause_also_where_head_has_no_words_for_it(answers, keys, bucket, words, ask):
+    if (bucket, ask) == ("portal", "write"):
+        pytest.skip("to a PUT, a login page's answer is that of an S3")
+    place = files.at(f"s3://{bucket}/set", answers)
+    with pytest.raises(StorageError) as refused:
+        place.write(b"1") if ask == "write" else getattr(place, ask)()
+    assert str(refused.value).startswith(f"s3://{bucket}/set: {words}")
+    assert type(refused.value) is StorageError
+
+
+@pytest.mark.parametrize("endpoint", ["foo", "http://", "ftp://127.0.0.1", "http://127.0.0.1:99999", "http://[", ""])
+def test_an_endpoint_that_is_none_is_named_with_the_place(keys, endpoint):
+    with pytest.raises(StorageError, match="s3://bucket/set: "):
+        files.at("s3://bucket/set", S3(endpoint=endpoint, attempts=1, timeout_s=1)).entries()
+
+
+@pytest.mark.parametrize("bucket", ["Bad_Bucket!", "x", "a b", "-", "ü"])
+def test_a_bucket_that_can_be_none_is_named(answers, keys, bucket):
+    with pytest.raises(StorageError, match=f"s3://{bucket}/set: "):
+        files.at(f"s3://{bucket}/set", S3(attempts=1, timeout_s=1, endpoint="http://127.0.0.1:9")).read()
+
+
+def test_whatever_a_library_raises_comes_out_as_ours():
+    place = files.at("s3://bucket/set", S3(attempts=1))
+    for error in exceptions_of(botocore.exceptions, botocore.parsers, aiohttp, fsspec.exceptions, builtins):
+        if isinstance(error, botocore.exceptions.ClientError):  # these have codes, as above
+            continue
+
+        def operation(fs, error=error):
+            raise error
+
+        with pytest.raises(StorageError, match="s3://bucket/set: "):
+            place._try(operation)
 
 
 def test_a_server_that_is_not_there_is_tried_so_often_and_no_more(s3, monkeypatch):

@@ -6,26 +6,30 @@ Neither s3fs nor botocore tries anything again here: `S3Place._try` alone does.
 import os
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeVar
 
 import fsspec.asyn
 from aiohttp import ClientError as TransferError
 from botocore.exceptions import (
-    BotoCoreError,
     ClientError,
     HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
 )
 from botocore.exceptions import ConnectionError as NoConnection
+from botocore.parsers import ResponseParserError
 from pyarrow import fs as arrow
 from s3fs import S3FileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from emc2dist.config import S3
 from emc2dist.errors import StorageError, StorageUnreachable
+from emc2dist.files.loopback import is_loopback
 from emc2dist.files.place import CHANGED, Entry, Place, whole
 
 T = TypeVar("T")
@@ -55,7 +59,7 @@ class S3Place(Place):
 
     def entry(self) -> Entry | None:
         try:
-            found = self._try(lambda fs: fs.info(self.key, refresh=True))
+            found = self._try(lambda fs: _info(fs, self.key))
         except _Missing as error:
             if error.bucket:
                 raise
@@ -110,6 +114,7 @@ class S3Place(Place):
         except _Missing as error:
             if error.bucket:
                 raise
+            self._try(lambda fs: _see_that_it_is_s3(fs, self.key))  # for a login page lists nothing, too
             return []
         # An empty object named like the folder, with a slash, is how some tools make a folder on S3.
         return [one for one in found if one["name"].startswith(f"{self.key}/") and one["name"] != f"{self.key}/"]
@@ -125,8 +130,24 @@ class S3Place(Place):
         )
         try:
             return retrying(lambda: operation(_s3fs(self.s3)))
-        except Exception as error:
-            raise _explain(str(self), error, self.s3) from error
+        except Exception as error:  # s3fs, botocore and aiohttp raise anything where an answer is none of S3's
+            raise _explain(str(self), self._told_again(error), self.s3) from error
+
+    def _told_again(self, error: Exception) -> Exception:
+        """The error, or where it is the bare status of a HEAD, which has no body, what S3 says of the same to a GET."""
+        # Where a HEAD is redirected, botocore asks for the bucket's region by a HEAD, which is redirected.
+        if not (_is_bare(_code(error)) or isinstance(error.__context__, RecursionError)):
+            return error
+        bucket, _, key = self.key.partition("/")
+        try:
+            if key:
+                _get(_s3fs(self.s3), self.key, Range="bytes=0-0")
+            else:
+                _s3fs(self.s3).call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+        except Exception as told:  # as above
+            code = _code(told)
+            return told if code and code not in ("NoSuchKey", "InvalidRange") and not _is_bare(code) else error
+        return error
 
 
 _retries = 0
@@ -152,6 +173,7 @@ class _Missing(StorageError):
 
 @lru_cache
 def _s3fs(s3: S3) -> S3FileSystem:
+    endpoint = _endpoint(s3)
     fs = S3FileSystem(
         endpoint_url=s3.endpoint,
         client_kwargs={"region_name": s3.region} if s3.region else {},
@@ -159,6 +181,8 @@ def _s3fs(s3: S3) -> S3FileSystem:
             "connect_timeout": s3.timeout_s,
             "read_timeout": s3.timeout_s,
             "retries": {"total_max_attempts": 1},
+            # A proxy of the environment is for what lies beyond it.
+            **({"proxies": {}} if endpoint and is_loopback(endpoint) else {}),
         },
         use_listings_cache=False,
         skip_instance_cache=True,
@@ -169,14 +193,17 @@ def _s3fs(s3: S3) -> S3FileSystem:
 
 @lru_cache
 def _arrow_s3(s3: S3) -> arrow.S3FileSystem:
-    endpoint = s3.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     return arrow.S3FileSystem(
-        endpoint_override=endpoint,
+        endpoint_override=_endpoint(s3),
         region=s3.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
         connect_timeout=s3.timeout_s,
         request_timeout=s3.timeout_s,
         retry_strategy=arrow.AwsStandardS3RetryStrategy(max_attempts=s3.attempts),
     )
+
+
+def _endpoint(s3: S3) -> str | None:
+    return s3.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def _get(fs: S3FileSystem, path: str, **options: str) -> bytes:
@@ -186,25 +213,49 @@ def _get(fs: S3FileSystem, path: str, **options: str) -> bytes:
     async def get() -> bytes:
         response = await fs._call_s3("get_object", Bucket=bucket, Key=key, **options)
         async with response["Body"] as body:
+            if not response.get("ETag"):
+                raise _NoS3
             return await body.read()
 
     return fsspec.asyn.sync(fs.loop, get)
+
+
+def _info(fs: S3FileSystem, path: str) -> dict[str, Any]:
+    found = fs.info(path, refresh=True)
+    if found["type"] == "file" and not found.get("ETag"):
+        raise _NoS3
+    return found
+
+
+def _see_that_it_is_s3(fs: S3FileSystem, path: str) -> None:
+    """Raise where a listing of the bucket does not name it."""
+    bucket, key, _ = fs.split_path(path)
+    if not fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/", MaxKeys=1).get("Name"):
+        raise _NoS3
 
 
 def _entry(found: dict[str, Any]) -> Entry:
     return Entry(found["name"].rsplit("/", 1)[-1], int(found["size"] or 0), found["ETag"].strip('"'))
 
 
+class _NoS3(Exception):
+    """An answer that no S3 gives."""
+
+
 def _code(error: BaseException) -> str:
     """S3's code for what went wrong, as in NoSuchKey; empty where S3 did not say."""
-    while error is not None:
-        if isinstance(error, ClientError):
-            return str(error.response.get("Error", {}).get("Code", ""))
-        error = error.__cause__  # type: ignore[assignment]
-    return ""
+    return str(_response(error).get("Error", {}).get("Code", ""))
 
 
-_LATER = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "500", "502", "503", "504"}
+_LATER = {
+    *("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "OperationAborted", "RequestLimitExceeded"),
+    *("Throttling", "ThrottlingException", "TooManyRequests", "429", "500", "502", "503", "504"),
+}
+
+
+def _is_bare(code: str) -> bool:
+    """Whether it is a mere status, which may have many causes."""
+    return code.isdigit() and code[0] in "34" and code not in ("404", "412", "416", "429")
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -214,19 +265,43 @@ def _may_pass(error: BaseException) -> bool:
     )
 
 
+_CHECK_KEYS = "check key, secret and token, in the environment or in ~/.aws"
+_CAUSES = {
+    "InvalidAccessKeyId": f"S3 does not know the access key of the AWS credentials; {_CHECK_KEYS}, and s3.endpoint",
+    "SignatureDoesNotMatch": f"the secret of the AWS credentials does not fit the access key; {_CHECK_KEYS}",
+    "ExpiredToken ExpiredTokenException TokenRefreshRequired InvalidToken": (
+        "the session token of the AWS credentials has expired, or is none; log in again, then run it again"
+    ),
+    "RequestTimeTooSkewed RequestExpired": "this machine's clock is wrong{clock}; set it, by NTP for instance",
+    "AccessDenied AllAccessDisabled AccountProblem Forbidden 403": (
+        "access denied: the AWS credentials are wrong, or may not do this to bucket {bucket}"
+    ),
+    "PermanentRedirect TemporaryRedirect Redirect AuthorizationHeaderMalformed IncorrectEndpoint 301 307": (
+        "the bucket is in another region{region}; set s3.region to that of {bucket}, and s3.endpoint if there is one"
+    ),
+    "IllegalLocationConstraintException": "the bucket is in another region{region}; set s3.region",
+    "InvalidObjectState": "the object is archived (Glacier); restore it first, or copy it to another storage class",
+    "NotImplemented MethodNotAllowed 405 501": (
+        "the server cannot do what is asked of it; does s3.endpoint name an S3, and does that know bucket {bucket}?"
+    ),
+    "EntityTooLarge 413": "larger than the server takes; write smaller files",
+    "InvalidBucketName": "{bucket} is no name of a bucket; write s3://bucket/folder",
+    "QuotaExceeded": "the quota of bucket {bucket} is used up; make room, then run it again",
+}
+"""By S3's codes: what is wrong, and what would help."""
+_CAUSE_OF = {code: cause for codes, cause in _CAUSES.items() for code in codes.split()}
+
+
 def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
+    """What went wrong with a URI, whatever s3fs, botocore or aiohttp have raised."""
     code = _code(error)
     bucket = uri.removeprefix(SCHEME).split("/")[0]
+    if isinstance(error, StorageError):
+        return error
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return StorageError(
             f"{uri}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, fill ~/.aws, or give "
             "the machine a role"
-        )
-    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"):
-        return StorageError(f"{uri}: S3 refuses the AWS credentials ({code}); check key, secret, token and s3.region")
-    if code in ("AccessDenied", "403", "Forbidden"):
-        return StorageError(
-            f"{uri}: access denied ({code}): the AWS credentials are wrong, or may not do this to bucket {bucket}"
         )
     if code == "NoSuchBucket":
         missing = _Missing(f"{uri}: no such bucket: {bucket}; create it, or check its name, s3.endpoint and s3.region")
@@ -236,11 +311,55 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
         return _Missing(f"{uri}: no such object; check the path")
     if code in ("PreconditionFailed", "412"):
         return StorageError(f"{uri}: {CHANGED}")
+    if code in _CAUSE_OF:
+        cause = _CAUSE_OF[code].format(bucket=bucket, clock=_skew(error), region=_region(error))
+        return StorageError(f"{uri}: {cause} ({code})")
+    if code.startswith("KMS."):
+        return StorageError(f"{uri}: the KMS key that encrypts it cannot be used ({code}); {_said(error)}")
     if _may_pass(error):
         return StorageUnreachable(
             f"{uri}: no usable answer after {s3.attempts} attempts ({code or type(error).__name__}); check s3.endpoint "
             "and the network, or raise s3.attempts and s3.timeout_s"
         )
-    if isinstance(error, BotoCoreError | OSError | ClientError):
-        return StorageError(f"{uri}: {code or error}; check the path, s3.endpoint and s3.region")
-    raise error
+    if isinstance(error, _NoS3 | ResponseParserError):
+        where = _endpoint(s3) or "the network"
+        return StorageError(
+            f"{uri}: what answers is no S3; is s3.endpoint right, and does {where} want a login in a browser first?"
+        )
+    return StorageError(
+        f"{uri}: {code or type(error).__name__}: {_said(error)}; check the path, s3.endpoint and s3.region"
+    )
+
+
+def _response(error: BaseException | None) -> dict[str, Any]:
+    while error is not None:
+        if isinstance(error, ClientError):
+            return error.response
+        error = error.__cause__
+    return {}
+
+
+def _said(error: BaseException) -> str:
+    """What S3 or a library says, in one line."""
+    text = str(_response(error).get("Error", {}).get("Message") or error) or type(error).__name__
+    return shorten(text, 300)
+
+
+def _headers(error: BaseException) -> dict[str, str]:
+    return _response(error).get("ResponseMetadata", {}).get("HTTPHeaders", {})
+
+
+def _skew(error: BaseException) -> str:
+    """How far the clock here is from S3's, where S3 tells the time."""
+    try:
+        theirs = parsedate_to_datetime(_headers(error)["date"])
+    except (KeyError, ValueError, TypeError):
+        return ""
+    minutes = (datetime.now(UTC) - theirs).total_seconds() / 60
+    return f", by S3's {abs(minutes):.0f} minutes {'ahead' if minutes > 0 else 'behind'}" if abs(minutes) >= 1 else ""
+
+
+def _region(error: BaseException) -> str:
+    """Which region the bucket is in, where S3 tells."""
+    known = _headers(error).get("x-amz-bucket-region") or _response(error).get("Error", {}).get("Region")
+    return f", {known}" if known else ""

@@ -2,7 +2,7 @@
 
 Rank 0 posts without waiting; the driver takes what has come and writes `metrics.jsonl`. A checkpoint waits until the
 rows before it are written, so that a driver that dies takes none with it. An error that would only come
-again (bad data, diverged features) is left here too, and the driver raises it. And the driver leaves word here when
+again (`emc2dist.service.losses`) is left here too, and the driver raises it. And the driver leaves word here when
 the workers should stop; rank 0 looks every second.
 
 A board that dies ends its segment: rank 0 finds that out as it looks, and the driver waits for nothing but that.
@@ -19,18 +19,9 @@ import emc2dist.service.cluster as cluster  # before ray: sets its defaults
 import ray  # isort: skip
 from ray.exceptions import ActorDiedError, RayError
 
-from emc2dist.errors import (
-    DataError,
-    Emc2Error,
-    NonFiniteError,
-    RunError,
-    SpecError,
-    StorageError,
-    StorageUnreachable,
-)
+from emc2dist.errors import Emc2Error, StorageError, StorageUnreachable
 from emc2dist.metrics import Row
 
-FATAL = (SpecError, DataError, RunError, StorageError, NonFiniteError)
 TIMEOUT_S = 60.0
 _POLL_S = 0.1
 

@@ -3,30 +3,38 @@
 Importing this module sets Ray's defaults for us (an environment that sets them wins), so import it before ray.
 """
 
+import functools
 import os
+import secrets
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from time import monotonic, sleep
 from typing import Any
 
-from emc2dist.service.environment import DEFAULTS
+from emc2dist.service.environment import DEFAULTS, past_proxies
 
 for _name, _value in DEFAULTS.items():
     os.environ.setdefault(_name, _value)
+os.environ.update(past_proxies(os.environ))
 
 import ray  # noqa: E402
+from ray._private import services  # noqa: E402
+from ray._private.authentication.authentication_token_setup import generate_and_save_token  # noqa: E402
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData  # noqa: E402
 from ray.util.placement_group import PlacementGroup, remove_placement_group  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from emc2dist.config import Spec  # noqa: E402
-from emc2dist.errors import RunError, SpecError  # noqa: E402
-from emc2dist.service.launch.access import refuse_without_token  # noqa: E402
+from emc2dist.errors import LaunchError, RunError, SpecError  # noqa: E402
+from emc2dist.service import address  # noqa: E402
+from emc2dist.service.launch.access import find_token, refuse_without_token  # noqa: E402
 
 SETTLE_S = 10.0
 """Seconds in which what a lost worker or a lost node held becomes free, or is known to be gone."""
 POLL_S = 0.5
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
 BOUNDLESS = 1_000_000
 """Workers that ask for nothing and fit on a node, as many as anybody wants."""
 
@@ -39,8 +47,9 @@ def connected(spec: Spec, *, runs: int = 1, dashboard: bool = False) -> Iterator
     Ray Train gives nothing back of a run whose driver was killed in the midst of other work.
 
     Raises:
-        SpecError: the cluster is too small for the workers or the shards.
-        LaunchError: the cluster is not on this machine, and there is no token for it.
+        SpecError: RAY_ADDRESS is no address, or the cluster is too small for the workers or the shards.
+        LaunchError: no Ray can be joined where RAY_ADDRESS says (`emc2dist.service.address`), or none starts here; or
+            the cluster is not on this machine, and there is no token for it.
     """
     ours = not ray.is_initialized()
     if ours:
@@ -174,16 +183,67 @@ def _accessor() -> Any:
 
 
 def _connect(spec: Spec, runs: int, dashboard: bool) -> None:
-    quiet = {"log_to_driver": False, "logging_level": "warning"}
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        if address != "auto" and not in_job():  # a job was let in already
-            refuse_without_token(address)
-        ray.init(**quiet)
+    named = address.named()
+    if named is None:
+        # One CPU a worker is Ray's ticket to run, not a promise of a core: more workers than cores are slow but fine.
+        _start(max(os.cpu_count() or 1, spec.workers * runs), dashboard)
         return
-    # One CPU a worker is Ray's ticket to run, not a promise of a core: more workers than cores are slow but fine.
-    cpus = max(os.cpu_count() or 1, spec.workers * runs)
-    ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **quiet)
+    found = address.check(named)
+    if named != "auto" and not in_job():  # a job was let in already
+        refuse_without_token(found)
+    try:
+        ray.init(**_QUIET)
+    except Exception as error:  # Ray raises anything, bare Exceptions too
+        raise LaunchError(f"RAY_ADDRESS: {named}: Ray cannot be joined there ({_chain(error)})") from error
+
+
+def _start(cpus: int, dashboard: bool) -> None:
+    """Start a Ray of our own on this machine."""
+    _make_token()
+    try:
+        with _sessions_of_their_own():
+            ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **_QUIET)
+    except Exception as error:  # Ray raises anything, bare Exceptions too
+        ray.shutdown()
+        folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
+        raise LaunchError(
+            f"Ray does not start on this machine ({_chain(error)}); it keeps sockets and logs in {folder}: set "
+            "TMPDIR to a folder with a short name that may be written to and has room"
+        ) from error
+
+
+@contextmanager
+def _sessions_of_their_own() -> Iterator[None]:
+    """Have Ray put each of its processes into a session of its own.
+
+    It leaves them in the driver's process group, and has no option for it: a SIGTERM to the group, as timeout(1),
+    systemd and Slurm send it, would end Ray under the run that wants to write its last checkpoint.
+    """
+    process = services.ConsolePopen
+    services.ConsolePopen = functools.partial(process, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = process
+
+
+def _make_token() -> None:
+    """Make the token of a Ray of our own where there is none: in the home folder, as Ray would, or for it alone."""
+    if os.environ.get("RAY_AUTH_MODE") == "disabled" or find_token():
+        return
+    try:
+        generate_and_save_token()
+    except (OSError, RuntimeError):  # no home folder, or none that may be written to
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _chain(error: BaseException) -> str:
+    """What an error and its causes say, in one line."""
+    texts = [" ".join(str(error).split()) or type(error).__name__]
+    while error.__cause__ is not None:
+        error = error.__cause__
+        texts.append(" ".join(str(error).split()))
+    return "; ".join(texts)[:500]
 
 
 def _check_room(spec: Spec) -> None:

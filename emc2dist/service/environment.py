@@ -1,5 +1,7 @@
 """The environment that Ray is started with, here or on a node; what a person has set wins. Imports no Ray."""
 
+from collections.abc import Mapping
+
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray starts workers at nice 15: beside any other load they starve.
@@ -15,3 +17,14 @@ DEFAULTS = {
     # Between SIGTERM and SIGKILL for a job that is stopped: 3 s by default, too short for a checkpoint.
     "RAY_JOB_STOP_WAIT_TIME_S": "120",
 }
+
+_DIRECT = ("localhost", "127.0.0.1", "127.0.0.2", "127.0.0.0/8", "::1", "169.254.169.254", "metadata.google.internal")
+"""This machine, the head of a Ray of several nodes on it, and where clouds tell an instance of itself and its role."""
+
+
+def past_proxies(environment: Mapping[str, str]) -> dict[str, str]:
+    """`no_proxy` as the environment has it, and with what no proxy is ever to be asked for."""
+    kept = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    names = [name.strip() for name in kept.split(",") if name.strip()]
+    value = ",".join([*names, *(name for name in _DIRECT if name not in names)])
+    return {"no_proxy": value, "NO_PROXY": value}

@@ -36,7 +36,7 @@ from emc2dist.config import Spec, dump
 from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import RunError, RunStopped, SpecError, StorageError, StorageUnreachable, StoreError
 from emc2dist.metrics import Recorder
-from emc2dist.service import checkpoints, lock, trackers
+from emc2dist.service import checkpoints, lock, losses, trackers
 from emc2dist.service.board import BoardHandle
 from emc2dist.service.display import Display
 from emc2dist.service.exporter import Exporter, watched
@@ -305,7 +305,9 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle, a
     try:
         return _interruptible(trainer.fit).return_value
     except ray.train.TrainingFailedError as error:
-        raise board.failure() or _Lost(f"workers or shards were lost ({_reason(error)})") from error
+        reason = _reason(error)
+        failure = board.failure() or losses.fatal_text(reason, spec)
+        raise failure or _Lost(f"workers or shards were lost ({reason})") from error
     except ActorDiedError as error:
         late = board.late()
         if late is None:

@@ -2,7 +2,8 @@
 
 import os
 import threading
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,9 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from emc2dist import files
 from emc2dist.config import Spec, parse
 from emc2dist.data.images import open_images, open_labelled
-from emc2dist.errors import StorageUnreachable
 from emc2dist.metrics import Row
-from emc2dist.service import checkpoints
-from emc2dist.service.board import FATAL, TIMEOUT_S, BoardHandle, Lookout
+from emc2dist.service import checkpoints, losses
+from emc2dist.service.board import TIMEOUT_S, BoardHandle, Lookout
 from emc2dist.service.runs import RunFolder, checkpoint_name
 from emc2dist.service.scratch import scratch
 from emc2dist.store import ChainStore
@@ -29,16 +29,24 @@ from emc2dist.train import collectives, loop
 def work(config: dict[str, Any]) -> int:
     """Train this rank's share of the run of config["spec"]; returns the steps taken.
 
-    Raises what ends the run, which the board is told of, or StorageUnreachable, after which the run may go on.
+    Raises what ends the run, which the board is told of, or what may pass, after which the run goes on.
     """
     board: BoardHandle = config["board"]
     board.enter()
+    spec = parse(config["spec"])
+    with _told(board, spec):
+        return _train_rank(spec, config["run"], config["store"], board)
+
+
+@contextmanager
+def _told(board: BoardHandle, spec: Spec) -> Iterator[None]:
+    """Tell the board of what ends the run; what may pass goes to Ray alone."""
     try:
-        return _train_rank(parse(config["spec"]), config["run"], config["store"], board)
-    except StorageUnreachable:  # may pass: starting anew is worth a try
-        raise
-    except FATAL as error:
-        board.fail(error)
+        yield
+    except Exception as error:
+        failure = losses.fatal(error, spec)
+        if failure is not None:
+            board.fail(failure)
         raise
 
 
@@ -93,16 +101,12 @@ class _RayKeeper:
     def _send(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
         place = self._run.place / name
         try:
-            if collectives.rank() == 0:
-                self._board.wait_until_saved(self._patience_s)
-            checkpoints.send(Path(checkpoint.path), place)
-            if collectives.rank() == 0:
-                checkpoints.prune(self._run, self._spec.checkpoint.keep)
-        except StorageUnreachable:
-            raise
-        except FATAL as error:
-            self._board.fail(error)
-            raise
+            with _told(self._board, self._spec):
+                if collectives.rank() == 0:
+                    self._board.wait_until_saved(self._patience_s)
+                checkpoints.send(Path(checkpoint.path), place)
+                if collectives.rank() == 0:
+                    checkpoints.prune(self._run, self._spec.checkpoint.keep)
         finally:
             self._idle.release()
         filesystem, path = place.arrow()

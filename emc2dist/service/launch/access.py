@@ -2,15 +2,20 @@
 
 Whoever can submit a job to a Ray cluster runs code on it, so one without a token is anybody's who reaches its port.
 Tokens are looked for where Ray looks: RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, ~/.ray/auth_token. They
-are sent, and never printed.
+are sent to the cluster alone, and never printed: no proxy is told one, no redirect is followed with one.
 """
 
-import ipaddress
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from emc2dist.errors import LaunchError
+from emc2dist.files.loopback import is_loopback
+
+WRONG_TOKEN = (
+    "refuses the token, or wants one; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file of its token"
+)
+"""What to say of a cluster that does."""
 
 
 def headers_for(url: str, token_file: Path | None = None) -> dict[str, str]:
@@ -37,15 +42,12 @@ def refuse_without_token(address: str) -> None:
     )
 
 
-def is_loopback(address: str) -> bool:
-    """Whether a URL, or HOST:PORT, can only mean this machine."""
-    host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def by_proxy(url: str) -> bool:
+    """Whether a proxy that the environment names may be asked for `url`.
+
+    Over https it passes on what it cannot read; over http it would read the token, and loopback is not its to reach.
+    """
+    return urlsplit(url).scheme == "https" and not is_loopback(url)
 
 
 def find_token() -> str | None:
@@ -53,13 +55,15 @@ def find_token() -> str | None:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return os.environ["RAY_AUTH_TOKEN"].strip()
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return _read(Path(named) if named else Path.home() / ".ray" / "auth_token", missing_is_error=bool(named))
+    path = named or os.path.expanduser("~/.ray/auth_token")  # Path.home raises where there is none
+    return _read(Path(path), missing_is_error=bool(named))
 
 
 def _read(path: Path, *, missing_is_error: bool = True) -> str | None:
     try:
         return path.read_text().strip() or None
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         if not missing_is_error:
             return None
-        raise LaunchError(f"{path}: the token cannot be read ({error.strerror}); see RAY_AUTH_TOKEN_PATH") from None
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise LaunchError(f"{path}: the token cannot be read ({reason}); see RAY_AUTH_TOKEN_PATH") from None

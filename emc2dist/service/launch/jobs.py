@@ -12,14 +12,20 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
+import ray
 import requests
 import yaml
+from ray.dashboard.modules.dashboard_sdk import SubmissionClient
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
+from requests.utils import get_environ_proxies, select_proxy
 
 from emc2dist.errors import LaunchError
+from emc2dist.files import explained
+from emc2dist.service.launch.access import WRONG_TOKEN, by_proxy
 from emc2dist.service.launch.plan import SPEC_FILE, JobState, Plan, Status, refuse_second
 
 REQUEST_S = 30.0
@@ -46,7 +52,7 @@ class RayJobs:
         self.url = url.rstrip("/")
         self._headers = headers
         logging.getLogger("ray").setLevel(logging.WARNING)  # what it packs and uploads is not worth a line
-        self._client = self._call(lambda: _Client(self.url, headers=dict(headers)))
+        self._client = self._call(lambda: _Client(self.url, dict(headers)))
 
     def submit(self, plan: Plan) -> JobState:
         """See `Target.submit`."""
@@ -115,7 +121,7 @@ class RayJobs:
 
     def _send(self, plan: Plan, job: str) -> None:
         request = _request(plan)
-        with tempfile.TemporaryDirectory(prefix="emc2-submit-") as folder:
+        with explained("TMPDIR"), tempfile.TemporaryDirectory(prefix="emc2-submit-") as folder:
             (Path(folder) / SPEC_FILE).write_text(plan.spec)
             request["runtime_env"]["working_dir"] = folder
             try:
@@ -131,7 +137,7 @@ class RayJobs:
         async with (
             aiohttp.ClientSession(headers=self._headers) as session,
             # The heartbeat tells a quiet job from a connection that is gone.
-            session.ws_connect(address, heartbeat=REQUEST_S / 2, timeout=limit) as stream,
+            session.ws_connect(address, heartbeat=REQUEST_S / 2, timeout=limit, proxy=_proxy(address)) as stream,
         ):
             async for message in stream:
                 if message.type == aiohttp.WSMsgType.TEXT:
@@ -152,12 +158,9 @@ class RayJobs:
                 "`kubectl port-forward` or `ray dashboard` for instance?"
             ) from error
         except AuthenticationError as error:
-            raise LaunchError(
-                f"{self.url}: refuses the token, or wants one; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the "
-                "file of this cluster's token"
-            ) from error
-        except (RuntimeError, requests.RequestException) as error:
-            text = " ".join(str(error).split())
+            raise LaunchError(f"{self.url}: {WRONG_TOKEN}") from error
+        except (RuntimeError, OSError, ValueError, TypeError, LookupError) as error:  # also what is no Ray's answer
+            text = " ".join(str(error).split()) or type(error).__name__
             raise (_NotFound if "status code 404" in text else LaunchError)(f"{self.url}: {text[:500]}") from error
 
 
@@ -170,8 +173,33 @@ class _NotFound(LaunchError):
 
 
 class _Client(JobSubmissionClient):
+    """Ray's client, which speaks to `url` alone, and to nobody on the way that could read the token."""
+
+    def __init__(self, url: str, headers: dict[str, str]) -> None:
+        self._direct = {} if by_proxy(url) else {"proxies": {"no_proxy": urlsplit(url).hostname or ""}}
+        self._client_ray_version = ray.__version__
+        # Past Ray's own, which prefers what RAY_ADDRESS or RAY_API_SERVER_ADDRESS say to the URL that it is given.
+        SubmissionClient.__init__(self, url, headers=headers)
+        self._check_connection_and_version("2.0")
+
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
-        return super()._do_request(method, endpoint, **{"timeout": REQUEST_S, **options})
+        ours = {
+            "timeout": REQUEST_S,
+            "allow_redirects": False,
+            "auth": lambda request: request,  # else an entry in ~/.netrc would take the token's place
+        }
+        answer = super()._do_request(method, endpoint, **ours, **self._direct, **options)
+        if answer.is_redirect:
+            raise LaunchError(
+                f"{self._address}: has moved to {answer.headers['location']}; give that address, if it is yours"
+            )
+        return answer
+
+
+def _proxy(url: str) -> str | None:
+    """Which proxy aiohttp is to ask for `url`, which knows none but those for http."""
+    proxy = select_proxy(url, get_environ_proxies(url)) if by_proxy(url) else None
+    return proxy if proxy and proxy.startswith("http") else None
 
 
 def _request(plan: Plan) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emc2dist.errors import LaunchError
-from emc2dist.service.environment import DEFAULTS
+from emc2dist.service.environment import DEFAULTS, past_proxies
 from emc2dist.service.launch import sessions
 
 NODE_TIMEOUT_S = 120.0
@@ -172,7 +172,7 @@ class LocalCluster:
         path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
         defaults = {**DEFAULTS, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self._token)}
-        return {**defaults, **kept, **token, "PATH": path}
+        return {**defaults, **kept, **past_proxies(kept), **token, "PATH": path}
 
     def _prepare(self) -> None:
         """A folder that nobody else can look into."""

@@ -18,6 +18,9 @@ METADATA = "http://169.254.169.254"
 TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 60.0
 
+_session = requests.Session()
+_session.trust_env = False  # the service is this machine's: through a proxy it would be another's
+
 
 def heed(metadata: str = METADATA, *, poll_s: float = 5.0) -> None:
     """Wait for the notice and pass it on; returns when Ray has it.
@@ -33,15 +36,22 @@ def heed(metadata: str = METADATA, *, poll_s: float = 5.0) -> None:
 
 
 def notice(metadata: str = METADATA) -> float | None:
-    """When this instance is taken away, Unix time; None while no notice is there, or the service does not answer."""
+    """When this instance is taken away, Unix time; None while no notice is there, or the service does not answer.
+
+    Raises:
+        LaunchError: it answers with something else.
+    """
     try:
         headers = {"X-aws-ec2-metadata-token": _token(metadata) or ""}
-        answer = requests.get(f"{metadata}/latest/meta-data/spot/instance-action", headers=headers, timeout=TIMEOUT_S)
+        answer = _session.get(f"{metadata}/latest/meta-data/spot/instance-action", headers=headers, timeout=TIMEOUT_S)
     except requests.RequestException:
         return None
     if answer.status_code != 200:  # 404 while there is none
         return None
-    return datetime.fromisoformat(answer.json()["time"]).timestamp()
+    try:
+        return datetime.fromisoformat(answer.json()["time"]).timestamp()
+    except (ValueError, TypeError, LookupError):
+        raise LaunchError(f"{metadata}: gives no spot notice of EC2's but {answer.text[:100]!r}") from None
 
 
 def drain(seconds: int) -> None:
@@ -49,7 +59,10 @@ def drain(seconds: int) -> None:
     words = ["drain-node", "--node-id", _node_id(), "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     words += ["--reason-message", "spot instance", "--deadline-remaining-seconds", str(seconds)]
     command = [sys.executable, "-P", "-m", "ray.scripts.scripts", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=DRAIN_TIMEOUT_S, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DRAIN_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise LaunchError(f"ray drain-node: no answer in {DRAIN_TIMEOUT_S:g} s") from None
     if done.returncode:
         raise LaunchError(f"ray drain-node ended with {done.returncode}: {' '.join(done.stderr.split())[-500:]}")
 
@@ -58,9 +71,10 @@ def _token(metadata: str) -> str | None:
     """The key of a session with the metadata service, which version 2 of it wants; None where nothing answers."""
     try:
         headers = {"X-aws-ec2-metadata-token-ttl-seconds": "300"}
-        return requests.put(f"{metadata}/latest/api/token", headers=headers, timeout=TIMEOUT_S).text
+        answer = _session.put(f"{metadata}/latest/api/token", headers=headers, timeout=TIMEOUT_S)
     except requests.RequestException:
         return None
+    return answer.text if answer.ok else None
 
 
 def _node_id() -> str:
@@ -68,8 +82,9 @@ def _node_id() -> str:
 
     try:
         ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level="warning")
-    except ConnectionError as error:
-        raise LaunchError("no Ray runs on this node, so there is nothing to drain") from error
+    except Exception as error:  # Ray raises anything, bare Exceptions too
+        reason = " ".join(str(error).split())[:300]
+        raise LaunchError(f"no Ray runs on this node, so there is nothing to drain ({reason})") from error
     try:
         return ray.get_runtime_context().get_node_id()
     finally:

@@ -1,8 +1,9 @@
 """Which target a word means: `local`, `kuberay`, or the URL of a cluster's dashboard."""
 
 import os
+from urllib.parse import urlsplit
 
-from emc2dist.errors import LaunchError
+from emc2dist.errors import LaunchError, SpecError
 from emc2dist.service.launch.access import headers_for
 from emc2dist.service.launch.plan import Plan, Target
 
@@ -27,12 +28,15 @@ def open_target(name: str, *, namespace: str = "default", start_for: int = 0) ->
     """The target of that name; for `local`, a Ray is started for so many workers, if that is not 0, and none runs.
 
     Raises:
+        SpecError: the name means no target.
         LaunchError: it does not answer, refuses, or would be spoken to without a token; or no Ray runs here.
     """
     if name == "kuberay":
         from emc2dist.service.launch.kuberay import KubeRay
 
         return KubeRay(namespace)
+    if name != "local":
+        _refuse_no_url(name)
     from emc2dist.service.launch.jobs import RayJobs  # late: it imports Ray
 
     if name != "local":
@@ -49,3 +53,16 @@ def open_target(name: str, *, namespace: str = "default", start_for: int = 0) ->
             "no Ray of ours runs on this machine; `emc2dist submit` and `emc2dist cluster start` start one"
         )
     return RayJobs(connection.dashboard, headers_for(connection.dashboard, connection.token))
+
+
+def _refuse_no_url(name: str) -> None:
+    try:
+        parts = urlsplit(name)
+        if parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port):
+            return
+    except ValueError:  # of the port, or of brackets
+        pass
+    raise SpecError(
+        f"{name}: is no target; give local, kuberay or the URL of a dashboard, as in http://HOST:8265 "
+        "(--target, launch.target, RAY_API_SERVER_ADDRESS)"
+    )

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from recording import PROXIES, listening
 
 from emc2dist.cli import main
 from emc2dist.config import parse_sweep
@@ -27,7 +28,7 @@ from emc2dist.config import parse_sweep
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+    **{name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name.lower() != "no_proxy"},
     "PATH": f"{BIN}:{os.environ['PATH']}",
 }
 CIFAR10 = "jobs/cifar10.yaml"
@@ -43,13 +44,16 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environment = ENVIRONMENT | {"EMC2DIST_CLUSTER": str(folder / "ray")}
+        self.proxies = {}
+        """Of our own command alone: Ray's asks them for its dashboard."""
 
     def emc2dist(self, *words, timeout=300):
         command = [sys.executable, "-m", "emc2dist.cli", *map(str, words)]
-        return self.run(command, timeout)
+        return self.run(command, timeout, self.proxies)
 
-    def run(self, command, timeout=300):
-        return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    def run(self, command, timeout=300, more=()):
+        environment = self.environment | dict(more)
+        return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
     def shrunk(self, *overrides):
         """Two workers, two shards, tiny images: four steps an epoch."""
@@ -73,6 +77,15 @@ def cluster():
         pa.table({"image": images, "label": [number % 4 for number in range(32)]}), folder / "images.parquet"
     )
     cluster = Cluster(folder)
+    with listening(503) as (proxy, seen):
+        cluster.proxies = dict.fromkeys(PROXIES, proxy)
+        yield from start(cluster)
+    assert seen == []
+    shutil.rmtree(folder)
+
+
+def start(cluster):
+    """It, run as long as the tests need it."""
     started = cluster.emc2dist("cluster", "start", "2", "--labels", "ray.io/market-type=spot")
     assert started.returncode == 0, started.stderr
     exports = dict(word.split("=", 1) for word in shlex.split(started.stdout) if "=" in word)
@@ -82,7 +95,6 @@ def cluster():
     cluster.dashboard = next(word for word in status.stdout.split() if word.startswith("http://"))
     yield cluster
     assert cluster.emc2dist("cluster", "stop").returncode == 0
-    shutil.rmtree(folder)
 
 
 def png(rng):
