@@ -1022,3 +1022,42 @@ def test_a_class_list_in_another_encoding_is_read_or_refused(run, pets, tmp_path
 def test_what_is_packed_is_refused_with_what_to_do(run, tmp_path, name):
     with pytest.raises(DataError, match=rf"{name}: no source of images; unpack it first"):
         run(plant(tmp_path, {name: b"x"}) / name)
+
+
+@pytest.mark.parametrize("name", [b"a:b #2 'q' \"d\"", b"\xff\xfe", b"new\nline"], ids=repr)
+def test_any_name_that_the_file_system_allows_is_one(run, pets, tmp_path, name):
+    source = Path(os.fsdecode(bytes(tmp_path) + b"/" + name + b" source"))
+    pets.rename(source)
+    (source / os.fsdecode(name)).mkdir()
+    (source / os.fsdecode(name) / os.fsdecode(name + b".png")).write_bytes(picture())
+    dest = Path(os.fsdecode(bytes(tmp_path) + b"/" + name + b" dest"))
+    assert ingest(str(source), str(dest), workers=0)["rows"] == {"train": 9}
+    again = ingest(str(dest), str(tmp_path / "copy"), workers=0)
+    assert (again["rows"], again["classes"]) == ({"train": 9}, 3)
+    images = ParquetImages.open(dest, cache_dir=tmp_path / "cache")
+    assert len(images.get(np.arange(9))) == 9
+
+
+def test_a_destination_that_leads_to_the_source_is_refused(pets, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(pets)
+    for dest in ("pets", "link", "pets/../pets", f"file://{pets}"):
+        with pytest.raises(DataError, match="is the source; give another DEST"):
+            ingest(str(pets), dest)
+
+
+def test_damaged_notes_are_written_again_and_damaged_jobs_named(run, pets, tmp_path, monkeypatch, capsys):
+    plant(pets, {"dog/bad.png": b"junk"})
+    with pytest.raises(DataError, match=r"bad\.png"):
+        run(pets, rows_per_file=2, keep_order=True)
+    notes = tmp_path / "set" / ".ingest"
+    first = next(iter(sorted(notes.glob("*.npz"))))
+    first.write_bytes(first.read_bytes()[:-40])
+    (pets / "dog" / "bad.png").unlink()
+    plant(pets, {"dog/bad.png": b"JUNK"})  # of one size: the same job goes on
+    with pytest.raises(DataError, match=r"bad\.png"):
+        run(pets, rows_per_file=2, keep_order=True)
+    assert f"{first}: damaged; train-00000-of-00005.parquet is written again" in capsys.readouterr().err
+    (notes / "job.json").write_bytes(b"{")
+    with pytest.raises(DataError, match=r"job\.json: damaged .*give another DEST"):
+        run(pets, rows_per_file=2, keep_order=True)

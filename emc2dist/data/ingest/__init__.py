@@ -86,7 +86,7 @@ def ingest(
     began = time.monotonic()
     _check(seed, rows_per_file, workers, kind)
     place = files.at(dest, s3)
-    if str(place) == str(files.at(source, s3)):
+    if _same(dest, source):
         raise DataError(f"{dest}: is the source; give another DEST")
     kind = kind or recognise(source)
     say(f"listing {source} ({kind})")
@@ -111,6 +111,13 @@ def _check(seed: int, rows_per_file: int, workers: int | None, kind: str | None)
         raise SpecError(f"--workers {workers}: give 0 or more")
     if kind is not None and kind not in KINDS:
         raise SpecError(f"--kind {kind}: unknown; give one of {', '.join(KINDS)}")
+
+
+def _same(dest: str, source: str) -> bool:
+    """Whether two paths lead to one folder."""
+    if files.is_remote(dest) or files.is_remote(source):
+        return dest.rstrip("/") == source.rstrip("/")
+    return os.path.realpath(files.local(dest)) == os.path.realpath(files.local(source))
 
 
 @dataclass(frozen=True)

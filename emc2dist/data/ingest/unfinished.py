@@ -16,13 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from emc2dist import files
 from emc2dist.data.catalogue import MANIFEST, UNFINISHED
 from emc2dist.data.ingest.writer import Note, note_place
 from emc2dist.errors import DataError
 from emc2dist.files import Place
+from emc2dist.terminal import say
 
 JOB = "ingest.json"
 _NOTED_JOB = "job.json"
+_OTHERWISE = "remove the set that it belongs to, or give another DEST"
 
 Job = dict[str, Any]
 """What decides the content of a set, as JSON."""
@@ -39,7 +42,7 @@ def is_done(dest: Place, job: Job) -> bool:
         return False
     if JOB not in names:
         raise DataError(f"{dest}: holds a finished set already; give another DEST, or remove it")
-    changed = _differences(json.loads((dest / JOB).read()), job)
+    changed = _differences(_read_job(dest / JOB), job)
     if changed:
         raise DataError(f"{dest}: holds a finished set of another job: {changed}; give another DEST, or remove it")
     return True
@@ -56,7 +59,7 @@ class Unfinished:
         self._dest, self.notes = dest, dest / UNFINISHED
         known = {entry.name for entry in self.notes.entries()}
         if _NOTED_JOB in known:
-            changed = _differences(json.loads((self.notes / _NOTED_JOB).read()), job)
+            changed = _differences(_read_job(self.notes / _NOTED_JOB), job)
             if changed:
                 raise DataError(f"{dest}: another job is unfinished here: {changed}; give another DEST, or remove it")
             return
@@ -76,6 +79,9 @@ class Unfinished:
             if note_place(self.notes, name).name not in noted:
                 continue
             note = Note.from_bytes(note_place(self.notes, name).read())
+            if note is None:
+                say(f"{note_place(self.notes, name)}: damaged; {name} is written again")
+                continue
             same = (there[name].size, note.file.etag or there[name].tag) == (note.file.size, there[name].tag)
             if same and (with_unreadable or not note.unreadable):
                 notes[name] = note
@@ -85,7 +91,9 @@ class Unfinished:
     def drafts(self) -> Iterator[Path]:
         """A local folder for files being written, gone afterwards: where a finished file need only be renamed."""
         if self.notes.remote:
-            with tempfile.TemporaryDirectory(prefix="emc2dist-ingest-") as folder:
+            with files.explained(tempfile.gettempdir()):
+                temporary = tempfile.TemporaryDirectory(prefix="emc2dist-ingest-")
+            with temporary as folder:
                 yield Path(folder)
             return
         notes = Path(str(self.notes))
@@ -97,16 +105,32 @@ class Unfinished:
 
     @contextmanager
     def _locked(self, notes: Path) -> Iterator[None]:
-        with (notes / "lock").open("w") as lock:
+        with files.explained(notes / "lock"):
+            lock = (notes / "lock").open("w")
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise DataError(f"{self._dest}: another process is writing this set; wait for it, or end it") from error
+            except OSError as error:  # a file system without locks
+                say(f"{self._dest}: not locked ({error.strerror}); see that no other process writes this set")
             yield
 
     def remove(self) -> None:
         """Forget the job."""
         self.notes.remove()
+
+
+def _read_job(place: Place) -> Job:
+    try:
+        job = json.loads(place.read())
+    except ValueError as error:
+        raise DataError(
+            f"{place}: damaged ({error}); remove the folder that it describes, or give another DEST"
+        ) from error
+    if not isinstance(job, dict):
+        raise DataError(f"{place}: holds no job; remove the folder that it describes, or give another DEST")
+    return job
 
 
 def _differences(old: Job, new: Job) -> str:

@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import mmap
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -90,13 +91,16 @@ class Note:
         return buffer.getvalue()
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> "Note":
-        """What `to_bytes` wrote."""
-        with np.load(io.BytesIO(content)) as held:
-            facts = json.loads(str(held["facts"]))
-            file = ManifestFile.model_validate_json(json.dumps(facts["file"]))
-            told = facts["unreadable"], facts["converted"]
-            return cls(file, *told, held["lengths"], held["labels"], held["digests"])
+    def from_bytes(cls, content: bytes) -> "Note | None":
+        """What `to_bytes` wrote; None where it is damaged."""
+        try:
+            with np.load(io.BytesIO(content)) as held:
+                facts = json.loads(str(held["facts"]))
+                file = ManifestFile.model_validate_json(json.dumps(facts["file"]))
+                told = facts["unreadable"], facts["converted"]
+                return cls(file, *told, held["lengths"], held["labels"], held["digests"])
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+            return None
 
 
 class _Row(NamedTuple):
@@ -214,15 +218,18 @@ class _Written:
 
 def _write(draft: Path, schema: pa.Schema, rows: Iterator[_Row]) -> _Written:
     written = _Written()
-    with pq.ParquetWriter(
-        draft,
-        schema,
-        compression="none",
-        use_dictionary=False,
-        write_statistics=["label"],
-        data_page_version="1.0",
-        data_page_size=_ONE_PAGE,
-    ) as writer:
+    with (
+        draft.open("wb") as file,
+        pq.ParquetWriter(  # opened here: names that are not UTF-8 are none to pyarrow
+            file,
+            schema,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=["label"],
+            data_page_version="1.0",
+            data_page_size=_ONE_PAGE,
+        ) as writer,
+    ):
         for group in _groups(rows):
             columns = {
                 "image": pa.array([{"bytes": row.encoded, "path": row.path} for row in group], _IMAGE),
@@ -247,7 +254,8 @@ def _groups(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
 
 def _inspect(draft: Path, written: _Written) -> tuple[str, list[int]]:
     """The file's SHA-256, and for each row group the byte at which its images begin; checks every image's place."""
-    metadata = pq.read_metadata(draft)
+    with draft.open("rb") as opened:
+        metadata = pq.read_metadata(opened)
     lengths, starts = np.array(written.lengths, np.int64), []
     ends = np.cumsum(written.counts, dtype=np.int64)
     with draft.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
