@@ -203,7 +203,7 @@ def _class_names(place: Place, schema: pa.Schema, label: str | None) -> list[str
     try:
         told = json.loads(metadata.get(b"huggingface", b"{}"))
         plain = metadata.get(b"classes", b"").decode()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: the metadata of its schema are damaged ({error}); write it again") from error
     for key in ("info", "features", label):
         told = told.get(key) if isinstance(told, dict) else None

@@ -96,10 +96,10 @@ def ingest(
     if is_done(place, plan.job):
         say(f"{place}: this very set is finished already")
         (place / UNFINISHED).remove()  # which a run that was killed at the very end leaves
-        images = 0
+        manifest, images = read_manifest(place), 0
     else:
-        images = _write(plan, place, skip_unreadable, plan.workers if workers is None else workers)
-    return _summary(place, images, time.monotonic() - began)
+        manifest, images = _write(plan, place, skip_unreadable, plan.workers if workers is None else workers)
+    return _summary(place, manifest, images, time.monotonic() - began)
 
 
 def _check(seed: int, rows_per_file: int, workers: int | None, kind: str | None) -> None:
@@ -189,8 +189,8 @@ def _digest(split: Split) -> str:
     return digest.hexdigest()
 
 
-def _write(plan: _Plan, dest: Place, skip_unreadable: bool, workers: int) -> int:
-    """Write the set, or what is missing of it; returns how many images were read for it."""
+def _write(plan: _Plan, dest: Place, skip_unreadable: bool, workers: int) -> tuple[Manifest, int]:
+    """Write the set, or what is missing of it; returns its manifest, and how many images were read for it."""
     unfinished = Unfinished(dest, plan.job)
     target = Target(plan.source.root, dest, unfinished.notes, plan.classes, skip_unreadable)
     with unfinished.drafts() as drafts:
@@ -202,13 +202,13 @@ def _write(plan: _Plan, dest: Place, skip_unreadable: bool, workers: int) -> int
         with closing(Progress(plan.images, before, unit="image")) as progress:
             for note in write_files(tasks, target, drafts, min(workers, left), progress):
                 notes[note.file.name] = note
-        _finish(plan, dest, notes)
+        manifest = _finish(plan, dest, notes)
     unfinished.remove()
-    return plan.images - before
+    return manifest, plan.images - before
 
 
-def _finish(plan: _Plan, dest: Place, notes: dict[str, Note]) -> None:
-    """Write what makes a set of the files, the manifest last of all."""
+def _finish(plan: _Plan, dest: Place, notes: dict[str, Note]) -> Manifest:
+    """Write what makes a set of the files, the manifest last of all, and return that."""
     of_split = {name: [notes[file] for file in plan.files(name)] for name in plan.splits}
     unreadable = [line for found in of_split.values() for note in found for line in note.unreadable]
     for name, found in of_split.items():
@@ -232,10 +232,10 @@ def _finish(plan: _Plan, dest: Place, notes: dict[str, Note]) -> None:
     )
     (dest / JOB).write(json.dumps(plan.job).encode())
     (dest / MANIFEST).write(manifest.model_dump_json(indent=1).encode())
+    return manifest
 
 
-def _summary(dest: Place, images: int, seconds: float) -> dict[str, Any]:
-    manifest = read_manifest(dest)
+def _summary(dest: Place, manifest: Manifest, images: int, seconds: float) -> dict[str, Any]:
     for remark in manifest.remarks:
         say(remark)
     for line in manifest.unreadable[:_SHOWN]:

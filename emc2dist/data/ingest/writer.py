@@ -121,7 +121,7 @@ def write_file(task: Task, target: Target, drafts: Path, count: Callable[[], Non
         written = _write(draft, _schema(task, target.classes), _rows(task, target, unreadable, converted, count))
         sha256, starts = _inspect(draft, written)
         entry = (target.dest / task.name).put(draft)
-    except OSError as error:
+    except (OSError, pa.ArrowException) as error:
         raise StorageError(
             f"{draft}: cannot be written ({error}); make room, then run the same command again"
         ) from error
