@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -299,7 +300,7 @@ def _read_index(place: Place) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     try:
         with np.load(io.BytesIO(content)) as index:
             return index["lengths"], index["labels"]
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{place}: damaged ({error}); ingest the set again") from error
 
 

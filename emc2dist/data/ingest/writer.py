@@ -15,6 +15,7 @@ import io
 import json
 import mmap
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ class Note:
                 file = ManifestFile.model_validate_json(json.dumps(facts["file"]))
                 told = facts["unreadable"], facts["converted"]
                 return cls(file, *told, held["lengths"], held["labels"], held["digests"])
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
 
 
