@@ -9,6 +9,7 @@ values of others. The rules stand in docs/data.md, "Pixels".
 """
 
 import io
+import logging
 import re
 import struct
 import warnings
@@ -47,6 +48,7 @@ _TURNS = {
 
 # What Pillow finds odd, and reads all the same. Not catch_warnings around each image: threads would undo each other's.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def decode(encoded: bytes) -> Tensor:

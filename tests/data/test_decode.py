@@ -25,6 +25,8 @@ from PIL import Image, ImageCms
 from emc2dist.data import decode as module
 from emc2dist.data.decode import decode, examine
 
+pytestmark = pytest.mark.filterwarnings("ignore:::PIL")  # as decode.py has it, which pytest undoes
+
 RAMP = np.linspace(0, 1, 18).reshape(3, 6)  # black to white in steps of 15
 GREYS = np.rint(RAMP * 255).astype(np.uint8)
 
@@ -546,9 +548,10 @@ def test_damaged_bytes_make_an_image_or_a_value_error_and_no_large_allocation(da
 def test_what_pillow_finds_odd_is_not_printed():
     odd = tiff(GREYS, t33550=("f", *range(9)))
     odd = odd.replace(b"\x0b\0\x09\0\0\0", b"\x0b\0\xff\xff\xff\0")  # a tag longer than the file
+    many = tiff(GREYS, t277=("H", 127))
     script = f"""
 from emc2dist.data.decode import decode
-for data in ({header(10_000, 10_000)!r}, {odd!r}, {encoded(palette(), transparency=bytes(18))!r}):
+for data in ({header(10_000, 10_000)!r}, {odd!r}, {many!r}, {encoded(palette(), transparency=bytes(18))!r}):
     try:
         decode(data)
     except ValueError:
