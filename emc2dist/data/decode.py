@@ -33,7 +33,7 @@ _ICC = b"ICC_PROFILE\0"
 _ONLY_CHUNK = b"\x01\x01"  # the first of one: profiles of more than 64 KiB are cut into several
 _MAY_BE_TURNED = (b"Exif\0\0", b"tiff:Orientation")  # EXIF, and the same in XMP
 _SEGMENT = struct.Struct(">HH")  # marker, and the length of what follows
-_LEAST_MARKER, _START_OF_SCAN, _APP1, _APP2 = 0xFFC0, 0xFFDA, 0xFFE1, 0xFFE2
+_LEAST_MARKER, _START_OF_SCAN, _APP1, _APP2, _FILL = 0xFFC0, 0xFFDA, 0xFFE1, 0xFFE2, 0xFFFF
 _BROKEN = re.compile("premature end|bad huffman|instead of rst", re.IGNORECASE)  # libjpeg, of pixels that are lost
 _ORIENTATION = 0x0112  # EXIF
 _TURNS = {
@@ -96,7 +96,7 @@ def _plain(jpeg: bytes) -> bool:
             return True
         if marker in (_APP1, _APP2) and not _harmless(jpeg[place + 4 : place + 2 + length]):
             return False
-        if marker < _LEAST_MARKER:  # libjpeg will find where it goes on
+        if not _LEAST_MARKER <= marker < _FILL:  # libjpeg will find where it goes on
             return False
         place += 2 + length
     return False
@@ -207,7 +207,7 @@ _MAY_HAVE_WHITE = {"floats": (1, 255), "16 bits with a sign": (255, 32767), "32 
 def _to_8_bits(picture: _Picture) -> None:
     """Greys of more than 8 bits: black to 0, white to 255. Of colours Pillow has taken the upper 8 bits already."""
     if not picture.image.mode.startswith(("I", "F")):
-        if ";16" in picture.raw:
+        if ";16" in picture.raw and not picture.raw.startswith("BGR"):  # which are 16 bits for all three
             _check_white(picture)
             picture.done.append(_DEEP)
         return

@@ -7,6 +7,7 @@ import contextlib
 import io
 import re
 import resource
+import struct
 import subprocess
 import sys
 import warnings
@@ -99,6 +100,15 @@ def two_colours() -> Image.Image:
     return image
 
 
+def bmp_of_16() -> tuple[bytes, np.ndarray]:
+    """5 bits for red and blue, 6 for green."""
+    masks = b"".join(mask.to_bytes(4, "little") for mask in (0xF800, 0x07E0, 0x001F))
+    header = b"".join(size.to_bytes(4, "little") for size in (40, 6, 3)) + b"\1\0\x10\0\3\0\0\0" + bytes(20) + masks
+    rows = (whole(31) << 11 | whole(63) << 5 | whole(31))[::-1].astype("<u2").tobytes()
+    data = b"BM" + (66 + len(rows)).to_bytes(4, "little") + bytes(4) + b"\x42\0\0\0" + header + rows
+    return data, stack(coarse(31), coarse(63), coarse(31))
+
+
 def without(data: bytes, mark: bytes) -> bytes:
     """A JPEG without the segment that begins with `mark`."""
     start = data.index(mark) - 4
@@ -180,6 +190,9 @@ CASES: dict[str, list[tuple[bytes, np.ndarray | str]]] = {
         (encoded(Image.fromarray(stack(GREYS, GREYS, GREYS)).convert("YCbCr"), "tiff"), GREYS),
         *((encoded(GREYS, form, quality=100), GREYS) for form in ("jpeg", "avif", "mpo")),
         (tiff(stack(GREYS, ALPHA), t338=("H", 0)), GREYS),
+        bmp_of_16(),
+        (encoded(COLOURS, "jpeg", keep_rgb=True, quality=100), COLOURS),
+        (b"\xff\xd8\xff" + encoded(GREYS, "jpeg", quality=100)[2:], GREYS),  # with a byte to fill
     ],
     "1, 2 or 4 bits": [
         *((png(whole(2**bits - 1), bits, 0), coarse(2**bits - 1)) for bits in (1, 2, 4)),
@@ -543,6 +556,29 @@ def test_damaged_bytes_make_an_image_or_a_value_error_and_no_large_allocation(da
     assert made.dtype == torch.uint8
     assert made.ndim == 3
     assert made.shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    "error", [SyntaxError("odd"), struct.error("odd"), RecursionError(), KeyError(5), AssertionError(), OSError("odd")]
+)
+def test_whatever_pillow_raises_is_one_error(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    assert examine(encoded(COLOURS)) == "EXIF that is damaged passed over"
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(ValueError, match=r"damaged: (odd|5|RecursionError|AssertionError)"):
+        decode(encoded(COLOURS))
+
+
+def test_where_memory_ends_no_image_is_blamed(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(MemoryError):
+        decode(encoded(COLOURS))
 
 
 def test_what_pillow_finds_odd_is_not_printed():
