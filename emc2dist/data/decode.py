@@ -164,15 +164,12 @@ def _by_pillow(encoded: bytes) -> tuple[NDArray[np.uint8], str | None]:
         _check_size(*opened.size)
         if opened.format == "EPS":  # Pillow would run it
             raise _Refused("EPS, which is a program; write it as PNG")
-        picture = _Picture(encoded, opened, opened, _raw_mode(opened))
-        if opened.format == "TIFF":  # a tile may be larger than its image
-            _check_size(picture.tag(_TILE_WIDTH) or 1, picture.tag(_TILE_LENGTH) or 1)
+        raw = _raw_mode(opened)
         pixels = _by_libjpeg(encoded) if opened.format in ("JPEG", "MPO") else None
-        if pixels is None:
-            opened.load()
-            _check_size(*opened.size)  # again: an icon holds a file of its own, of its own size
-        else:
-            picture.image = Image.fromarray(pixels)
+        image = _loaded(opened) if pixels is None else Image.fromarray(pixels)
+        if raw in ("RGB", "L") and opened.format == "PNG" and _MAY_TELL.isdisjoint(opened.info):
+            return np.array(image if raw == "RGB" else image.convert("RGB")), None
+        picture = _Picture(encoded, image, opened, raw)
         for step in _STEPS:
             step(picture)
         if opened.format in _MOVING and getattr(opened, "is_animated", False):
@@ -180,6 +177,16 @@ def _by_pillow(encoded: bytes) -> tuple[NDArray[np.uint8], str | None]:
         return np.array(picture.image), ", ".join(picture.done) or None
 
 
+def _loaded(opened: Image.Image) -> Image.Image:
+    if isinstance(opened, TiffImageFile):  # a tile may be larger than its image
+        _check_size(opened.tag_v2.get(_TILE_WIDTH, 1), opened.tag_v2.get(_TILE_LENGTH, 1))
+    opened.load()
+    _check_size(*opened.size)  # again: an icon holds a file of its own, of its own size
+    return opened
+
+
+# What may stand beside a PNG's pixels and bear on them. Most have nothing of it, and are so small that steps cost time.
+_MAY_TELL = {"transparency", "icc_profile", "gamma", "exif", "xmp", "Raw profile type exif", "loop"}
 _MOVING = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
 
 
