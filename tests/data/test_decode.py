@@ -565,11 +565,12 @@ def test_whatever_pillow_raises_is_one_error(monkeypatch, error):
     def fail(*_):
         raise error
 
+    data = encoded(COLOURS, exif=TURNED)
     monkeypatch.setattr(Image.Image, "getexif", fail)
-    assert examine(encoded(COLOURS, exif=TURNED)) == "EXIF that is damaged passed over"
+    assert examine(data) == "EXIF that is damaged passed over"
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(ValueError, match=r"damaged: (odd|5|RecursionError|AssertionError)"):
-        decode(encoded(COLOURS))
+        decode(data)
 
 
 def test_where_memory_ends_no_image_is_blamed(monkeypatch):
