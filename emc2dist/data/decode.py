@@ -322,6 +322,7 @@ _SAMPLES = np.stack(np.meshgrid(*[np.arange(0, 256, 15, dtype=np.uint8)] * 3), -
 _SAME = 2  # of 255: by so much differ the many profiles that mean sRGB
 _SAME_GAMMA = 0.05  # of 1 / 2.2
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+_MAY_BE = {"RGB": ("RGB",), "L": ("L", "RGB"), "CMYK": ("CMYK",)}  # profiles for what stands in the file
 
 
 @lru_cache(maxsize=16)
@@ -383,7 +384,7 @@ def _profile(picture: _Picture) -> tuple[str, ImageCms.ImageCmsTransform | None]
         return mode, _transform(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), mode)
     if profile:
         of, transform = _to_srgb(profile)
-        if of in (("CMYK",) if mode == "CMYK" else ("RGB", "L") if picture.grey else ("RGB",)):
+        if of in _MAY_BE["CMYK" if mode == "CMYK" else "L" if picture.grey else "RGB"]:
             picture.done += ["a colour profile converted to sRGB"] if transform else []
             return of, transform
         picture.done.append("a colour profile that does not fit passed over")
@@ -424,6 +425,8 @@ def _on_white(picture: _Picture) -> None:
 def _upright(picture: _Picture) -> None:
     try:
         turn = _TURNS.get(picture.opened.getexif().get(_ORIENTATION, 1))
+    except MemoryError:
+        raise
     except Exception:  # whatever Pillow raises on damaged EXIF, which is no fault of the pixels
         picture.done.append("EXIF that is damaged passed over")
         return

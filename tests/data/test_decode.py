@@ -21,7 +21,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from pictures import cmyk_profile, grey_profile, png, rgb_profile, tiff
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from emc2dist.data import decode as module
 from emc2dist.data.decode import decode, examine
@@ -130,8 +130,7 @@ def ycck(greys: np.ndarray) -> bytes:
     return data[:place] + b"\2" + data[place + 1 :]
 
 
-TURNED = Image.Exif()
-TURNED[0x0112] = 6  # turn a quarter clockwise to see it upright
+TURNED = b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0" + bytes(4)  # a quarter clockwise to be upright
 D50_SRGB = np.array([[0.43607, 0.22249, 0.01392], [0.38515, 0.71687, 0.09708], [0.14307, 0.06061, 0.71410]])
 ADOBE = np.array([[0.60974, 0.31111, 0.01947], [0.20528, 0.62567, 0.06087], [0.14919, 0.06322, 0.74457]])
 P3 = np.array([[0.51512, 0.24120, -0.00105], [0.29198, 0.69225, 0.04189], [0.15710, 0.06657, 0.78407]])
@@ -401,6 +400,13 @@ def test_what_is_in_the_file_comes_out(data, held):
 def test_what_is_not_understood_is_refused(data, words):
     with pytest.raises(ValueError, match=words):
         decode(data)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_turned_as_pillow_turns_it(orientation):
+    data = encoded(COLOURS, exif=TURNED.replace(b"\1\0\0\0\6", b"\1\0\0\0" + bytes([orientation])))
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(decoded(data).permute(1, 2, 0), expected)
 
 
 def said(data: bytes) -> str:
