@@ -181,7 +181,6 @@ def _loaded(opened: Image.Image) -> Image.Image:
     if isinstance(opened, TiffImageFile):  # a tile may be larger than its image
         _check_size(opened.tag_v2.get(_TILE_WIDTH, 1), opened.tag_v2.get(_TILE_LENGTH, 1))
     opened.load()
-    _check_size(*opened.size)  # again: an icon holds a file of its own, of its own size
     return opened
 
 
