@@ -9,6 +9,7 @@ values of others. The rules stand in docs/data.md, "Pixels".
 """
 
 import io
+import logging
 import re
 import struct
 import warnings
@@ -32,7 +33,7 @@ _ICC = b"ICC_PROFILE\0"
 _ONLY_CHUNK = b"\x01\x01"  # the first of one: profiles of more than 64 KiB are cut into several
 _MAY_BE_TURNED = (b"Exif\0\0", b"tiff:Orientation")  # EXIF, and the same in XMP
 _SEGMENT = struct.Struct(">HH")  # marker, and the length of what follows
-_LEAST_MARKER, _START_OF_SCAN, _APP1, _APP2 = 0xFFC0, 0xFFDA, 0xFFE1, 0xFFE2
+_LEAST_MARKER, _START_OF_SCAN, _APP1, _APP2, _FILL = 0xFFC0, 0xFFDA, 0xFFE1, 0xFFE2, 0xFFFF
 _BROKEN = re.compile("premature end|bad huffman|instead of rst", re.IGNORECASE)  # libjpeg, of pixels that are lost
 _ORIENTATION = 0x0112  # EXIF
 _TURNS = {
@@ -47,6 +48,7 @@ _TURNS = {
 
 # What Pillow finds odd, and reads all the same. Not catch_warnings around each image: threads would undo each other's.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def decode(encoded: bytes) -> Tensor:
@@ -94,7 +96,7 @@ def _plain(jpeg: bytes) -> bool:
             return True
         if marker in (_APP1, _APP2) and not _harmless(jpeg[place + 4 : place + 2 + length]):
             return False
-        if marker < _LEAST_MARKER:  # libjpeg will find where it goes on
+        if not _LEAST_MARKER <= marker < _FILL:  # libjpeg will find where it goes on
             return False
         place += 2 + length
     return False
@@ -162,15 +164,12 @@ def _by_pillow(encoded: bytes) -> tuple[NDArray[np.uint8], str | None]:
         _check_size(*opened.size)
         if opened.format == "EPS":  # Pillow would run it
             raise _Refused("EPS, which is a program; write it as PNG")
-        picture = _Picture(encoded, opened, opened, _raw_mode(opened))
-        if opened.format == "TIFF":  # a tile may be larger than its image
-            _check_size(picture.tag(_TILE_WIDTH) or 1, picture.tag(_TILE_LENGTH) or 1)
+        raw = _raw_mode(opened)
         pixels = _by_libjpeg(encoded) if opened.format in ("JPEG", "MPO") else None
-        if pixels is None:
-            opened.load()
-            _check_size(*opened.size)  # again: an icon holds a file of its own, of its own size
-        else:
-            picture.image = Image.fromarray(pixels)
+        image = _loaded(opened) if pixels is None else Image.fromarray(pixels)
+        if raw in ("RGB", "L") and opened.format == "PNG" and _MAY_TELL.isdisjoint(opened.info):
+            return np.array(image if raw == "RGB" else image.convert("RGB")), None
+        picture = _Picture(encoded, image, opened, raw)
         for step in _STEPS:
             step(picture)
         if opened.format in _MOVING and getattr(opened, "is_animated", False):
@@ -178,6 +177,15 @@ def _by_pillow(encoded: bytes) -> tuple[NDArray[np.uint8], str | None]:
         return np.array(picture.image), ", ".join(picture.done) or None
 
 
+def _loaded(opened: Image.Image) -> Image.Image:
+    if isinstance(opened, TiffImageFile):  # a tile may be larger than its image
+        _check_size(opened.tag_v2.get(_TILE_WIDTH, 1), opened.tag_v2.get(_TILE_LENGTH, 1))
+    opened.load()
+    return opened
+
+
+# What may stand beside a PNG's pixels and bear on them. Most have nothing of it, and are so small that steps cost time.
+_MAY_TELL = {"transparency", "icc_profile", "gamma", "exif", "xmp", "Raw profile type exif", "loop"}
 _MOVING = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
 
 
@@ -205,7 +213,7 @@ _MAY_HAVE_WHITE = {"floats": (1, 255), "16 bits with a sign": (255, 32767), "32 
 def _to_8_bits(picture: _Picture) -> None:
     """Greys of more than 8 bits: black to 0, white to 255. Of colours Pillow has taken the upper 8 bits already."""
     if not picture.image.mode.startswith(("I", "F")):
-        if ";16" in picture.raw:
+        if ";16" in picture.raw and not picture.raw.startswith("BGR"):  # which are 16 bits for all three
             _check_white(picture)
             picture.done.append(_DEEP)
         return
@@ -313,6 +321,7 @@ _SAMPLES = np.stack(np.meshgrid(*[np.arange(0, 256, 15, dtype=np.uint8)] * 3), -
 _SAME = 2  # of 255: by so much differ the many profiles that mean sRGB
 _SAME_GAMMA = 0.05  # of 1 / 2.2
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+_MAY_BE = {"RGB": ("RGB",), "L": ("L", "RGB"), "CMYK": ("CMYK",)}  # profiles for what stands in the file
 
 
 @lru_cache(maxsize=16)
@@ -374,7 +383,7 @@ def _profile(picture: _Picture) -> tuple[str, ImageCms.ImageCmsTransform | None]
         return mode, _transform(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), mode)
     if profile:
         of, transform = _to_srgb(profile)
-        if of in (("CMYK",) if mode == "CMYK" else ("RGB", "L") if picture.grey else ("RGB",)):
+        if of in _MAY_BE["CMYK" if mode == "CMYK" else "L" if picture.grey else "RGB"]:
             picture.done += ["a colour profile converted to sRGB"] if transform else []
             return of, transform
         picture.done.append("a colour profile that does not fit passed over")
@@ -415,6 +424,8 @@ def _on_white(picture: _Picture) -> None:
 def _upright(picture: _Picture) -> None:
     try:
         turn = _TURNS.get(picture.opened.getexif().get(_ORIENTATION, 1))
+    except MemoryError:
+        raise
     except Exception:  # whatever Pillow raises on damaged EXIF, which is no fault of the pixels
         picture.done.append("EXIF that is damaged passed over")
         return

@@ -7,6 +7,7 @@ import contextlib
 import io
 import re
 import resource
+import struct
 import subprocess
 import sys
 import warnings
@@ -20,10 +21,12 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from pictures import cmyk_profile, grey_profile, png, rgb_profile, tiff
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from emc2dist.data import decode as module
 from emc2dist.data.decode import decode, examine
+
+pytestmark = pytest.mark.filterwarnings("ignore:::PIL")  # as decode.py has it, which pytest undoes
 
 RAMP = np.linspace(0, 1, 18).reshape(3, 6)  # black to white in steps of 15
 GREYS = np.rint(RAMP * 255).astype(np.uint8)
@@ -97,6 +100,15 @@ def two_colours() -> Image.Image:
     return image
 
 
+def bmp_of_16() -> tuple[bytes, np.ndarray]:
+    """5 bits for red and blue, 6 for green."""
+    masks = b"".join(mask.to_bytes(4, "little") for mask in (0xF800, 0x07E0, 0x001F))
+    header = b"".join(size.to_bytes(4, "little") for size in (40, 6, 3)) + b"\1\0\x10\0\3\0\0\0" + bytes(20) + masks
+    rows = (whole(31) << 11 | whole(63) << 5 | whole(31))[::-1].astype("<u2").tobytes()
+    data = b"BM" + (66 + len(rows)).to_bytes(4, "little") + bytes(4) + b"\x42\0\0\0" + header + rows
+    return data, stack(coarse(31), coarse(63), coarse(31))
+
+
 def without(data: bytes, mark: bytes) -> bytes:
     """A JPEG without the segment that begins with `mark`."""
     start = data.index(mark) - 4
@@ -118,8 +130,7 @@ def ycck(greys: np.ndarray) -> bytes:
     return data[:place] + b"\2" + data[place + 1 :]
 
 
-TURNED = Image.Exif()
-TURNED[0x0112] = 6  # turn a quarter clockwise to see it upright
+TURNED = b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0" + bytes(4)  # a quarter clockwise to be upright
 D50_SRGB = np.array([[0.43607, 0.22249, 0.01392], [0.38515, 0.71687, 0.09708], [0.14307, 0.06061, 0.71410]])
 ADOBE = np.array([[0.60974, 0.31111, 0.01947], [0.20528, 0.62567, 0.06087], [0.14919, 0.06322, 0.74457]])
 P3 = np.array([[0.51512, 0.24120, -0.00105], [0.29198, 0.69225, 0.04189], [0.15710, 0.06657, 0.78407]])
@@ -178,6 +189,9 @@ CASES: dict[str, list[tuple[bytes, np.ndarray | str]]] = {
         (encoded(Image.fromarray(stack(GREYS, GREYS, GREYS)).convert("YCbCr"), "tiff"), GREYS),
         *((encoded(GREYS, form, quality=100), GREYS) for form in ("jpeg", "avif", "mpo")),
         (tiff(stack(GREYS, ALPHA), t338=("H", 0)), GREYS),
+        bmp_of_16(),
+        (encoded(COLOURS, "jpeg", keep_rgb=True, quality=100), COLOURS),
+        (b"\xff\xd8\xff" + encoded(GREYS, "jpeg", quality=100)[2:], GREYS),  # with a byte to fill
     ],
     "1, 2 or 4 bits": [
         *((png(whole(2**bits - 1), bits, 0), coarse(2**bits - 1)) for bits in (1, 2, 4)),
@@ -388,6 +402,13 @@ def test_what_is_not_understood_is_refused(data, words):
         decode(data)
 
 
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_turned_as_pillow_turns_it(orientation):
+    data = encoded(COLOURS, exif=TURNED.replace(b"\1\0\0\0\6", b"\1\0\0\0" + bytes([orientation])))
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(decoded(data).permute(1, 2, 0), expected)
+
+
 def said(data: bytes) -> str:
     try:
         return examine(data) or ""
@@ -543,12 +564,37 @@ def test_damaged_bytes_make_an_image_or_a_value_error_and_no_large_allocation(da
     assert made.shape[0] == 3
 
 
+@pytest.mark.parametrize(
+    "error", [SyntaxError("odd"), struct.error("odd"), RecursionError(), KeyError(5), AssertionError(), OSError("odd")]
+)
+def test_whatever_pillow_raises_is_one_error(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    data = encoded(COLOURS, exif=TURNED)
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    assert examine(data) == "EXIF that is damaged passed over"
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(ValueError, match=r"damaged: (odd|5|RecursionError|AssertionError)"):
+        decode(data)
+
+
+def test_where_memory_ends_no_image_is_blamed(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(MemoryError):
+        decode(encoded(COLOURS))
+
+
 def test_what_pillow_finds_odd_is_not_printed():
     odd = tiff(GREYS, t33550=("f", *range(9)))
     odd = odd.replace(b"\x0b\0\x09\0\0\0", b"\x0b\0\xff\xff\xff\0")  # a tag longer than the file
+    many = tiff(GREYS, t277=("H", 127))
     script = f"""
 from emc2dist.data.decode import decode
-for data in ({header(10_000, 10_000)!r}, {odd!r}, {encoded(palette(), transparency=bytes(18))!r}):
+for data in ({header(10_000, 10_000)!r}, {odd!r}, {many!r}, {encoded(palette(), transparency=bytes(18))!r}):
     try:
         decode(data)
     except ValueError:

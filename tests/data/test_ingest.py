@@ -161,7 +161,7 @@ def test_the_order_follows_from_the_seed_alone(run, pets, tmp_path):
 
 def test_a_bad_image_in_a_worker_process_is_one_message(run, pets, capfd):
     plant(pets, {"cat/broken.png": b"junk"})
-    with pytest.raises(DataError, match=r"cat/broken\.png: no image"):
+    with pytest.raises(DataError, match=r"cat/broken\.png: the image cannot be decoded \(no image"):
         run(pets, rows_per_file=2, workers=2)
     assert "Traceback" not in capfd.readouterr().err
 
@@ -370,7 +370,7 @@ def test_tar_shards(run, tmp_path, capsys):
         ({"a.jpg": b"1", "a.json": b"[]"}, r"x\.tar, a\.json: not a JSON object"),
         ({"a.jpg": b"1", "a.cls": b"0", "b.jpg": b"1"}, r"x\.tar, b\.jpg: has no label, though others have"),
         ({"a.cls": b"0"}, r"no images in 1 shards"),
-        ({"a.jpg": b"junk"}, r"x\.tar, a\.jpg: no image of any kind"),
+        ({"a.jpg": b"junk"}, r"x\.tar, a\.jpg: the image cannot be decoded \(no image of any kind"),
     ],
 )
 def test_odd_shards_are_named_with_the_member(run, tmp_path, members, message):
@@ -435,7 +435,8 @@ def test_a_bad_row_of_a_parquet_set_is_named(run, tmp_path):
     assert table(dest).path.tolist() == ["0.png", "3.png"]
     first, second = sorted(read_manifest(files.at(dest)).unreadable)
     assert first == "a.parquet, row 1: the image is null; remove the row or give it an image"
-    assert second == "a.parquet, row 2: no image of any kind that Pillow reads"
+    what = "no image of any kind that Pillow reads; write it as PNG or JPEG"
+    assert second == f"a.parquet, row 2: the image cannot be decoded ({what})"
 
 
 def test_parquet_that_cannot_be_used(run, tmp_path):
@@ -491,6 +492,16 @@ def test_images_of_all_kinds_keep_their_bytes_and_can_be_decoded(run, tmp_path):
     shapes = {name: tuple(decode(content).shape) for name, content in images.items()}
     assert shapes.pop("turned.jpg") == (3, 8, 4)
     assert set(shapes.values()) == {(3, 8, 6)}
+
+
+def test_what_is_done_to_the_values_is_said_once_a_set(run, tmp_path, capsys):
+    alpha, dark = Image.new("RGBA", (4, 4), (0, 0, 0, 9)), Image.fromarray(np.full((4, 4), 0.5, np.float32))
+    images = {f"{n}.png": encoded(alpha, "png") for n in range(3)}
+    images |= {"a.tiff": encoded(dark, "tiff"), "b.tiff": encoded(dark, "tiff"), "c.png": picture(4)}
+    summary, dest = run(plant(tmp_path / "odd", images))
+    said = ["2 images: floats, taken for 0..1", "3 images: transparent, laid on white"]
+    assert summary["remarks"] == read_manifest(files.at(dest)).remarks == said
+    assert all(line in capsys.readouterr().err for line in said[:1])
 
 
 def bomb() -> bytes:
