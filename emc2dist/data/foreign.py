@@ -57,10 +57,15 @@ def _naming(what: str) -> Iterator[None]:
         yield
     except MemoryError as error:  # pyarrow's own is one as well
         raise StorageError(
-            f"{what}: reading it takes more memory than there is ({error}); give this process more, or write the file "
-            "again with smaller row groups"
+            f"{what}: reading it takes more memory than there is ({_line(error)}); give it more, or write the "
+            "file again with smaller row groups"
         ) from error
     except pa.ArrowException as error:
-        raise DataError(f"{what}: not a valid Parquet file ({error}); write it again or leave it out") from error
+        raise DataError(f"{what}: not a valid Parquet file ({_line(error)}); write it again or leave it out") from error
     except (OSError, ValueError, OverflowError) as error:  # of bytes that are not what the footer says, or not UTF-8
-        raise DataError(f"{what}: cannot be read ({error}); check that it is whole") from error
+        raise DataError(f"{what}: cannot be read ({_line(error)}); check that it is whole") from error
+
+
+def _line(error: BaseException) -> str:
+    """What pyarrow says over several lines, in one."""
+    return " ".join(str(error).split())

@@ -34,7 +34,8 @@ def cache_folder(cache_dir: str | Path) -> Path:
         StorageError: it is a URL, as of S3.
     """
     folder = files.local(cache_dir)
-    return folder if _homeless(folder) else Path(os.path.abspath(folder))
+    with files.explained(folder):
+        return folder if _homeless(folder) else Path(os.path.abspath(folder))
 
 
 def _homeless(folder: Path) -> bool:
@@ -95,7 +96,8 @@ def made_anew(file: Path) -> None:
 
 def identity(place: Place) -> str:
     """Names a place, whatever folder a process works in."""
-    return str(place) if place.remote else os.path.abspath(str(place))
+    with files.explained(place):  # a relative one in a folder that is gone
+        return str(place) if place.remote else os.path.abspath(str(place))
 
 
 def open_regular(path: Path) -> FileIO:

@@ -27,8 +27,9 @@ import multiprocessing
 import os
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -63,7 +64,8 @@ class ViewLoader:
         if processes:
             # Spawned, for a fork would copy this process's threads and its CUDA context in whatever state they are.
             spawn = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(processes, spawn, initializer=_receive, initargs=(images, view))
+            with _starting():
+                self._executor = ProcessPoolExecutor(processes, spawn, initializer=_receive, initargs=(images, view))
             self._make: Callable[..., _Made] = _make_there
         else:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="views")
@@ -115,9 +117,10 @@ class ViewLoader:
             if piece.batch.future.done():  # another piece of it has failed
                 continue
             try:
-                made = self._executor.submit(self._make, *piece.batch.arguments(piece.start, piece.stop))
-            except BrokenExecutor as error:
-                piece.batch.fail(_killed(error))
+                with _starting():  # processes are started as they are needed
+                    made = self._executor.submit(self._make, *piece.batch.arguments(piece.start, piece.stop))
+            except Emc2Error as error:
+                piece.batch.fail(error)
                 continue
             self._running += 1
             made.add_done_callback(lambda made, piece=piece: self._receive(made, piece))  # type: ignore[misc]
@@ -134,20 +137,30 @@ class ViewLoader:
     def _put(self, made: "Future[_Made]", piece: "_Piece") -> None:
         error = made.exception()
         if error is not None:
-            piece.batch.fail(_killed(error) if isinstance(error, BrokenExecutor) else error)
+            piece.batch.fail(_killed() if isinstance(error, BrokenExecutor) else error)
             return
         traffic, views = made.result()
         self.traffic += traffic
         piece.batch.complete(piece.start, piece.stop, views)
 
 
-def _killed(error: BrokenExecutor) -> Emc2Error:
-    killed = Emc2Error(
+@contextmanager
+def _starting() -> Iterator[None]:
+    """Turn what is raised where processes cannot be started, or be spoken to, into an error that names the key."""
+    try:
+        yield
+    except BrokenExecutor as error:
+        raise _killed() from error
+    except OSError as error:  # no more processes allowed, no memory, or no /dev/shm for semaphores
+        reason = error.strerror or error
+        raise Emc2Error(f"a loader process cannot be started ({reason}); lower data.loaders, or set it to 0") from error
+
+
+def _killed() -> Emc2Error:
+    return Emc2Error(
         "a loader process was killed, perhaps for want of memory; lower data.loaders, data.prefetch or batch_size, or "
         "give the worker more memory"
     )
-    killed.__cause__ = error
-    return killed
 
 
 class _Batch:

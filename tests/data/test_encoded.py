@@ -1,5 +1,7 @@
 """Ingested sets: any image is a range of bytes, of the Parquet file on disk or of what was fetched from a real S3."""
 
+import errno
+import os
 import pickle
 
 import numpy as np
@@ -83,6 +85,22 @@ def test_what_lies_on_s3_is_fetched_once_in_extents_of_some_size(
     assert images.labels(np.array([0])).tolist() == [shown[0] % 2]
 
 
+def test_a_damaged_extent_is_fetched_from_s3_again(source, s3, tmp_path):
+    uri = f"{s3.uri}/set"
+    ingest(str(source), uri, rows_per_file=150, workers=1, cache_dir=str(tmp_path / "ingest"))
+    images = opened(uri, tmp_path)
+    shown = images.encoded(np.arange(ROWS))
+    for file in (tmp_path / "cache" / "images").glob("[!l]*/*"):
+        content = bytearray(file.read_bytes())
+        content[-9] ^= 1
+        file.write_bytes(content)
+    before = images.traffic
+    assert images.encoded(np.arange(ROWS)) == shown
+    assert (images.traffic - before).misses == 2
+    assert images.encoded(np.arange(ROWS)) == shown
+    assert (images.traffic - before).misses == 2
+
+
 def test_labels_of_a_set_on_s3_are_one_small_file_and_images_are_not_touched(source, s3, tmp_path):
     uri = f"{s3.uri}/set"
     ingest(str(source), uri, workers=1, cache_dir=str(tmp_path / "ingest"))
@@ -120,6 +138,22 @@ def test_a_file_that_changes_on_disk_is_refused(source, tmp_path):
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DataError, match="truncated or replaced"):
         opened(tmp_path / "set", tmp_path)
+
+
+def test_a_file_cut_short_under_a_run_is_no_picture(source, tmp_path, monkeypatch):
+    ingest(str(source), str(tmp_path / "set"), workers=1, cache_dir=str(tmp_path / "ingest"))
+    images = opened(tmp_path / "set", tmp_path)
+    read = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, start: read(file, size, start)[:-1])
+    with pytest.raises(StorageError, match=r"train-00000-of-00001\.parquet: truncated: \d+ bytes where \d+ were"):
+        images.get(np.array([0]))
+    monkeypatch.setattr(os, "pread", _fail)
+    with pytest.raises(StorageError, match=r"train-00000-of-00001\.parquet: Input/output error; check"):
+        images.get(np.array([0]))
+
+
+def _fail(*arguments):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def test_a_server_without_its_disks_is_reported_as_such(source, s3, tmp_path):

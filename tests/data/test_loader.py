@@ -53,7 +53,7 @@ def expected(images, view) -> torch.Tensor:
 def refused():
     """A system call that this machine does not have."""
 
-    def call(*arguments):
+    def call(*arguments, **options):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     return call
@@ -176,6 +176,17 @@ def test_a_process_that_dies_fails_its_batches_and_those_that_follow(images):
 
 def _die(image):
     os._exit(1)
+
+
+def test_processes_that_cannot_be_started_fail_what_waits_for_them(images, monkeypatch, refused):
+    with ViewLoader(images, _die, 8, processes=1) as loader:
+        monkeypatch.setattr("multiprocessing.context.SpawnProcess.start", refused)
+        for _ in range(2):
+            with pytest.raises(Emc2Error, match=r"cannot be started \(Function not implemented\); lower data\.loaders"):
+                loader.submit(INDICES, SEEDS).result(60)
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refused)
+    with pytest.raises(Emc2Error, match=r"cannot be started \(Function not implemented\); lower data\.loaders"):
+        ViewLoader(images, _die, 8, processes=1)
 
 
 class Unwieldy(Exception):
