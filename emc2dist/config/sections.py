@@ -233,7 +233,7 @@ class Resources(Section):
     worker_cpus: NonNegativeFloat | None = None
     """CPUs of a worker; by default 1, and none beside a GPU."""
     worker_gpus: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """GPUs of a worker that trains on GPUs; less than 1 shares one."""
+    """GPUs of a worker that trains on GPUs; less than 1 shares one, of runs of one worker, as trials may be."""
     accelerator: str | None = None
     """A worker's GPU by Ray's name, as in A10G, L4 or H100; any by default."""
     worker_labels: dict[str, str] = {}

@@ -13,6 +13,7 @@ and says what to do. Credentials come from the ordinary AWS chain alone, and no 
     place   what a file or a folder can do        disk   on this machine        s3   on S3: retries, clear errors
 """
 
+import os
 from pathlib import Path
 
 from emc2dist.config import S3, is_remote, paths
@@ -21,7 +22,7 @@ from emc2dist.files.disk import DiskPlace, explained
 from emc2dist.files.place import Entry, Place
 from emc2dist.files.s3 import LONGEST_PAUSE_S, S3Place, retries
 
-__all__ = ["LONGEST_PAUSE_S", "Entry", "Place", "at", "explained", "is_remote", "local", "retries"]
+__all__ = ["LONGEST_PAUSE_S", "Entry", "Place", "at", "explained", "is_remote", "local", "retries", "writable"]
 
 
 def at(path: str | Path, s3: S3 | None = None) -> Place:
@@ -51,3 +52,22 @@ def local(path: str | Path) -> Path:
         return paths.on_disk(text)
     except ValueError as error:
         raise StorageError(f"{text!r}: {error}" if "\0" in text or not text else f"{text}: {error}") from None
+
+
+def writable(path: str | Path) -> Path:
+    """A local path where a file could be written now; to be asked before there is anything to write.
+
+    Raises:
+        StorageError: it is no path on disk, or a folder; or its folder is not there, or may not be written to.
+    """
+    file = local(path)
+    with explained(path):
+        if file.exists() and not file.is_file():
+            raise StorageError(f"{path}: is {'a folder' if file.is_dir() else 'no file'}; name a file to write")
+        if not file.parent.is_dir():
+            raise StorageError(
+                f"{path}: there is no folder {file.parent}; make it, or name a file in one that is there"
+            )
+        if not os.access(file.parent, os.W_OK):
+            raise StorageError(f"{path}: {file.parent} may not be written to; name a file in a folder that may")
+    return file
