@@ -18,10 +18,10 @@ from emc2dist.config.loading import changed, dump, load, load_job, load_sweep, p
 from emc2dist.config.paths import is_remote
 from emc2dist.config.sections import S3, Data, Encoder, Launch, Norm, Optimiser, Resources, Views, Watch
 from emc2dist.config.spec import OPERATIONAL, Spec, differences, leaves
-from emc2dist.config.sweep import Range, Sweep, base_of
+from emc2dist.config.sweep import MOST_TRIALS, Range, Sweep, base_of
 
 __all__ = [
-    "OPERATIONAL", "S3", "Data", "Encoder", "Launch", "Norm", "Optimiser", "Range", "Resources", "Spec", "Sweep",
-    "Views", "Watch", "base_of", "changed", "differences", "dump", "is_remote", "leaves", "load", "load_job",
+    "MOST_TRIALS", "OPERATIONAL", "S3", "Data", "Encoder", "Launch", "Norm", "Optimiser", "Range", "Resources", "Spec",
+    "Sweep", "Views", "Watch", "base_of", "changed", "differences", "dump", "is_remote", "leaves", "load", "load_job",
     "load_sweep", "parse", "parse_s3", "parse_sweep", "paths",
 ]  # fmt: skip

@@ -66,10 +66,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Spec | Sweep:
     said = {override.partition("=")[0].split(".")[0] for override in overrides}
     if not (tree.keys() | said) & {"base", "space"}:
         return _checked(Spec, _overridden(tree, overrides, Spec), source)
-    for part in tree.keys() & {"set", "space"}:
-        if isinstance(tree[part], dict):
-            tree[part] = {parts[-1]: value for parts, value in _once(_flat(Sweep, part, tree[part]), source)}
-    tree = _overridden(tree, overrides, Sweep)
+    tree = _overridden(_flattened(tree, source), overrides, Sweep)
     if isinstance(tree.get("base"), str):
         base = _beside(source, tree["base"])
         tree["base"] = _tree(spec_text.read(base), str(base))
@@ -78,7 +75,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Spec | Sweep:
 
 def parse_sweep(text: str, *, source: str = "sweep") -> Sweep:
     """Parse what `dump` wrote of a sweep. Raises `SpecError`."""
-    return _sweep(_tree(text, source), source)
+    return _sweep(_flattened(_tree(text, source), source), source)
 
 
 def parse_s3(overrides: Sequence[str]) -> S3:
@@ -162,6 +159,14 @@ def _with(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         for parts, item in _flat(Spec, key, value):
             _put(tree, parts, item)
+    return tree
+
+
+def _flattened(tree: dict[str, Any], source: str) -> dict[str, Any]:
+    """The tree of a sweep with keys as in `data.limit` in `set` and `space`, whether they were written so or not."""
+    for part in tree.keys() & {"set", "space"}:
+        if isinstance(tree[part], dict):
+            tree[part] = {parts[-1]: value for parts, value in _once(_flat(Sweep, part, tree[part]), source)}
     return tree
 
 
