@@ -17,6 +17,7 @@ from emc2dist.config.spec import Spec
 from emc2dist.config.sweep import Sweep
 from emc2dist.config.text import Plain
 from emc2dist.errors import SpecError
+from emc2dist.terminal import say
 
 Model = TypeVar("Model", bound=BaseModel)
 Parts = tuple[str, ...]
@@ -149,8 +150,9 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str], model: type[Base
         _, kind = _place(model, key)
         meant = spec_text.unquoted(value) if _takes_text(kind) else spec_text.flow(value, key)
         for parts, item in _flat(model, key, meant):
-            if said.setdefault(parts, override) != override:
-                raise SpecError(f"{'.'.join(parts)}: given twice on the command line, with two values; give it one")
+            if said.get(parts, override) != override:  # as where a script has its own before what it is given
+                say(f"emc2dist: {'.'.join(parts)}: given more than once on the command line; the last one holds")
+            said[parts] = override
             _put(tree, parts, item)
     return tree
 
