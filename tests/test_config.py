@@ -290,6 +290,8 @@ def test_paths_that_stay_on_disk():
     for key in ("data.cache_dir", "launch.cluster"):
         with pytest.raises(SpecError, match=f"{key}: got 's3://b/c'; s3:// cannot be used here; give a path on disk"):
             parse(MINIMAL, [f"{key}=s3://b/c"])
+    with pytest.raises(SpecError, match=r"data\.path: got 'S3://b/c'; S3:// cannot be used here"):
+        parse(MINIMAL, ["data.path=S3://b/c"])
     with pytest.raises(SpecError, match=r"data\.path: got 's3:///c'; names no bucket"):
         parse(MINIMAL, ["data.path=s3:///c"])
     assert parse(MINIMAL, ["data.path=s3://b/c #1", "run_dir=file:///a%20b"]).run_dir == "file:///a%20b"

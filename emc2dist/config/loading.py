@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from emc2dist.config import paths
 from emc2dist.config import text as spec_text
-from emc2dist.config.sections import HIDDEN, S3
+from emc2dist.config.sections import HIDDEN, REFUSED, S3
 from emc2dist.config.spec import Spec
 from emc2dist.config.sweep import Sweep
 from emc2dist.config.text import Plain
@@ -302,7 +302,8 @@ def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
         return f"{key}: {error['msg']}"
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
-    return f"{key}: got {_shown(error['input'])}; {error['msg'][0].lower()}{error['msg'][1:]}"
+    message = error["msg"] if error["type"] == REFUSED else error["msg"][0].lower() + error["msg"][1:]
+    return f"{key}: got {_shown(error['input'])}; {message}"
 
 
 def _shown(value: Any) -> str:

@@ -14,6 +14,8 @@ Carried = Literal["reencode", "cached"]
 Norm = Literal["batch", "sync_batch", "group", "none"]
 Precision = Literal["float32", "bf16", "float64"]
 
+REFUSED = "refused"
+"""Type of the errors whose message is our own."""
 HIDDEN = "hidden"
 """Type of the errors whose value no message may repeat."""
 
@@ -61,7 +63,7 @@ def _path(text: str, *, remote: bool) -> str:
 
 def _refusal(message: str) -> PydanticCustomError:
     """Told with the key and the value, unlike a ValueError."""
-    return PydanticCustomError("refused", "{message}", {"message": message})
+    return PydanticCustomError(REFUSED, "{message}", {"message": message})
 
 
 DiskPath = Annotated[str, AfterValidator(_on_disk)]
