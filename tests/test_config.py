@@ -205,11 +205,15 @@ def test_a_key_given_twice_is_refused_with_both_lines():
         parse(MINIMAL + "data:\n  limit: 3\n  path: /a\n  limit: 3\n")
     with pytest.raises(SpecError, match=r"data: given twice, in lines 5 and 6"):
         parse(MINIMAL + "data: {limit: 3}\ndata: {path: /a}\n")
-    for twice in (["lr=1", "lr=2"], ["data={limit: 3}", "data.limit=4"]):
-        with pytest.raises(SpecError, match=r"(lr|data\.limit): given twice on the command line"):
-            parse(MINIMAL, twice)
     with pytest.raises(SpecError, match=r"data\.limit: with a dot this is for the command line"):
         parse(MINIMAL + "data.limit: 3\n")
+
+
+def test_of_several_words_for_a_key_the_last_one_holds_and_is_told(capsys):
+    assert parse(MINIMAL, ["lr=1", "seed=1", "seed=1", "lr=2"]).lr == 2
+    assert capsys.readouterr().err == "emc2dist: lr: given more than once on the command line; the last one holds\n"
+    assert parse(MINIMAL, ["data={limit: 3}", "data.limit=4"]).data.limit == 4
+    assert "data.limit: given more than once" in capsys.readouterr().err
 
 
 def test_aliases_and_merges_are_read():
@@ -286,6 +290,8 @@ def test_paths_that_stay_on_disk():
     for key in ("data.cache_dir", "launch.cluster"):
         with pytest.raises(SpecError, match=f"{key}: got 's3://b/c'; s3:// cannot be used here; give a path on disk"):
             parse(MINIMAL, [f"{key}=s3://b/c"])
+    with pytest.raises(SpecError, match=r"data\.path: got 'S3://b/c'; S3:// cannot be used here"):
+        parse(MINIMAL, ["data.path=S3://b/c"])
     with pytest.raises(SpecError, match=r"data\.path: got 's3:///c'; names no bucket"):
         parse(MINIMAL, ["data.path=s3:///c"])
     assert parse(MINIMAL, ["data.path=s3://b/c #1", "run_dir=file:///a%20b"]).run_dir == "file:///a%20b"

@@ -12,22 +12,65 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "emc2dist").rglob("*.py"))
 
 
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+def reached(text):
+    """Full names of whatever a module imports, or reaches through what it has imported, under any name."""
+    nodes, names = list(ast.walk(ast.parse(text))), {}
+    for node in nodes:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
+            for alias in node.names:
+                yield alias.name
+                names[alias.asname or alias.name.split(".")[0]] = (
+                    alias.name if alias.asname else alias.name.split(".")[0]
+                )
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+                names[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    for node in nodes:
+        if isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            root, _, rest = name.partition(".")
+            if root in names:
+                yield f"{names[root]}.{rest}"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield from (one.value for one in node.args if isinstance(one, ast.Constant) and isinstance(one.value, str))
+
+
+def uses(text, *packages):
+    return any(f"{name}.".startswith(f"{package}.") for name in reached(text) for package in packages)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_module_has_a_contract_and_keeps_to_its_room(path):
-    name = path.relative_to(ROOT / "emc2dist").as_posix()
-    assert ast.get_docstring(ast.parse(path.read_text()))
-    torch_distributed = any(module.startswith("torch.distributed") for module in imports(path))
-    assert torch_distributed == (name == "train/collectives.py")
+    name, text = path.relative_to(ROOT / "emc2dist").as_posix(), path.read_text()
+    assert ast.get_docstring(ast.parse(text))
+    assert uses(text, "torch.distributed", "torch.nn.parallel") == (name == "train/collectives.py")
+    assert name.startswith("service/") or name == "store/remote.py" or not uses(text, "ray")
     if name != "vision/_torchvision.py":
-        assert not any(module.split(".")[0] == "torchvision" for module in imports(path))
+        assert not uses(text, "torchvision")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import torch.distributed",
+        "import torch.distributed as d",
+        "import torch.distributed.nn",
+        "from torch import distributed",
+        "from torch import distributed as d",
+        "from torch.distributed import barrier",
+        "from torch.distributed.nn import functional",
+        "import torch\ntorch.distributed.barrier()",
+        "import torch as t\nt.distributed.barrier()",
+        "import torch.nn\ndef f(): return torch.distributed",
+        "import importlib\nimportlib.import_module('torch.distributed')",
+        "__import__('torch.distributed')",
+        "def f():\n    from torch import distributed",
+    ],
+)
+def test_no_way_round(text):
+    assert uses(text, "torch.distributed")
+    assert not uses("import torch.distributions\nfrom torch import nn\nself.torch.distributed", "torch.distributed")
 
 
 def test_nothing_is_decided_by_the_clock_on_the_wall():

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emc2dist.cli.words import Commands, add_json, add_s3, add_spec, print_result
@@ -29,7 +28,7 @@ def add_to(commands: Commands) -> None:
     add_spec(profile)
     profile.add_argument("--steps", metavar="N", type=_count, default=10, help="steps that are measured (%(default)s)")
     text = "write a trace too, for chrome://tracing or Perfetto; packed if it ends in .gz"
-    profile.add_argument("--trace", metavar="FILE", type=Path, help=text)
+    profile.add_argument("--trace", metavar="FILE", help=text)
     for sub, command in ((watch, _watch), (profile, _profile)):
         add_json(sub)
         sub.set_defaults(command=command)
@@ -93,6 +92,8 @@ def _remarks(spec: Spec, result: "Profile") -> Iterator[str]:
             "the sweep proposes from that share"
         )
     slower = 100 * (result.profiled_step_ms / result.step_ms - 1)
+    if result.reencoded_images:
+        yield f"carried negatives encoded again: {result.reencoded_images:.1f} images a step, as young encoders have it"
     yield f"operators: self time, of steps under torch's profiler, which took {slower:+.0f} %"
 
 

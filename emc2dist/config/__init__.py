@@ -6,7 +6,8 @@ value out of range is a `SpecError` that names the key, the value, what is allow
 A value is read by what its key takes. Where that is text, it is what was written: `name: 007` and `name: no` need no
 quotes, and after `key=` all counts, `#`, `:`, `{` and `~` too (a pair of quotes around the whole is taken off).
 Elsewhere it is what YAML 1.2 reads: `010` is ten, `1e-4` a number, `1:30` is none. Nothing, `null` and `~` are None
-where a key may be None. A mapping for a section sets the keys that it holds. A key that is given twice is refused.
+where a key may be None. A mapping for a section sets the keys that it holds. A key that a file gives twice is refused;
+of several `key=value` for one key the last holds, and that is said.
 
 Unit and range stand under each field. Nothing here imports torch or ray, so `emc2dist validate` is instant.
 
@@ -18,10 +19,11 @@ from emc2dist.config.loading import changed, dump, load, load_job, load_sweep, p
 from emc2dist.config.paths import is_remote
 from emc2dist.config.sections import S3, Data, Encoder, Eval, Launch, Norm, Optimiser, Resources, Views, Watch
 from emc2dist.config.spec import OPERATIONAL, Spec, differences, leaves
-from emc2dist.config.sweep import Range, Sweep, base_of
+from emc2dist.config.sweep import MOST_TRIALS, Range, Sweep, base_of
 
 __all__ = [
-    "OPERATIONAL", "S3", "Data", "Encoder", "Eval", "Launch", "Norm", "Optimiser", "Range", "Resources", "Spec",
+    "MOST_TRIALS", "OPERATIONAL", "S3", "Data", "Encoder", "Eval", "Launch", "Norm", "Optimiser", "Range", "Resources",
+    "Spec",
     "Sweep", "Views", "Watch", "base_of", "changed", "differences", "dump", "is_remote", "leaves", "load", "load_job",
     "load_sweep", "parse", "parse_s3", "parse_sweep", "paths",
 ]  # fmt: skip

@@ -12,11 +12,12 @@ from pydantic_core import ErrorDetails
 
 from emc2dist.config import paths
 from emc2dist.config import text as spec_text
-from emc2dist.config.sections import HIDDEN, S3
+from emc2dist.config.sections import HIDDEN, REFUSED, S3
 from emc2dist.config.spec import Spec
 from emc2dist.config.sweep import Sweep
 from emc2dist.config.text import Plain
 from emc2dist.errors import SpecError
+from emc2dist.terminal import say
 
 Model = TypeVar("Model", bound=BaseModel)
 Parts = tuple[str, ...]
@@ -66,10 +67,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Spec | Sweep:
     said = {override.partition("=")[0].split(".")[0] for override in overrides}
     if not (tree.keys() | said) & {"base", "space"}:
         return _checked(Spec, _overridden(tree, overrides, Spec), source)
-    for part in tree.keys() & {"set", "space"}:
-        if isinstance(tree[part], dict):
-            tree[part] = {parts[-1]: value for parts, value in _once(_flat(Sweep, part, tree[part]), source)}
-    tree = _overridden(tree, overrides, Sweep)
+    tree = _overridden(_flattened(tree, source), overrides, Sweep)
     if isinstance(tree.get("base"), str):
         base = _beside(source, tree["base"])
         tree["base"] = _tree(spec_text.read(base), str(base))
@@ -78,7 +76,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Spec | Sweep:
 
 def parse_sweep(text: str, *, source: str = "sweep") -> Sweep:
     """Parse what `dump` wrote of a sweep. Raises `SpecError`."""
-    return _sweep(_tree(text, source), source)
+    return _sweep(_flattened(_tree(text, source), source), source)
 
 
 def parse_s3(overrides: Sequence[str]) -> S3:
@@ -152,8 +150,9 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str], model: type[Base
         _, kind = _place(model, key)
         meant = spec_text.unquoted(value) if _takes_text(kind) else spec_text.flow(value, key)
         for parts, item in _flat(model, key, meant):
-            if said.setdefault(parts, override) != override:
-                raise SpecError(f"{'.'.join(parts)}: given twice on the command line, with two values; give it one")
+            if said.get(parts, override) != override:  # as where a script has its own before what it is given
+                say(f"emc2dist: {'.'.join(parts)}: given more than once on the command line; the last one holds")
+            said[parts] = override
             _put(tree, parts, item)
     return tree
 
@@ -162,6 +161,14 @@ def _with(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         for parts, item in _flat(Spec, key, value):
             _put(tree, parts, item)
+    return tree
+
+
+def _flattened(tree: dict[str, Any], source: str) -> dict[str, Any]:
+    """The tree of a sweep with keys as in `data.limit` in `set` and `space`, whether they were written so or not."""
+    for part in tree.keys() & {"set", "space"}:
+        if isinstance(tree[part], dict):
+            tree[part] = {parts[-1]: value for parts, value in _once(_flat(Sweep, part, tree[part]), source)}
     return tree
 
 
@@ -295,7 +302,8 @@ def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
         return f"{key}: {error['msg']}"
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
-    return f"{key}: got {_shown(error['input'])}; {error['msg'][0].lower()}{error['msg'][1:]}"
+    message = error["msg"] if error["type"] == REFUSED else error["msg"][0].lower() + error["msg"][1:]
+    return f"{key}: got {_shown(error['input'])}; {message}"
 
 
 def _shown(value: Any) -> str:

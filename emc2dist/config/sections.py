@@ -14,6 +14,8 @@ Carried = Literal["reencode", "cached"]
 Norm = Literal["batch", "sync_batch", "group", "none"]
 Precision = Literal["float32", "bf16", "float64"]
 
+REFUSED = "refused"
+"""Type of the errors whose message is our own."""
 HIDDEN = "hidden"
 """Type of the errors whose value no message may repeat."""
 
@@ -61,7 +63,7 @@ def _path(text: str, *, remote: bool) -> str:
 
 def _refusal(message: str) -> PydanticCustomError:
     """Told with the key and the value, unlike a ValueError."""
-    return PydanticCustomError("refused", "{message}", {"message": message})
+    return PydanticCustomError(REFUSED, "{message}", {"message": message})
 
 
 DiskPath = Annotated[str, AfterValidator(_on_disk)]
@@ -236,7 +238,7 @@ class Resources(Section):
     worker_cpus: NonNegativeFloat | None = None
     """CPUs of a worker; by default 1, and none beside a GPU."""
     worker_gpus: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """GPUs of a worker that trains on GPUs; less than 1 shares one."""
+    """GPUs of a worker that trains on GPUs; less than 1 shares one, of runs of one worker, as trials may be."""
     accelerator: str | None = None
     """A worker's GPU by Ray's name, as in A10G, L4 or H100; any by default."""
     worker_labels: dict[str, str] = {}

@@ -11,8 +11,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from emc2dist.config.sections import PositiveFloat, PositiveInt, Section
+from emc2dist.config.sections import PositiveFloat, PositiveInt, Section, SmallPositiveInt
 from emc2dist.config.spec import Spec
+
+MOST_TRIALS = 100_000
+"""Of a sweep."""
 
 _RANGE = re.compile(r"^(uniform|loguniform|randint)\(([^,()]+),([^,()]+)\)$")
 _WANTED = (
@@ -80,11 +83,11 @@ class Scheduler(Section):
 class Budget(Section):
     """How much may be spent."""
 
-    trials: PositiveInt | None = None
+    trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] | None = None
     """Runs in all, those of every seed counted; by default 16 points with all their seeds, or the whole grid."""
     hours: PositiveFloat | None = None
     """Wall time of one command; what runs by then writes a checkpoint, and the same command goes on. None: no limit."""
-    concurrent: PositiveInt | None = None
+    concurrent: SmallPositiveInt | None = None
     """Most trials at once, if fewer than the cluster has room for."""
 
 
@@ -97,7 +100,7 @@ class Sweep(Section):
     """What every trial has in common; `seed` is that of the first of the `seeds`."""
     space: Annotated[dict[str, str | tuple[Any, ...]], Field(min_length=1)]
     """Keys of a run's spec, as in `optimiser.weight_decay`, and what they may be."""
-    seeds: PositiveInt = 1
+    seeds: SmallPositiveInt = 1
     """Trials of each point; each has a seed of its own."""
     metric: str = "knn_accuracy"
     """A metric of a run's rows at the ends of epochs; points are compared by its mean over seeds."""

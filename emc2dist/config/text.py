@@ -52,7 +52,10 @@ def read(path: str | Path) -> str:
         raise SpecError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML spec") from error
     if len(data) > LARGEST:
         raise SpecError(f"{path}: more than {LARGEST:,} bytes, so no spec; give the path of a YAML spec")
-    return _decoded(data, path)
+    try:
+        return decoded(data)
+    except ValueError as error:
+        raise SpecError(f"{path}: {error}; save the spec as UTF-8, if it is one") from None
 
 
 def tree(text: str, source: str) -> Any:
@@ -97,15 +100,14 @@ def unquoted(text: str) -> str:
     return Plain(text)
 
 
-def _decoded(data: bytes, path: str | Path) -> str:
+def decoded(data: bytes) -> str:
+    """The text of a file that a person wrote: UTF-8, or what its byte order mark says. Raises ValueError with the line."""
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         line, name = data.count(b"\n", 0, error.start) + 1, encoding.removesuffix("-sig").upper()
-        raise SpecError(
-            f"{path}: line {line}: byte {data[error.start]:#04x} is not {name}; save the spec as UTF-8, if it is one"
-        ) from None
+        raise ValueError(f"line {line}: byte {data[error.start]:#04x} is not {name}") from None
 
 
 class _Loader(yaml.SafeLoader):

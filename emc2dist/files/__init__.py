@@ -13,16 +13,17 @@ and says what to do. Credentials come from the ordinary AWS chain alone, and no 
     place   what a file or a folder can do        disk   on this machine        s3   on S3: retries, clear errors
 """
 
-import codecs
+import os
 from pathlib import Path
 
 from emc2dist.config import S3, is_remote, paths
+from emc2dist.config.text import decoded
 from emc2dist.errors import StorageError
 from emc2dist.files.disk import DiskPlace, explained
 from emc2dist.files.place import Entry, Place
 from emc2dist.files.s3 import LONGEST_PAUSE_S, S3Place, retries
 
-__all__ = ["LONGEST_PAUSE_S", "Entry", "Place", "at", "explained", "is_remote", "local", "retries", "text"]
+__all__ = ["LONGEST_PAUSE_S", "Entry", "Place", "at", "explained", "is_remote", "local", "retries", "text", "writable"]
 
 _LONGEST_TEXT = 2**26
 
@@ -57,7 +58,7 @@ def local(path: str | Path) -> Path:
 
 
 def text(path: Path) -> str:
-    """The text of a file that a person or a tool wrote on this machine: UTF-8, or UTF-16 with its mark; 64 MiB at most.
+    """The text of a file that a person or a tool wrote on this machine, 64 MiB at most: UTF-8, or as its mark says.
 
     Raises:
         StorageError: it cannot be read, is longer, or is no text.
@@ -66,8 +67,26 @@ def text(path: Path) -> str:
         content = file.read(_LONGEST_TEXT + 1)
     if len(content) > _LONGEST_TEXT:
         raise StorageError(f"{path}: more than {_LONGEST_TEXT} bytes, which no list has; is it another file?")
-    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise StorageError(f"{path}: byte {error.start} is no {encoding.upper()}; write the file as UTF-8") from error
+        return decoded(content)
+    except ValueError as error:
+        raise StorageError(f"{path}: {error}; save the file as UTF-8") from None
+
+
+def writable(path: str | Path) -> Path:
+    """A local path where a file could be written now; to be asked before there is anything to write.
+
+    Raises:
+        StorageError: it is no path on disk, or a folder; or its folder is not there, or may not be written to.
+    """
+    file = local(path)
+    with explained(path):
+        if file.exists() and not file.is_file():
+            raise StorageError(f"{path}: is {'a folder' if file.is_dir() else 'no file'}; name a file to write")
+        if not file.parent.is_dir():
+            raise StorageError(
+                f"{path}: there is no folder {file.parent}; make it, or name a file in one that is there"
+            )
+        if not os.access(file.parent, os.W_OK):
+            raise StorageError(f"{path}: {file.parent} may not be written to; name a file in a folder that may")
+    return file

@@ -47,12 +47,11 @@ class Newest:
         with tempfile.TemporaryDirectory(prefix="emc2-checkpoint-") as folder:
             path = checkpoint.fetch(place, Path(folder), layout=None)
             manifest = checkpoint.read_manifest(files.at(path))
-            state = checkpoint.load_trainer(path)
-        spec = manifest.parsed_spec()
-        encoder = Encoder(spec.encoder)
-        if spec.precision == "float64":
-            encoder.double()
-        encoder.load_state_dict(state["encoder"])
+            spec = manifest.parsed_spec()
+            encoder = Encoder(spec.encoder)
+            if spec.precision == "float64":
+                encoder.double()
+            checkpoint.restore_trainer(path, encoder)
         device = torch.device("cuda" if torch.cuda.is_available() and spec.device != "cpu" else "cpu")
         return cls(place, manifest, spec, encoder.to(device).eval(), device)
 

@@ -1,6 +1,5 @@
 """What comes out of a finished or a running run: its evaluation, and its backbone."""
 
-import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ from safetensors.torch import save
 from emc2dist import files
 from emc2dist.config import S3
 from emc2dist.data.images import open_images, open_labelled
-from emc2dist.errors import NonFiniteError, StorageError
-from emc2dist.files import Place
+from emc2dist.errors import NonFiniteError
 from emc2dist.service.newest import Newest
 from emc2dist.service.runs import RunFolder
 from emc2dist.terminal import Progress, say
@@ -58,27 +56,11 @@ def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[st
     Raises:
         RunError: there is no run or no whole checkpoint. StorageError: `out`, on disk or S3, cannot be written.
     """
-    folder, place = RunFolder.open(run, s3), _writable(out, s3)
+    folder, place = RunFolder.open(run, s3), files.at(out, s3)
+    place.entry() if place.remote else files.writable(out)  # before anything is read
     newest = Newest.open(folder)
     spec = newest.spec
     metadata = {"backbone": spec.encoder.backbone, "stem": spec.encoder.stem, "norm": spec.encoder.norm}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(newest.encoder).items()}
     place.write(save(tensors, metadata))
     return {"checkpoint": str(newest.place), "out": str(place), **metadata}
-
-
-def _writable(out: str | Path, s3: S3 | None) -> Place:
-    """The place of a file to be written, looked at before there is anything to write."""
-    place = files.at(out, s3)
-    if place.remote:
-        place.entry()
-        return place
-    path = files.local(out)
-    with files.explained(out):
-        if path.exists() and not path.is_file():
-            raise StorageError(f"{out}: is {'a folder' if path.is_dir() else 'no file'}; name a file to write")
-        if not path.parent.is_dir():
-            raise StorageError(f"{out}: there is no folder {path.parent}; make it, or name a file in one that is there")
-        if not os.access(path.parent, os.W_OK):
-            raise StorageError(f"{out}: {path.parent} may not be written to; name a file in a folder that may")
-    return place

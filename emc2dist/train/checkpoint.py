@@ -18,16 +18,18 @@ what these would have seen, so its shards' rows are older than the step, and the
 """
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from math import gcd
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
@@ -38,7 +40,7 @@ from emc2dist import files
 from emc2dist.config import Spec, dump, parse
 from emc2dist.errors import RunError, StorageError
 from emc2dist.files import Place
-from emc2dist.store import ChainStore, Commit, Layout, Rows, Schema, Tables, nbytes
+from emc2dist.store import ChainStore, Column, Commit, Layout, Rows, Schema, Tables, nbytes
 from emc2dist.train import checksums, collectives, tensors
 
 MANIFEST, TRAINER = "manifest.json", "trainer.safetensors"
@@ -51,15 +53,15 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    step: int
+    step: Annotated[int, Field(ge=0)]
     """Steps taken."""
     applied: int
     """The step that the shards' rows show: the last one taken, or an earlier one where later commits are pending."""
-    samples: int
+    samples: Annotated[int, Field(ge=1)]
     """Rows of the dataset it was trained on."""
-    shards: int
+    shards: Annotated[int, Field(ge=0, le=65_536)]
     """Shard files it holds."""
-    ranks: int
+    ranks: Annotated[int, Field(ge=1, le=65_536)]
     """Ranks that wrote it."""
     generation: str
     """Names the start of the workers that wrote it."""
@@ -156,11 +158,20 @@ def fetch(place: Place, scratch: Path, layout: Layout | None) -> Path:
     return folder
 
 
+def restore_trainer(folder: Path, encoder: nn.Module, optimiser: torch.optim.Optimizer | None = None) -> None:
+    """Put encoder and optimiser back. Raises RunError where the checkpoint's are others, with what does not fit."""
+    state = load_trainer(folder)
+    with _understood(folder / TRAINER):
+        encoder.load_state_dict(state["encoder"])
+        if optimiser is not None:
+            optimiser.load_state_dict(state["optimiser"])
+
+
 def load_trainer(folder: Path) -> dict[str, Any]:
-    """`encoder` and `optimiser` state dicts, on the CPU."""
+    """`encoder` and `optimiser` state dicts, on the CPU. Raises RunError where the file holds something else."""
     encoder: dict[str, Tensor] = {}
     state: dict[int, dict[str, Tensor]] = {}
-    with safe_open(folder / TRAINER, framework="pt") as file:
+    with _understood(folder / TRAINER), safe_open(folder / TRAINER, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 (it is no dict)
             part, name = key.split("/", 1)
             if part == "encoder":
@@ -184,7 +195,7 @@ def restore_store(folder: Path, manifest: Manifest, store: ChainStore, generatio
     old = Layout(manifest.samples, manifest.shards)
     for shard in range(collectives.rank(), store.layout.shards, collectives.world_size()):
         for start, stop in _pieces(store.schema, store.layout.rows(shard)):
-            tables = _rows_of(folder, old, store.layout.indices(shard, start, stop))
+            tables = _rows_of(folder, old, store.layout.indices(shard, start, stop), store.schema)
             store.restore(generation, manifest.applied, shard, tables, start, stop)
 
 
@@ -193,9 +204,10 @@ def resend_pending(folder: Path, manifest: Manifest, store: ChainStore, generati
     parts: dict[tuple[int, int], dict[str, list[Rows]]] = {}
     for shard in range(manifest.shards):
         path = folder / _name("pending", shard, manifest.shards)
-        for commit in _commits(tensors.columns(path)) if path.exists() else ():
-            for table, rows in commit.writes.items():
-                parts.setdefault((commit.step, commit.rank), {}).setdefault(table, []).append(rows)
+        with _understood(path):
+            for commit in _commits(tensors.columns(path)) if path.exists() else ():
+                for table, rows in commit.writes.items():
+                    parts.setdefault((commit.step, commit.rank), {}).setdefault(table, []).append(rows)
     for key in sorted(parts):
         # Whole again: a shard takes a commit of one step and rank once, and shards may be fewer now.
         commit = Commit(*key, {table: _joined(rows) for table, rows in parts[key].items()})
@@ -213,10 +225,11 @@ def read_table(place: Place, manifest: Manifest, scratch: Path, table: str) -> d
     folder = place.fetch(scratch, names)
     read: dict[str, NDArray] = {}
     for shard, name in enumerate(names):
-        for key, rows in tensors.columns(folder / name).items():
-            if key.startswith(f"{table}/"):
-                empty = np.empty((manifest.samples, *rows.shape[1:]), rows.dtype)
-                read.setdefault(key.removeprefix(f"{table}/"), empty)[layout.indices(shard)] = rows
+        with _understood(folder / name):
+            for key, rows in tensors.columns(folder / name).items():
+                if key.startswith(f"{table}/"):
+                    empty = np.empty((manifest.samples, *rows.shape[1:]), rows.dtype)
+                    read.setdefault(key.removeprefix(f"{table}/"), empty)[layout.indices(shard)] = rows
     return read
 
 
@@ -252,17 +265,41 @@ def _save_trainer(path: Path, encoder: nn.Module, optimiser: torch.optim.Optimiz
     save_tensors({name: tensor.contiguous() for name, tensor in flat.items()}, path, metadata)
 
 
-def _rows_of(folder: Path, old: Layout, indices: NDArray[np.int64]) -> Tables:
+def _rows_of(folder: Path, old: Layout, indices: NDArray[np.int64], schema: Schema) -> Tables:
     """The tables of the given samples, out of the files of another (or the same) sharding."""
-    tables: Tables = {}
+    tables: Tables = {
+        table: {name: np.empty((len(indices), *column.shape), column.dtype) for name, column in named.items()}
+        for table, named in schema.items()
+    }
     for part in old.split(indices):
-        for key, column in tensors.columns(folder / _name("shard", part.shard, old.shards)).items():
-            table, name = key.split("/")
-            rows = tables.setdefault(table, {})
-            if name not in rows:
-                rows[name] = np.empty((len(indices), *column.shape[1:]), column.dtype)
-            rows[name][part.positions] = column[part.rows]
+        path = folder / _name("shard", part.shard, old.shards)
+        with _understood(path):
+            columns = tensors.columns(path)
+            for table, named in tables.items():
+                for name, rows in named.items():
+                    rows[part.positions] = _fitting(path, columns, f"{table}/{name}", schema[table][name])[part.rows]
     return tables
+
+
+def _fitting(path: Path, columns: Mapping[str, NDArray], key: str, wanted: Column) -> NDArray:
+    """A column of a shard's file. Raises RunError where it is not what the run remembers."""
+    found = columns.get(key)
+    if found is None or (str(found.dtype), found.shape[1:]) != (wanted.dtype, wanted.shape):
+        kind = "none" if found is None else f"{found.dtype} {list(found.shape[1:])}"
+        raise RunError(
+            f"{path}: {key} is {kind}, the run needs {wanted.dtype} {list(wanted.shape)}; it is of another spec"
+        )
+    return found
+
+
+@contextmanager
+def _understood(path: Path) -> Iterator[None]:
+    """Turn what torch, NumPy and safetensors say of a foreign or damaged file into a RunError that names it."""
+    try:
+        yield
+    except (SafetensorError, OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
+        reason = shorten(" ".join(str(error).split()), 400)
+        raise RunError(f"{path}: damaged, or made under another spec ({type(error).__name__}: {reason})") from error
 
 
 def _flat_commits(commits: Sequence[Commit]) -> dict[str, NDArray]:

@@ -73,6 +73,8 @@ def check(place: Place, seals: Mapping[str, Seal], names: Collection[str], *, co
     for name in sorted(names):
         if name not in entries:
             raise RunError(f"{name} is missing")
+        if name not in seals:
+            raise RunError(f"{name} is in no list of the checkpoint's files")
         if entries[name].size != seals[name].size:
             raise RunError(f"{name} has {entries[name].size} bytes, {seals[name].size} were written")
     for name in sorted(names) if contents else ():

@@ -113,7 +113,7 @@ def unwrapped(model: nn.Module) -> Any:
 
 
 def without_sync(model: nn.Module) -> AbstractContextManager[None]:
-    """Inside, backward keeps its gradients local: all but the last micro-batch of an accumulated update."""
+    """Around forward and backward: the gradients stay this rank's own, to be reduced with those of a later backward."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 

@@ -18,6 +18,7 @@ from emc2dist.config import Spec
 from emc2dist.data.images import Images, Labelled
 from emc2dist.data.loader import ViewLoader
 from emc2dist.data.sampler import EpochOrder
+from emc2dist.errors import SpecError
 from emc2dist.metrics import Recorder, Row
 from emc2dist.store import ChainStore
 from emc2dist.train import checkpoint, collectives
@@ -47,9 +48,13 @@ class StopRequest(Protocol):
         """Whether it is wanted; ranks need not agree. (`threading.Event` is one.)"""
 
 
+_MOST_STEPS = 2**31 - 1
+"""The store notes steps as int32."""
+
+
 def order_for(spec: Spec, images: Images) -> EpochOrder:
-    """The order of the samples; raises DataError if the batch is larger than the data."""
-    return EpochOrder(
+    """The order of the samples. Raises DataError if the batch is larger than the data, SpecError if it goes too far."""
+    order = EpochOrder(
         len(images),
         spec.batch_size,
         spec.seed,
@@ -57,6 +62,12 @@ def order_for(spec: Spec, images: Images) -> EpochOrder:
         blocks=images.blocks if spec.data.shuffle == "block" else None,
         window=spec.data.window,
     )
+    if spec.epochs * order.steps_per_epoch > _MOST_STEPS:
+        most = _MOST_STEPS // order.steps_per_epoch
+        raise SpecError(
+            f"epochs: {spec.epochs} of {order.steps_per_epoch} steps are more than can be noted; at most {most}"
+        )
+    return order
 
 
 @dataclass(frozen=True)
@@ -145,9 +156,7 @@ class _Loop:
 
     def _restore(self, folder: Path) -> int:
         manifest = checkpoint.read_manifest(files.at(folder))
-        state = checkpoint.load_trainer(folder)
-        self.encoder.load_state_dict(state["encoder"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        checkpoint.restore_trainer(folder, self.encoder, self.optimiser)
         checkpoint.restore_store(folder, manifest, self.store, self.generation)
         collectives.barrier()
         if collectives.rank() == 0:

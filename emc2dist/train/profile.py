@@ -4,8 +4,9 @@
     profile   warm-up; steps under the stopwatch alone; as many again under torch.profiler
 
 The parts are taken from steps without the profiler, which slows operators down, so parts and operators may differ a
-little. Steps are those of a second epoch: every chain has been visited, and carried negatives are encoded again. What
-the earlier epoch would have left in the store is made up (random states, random features); all else is the real thing.
+little. The run is a real one in miniature, of the first images alone: the warm-up visits each of them at least once, so
+every chain carries a state and is contrasted as from the second epoch on, with carried negatives that are encoded again
+as often as this young an encoder has it. Its images were all read a moment ago, so `data_wait` is that of a warm cache.
 With `workers` > 1 a worker's share of the batch is trained on, by itself.
 """
 
@@ -17,16 +18,16 @@ from itertools import count
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, record_function
 
+from emc2dist import files
 from emc2dist.config import Spec, dump, parse
 from emc2dist.data.images import Images, open_images
 from emc2dist.data.loader import ViewLoader
-from emc2dist.data.sampler import EpochOrder
-from emc2dist.errors import RunError, SpecError
-from emc2dist.store import ChainStore, Commit, Layout, LocalStore, Rows
+from emc2dist.errors import SpecError
+from emc2dist.store import Layout, LocalStore
+from emc2dist.train.contrast import Fact
 from emc2dist.train.loop import order_for
 from emc2dist.train.memory import Memory, schema_for
 from emc2dist.train.step import Trainer
@@ -35,8 +36,9 @@ from emc2dist.vision.augment import RandomView
 from emc2dist.vision.encoder import Encoder
 from emc2dist.vision.optim import build_optimiser
 
-WARM_UP = 5
-"""Steps that are not counted."""
+WARM_UP = 20
+"""Steps, at least, that are not counted. They visit as many batches of images: of so many, few carried states are in
+the batch of the step, where they would need no encoding."""
 OPERATORS = 10
 """Operators that are told."""
 _GENERATION = "profile"
@@ -63,6 +65,8 @@ class Profile:
     steps: int
     """Steps measured, and as many again for the operators."""
     step_ms: float
+    reencoded_images: float
+    """Carried negatives that a step encodes again, mean."""
     parts_ms: dict[str, float]
     """Of each of `emc2dist.train.timing.PHASES`; what is left of the step belongs to none of them."""
     profiled_step_ms: float
@@ -71,34 +75,35 @@ class Profile:
     """Those that take most, the dearest first: on the GPU where there is one, else on the CPU."""
 
 
-def profile(spec: Spec, steps: int = 10, trace: Path | None = None) -> Profile:
+def profile(spec: Spec, steps: int = 10, trace: str | Path | None = None) -> Profile:
     """Train a few steps of `spec` and measure them; `trace` is a file to write for chrome://tracing or Perfetto.
 
     The operators are those of the step itself and its backward, not those that make views beside it.
 
     Raises:
         SpecError: a worker's share of the batch is too small, or the spec wants a GPU and there is none.
-        DataError: the data cannot be opened, or are fewer than a batch. RunError: there is no folder for the trace.
+        DataError: the data cannot be opened, or are fewer than a batch. StorageError: the trace cannot be written.
     """
-    if trace is not None and not trace.parent.is_dir():
-        raise RunError(f"{trace}: there is no folder {trace.parent}; name a file in one that exists")
+    target = None if trace is None else files.writable(trace)
     device = _device(spec)
-    share = _share(spec)
+    share = _share(spec, -(-max(WARM_UP, 2 * steps) // spec.optimiser.accumulate))
     images = open_images(share.data, "train", share.s3)
     assert images is not None, "open_images raises where there is nothing to train on"
     accumulate = spec.optimiser.accumulate
     steps = -(-steps // accumulate) * accumulate  # whole updates
     with _threads(spec), alone(share, images, device) as trainer:
-        number = _start(trainer, share, order_for(share, images), ahead=2 * steps + WARM_UP + accumulate)
-        _take(trainer, number, -(-WARM_UP // accumulate) * accumulate)
-        step_ms = _take(trainer, number, steps)
+        numbers = count()
+        _take(trainer, numbers, max(WARM_UP, order_for(share, images).steps_per_epoch) // accumulate * accumulate)
+        step_ms, reencoded = _take(trainer, numbers, steps)
         parts = {name: 1000 * seconds / steps for name, seconds in trainer.stopwatch.read().items()}
         trainer.stopwatch = _Traced(device)
         with torch.profiler.profile(activities=_activities(device)) as profiler:
-            profiled_ms = _take(trainer, number, steps)
-    if trace is not None:
-        profiler.export_chrome_trace(str(trace))
-    return Profile(str(device), share.micro_batch_size, steps, step_ms, parts, profiled_ms, _dearest(profiler, steps))
+            profiled_ms, _ = _take(trainer, numbers, steps)
+    if target is not None:
+        with files.explained(target):
+            profiler.export_chrome_trace(str(target))
+    operators = _dearest(profiler, steps)
+    return Profile(str(device), share.micro_batch_size, steps, step_ms, reencoded, parts, profiled_ms, operators)
 
 
 @contextmanager
@@ -133,9 +138,11 @@ def _device(spec: Spec) -> torch.device:
     return torch.device("cuda" if available and spec.device != "cpu" else "cpu")
 
 
-def _share(spec: Spec) -> Spec:
-    """What one worker of `spec` does, as a spec of one worker."""
-    overrides = ["workers=1", "min_workers=null", f"batch_size={spec.batch_size // spec.workers}"]
+def _share(spec: Spec, batches: int) -> Spec:
+    """What one worker of `spec` does, as a spec of one worker and so many of its batches of images."""
+    batch = spec.batch_size // spec.workers
+    limit = min(batches * batch, spec.data.limit or batches * batch)
+    overrides = ["workers=1", "min_workers=null", f"batch_size={batch}", f"data.limit={limit}"]
     return parse(dump(spec), overrides, source=f"one worker of {spec.workers}")
 
 
@@ -150,48 +157,17 @@ def _threads(spec: Spec) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _start(trainer: Trainer, spec: Spec, order: EpochOrder, ahead: int) -> Iterator[int]:
-    """Numbers of steps to take, from the second epoch on; the next `ahead` find their samples visited before."""
-    first = order.steps_per_epoch
-    if spec.objective == "emc2":
-        samples = np.unique(np.concatenate([order.batch(step) for step in range(first, first + ahead)]))
-        _visit(trainer.memory.store, spec, samples, step=first - 1)
-    trainer.memory.start(first, settled=first - 1)
-    return count(first)
-
-
-def _visit(store: ChainStore, spec: Spec, samples: np.ndarray, step: int) -> None:
-    """Have the store show, as of `step`, chains and features of these samples; a chain is at another one of them."""
-    draw, number = np.random.default_rng(spec.seed), len(samples)
-    others = np.arange(number)[:, None] + draw.integers(1, number, (number, spec.views.count))
-    features = draw.standard_normal((number, spec.encoder.features))
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    tables = {
-        "chain": {"state": samples[others % number], "visited": True, "visited_at": step},
-        "feature": {"feature": features, "present": True, "written_at": step},
-    }
-    writes = {
-        table: Rows(
-            samples,
-            {
-                name: np.broadcast_to(values[name], (number, *column.shape)).astype(column.dtype)
-                for name, column in store.schema[table].items()
-            },
-        )
-        for table, values in tables.items()
-    }
-    store.exchange(_GENERATION, Commit(step, 0, writes), {}, step).result()
-
-
-def _take(trainer: Trainer, numbers: Iterator[int], steps: int) -> float:
-    """Take so many steps under a fresh stopwatch; returns the milliseconds of one, mean."""
+def _take(trainer: Trainer, numbers: Iterator[int], steps: int) -> tuple[float, float]:
+    """Take so many steps under a fresh stopwatch; returns its milliseconds and the images it encoded again, means."""
     trainer.stopwatch.restart()
     _synchronise(trainer.device)
+    reencoded: list[Fact] = []
     began = perf_counter()
     for _ in range(steps):
-        trainer.step(next(numbers))
+        values = trainer.step(next(numbers)).values
+        reencoded += [values["reencoded_images"]] if "reencoded_images" in values else []
     _synchronise(trainer.device)
-    return 1000 * (perf_counter() - began) / steps
+    return 1000 * (perf_counter() - began) / steps, sum(map(float, reencoded)) / steps  # type: ignore[arg-type]
 
 
 def _synchronise(device: torch.device) -> None:

@@ -114,6 +114,12 @@ class Trainer:
 
     def step(self, step: int, *, health: bool = False) -> Facts:
         """Take step number `step`; `health` adds what is dear to measure. Raises NonFiniteError when it diverged."""
+        # DDP decides in the forward whether the backward reduces: only that of an update's last micro-batch has to.
+        last = (step + 1) % self.schedule.accumulate == 0
+        with nullcontext() if last else collectives.without_sync(self.model):
+            return self._step(step, health)
+
+    def _step(self, step: int, health: bool) -> Facts:
         phase = self.stopwatch.phase
         with phase("data_wait"):
             views = self._views(step)
@@ -190,12 +196,10 @@ class Trainer:
     def _update(self, step: int, loss: Tensor) -> dict[str, Fact]:
         """Backward and, at the end of an accumulated update, the optimiser's step; then returns the gradient norm."""
         accumulate = self.schedule.accumulate
-        if (step + 1) % accumulate:
-            with self.stopwatch.phase("backward"), collectives.without_sync(self.model):
-                (loss / accumulate).backward()
-            return {}
         with self.stopwatch.phase("backward"):
             (loss / accumulate).backward()
+        if (step + 1) % accumulate:
+            return {}
         with self.stopwatch.phase("optimiser"):
             clip = self.spec.optimiser.clip_norm or float("inf")
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)

@@ -53,9 +53,15 @@ class Writer:
 
 
 def columns(path: Path) -> dict[str, NDArray]:
-    """The columns of a file, read-only; what is not asked for is not read."""
+    """The columns of a file, read-only; what is not asked for is not read.
+
+    Raises:
+        ValueError, LookupError, TypeError: it is no such file, or cut short.
+    """
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
+        if size > path.stat().st_size:
+            raise ValueError(f"a header of {size} bytes, which is more than the file has")
         header = json.loads(file.read(size))
     header.pop("__metadata__", None)
     return {name: _column(path, 8 + size, **entry) for name, entry in header.items()}

@@ -1025,7 +1025,7 @@ def test_a_class_list_in_another_encoding_is_read_or_refused(run, pets, tmp_path
         plant(tmp_path, {encoding: "dog\r\n".encode(encoding)})
         assert run(pets, encoding + " set", classes=str(tmp_path / encoding))[0]["classes"] == 1
     plant(tmp_path, {"latin": "dog\nm\u00f6we\n".encode("latin-1")})
-    with pytest.raises(DataError, match=r"latin: byte 5 is no UTF-8-SIG; write the file as UTF-8"):
+    with pytest.raises(DataError, match=r"latin: line 2: byte 0xf6 is not UTF-8; save the file as UTF-8"):
         run(pets, classes=str(tmp_path / "latin"))
 
 

@@ -7,13 +7,15 @@ from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from emc2dist import files
 from emc2dist.config import Spec, parse
 from emc2dist.data.images import open_images, open_labelled
 from emc2dist.service.checkpoints import send
 from emc2dist.store import Layout, LocalStore
-from emc2dist.train import loop
+from emc2dist.train import collectives, loop
 from emc2dist.train.memory import schema_for
 
 SMALL = """
@@ -69,6 +71,21 @@ class Run:
         return [row[name] for row in self.rows if name in row]
 
 
+class CountedParallel(DistributedDataParallel):
+    """DDP that counts how often it reduces the gradients."""
+
+    reductions = 0
+
+    def __init__(self, module) -> None:
+        super().__init__(module)
+        self.register_comm_hook(None, self._reduce)
+
+    @staticmethod
+    def _reduce(_, bucket):
+        CountedParallel.reductions += bucket.is_last()
+        return allreduce_hook(None, bucket)
+
+
 class Rank:
     """One process of a group: a Ray actor, so that it can hold a RayStore. Here, because Ray imports it by name."""
 
@@ -78,6 +95,8 @@ class Rank:
     def train(self, spec_text, store, rank, rendezvous, folder, stop_after=math.inf, resume=None):
         """Join the group, train, leave; returns the rows that this rank recorded."""
         spec = parse(spec_text)
+        collectives.DistributedDataParallel = CountedParallel
+        CountedParallel.reductions = 0
         dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=spec.workers)
         run = Run(spec, Path(folder), stop_after)
         run.keep = lambda step, source, row: send(source, files.at(folder))
@@ -90,3 +109,7 @@ class Rank:
         finally:
             dist.destroy_process_group()
         return run.rows
+
+    def reductions(self):
+        """Of gradients, in the last training."""
+        return CountedParallel.reductions

@@ -1,5 +1,6 @@
 """A checkpoint alone: any damage to it is found, and it is written and read in pieces."""
 
+import json
 import shutil
 
 import numpy as np
@@ -14,7 +15,7 @@ from train.harness import small_spec
 
 from emc2dist import files
 from emc2dist.errors import RunError
-from emc2dist.store import Layout, LocalStore, Shard
+from emc2dist.store import Column, Layout, LocalStore, Shard
 from emc2dist.train import checkpoint, checksums, collectives
 
 COMMITS = [random_commit(np.random.default_rng(10 * step + rank), step, rank) for step in range(4) for rank in range(2)]
@@ -155,3 +156,49 @@ def test_a_rank_fetches_the_files_of_its_own_samples_alone(old, new, rank, ranks
     layout = Layout(1000, new)
     mine = [sample for shard in range(rank, new, ranks) for sample in layout.indices(shard)]
     assert checkpoint._share(manifest, layout) == {f"shard-{s % old:05d}-of-{old:05d}.safetensors" for s in mine}
+
+
+def test_a_checkpoint_of_another_encoder_is_named_with_what_does_not_fit(whole):
+    with pytest.raises(RunError, match=r"trainer\.safetensors: .*made under another spec .*size mismatch for weight"):
+        checkpoint.restore_trainer(whole, nn.Linear(4, 2))
+    with pytest.raises(RunError, match=r"trainer\.safetensors: .*parameter group"):
+        checkpoint.restore_trainer(whole, nn.Linear(3, 2), torch.optim.Adam(nn.Linear(3, 2, bias=False).parameters()))
+
+
+def test_shards_of_another_spec_are_named_with_the_column(whole):
+    manifest = checkpoint.read_manifest(files.at(whole))
+    table, named = next(iter(SCHEMA.items()))
+    name, column = next(iter(named.items()))
+    for other, found in ((Column("int32", (7,)), str(column.dtype)), (None, None)):
+        schema = {table: named | ({name: other} if other else {"more": column})}
+        with pytest.raises(RunError, match=f"{table}/{name if other else 'more'} is {found or 'none'}"):
+            checkpoint.restore_store(whole, manifest, LocalStore(Layout(SAMPLES, 2), schema), "second")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff" * 64, (8).to_bytes(8, "little") + b"[1, 2]  ", (2).to_bytes(8, "little") + b"{}"]
+)
+@pytest.mark.parametrize("name", ["trainer.safetensors", "shard-00000-of-00002.safetensors"])
+def test_what_is_no_file_of_ours_is_named(name, content, whole, tmp_path):
+    """As where somebody else has written it, and its checksums too."""
+    folder = shutil.copytree(whole, tmp_path / "foreign")
+    (folder / name).write_bytes(content)
+    manifest, store = checkpoint.read_manifest(files.at(folder)), LocalStore(Layout(SAMPLES, 1), SCHEMA)
+    with pytest.raises(RunError, match=f"foreign/{name}: "):
+        read(name, folder, manifest, store)
+
+
+def read(name, folder, manifest, store):
+    if name.startswith("trainer"):
+        checkpoint.restore_trainer(folder, nn.Linear(3, 2))
+    else:
+        checkpoint.restore_store(folder, manifest, store, "second")
+
+
+@pytest.mark.parametrize("change", [{"shards": 10**12}, {"ranks": 0}, {"step": -1}, {"more": 1}, {"spec": None}])
+def test_a_manifest_of_another_schema_is_refused(change, whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "other")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(RunError, match=r"manifest\.json is damaged"):
+        checkpoint.read_manifest(files.at(folder))

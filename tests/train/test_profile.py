@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from train.harness import SMALL, small_spec
+from train.harness import SMALL, Run, small_spec
 
 from emc2dist.cli import main
-from emc2dist.errors import RunError, SpecError
-from emc2dist.train.profile import OPERATORS, profile
+from emc2dist.errors import SpecError, StorageError
+from emc2dist.train.profile import OPERATORS, WARM_UP, profile
 from emc2dist.train.timing import PHASES
 
 
@@ -29,6 +29,22 @@ def test_parts_make_up_the_step_and_operators_are_the_dearest(tmp_path):
     assert set(PHASES) <= {event["name"] for event in events}
 
 
+def test_it_encodes_again_what_training_does(tmp_path):
+    """The same steps of the same run: only where a run drains its store, at checkpoints, a state may be younger."""
+    kind = [  # scores that lie far apart, so that proposals are refused
+        "temperature=1e-4",
+        "lr=1e-9",
+        "burn_in_fraction=0",
+        "kernel=mh",
+        "threads=1",
+        "epochs=4",
+    ]
+    run = Run(small_spec(*kind, "eval.every=0", "checkpoint.every=4"), tmp_path).go()
+    trained = sum(run.column("reencoded_images")[WARM_UP : WARM_UP + 4]) / 4
+    assert trained > 1
+    assert profile(small_spec(*kind), 4).reencoded_images == pytest.approx(trained, rel=0.3)
+
+
 def test_the_command_prints_one_table(tmp_path, capsys):
     (tmp_path / "small.yaml").write_text(SMALL + "threads: 1\n")
     overrides = ["workers=2", "objective=simclr", "optimiser.accumulate=2"]
@@ -46,7 +62,12 @@ def test_the_command_prints_one_table(tmp_path, capsys):
 
 
 def test_what_cannot_be_profiled_is_refused_before(tmp_path):
-    with pytest.raises(RunError, match="there is no folder"):
-        profile(small_spec(), trace=tmp_path / "none" / "trace.json")
+    for trace, words in (
+        (tmp_path / "none" / "a.json", "there is no folder"),
+        (tmp_path, "is a folder"),
+        ("gs://a/b", "gs://"),
+    ):
+        with pytest.raises(StorageError, match=words):
+            profile(small_spec(), trace=trace)
     with pytest.raises(SpecError, match="one worker of 8: batch_size: got 1"):
         profile(small_spec("workers=8"))

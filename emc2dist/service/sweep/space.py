@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from emc2dist.config import Range, Spec, Sweep, changed
+from emc2dist.config import MOST_TRIALS, Range, Spec, Sweep, changed
 from emc2dist.errors import SpecError
 
 Point = Mapping[str, Any]
@@ -44,8 +44,7 @@ def points_of(sweep: Sweep, recorded: Sequence[Point], scores: Mapping[int, floa
     if sweep.search.name == "optuna":
         return Proposed(sweep, count, recorded, scores)
     if sweep.search.name == "grid":
-        combinations = grid(sweep)
-        return Listed(sweep, combinations[:count] if sweep.budget.trials else combinations)
+        return Listed(sweep, grid(sweep, count if sweep.budget.trials else None))
     return Listed(sweep, [draw(sweep, index) for index in range(count)])
 
 
@@ -118,10 +117,20 @@ class Proposed:
         }
 
 
-def grid(sweep: Sweep) -> list[Point]:
-    """Every combination of the lists, the last key changing fastest."""
+def grid(sweep: Sweep, count: int | None = None) -> list[Point]:
+    """Every combination of the lists, the last key changing fastest, or the first `count`.
+
+    Raises:
+        SpecError: they are more than a sweep can try.
+    """
     lists = sweep.distributions()
-    return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+    points = math.prod(map(len, lists.values()))
+    if min(points, count or points) > MOST_TRIALS:
+        raise SpecError(
+            f"space: a grid of {points:,} points is more than {MOST_TRIALS:,}; give fewer values, or budget.trials"
+        )
+    combinations = itertools.islice(itertools.product(*lists.values()), count)
+    return [dict(zip(lists, values, strict=True)) for values in combinations]
 
 
 def draw(sweep: Sweep, index: int) -> Point:

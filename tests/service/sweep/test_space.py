@@ -104,3 +104,16 @@ def test_a_sweep_of_the_same_name_must_be_the_same_but_for_its_budget(tmp_path):
     (tmp_path / "run" / "spec.yaml").write_text("x")
     with pytest.raises(RunError, match="is the folder of a run"):
         SweepFolder.prepare(small_sweep("{lr: [1]}", run_dir=tmp_path, name="run"))
+
+
+def test_a_grid_is_bounded_before_it_is_made():
+    values = ", ".join(map(str, range(1, 101)))
+    space = f"{{lr: [{values}], temperature: [{values}], log_every: [{values}]}}"
+    with pytest.raises(SpecError, match="space: a grid of 1,000,000 points is more than 100,000"):
+        points_of(small_sweep(space, "search: {name: grid}"), [], {})
+    assert len(points_of(small_sweep(space, "search: {name: grid}", "budget: {trials: 3}"), [], {})) == 3
+
+
+def test_sections_of_a_space_may_be_nested():
+    sweep = small_sweep("{optimiser: {weight_decay: [0.1, 0.2]}, views.size: [8]}")
+    assert sweep.distributions() == {"optimiser.weight_decay": (0.1, 0.2), "views.size": (8,)}
