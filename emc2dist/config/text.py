@@ -101,7 +101,7 @@ def unquoted(text: str) -> str:
 
 
 def decoded(data: bytes) -> str:
-    """The text of a file that a person wrote: UTF-8, or what its byte order mark says. Raises ValueError with the line."""
+    """The text of a file that a person wrote: UTF-8, or as its mark says. Raises ValueError, which names the line."""
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
         return data.decode(encoding)
