@@ -29,7 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noq
 from emc2dist.config import Spec  # noqa: E402
 from emc2dist.errors import LaunchError, RunError, SpecError  # noqa: E402
 from emc2dist.service import address  # noqa: E402
-from emc2dist.service.launch.access import find_token, refuse_without_token  # noqa: E402
+from emc2dist.service.launch.access import find_token  # noqa: E402
 
 SETTLE_S = 10.0
 """Seconds in which what a lost worker or a lost node held becomes free, or is known to be gone."""
@@ -188,9 +188,7 @@ def _connect(spec: Spec, runs: int, dashboard: bool) -> None:
         # One CPU a worker is Ray's ticket to run, not a promise of a core: more workers than cores are slow but fine.
         _start(max(os.cpu_count() or 1, spec.workers * runs), dashboard)
         return
-    found = address.check(named)
-    if named != "auto" and not in_job():  # a job was let in already
-        refuse_without_token(found)
+    address.check(named, let_in=in_job())
     try:
         ray.init(**_QUIET)
     except Exception as error:  # Ray raises anything, bare Exceptions too

@@ -74,6 +74,7 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
         if done is not None:
             print(f"{folder.place}: this run is finished; give it another name to run it again", file=sys.stderr)
             return done
+        folder.rows()  # what is damaged is said before anything starts
         others = stack.enter_context(trackers.recorders(spec, folder))
         stack.enter_context(cluster.connected(spec))
         stop = stop or stack.enter_context(set_on(signal.SIGTERM))
@@ -121,14 +122,14 @@ def resolved(spec: Spec) -> Spec:
     """Paths made absolute, for workers have working directories of their own; and `auto` made what it stands for."""
     spec = _kept_after_the_job(spec) if cluster.in_job() else spec
     data, remote = spec.data, files.is_remote(spec.data.path)
-    path = data.path if remote or data.path == "digits" else str(Path(data.path).expanduser().resolve())
+    path = data.path if remote or data.path == "digits" else str(files.local(data.path).resolve())
     shuffle = ("block" if remote else "full") if data.shuffle == "auto" else data.shuffle
     return spec.model_copy(update={"data": data.model_copy(update={"path": path, "shuffle": shuffle})})
 
 
 def _kept_after_the_job(spec: Spec) -> Spec:
     """A run folder in the home folder, where a relative one would go with the job's copy of the working directory."""
-    if files.is_remote(spec.run_dir) or Path(spec.run_dir).expanduser().is_absolute():
+    if files.is_remote(spec.run_dir) or files.local(spec.run_dir).is_absolute():
         return spec
     run_dir = str(Path.home() / spec.run_dir)
     print(f"run_dir: {spec.run_dir} would be deleted with this job's files; the run goes to {run_dir}", file=sys.stderr)

@@ -15,11 +15,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from emc2dist import files
 from emc2dist.errors import SpecError
 
 ACCELERATOR = "ray.io/accelerator-type"
@@ -42,11 +42,11 @@ class Group:
 def read(path: str) -> dict[str, Any]:
     """The manifest's tree. Raises SpecError where it cannot be read or is neither of the two kinds."""
     try:
-        tree = yaml.safe_load(Path(path).expanduser().read_text())
+        tree = yaml.safe_load(files.local(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
         raise SpecError(f"launch.cluster: {path}: cannot be read ({reason}); give the cluster's manifest") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none; brackets without end
         raise SpecError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(tree, dict) or not (is_raycluster(tree) or "available_node_types" in tree):
         raise SpecError(

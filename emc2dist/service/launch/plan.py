@@ -8,7 +8,6 @@ comes from a spec.
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 from emc2dist import files
@@ -141,7 +140,10 @@ def _anywhere(spec: Spec) -> Spec:
 
 
 def _refuse_relative(key: str, path: str) -> None:
-    if not (files.is_remote(path) or path.startswith("/") or (key == "data.path" and path == "digits")):
+    if files.is_remote(path) or (key == "data.path" and path == "digits"):
+        return
+    files.local(path)  # refuses what lies elsewhere
+    if not path.startswith(("/", "file:///")):
         raise SpecError(
             f"{key}: {path} is a path on this machine; give one that the cluster's nodes see: s3://bucket/folder, "
             "or an absolute path of a file system that they share"
@@ -152,7 +154,7 @@ def _absolute(spec: Spec) -> Spec:
     """The same machine, but another working directory."""
 
     def absolute(path: str) -> str:
-        return path if files.is_remote(path) or path == "digits" else str(Path(path).expanduser().resolve())
+        return path if files.is_remote(path) or path == "digits" else str(files.local(path).resolve())
 
     data = spec.data.model_copy(update={"path": absolute(spec.data.path)})
     return spec.model_copy(update={"run_dir": absolute(spec.run_dir), "data": data})
