@@ -23,6 +23,7 @@ import ray  # noqa: E402
 from ray._private import services  # noqa: E402
 from ray._private.authentication.authentication_token_setup import generate_and_save_token  # noqa: E402
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData  # noqa: E402
+from ray.exceptions import RayError  # noqa: E402
 from ray.util.placement_group import PlacementGroup, remove_placement_group  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
@@ -49,7 +50,7 @@ def connected(spec: Spec, *, runs: int = 1, dashboard: bool = False) -> Iterator
     Raises:
         SpecError: RAY_ADDRESS is no address, or the cluster is too small for the workers or the shards.
         LaunchError: no Ray can be joined where RAY_ADDRESS says (`emc2dist.service.address`), or none starts here; or
-            the cluster is not on this machine, and there is no token for it.
+            the cluster is not on this machine, and there is no token for it; or it was lost meanwhile.
     """
     ours = not ray.is_initialized()
     if ours:
@@ -57,6 +58,8 @@ def connected(spec: Spec, *, runs: int = 1, dashboard: bool = False) -> Iterator
     try:
         _check_room(spec)
         yield
+    except RayError as error:
+        raise LaunchError(f"the Ray that this ran on was lost ({_chain(error)}); the same command resumes") from error
     finally:
         if ours:
             ray.shutdown()
