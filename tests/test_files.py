@@ -189,6 +189,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
         "skew": (403, "RequestTimeTooSkewed"),
         "denied": (403, "AccessDenied"),
         "moved": (301, "PermanentRedirect"),
+        "nowhere": (301, "PermanentRedirect"),
         "region": (400, "AuthorizationHeaderMalformed"),
         "archived": (403, "InvalidObjectState"),
         "key": (403, "KMS.DisabledException"),
@@ -201,7 +202,8 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
     def answer(self):
         status, code = self.said[self.path.split("/")[1].split("?")[0]]
-        body = f"<Error><Code>{code}</Code><Message>so</Message><Region>mars-1</Region></Error>" if code else "<html/>"
+        region = "<Region>mars-1</Region>" if "nowhere" not in self.path else ""
+        body = f"<Error><Code>{code}</Code><Message>so</Message>{region}</Error>" if code else "<html/>"
         self.send_response_only(status)
         moment = datetime.now(UTC) - timedelta(minutes=40 if code == "RequestTimeTooSkewed" else 0)
         self.send_header("Date", format_datetime(moment))
@@ -247,6 +249,7 @@ def keys(monkeypatch):
         ("skew", "this machine's clock is wrong, by S3's 40 minutes ahead"),
         ("denied", "access denied: the AWS credentials are wrong, or may not do this to bucket denied"),
         ("moved", "the bucket is in another region, mars-1; set s3.region"),
+        ("nowhere", "the bucket is in another region; set s3.region"),
         ("region", "the bucket is in another region, mars-1; set s3.region"),
         ("archived", "the object is archived (Glacier)"),
         ("key", "the KMS key that encrypts it cannot be used"),

@@ -135,8 +135,7 @@ class S3Place(Place):
 
     def _told_again(self, error: Exception) -> Exception:
         """The error, or where it is the bare status of a HEAD, which has no body, what S3 says of the same to a GET."""
-        # Where a HEAD is redirected, botocore asks for the bucket's region by a HEAD, which is redirected.
-        if not (_is_bare(_code(error)) or isinstance(error.__context__, RecursionError)):
+        if not (_is_bare(_code(error)) or _goes_round(error)):
             return error
         bucket, _, key = self.key.partition("/")
         try:
@@ -244,6 +243,8 @@ class _NoS3(Exception):
 
 def _code(error: BaseException) -> str:
     """S3's code for what went wrong, as in NoSuchKey; empty where S3 did not say."""
+    if _goes_round(error):
+        return "PermanentRedirect"
     return str(_response(error).get("Error", {}).get("Code", ""))
 
 
@@ -253,6 +254,12 @@ _LATER = {
 }
 
 
+def _goes_round(error: BaseException) -> bool:
+    """Whether it is a redirect without a region, which botocore asks for by a HEAD, which is redirected, and so on."""
+    wrapped = error.__context__ if isinstance(error, HTTPClientError) else error
+    return isinstance(wrapped, RecursionError)
+
+
 def _is_bare(code: str) -> bool:
     """Whether it is a mere status, which may have many causes."""
     return code.isdigit() and code[0] in "34" and code not in ("404", "412", "416", "429")
@@ -260,9 +267,10 @@ def _is_bare(code: str) -> bool:
 
 def _may_pass(error: BaseException) -> bool:
     """Whether the same request may succeed a little later."""
-    return _code(error) in _LATER or isinstance(
-        error, HTTPClientError | NoConnection | TransferError | ConnectionError | TimeoutError
-    )
+    if _goes_round(error):
+        return False
+    network = HTTPClientError | NoConnection | TransferError | ConnectionError | TimeoutError
+    return _code(error) in _LATER or isinstance(error, network)
 
 
 _CHECK_KEYS = "check key, secret and token, in the environment or in ~/.aws"
