@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import fsspec.asyn
 from aiohttp import ClientError as TransferError
@@ -106,7 +108,10 @@ class S3Place(Place):
             self._try(lambda fs: fs.call_s3("delete_object", Bucket=bucket, Key=f"{key}/"))
 
     def arrow(self) -> tuple[arrow.FileSystem, str]:
-        return _arrow_s3(self.s3), self.key
+        try:
+            return _arrow_s3(self.s3), self.key
+        except (ValueError, OSError) as error:  # an endpoint or a proxy that is none
+            raise _explain(str(self), error, self.s3) from error
 
     def _listing(self) -> list[dict[str, Any]]:
         try:
@@ -194,6 +199,7 @@ def _s3fs(s3: S3) -> S3FileSystem:
 def _arrow_s3(s3: S3) -> arrow.S3FileSystem:
     return arrow.S3FileSystem(
         endpoint_override=_endpoint(s3),
+        proxy_options=_proxy(_endpoint(s3) or "https://s3.amazonaws.com"),  # which it would not look for itself
         region=s3.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
         connect_timeout=s3.timeout_s,
         request_timeout=s3.timeout_s,
@@ -203,6 +209,15 @@ def _arrow_s3(s3: S3) -> arrow.S3FileSystem:
 
 def _endpoint(s3: S3) -> str | None:
     return s3.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def _proxy(url: str) -> str | None:
+    """The environment's proxy for an endpoint, as botocore finds it."""
+    parts = urlsplit(url)
+    if is_loopback(url) or proxy_bypass(parts.netloc):
+        return None
+    proxies = getproxies()
+    return proxies.get(parts.scheme) or proxies.get("all")
 
 
 def _get(fs: S3FileSystem, path: str, **options: str) -> bytes:
