@@ -14,7 +14,7 @@ import botocore.parsers
 import fsspec.exceptions
 import pytest
 from raising import exceptions_of
-from recording import PROXIES
+from recording import PROXIES, listening
 
 import emc2dist.files.s3
 from emc2dist import files
@@ -189,6 +189,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
         "skew": (403, "RequestTimeTooSkewed"),
         "denied": (403, "AccessDenied"),
         "moved": (301, "PermanentRedirect"),
+        "nowhere": (301, "PermanentRedirect"),
         "region": (400, "AuthorizationHeaderMalformed"),
         "archived": (403, "InvalidObjectState"),
         "key": (403, "KMS.DisabledException"),
@@ -201,7 +202,8 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
     def answer(self):
         status, code = self.said[self.path.split("/")[1].split("?")[0]]
-        body = f"<Error><Code>{code}</Code><Message>so</Message><Region>mars-1</Region></Error>" if code else "<html/>"
+        region = "<Region>mars-1</Region>" if "nowhere" not in self.path else ""
+        body = f"<Error><Code>{code}</Code><Message>so</Message>{region}</Error>" if code else "<html/>"
         self.send_response_only(status)
         moment = datetime.now(UTC) - timedelta(minutes=40 if code == "RequestTimeTooSkewed" else 0)
         self.send_header("Date", format_datetime(moment))
@@ -247,6 +249,7 @@ def keys(monkeypatch):
         ("skew", "this machine's clock is wrong, by S3's 40 minutes ahead"),
         ("denied", "access denied: the AWS credentials are wrong, or may not do this to bucket denied"),
         ("moved", "the bucket is in another region, mars-1; set s3.region"),
+        ("nowhere", "the bucket is in another region; set s3.region"),
         ("region", "the bucket is in another region, mars-1; set s3.region"),
         ("archived", "the object is archived (Glacier)"),
         ("key", "the KMS key that encrypts it cannot be used"),
@@ -267,10 +270,30 @@ def test_what_s3_refuses_is_said_by_its_cause_also_where_head_has_no_words_for_i
     assert type(refused.value) is StorageError
 
 
+def test_s3_beyond_this_machine_is_reached_through_the_proxy_by_whatever_asks(keys, monkeypatch):
+    with listening(403) as (proxy, asked):
+        for name in PROXIES:
+            monkeypatch.setenv(name, proxy)
+        place = files.at(
+            "s3://bucket/set", S3(endpoint="http://s3.invalid", region="us-east-1", attempts=1, timeout_s=5)
+        )
+        with pytest.raises(StorageError, match="access denied"):
+            place.entry()
+        by_s3fs = len(asked)
+        filesystem, path = place.arrow()
+        with pytest.raises(OSError, match="ACCESS_DENIED"):
+            filesystem.get_file_info(path)
+    assert 0 < by_s3fs < len(asked)
+    assert {target.split("/")[2] for _, target, _ in asked} == {"s3.invalid"}
+
+
 @pytest.mark.parametrize("endpoint", ["foo", "http://", "ftp://127.0.0.1", "http://127.0.0.1:99999", "http://[", ""])
 def test_an_endpoint_that_is_none_is_named_with_the_place(keys, endpoint):
     with pytest.raises(StorageError, match="s3://bucket/set: "):
         files.at("s3://bucket/set", S3(endpoint=endpoint, attempts=1, timeout_s=1)).entries()
+    if endpoint == "http://[":
+        with pytest.raises(StorageError, match="s3://bucket/set: "):
+            files.at("s3://bucket/set", S3(endpoint=endpoint)).arrow()
 
 
 @pytest.mark.parametrize("bucket", ["Bad_Bucket!", "x", "a b", "-", "ü"])

@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import fsspec.asyn
 from aiohttp import ClientError as TransferError
@@ -106,7 +108,10 @@ class S3Place(Place):
             self._try(lambda fs: fs.call_s3("delete_object", Bucket=bucket, Key=f"{key}/"))
 
     def arrow(self) -> tuple[arrow.FileSystem, str]:
-        return _arrow_s3(self.s3), self.key
+        try:
+            return _arrow_s3(self.s3), self.key
+        except (ValueError, OSError) as error:  # an endpoint or a proxy that is none
+            raise _explain(str(self), error, self.s3) from error
 
     def _listing(self) -> list[dict[str, Any]]:
         try:
@@ -135,8 +140,7 @@ class S3Place(Place):
 
     def _told_again(self, error: Exception) -> Exception:
         """The error, or where it is the bare status of a HEAD, which has no body, what S3 says of the same to a GET."""
-        # Where a HEAD is redirected, botocore asks for the bucket's region by a HEAD, which is redirected.
-        if not (_is_bare(_code(error)) or isinstance(error.__context__, RecursionError)):
+        if not (_is_bare(_code(error)) or _goes_round(error)):
             return error
         bucket, _, key = self.key.partition("/")
         try:
@@ -195,6 +199,7 @@ def _s3fs(s3: S3) -> S3FileSystem:
 def _arrow_s3(s3: S3) -> arrow.S3FileSystem:
     return arrow.S3FileSystem(
         endpoint_override=_endpoint(s3),
+        proxy_options=_proxy(_endpoint(s3) or "https://s3.amazonaws.com"),  # which it would not look for itself
         region=s3.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
         connect_timeout=s3.timeout_s,
         request_timeout=s3.timeout_s,
@@ -204,6 +209,15 @@ def _arrow_s3(s3: S3) -> arrow.S3FileSystem:
 
 def _endpoint(s3: S3) -> str | None:
     return s3.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def _proxy(url: str) -> str | None:
+    """The environment's proxy for an endpoint, as botocore finds it."""
+    parts = urlsplit(url)
+    if is_loopback(url) or proxy_bypass(parts.netloc):
+        return None
+    proxies = getproxies()
+    return proxies.get(parts.scheme) or proxies.get("all")
 
 
 def _get(fs: S3FileSystem, path: str, **options: str) -> bytes:
@@ -244,6 +258,8 @@ class _NoS3(Exception):
 
 def _code(error: BaseException) -> str:
     """S3's code for what went wrong, as in NoSuchKey; empty where S3 did not say."""
+    if _goes_round(error):
+        return "PermanentRedirect"
     return str(_response(error).get("Error", {}).get("Code", ""))
 
 
@@ -253,6 +269,12 @@ _LATER = {
 }
 
 
+def _goes_round(error: BaseException) -> bool:
+    """Whether it is a redirect without a region, which botocore asks for by a HEAD, which is redirected, and so on."""
+    wrapped = error.__context__ if isinstance(error, HTTPClientError) else error
+    return isinstance(wrapped, RecursionError)
+
+
 def _is_bare(code: str) -> bool:
     """Whether it is a mere status, which may have many causes."""
     return code.isdigit() and code[0] in "34" and code not in ("404", "412", "416", "429")
@@ -260,9 +282,10 @@ def _is_bare(code: str) -> bool:
 
 def _may_pass(error: BaseException) -> bool:
     """Whether the same request may succeed a little later."""
-    return _code(error) in _LATER or isinstance(
-        error, HTTPClientError | NoConnection | TransferError | ConnectionError | TimeoutError
-    )
+    if _goes_round(error):
+        return False
+    network = HTTPClientError | NoConnection | TransferError | ConnectionError | TimeoutError
+    return _code(error) in _LATER or isinstance(error, network)
 
 
 _CHECK_KEYS = "check key, secret and token, in the environment or in ~/.aws"

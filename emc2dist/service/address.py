@@ -19,7 +19,7 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError
 
 from emc2dist.errors import LaunchError, SpecError
-from emc2dist.service.launch.access import WRONG_TOKEN
+from emc2dist.service.launch.access import WRONG_TOKEN, refuse_without_token
 
 TIMEOUT_S = 8.0
 """Of a connection, and of an answer."""
@@ -32,19 +32,21 @@ def named() -> str | None:
     return None if address in ("", "local") else address
 
 
-def check(address: str) -> str:
-    """See that a Ray answers at an address of RAY_ADDRESS; returns it as HOST:PORT, also where it is `auto`.
+def check(address: str, *, let_in: bool) -> None:
+    """See that a Ray answers at an address of RAY_ADDRESS. A driver that was `let_in` is spared the question of tokens.
 
     Raises:
         SpecError: it is no such address.
-        LaunchError: nothing answers there, or no Ray of this version, or it refuses the token, or this machine is none
-            of its nodes.
+        LaunchError: it is not this machine's and there is no token; or nothing answers there, or no Ray of this
+            version, or it refuses the token, or this machine is none of its nodes.
     """
-    says = f"RAY_ADDRESS: {address}"
+    says, found = f"RAY_ADDRESS: {address}", address == "auto"
     if address == "auto":
         address = _find(says)
         says += f", which is {address} here"
     host, port = _parse(address, says)
+    if not (let_in or found):
+        refuse_without_token(address)
     try:
         socket.create_connection((host, port), timeout=TIMEOUT_S).close()
     except (OSError, UnicodeError) as error:
@@ -52,7 +54,6 @@ def check(address: str) -> str:
             f"{says}: nothing answers there ({_reason(error)}); start that cluster, correct the address, {_WITHOUT}"
         ) from error
     _ask(f"{host}:{port}" if ":" not in host else f"[{host}]:{port}", says)
-    return address
 
 
 def _find(says: str) -> str:

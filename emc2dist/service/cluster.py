@@ -23,13 +23,14 @@ import ray  # noqa: E402
 from ray._private import services  # noqa: E402
 from ray._private.authentication.authentication_token_setup import generate_and_save_token  # noqa: E402
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData  # noqa: E402
+from ray.exceptions import RayError  # noqa: E402
 from ray.util.placement_group import PlacementGroup, remove_placement_group  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from emc2dist.config import Spec  # noqa: E402
 from emc2dist.errors import LaunchError, RunError, SpecError  # noqa: E402
 from emc2dist.service import address  # noqa: E402
-from emc2dist.service.launch.access import find_token, refuse_without_token  # noqa: E402
+from emc2dist.service.launch.access import find_token  # noqa: E402
 
 SETTLE_S = 10.0
 """Seconds in which what a lost worker or a lost node held becomes free, or is known to be gone."""
@@ -49,7 +50,7 @@ def connected(spec: Spec, *, runs: int = 1, dashboard: bool = False) -> Iterator
     Raises:
         SpecError: RAY_ADDRESS is no address, or the cluster is too small for the workers or the shards.
         LaunchError: no Ray can be joined where RAY_ADDRESS says (`emc2dist.service.address`), or none starts here; or
-            the cluster is not on this machine, and there is no token for it.
+            the cluster is not on this machine, and there is no token for it; or it was lost meanwhile.
     """
     ours = not ray.is_initialized()
     if ours:
@@ -57,6 +58,8 @@ def connected(spec: Spec, *, runs: int = 1, dashboard: bool = False) -> Iterator
     try:
         _check_room(spec)
         yield
+    except RayError as error:
+        raise LaunchError(f"the Ray that this ran on was lost ({_chain(error)}); the same command resumes") from error
     finally:
         if ours:
             ray.shutdown()
@@ -188,9 +191,7 @@ def _connect(spec: Spec, runs: int, dashboard: bool) -> None:
         # One CPU a worker is Ray's ticket to run, not a promise of a core: more workers than cores are slow but fine.
         _start(max(os.cpu_count() or 1, spec.workers * runs), dashboard)
         return
-    found = address.check(named)
-    if named != "auto" and not in_job():  # a job was let in already
-        refuse_without_token(found)
+    address.check(named, let_in=in_job())
     try:
         ray.init(**_QUIET)
     except Exception as error:  # Ray raises anything, bare Exceptions too

@@ -10,22 +10,27 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from typing import TextIO
 
 from emc2dist.errors import RunError
-from emc2dist.files import Place
+from emc2dist.files import Place, explained
 
 
 @contextmanager
 def held(place: Place) -> Iterator[None]:
-    """Hold the run folder's lock. Raises RunError where another driver does, and says which."""
+    """Hold the run folder's lock, where its file system has locks; where not, that is said.
+
+    Raises:
+        RunError: another driver holds it; says which. StorageError: the folder cannot be written to.
+    """
     if place.remote:
         yield
         return
     path = place / "driver.lock"
     path.append(b"")
-    with open(str(path), "r+") as file:
+    with _opened(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -34,7 +39,13 @@ def held(place: Place) -> Iterator[None]:
             ) from None
         except OSError as error:
             print(f"{place}: not locked ({error.strerror}); see that no other driver trains it", file=sys.stderr)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%F %T} UTC")
-        file.flush()
+        with suppress(OSError):  # no room: whom it names is a convenience
+            file.truncate()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%F %T} UTC")
+            file.flush()
         yield
+
+
+def _opened(path: Place) -> TextIO:
+    with explained(path):
+        return open(str(path), "r+", errors="replace")

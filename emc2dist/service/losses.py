@@ -38,11 +38,9 @@ def fatal(error: BaseException, spec: Spec) -> Emc2Error | None:
         return _of_files(error)
     if not isinstance(error, Exception) or _may_pass(error):
         return None
-    where = traceback.extract_tb(error.__traceback__)[-1:]
-    at = f", {where[0].filename}:{where[0].lineno}" if where else ""
     return RunError(
-        f"a worker failed: {type(error).__name__}: {error}{at}; that is a fault of the program or of a package, and "
-        "would come again"
+        f"a worker failed{_place(error)}: {type(error).__name__}: {error}; that is a fault of the program or of a "
+        "package, and would come again"
     )
 
 
@@ -78,10 +76,16 @@ def _of_files(error: OSError) -> StorageError | None:
     if isinstance(error, ConnectionError | TimeoutError) or of_network:
         return None
     try:
-        with explained(error.filename or "a file on a worker's machine"):
+        with explained(error.filename or f"a file of a worker{_place(error)}"):
             raise error
     except StorageError as ours:
         return ours
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised, as far as it has come here with its frames."""
+    frames = traceback.extract_tb(error.__traceback__)[-1:]
+    return f" at {frames[0].filename}:{frames[0].lineno}" if frames else ""
 
 
 def _is_of_clients(error: OSError) -> bool:

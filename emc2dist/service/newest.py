@@ -1,6 +1,5 @@
 """A run's newest whole checkpoint, opened: its encoder, and what its store remembered."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +10,10 @@ from numpy.typing import NDArray
 from emc2dist import files
 from emc2dist.config import Spec
 from emc2dist.data.images import Images
-from emc2dist.errors import NonFiniteError, RunError
+from emc2dist.errors import NonFiniteError, RunError, StorageError, StorageUnreachable
 from emc2dist.files import Place
 from emc2dist.service.runs import RunFolder
+from emc2dist.service.scratch import temporary
 from emc2dist.train import checkpoint
 from emc2dist.train.evaluate import plain_views
 from emc2dist.vision.encoder import Encoder
@@ -38,13 +38,15 @@ class Newest:
         for place in folder.checkpoints():
             try:
                 return cls._load(place)
-            except RunError as error:  # the newest one may still be on its way here
+            except StorageUnreachable:
+                raise
+            except (RunError, StorageError) as error:  # the newest one may still be on its way here
                 problems.append(f"{place}: {error}")
         raise RunError("; ".join(problems) or f"{folder.place}: holds no checkpoint yet; train for at least one epoch")
 
     @classmethod
     def _load(cls, place: Place) -> "Newest":
-        with tempfile.TemporaryDirectory(prefix="emc2-checkpoint-") as folder:
+        with temporary("emc2-checkpoint-") as folder:
             path = checkpoint.fetch(place, Path(folder), layout=None)
             manifest = checkpoint.read_manifest(files.at(path))
             spec = manifest.parsed_spec()
@@ -57,7 +59,7 @@ class Newest:
 
     def table(self, name: str) -> dict[str, NDArray]:
         """One table of the store, see `emc2dist.train.checkpoint.read_table`; shards on S3 are fetched whole."""
-        with tempfile.TemporaryDirectory(prefix="emc2-checkpoint-") as folder:
+        with temporary("emc2-checkpoint-") as folder:
             return checkpoint.read_table(self.place, self.manifest, Path(folder), name)
 
     @torch.no_grad()

@@ -74,14 +74,14 @@ class RunFolder:
         return (self.place / "spec.yaml").entry() is not None
 
     def spec(self) -> Spec:
-        """The resolved spec."""
+        """The resolved spec. Raises RunError or SpecError where its file is damaged."""
         place = self.place / "spec.yaml"
-        return parse(place.read().decode(), source=str(place))
+        return parse(text_of(place), source=str(place))
 
     def summary(self) -> dict[str, Any] | None:
         """What the run came to, if it is finished."""
         place = self.place / "summary.json"
-        return json.loads(place.read()) if place.entry() else None
+        return json_of(place) if place.entry() else None
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary."""
@@ -90,7 +90,7 @@ class RunFolder:
     def versions(self) -> dict[str, str | None]:
         """What it ran with; see `versions`."""
         place = self.place / "versions.json"
-        return json.loads(place.read()) if place.entry() else {}
+        return json_of(place) if place.entry() else {}
 
     @property
     def metrics(self) -> Place:
@@ -102,8 +102,16 @@ class RunFolder:
         return self.metrics.read().split(b"\n")[:-1] if self.metrics.entry() else []
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows of metrics so far."""
-        return [json.loads(line) for line in self.lines()]
+        """All rows of metrics so far. Raises RunError where one is damaged."""
+        return self.parsed(self.lines())
+
+    def parsed(self, lines: Sequence[bytes], before: int = 0) -> list[dict[str, Any]]:
+        """The rows of lines of the file, before which `before` others stand. Raises RunError where one is damaged."""
+        rows = [_parsed(self.metrics, line, before + number) for number, line in enumerate(lines, 1)]
+        for number, row in enumerate(rows, before + 1):
+            if not isinstance(row.get("step"), int):
+                raise RunError(f"{self.metrics}: line {number} names no step; {_MEND}")
+        return rows
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows of metrics; one that says that the run resumed drops the rows past its step first."""
@@ -123,7 +131,7 @@ class RunFolder:
     def trackers(self) -> dict[str, str]:
         """The run's id at each service that tracks it."""
         place = self.place / "trackers.json"
-        return json.loads(place.read()) if place.entry() else {}
+        return json_of(place) if place.entry() else {}
 
     def track(self, service: str, run_id: str) -> None:
         """Note the run's id at a service that tracks it, to go on under when the run resumes."""
@@ -136,6 +144,33 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> None:
         (self.place / name).write(text.encode())
+
+
+_MEND = "it was damaged or changed since it was written; put it right, or remove it"
+
+
+def text_of(place: Place) -> str:
+    """A file of a run as text. Raises RunError where it is none."""
+    try:
+        return place.read().decode()
+    except UnicodeDecodeError as error:
+        raise RunError(f"{place}: is no text (byte {error.start}); {_MEND}") from error
+
+
+def json_of(place: Place) -> dict[str, Any]:
+    """A file of a run as JSON. Raises RunError where it is none, or no object."""
+    return _parsed(place, place.read())
+
+
+def _parsed(place: Place, data: bytes, line: int | None = None) -> dict[str, Any]:
+    where = str(place) if line is None else f"{place}: line {line}"
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:  # no JSON, or no text
+        raise RunError(f"{where}: is no JSON ({error}); {_MEND}") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{where}: is {type(found).__name__} where an object is to be; {_MEND}")
+    return found
 
 
 def numbers(rows: Sequence[Row]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Where the run goes back to a checkpoint, TensorBoard drops what lay behind it, a
 """
 
 from pathlib import Path
+from typing import Any
 
 from tensorboardX import SummaryWriter
 
@@ -29,6 +30,9 @@ class TensorBoard:
             self._files += 1
         for name, value in scalars(row).items():
             self._writer.add_scalar(name, value, step)
+
+    def __exit__(self, *end: Any) -> None:
+        self.close()
 
     def close(self) -> None:
         """Write out what is held back, and close the file."""

@@ -8,9 +8,8 @@ the run.
 """
 
 import importlib.util
-import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import time
 from typing import Any
@@ -21,8 +20,7 @@ from emc2dist.errors import RunError, SpecError
 from emc2dist.metrics import Recorder, Row, scalars
 from emc2dist.service.runs import RunFolder
 from emc2dist.service.tensorboard import TensorBoard
-
-logger = logging.getLogger(__name__)
+from emc2dist.terminal import say
 
 
 def refuse_missing(spec: Spec) -> None:
@@ -45,12 +43,37 @@ def recorders(spec: Spec, folder: RunFolder) -> Iterator[list[Recorder]]:
     with ExitStack() as stack:
         found: list[Recorder] = []
         if spec.watch.tensorboard:
-            found.append(stack.enter_context(closing(TensorBoard(Path(str(folder.place))))))
+            found.append(stack.enter_context(_Spared("tensorboard", TensorBoard(Path(str(folder.place))))))
         if spec.watch.wandb is not None:
-            found.append(stack.enter_context(Wandb(spec, folder)))
+            found.append(stack.enter_context(_Spared("wandb", Wandb(spec, folder))))
         if spec.watch.mlflow is not None:
-            found.append(stack.enter_context(Mlflow(spec, folder)))
+            found.append(stack.enter_context(_Spared("mlflow", Mlflow(spec, folder))))
         yield found
+
+
+class _Spared:
+    """A Recorder that spares the run what its service raises, and says so once."""
+
+    def __init__(self, name: str, recorder: Any) -> None:
+        self._name, self._recorder, self._said = name, recorder, False
+
+    def record(self, row: Row) -> None:
+        """Hand over a row."""
+        self._try(self._recorder.record, row)
+
+    def __enter__(self) -> "_Spared":
+        return self
+
+    def __exit__(self, *end: Any) -> None:
+        self._try(self._recorder.__exit__, *end)
+
+    def _try(self, call: Callable[..., None], *arguments: Any) -> None:
+        try:
+            call(*arguments)
+        except Exception as error:  # whatever a package of somebody else's raises
+            if not self._said:
+                say(f"watch.{self._name}: rows do not reach it ({_one_line(error)}); the run goes on")
+            self._said = True
 
 
 class Wandb:
@@ -70,7 +93,7 @@ class Wandb:
                 dir=None if folder.place.remote else str(folder.place),
                 settings=wandb.Settings(console="off"),  # stdout and stderr are the command's own
             )
-        except wandb.errors.Error as error:
+        except Exception as error:  # its own, or those of whatever it speaks through
             raise RunError(
                 f"watch.wandb: {_one_line(error)}; log in with `wandb login`, or set WANDB_API_KEY, or "
                 "WANDB_MODE=offline"
@@ -83,9 +106,6 @@ class Wandb:
     def record(self, row: Row) -> None:
         """Hand over a row; W&B sends it on from a process of its own."""
         self._run.log({**scalars(row), "step": int(row["step"])})
-
-    def __enter__(self) -> "Wandb":
-        return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self._run.finish(exit_code=int(error is not None))
@@ -102,7 +122,7 @@ class Mlflow:
             self._client = self._mlflow.MlflowClient()
             self._id = folder.trackers().get("mlflow") or self._create(spec)
             self._client.update_run(self._id, "RUNNING")
-        except self._mlflow.MlflowException as error:
+        except Exception as error:  # its own, or those of whatever it speaks through
             raise RunError(
                 f"watch.mlflow: {_one_line(error)}; see that MLFLOW_TRACKING_URI names a server that "
                 "answers, or a folder as in file:/path"
@@ -116,16 +136,10 @@ class Mlflow:
         metrics = [self._mlflow.entities.Metric(name, value, now, step) for name, value in scalars(row).items()]
         self._last = self._client.log_batch(self._id, metrics, synchronous=False)
 
-    def __enter__(self) -> "Mlflow":
-        return self
-
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        try:
-            if self._last is not None:
-                self._last.wait()
-            self._client.set_terminated(self._id, "FAILED" if error is not None else "FINISHED")
-        except self._mlflow.MlflowException as lost:
-            logger.warning("watch.mlflow: rows did not reach it: %s", lost)
+        if self._last is not None:
+            self._last.wait()
+        self._client.set_terminated(self._id, "FAILED" if error is not None else "FINISHED")
 
     def _create(self, spec: Spec) -> str:
         name = str(spec.watch.mlflow)

@@ -78,6 +78,7 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
         if done is not None:
             print(f"{folder.place}: this run is finished; give it another name to run it again", file=sys.stderr)
             return done
+        folder.rows()  # what is damaged is said before anything starts
         others = stack.enter_context(trackers.recorders(spec, folder))
         stack.enter_context(cluster.connected(spec))
         stop = stop or stack.enter_context(set_on(signal.SIGTERM))

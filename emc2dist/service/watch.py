@@ -4,8 +4,8 @@
 from the lines that were there before is therefore what is new, wherever in the file it begins.
 """
 
-import json
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from itertools import takewhile
 from pathlib import Path
@@ -31,6 +31,7 @@ def follow(run: str | Path, s3: S3 | None = None, *, quiet_s: float = _QUIET_S) 
     A run that is not there yet is waited for. Says so, once, where there is no run, or none of its rows for `quiet_s`.
 
     Raises:
+        RunError: a file of it is damaged.
         StorageError: the folder cannot be read. (While S3 does not answer, it is asked again.)
     """
     folder = RunFolder(files.at(run, s3))
@@ -88,13 +89,14 @@ class _Watch:
             self._said = silence
         return summary
 
-    def _new_rows(self) -> list[Row]:
+    def _new_rows(self) -> Sequence[Row]:
         entry = self._folder.metrics.entry()
         if entry == self._entry:
             return []
         before, self._lines, self._entry = self._lines, self._folder.lines(), entry
         same = takewhile(lambda pair: pair[0] == pair[1], zip(before, self._lines, strict=False))
-        return [json.loads(line) for line in self._lines[sum(1 for _ in same) :]]
+        known = sum(1 for _ in same)
+        return self._folder.parsed(self._lines[known:], known)
 
     def _silence(self) -> str:
         """What to say where no row has come; empty: nothing yet."""
@@ -107,7 +109,7 @@ class _Watch:
             "unfinished; its own log says which, and the command that started it resumes it"
         )
 
-    def _show(self, rows: list[Row]) -> None:
+    def _show(self, rows: Sequence[Row]) -> None:
         self._heard, self._said = time.monotonic(), ""
         if self._display is None:
             self._display = Display(None)
@@ -125,7 +127,7 @@ class _Watch:
         return self._epochs * round(float(row["step"]) / float(row["epoch"]))
 
 
-def _standing(rows: list[Row]) -> list[Row]:
+def _standing(rows: Sequence[Row]) -> list[Row]:
     """Of all rows so far, the newest evaluation and the newest step."""
     newest = {name: row for row in rows for name in ("knn_accuracy", "loss") if name in row}
     return sorted(newest.values(), key=lambda row: row["step"])

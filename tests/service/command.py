@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import subprocess
 import sys
 import time
@@ -29,10 +30,17 @@ def in_process(*arguments):
 
 
 def start(*arguments):
-    """Start it; what a test leaves running is ended after it."""
-    pipe = subprocess.PIPE
-    STARTED.append(subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=pipe, stderr=pipe, text=True))
+    """Start it as a shell would, in a process group of its own; what a test leaves running is ended after it."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "process_group": 0}
+    STARTED.append(subprocess.Popen([*COMMAND, *map(str, arguments)], **options))
     return STARTED[-1]
+
+
+def signal_group(process, number):
+    """Signal all of its group, as a terminal, timeout(1), systemd and Slurm do; returns all it had started."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, number)
+    return family
 
 
 def end_all_started():

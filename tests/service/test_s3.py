@@ -2,19 +2,23 @@
 
 import io
 import json
+import re
 import signal
 import time
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from service.command import ROOT, emc2dist, in_process, start, wait_for
+from service.command import ROOT, emc2dist, in_process, signal_group, start, wait_for
 from train.harness import Run
 
 from emc2dist import files
 from emc2dist.config import load
+from emc2dist.service.checkpoints import examine
+from emc2dist.service.runs import RunFolder
 
 SMALL = [
     "data.window=64", "views.size=8", "encoder.features=16", "encoder.hidden=0", "batch_size=16", "epochs=4",
@@ -48,18 +52,21 @@ def job(s3, tmp_path):
     return [ROOT / "jobs" / "cifar10.yaml", *paths, *SMALL]
 
 
-def test_interrupted_and_resumed_on_s3_equals_never_having_stopped(job, s3, tmp_path):
+def test_stopped_with_its_whole_process_group_and_resumed_on_s3_equals_never_having_stopped(job, s3, tmp_path):
     folder = files.at(f"{s3.uri}/runs/cifar10")
     one_worker = [*job, "workers=1", "shards=2"]
     process = start("train", *one_worker)
     wait_for(lambda: (folder / "checkpoint-000000020" / "checksums-00000-of-00001.json").entry(), process)
-    process.send_signal(signal.SIGINT)
+    family = signal_group(process, signal.SIGTERM)
     output = process.communicate(timeout=60)
-    assert process.returncode == 130, output
+    assert process.returncode == 143, output
+    assert psutil.wait_procs(family, 30)[1] == []
+    stopped = int(re.search(r"stopped at step (\d+) of 40, which a checkpoint holds", output[1])[1])
+    assert next(s.step for s in examine(RunFolder(folder), contents=True) if s.problem is None) == stopped
 
     resumed = emc2dist("train", *one_worker, "--json")
     assert resumed.returncode == 0, resumed.stderr
-    assert "resumed from the checkpoint at step" in resumed.stderr
+    assert f"resumed from the checkpoint at step {stopped}\n" in resumed.stderr
     result = json.loads(resumed.stdout.splitlines()[-1])
     assert result["run_dir"] == str(folder)
     assert result["checkpoint"] == f"{folder}/checkpoint-000000040"

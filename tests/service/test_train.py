@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from safetensors.torch import load_file
-from service.command import ROOT, emc2dist, in_process, start, title, wait_for
+from service.command import ROOT, emc2dist, in_process, signal_group, start, title, wait_for
 from train.harness import SMALL, Run
 from train.test_loop import files
 
@@ -90,10 +90,11 @@ def test_interrupted_and_damaged_a_run_ends_where_it_would_have(ray_cluster, spe
     rows = run / "metrics.jsonl"
     # Once a row of the fourth epoch is there, the checkpoint of the second one is whole.
     wait_for(lambda: rows.exists() and '"step": 19,' in rows.read_text(), process)
-    process.send_signal(signal.SIGINT)
+    family = signal_group(process, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "resumes" in stderr
+    assert psutil.wait_procs(family, 30)[1] == []
 
     newest, before, *_ = [s for s in examine(RunFolder.open(run), contents=True) if s.problem is None]
     damage(Path(str(newest.place)) / "shard-00001-of-00002.safetensors")

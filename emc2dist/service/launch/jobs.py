@@ -6,7 +6,6 @@ where it broke; every request has a limit; and a job that was started is found a
 
 import asyncio
 import logging
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
@@ -24,9 +23,9 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 from requests.utils import get_environ_proxies, select_proxy
 
 from emc2dist.errors import LaunchError
-from emc2dist.files import explained
 from emc2dist.service.launch.access import WRONG_TOKEN, by_proxy
 from emc2dist.service.launch.plan import SPEC_FILE, JobState, Plan, Status, refuse_second
+from emc2dist.service.scratch import temporary
 
 REQUEST_S = 30.0
 POLL_S = 1.0
@@ -121,7 +120,7 @@ class RayJobs:
 
     def _send(self, plan: Plan, job: str) -> None:
         request = _request(plan)
-        with explained("TMPDIR"), tempfile.TemporaryDirectory(prefix="emc2-submit-") as folder:
+        with temporary("emc2-submit-") as folder:
             (Path(folder) / SPEC_FILE).write_text(plan.spec)
             request["runtime_env"]["working_dir"] = folder
             try:

@@ -8,11 +8,14 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from emc2dist.errors import LaunchError
+from emc2dist.files import explained
 
 _REQUEST_S = 30
 _COMMAND_S = 90  # a command may make several requests, and ask a helper of the cloud for a token first
+_TEXT: dict[str, Any] = {"text": True, "encoding": "utf-8", "errors": "replace"}
 _MISSING = "kubectl is not installed; install it, and configure a context for the cluster (`kubectl config`)"
 
 
@@ -26,10 +29,12 @@ class Kubectl:
         """Standard output of a command. Raises LaunchError where it fails or takes longer than a minute and a half."""
         try:
             done = subprocess.run(
-                self._command(*words), input=stdin, capture_output=True, text=True, timeout=_COMMAND_S, check=False
+                self._command(*words), input=stdin, capture_output=True, timeout=_COMMAND_S, check=False, **_TEXT
             )
         except FileNotFoundError:
             raise LaunchError(_MISSING) from None
+        except OSError as error:
+            raise LaunchError(f"kubectl cannot be started: {error}; install it anew") from None
         except subprocess.TimeoutExpired:
             raise LaunchError(f"kubectl {words[0]}: no answer in {_COMMAND_S} s; is the cluster up?") from None
         if done.returncode:
@@ -38,13 +43,15 @@ class Kubectl:
 
     def lines(self, *words: str) -> Iterator[str]:
         """Lines of standard output as they come. Raises LaunchError where the command fails, after what it wrote."""
-        with tempfile.TemporaryFile("w+") as errors:
+        with explained("TMPDIR"):
+            log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        with log as errors:
             try:
-                process = subprocess.Popen(
-                    self._command(*words), stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace"
-                )
+                process = subprocess.Popen(self._command(*words), stdout=subprocess.PIPE, stderr=errors, **_TEXT)
             except FileNotFoundError:
                 raise LaunchError(_MISSING) from None
+            except OSError as error:
+                raise LaunchError(f"kubectl cannot be started: {error}; install it anew") from None
             assert process.stdout is not None
             try:
                 yield from process.stdout

@@ -122,13 +122,13 @@ class KubeRay:
 
     def _list(self) -> list[dict[str, Any]]:
         labels = ",".join(f"{name}={value}" for name, value in LABELS.items())
-        found = json.loads(self._kubectl("get", _KIND, f"--selector={labels}", "--output=json"))["items"]
-        ours = [rayjob for rayjob in found if is_ours(rayjob)]
+        found = _parsed(self._kubectl("get", _KIND, f"--selector={labels}", "--output=json"), "items")
+        ours = [rayjob for rayjob in found["items"] if is_ours(rayjob)]
         return sorted(ours, key=lambda rayjob: rayjob["metadata"]["creationTimestamp"], reverse=True)
 
     def _get(self, name: str) -> dict[str, Any] | None:
         found = self._kubectl("get", _KIND, name, "--ignore-not-found", "--output=json")
-        return json.loads(found) if found.strip() else None
+        return _parsed(found, "metadata") if found.strip() else None
 
     def _delete(self, name: str) -> None:
         self._kubectl("delete", _KIND, name, "--cascade=foreground", "--wait=false", "--ignore-not-found")
@@ -140,6 +140,19 @@ class KubeRay:
             if time.monotonic() > deadline:
                 raise LaunchError(f"{what} in {seconds:g} s; look at `kubectl describe {_KIND}`, and try again")
             time.sleep(self._poll_s)
+
+
+def _parsed(text: str, key: str) -> dict[str, Any]:
+    """What kubectl gives, which has that key. Raises LaunchError where it is none of that."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or key not in found:
+        raise LaunchError(
+            f"kubectl get {_KIND}: gives no JSON of Kubernetes' but {text[:100]!r}; is it the real kubectl?"
+        )
+    return found
 
 
 def _grace(rayjob: dict[str, Any]) -> float:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emc2dist.errors import LaunchError
+from emc2dist.files import explained
 from emc2dist.service.environment import DEFAULTS, past_proxies
 from emc2dist.service.launch import sessions
 
@@ -147,18 +148,25 @@ class LocalCluster:
             raise LaunchError(f"{name}: `ray start` {reason}; {log} ends with:\n{end}")
 
     def _end(self, names: Collection[str]) -> None:
-        pids = [int(self._pid_file(name).read_text()) for name in names]
-        sessions.end(pids, self.folder, grace_s=STOP_GRACE_S)
+        sessions.end([self._pid(name) for name in names], self.folder, grace_s=STOP_GRACE_S)
         for name in names:
             self._pid_file(name).unlink()
 
     def _connection(self) -> Connection:
-        address = (self._ray / "ray_current_cluster").read_text()  # Ray writes it
-        return Connection(address, self._url.read_text(), self._token)
+        return Connection(
+            _line(self._ray / "ray_current_cluster"), _line(self._url), self._token
+        )  # Ray writes the first
 
     def _lives(self, name: str) -> bool:
-        path = self._pid_file(name)
-        return path.exists() and sessions.lives(int(path.read_text()), self.folder)
+        return self._pid_file(name).exists() and sessions.lives(self._pid(name), self.folder)
+
+    def _pid(self, name: str) -> int:
+        text = _line(self._pid_file(name))
+        if not text.isdecimal():
+            raise LaunchError(
+                f"{self._pid_file(name)}: holds {text[:20]!r} and no pid; end that node, and remove the file"
+            )
+        return int(text)
 
     def _pid_file(self, name: str) -> Path:
         return self.folder / f"{name}.pid"
@@ -189,7 +197,7 @@ class LocalCluster:
         self.folder.chmod(0o700)
 
     def _make_token(self) -> None:
-        if not self._token.exists():
+        if not self._token.exists() or not self._token.stat().st_size:
             draft = self.folder / "token.draft"
             draft.touch(mode=0o600)
             draft.write_text(secrets.token_hex(32))
@@ -204,10 +212,19 @@ class LocalCluster:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One start or stop at a time; the lock of one that dies is free."""
-        with (self.folder / "lock").open("w") as lock:
+        with explained(self.folder), (self.folder / "lock").open("w") as lock:
             if not sessions.wait_for(lambda: _lock(lock.fileno()), LOCK_TIMEOUT_S):
                 raise LaunchError(f"{self.folder}: another start or stop is at work for {LOCK_TIMEOUT_S:g} s; end it")
             yield
+
+
+def _line(path: Path) -> str:
+    """What a file of the folder says. Raises LaunchError where it says nothing."""
+    with explained(path):
+        text = path.read_text(errors="replace").strip()
+    if not text:
+        raise LaunchError(f"{path}: is empty; end the cluster with `emc2dist cluster stop`, and start it again")
+    return text
 
 
 def _check_number(workers: int) -> None:

@@ -12,6 +12,7 @@ the node, so here it is unknown: no limit is assumed, and nothing is refused for
 """
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,11 +43,11 @@ class Group:
 def read(path: str) -> dict[str, Any]:
     """The manifest's tree. Raises SpecError where it cannot be read or is neither of the two kinds."""
     try:
-        tree = yaml.safe_load(Path(path).expanduser().read_text())
+        tree = yaml.safe_load(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))  # Path.expanduser raises
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
         raise SpecError(f"launch.cluster: {path}: cannot be read ({reason}); give the cluster's manifest") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none; brackets without end
         raise SpecError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(tree, dict) or not (is_raycluster(tree) or "available_node_types" in tree):
         raise SpecError(

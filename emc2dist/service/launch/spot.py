@@ -4,7 +4,6 @@ Ray reads no such notices. Told so, it places nothing more there, and a run that
 and goes on elsewhere (`emc2dist.service.surroundings`). On Kubernetes the signal that ends a pod does the same.
 """
 
-import os
 import subprocess
 import sys
 import time
@@ -78,10 +77,15 @@ def _token(metadata: str) -> str | None:
 
 
 def _node_id() -> str:
-    import ray  # late: for as long as no notice comes, this is to be a small process
+    # Late: for as long as no notice comes, this is to be a small process.
+    from emc2dist.service import address
 
+    import ray  # isort: skip
+
+    named = address.named() or "auto"
+    address.check(named, let_in=True)
     try:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level="warning")
+        ray.init(address=named, log_to_driver=False, logging_level="warning")
     except Exception as error:  # Ray raises anything, bare Exceptions too
         reason = " ".join(str(error).split())[:300]
         raise LaunchError(f"no Ray runs on this node, so there is nothing to drain ({reason})") from error

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from emc2dist.config import Sweep, differences, dump, parse_sweep
 from emc2dist.errors import RunError
 from emc2dist.files import Place
-from emc2dist.service.runs import RunFolder
+from emc2dist.service.runs import RunFolder, json_of, text_of
 
 State = Literal["running", "finished", "stopped", "failed", "lost"]
 """`stopped`: by the scheduler. `failed`: it would only fail again. `lost`: the same command tries again."""
@@ -84,7 +84,7 @@ class SweepFolder:
             raise RunError(f"{folder.place}: is the folder of a run; give the sweep a name of its own")
         earlier = folder.place / "sweep.yaml"
         if earlier.entry() is not None:
-            changes = _changes(parse_sweep(earlier.read().decode(), source=str(earlier)), sweep)
+            changes = _changes(parse_sweep(text_of(earlier), source=str(earlier)), sweep)
             if changes:
                 raise RunError(
                     f"{folder.place}: an earlier sweep of this name was another one ({'; '.join(changes)}); give this "
@@ -98,15 +98,22 @@ class SweepFolder:
         (self.place / name).write(data)
 
     def records(self) -> list[Record]:
-        """All records, by point and seed."""
+        """All records, by point and seed. Raises RunError where one is damaged."""
         trials = self.place / "trials"
         names = [entry.name for entry in trials.entries() if entry.name.endswith(".json")]  # not what was cut short
-        found = [Record(**json.loads((trials / name).read())) for name in names]
+        found = [_record(trials / name) for name in names]
         return sorted(found, key=lambda record: (record.point, record.seed))
 
     def save(self, record: Record) -> None:
         """Write a record."""
         self.write(f"trials/{record.name}.json", json.dumps(asdict(record), indent=1).encode())
+
+
+def _record(place: Place) -> Record:
+    try:
+        return Record(**json_of(place))
+    except TypeError as error:
+        raise RunError(f"{place}: is no record of a trial ({error}); remove it, and the trial begins anew") from error
 
 
 class Ledger:
