@@ -12,16 +12,15 @@ the node, so here it is unknown: no limit is assumed, and nothing is refused for
 """
 
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from emc2dist.errors import SpecError
+from emc2dist import files
+from emc2dist.errors import SpecError, StorageError
 
 ACCELERATOR = "ray.io/accelerator-type"
 UNKNOWN = math.inf
@@ -43,10 +42,9 @@ class Group:
 def read(path: str) -> dict[str, Any]:
     """The manifest's tree. Raises SpecError where it cannot be read or is neither of the two kinds."""
     try:
-        tree = yaml.safe_load(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))  # Path.expanduser raises
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise SpecError(f"launch.cluster: {path}: cannot be read ({reason}); give the cluster's manifest") from error
+        tree = yaml.safe_load(files.text(files.local(path)))
+    except StorageError as error:
+        raise SpecError(f"launch.cluster: {error}; give the cluster's manifest") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none; brackets without end
         raise SpecError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(tree, dict) or not (is_raycluster(tree) or "available_node_types" in tree):
