@@ -266,7 +266,7 @@ def test_a_bad_manifest_is_one_message_that_names_file_and_key(tmp_path, text, w
 def test_no_manifest_is_one_message(tmp_path):
     assert "launch.cluster" in refusal(cluster=tmp_path / "none.yaml")
     (tmp_path / "image").write_bytes(b"\xff\xfe\x00")
-    assert "not text" in refusal(cluster=tmp_path / "image")
+    assert "is not UTF-16" in refusal(cluster=tmp_path / "image")
 
 
 def test_validate_says_what_goes_where_and_refuses_what_could_never_run(tmp_path, capsys):
