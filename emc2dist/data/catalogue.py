@@ -161,6 +161,7 @@ class Catalogue:
             raise DataError(self.label_problem)
         if self.kept_labels is None:
             self.kept_labels = columns.read_labels(self.places, self.entries, self.footers)
+            columns.check_labels(*self.kept_labels, self.where)
             if self.keep_labels_at is not None:
                 kept.keep(self.keep_labels_at, _labels_bytes(self.kept_labels))
         return self.kept_labels
@@ -197,7 +198,7 @@ def open_catalogue(place: Place, split: str, cache_dir: Path) -> Catalogue | Non
             hold no images, do not fit together or are there twice.
         StorageError: the place cannot be read.
     """
-    listing = {entry.name: entry for entry in place.entries()}
+    listing = list_set(place)
     if MANIFEST in listing:
         return _of_manifest(place, split, listing)
     files, remarks = _files_of(place, listing)
@@ -210,15 +211,36 @@ def open_catalogue(place: Place, split: str, cache_dir: Path) -> Catalogue | Non
             "training files train*.parquet"
         )
     places = [place / name for name in files[split]] if listing else [place]
-    catalogue = _of_footers(places, [listing.get(one.name) or _there(one) for one in places], cache_dir, remarks)
+    entries = [listing[name] for name in files[split]] if listing else [_there(place)]
+    catalogue = _of_footers(places, entries, cache_dir, remarks)
     if catalogue.rows or split != "train":
         return catalogue if catalogue.rows else None
     raise DataError(f"{', '.join(map(str, places))}: no rows; give Parquet files that hold images")
 
 
+def list_set(place: Place) -> dict[str, Entry]:
+    """The files of a set; without a manifest those in its folders too, by FOLDER/NAME, as Hugging Face lays them out.
+
+    Raises:
+        DataError: the folders are values of a column, which would be lost.
+    """
+    listing = {entry.name: entry for entry in place.entries()}
+    for folder in place.folders() if MANIFEST not in listing else ():
+        if folder.startswith((".", "_")):
+            continue
+        inside = [entry for entry in (place / folder).entries() if entry.name.endswith(".parquet")]
+        if inside and "=" in folder:
+            raise DataError(
+                f"{place / folder}: a partition of Hive, whose name is a value of a column that the files lack; write "
+                "that column into the files"
+            )
+        listing |= {f"{folder}/{entry.name}": entry for entry in inside}
+    return listing
+
+
 def splits_of(place: Place) -> list[str]:
     """Names of the splits at `place`, at least one, `train` first. Raises as `open_catalogue` does."""
-    listing = {entry.name: entry for entry in place.entries()}
+    listing = list_set(place)
     return list(read_manifest(place).splits) if MANIFEST in listing else list(_files_of(place, listing)[0])
 
 
@@ -241,24 +263,24 @@ def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[s
     """The Parquet files of each split of a set without a manifest, at least one; and remarks."""
     if not listing and place.entry() is not None:
         return {"train": [place.name]}, []
-    folders = place.folders()
-    if UNFINISHED in folders:
+    if UNFINISHED in place.folders():
         raise DataError(f"{place}: an unfinished ingest; run the same `emc2dist ingest` again, it goes on where it was")
     found = [name for name in listing if name.endswith(".parquet")]
-    hidden = [name for name in found if name.startswith((".", "_"))]
+    hidden = [name for name in found if name.rpartition("/")[2].startswith((".", "_"))]
     files, others = by_split(name for name in found if name not in hidden)
+    if not files and not listing and not place.folders() and (place.remote or not Path(str(place)).is_dir()):
+        raise DataError(
+            f"{place}: no such file or folder; set data.path to a Parquet file, a folder of them, or digits"
+        )
     if not files:
-        raise DataError(_no_files(place, listing, folders))
+        raise DataError(
+            f"{place}: holds no *.parquet files; set data.path to a folder that does, or make a set of other images "
+            "with `emc2dist ingest`"
+        )
     remarks = [f"{len(hidden)} hidden files were passed over ({hidden[0]})"] if hidden else []
+    inside = sorted({name.partition("/")[0] for name in found if "/" in name})
+    remarks += [f"files in folders belong to the set: {', '.join(f'{one}/' for one in inside)}"] if inside else []
     return files, remarks + left_out(others)
-
-
-def _no_files(place: Place, listing: dict[str, Entry], folders: list[str]) -> str:
-    if not listing and not folders and (place.remote or not Path(str(place)).is_dir()):
-        return f"{place}: no such file or folder; set data.path to a Parquet file, a folder of them, or digits"
-    inside = [name for name in folders if any(one.name.endswith(".parquet") for one in (place / name).entries())]
-    where = f"{place / inside[0]}, which does" if inside else "a folder that does"
-    return f"{place}: holds no *.parquet files; set data.path to {where}, or make a set with `emc2dist ingest`"
 
 
 def _there(place: Place) -> Entry:

@@ -10,6 +10,7 @@ What was guessed is a remark. Labels that cannot be read are no error until some
 """
 
 import json
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,6 +57,9 @@ def read_footer(place: Place, entry: Entry) -> Footer:
         metadata, schema = file.metadata, file.schema_arrow
         counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     label = next((name for name in LABELS if name in schema.names), None)
+    twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{place}: has {schema.names.count(twice)} columns `{twice}`; leave one of them")
     kind = _kind(schema.field(label).type) if label else ""
     return Footer(counts, _image_column(place, schema), label, kind, _class_names(place, schema, label))
 
@@ -107,6 +111,15 @@ def read_labels(places: list[Place], entries: list[Entry], footers: list[Footer]
     return Labels(values.astype(np.int64), ["false", "true"] if booleans else footers[0].classes)
 
 
+def check_labels(labels: NDArray[np.int64], classes: list[str], where: Callable[[int], str]) -> None:
+    """Raise DataError where a label is no class's number (-1 says that an image has none); `where` names the image."""
+    wrong = np.flatnonzero((labels < -1) | (labels >= (len(classes) or 2**62)))
+    if len(wrong):
+        known = f"there are {len(classes)} classes, from 0" if classes else "classes count from 0, and -1 is none"
+        first = int(wrong[0])
+        raise DataError(f"{where(first)}: has label {labels[first]}, but {known}; correct the label or the classes")
+
+
 def _read_column(place: Place, entry: Entry, footer: Footer, missing: str | int) -> NDArray[Any]:
     if not footer.labelled:
         return np.full(footer.rows, missing)
@@ -118,6 +131,8 @@ def _read_column(place: Place, entry: Entry, footer: Footer, missing: str | int)
 
 
 def _whole(place: Place, column: Any) -> NDArray[Any]:
+    largest = column.cast(pa.uint64()).fill_null(0).to_numpy() if pa.types.is_uint64(column.type) else np.zeros(0)
+    _refuse(place, largest >= 2**63, column, "classes count from 0, without gaps")
     numbers = column.cast(pa.int64()).fill_null(-1).to_numpy()
     _refuse(place, numbers < -1, column, "give the number of a class, from 0, or -1 where there is none")
     return numbers

@@ -3,9 +3,9 @@
 Pillow uses the same library, to the same pixels, but takes five times as long over a small image: most of it is spent
 in Python, finding out what the file is.
 
-What Pillow opens goes through the steps of `_STEPS`: greys of more than 8 bits to 8, alpha apart, colours to sRGB,
-transparent ground to white, upright. Each leaves ordinary images as they are, and notes in words what it did to the
-values of others. The rules stand in docs/data.md, "Pixels".
+What Pillow opens goes through the steps of `_STEPS`: greys of more than 8 bits to 8, further channels and alpha apart,
+colours to sRGB, transparent ground to white, upright. Each leaves ordinary images as they are, and notes in words what
+it did to the values of others. The rules stand in docs/data.md, "Pixels".
 """
 
 import io
@@ -202,6 +202,9 @@ def _raw_mode(opened: Image.Image) -> str:
 
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 258, 259, 262, 322, 323  # tags of TIFF
+_SAMPLES_OF_PIXEL, _EXTRA_SAMPLES, _ALPHA = 277, 338, (1, 2)
+_COLOURS_OF = {0: 1, 1: 1, 2: 3, 6: 3}  # channels that are colours, by TIFF's photometric interpretation
+_WITHOUT_ALPHA = {"RGBA": "RGB", "LA": "L"}
 _BLACKS, _WHITES = (340, 280), (341, 281)  # smallest and largest value, of any type, and of whole numbers
 _RAW, _WHITE_IS_ZERO = 1, 0
 _SWAPPED = {"F;32BF": "f4", "I;32BS": "i4", "I;16BS": "i2"}  # by libtiff already, and Pillow swaps them again
@@ -296,6 +299,20 @@ def _check_white(picture: _Picture) -> None:
         raise _Refused(
             f"colours of 16 bits, of which {stated} is white; write them with 8 bits, or with white at 65535"
         )
+
+
+def _further_channels(picture: _Picture) -> None:
+    """Channels of a TIFF beyond its colours, but for an alpha that the file calls so."""
+    colours = _COLOURS_OF.get(picture.tag(_PHOTOMETRIC) or 0, 0)
+    further = (picture.tag(_SAMPLES_OF_PIXEL) or 1) - colours
+    if not colours or further < 1:
+        return
+    if picture.tag(_EXTRA_SAMPLES) in _ALPHA:
+        further -= 1
+    elif picture.image.mode in _WITHOUT_ALPHA:
+        picture.image = picture.image.convert(_WITHOUT_ALPHA[picture.image.mode])
+    if further:
+        picture.done.append("further channels passed over")
 
 
 def _take_alpha(picture: _Picture) -> None:
@@ -433,4 +450,4 @@ def _upright(picture: _Picture) -> None:
         picture.image = picture.image.transpose(turn)
 
 
-_STEPS = (_to_8_bits, _take_alpha, _to_rgb, _on_white, _upright)
+_STEPS = (_to_8_bits, _further_channels, _take_alpha, _to_rgb, _on_white, _upright)

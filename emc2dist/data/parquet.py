@@ -121,7 +121,10 @@ class ParquetImages:
         found = self._encoded.read(indices)
         if None in found:
             where = self.catalogue.where(int(indices[found.index(None)]))
-            raise DataError(f"{where}: the image is null; remove the row or give it an image")
+            raise DataError(
+                f"{where}: the image is null (only its bytes are read, no file that it may name); remove the row or "
+                "give it an image"
+            )
         return found  # type: ignore[return-value]
 
     def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:

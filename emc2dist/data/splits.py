@@ -1,8 +1,8 @@
 """Splits by name: what a file's or a folder's name tells.
 
-A word tells the split wherever it stands between other characters than letters, in capitals or not:
-`train-00000-of-00005.parquet`, `SET-test.parquet`, `imagenet-val-0000.tar`, `val2017`, `testset_1`. The words are those
-of Hugging Face `datasets`, and `unlabeled`.
+A word tells the split wherever it stands by itself, in capitals or not: `train-00000-of-00005.parquet`,
+`SET-test.parquet`, `imagenet-val-0000.tar`, `val2017`, `testset_1`, `trainA`. The words are those of Hugging Face
+`datasets`, and `unlabeled`.
 """
 
 import re
@@ -20,10 +20,9 @@ _WORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
     "unlabeled": ("unlabeled", "unlabelled"),
 }
-_TELLS = re.compile(
-    "|".join(rf"(?P<{split}>(?<![a-z])(?:{'|'.join(words)})(?:set|data|images|split)?(?![a-z]))"
-             for split, words in _WORDS.items())
-)  # fmt: skip
+_SPLIT_OF = {word: split for split, words in _WORDS.items() for word in words}
+_TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of trainA: train and A
+_OF_A_SPLIT = re.compile(r"(?:set|data|images|split)$")
 
 
 @lru_cache(2**12)
@@ -33,7 +32,8 @@ def split_of(name: str) -> str | None:
     Raises:
         DataError: it tells two.
     """
-    told = [found.lastgroup for found in _TELLS.finditer(name.lower())]
+    words = [token.lower() for token in _TOKEN.findall(name)]
+    told = [_SPLIT_OF[word] for each in words if (word := _OF_A_SPLIT.sub("", each)) in _SPLIT_OF]
     others = [split for split in told if split != told[0]]
     if others:
         raise DataError(f"{name}: its name tells two splits, {told[0]} and {others[0]}; rename it so that it tells one")

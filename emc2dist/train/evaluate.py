@@ -51,6 +51,11 @@ class Evaluation:
                 f"{len(bank)} labelled images to vote and {len(queries)} to ask about are too few to evaluate with; "
                 "set eval.voters and eval.asked to splits with more, or do without labels"
             )
+        if bool(voters.classes) != bool(asked.classes):
+            raise DataError(
+                "one of the splits that vote and are asked about names its classes, the other only numbers them: which "
+                "is which cannot be told; give both the same kind of labels"
+            )
         strangers = _strangers(voters.labels(bank), _numbered_as(voters, asked, queries), voters.classes)
         self.remarks = [*images.remarks, *strangers]
         self._bank = voters, _sample(bank, None if whole else spec.eval.bank)
@@ -154,7 +159,7 @@ def _labelled(images: Images) -> NDArray[np.int64]:
 def _numbered_as(voters: Images, images: Images, index: NDArray[np.int64]) -> NDArray[np.int64]:
     """Labels of `images` at `index` by the voters' numbers; names that these do not know count down from -2."""
     labels, here, there = images.labels(index), images.classes, voters.classes
-    if here == there or not here or not there:
+    if here == there:
         return labels
     number = {name: label for label, name in enumerate(there)}
     return np.array([number.get(name, -2 - label) for label, name in enumerate(here)], np.int64)[labels]

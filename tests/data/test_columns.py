@@ -155,6 +155,18 @@ def test_classes_that_differ_between_files_are_named(open_table):
     )
 
 
+def test_a_label_that_is_no_class_of_the_named_ones_is_no_label(open_table):
+    table = pa.table({"image": structs(), "label": [0, 1, 2, 0]}).replace_schema_metadata({"classes": "cat,dog"})
+    assert "train-0.parquet, row 2: has label 2, but there are 2 classes, from 0" in open_table(table).unlabelled()
+    huge = pa.table({"image": structs(), "label": pa.array([0, 1, 2**63 + 5, 0], pa.uint64())})
+    assert "row 2: the label is 9223372036854775813; classes count from 0" in open_table(huge).unlabelled()
+
+
+def test_a_column_that_is_there_twice_is_named(open_table):
+    with pytest.raises(DataError, match=r"train-0\.parquet: has 2 columns `label`; leave one of them"):
+        open_table(pa.Table.from_arrays([structs(), pa.array([0] * N), pa.array([1] * N)], ["image", "label", "label"]))
+
+
 def test_damaged_metadata_are_named(open_table):
     table = pa.table({"image": structs()}).replace_schema_metadata({"huggingface": "{"})
     with pytest.raises(DataError, match=r"train-0\.parquet: the metadata of its schema are damaged"):

@@ -181,6 +181,12 @@ def cut(image: np.ndarray, form: str) -> bytes:
 
 # The first cell of each row -> files, and the greys or colours that they hold; of what is refused, the words.
 CASES: dict[str, list[tuple[bytes, np.ndarray | str]]] = {
+    "TIFF with channels beyond the colours that are no alpha (infrared, radar)": [
+        (tiff(stack(GREYS, ALPHA), t338=("H", 0)), GREYS),
+        (tiff(stack(GREYS, GREYS, GREYS, ALPHA), photometric=2), GREYS),
+        (tiff(stack(GREYS, GREYS, GREYS, ALPHA), photometric=2, t338=("H", 0)), GREYS),
+        (tiff(stack(GREYS, GREYS, GREYS, ALPHA, ALPHA), photometric=2, t338=("H", 0, 0)), GREYS),
+    ],
     "8 bits, grey, RGB or palette": [
         *((encoded(GREYS, form), GREYS) for form in ("png", "tiff", "bmp", "gif", "ppm", "jpeg2000", "tga", "pcx")),
         *((encoded(COLOURS, form), COLOURS) for form in ("png", "tiff", "bmp", "ppm", "jpeg2000", "qoi")),
@@ -188,7 +194,6 @@ CASES: dict[str, list[tuple[bytes, np.ndarray | str]]] = {
         (encoded(COLOURS, "webp", lossless=True), COLOURS),
         (encoded(Image.fromarray(stack(GREYS, GREYS, GREYS)).convert("YCbCr"), "tiff"), GREYS),
         *((encoded(GREYS, form, quality=100), GREYS) for form in ("jpeg", "avif", "mpo")),
-        (tiff(stack(GREYS, ALPHA), t338=("H", 0)), GREYS),
         bmp_of_16(),
         (encoded(COLOURS, "jpeg", keep_rgb=True, quality=100), COLOURS),
         (b"\xff\xd8\xff" + encoded(GREYS, "jpeg", quality=100)[2:], GREYS),  # with a byte to fill

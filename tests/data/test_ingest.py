@@ -319,6 +319,9 @@ def test_a_pickle_that_runs_code_is_refused(run, tmp_path, capfd):
         run(source)
 
 
+NO_LABELS = "no image has a .cls, or a .json with `label`; names of folders and shards are no labels"
+
+
 def shard(path: Path, members: dict[str, bytes]) -> Path:
     path.parent.mkdir(exist_ok=True)
     with tarfile.open(path, "w") as opened:
@@ -434,7 +437,7 @@ def test_a_bad_row_of_a_parquet_set_is_named(run, tmp_path):
     assert (summary["rows"], summary["unreadable"]) == ({"train": 2}, 2)
     assert table(dest).path.tolist() == ["0.png", "3.png"]
     first, second = sorted(read_manifest(files.at(dest)).unreadable)
-    assert first == "a.parquet, row 1: the image is null; remove the row or give it an image"
+    assert first.startswith("a.parquet, row 1: the image is null (only its bytes are read")
     what = "no image of any kind that Pillow reads; write it as PNG or JPEG"
     assert second == f"a.parquet, row 2: the image cannot be decoded ({what})"
 
@@ -901,6 +904,7 @@ def test_tiny_imagenet_as_it_is_unpacked(run, tmp_path):
         "test: all images lie in images/, which is taken for no class",
         "val: all images lie in images/, which is taken for no class",
         f"val: 2 labels are those of {source}/val/val_annotations.txt",
+        "2 classes, by the names of folders: n01, n02",
         "test: 2 of 2 images have no label",
     ]
     assert read_manifest(files.at(dest)).remarks == summary["remarks"]
@@ -936,7 +940,7 @@ def test_a_class_that_no_training_image_has_is_said(run, tmp_path):
         {f"{place}.png": picture() for place in ("train/cat/1", "train/dog/1", "val/cat/1", "val/emu/1", "val/emu/2")},
     )
     summary, _ = run(source)
-    assert summary["remarks"] == ["validation: 2 of 3 images are of 1 classes that no training image has, as 'emu'"]
+    assert summary["remarks"][1:] == ["validation: 2 of 3 images are of 1 classes that no training image has, as 'emu'"]
 
 
 def test_names_composed_in_two_ways_are_one_class(run, tmp_path):
@@ -944,7 +948,7 @@ def test_names_composed_in_two_ways_are_one_class(run, tmp_path):
     plant(source, {"val/e\u0301/1.png": picture(), "val/b/1.png": picture()})
     summary, dest = run(source)
     assert read_manifest(files.at(dest)).classes == ["b", "\u00e9"]
-    assert summary["remarks"] == []
+    assert len(summary["remarks"]) == 1  # on the classes
 
 
 def test_dots_in_the_names_of_a_tar(run, tmp_path):
@@ -962,7 +966,7 @@ def test_further_images_of_the_samples_of_a_tar_are_passed_over(run, tmp_path):
     masks = {f"{n}.seg.png": picture() for n in range(2)}
     summary, dest = run(shard(tmp_path / "a" / "x.tar", plain | masks))
     assert table(dest).path.tolist() == ["0.jpg", "1.jpg"]
-    assert summary["remarks"] == ["2 further images of samples were passed over (.seg.png)"]
+    assert summary["remarks"] == ["2 further images of samples were passed over (.seg.png)", NO_LABELS]
     pairs = {f"{n}.{side}.png": picture() for n in range(2) for side in ("left", "right")}
     with pytest.raises(DataError, match=r"x\.tar, 0\.right\.png: a second image of its sample, beside 0\.left\.png"):
         run(shard(tmp_path / "b" / "x.tar", pairs), "pairs")
@@ -1059,16 +1063,182 @@ def test_a_destination_that_leads_to_the_source_is_refused(pets, tmp_path, monke
 
 def test_damaged_notes_are_written_again_and_damaged_jobs_named(run, pets, tmp_path, monkeypatch, capsys):
     plant(pets, {"dog/bad.png": b"junk"})
-    with pytest.raises(DataError, match=r"bad\.png"):
-        run(pets, rows_per_file=2, keep_order=True)
-    notes = tmp_path / "set" / ".ingest"
-    first = next(iter(sorted(notes.glob("*.npz"))))
-    first.write_bytes(first.read_bytes()[:-40])
-    (pets / "dog" / "bad.png").unlink()
-    plant(pets, {"dog/bad.png": b"JUNK"})  # of one size: the same job goes on
-    with pytest.raises(DataError, match=r"bad\.png"):
-        run(pets, rows_per_file=2, keep_order=True)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"bad\.png"):
+            run(pets, rows_per_file=2, keep_order=True)
+        notes = tmp_path / "set" / ".ingest"
+        first = min(notes.glob("*.npz"))
+        first.write_bytes(first.read_bytes()[:-40])
     assert f"{first}: damaged; train-00000-of-00005.parquet is written again" in capsys.readouterr().err
     (notes / "job.json").write_bytes(b"{")
     with pytest.raises(DataError, match=r"job\.json: damaged .*give another DEST"):
         run(pets, rows_per_file=2, keep_order=True)
+
+
+@pytest.mark.parametrize(
+    ("table", "labels"),
+    [
+        ("v0.png,tiger cat\nv1.png,tiger\n", [1, 0]),
+        ("0,val/v0.png,tiger cat\n1,val/v1.png,tiger\n", [1, 0]),
+        ("filename,was,label\nv0.png,tiger,tiger cat\nv1.png,tiger cat,tiger\n", [1, 0]),
+        ("v1;tiger\nv0;tiger\n", [0, 0]),
+    ],
+)
+def test_tables_of_labels_as_people_write_them(run, tmp_path, table, labels):
+    images = {
+        f"{name}.png": picture() for name in ("train/tiger/0", "train/tiger cat/1", "val/images/v0", "val/images/v1")
+    }
+    source = plant(tmp_path / "cats", {**images, "val.csv": table.encode()})
+    _, dest = run(source, keep_order=True)
+    assert table_of(dest, "validation") == labels
+
+
+def table_of(dest, split):
+    return table(dest, split).label.tolist()
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"test.csv": "t0.png,a,b\n"}, r"test\.csv: columns 2, 3 could all be the classes; .* calls one `label`"),
+        ({"test.csv": "t0.png,a\nt0.png,b\n"}, r"test\.csv: tells two classes of test/t0\.png, a and b"),
+        ({"test.csv": "t0.png,a\n", "test.txt": "t0.png b\n"}, r"test\.txt: tells other classes than .*test\.csv"),
+    ],
+)
+def test_labels_that_could_be_others_are_refused(run, tmp_path, tables, message):
+    images = {f"{name}.png": picture() for name in ("train/a/0", "train/b/1", "test/t0")}
+    source = plant(tmp_path / "set of a and b", images | {name: text.encode() for name, text in tables.items()})
+    with pytest.raises(DataError, match=message):
+        run(source)
+
+
+def test_a_file_of_labels_that_helps_nothing_is_named(run, tmp_path):
+    images = {f"{name}.png": picture() for name in ("train/a/0", "train/b/1", "test/t0")}
+    source = plant(tmp_path / "ab", images | {"test.csv": b"t0.png,unknown\n"})
+    assert f"test: no classes of images that are known in {source}/test.csv" in run(source)[0]["remarks"]
+
+
+def test_what_is_taken_for_classes_is_said(run, tmp_path):
+    images = {f"pets/images/{n}.jpg": encoded(Image.fromarray(noise(8, 8, 3)), "jpeg") for n in range(2)}
+    source = plant(tmp_path / "oxford", images | {f"pets/annotations/trimaps/{n}.png": picture() for n in range(2)})
+    assert run(source)[0]["remarks"] == [
+        "everything lies in pets/, which is taken for no class",
+        "2 classes, by the names of folders: annotations, images",
+        "annotations/ and images/ hold 2 files of the same names with other extensions: if one holds masks, or another "
+        "rendering, give the folder with the images alone",
+    ]
+    places = {f"{place}/1.png": picture() for place in ("a/abbey", "a/airport", "b/barn", "b/beach")}
+    assert run(plant(tmp_path / "sun", places), "sun set")[0]["remarks"] == [
+        "train: 2 classes by the outer folders, in which images lie in 4 folders (a/abbey/)",
+        "2 classes, by the names of folders: a, b",
+    ]
+
+
+def test_links_are_followed_and_those_that_lead_nowhere_named(run, tmp_path):
+    source = plant(tmp_path / "pets", {f"train/{kind}/1.png": picture() for kind in ("cat", "dog")})
+    (source / "test").symlink_to(source / "train")
+    assert run(source)[0]["rows"] == {"train": 2, "test": 2}
+    (source / "train" / "emu").symlink_to(tmp_path / "gone")
+    with pytest.raises(StorageError, match=r"emu: a link that leads nowhere; bring back what it leads to"):
+        run(source, "b")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("backup.tar", "tar"), ("thumbs.parquet", "parquet")])
+def test_a_folder_of_two_kinds_is_refused(run, pets, name, kind):
+    plant(pets, {name: b"x"})
+    with pytest.raises(
+        DataError, match=rf"holds \.{kind} files, and images as (cat|dog)/\d\.png; .*--kind imagefolder"
+    ):
+        run(pets)
+    assert run(pets, kind="imagefolder")[0]["rows"] == {"train": 8}
+
+
+def test_links_in_a_tar_are_what_they_lead_to(run, tmp_path):
+    content = picture()
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "x.tar", "w") as opened:
+        links = [("b/1.png", tarfile.LNKTYPE, "a/0.png"), ("b/2.png", tarfile.SYMTYPE, "../a/0.png")]
+        links += [("b/3.png", tarfile.SYMTYPE, "gone.png")]
+        for name, kind, target in [("a/0.png", tarfile.REGTYPE, ""), *links]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, target, 0 if target else len(content)
+            opened.addfile(info, None if target else io.BytesIO(content))
+    summary, dest = run(tmp_path / "shards")
+    assert table(dest).path.tolist() == ["a/0.png", "b/1.png", "b/2.png"]
+    assert set(table(dest).bytes) == {content}
+    assert summary["remarks"] == [
+        "1 files that are no images were passed over (link 1)",
+        NO_LABELS,
+    ]
+
+
+def test_tars_one_after_the_other_in_one_file_are_refused(run, tmp_path):
+    for name in "ab":
+        shard(tmp_path / "shards" / f"{name}.tar", {f"{name}.png": picture()})
+    one, two = (tmp_path / "shards" / f"{name}.tar" for name in "ab")
+    one.write_bytes(one.read_bytes() + two.read_bytes())
+    two.unlink()
+    with pytest.raises(DataError, match=r"a\.tar: more follows after its end at byte \d+"):
+        run(tmp_path / "shards")
+
+
+def test_labels_that_contradict_each_other_are_refused(run, tmp_path):
+    members = {"0.png": picture(), "0.cls": b"0", "0.json": b'{"label": 7}'}
+    with pytest.raises(DataError, match=r"x\.tar, 0\.json: tells label 7, and 0 is told too"):
+        run(shard(tmp_path / "shards" / "x.tar", members))
+    with pytest.raises(DataError, match=r"y\.tar, 0\.png: has label -100, but classes count from 0, and -1 is none"):
+        run(shard(tmp_path / "other" / "y.tar", {"0.png": picture(), "0.cls": b"-100"}), "b")
+
+
+def test_a_source_of_other_content_is_another_job(run, tmp_path):
+    source = shard(tmp_path / "shards" / "train.tar", {"0.png": picture()})
+    run(source)
+    shard(tmp_path / "shards" / "train.tar", {"0.png": picture()})
+    os.utime(source / "train.tar", ns=(1, 1))
+    with pytest.raises(DataError, match="holds a finished set of another job: source"):
+        run(source)
+
+
+def test_names_and_numbers_of_classes_are_not_mixed(run, tmp_path):
+    for split, labels in (("train", [0, 1]), ("test", ["0", "1"])):
+        rows = pa.array([{"bytes": picture(), "path": None}] * 2, IMAGE)
+        (tmp_path / "old").mkdir(exist_ok=True)
+        pq.write_table(pa.table({"image": rows, "label": labels}), tmp_path / "old" / f"{split}.parquet")
+    with pytest.raises(DataError, match="split test names its classes, split train only numbers them"):
+        run(tmp_path / "old")
+    assert run(tmp_path / "old", "b", splits=["train"])[0]["rows"] == {"train": 2}
+
+
+def test_parquet_in_folders_belongs_to_the_set(run, tmp_path):
+    write_parquet(tmp_path / "old" / "train.parquet" / "part-0.parquet", [picture()] * 3, [0, 1, 0])
+    write_parquet(tmp_path / "old" / "validation" / "0.parquet", [picture()] * 2, [1, 0])
+    summary, _ = run(tmp_path / "old")
+    assert summary["rows"] == {"train": 3, "validation": 2}
+    assert summary["remarks"] == ["files in folders belong to the set: train.parquet/, validation/"]
+    write_parquet(tmp_path / "hive" / "label=cat" / "0.parquet", [picture()], [0])
+    with pytest.raises(DataError, match=r"label=cat: a partition of Hive"):
+        run(tmp_path / "hive", "b")
+
+
+def test_a_set_without_training_images_says_so(run, tmp_path):
+    source = write_parquet(tmp_path / "old" / "test.parquet", [picture()], [0])
+    assert run(source)[0]["remarks"] == ["no split `train`, which a run needs: name one with --split test=train"]
+
+
+def test_batches_of_cifar_that_are_missing_are_said_and_copies_are_none(run, tmp_path):
+    arrays = {name: noise(5, 3072) for name in ("data_batch_1", "data_batch_2", "data_batch_1.bak")}
+    summary, _ = run(cifar(tmp_path / "cifar", arrays, 4))
+    assert summary["rows"] == {"train": 10}
+    assert summary["remarks"] == [
+        "4 of CIFAR's batches are missing (data_batch_3, data_batch_4, data_batch_5, test_batch)"
+    ]
+
+
+def test_a_finished_set_that_left_images_out_is_not_what_a_strict_run_asks_for(run, pets):
+    plant(pets, {"dog/bad.png": b"junk"})
+    assert run(pets, skip_unreadable=True)[0]["unreadable"] == 1
+    with pytest.raises(
+        DataError, match=r"finished already, but without 1 images \(dog/bad\.png: .*give --skip-unreadable"
+    ):
+        run(pets)
+    assert run(pets, skip_unreadable=True)[0]["rows"] == {"train": 8}

@@ -9,14 +9,39 @@ from emc2dist.errors import DataError
 @pytest.mark.parametrize(
     ("split", "names"),
     [
-        ("train", ["train-00000-of-00005.parquet", "TRAIN", "my.Train.tar", "train2017", "trainset_1", "x_training_2"]),
-        ("test", ["SET-test.parquet", "test", "testing.tar", "eval-0", "coco test images", "test_images"]),
+        (
+            "train",
+            [
+                "train-00000-of-00005.parquet",
+                "TRAIN",
+                "my.Train.tar",
+                "train2017",
+                "trainset_1",
+                "x_training_2",
+                "trainA",
+            ],
+        ),
+        ("test", ["SET-test.parquet", "test", "testing.tar", "eval-0", "coco test images", "test_images", "mnistTest"]),
         ("validation", ["imagenet-val-0000.tar", "val2017", "valid", "validation", "dev.parquet", "ILSVRC2012_val_1"]),
         ("unlabeled", ["unlabeled-3.parquet", "unlabelled"]),
-        (None, ["part-0.parquet", "latest", "contest-1", "constraint", "trainer", "trainval", "value-0", "data", ""]),
+        (
+            None,
+            [
+                "part-0.parquet",
+                "latest",
+                "contest-1",
+                "constraint",
+                "trainer",
+                "trainval",
+                "value-0",
+                "data",
+                "",
+                "TESTER",
+            ],
+        ),
     ],
 )
-def test_a_word_between_other_characters_than_letters_tells_the_split(split, names):
+def test_a_word_by_itself_tells_the_split(split, names):
     assert [split_of(name) for name in names] == [split] * len(names)
 
 

@@ -119,3 +119,10 @@ def test_too_few_labels_are_refused(tmp_path, evaluation):
     write(tmp_path / "set", "train", pa.array([-1, -1]))
     with pytest.raises(DataError, match=r"all 2 labels are withheld.*; use data with labels, or set eval\.voters"):
         evaluation()
+
+
+def test_names_of_classes_are_not_taken_for_their_numbers(tmp_path, evaluation):
+    write(tmp_path / "set", "train", pa.array([0, 1, 2]))
+    write(tmp_path / "set", "test", pa.array(["0", "1", "10"]))
+    with pytest.raises(DataError, match="names its classes, the other only numbers them"):
+        evaluation()

@@ -97,6 +97,11 @@ def ingest(
         say(f"{place}: this very set is finished already")
         (place / UNFINISHED).remove()  # which a run that was killed at the very end leaves
         manifest, images = read_manifest(place), 0
+        if manifest.unreadable and not skip_unreadable:
+            raise DataError(
+                f"{place}: finished already, but without {len(manifest.unreadable)} images ({manifest.unreadable[0]}); "
+                "give --skip-unreadable if that is meant, or remove the set and repair them"
+            )
     else:
         manifest, images = _write(plan, place, skip_unreadable, plan.workers if workers is None else workers)
     return _summary(place, manifest, images, time.monotonic() - began)

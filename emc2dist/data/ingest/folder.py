@@ -8,8 +8,8 @@
 The labels of a split whose images lie in no folders of classes are looked for in text files beside them, as in
 Tiny-ImageNet's val_annotations.txt or ImageNet's LOC_val_solution.csv (`annotations`).
 
-Images are known by their extension. Hidden files and folders are passed over; linked folders are followed, each folder
-once. An image is written as the very bytes of its file.
+Images are known by their extension. Hidden files and folders, and those of file systems and their tools, are passed
+over; links are followed. An image is written as the very bytes of its file.
 """
 
 import os
@@ -17,6 +17,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,17 @@ from numpy.typing import NDArray
 
 from emc2dist.data.ingest.annotations import read_annotations
 from emc2dist.data.ingest.layout import Where, arrange
-from emc2dist.data.ingest.source import Samples, Source, Split, listing_digest, passed_over
+from emc2dist.data.ingest.source import Samples, Source, Split, listing_digest, passed_over, printable
 from emc2dist.errors import DataError, StorageError
+from emc2dist.files import Entry
 
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".jp2",
      ".tga", ".ppm", ".pgm", ".pbm", ".pnm")
 )  # fmt: skip
 """Of files that are taken for images, in lower case."""
+_SHOWN = 5  # classes
+_OF_SYSTEMS = ("@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 MAX_BYTES = 2**30
 """A file larger than this is no image, and is not read into memory to find out."""
 
@@ -46,7 +50,7 @@ class Folder(Source):
     def __init__(self, root: Path, kind: str) -> None:
         self.root = str(root)
         listing = Listing(root)
-        self._names = [name for name, _ in listing.images]
+        self._names = [image.name for image in listing.images]
         if not self._names:
             extensions = ", ".join(sorted(EXTENSIONS))
             others = "".join(f" ({remark})" for remark in passed_over(listing.others))
@@ -55,6 +59,7 @@ class Folder(Source):
         self.remarks = passed_over(listing.others)
         places = self._arranged(kind)
         self.splits = self._labelled(places)
+        self.remarks += _on_classes(self._names, places)
 
     def _arranged(self, kind: str) -> list[Where]:
         folders = [_folders(name) for name in self._names]
@@ -86,12 +91,10 @@ class Folder(Source):
         return splits
 
     def _annotated(self, split: str, positions: NDArray[np.int64], classes: set[str]) -> list[str | None] | None:
-        names = [self._names[position].rpartition("/")[2] for position in positions]
+        names = [self._names[position] for position in positions]
         found = read_annotations(Path(self.root), split, names, classes)
-        if found is None:
-            return None
-        self.remarks.append(f"{split}: {len(names)} labels are those of {found.file}")
-        return [*found.kinds]
+        self.remarks += found.remarks
+        return None if found.kinds is None else [*found.kinds]
 
     def samples(self, positions: NDArray[np.int64]) -> Samples:
         """The images at some positions, in that order."""
@@ -120,25 +123,37 @@ class _Files(Samples):
 
 
 class Listing:
-    """The files below a folder: `images` as (name from the folder on, bytes), sorted; and `others` by extension."""
+    """The files below a folder: `images` by their names from the folder on, sorted; and `others` by extension.
+
+    A link to a folder is followed, unless it leads to one that it lies in.
+    """
 
     def __init__(self, root: Path) -> None:
-        self._seen: set[tuple[int, int]] = set()
         self.others = Counter[str]()
-        self.images = sorted(self._images(str(root), ""))
+        self.images = sorted(self._images(str(root), "", ()))
 
-    def _images(self, folder: str, prefix: str) -> Iterator[tuple[str, int]]:
+    def _images(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
         identity, entries = _scan(folder)
-        if identity in self._seen:
+        if identity in above:
             return
-        self._seen.add(identity)
         for entry in entries:
             if entry.is_dir():
-                yield from self._images(entry.path, f"{prefix}{entry.name}/")
-            elif (size := _image_size(entry)) is not None:
-                yield prefix + entry.name, size
+                if entry.name in _OF_SYSTEMS:
+                    self.others[entry.name] += 1
+                else:
+                    yield from self._images(entry.path, f"{prefix}{entry.name}/", (*above, identity))
+            elif Path(entry.name).suffix.lower() in EXTENSIONS and (image := _image(entry, prefix)):
+                yield image
             else:
-                self.others[Path(entry.name).suffix.lower()] += 1
+                self._pass_over(entry)
+
+    def _pass_over(self, entry: os.DirEntry[str]) -> None:
+        extension = Path(entry.name).suffix.lower()
+        if not extension and entry.is_symlink() and not Path(entry.path).exists():
+            raise StorageError(
+                f"{entry.path}: a link that leads nowhere; bring back what it leads to, or remove the link"
+            )
+        self.others[extension] += 1
 
 
 def _read_bounded(file: Path) -> bytes:
@@ -149,14 +164,34 @@ def _read_bounded(file: Path) -> bytes:
         return opened.read()
 
 
-def printable(name: str) -> str:
-    """A file's name as proper Unicode: bytes that are none are replaced."""
-    return os.fsencode(name).decode("utf-8", "replace")
-
-
 def _folders(name: str) -> tuple[str, ...]:
     """The folders of a file, composed: macOS writes accents as characters of their own."""
     return tuple(unicodedata.normalize("NFC", printable(name)).split("/")[:-1])
+
+
+def _on_classes(names: list[str], places: list[Where]) -> list[str]:
+    """What was taken for classes; and pairs of them that hold the same names, as images and their masks do."""
+    stems: dict[str, set[str]] = {}
+    for name, place in zip(names, places, strict=True):
+        if place.kind is not None:
+            stems.setdefault(place.kind, set()).add(name.rpartition("/")[2])
+    if not stems:
+        return []
+    kinds = sorted(stems)
+    shown = ", ".join(kinds[:_SHOWN]) + (", ..." if len(kinds) > _SHOWN else "")
+    remarks = [f"{len(kinds)} classes, by the names of folders: {shown}"]
+    for one, other in combinations(kinds, 2) if len(kinds) <= _SHOWN else ():
+        alike = {_stem(name) for name in stems[one]} & {_stem(name) for name in stems[other]}
+        if len(alike) == len(stems[one]) == len(stems[other]) and not stems[one] & stems[other]:
+            remarks.append(
+                f"{one}/ and {other}/ hold {len(alike)} files of the same names with other extensions: if one holds "
+                "masks, or another rendering, give the folder with the images alone"
+            )
+    return remarks
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _scan(folder: str) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
@@ -170,13 +205,13 @@ def _scan(folder: str) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
     return (status.st_dev, status.st_ino), sorted(entries, key=lambda entry: entry.name)
 
 
-def _image_size(entry: os.DirEntry[str]) -> int | None:
-    """Bytes of what is named as an image; -1 for a link that leads nowhere, which is an image that cannot be read."""
-    if Path(entry.name).suffix.lower() not in EXTENSIONS:
-        return None
+def _image(entry: os.DirEntry[str], prefix: str) -> Entry | None:
+    """What is named as an image; of -1 bytes where it cannot be looked at, as a link that leads nowhere."""
+    name = prefix + entry.name
     try:
         if entry.is_file():
-            return entry.stat().st_size
-        return -1 if entry.is_symlink() and not Path(entry.path).exists() else None
-    except OSError:  # it cannot even be looked at
-        return -1
+            status = entry.stat()
+            return Entry(name, status.st_size, str(status.st_mtime_ns))
+        return Entry(name, -1, "") if entry.is_symlink() and not Path(entry.path).exists() else None
+    except OSError:
+        return Entry(name, -1, "")

@@ -1,12 +1,13 @@
 """Which kind of source lies at a path, by what is there."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from emc2dist import files
 from emc2dist.config import S3
 from emc2dist.data.catalogue import MANIFEST, UNFINISHED
-from emc2dist.data.ingest.folder import Folder
+from emc2dist.data.ingest.folder import EXTENSIONS, Folder
 from emc2dist.data.ingest.parquet import ParquetSource
 from emc2dist.data.ingest.pixels import Cifar, Stl10, is_cifar, is_stl10
 from emc2dist.data.ingest.source import Source
@@ -36,7 +37,14 @@ def recognise(path: str) -> str:
             raise DataError(f"{path}: no source of images{what}")
         if not place.is_dir():
             raise DataError(f"{path}: no such file or folder; give the folder or file that holds the images")
-        return next((kind for kind, holds in _SIGNS.items() if holds(place)), "imagefolder")
+        kind = next((kind for kind, holds in _SIGNS.items() if holds(place)), "imagefolder")
+        beside = _image_below(place) if kind in ("parquet", "tar") and not (place / MANIFEST).exists() else None
+        if beside:
+            raise DataError(
+                f"{path}: holds .{kind} files, and images as {beside}; say which is the set: --kind {kind}, or --kind "
+                "imagefolder"
+            )
+        return kind
 
 
 def open_source(path: str, kind: str, s3: S3 | None, cache_dir: str, *, labels: bool = True) -> Source:
@@ -60,10 +68,22 @@ def open_source(path: str, kind: str, s3: S3 | None, cache_dir: str, *, labels: 
         return _OPEN[kind](place)
 
 
+def _image_below(folder: Path) -> str | None:
+    """The name of an image file below a folder, if there is one."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found = next((one for one in names if Path(one).suffix.lower() in EXTENSIONS and not one.startswith(".")), None)
+        if found:
+            return os.path.relpath(os.path.join(parent, found), folder)
+    return None
+
+
 _SIGNS: dict[str, Callable[[Path], bool]] = {
     "stl10": is_stl10,
     "cifar": is_cifar,
-    "parquet": lambda folder: any(any(folder.glob(name)) for name in ("*.parquet", MANIFEST, UNFINISHED)),
+    "parquet": lambda folder: any(
+        any(folder.glob(name)) for name in ("*.parquet", "*/*.parquet", MANIFEST, UNFINISHED)
+    ),
     "tar": lambda folder: any(folder.glob("*.tar")),
 }
 

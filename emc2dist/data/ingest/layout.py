@@ -38,6 +38,7 @@ def arrange(folders: Sequence[Folders]) -> tuple[list[Where], list[str]]:
     splits, inner = _by_split(inner)
     groups = {split: [n for n, one in enumerate(splits) if one == split] for split in dict.fromkeys(splits)}
     remarks = [f"everything lies in {passed}, which is taken for no class"] if passed else []
+    remarks += _on_classes(splits, inner)
     places: list[Where] = [Where(split, None) for split in splits]
     heads = {split: {inner[n][:1] for n in members} for split, members in groups.items()}
     for split, members in groups.items():
@@ -47,6 +48,21 @@ def arrange(folders: Sequence[Folders]) -> tuple[list[Where], list[str]]:
         for n, kind in zip(members, kinds, strict=True):
             places[n] = Where(split, kind)
     return places, remarks
+
+
+def _on_classes(splits: list[str], folders: list[Folders]) -> list[str]:
+    """Where images lie deeper than the folders of their classes: which folder names the class is then a guess."""
+    remarks = []
+    for split in dict.fromkeys(splits):
+        own = [found for found, one in zip(folders, splits, strict=True) if one == split]
+        classes, below = {found[:1] for found in own}, {found[:2] for found in own if len(found) > 1}
+        if len(classes) > 1 and len({found[1] for found in below}) > 1 and len(below) > len(classes):
+            example = "/".join(min(below))
+            remarks.append(
+                f"{split}: {len(classes)} classes by the outer folders, in which images lie in {len(below)} folders "
+                f"({example}/)"
+            )
+    return remarks
 
 
 def _unwrapped(folders: list[Folders]) -> tuple[list[Folders], str]:

@@ -18,7 +18,7 @@ from emc2dist import files
 from emc2dist.config import S3
 from emc2dist.data.catalogue import MANIFEST, Catalogue, open_catalogue, splits_of
 from emc2dist.data.foreign import opened
-from emc2dist.data.ingest.source import Samples, Source, Split, check_labels, listing_digest
+from emc2dist.data.ingest.source import Samples, Source, Split, listing_digest
 from emc2dist.data.kept import cache_folder
 from emc2dist.data.parquet import ParquetImages
 from emc2dist.errors import DataError, StorageError
@@ -69,11 +69,7 @@ class ParquetSource(Source):
         self.remarks = []
         self.splits: _Splits = _Splits(self._set, splits_of(place), self.remarks)
         files_there = place.entries() if entry is None else [entry]
-        self.digest = listing_digest(
-            (one.name + (one.tag if place.remote else ""), one.size)
-            for one in files_there
-            if one.name.endswith((".parquet", MANIFEST))
-        )
+        self.digest = listing_digest(one for one in files_there if one.name.endswith((".parquet", MANIFEST)))
 
     def samples(self, positions: NDArray[np.int64]) -> Samples:
         """The images at some positions, in that order."""
@@ -175,19 +171,17 @@ class _Rows(Samples):
 
 def _digest(catalogue: Catalogue) -> str:
     """Of what the rows of a split are numbered by."""
-    return listing_digest((entry.name + entry.tag, entry.size) for entry in catalogue.entries)
+    return listing_digest(catalogue.entries)
 
 
 def _labels(catalogue: Catalogue) -> tuple[NDArray[np.int64] | None, list[str]]:
-    """Labels and names of classes. Raises DataError where they cannot be read, or one is no class's number."""
+    """Labels and names of classes. Raises DataError where they cannot be read."""
     if not catalogue.labelled:
         return None, []
     try:
-        labels, classes = catalogue.labels()
+        return catalogue.labels()
     except DataError as error:
         raise DataError(f"{error}. Or leave all labels out with --no-labels") from error
-    check_labels(labels, classes, catalogue.where)
-    return labels, classes
 
 
 def _paths_of(place: Place, entry: Entry, image: str) -> pa.Array:

@@ -2,7 +2,7 @@
 
     stl10   train_X.bin, train_y.bin, test_X.bin, test_y.bin, unlabeled_X.bin, as many as there are; class_names.txt.
             Labels in the files are 1-based, in the written set 0-based.
-    cifar   CIFAR-10's data_batch_*, test_batch and batches.meta, or CIFAR-100's train, test and meta (fine labels)
+    cifar   CIFAR-10's data_batch_1 to 5, test_batch and batches.meta, or CIFAR-100's train, test and meta (fine labels)
 
 A pickle can run any code. The batches are therefore read by an unpickler that makes numpy arrays, and refuses what
 makes anything else.
@@ -22,12 +22,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from emc2dist import files
-from emc2dist.data.ingest.source import Samples, Source, Split, check_labels, listing_digest, read_range
+from emc2dist.data.columns import check_labels
+from emc2dist.data.ingest.source import Samples, Source, Split, entry_of, listing_digest, read_range
 from emc2dist.errors import DataError, StorageError
 
 _STL10_SHAPE = (3, 96, 96)
 _STL10_BYTES = 3 * 96 * 96
 _CIFAR_SHAPE = (3, 32, 32)
+_CIFAR10 = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
+_CIFAR100 = {"train": ["train"], "test": ["test"]}
 
 
 def is_stl10(folder: Path) -> bool:
@@ -58,7 +61,7 @@ class Stl10(Source):
             raise DataError(f"{root}: no *_X.bin files; give the folder with STL-10's binary files")
         for file in files:
             self._add(file)
-        self.digest = listing_digest((file.name, file.stat().st_size) for file in sorted(root.glob("*.bin")))
+        self.digest = listing_digest(map(entry_of, sorted(root.glob("*.bin"))))
 
     def _add(self, file: Path) -> None:
         name, size = file.name.removesuffix("_X.bin"), file.stat().st_size
@@ -115,8 +118,11 @@ class Cifar(Source):
         hundred = _is_cifar100(root)
         self._labels_key, names_key = ("fine_labels", "fine_label_names") if hundred else ("labels", "label_names")
         meta = root / ("meta" if hundred else "batches.meta")
-        parts = {"train": "train", "test": "test"} if hundred else {"train": "data_batch_*", "test": "test_batch"}
-        files = {split: sorted(root.glob(pattern)) for split, pattern in parts.items()}
+        parts = _CIFAR100 if hundred else _CIFAR10
+        missing = [name for names in parts.values() for name in names if not (root / name).is_file()]
+        if missing:
+            self.remarks.append(f"{len(missing)} of CIFAR's batches are missing ({', '.join(missing)})")
+        files = {split: [root / name for name in names if name not in missing] for split, names in parts.items()}
         self.classes = _class_names(meta, names_key)
         self._paths: list[str] = []
         self._pixels = np.empty((0, *_CIFAR_SHAPE), np.uint8)
@@ -124,7 +130,7 @@ class Cifar(Source):
         if not self.splits:
             raise DataError(f"{root}: {meta.name} is there, but none of the batches; fetch CIFAR again")
         everything = [meta, *(file for found in files.values() for file in found)]
-        self.digest = listing_digest((file.name, file.stat().st_size) for file in everything)
+        self.digest = listing_digest(map(entry_of, everything))
 
     def _split(self, split: str, files: list[Path]) -> Split:
         first, labels = len(self._paths), []

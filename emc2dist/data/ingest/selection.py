@@ -83,6 +83,8 @@ def select(source: Source, splits: Sequence[str], wanted: list[str] | None, *, l
         written[name] = _joined(source, members, renumbered)
         if not len(written[name].positions):
             raise DataError(f"{source.root}: no images of the listed classes in split {', '.join(members)}")
+    if "train" not in written:
+        remarks.append(f"no split `train`, which a run needs: name one with --split {next(iter(parts))}=train")
     return Selection(kept, written, remarks + told + (_on_labels(kept, written) if labels else []))
 
 
@@ -99,7 +101,7 @@ def _chosen(source: Source, splits: Sequence[str]) -> dict[str, list[str]]:
     chosen: dict[str, list[str]] = {}
     for text in splits or source.splits:
         name, equals, new = text.partition("=")
-        if name not in source.splits:
+        if name not in list(source.splits):  # a mapping takes what goes wrong on opening for "not there"
             raise DataError(f"{source.root}: has no split {name!r}; it has {', '.join(source.splits)}")
         new = new if equals else split_of(name) or name
         if not re.fullmatch(r"[A-Za-z]\w*", new, re.ASCII):
@@ -113,6 +115,13 @@ def _chosen(source: Source, splits: Sequence[str]) -> dict[str, list[str]]:
 
 def _united(parts: dict[str, Split]) -> tuple[list[str], dict[str, Split], list[str]]:
     """One list of classes for all splits, these with labels by its numbers, and a remark where their lists differed."""
+    labelled = {member: bool(part.classes) for member, part in parts.items() if part.labels is not None}
+    if len(set(labelled.values())) == 2:
+        named, bare = ([member for member, names in labelled.items() if names == wanted] for wanted in (True, False))
+        raise DataError(
+            f"split {named[0]} names its classes, split {bare[0]} only numbers them: which is which cannot be told; "
+            "give both the same kind of labels, or write them apart with --split, or without labels with --no-labels"
+        )
     lists = [part.classes for part in parts.values() if part.labels is not None and part.classes]
     classes = lists[0] if lists else []
     if all(one == classes for one in lists):

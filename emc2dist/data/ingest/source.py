@@ -8,14 +8,15 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emc2dist.errors import DataError, StorageError
+from emc2dist.errors import StorageError
+from emc2dist.files import Entry
 
 
 class Samples(ABC):
@@ -62,7 +63,7 @@ class Source(ABC):
     splits: Mapping[str, Split]
     """By the source's own names, read when one is asked for. A source that has no splits has one, `train`."""
     digest: str
-    """Of the names and sizes of its files: another listing, another digest."""
+    """Of the names, sizes and tags of its files: another content, another digest."""
     remarks: list[str]
     """What a person should know of how the source was read."""
 
@@ -77,12 +78,18 @@ def passed_over(others: "Counter[str]") -> list[str]:
     return [f"{others.total()} files that are no images were passed over ({most})"] if others else []
 
 
-def listing_digest(files: Iterable[tuple[str, int]]) -> str:
-    """SHA-256 of the names and sizes of files, hexadecimal."""
+def listing_digest(listed: Iterable[Entry]) -> str:
+    """SHA-256 of the names, sizes and tags of files, hexadecimal."""
     digest = hashlib.sha256()
-    for name, size in files:
-        digest.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
+    for name, size, tag in listed:
+        digest.update(f"{name}\0{size}\0{tag}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def entry_of(file: Path) -> Entry:
+    """A file on this machine, by its name; its tag is the time of its last change."""
+    status = file.stat()
+    return Entry(file.name, status.st_size, str(status.st_mtime_ns))
 
 
 def read_range(file: Path, start: int, size: int) -> bytes:
@@ -97,11 +104,7 @@ def read_range(file: Path, start: int, size: int) -> bytes:
     return content
 
 
-def check_labels(labels: NDArray[np.int64], classes: list[str], where: Callable[[int], str]) -> None:
-    """Raise DataError where a label is no class's number (-1 says that an image has none); `where` names the image."""
-    wrong = np.flatnonzero((labels < -1) | (labels >= len(classes)))
-    if classes and len(wrong):
-        raise DataError(
-            f"{where(int(wrong[0]))}: has label {labels[wrong[0]]}, but there are {len(classes)} classes, from 0; "
-            "correct the label or the list of classes"
-        )
+def printable(name: str) -> str:
+    """A file's name as proper Unicode on one line: bytes that are none are replaced, control characters escaped."""
+    text = os.fsencode(name).decode("utf-8", "replace")
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -10,6 +10,7 @@ The headers of each shard are read once, from first to last; from then on an ima
 """
 
 import json
+import posixpath
 import re
 import tarfile
 from collections import Counter
@@ -22,14 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emc2dist import files
-from emc2dist.data.ingest.folder import EXTENSIONS, MAX_BYTES, printable
+from emc2dist.data.columns import check_labels
+from emc2dist.data.ingest.folder import EXTENSIONS, MAX_BYTES
 from emc2dist.data.ingest.source import (
     Samples,
     Source,
     Split,
-    check_labels,
+    entry_of,
     listing_digest,
     passed_over,
+    printable,
     read_range,
 )
 from emc2dist.data.splits import by_split, left_out
@@ -41,6 +44,7 @@ _LABELS = ("cls", "json")
 _LONGEST_LABEL = 2**20  # bytes
 _A_FIELD = re.compile(r"\.[A-Za-z_]\w*\.\w+")  # as in .seg.png; where samples share it, it is none of a file's name
 _BLOCK = 512  # bytes; a tar ends with blocks of zeros
+_PIECE = 2**20
 
 
 class _Image(NamedTuple):
@@ -70,7 +74,7 @@ class Tar(Source):
             raise DataError(f"{path}: no *.tar files; give a folder that holds some, not compressed")
         self.root = str(root)
         self._classes = _class_names(root / CLASSES)
-        self.digest = listing_digest((shard.name, shard.stat().st_size) for shard in shards)
+        self.digest = listing_digest(map(entry_of, shards))
         members, others = ({"train": [path.name]}, []) if path.is_file() else by_split(shard.name for shard in shards)
         contents = _Contents()
         for shard in shards:
@@ -80,6 +84,10 @@ class Tar(Source):
         if not self._images:
             raise DataError(f"{path}: no images in {len(shards)} shards; WebDataset names them KEY.jpg, KEY.png, ...")
         self.remarks = left_out(others) + contents.remarks()
+        if all(image.label is None for image in self._images):
+            self.remarks.append(
+                "no image has a .cls, or a .json with `label`; names of folders and shards are no labels"
+            )
         self.splits = self._split({shard: split for split, names in members.items() for shard in names})
 
     def _split(self, split_of: dict[str, str]) -> dict[str, Split]:
@@ -147,18 +155,34 @@ class _Contents:
 
     def add(self, shard: Path) -> None:
         """Read the headers and labels of a shard."""
-        images: dict[str, list[tarfile.TarInfo]] = {}
+        images: dict[str, tarfile.TarInfo] = {}
         labels: dict[str, int | str] = {}
         for member in _members(shard):
             stem, _, extension = member.name.rpartition(".")
-            if extension.lower() in _IMAGES:
-                images.setdefault(_key(member.name), []).append(member)
-            elif extension.lower() in _LABELS:
+            if extension.lower() in _IMAGES and not member.issparse():
+                images[member.name] = member
+            elif extension.lower() in _LABELS and member.isreg():
                 label = _label(shard, member, extension.lower())
+                if labels.get(stem, label) != label:
+                    raise DataError(f"{shard}, {member.name}: tells label {label!r}, and {labels[stem]!r} is told too")
                 labels |= {} if label is None else {stem: label}
             else:
                 self._others[f".{extension}".lower() if stem else ""] += 1
-        self._add(shard, images, labels)
+        samples: dict[str, list[tarfile.TarInfo]] = {}
+        for member in images.values():
+            if member.isreg() or self._found(member, images):
+                samples.setdefault(_key(member.name), []).append(member)
+        self._add(shard, samples, labels)
+
+    def _found(self, link: tarfile.TarInfo, images: dict[str, tarfile.TarInfo]) -> bool:
+        """Whether a link leads to an image of its shard; its bytes are then that image's."""
+        folder = "" if link.islnk() else link.name.rpartition("/")[0]
+        target = images.get(posixpath.normpath(posixpath.join(folder, link.linkname)))
+        if target is None or not target.isreg():
+            self._others["link"] += 1
+            return False
+        link.offset_data, link.size = target.offset_data, target.size
+        return True
 
     def _add(self, shard: Path, images: dict[str, list[tarfile.TarInfo]], labels: dict[str, int | str]) -> None:
         fields = Counter(_field(key, member) for key, members in images.items() for member in members)
@@ -206,11 +230,11 @@ def _field(key: str, member: tarfile.TarInfo) -> str:
 
 
 def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a shard whose content is one range of it."""
+    """The files and links of a shard, but for hidden ones."""
     try:
         with tarfile.open(shard, "r:") as opened:
             for member in opened:
-                if member.isreg() and not member.issparse() and not _hidden(member.name):
+                if (member.isreg() or member.islnk() or member.issym()) and not _hidden(member.name):
                     yield member
                 opened.members.clear()  # type: ignore[attr-defined]  # or tarfile keeps them all
             end = opened.offset
@@ -218,9 +242,18 @@ def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
         raise DataError(
             f"{shard}: not a whole tar ({error}); fetch it again, or unpack it if it is compressed"
         ) from error
-    # tarfile takes any end for a good one.
-    if read_range(shard, end, min(_BLOCK, max(0, shard.stat().st_size - end))) != bytes(_BLOCK):
-        raise DataError(f"{shard}: truncated or damaged after byte {end}; fetch it again")
+    with files.explained(shard), shard.open("rb") as content:
+        content.seek(end)
+        rest = content.read(_BLOCK)
+        if rest != bytes(_BLOCK):  # tarfile takes any end for a good one
+            raise DataError(f"{shard}: truncated or damaged after byte {end}; fetch it again")
+        while rest:
+            if rest.strip(b"\0"):
+                raise DataError(
+                    f"{shard}: more follows after its end at byte {end}, as where tars were put one after the other; "
+                    "give them one by one, or join them with `tar --concatenate`"
+                )
+            rest = content.read(_PIECE)
 
 
 def _hidden(name: str) -> bool:
