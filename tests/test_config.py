@@ -211,7 +211,7 @@ def test_a_key_given_twice_is_refused_with_both_lines():
 
 def test_of_several_words_for_a_key_the_last_one_holds_and_is_told(capsys):
     assert parse(MINIMAL, ["lr=1", "seed=1", "seed=1", "lr=2"]).lr == 2
-    assert capsys.readouterr().err == "emc2dist: lr: given more than once on the command line; the last one holds\n"
+    assert capsys.readouterr().err == "lr: given more than once on the command line; the last one holds\n"
     assert parse(MINIMAL, ["data={limit: 3}", "data.limit=4"]).data.limit == 4
     assert "data.limit: given more than once" in capsys.readouterr().err
 
@@ -235,7 +235,7 @@ def test_what_windows_writes_is_read(tmp_path, encoding, newline):
     [
         (b"", ["expected a mapping", "got nothing"]),
         (b"# nothing\n", ["got nothing"]),
-        (b"name: a\nrun_dir: l\xe4ufe\n", ["line 2: byte 0xe4 is not UTF-8", "save the spec as UTF-8"]),
+        (b"name: a\nrun_dir: l\xe4ufe\n", ["line 2: byte 0xe4 is not UTF-8", "save the file as UTF-8"]),
         ("name: a".encode("utf-16-le"), ["not valid YAML", "#x0000"]),
         (b"PAR1\x15\x04\x15\xff", ["line 1: byte 0xff is not UTF-8"]),
         (b"x" * (2**20 + 1), ["more than 1,048,576 bytes"]),

@@ -153,9 +153,10 @@ def clear(desk, command):
 def on(desk, command):
     """Run a command there; returns its exit status and what it said."""
     words = [word.replace("RUN", str(desk.run)) for word in COMMANDS[command]]
-    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()) as told:
         status = main([*command.split()[:1], *(["verify"] if "verify" in command else []), *words])
-    return status, [line for line in said.getvalue().splitlines() if line.startswith("emc2dist: ")]
+    found = [line for line in told.getvalue().splitlines() if "  damaged or unfinished: " in line]  # its result
+    return status, found + [line for line in said.getvalue().splitlines() if line.startswith("emc2dist: ")]
 
 
 def check_nothing_half_written(desk, command):

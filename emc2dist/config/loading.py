@@ -151,7 +151,7 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str], model: type[Base
         meant = spec_text.unquoted(value) if _takes_text(kind) else spec_text.flow(value, key)
         for parts, item in _flat(model, key, meant):
             if said.get(parts, override) != override:  # as where a script has its own before what it is given
-                say(f"emc2dist: {'.'.join(parts)}: given more than once on the command line; the last one holds")
+                say(f"{'.'.join(parts)}: given more than once on the command line; the last one holds")
             said[parts] = override
             _put(tree, parts, item)
     return tree

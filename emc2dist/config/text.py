@@ -34,28 +34,28 @@ class Plain(str):
     """What was written without quotes."""
 
 
-def read(path: str | Path) -> str:
+def read(path: str | Path, what: str = "a YAML spec") -> str:
     """The text of a spec file: UTF-8, or what its byte order mark says. A `str` is as a person writes it.
 
     Raises:
-        SpecError: it cannot be read, or is no text or too large to be a spec.
+        SpecError: it cannot be read, or is no text or too large to be `what` was asked for.
     """
     try:
         file = path if isinstance(path, Path) else paths.on_disk(path)
         if file.is_fifo() and file.parts[:2] not in (("/", "dev"), ("/", "proc")):  # where a shell's pipes lie
-            raise ValueError("is a pipe, which may never end; give the path of a YAML spec")
+            raise ValueError(f"is a pipe, which may never end; give the path of {what}")
         with file.open("rb") as stream:
             data = stream.read(LARGEST + 1)
     except ValueError as error:
         raise SpecError(f"{str(path)!r}: {error}") from None
     except OSError as error:
-        raise SpecError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML spec") from error
+        raise SpecError(f"{path}: cannot be read ({error.strerror}); give the path of {what}") from error
     if len(data) > LARGEST:
-        raise SpecError(f"{path}: more than {LARGEST:,} bytes, so no spec; give the path of a YAML spec")
+        raise SpecError(f"{path}: more than {LARGEST:,} bytes; give the path of {what}")
     try:
         return decoded(data)
     except ValueError as error:
-        raise SpecError(f"{path}: {error}; save the spec as UTF-8, if it is one") from None
+        raise SpecError(f"{path}: {error}; save the file as UTF-8, if it is {what}") from None
 
 
 def tree(text: str, source: str) -> Any:

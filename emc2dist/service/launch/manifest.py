@@ -19,8 +19,8 @@ from typing import Any
 
 import yaml
 
-from emc2dist import files
-from emc2dist.errors import SpecError, StorageError
+from emc2dist.config import text
+from emc2dist.errors import SpecError
 
 ACCELERATOR = "ray.io/accelerator-type"
 UNKNOWN = math.inf
@@ -42,9 +42,9 @@ class Group:
 def read(path: str) -> dict[str, Any]:
     """The manifest's tree. Raises SpecError where it cannot be read or is neither of the two kinds."""
     try:
-        tree = yaml.safe_load(files.text(files.local(path)))
-    except StorageError as error:
-        raise SpecError(f"launch.cluster: {error}; give the cluster's manifest") from error
+        tree = yaml.safe_load(text.read(path, "the cluster's manifest"))
+    except SpecError as error:
+        raise SpecError(f"launch.cluster: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none; brackets without end
         raise SpecError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(tree, dict) or not (is_raycluster(tree) or "available_node_types" in tree):

@@ -75,7 +75,7 @@ def test_a_killed_sweep_goes_on_and_a_broken_trial_is_a_row(ray_cluster, nothing
     from emc2dist.service.sweep import sweep
 
     spec = write_sweep(
-        tmp_path / "s.yaml", tmp_path, {"lr": [1e-3, 1e30, 2e-3]}, search={"name": "grid"}, scheduler={"name": "fifo"},
+        tmp_path / "s.yaml", tmp_path, {"lr": [1e-3, 1e6, 2e-3]}, search={"name": "grid"}, scheduler={"name": "fifo"},
         set={"epochs": 8},
     )  # fmt: skip
     folder = tmp_path / "s"
