@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from ctypes import c_byte
 from dataclasses import dataclass
 from itertools import islice
@@ -72,17 +73,32 @@ class _Pool:
             self._executor.shutdown(cancel_futures=True)
 
     def _submit(self, task: Task) -> Future[Note]:
-        # Ctrl-C reaches every process of a terminal. Workers are born deaf to it: who leads them tells them to stop.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _deaf():  # a first task starts the workers
             return self._executor.submit(_write, task)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _show(self, progress: Progress) -> None:
         counted = self._shared.count.get_obj().value
         progress.add(counted - self._counted)
         self._counted = counted
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that are started here never hear Ctrl-C, which a terminal sends to all: who leads tells them to stop.
+
+    Nor is their start interrupted by it; it is heeded afterwards. (Blocked, it may still reach another thread.)
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    leads, pressed = threading.current_thread() is threading.main_thread(), []
+    handler = signal.signal(signal.SIGINT, lambda *_: pressed.append(True)) if leads else None
+    try:
+        yield
+    finally:
+        if leads:
+            signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 @dataclass(frozen=True)
