@@ -1242,3 +1242,21 @@ def test_a_finished_set_that_left_images_out_is_not_what_a_strict_run_asks_for(r
     ):
         run(pets)
     assert run(pets, skip_unreadable=True)[0]["rows"] == {"train": 8}
+
+
+def test_an_image_that_was_repaired_does_not_undo_what_is_finished(run, pets, tmp_path, capsys):
+    plant(pets, {"dog/0.png": b"junk"})
+    with pytest.raises(DataError, match=r"dog/0\.png"):
+        run(pets, rows_per_file=2, keep_order=True)
+    first = sorted((tmp_path / "set").glob("*.parquet"))
+    before = [file.stat().st_ino for file in first]
+    plant(pets, {"dog/0.png": picture(), "cat/0.png": picture()})  # and one that was good is another now
+    summary, dest = run(pets, rows_per_file=2, keep_order=True)
+    said = capsys.readouterr().err
+    assert "goes on after 1 finished files" in said
+    assert "1 files are written again, for their images have changed" in said
+    assert [file.stat().st_ino == inode for file, inode in zip(first, before, strict=True)] == [False, True]
+    made = table(dest)
+    assert dict(zip(made.path, made.bytes, strict=True)) == {
+        str(path.relative_to(pets)): path.read_bytes() for path in pets.rglob("*.png")
+    }

@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -177,15 +177,14 @@ class _Plan:
         count = -(-len(self.splits[split].positions) // self.rows_per_file)
         return [f"{split}-{number:05}-of-{count:05}.parquet" for number in range(count)]
 
-    def tasks(self, finished: Container[str]) -> Iterator[Task]:
-        """The files that are not finished."""
+    def tasks(self) -> Iterator[Task]:
+        """All files, in order."""
         for name in self.splits:
             split = ordered(self.splits[name], self.seed)
             for number, file in enumerate(self.files(name)):
-                if file not in finished:
-                    rows = slice(number * self.rows_per_file, (number + 1) * self.rows_per_file)
-                    labels = None if split.labels is None else split.labels[rows]
-                    yield Task(file, self.source.samples(split.positions[rows]), labels)
+                rows = slice(number * self.rows_per_file, (number + 1) * self.rows_per_file)
+                labels = None if split.labels is None else split.labels[rows]
+                yield Task(file, self.source.samples(split.positions[rows]), labels)
 
 
 def _digest(split: Split) -> str:
@@ -199,11 +198,15 @@ def _write(plan: _Plan, dest: Place, skip_unreadable: bool, workers: int) -> tup
     unfinished = Unfinished(dest, plan.job)
     target = Target(plan.source.root, dest, unfinished.notes, plan.classes, skip_unreadable)
     with unfinished.drafts() as drafts:
-        notes = unfinished.finished(with_unreadable=skip_unreadable)
+        noted = unfinished.finished(with_unreadable=skip_unreadable)
+        notes = {task.name: note for task in plan.tasks() if (note := noted.get(task.name)) and note.tells_of(task)}
         before = sum(note.images for note in notes.values())
         if notes:
             say(f"{dest}: goes on after {len(notes)} finished files")
-        tasks, left = plan.tasks(set(notes)), sum(len(plan.files(name)) for name in plan.splits) - len(notes)
+        if len(notes) < len(noted):
+            say(f"{dest}: {len(noted) - len(notes)} files are written again, for their images have changed")
+        tasks = (task for task in plan.tasks() if task.name not in notes)
+        left = sum(len(plan.files(name)) for name in plan.splits) - len(notes)
         with closing(Progress(plan.images, before, unit="image")) as progress:
             for note in write_files(tasks, target, drafts, min(workers, left), progress):
                 notes[note.file.name] = note

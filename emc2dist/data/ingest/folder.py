@@ -50,6 +50,7 @@ class Folder(Source):
     def __init__(self, root: Path, kind: str) -> None:
         self.root = str(root)
         listing = Listing(root)
+        self._images = listing.images
         self._names = [image.name for image in listing.images]
         if not self._names:
             extensions = ", ".join(sorted(EXTENSIONS))
@@ -98,22 +99,25 @@ class Folder(Source):
 
     def samples(self, positions: NDArray[np.int64]) -> Samples:
         """The images at some positions, in that order."""
-        return _Files(self.root, [self._names[position] for position in positions])
+        return _Files(self.root, [self._images[position] for position in positions])
 
 
 @dataclass(frozen=True)
 class _Files(Samples):
     root: str
-    names: list[str]
+    images: list[Entry]
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.images)
 
     def path(self, k: int) -> str:
-        return printable(self.names[k])
+        return printable(self.images[k].name)
+
+    def digest(self) -> str:
+        return listing_digest(self.images)
 
     def read(self, k: int) -> bytes:
-        file = Path(self.root, self.names[k])
+        file = Path(self.root, self.images[k].name)
         try:
             return _read_bounded(file)
         except OSError as error:

@@ -137,6 +137,10 @@ class _Rows(Samples):
     def path(self, k: int) -> str | None:
         return self.paths[k]
 
+    def digest(self) -> str:
+        rows = self.rows.astype("<i8").tobytes().hex()
+        return listing_digest(Entry(split, len(self), f"{self.set.listed[split]} {rows}") for split in set(self.splits))
+
     def where(self, k: int) -> str:
         where = self._split(k).catalogue.where(int(self.rows[k]))
         return where.removeprefix(f"{self.root}/")

@@ -83,16 +83,20 @@ class Stl10(Source):
 
     def samples(self, positions: NDArray[np.int64]) -> Samples:
         """The images at some positions, in that order."""
-        return _Stl10Samples(self.root, [self._images[position] for position in positions])
+        return _Stl10Samples(self.root, [self._images[position] for position in positions], self.digest)
 
 
 @dataclass(frozen=True)
 class _Stl10Samples(Samples):
     root: str
     images: list[tuple[str, int]]
+    source: str
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def digest(self) -> str:
+        return self.source
 
     def path(self, k: int) -> str:
         split, number = self.images[k]
@@ -156,16 +160,20 @@ class Cifar(Source):
 
     def samples(self, positions: NDArray[np.int64]) -> Samples:
         """The images at some positions, in that order."""
-        return _CifarSamples([self._paths[position] for position in positions], self._pixels[positions])
+        return _CifarSamples([self._paths[position] for position in positions], self._pixels[positions], self.digest)
 
 
 @dataclass(frozen=True)
 class _CifarSamples(Samples):
     paths: list[str]
     pixels: NDArray[np.uint8]
+    source: str
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def digest(self) -> str:
+        return self.source
 
     def path(self, k: int) -> str:
         return self.paths[k]

@@ -34,6 +34,10 @@ class Samples(ABC):
         return self.path(k) or ""
 
     @abstractmethod
+    def digest(self) -> str:
+        """Of what they are read from, as it was listed: other content, another digest."""
+
+    @abstractmethod
     def read(self, k: int) -> bytes:
         """The image as an image file's bytes.
 

@@ -37,6 +37,7 @@ from emc2dist.data.ingest.source import (
 )
 from emc2dist.data.splits import by_split, left_out
 from emc2dist.errors import DataError
+from emc2dist.files import Entry
 
 CLASSES = "classes.txt"
 _IMAGES = frozenset(extension.removeprefix(".") for extension in EXTENSIONS)
@@ -74,7 +75,8 @@ class Tar(Source):
             raise DataError(f"{path}: no *.tar files; give a folder that holds some, not compressed")
         self.root = str(root)
         self._classes = _class_names(root / CLASSES)
-        self.digest = listing_digest(map(entry_of, shards))
+        self._shards = {shard.name: entry_of(shard) for shard in shards}
+        self.digest = listing_digest(self._shards.values())
         members, others = ({"train": [path.name]}, []) if path.is_file() else by_split(shard.name for shard in shards)
         contents = _Contents()
         for shard in shards:
@@ -122,16 +124,21 @@ class Tar(Source):
 
     def samples(self, positions: NDArray[np.int64]) -> Samples:
         """The images at some positions, in that order."""
-        return _Members(self.root, [self._images[position] for position in positions])
+        images = [self._images[position] for position in positions]
+        return _Members(self.root, images, {image.shard: self._shards[image.shard] for image in images})
 
 
 @dataclass(frozen=True)
 class _Members(Samples):
     root: str
     images: list[_Image]
+    shards: dict[str, Entry]
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def digest(self) -> str:
+        return listing_digest(self.shards[image.shard]._replace(name=repr(image)) for image in self.images)
 
     def path(self, k: int) -> str:
         return printable(self.images[k].name)

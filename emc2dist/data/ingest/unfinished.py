@@ -59,7 +59,8 @@ class Unfinished:
         self._dest, self.notes = dest, dest / UNFINISHED
         known = {entry.name for entry in self.notes.entries()}
         if _NOTED_JOB in known:
-            changed = _differences(_read_job(self.notes / _NOTED_JOB), job)
+            noted = _read_job(self.notes / _NOTED_JOB)
+            changed = _differences(noted | {"source": job["source"]}, job)  # each note tells what it was made from
             if changed:
                 raise DataError(f"{dest}: another job is unfinished here: {changed}; give another DEST, or remove it")
             return

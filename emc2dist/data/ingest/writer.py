@@ -77,6 +77,12 @@ class Note:
     """-1 where there is none."""
     digests: NDArray[np.void]
     """Of each image's bytes, 16 bytes each."""
+    source: str
+    """Digest of what they were read from, see `Samples.digest`."""
+
+    def tells_of(self, task: Task) -> bool:
+        """Whether the file was made from what the task would read now."""
+        return self.source == task.samples.digest()
 
     @property
     def images(self) -> int:
@@ -86,7 +92,7 @@ class Note:
     def to_bytes(self) -> bytes:
         """The content of a note's file."""
         buffer = io.BytesIO()
-        told = {"unreadable": self.unreadable, "converted": self.converted}
+        told = {"unreadable": self.unreadable, "converted": self.converted, "source": self.source}
         facts = json.dumps({"file": self.file.model_dump(), **told})
         np.savez(buffer, facts=np.array(facts), lengths=self.lengths, labels=self.labels, digests=self.digests)
         return buffer.getvalue()
@@ -99,7 +105,7 @@ class Note:
                 facts = json.loads(str(held["facts"]))
                 file = ManifestFile.model_validate_json(json.dumps(facts["file"]))
                 told = facts["unreadable"], facts["converted"]
-                return cls(file, *told, held["lengths"], held["labels"], held["digests"])
+                return cls(file, *told, held["lengths"], held["labels"], held["digests"], facts["source"])
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
 
@@ -143,6 +149,7 @@ def write_file(task: Task, target: Target, drafts: Path, count: Callable[[], Non
         np.array(written.lengths, np.uint32),
         np.array(written.labels, np.int64),
         np.array(written.digests, DIGEST),
+        task.samples.digest(),
     )
     note_place(target.notes, task.name).write(note.to_bytes())
     return note
