@@ -79,6 +79,9 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
             print(f"{folder.place}: this run is finished; give it another name to run it again", file=sys.stderr)
             return done
         folder.rows()  # what is damaged is said before anything starts
+        newest = _newest(folder)
+        if newest:
+            checkpoint.refuse_other_data(folder.place, newest, images)
         others = stack.enter_context(trackers.recorders(spec, folder))
         stack.enter_context(cluster.connected(spec))
         stop = stop or stack.enter_context(set_on(signal.SIGTERM))
@@ -99,7 +102,8 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
 def _device(spec: Spec, folder: RunFolder, onlooker: Onlooker) -> str:
     """What the workers train on. Raises SpecError where `auto` would have the run go on with another kind of device."""
     device = "cuda" if cluster.use_gpu(spec) else "cpu"
-    before, step = _trained_on(folder) or (device, 0)
+    newest = _newest(folder)
+    before, step = (newest.parsed_spec().device, newest.step) if newest else (device, 0)
     if before == device:
         return device
     if spec.device == "auto":
@@ -112,12 +116,13 @@ def _device(spec: Spec, folder: RunFolder, onlooker: Onlooker) -> str:
     return device
 
 
-def _trained_on(folder: RunFolder) -> tuple[str, int] | None:
-    """The device and the step of the newest checkpoint that says it; None where there is none."""
+def _newest(folder: RunFolder) -> checkpoint.Manifest | None:
+    """The newest checkpoint's manifest that can be read, with its spec; None where there is none."""
     for place in folder.checkpoints():
         try:
             manifest = checkpoint.read_manifest(place)
-            return manifest.parsed_spec().device, manifest.step
+            manifest.parsed_spec()
+            return manifest
         except StorageUnreachable:
             raise
         except (RunError, SpecError, StorageError):  # unfinished or damaged, as the workers will say

@@ -36,7 +36,7 @@ def write(folder, shards=2, generation="first"):
     optimiser = torch.optim.Adam(encoder.parameters())
     encoder(torch.ones(3)).sum().backward()
     optimiser.step()
-    checkpoint.save(folder, 4, 1, small_spec(), encoder, optimiser, filled_store(shards), "first")
+    checkpoint.save(folder, 4, 1, small_spec(), encoder, optimiser, filled_store(shards), "first", "f")
     return folder
 
 
