@@ -91,6 +91,13 @@ def test_a_fingerprint_goes_with_the_images_wherever_they_lie(tmp_path):
     assert DigitsImages("train").fingerprint == DigitsImages("train").fingerprint
 
 
+@pytest.mark.parametrize(("dest", "said"), [("digits", True), ("./digits/", True), ("set/digits", False)])
+def test_a_set_called_digits_is_said_to_be_read_by_another_path(dest, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    ingest(str(stretched(tmp_path / "a.parquet", 1)), dest, workers=0, cache_dir="cache")
+    assert ("this set is data.path=./digits" in capsys.readouterr().err) == said
+
+
 def ingested(source: Path, dest: Path) -> Path:
     ingest(str(source), str(dest), workers=0, cache_dir=str(dest.parent / "cache"))
     return dest
