@@ -113,7 +113,9 @@ def _save(
         _save_shard(folder / _name("shard", shard, shards), store, generation, shard, applied)
         pending = store.pending(generation, shard)
         if pending:
-            save_file(_flat_commits(pending), folder / _name("pending", shard, shards))
+            path = folder / _name("pending", shard, shards)
+            with tensors.as_any_file(path):
+                save_file(_flat_commits(pending), path)
     if collectives.rank() == 0:
         _save_trainer(folder / TRAINER, encoder, optimiser)
         manifest = Manifest(
@@ -277,7 +279,8 @@ def _save_trainer(path: Path, encoder: nn.Module, optimiser: torch.optim.Optimiz
     for parameter, slots in state["state"].items():
         flat |= {f"optimiser/{parameter}/{slot}": value for slot, value in slots.items() if value is not None}
     metadata = {"param_groups": json.dumps(state["param_groups"])}
-    save_tensors({name: tensor.contiguous() for name, tensor in flat.items()}, path, metadata)
+    with tensors.as_any_file(path):
+        save_tensors({name: tensor.contiguous() for name, tensor in flat.items()}, path, metadata)
 
 
 def _rows_of(folder: Path, old: Layout, indices: NDArray[np.int64], schema: Schema) -> Tables:
