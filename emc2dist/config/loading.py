@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from emc2dist.config import paths
 from emc2dist.config import text as spec_text
+from emc2dist.config.points import known_points
 from emc2dist.config.sections import HIDDEN, REFUSED, S3
 from emc2dist.config.spec import Spec
 from emc2dist.config.sweep import Sweep
@@ -82,6 +83,10 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Spec | Sweep:
         base = _beside(source, tree["base"])
         tree["base"] = _tree(spec_text.read(base), str(base))
     sweep = _sweep(tree, source)
+    points = known_points(sweep) or []
+    different = len({repr(point) for point in points})
+    if different < len(points):
+        say(f"{source}: {different} of {len(points)} points differ; search.name=grid tries each of a few values once")
     _refuse_two_readings([sweep.base.data.path, *sweep.ends().get("data.path", ())], source)
     return sweep
 
@@ -148,8 +153,14 @@ def _sweep(tree: dict[str, Any], source: str) -> Sweep:
         tree["space"] = {key: _choices(key, value) for key, value in space.items()}
     sweep = _checked(Sweep, tree, source)
     for key, values in sweep.ends().items():
+        seen: set[str] = set()
         for value in values:
-            changed(sweep.base, {key: value}, source=f"{source}: space")
+            meant = dump(changed(sweep.base, {key: value}, source=f"{source}: space"))
+            if meant in seen:
+                raise SpecError(f"{source}: space.{key}: holds {_shown(value)} twice; keep one")
+            seen.add(meant)
+    for number, point in enumerate(known_points(sweep) or ()):
+        changed(sweep.base, point, source=f"{source}: point {number}")
     return sweep
 
 
