@@ -20,7 +20,7 @@ _WRITE = "which nothing here fills in; write out what it stands for"
 _STAND_INS = {  # a $ or a { within a name may be one of its characters
     re.compile(r"\$[({][^/]*|(?<![^/])\$[A-Za-z_]\w*|\$[A-Z_]{2,}|`[^/]*"): f"is a shell's, {_WRITE}",
     re.compile(r"%[A-Za-z_][\w()]*%|%\(\w+\)s"): f"is a variable, {_WRITE}",
-    re.compile(r"\{[{%][^/]*|<[\w .:-]+>"): f"is a template's, {_WRITE}",
+    re.compile(r"\{[{%][^/]*|(?<![^/])<[^/<>]+>(?![^/])"): f"is a template's, {_WRITE}",
 }
 _SLIPS = {
     re.compile(r"^[A-Za-z]:[\\/]|\\"): "is of a path of Windows; give the path that this machine has, with /",
