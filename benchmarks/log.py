@@ -78,7 +78,7 @@ class Bench:
         store.reset(RUN)
         self.first = fill(store)
         optimiser = torch.optim.SGD(encoder.parameters(), lr=0.1)
-        checkpoint.save(folder, self.first, self.first - 1, SPEC, encoder, optimiser, store, RUN)
+        checkpoint.save(folder, self.first, self.first - 1, SPEC, encoder, optimiser, store, RUN, "")
         self.manifest = checkpoint.verify(files.at(folder))
 
     def restore(self, store: ShardedStore) -> None:

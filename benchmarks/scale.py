@@ -94,7 +94,7 @@ def row(what: str, schema: Schema, rows: int, folder: Path) -> str:
     with measured() as calling:
         call(store, step, CALLS)
     encoder = nn.Linear(1, 1)
-    parts = (SPEC, encoder, torch.optim.SGD(encoder.parameters(), lr=0.1), store, "run")
+    parts = (SPEC, encoder, torch.optim.SGD(encoder.parameters(), lr=0.1), store, "run", "")
     applied = step + CALLS - 1
     with measured() as saving:
         checkpoint.save(folder, applied + 1, applied, *parts)

@@ -1,13 +1,14 @@
 """Specs: strict, exact about what is wrong, and the same after a round trip."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from emc2dist.config import OPERATIONAL, Spec, differences, dump, load, load_job, parse
+from emc2dist.config import OPERATIONAL, Spec, differences, dump, load, load_job, parse, paths
 from emc2dist.errors import SpecError
 
 MINIMAL = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\n"
@@ -71,6 +72,18 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("lr", ["'lr'", "key=value"]),
         ("lr.x=1", ["lr is a value"]),
         ("lr=[1", ["not valid YAML"]),
+        ("data=", ["data: got nothing", "data={KEY: VALUE}"]),
+        ("launch.environment=A", ["launch.environment", "'A'", "{KEY: VALUE}"]),
+        ("views.crop=0.2,1.0", ["views.crop", "'0.2,1.0'", "[0.2, 1.0]"]),
+        ("data.limit=all", ["data.limit", "'all'", "integer, or null"]),
+        ("watch.port=off", ["watch.port", "'off'", "integer, or null"]),
+        ("watch.wandb=false", ["watch.wandb", "got False", "string, or null"]),
+        ("watch.mlflow=yes", ["watch.mlflow", "got True", "string, or null"]),
+        ("s3.region=off", ["s3.region", "got False", "string, or null"]),
+        ("launch.cluster=no", ["launch.cluster", "got False", "string, or null"]),
+        ("s3.endpoint=$S3_ENDPOINT", ["s3.endpoint", "'$S3_ENDPOINT' is a shell's", "write out"]),
+        ("watch.wandb=${PROJECT}", ["watch.wandb", "'${PROJECT}' is a shell's"]),
+        ("eval.asked={{ split }}", ["eval.asked", "'{{ split }}' is a template's"]),
     ],
 )
 def test_what_is_wrong_is_one_message_that_names_it(override, words):
@@ -146,13 +159,20 @@ def test_a_spec_is_read_without_torch_or_ray():
         ("data.path=*a", "*a"),
         ("data.path=!a", "!a"),
         ("data.path=2026-11-26", "2026-11-26"),
-        ("data.path= a ", " a "),
+        ("watch.wandb= a ", " a "),
         ("name=1e5", "1e5"),
         ("name=007", "007"),
         ("name=yes", "yes"),
         ("name=null", "null"),
         ("s3.region=null", None),
         ("s3.region=", None),
+        ("s3.endpoint=None", None),
+        ("eval.asked=none", None),
+        ("resources.accelerator=NONE", None),
+        ("watch.wandb='None'", "None"),
+        ("watch.mlflow='off'", "off"),
+        ("encoder.norm=none", "none"),
+        ("min_workers=None", None),
         ("data.limit=null", None),
         ("data.limit=1e6", 1_000_000),
         ("workers=016", 16),
@@ -209,6 +229,18 @@ def test_a_key_given_twice_is_refused_with_both_lines():
         parse(MINIMAL + "data.limit: 3\n")
 
 
+@pytest.mark.parametrize("line", ["data:", "data:\n  # limit: 3", "data: null", "launch:\n  environment:", "views: {}"])
+def test_a_section_whose_keys_are_all_left_out_is_there(line):
+    assert parse(f"{MINIMAL}{line}\n") == parse(MINIMAL)
+    assert parse(f"{MINIMAL}{line}\n", ["data.limit=4"]) == parse(MINIMAL, ["data.limit=4"])
+
+
+@pytest.mark.parametrize("word", ["None", "none", "null", "~", ""])
+def test_null_as_other_languages_write_it(word):
+    spec = parse(f"{MINIMAL}watch:\n  wandb: {word}\n  port: {word}\neval: {{asked: {word}}}\n")
+    assert spec == parse(MINIMAL)
+
+
 def test_of_several_words_for_a_key_the_last_one_holds_and_is_told(capsys):
     assert parse(MINIMAL, ["lr=1", "seed=1", "seed=1", "lr=2"]).lr == 2
     assert capsys.readouterr().err == "lr: given more than once on the command line; the last one holds\n"
@@ -236,7 +268,9 @@ def test_what_windows_writes_is_read(tmp_path, encoding, newline):
         (b"", ["expected a mapping", "got nothing"]),
         (b"# nothing\n", ["got nothing"]),
         (b"name: a\nrun_dir: l\xe4ufe\n", ["line 2: byte 0xe4 is not UTF-8", "save the file as UTF-8"]),
-        ("name: a".encode("utf-16-le"), ["not valid YAML", "#x0000"]),
+        (MINIMAL.encode("utf-16-le"), ["holds a NUL byte", "UTF-16 without its byte order mark", "UTF-8"]),
+        ("näme: a".encode("utf-16-be"), ["holds a NUL byte", "UTF-16 without its byte order mark"]),
+        (b"name: a\nseed: \0\n", ["line 2: holds a NUL byte", "a file that is no text"]),
         (b"PAR1\x15\x04\x15\xff", ["line 1: byte 0xff is not UTF-8"]),
         (b"x" * (2**20 + 1), ["more than 1,048,576 bytes"]),
         (b"a: " + b"[" * 100_000, ["line 1: nested too deep"]),
@@ -284,6 +318,84 @@ def test_what_is_no_file_is_refused(tmp_path):
 def test_a_path_of_another_kind_is_refused_by_its_key(key, path):
     with pytest.raises(SpecError, match=f"{key}: got "):
         parse(MINIMAL, [f"{key}={path!r}" if not path else f"{key}={path}"])
+
+
+MEANT_OTHERWISE = {  # what of it is named
+    "$HOME/runs": "$HOME",
+    "${SCRATCH}/runs": "${SCRATCH}",
+    "${oc.env:HOME}/runs": "${oc.env:HOME}",
+    "$(pwd)/runs": "$(pwd)",
+    "`pwd`/runs": "`pwd`",
+    "/scratch/$USER/runs": "$USER",
+    "/scratch/runs-$USER": "$USER",
+    "./runs/${USER}": "${USER}",
+    "file:///scratch/$USER": "$USER",
+    r"%USERPROFILE%\runs": "%USERPROFILE%",
+    "%(root)s/runs": "%(root)s",
+    "{{ root }}/runs": "{{ root }}",
+    "/data/<your set>/x": "<your set>",
+    r"C:\data": "C:\\",
+    "D:/data": "D:/",
+    r"\\server\share": "\\",
+    r"runs\a": "\\",
+    "“/data/set”": "“",
+    "'/data/set": "'",
+    " /data": " ",
+    "/data ": " ",
+    "\u202a/data": "\u202a",
+}
+
+
+@pytest.mark.parametrize("key", ["data.path", "run_dir", "data.cache_dir", "launch.cluster"])
+@pytest.mark.parametrize("path", MEANT_OTHERWISE)
+def test_what_should_have_become_a_path_is_refused_by_its_key(key, path):
+    with pytest.raises(SpecError, match=re.escape(f"{key}: got {path!r}; {MEANT_OTHERWISE[path]!r} ")):
+        parse(MINIMAL, [f"{key}={path}"])
+
+
+@pytest.mark.parametrize("path", ["s3://b/${RUN}", "s3://b/$USER/x", "s3://b/{{ run }}", "s3://$BUCKET/x", "s3://b/x "])
+def test_nor_does_it_become_a_key_of_s3(path):
+    with pytest.raises(SpecError, match="run_dir: got "):
+        parse(MINIMAL, [f"run_dir={path}"])
+
+
+def test_another_users_home_is_there_or_refused(monkeypatch):
+    with pytest.raises(SpecError, match=r"run_dir: got '~nobody-here/x'; there is no user nobody-here here"):
+        parse(MINIMAL, ["run_dir=~nobody-here/x"])
+    assert parse(MINIMAL, ["run_dir=~root/x"]).run_dir == "~root/x"
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("./$HOME/runs", "$HOME/runs"),
+        ("./{{ a }}/b", "{{ a }}/b"),
+        ("./~nobody-here", "~nobody-here"),
+        ("file:///a/%24USER/l%C3%A4bc%20d", "/a/$USER/läbc d"),
+        ("a$b", "a$b"),
+        ("/a/b$", "/a/b$"),
+        ("/a/100%", "/a/100%"),
+        ("/a/~b", "/a/~b"),
+    ],
+)
+def test_who_means_such_a_folder_can_say_so(path, meant, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert paths.on_disk(parse(MINIMAL, [f"run_dir={path}"]).run_dir) == Path(meant)
+    whole = paths.absolute(path)  # is understood anywhere
+    assert paths.on_disk(parse(MINIMAL, [f"run_dir={whole}"]).run_dir) == tmp_path / meant
+
+
+def test_digits_with_two_readings_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text(MINIMAL)
+    (tmp_path / "s.yaml").write_text("name: s\nbase: a.yaml\nspace: {data.path: [digits, /a]}\n")
+    load("a.yaml")
+    (tmp_path / "digits").mkdir()
+    for file in ("a.yaml", "s.yaml"):
+        with pytest.raises(SpecError, match=r"yaml: data\.path: digits is both scikit-learn's .* write \./digits"):
+            load_job(file)
+    assert load("a.yaml", ["data.path=./digits"]).data.path == "./digits"
+    parse(MINIMAL)  # as a run keeps it
 
 
 def test_paths_that_stay_on_disk():

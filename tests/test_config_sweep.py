@@ -9,7 +9,7 @@ BASE = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\n"
 SWEEP = """
 name: s
 base: jobs/base.yaml
-set: {epochs: 5, data: {limit: 64}}
+set: {epochs: 5, data: {limit: 64}, optimiser: {accumulate: 4}}
 space:
   temperature: loguniform(0.05, 0.5)
   lr: [1e-3, 1e-2]
@@ -40,6 +40,16 @@ def test_the_base_lies_beside_the_sweep_and_set_changes_it(sweep_file):
     assert parse_sweep(dump(sweep)) == sweep  # with the base inside
 
 
+def test_bounds_are_numbers_as_elsewhere_and_points_that_are_equal_are_counted(sweep_file, capsys):
+    sweep_file.write_text("name: s\nbase: jobs/base.yaml\nset:\nspace: {lr: [1, 2]}\n")
+    sweep = load_sweep(sweep_file, ["budget.trials=8"])
+    assert sweep.distributions() == {"lr": (1, 2)}
+    assert "sweep.yaml: 2 of 8 points differ; search.name=grid" in capsys.readouterr().err
+    sweep = load_sweep(sweep_file, ["space.epochs=randint(8, 1e2)"])
+    assert sweep.distributions()["epochs"] == Range("randint", 8, 100)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_run_and_a_sweep_are_told_apart(sweep_file):
     base = sweep_file.parent / "jobs" / "base.yaml"
     assert load_job(base) == load(base)
@@ -65,7 +75,12 @@ def test_a_run_and_a_sweep_are_told_apart(sweep_file):
         ("space.lr=uniform(2, 1)", ["space.lr", "uniform(2, 1)", "smaller one first"]),
         ("space.lr=uniform(1, inf)", ["space.lr", "finite"]),
         ("space.lr=loguniform(0, 1)", ["space.lr", "above 0"]),
-        ("space.lr=randint(1, 2.5)", ["space.lr", "randint(1, 2.5)"]),
+        ("space.lr=randint(1, 2.5)", ["space.lr", "randint(1, 2.5)", "2.5 is no whole number"]),
+        ("space.lr=uniform(1, lots)", ["space.lr", "lots is no number", "uniform(a, b)"]),
+        ("space.lr=[1e-3, 2, 0.001]", ["space.lr: holds 0.001 twice"]),
+        ("space.temperature=[1, 1.0]", ["space.temperature: holds 1.0 twice"]),
+        ("space.batch_size=randint(16, 64)", ["point ", "batch_size", "multiple of 4"]),
+        ("space.views.crop=[[0.2, 1], [0.2, 1.0]]", ["space.views.crop: holds (0.2, 1.0) twice"]),
         ("space.lr=__import__('os')", ["space.lr", "list of choices"]),
         ("space.seed=[1, 2]", ["space.seed", "its own", "seeds"]),
         ("space.workers=[1, 2]", ["space.workers", "in `set`"]),

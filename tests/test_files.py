@@ -384,7 +384,8 @@ def test_a_url_of_another_kind_never_becomes_a_folder(path, tmp_path, monkeypatc
 def test_a_path_is_taken_as_a_person_means_it(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert files.local("~/set") == tmp_path / "set"
-    assert files.local("~nobody-of-this-name/set").name == "set"
+    with pytest.raises(StorageError, match="~nobody-of-this-name/set: there is no user nobody-of-this-name here"):
+        files.local("~nobody-of-this-name/set")
     assert str(files.at("file:///data/set%20%232")) == "/data/set #2"
     for name in ("set #2", "exp: 3", "a'b\"c", "./gs:/set", "\udcff"):
         assert str(files.local(name)) == name.removeprefix("./")

@@ -5,9 +5,10 @@ value out of range is a `SpecError` that names the key, the value, what is allow
 
 A value is read by what its key takes. Where that is text, it is what was written: `name: 007` and `name: no` need no
 quotes, and after `key=` all counts, `#`, `:`, `{` and `~` too (a pair of quotes around the whole is taken off).
-Elsewhere it is what YAML 1.2 reads: `010` is ten, `1e-4` a number, `1:30` is none. Nothing, `null` and `~` are None
-where a key may be None. A mapping for a section sets the keys that it holds. A key that a file gives twice is refused;
-of several `key=value` for one key the last holds, and that is said.
+Elsewhere it is what YAML 1.2 reads: `010` is ten, `1e-4` a number, `1:30` is none. Nothing, `null`, `~` and `None` are
+None where a key may be None; `off` and `yes` are no names there unless in quotes. A mapping for a section sets the keys
+that it holds. A key that a file gives twice is refused; of several `key=value` for one key the last holds, and that is
+said.
 
 Unit and range stand under each field. Nothing here imports torch or ray, so `emc2dist validate` is instant.
 

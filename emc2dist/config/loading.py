@@ -1,6 +1,8 @@
 """From YAML and key=value to a `Spec` or a `Sweep`, or to one message that says what is wrong; and back."""
 
 import difflib
+import os
+import re
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from emc2dist.config import paths
 from emc2dist.config import text as spec_text
+from emc2dist.config.points import known_points
 from emc2dist.config.sections import HIDDEN, REFUSED, S3
 from emc2dist.config.spec import Spec
 from emc2dist.config.sweep import Sweep
@@ -24,8 +27,14 @@ Parts = tuple[str, ...]
 """A key, section by section."""
 
 _NULL = {"null", "Null", "NULL", "~"}
+_NOTHING = _NULL | {"None", "none", "NONE"}  # where a key may be null
 _BOOL = {"true": True, "false": False}
 _SWITCH = _BOOL | {"yes": True, "on": True, "no": False, "off": False}
+_FORMS = {
+    "tuple_type": "write a list in brackets, as in [0.2, 1.0]",
+    "dict_type": "write keys and their values, as in {KEY: VALUE}",
+    "model_type": "write keys and their values, as in {KEY: VALUE}",
+}
 _SHOWN = 200  # characters of a value that a message repeats
 _TOLD = 5  # errors of one spec that a message tells
 
@@ -66,12 +75,20 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Spec | Sweep:
     tree = _tree(spec_text.read(source), source)
     said = {override.partition("=")[0].split(".")[0] for override in overrides}
     if not (tree.keys() | said) & {"base", "space"}:
-        return _checked(Spec, _overridden(tree, overrides, Spec), source)
+        spec = _checked(Spec, _overridden(tree, overrides, Spec), source)
+        _refuse_two_readings([spec.data.path], source)
+        return spec
     tree = _overridden(_flattened(tree, source), overrides, Sweep)
     if isinstance(tree.get("base"), str):
         base = _beside(source, tree["base"])
         tree["base"] = _tree(spec_text.read(base), str(base))
-    return _sweep(tree, source)
+    sweep = _sweep(tree, source)
+    points = known_points(sweep) or []
+    different = len({repr(point) for point in points})
+    if different < len(points):
+        say(f"{source}: {different} of {len(points)} points differ; search.name=grid tries each of a few values once")
+    _refuse_two_readings([sweep.base.data.path, *sweep.ends().get("data.path", ())], source)
+    return sweep
 
 
 def parse_sweep(text: str, *, source: str = "sweep") -> Sweep:
@@ -93,7 +110,23 @@ def parse_s3(overrides: Sequence[str]) -> S3:
 
 def dump(spec: Spec | Sweep) -> str:
     """The resolved spec as YAML that `parse`, or `parse_sweep`, reads back to an equal one."""
-    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+    return yaml.dump(spec.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts a text in quotes that without them is read as null."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^(None|none|NONE)$"), ["N", "n"])
+
+
+def _refuse_two_readings(data_paths: Sequence[str], source: str) -> None:
+    """What a run keeps says `digits` of scikit-learn's alone; a person may mean what lies here."""
+    if "digits" in data_paths and os.path.lexists("digits"):
+        raise SpecError(
+            f"{source}: data.path: digits is both scikit-learn's digits and what lies here in ./digits; write ./digits "
+            "for that, or rename it"
+        )
 
 
 def _tree(text: str, source: str) -> dict[str, Any]:
@@ -111,7 +144,7 @@ def _beside(source: str, base: str) -> Path:
 
 
 def _sweep(tree: dict[str, Any], source: str) -> Sweep:
-    changes, base, space = tree.pop("set", {}), tree.get("base"), tree.get("space")
+    changes, base, space = tree.pop("set", {}) or {}, tree.get("base"), tree.get("space")
     if not isinstance(changes, dict):
         raise SpecError(f"{source}: set: got {_shown(changes)}; give it keys of the base and their values")
     if isinstance(base, dict):
@@ -120,8 +153,14 @@ def _sweep(tree: dict[str, Any], source: str) -> Sweep:
         tree["space"] = {key: _choices(key, value) for key, value in space.items()}
     sweep = _checked(Sweep, tree, source)
     for key, values in sweep.ends().items():
+        seen: set[str] = set()
         for value in values:
-            changed(sweep.base, {key: value}, source=f"{source}: space")
+            meant = dump(changed(sweep.base, {key: value}, source=f"{source}: space"))
+            if meant in seen:
+                raise SpecError(f"{source}: space.{key}: holds {_shown(value)} twice; keep one")
+            seen.add(meant)
+    for number, point in enumerate(known_points(sweep) or ()):
+        changed(sweep.base, point, source=f"{source}: point {number}")
     return sweep
 
 
@@ -148,6 +187,8 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str], model: type[Base
         if not equals or not key:
             raise SpecError(f"{override!r}: an override is written key=value, as in lr=1e-3 or data.limit=512")
         _, kind = _place(model, key)
+        if _section(kind) and value in ("", *_NULL):
+            raise SpecError(f"{key}: got nothing; give it keys and their values, as in {key}={{KEY: VALUE}}")
         meant = spec_text.unquoted(value) if _takes_text(kind) else spec_text.flow(value, key)
         for parts, item in _flat(model, key, meant):
             if said.get(parts, override) != override:  # as where a script has its own before what it is given
@@ -214,6 +255,8 @@ def _place(model: type[BaseModel], key: str) -> tuple[Parts, Any]:
 def _put(tree: dict[str, Any], parts: Parts, value: Any) -> None:
     *parents, leaf = parts
     for parent in parents:
+        if tree.get(parent) in ("", *_NULL):  # a section whose keys are all left out
+            tree[parent] = {}
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise SpecError(f"{'.'.join(parts)}: {parent} is a value, not a section")
@@ -237,10 +280,11 @@ def _settled(value: Any, kind: Any) -> Any:
 
 def _meant(word: Plain, kind: Any) -> Any:
     kinds = _kinds(kind)
-    if not word or (word in _NULL and (types.NoneType in kinds or not _takes_text(kind))):
-        return None
-    if _takes_text(kind):
-        return str(word)
+    may_be_null = types.NoneType in kinds
+    if not word or word in (_NOTHING if may_be_null else set() if _takes_text(kind) else _NULL):
+        return {} if _section(kind) or get_origin(kind) is dict else None
+    if _takes_text(kind):  # a switch is no name: pydantic refuses it
+        return _SWITCH.get(word.lower(), str(word)) if may_be_null else str(word)
     words = _SWITCH if bool in kinds else _BOOL
     if word.lower() in words:
         return words[word.lower()]
@@ -303,6 +347,9 @@ def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
     message = error["msg"] if error["type"] == REFUSED else error["msg"][0].lower() + error["msg"][1:]
+    message = _FORMS.get(error["type"], message)
+    if error["type"].endswith(("_type", "_parsing")) and types.NoneType in _kinds(_place(model, key)[1]):
+        message += ", or null"
     return f"{key}: got {_shown(error['input'])}; {message}"
 
 

@@ -1,4 +1,8 @@
-"""Paths as a person writes them: on this machine's disk, or `s3://bucket/folder`; nothing else becomes a folder."""
+"""Paths as a person writes them: on this machine's disk, or `s3://bucket/folder`; nothing else becomes a folder.
+
+What a shell, Windows, a template or an editor leaves in a path by mistake would become a folder too, so it is refused.
+Who means it writes `./$NAME`, or a `file:///` URI with the sign percent-encoded.
+"""
 
 import os
 import re
@@ -9,6 +13,20 @@ S3_SCHEME = "s3://"
 _FILE = "file:///"
 _UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # by a spec, one line of UTF-8 for a value
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
+_ENCODED = re.compile("%[0-9A-Fa-f]{2}")
+_UNSEEN = r"[\s\u200b-\u200f\u202a-\u202e\u2060\ufeff]"
+
+_WRITE = "which nothing here fills in; write out what it stands for"
+_STAND_INS = {  # a $ or a { within a name may be one of its characters
+    re.compile(r"\$[({][^/]*|(?<![^/])\$[A-Za-z_]\w*|\$[A-Z_]{2,}|`[^/]*"): f"is a shell's, {_WRITE}",
+    re.compile(r"%[A-Za-z_][\w()]*%|%\(\w+\)s"): f"is a variable, {_WRITE}",
+    re.compile(r"\{[{%][^/]*|(?<![^/])<[^/<>]+>(?![^/])"): f"is a template's, {_WRITE}",
+}
+_SLIPS = {
+    re.compile(r"^[A-Za-z]:[\\/]|\\"): "is of a path of Windows; give the path that this machine has, with /",
+    re.compile("^[\"'\u2018-\u201f\u00ab\u00bb]"): "is a quotation mark; leave it out, or put ' at both ends",
+    re.compile(f"^{_UNSEEN}|{_UNSEEN}$"): "is blank, or cannot be seen, and stands at an end; leave it out",
+}
 
 
 def is_remote(path: str) -> bool:
@@ -20,19 +38,36 @@ def on_disk(text: str) -> Path:
     """A path on this machine's disk, as a person means it: `~` and `file:///` are understood.
 
     Raises:
-        ValueError: it is empty, holds a NUL, or is a URL of another kind, which would become a folder of that name. The
-            message does not repeat the path.
+        ValueError: it is empty, holds a NUL, or begins as what would become a folder of that name and is not meant: a
+            URL of another kind, a variable, another user's home that is not here. The caller names the path.
     """
     path = text
     if path.startswith(_FILE):
         path = unquote(path.removeprefix(_FILE.removesuffix("/")), errors="surrogateescape")
+    for pattern, reason in (_STAND_INS | _SLIPS).items():
+        if found := pattern.match(path):
+            literal = f" (a folder of this name is ./{path})" if pattern in _STAND_INS and "\\" not in path else ""
+            raise ValueError(f"{found[0]!r} {reason}{literal}")
     url = _URL.match(path)
     if url:
         where = "a path on disk" if is_remote(path) else "a path on disk, or s3://bucket/folder"
         raise ValueError(f"{url[1]}:// cannot be used here; give {where} (a folder of this name is ./{path})")
     if not path or "\0" in path:
         raise ValueError(f"no path, for it {'holds a NUL' if path else 'is empty'}; correct it")
-    return Path(os.path.expanduser(path))  # Path.expanduser raises where there is no such user
+    expanded = os.path.expanduser(path)  # Path.expanduser raises where there is no such user
+    if re.match("~[^/]", expanded):
+        raise ValueError(f"there is no user {expanded[1:].split('/')[0]} here (a folder of this name is ./{path})")
+    return Path(expanded)
+
+
+def absolute(text: str) -> str:
+    """The same path on disk, from wherever it is used, as a text that `check` takes. Raises as `on_disk` does."""
+    path = on_disk(text).resolve()
+    try:
+        check(str(path))
+    except ValueError:
+        return path.as_uri()
+    return str(path)
 
 
 def bucket_and_key(uri: str) -> str:
@@ -49,5 +84,27 @@ def check(text: str, *, remote: bool = True) -> None:
         raise ValueError("holds a control character, or a byte that is not UTF-8; rename it, or give a link to it")
     if remote and is_remote(text):
         bucket_and_key(text)
+        advice = ""
     else:
         on_disk(text)
+        advice = " (or, if a folder is called so, percent-encode it in a file:/// URI)"
+    written = _ENCODED.sub("_", text) if text.startswith(_FILE) else text
+    slip = _first(_STAND_INS | _SLIPS, written.removeprefix("./"), past=text.startswith("./"))
+    if slip:
+        raise ValueError(slip + advice)
+
+
+def refuse_stand_ins(text: str) -> None:
+    """Raise ValueError where a text holds what a shell or a template should have filled in."""
+    slip = _first(_STAND_INS, text)
+    if slip:
+        raise ValueError(slip)
+
+
+def _first(patterns: dict[re.Pattern[str], str], text: str, *, past: bool = False) -> str | None:
+    """What of a text is none of it and why, for the first pattern that finds any (`past`: but not at the start)."""
+    for pattern, reason in patterns.items():
+        found = next((match for match in pattern.finditer(text) if match.start() or not past), None)
+        if found:
+            return f"{found[0]!r} {reason}"
+    return None

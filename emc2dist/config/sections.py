@@ -61,6 +61,14 @@ def _path(text: str, *, remote: bool) -> str:
     return text
 
 
+def _written_out(text: str) -> str:
+    try:
+        paths.refuse_stand_ins(text)
+    except ValueError as error:
+        raise _refusal(str(error)) from None
+    return text
+
+
 def _refusal(message: str) -> PydanticCustomError:
     """Told with the key and the value, unlike a ValueError."""
     return PydanticCustomError(REFUSED, "{message}", {"message": message})
@@ -68,7 +76,9 @@ def _refusal(message: str) -> PydanticCustomError:
 
 DiskPath = Annotated[str, AfterValidator(_on_disk)]
 AnyPath = Annotated[str, AfterValidator(_anywhere)]
-Url = Annotated[str, AfterValidator(_refuse_credentials)]
+Word = Annotated[str, AfterValidator(_written_out)]
+"""A name that is somebody else's."""
+Url = Annotated[str, AfterValidator(_refuse_credentials), AfterValidator(_written_out)]
 
 
 class Section(BaseModel):
@@ -183,9 +193,9 @@ class Eval(Section):
 
     every: Annotated[int, Field(ge=0)] = 1
     """Epochs between evaluations; 0: only before the first and after the last epoch."""
-    voters: str = "train"
+    voters: Word = "train"
     """Split whose labelled images vote; another one where the training images have no labels."""
-    asked: str | None = None
+    asked: Word | None = None
     """Split whose labelled images are asked about; None: `test`, else `validation`, whichever has labels first; where
     neither is there, every tenth voter."""
     neighbours: PositiveInt = 20
@@ -224,7 +234,7 @@ class S3(Section):
 
     endpoint: Url | None = None
     """URL of a server other than AWS, as in https://s3.example.org:9000; AWS_ENDPOINT_URL sets it too."""
-    region: str | None = None
+    region: Word | None = None
     """Region, as in eu-central-1; AWS_DEFAULT_REGION and ~/.aws/config set it too."""
     attempts: Annotated[int, Field(ge=1, le=1000)] = 6
     """Times that a request is tried. The pauses between are random, up to 0.2, 0.4, 0.8 ... 10 s."""
@@ -239,7 +249,7 @@ class Resources(Section):
     """CPUs of a worker; by default 1, and none beside a GPU."""
     worker_gpus: Annotated[float, Field(gt=0, le=1)] = 1.0
     """GPUs of a worker that trains on GPUs; less than 1 shares one, of runs of one worker, as trials may be."""
-    accelerator: str | None = None
+    accelerator: Word | None = None
     """A worker's GPU by Ray's name, as in A10G, L4 or H100; any by default."""
     worker_labels: dict[str, str] = {}
     """Labels of the nodes that workers may run on, as in {ray.io/market-type: spot}."""
@@ -262,10 +272,10 @@ class Watch(Section):
     """Port on 127.0.0.1 of the driver's machine where Prometheus finds the run; 0: any that is free; None: no port."""
     tensorboard: bool = False
     """Whether the rows of metrics are written for TensorBoard too, in the run folder, which must be on disk."""
-    wandb: Annotated[str, Field(min_length=1)] | None = None
+    wandb: Annotated[Word, Field(min_length=1)] | None = None
     """Project of Weights & Biases that takes the rows; needs the package `wandb`. How it is reached is for its own
     variables to say: WANDB_API_KEY, or WANDB_MODE=offline."""
-    mlflow: Annotated[str, Field(min_length=1)] | None = None
+    mlflow: Annotated[Word, Field(min_length=1)] | None = None
     """Experiment of MLflow that takes the rows; needs the package `mlflow`. Its own variables say where:
     MLFLOW_TRACKING_URI, a server's or a folder's, as in file:/path."""
 

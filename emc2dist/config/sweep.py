@@ -39,13 +39,22 @@ class Range(NamedTuple):
         if match is None:
             raise ValueError(_WANTED)
         kind: Any = match[1]
-        number = int if kind == "randint" else float
-        low, high = number(match[2]), number(match[3])
+        low, high = (_number(bound, whole=kind == "randint") for bound in match.groups()[1:])
         if not low < high or not math.isfinite(high - low):
             raise ValueError("give two finite numbers, the smaller one first")
         if kind == "loguniform" and low <= 0:
             raise ValueError("a logarithm needs bounds above 0")
         return cls(kind, low, high)
+
+
+def _number(text: str, *, whole: bool) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{text.strip()} is no number; {_WANTED}") from None
+    if whole and not number.is_integer():
+        raise ValueError(f"{text.strip()} is no whole number, as randint needs them")
+    return int(number) if whole else number
 
 
 class Search(Section):

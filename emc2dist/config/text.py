@@ -103,6 +103,10 @@ def unquoted(text: str) -> str:
 def decoded(data: bytes) -> str:
     """The text of a file that a person wrote: UTF-8, or as its mark says. Raises ValueError, which names the line."""
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    if encoding.startswith("utf-8") and b"\0" in data:
+        line = data.count(b"\n", 0, data.index(0)) + 1
+        what = "UTF-16 without its byte order mark" if data.count(0) > len(data) // 4 else "a file that is no text"
+        raise ValueError(f"line {line}: holds a NUL byte, as does {what}")
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:

@@ -130,6 +130,8 @@ class Catalogue:
     """The images' column, as in `image.bytes`."""
     remarks: list[str]
     """What was guessed or passed over, with numbers."""
+    digests: list[str]
+    """Of each file, SHA-256 of all of it where the set was ingested, else of its footer: all would have to be read."""
     labelled: bool
     """Whether any row may have a label."""
     kept_labels: Labels | None
@@ -312,6 +314,7 @@ def _of_manifest(folder: Place, split: str, listing: dict[str, Entry]) -> Catalo
         lengths=lengths,
         image="image.bytes",
         remarks=[],
+        digests=[file.sha256 for file in files],
         labelled=manifest.splits[split].labelled,
         kept_labels=Labels(labels, manifest.classes),
     )
@@ -343,7 +346,7 @@ def _check_pinned(folder: Place, file: ManifestFile, entry: Entry | None) -> Non
 
 def _of_footers(places: list[Place], entries: list[Entry], cache_dir: Path, remarks: list[str]) -> Catalogue:
     identities = [[kept.identity(p), *e] for p, e in zip(places, entries, strict=True)]
-    key = hashlib.sha256(json.dumps(identities).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([Footer._fields, identities]).encode()).hexdigest()
     of_footers, of_labels = (cache_dir / "catalogues" / f"{key}.{what}" for what in ("footers", "labels"))
     noted, labels = kept.recall(of_footers), kept.recall(of_labels)
     if noted is None:
@@ -365,6 +368,7 @@ def _of_footers(places: list[Place], entries: list[Entry], cache_dir: Path, rema
         lengths=None,
         image=footers[0].image if footers else "",
         remarks=remarks + (columns.remarks_on(footers) if footers else []),
+        digests=[footer.digest for footer in footers],
         labelled=any(footer.labelled for footer in footers),
         kept_labels=None if labels is None else _labels_of(labels),
         label_problem=columns.label_problem(places, footers),

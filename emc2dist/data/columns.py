@@ -9,6 +9,7 @@
 What was guessed is a remark. Labels that cannot be read are no error until somebody needs them.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from emc2dist.files import Entry, Place
 
 LABELS = ("label", "labels", "fine_label", "target", "class", "cls", "category")
 """Columns that are taken for labels, the first that is there."""
+_END = 8  # bytes of a file after its footer: the footer's size, and PAR1
 
 
 class Footer(NamedTuple):
@@ -39,6 +41,8 @@ class Footer(NamedTuple):
     """What its values are: a key of `_READ`, or else its type, which cannot be read."""
     classes: list[str]
     """Names of the classes, where the footer tells them."""
+    digest: str
+    """SHA-256 of the footer, which says of every column how long it is, packed and unpacked, and where it lies."""
 
     @property
     def rows(self) -> int:
@@ -56,12 +60,15 @@ def read_footer(place: Place, entry: Entry) -> Footer:
     with opened(place, entry) as file:
         metadata, schema = file.metadata, file.schema_arrow
         counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    size = metadata.serialized_size
+    footer = place.read_range(entry.size - _END - size, size, entry.tag)
     label = next((name for name in LABELS if name in schema.names), None)
     twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{place}: has {schema.names.count(twice)} columns `{twice}`; leave one of them")
     kind = _kind(schema.field(label).type) if label else ""
-    return Footer(counts, _image_column(place, schema), label, kind, _class_names(place, schema, label))
+    image, classes = _image_column(place, schema), _class_names(place, schema, label)
+    return Footer(counts, image, label, kind, classes, hashlib.sha256(footer).hexdigest())
 
 
 def remarks_on(footers: list[Footer]) -> list[str]:

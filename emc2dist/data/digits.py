@@ -3,6 +3,8 @@
 Every fifth image (0, 5, 10, ...) is the test split, 360 images; the other 1,437 are the training split.
 """
 
+import hashlib
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -32,6 +34,11 @@ class DigitsImages:
 
     def unlabelled(self) -> None:
         """None: all have labels."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the pixels."""
+        return hashlib.sha256(self._pixels.tobytes()).hexdigest()
 
     @property
     def blocks(self) -> NDArray[np.int64]:

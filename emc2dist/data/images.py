@@ -39,6 +39,11 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     @property
+    def fingerprint(self) -> str:
+        """What tells these images from others, and from more or fewer of them, wherever they lie."""
+        ...
+
+    @property
     def blocks(self) -> NDArray[np.int64]:
         """Rows of each run of neighbouring indices that lie together, int64 [G]; they sum up to the length."""
         ...

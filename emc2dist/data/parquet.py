@@ -5,6 +5,8 @@ What there is stands in the catalogue (`emc2dist.data.catalogue`), where the byt
 images.
 """
 
+import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +90,15 @@ class ParquetImages:
     def unlabelled(self) -> str | None:
         """Why no image has a label; None where some have. Reads as `labels` does."""
         return self.catalogue.unlabelled()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of how many they are, and of the `digests` of the files that they lie in, whatever these are called.
+
+        Of files that were not ingested footers alone count: pixels that take as many bytes as others are not told.
+        """
+        files = 1 + max(group.file for group in self.catalogue.groups if group.first_index < self._length)
+        return hashlib.sha256(json.dumps([self._length, self.catalogue.digests[:files]]).encode()).hexdigest()
 
     @property
     def blocks(self) -> NDArray[np.int64]:

@@ -32,7 +32,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 
 from emc2dist import files
-from emc2dist.config import Spec, dump
+from emc2dist.config import Spec, dump, paths
 from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import RunError, RunStopped, SpecError, StorageError, StorageUnreachable, StoreError
 from emc2dist.metrics import Recorder
@@ -79,6 +79,9 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
             print(f"{folder.place}: this run is finished; give it another name to run it again", file=sys.stderr)
             return done
         folder.rows()  # what is damaged is said before anything starts
+        newest = _newest(folder)
+        if newest:
+            checkpoint.refuse_other_data(folder.place, newest, images)
         others = stack.enter_context(trackers.recorders(spec, folder))
         stack.enter_context(cluster.connected(spec))
         stop = stop or stack.enter_context(set_on(signal.SIGTERM))
@@ -99,7 +102,8 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
 def _device(spec: Spec, folder: RunFolder, onlooker: Onlooker) -> str:
     """What the workers train on. Raises SpecError where `auto` would have the run go on with another kind of device."""
     device = "cuda" if cluster.use_gpu(spec) else "cpu"
-    before, step = _trained_on(folder) or (device, 0)
+    newest = _newest(folder)
+    before, step = (newest.parsed_spec().device, newest.step) if newest else (device, 0)
     if before == device:
         return device
     if spec.device == "auto":
@@ -112,12 +116,13 @@ def _device(spec: Spec, folder: RunFolder, onlooker: Onlooker) -> str:
     return device
 
 
-def _trained_on(folder: RunFolder) -> tuple[str, int] | None:
-    """The device and the step of the newest checkpoint that says it; None where there is none."""
+def _newest(folder: RunFolder) -> checkpoint.Manifest | None:
+    """The newest checkpoint's manifest that can be read, with its spec; None where there is none."""
     for place in folder.checkpoints():
         try:
             manifest = checkpoint.read_manifest(place)
-            return manifest.parsed_spec().device, manifest.step
+            manifest.parsed_spec()
+            return manifest
         except StorageUnreachable:
             raise
         except (RunError, SpecError, StorageError):  # unfinished or damaged, as the workers will say
@@ -154,7 +159,7 @@ def resolved(spec: Spec) -> Spec:
     """Paths made absolute, for workers have working directories of their own; and `auto` made what it stands for."""
     spec = _kept_after_the_job(spec) if cluster.in_job() else spec
     data, remote = spec.data, files.is_remote(spec.data.path)
-    path = data.path if remote or data.path == "digits" else str(files.local(data.path).resolve())
+    path = data.path if remote or data.path == "digits" else paths.absolute(data.path)
     shuffle = ("block" if remote else "full") if data.shuffle == "auto" else data.shuffle
     return spec.model_copy(update={"data": data.model_copy(update={"path": path, "shuffle": shuffle})})
 

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 import emc2dist
 from emc2dist import files
 from emc2dist.config import Spec, dump, parse
+from emc2dist.data.images import Images
 from emc2dist.errors import RunError, StorageError
 from emc2dist.files import Place
 from emc2dist.store import ChainStore, Column, Commit, Layout, Rows, Schema, Tables, nbytes
@@ -59,6 +60,8 @@ class Manifest(BaseModel):
     """The step that the shards' rows show: the last one taken, or an earlier one where later commits are pending."""
     samples: Annotated[int, Field(ge=1)]
     """Rows of the dataset it was trained on."""
+    fingerprint: str
+    """Of the training images, see `emc2dist.data.images.Images`."""
     shards: Annotated[int, Field(ge=0, le=65_536)]
     """Shard files it holds."""
     ranks: Annotated[int, Field(ge=1, le=65_536)]
@@ -76,43 +79,62 @@ class Manifest(BaseModel):
         """The spec that the checkpoint was made under."""
         return parse(self.spec, source="the checkpoint's manifest.json")
 
+    def change(self, images: Images) -> str | None:
+        """What has become of the training images since, as in "20 training images, not the 24"; None if nothing has."""
+        if len(images) != self.samples:
+            return f"{len(images):,} training images, not the {self.samples:,}"
+        return f"other training images than the {self.samples:,}" if images.fingerprint != self.fingerprint else None
+
 
 def save(
     folder: Path, step: int, applied: int, spec: Spec, encoder: nn.Module, optimiser: torch.optim.Optimizer,
-    store: ChainStore, generation: str,
+    store: ChainStore, generation: str, fingerprint: str,
 ) -> None:  # fmt: skip
     """Write this rank's files, into an empty folder, of the checkpoint after `step` steps; rows as of step `applied`.
 
-    All ranks' commits of all steps must be in the store, and no rank's reads on their way.
+    `fingerprint` is the training images'. All ranks' commits of all steps must be in the store, and no rank's reads on
+    their way.
 
     Raises:
         StorageError: the disk is full, or cannot be written to.
     """
     try:
-        _save(folder, step, applied, spec, encoder, optimiser, store, generation)
+        _save(folder, step, applied, spec, encoder, optimiser, store, generation, fingerprint)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{folder}: {error}; see that its disk has room, then run it again") from error
 
 
 def _save(
     folder: Path, step: int, applied: int, spec: Spec, encoder: nn.Module, optimiser: torch.optim.Optimizer,
-    store: ChainStore, generation: str,
+    store: ChainStore, generation: str, fingerprint: str,
 ) -> None:  # fmt: skip
     shards = store.layout.shards if store.schema else 0
     for shard in range(collectives.rank(), shards, collectives.world_size()):
         _save_shard(folder / _name("shard", shard, shards), store, generation, shard, applied)
         pending = store.pending(generation, shard)
         if pending:
-            save_file(_flat_commits(pending), folder / _name("pending", shard, shards))
+            path = folder / _name("pending", shard, shards)
+            with tensors.as_any_file(path):
+                save_file(_flat_commits(pending), path)
     if collectives.rank() == 0:
         _save_trainer(folder / TRAINER, encoder, optimiser)
         manifest = Manifest(
-            step=step, applied=applied, samples=store.layout.samples, shards=shards, ranks=collectives.world_size(),
-            generation=generation, created=datetime.now(UTC).isoformat(timespec="seconds"), spec=dump(spec),
-            version=emc2dist.__version__,
+            step=step, applied=applied, samples=store.layout.samples, fingerprint=fingerprint, shards=shards,
+            ranks=collectives.world_size(), generation=generation,
+            created=datetime.now(UTC).isoformat(timespec="seconds"), spec=dump(spec), version=emc2dist.__version__,
         )  # fmt: skip
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1))
     checksums.seal(folder, generation)
+
+
+def refuse_other_data(where: object, manifest: Manifest, images: Images) -> None:
+    """Raise RunError where the training images are not those that the checkpoint at `where` was made on."""
+    change = manifest.change(images)
+    if change:
+        raise RunError(
+            f"{where}: the data now hold {change} that it was made on; resume with the same data, which may lie "
+            "elsewhere but not be written anew, or give the run a new name"
+        )
 
 
 def read_manifest(place: Place) -> Manifest:
@@ -185,11 +207,6 @@ def load_trainer(folder: Path) -> dict[str, Any]:
 
 def restore_store(folder: Path, manifest: Manifest, store: ChainStore, generation: str) -> None:
     """Put this rank's share of the shards back, re-sharding where their number has changed."""
-    if manifest.samples != store.layout.samples:
-        raise RunError(
-            f"{folder}: made on {manifest.samples} training images, the data now has {store.layout.samples}; "
-            "resume with the same data, or give the run a new name"
-        )
     if not store.schema:
         return
     old = Layout(manifest.samples, manifest.shards)
@@ -262,7 +279,8 @@ def _save_trainer(path: Path, encoder: nn.Module, optimiser: torch.optim.Optimiz
     for parameter, slots in state["state"].items():
         flat |= {f"optimiser/{parameter}/{slot}": value for slot, value in slots.items() if value is not None}
     metadata = {"param_groups": json.dumps(state["param_groups"])}
-    save_tensors({name: tensor.contiguous() for name, tensor in flat.items()}, path, metadata)
+    with tensors.as_any_file(path):
+        save_tensors({name: tensor.contiguous() for name, tensor in flat.items()}, path, metadata)
 
 
 def _rows_of(folder: Path, old: Layout, indices: NDArray[np.int64], schema: Schema) -> Tables:

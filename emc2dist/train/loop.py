@@ -106,7 +106,7 @@ class _Loop:
     def __init__(self, job: Job) -> None:
         spec, train, device = job.spec, job.train, job.device
         torch.manual_seed(spec.seed)
-        self.spec, self.store, self.device = spec, job.store, device
+        self.spec, self.train, self.store, self.device = spec, train, job.store, device
         self.recorder, self.keeper, self.stop, self.scratch = job.recorder, job.keeper, job.stop, job.scratch
         self.vote = collectives.Vote()
         self.order = order_for(spec, train)
@@ -156,6 +156,7 @@ class _Loop:
 
     def _restore(self, folder: Path) -> int:
         manifest = checkpoint.read_manifest(files.at(folder))
+        checkpoint.refuse_other_data(folder, manifest, self.train)
         checkpoint.restore_trainer(folder, self.encoder, self.optimiser)
         checkpoint.restore_store(folder, manifest, self.store, self.generation)
         collectives.barrier()
@@ -216,7 +217,7 @@ class _Loop:
 
     def _keep(self, step: int, applied: int, row: Row) -> None:
         collectives.barrier()
-        parts = (self.spec, self.encoder, self.optimiser, self.store, self.generation)
+        parts = (self.spec, self.encoder, self.optimiser, self.store, self.generation, self.train.fingerprint)
         folder = self.scratch / f"checkpoint-{step}"
         folder.mkdir()
         checkpoint.save(folder, step, applied, *parts)

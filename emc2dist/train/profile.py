@@ -10,12 +10,16 @@ as often as this young an encoder has it. Its images were all read a moment ago,
 With `workers` > 1 a worker's share of the batch is trained on, by itself.
 """
 
+import gzip
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from shutil import copyfileobj, disk_usage
+from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import torch
@@ -100,8 +104,7 @@ def profile(spec: Spec, steps: int = 10, trace: str | Path | None = None) -> Pro
         with torch.profiler.profile(activities=_activities(device)) as profiler:
             profiled_ms, _ = _take(trainer, numbers, steps)
     if target is not None:
-        with files.explained(target):
-            profiler.export_chrome_trace(str(target))
+        _export(profiler, target)
     operators = _dearest(profiler, steps)
     return Profile(str(device), share.micro_batch_size, steps, step_ms, reencoded, parts, profiled_ms, operators)
 
@@ -177,6 +180,28 @@ def _synchronise(device: torch.device) -> None:
 
 def _activities(device: torch.device) -> list[ProfilerActivity]:
     return [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+
+
+def _export(profiler: torch.profiler.profile, target: Path) -> None:
+    """Write the trace whole, or raise StorageError and leave nothing; torch itself says no word of a full disk."""
+    with files.explained(target), TemporaryDirectory(prefix=".trace-", dir=target.parent) as folder:
+        draft, packed = Path(folder, "trace.json"), Path(folder, "trace.json.gz")
+        profiler.export_chrome_trace(str(draft))
+        if not _is_whole(draft):
+            raise OSError(f"torch could not write the trace there ({disk_usage(folder).free / 2**20:.0f} MiB are free)")
+        if target.suffix == ".gz":
+            with draft.open("rb") as source, gzip.open(packed, "wb") as sink:
+                copyfileobj(source, sink)
+        files.at(target).put(packed if target.suffix == ".gz" else draft)
+
+
+def _is_whole(trace: Path) -> bool:
+    """Whether a trace ends as torch ends it, with its own name."""
+    if not trace.exists():
+        return False
+    with trace.open("rb") as file:
+        file.seek(-min(trace.stat().st_size, 2**12), os.SEEK_END)
+        return re.search(rb'"traceName": "[^"]*"\s*}\s*$', file.read()) is not None
 
 
 def _dearest(profiler: torch.profiler.profile, steps: int) -> list[Operator]:

@@ -4,8 +4,10 @@ The safetensors library reads what `Writer` wrote, and `columns` reads what the 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from stat import S_IMODE
 from types import TracebackType
 from typing import Any
 
@@ -50,6 +52,16 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+@contextmanager
+def as_any_file(path: Path) -> Iterator[None]:
+    """Give a file that is written meanwhile the rights of any new one: the library's are for their owner alone."""
+    path.touch()
+    rights = S_IMODE(path.stat().st_mode)
+    yield
+    if S_IMODE(path.stat().st_mode) != rights:
+        path.chmod(rights)
 
 
 def columns(path: Path) -> dict[str, NDArray]:

@@ -1,5 +1,6 @@
 """Opening `data.path`, and the digits."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from emc2dist.config import Data
 from emc2dist.data.digits import DigitsImages
 from emc2dist.data.images import open_images
+from emc2dist.data.ingest import ingest
 from emc2dist.errors import DataError
 
 
@@ -56,6 +59,48 @@ def test_a_path_that_cannot_be_used_says_what_to_do(tmp_path):
         open_images(Data(path=str(tmp_path)), "test")
     with pytest.raises(DataError, match=r"no training files, but test \(test\.parquet\)"):
         open_images(Data(path=folder(tmp_path, "test.parquet")), "train")
+
+
+def stretched(path: Path, seed: int, rows: int = 6) -> Path:
+    """Images without any packing, as many bytes as others whatever they show."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (rows, 8, 8, 3), dtype=np.uint8)
+    encoded = []
+    for one in pixels:
+        Image.fromarray(one).save(buffer := io.BytesIO(), "BMP")
+        encoded.append({"bytes": buffer.getvalue(), "path": ""})
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"image": encoded}), path, compression="none", use_dictionary=False)
+    return path
+
+
+def test_a_fingerprint_goes_with_the_images_wherever_they_lie(tmp_path):
+    def fingerprint(path, **options):
+        return open_images(Data(path=str(path), cache_dir=str(tmp_path / "cache"), **options), "train").fingerprint
+
+    one, copy, other = (
+        stretched(tmp_path / name / "a.parquet", seed) for name, seed in zip("abc", (1, 1, 2), strict=True)
+    )
+    copy = copy.rename(tmp_path / "elsewhere.parquet")
+    for form in (lambda path: path, lambda path: ingested(path, tmp_path / f"set-{path.parent.name}-{path.stem}")):
+        first, again, third = (fingerprint(form(path)) for path in (one, copy, other))
+        assert first == again != third
+        assert fingerprint(form(one), limit=4) != first  # more or fewer of them
+    stretched(tmp_path / "a" / "b.parquet", 3)  # one more file, of which the limit takes nothing
+    assert fingerprint(one.parent, limit=6) == fingerprint(one)
+    assert len({DigitsImages("train").fingerprint, DigitsImages("train", limit=9).fingerprint, first}) == 3
+    assert DigitsImages("train").fingerprint == DigitsImages("train").fingerprint
+
+
+@pytest.mark.parametrize(("dest", "said"), [("digits", True), ("./digits/", True), ("set/digits", False)])
+def test_a_set_called_digits_is_said_to_be_read_by_another_path(dest, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    ingest(str(stretched(tmp_path / "a.parquet", 1)), dest, workers=0, cache_dir="cache")
+    assert ("this set is data.path=./digits" in capsys.readouterr().err) == said
+
+
+def ingested(source: Path, dest: Path) -> Path:
+    ingest(str(source), str(dest), workers=0, cache_dir=str(dest.parent / "cache"))
+    return dest
 
 
 def test_digits_are_split_disjointly_and_completely():

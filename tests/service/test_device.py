@@ -23,8 +23,8 @@ def folder(tmp_path):
     spec = parse(RUN, [f"run_dir={tmp_path}"])
     folder = RunFolder.prepare(spec)
     manifest = Manifest(
-        step=6, applied=5, samples=48, shards=1, ranks=1, generation="g", created="now", version="0",
-        spec=dump(spec.model_copy(update={"device": "cuda"})),
+        step=6, applied=5, samples=48, fingerprint="f", shards=1, ranks=1, generation="g", created="now",
+        version="0", spec=dump(spec.model_copy(update={"device": "cuda"})),
     )  # fmt: skip
     (folder.place / checkpoint_name(6) / MANIFEST).write(manifest.model_dump_json().encode())
     (folder.place / checkpoint_name(12) / MANIFEST).write(b'{"step": 12')

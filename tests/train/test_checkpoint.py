@@ -1,7 +1,9 @@
 """A checkpoint alone: any damage to it is found, and it is written and read in pieces."""
 
 import json
+import os
 import shutil
+from stat import S_IMODE
 
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ def write(folder, shards=2, generation="first"):
     optimiser = torch.optim.Adam(encoder.parameters())
     encoder(torch.ones(3)).sum().backward()
     optimiser.step()
-    checkpoint.save(folder, 4, 1, small_spec(), encoder, optimiser, filled_store(shards), "first")
+    checkpoint.save(folder, 4, 1, small_spec(), encoder, optimiser, filled_store(shards), "first", "f")
     return folder
 
 
@@ -82,6 +84,18 @@ def test_any_single_damage_is_found_named_and_never_fetched(data, whole, tmp_pat
         checkpoint.verify(files.at(folder))
     with pytest.raises(RunError):
         checkpoint.fetch(files.at(folder), tmp_path, Layout(SAMPLES, 3))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o027])
+def test_whoever_may_read_one_file_may_read_all(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        folder = write(tmp_path / "shared")
+    finally:
+        os.umask(before)
+    assert {(path.name, S_IMODE(path.stat().st_mode)) for path in folder.iterdir()} == {
+        (name, 0o666 & ~umask) for name in names(folder)
+    }
 
 
 def test_names_and_sizes_alone_tell_what_is_missing_or_short(whole, tmp_path):

@@ -1,9 +1,14 @@
 """The loop in one process: every objective runs, and a resumed run equals an unbroken one bit for bit."""
 
+import io
 import math
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import load_file
 from train.harness import Run, small_spec
 
@@ -176,8 +181,25 @@ def test_data_that_do_not_fit(tmp_path):
     with pytest.raises(DataError, match="batch_size: 64 is more than the 48"):
         Run(small_spec("batch_size=64"), tmp_path).go()
     run = Run(small_spec("epochs=1"), tmp_path).go()
-    with pytest.raises(RunError, match="48 training images, the data now has 40"):
+    with pytest.raises(RunError, match="now hold 40 training images, not the 48 that it was made on"):
         Run(small_spec("data.limit=40"), tmp_path).go(resume=run.checkpoints[6])
+
+
+def test_other_images_are_refused_however_many_and_a_set_may_move(tmp_path):
+    def image_set(path, seed):
+        rows = []
+        for pixels in np.random.default_rng(seed).integers(0, 256, (48, 8, 8, 3), dtype=np.uint8):
+            image = io.BytesIO()
+            Image.fromarray(pixels).save(image, "PNG")
+            rows.append({"bytes": image.getvalue(), "path": ""})
+        pq.write_table(pa.table({"image": rows}), path)
+        return ["epochs=2", f"data.path={path}", f"data.cache_dir={tmp_path / 'cache'}", "data.limit=null"]
+
+    run = Run(small_spec(*image_set(tmp_path / "a.parquet", 1)), tmp_path).go()
+    moved = Run(small_spec(*image_set(tmp_path / "b.parquet", 1)), tmp_path / "moved").go(resume=run.checkpoints[6])
+    assert moved.column("loss") == run.column("loss")[6:]
+    with pytest.raises(RunError, match="now hold other training images than the 48 that it was made on; resume with"):
+        Run(small_spec(*image_set(tmp_path / "b.parquet", 2)), tmp_path).go(resume=run.checkpoints[6])
 
 
 def test_a_worker_has_at_most_one_exchange_under_way(tmp_path, monkeypatch):

@@ -1,13 +1,16 @@
 """Where a step goes: parts that make up the step, operators that are torch's, a trace that can be read."""
 
+import gzip
 import json
+from pathlib import Path
 
 import pytest
+from tmpfs import mount, unmount
 from train.harness import SMALL, Run, small_spec
 
 from emc2dist.cli import main
 from emc2dist.errors import SpecError, StorageError
-from emc2dist.train.profile import OPERATORS, WARM_UP, profile
+from emc2dist.train.profile import OPERATORS, WARM_UP, _export, profile
 from emc2dist.train.timing import PHASES
 
 
@@ -27,6 +30,47 @@ def test_parts_make_up_the_step_and_operators_are_the_dearest(tmp_path):
     assert convolutions == 40
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert set(PHASES) <= {event["name"] for event in events}
+
+
+class Recorded:
+    """A profiler whose torch writes so much of a trace, or nothing, and says nothing of it."""
+
+    def __init__(self, share: float | None) -> None:
+        self.share = share
+
+    def export_chrome_trace(self, path: str) -> None:
+        whole = f'{{"traceEvents": [{{"ph": "X"}},\n{{"ph": "i"}}\n],"traceName": "{path}" }}\n'
+        if self.share is not None:
+            Path(path).write_text(whole[: round(self.share * len(whole))])
+
+
+@pytest.mark.parametrize("share", [None, 0, 0.3, 0.9])
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+def test_a_trace_that_is_cut_short_is_said_and_not_left(name, share, tmp_path):
+    (tmp_path / name).write_text("an earlier one")
+    with pytest.raises(StorageError, match=rf"{name}: torch could not write the trace there \(\d+ MiB are free\)"):
+        _export(Recorded(share), tmp_path / name)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "an earlier one")]
+
+
+def test_a_trace_is_packed_if_its_name_says_so(tmp_path):
+    for name, unpacked in (("a.json", bytes), ("a.json.gz", gzip.decompress)):
+        _export(Recorded(1.0), tmp_path / name)
+        assert len(json.loads(unpacked((tmp_path / name).read_bytes()))["traceEvents"]) == 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "a.json.gz"]
+
+
+def test_on_a_full_disk_the_command_fails(tmp_path):
+    if not mount(tmp_path / "disk", 1):
+        pytest.skip("only root can mount a disk")
+    try:
+        filler = tmp_path / "disk" / "filler"
+        filler.write_bytes(bytes(2**20 - 2**13))
+        with pytest.raises(StorageError, match=r"could not write the trace|No space left"):
+            profile(small_spec("threads=1"), 1, tmp_path / "disk" / "a.json")
+        assert list((tmp_path / "disk").iterdir()) == [filler]
+    finally:
+        unmount(tmp_path / "disk")
 
 
 def test_it_encodes_again_what_training_does(tmp_path):

@@ -88,6 +88,8 @@ def ingest(
     place = files.at(dest, s3)
     if _same(dest, source):
         raise DataError(f"{dest}: is the source; give another DEST")
+    if _same(dest, "digits"):
+        say(f"{dest}: data.path=digits is scikit-learn's digits; this set is data.path=./digits")
     kind = kind or recognise(source)
     say(f"listing {source} ({kind})")
     listed = open_source(source, kind, s3, cache_dir, labels=labels)

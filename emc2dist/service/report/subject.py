@@ -55,15 +55,12 @@ class Subject:
         return open_images(self.spec.data, split, self.spec.s3)
 
     def trained_on(self) -> Images:
-        """The training images, as many as the checkpoint knows of. Raises DataError where they have changed."""
+        """The training images, those that the checkpoint knows of. Raises DataError where they have changed."""
         images = self.images("train")
         assert images is not None, "open_images raises where there are no training images"
-        samples = self.newest.manifest.samples
-        if len(images) != samples:
-            raise DataError(
-                f"{self.spec.data.path}: now holds {len(images):,} training images, not the {samples:,} that the run "
-                "was trained on"
-            )
+        change = self.newest.manifest.change(images)
+        if change:
+            raise DataError(f"{self.spec.data.path}: now holds {change} that the run was trained on")
         return images
 
 

@@ -1,24 +1,15 @@
-"""From a search space to points: combinations of lists, draws, or what Optuna proposes.
+"""From a search space to points: those that are known beforehand (`emc2dist.config.points`), or what Optuna proposes.
 
-Points are numbered, and the number alone (with the seed) decides a grid's point and a draw. Optuna's depend on what
-has ended, so a sweep that goes on gives it the points that were recorded, and it proposes the others.
+Optuna's depend on what has ended, so a sweep that goes on gives it the points that were recorded, and it proposes the
+others.
 """
 
-import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
-from emc2dist.config import MOST_TRIALS, Range, Spec, Sweep, changed
+from emc2dist.config import Range, Spec, Sweep, changed
+from emc2dist.config.points import Point, count_of, known_points, rounded
 from emc2dist.errors import SpecError
-
-Point = Mapping[str, Any]
-"""Keys of a run's spec and their values."""
-
-_TRIALS = 16
-_DIGITS = 4  # of a drawn number: the table then shows what was run
 
 
 class Points(Protocol):
@@ -38,22 +29,16 @@ def points_of(sweep: Sweep, recorded: Sequence[Point], scores: Mapping[int, floa
     """The points of a sweep; `recorded` are the first ones, if it goes on, and `scores` what some have come to.
 
     Raises:
-        SpecError: a point is no valid spec, or Optuna is not installed.
+        SpecError: Optuna is not installed.
     """
-    count = (sweep.budget.trials or _TRIALS * sweep.seeds) // sweep.seeds
-    if sweep.search.name == "optuna":
-        return Proposed(sweep, count, recorded, scores)
-    if sweep.search.name == "grid":
-        return Listed(sweep, grid(sweep, count if sweep.budget.trials else None))
-    return Listed(sweep, [draw(sweep, index) for index in range(count)])
+    known = known_points(sweep)
+    return Proposed(sweep, count_of(sweep), recorded, scores) if known is None else Listed(known)
 
 
 class Listed:
-    """Points that are known beforehand, and have been checked."""
+    """Points that are known beforehand; `emc2dist.config.load_sweep` has checked them."""
 
-    def __init__(self, sweep: Sweep, points: Sequence[Point]) -> None:
-        for number, point in enumerate(points):
-            changed(sweep.base, point, source=f"{sweep.name}: point {number}")
+    def __init__(self, points: Sequence[Point]) -> None:
         self._points, self._next = points, iter(points)
 
     def __len__(self) -> int:
@@ -107,7 +92,7 @@ class Proposed:
 
     def _value(self, key: str, parameter: Any) -> Any:
         known = self._space[key]
-        return _rounded(known, parameter) if isinstance(known, Range) else known[parameter]
+        return rounded(known, parameter) if isinstance(known, Range) else known[parameter]
 
     def _parameters(self, point: Point) -> dict[str, Any]:
         """What `_value` made a point of."""
@@ -117,28 +102,6 @@ class Proposed:
         }
 
 
-def grid(sweep: Sweep, count: int | None = None) -> list[Point]:
-    """Every combination of the lists, the last key changing fastest, or the first `count`.
-
-    Raises:
-        SpecError: they are more than a sweep can try.
-    """
-    lists = sweep.distributions()
-    points = math.prod(map(len, lists.values()))
-    if min(points, count or points) > MOST_TRIALS:
-        raise SpecError(
-            f"space: a grid of {points:,} points is more than {MOST_TRIALS:,}; give fewer values, or budget.trials"
-        )
-    combinations = itertools.islice(itertools.product(*lists.values()), count)
-    return [dict(zip(lists, values, strict=True)) for values in combinations]
-
-
-def draw(sweep: Sweep, index: int) -> Point:
-    """The point with this number."""
-    generator = np.random.default_rng([sweep.search.seed, index])
-    return {key: _drawn(known, generator) for key, known in sweep.distributions().items()}
-
-
 def trial_spec(sweep: Sweep, name: str, point: Point, seed: int, common: Mapping[str, Any]) -> Spec:
     """The spec of a trial, a run of its own; `common` are keys that all trials share beside the base's.
 
@@ -146,22 +109,6 @@ def trial_spec(sweep: Sweep, name: str, point: Point, seed: int, common: Mapping
         SpecError: the point is no valid one.
     """
     return changed(sweep.base, {**common, **point, "name": name, "seed": sweep.base.seed + seed}, source=name)
-
-
-def _drawn(known: Range | tuple[Any, ...], generator: np.random.Generator) -> Any:
-    if not isinstance(known, Range):
-        return known[generator.integers(len(known))]
-    if known.kind == "randint":
-        return int(generator.integers(int(known.low), int(known.high), endpoint=True))
-    if known.kind == "uniform":
-        return _rounded(known, generator.uniform(known.low, known.high))
-    return _rounded(known, math.exp(generator.uniform(math.log(known.low), math.log(known.high))))
-
-
-def _rounded(known: Range, value: float) -> float:
-    if known.kind == "randint":
-        return int(value)
-    return min(max(float(f"{value:.{_DIGITS}g}"), known.low), known.high)
 
 
 def _plain(value: Any) -> Any:

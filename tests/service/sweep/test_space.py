@@ -7,9 +7,10 @@ import pytest
 from train.harness import SMALL
 
 from emc2dist.config import parse_sweep
+from emc2dist.config.points import draw
 from emc2dist.errors import RunError, SpecError
 from emc2dist.service.sweep.folder import Record, SweepFolder, scores
-from emc2dist.service.sweep.space import draw, points_of, trial_spec
+from emc2dist.service.sweep.space import points_of, trial_spec
 
 
 def small_sweep(space, *lines, run_dir="runs", name="s"):
@@ -47,9 +48,10 @@ def test_a_grid_takes_every_combination_and_checks_each():
     sweep = small_sweep("{lr: [1, 2], kernel: [mh, isir]}", "search: {name: grid}")
     expected = [{"lr": lr, "kernel": kernel} for lr in (1, 2) for kernel in ("mh", "isir")]
     assert listed(points_of(sweep, [], {})) == expected
-    wrong = small_sweep("{objective: [emc2, dcl], cache_proposals: [0, 8]}", "search: {name: grid}")
     with pytest.raises(SpecError, match="point 3: cache_proposals: 8 needs objective: emc2"):
-        points_of(wrong, [], {})
+        small_sweep("{objective: [emc2, dcl], cache_proposals: [0, 8]}", "search: {name: grid}")
+    with pytest.raises(SpecError, match=r"point \d+: batch_size: \d+ does not divide among .* = 4"):
+        small_sweep("{batch_size: 'randint(16, 64)', optimiser.accumulate: [4]}")
 
 
 def test_a_trial_is_the_base_with_its_point_and_a_seed_of_its_own():
@@ -110,7 +112,7 @@ def test_a_grid_is_bounded_before_it_is_made():
     values = ", ".join(map(str, range(1, 101)))
     space = f"{{lr: [{values}], temperature: [{values}], log_every: [{values}]}}"
     with pytest.raises(SpecError, match="space: a grid of 1,000,000 points is more than 100,000"):
-        points_of(small_sweep(space, "search: {name: grid}"), [], {})
+        small_sweep(space, "search: {name: grid}")
     assert len(points_of(small_sweep(space, "search: {name: grid}", "budget: {trials: 3}"), [], {})) == 3
 
 
