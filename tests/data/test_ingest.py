@@ -1251,7 +1251,7 @@ def test_an_image_that_was_repaired_does_not_undo_what_is_finished(run, pets, tm
     first = sorted((tmp_path / "set").glob("*.parquet"))
     before = [file.stat().st_ino for file in first]
     plant(pets, {"dog/0.png": picture(), "cat/0.png": picture()})  # and one that was good is another now
-    summary, dest = run(pets, rows_per_file=2, keep_order=True)
+    _, dest = run(pets, rows_per_file=2, keep_order=True)
     said = capsys.readouterr().err
     assert "goes on after 1 finished files" in said
     assert "1 files are written again, for their images have changed" in said
