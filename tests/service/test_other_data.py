@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from emc2dist.config import dump, parse
+from emc2dist.config import dump, parse, paths
 from emc2dist.data.images import open_images
 from emc2dist.errors import DataError, RunError
 from emc2dist.service.report.subject import Subject
@@ -44,3 +44,9 @@ def test_a_report_takes_no_other_images_for_those_of_the_run(run):
     own = manifest.model_copy(update={"fingerprint": open_images(spec.data, "train").fingerprint})
     vars(subject)["newest"] = SimpleNamespace(manifest=own)
     assert len(subject.trained_on()) == 48
+
+
+def test_a_path_that_is_meant_as_it_stands_reaches_the_workers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = resolved(parse(RUN, ["data.path=./$HOME/set"]))
+    assert paths.on_disk(parse(dump(spec)).data.path) == tmp_path / "$HOME" / "set"
