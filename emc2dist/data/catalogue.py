@@ -17,9 +17,10 @@ import bisect
 import hashlib
 import io
 import json
+import re
 import zipfile
 import zlib
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -30,11 +31,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from emc2dist.data import columns, kept
 from emc2dist.data.columns import Footer, Labels
-from emc2dist.data.splits import by_split, left_out, split_of
+from emc2dist.data.splits import alone, by_split, left_out, split_of
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place
 
 MANIFEST = "manifest.json"
+_SHARD = re.compile(r"(.*)-\d+-of-(\d+)")
 UNFINISHED = ".ingest"
 """Folder of notes that `emc2dist ingest` keeps until the set is whole."""
 
@@ -204,7 +206,7 @@ def open_catalogue(place: Place, split: str, cache_dir: Path) -> Catalogue | Non
     if MANIFEST in listing:
         return _of_manifest(place, split, listing)
     files, remarks = _files_of(place, listing)
-    split = _known_as(split, files)
+    split = known_as(split, files)
     if split not in files and split != "train":
         return None
     if split not in files:
@@ -228,9 +230,10 @@ def list_set(place: Place) -> dict[str, Entry]:
     """
     listing = {entry.name: entry for entry in place.entries()}
     for folder in place.folders() if MANIFEST not in listing else ():
-        if folder.startswith((".", "_")):
+        found = (place / folder).entries()
+        if folder.startswith((".", "_")) or MANIFEST in {entry.name for entry in found}:  # a set of its own
             continue
-        inside = [entry for entry in (place / folder).entries() if entry.name.endswith(".parquet")]
+        inside = [entry for entry in found if is_parquet(entry.name)]
         if inside and "=" in folder:
             raise DataError(
                 f"{place / folder}: a partition of Hive, whose name is a value of a column that the files lack; write "
@@ -256,18 +259,20 @@ def read_manifest(folder: Place) -> Manifest:
         raise DataError(f"{folder / MANIFEST}: {key}: {problem['msg']}; ingest the set again") from error
 
 
-def _known_as(split: str, known: Container[str]) -> str:
-    """The name of a split in the set: `val` finds `validation`, where there is no `val`."""
-    return split if split in known else split_of(split) or split
+def known_as(split: str, known: Iterable[str]) -> str:
+    """The name of a split in a set that has those `known`: `val` finds `validation`, and the other way round."""
+    names = list(known)
+    same = [name for name in names if split_of(split) and split_of(name) == split_of(split)]
+    return split if split in names or not same else same[0]
 
 
 def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[str]], list[str]]:
     """The Parquet files of each split of a set without a manifest, at least one; and remarks."""
     if not listing and place.entry() is not None:
-        return {"train": [place.name]}, []
+        return {"train": [place.name]}, alone(place.name)
     if UNFINISHED in place.folders():
         raise DataError(f"{place}: an unfinished ingest; run the same `emc2dist ingest` again, it goes on where it was")
-    found = [name for name in listing if name.endswith(".parquet")]
+    found = [name for name in listing if is_parquet(name)]
     hidden = [name for name in found if name.rpartition("/")[2].startswith((".", "_"))]
     files, others = by_split(name for name in found if name not in hidden)
     if not files and not listing and not place.folders() and (place.remote or not Path(str(place)).is_dir()):
@@ -282,7 +287,27 @@ def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[s
     remarks = [f"{len(hidden)} hidden files were passed over ({hidden[0]})"] if hidden else []
     inside = sorted({name.partition("/")[0] for name in found if "/" in name})
     remarks += [f"files in folders belong to the set: {', '.join(f'{one}/' for one in inside)}"] if inside else []
-    return files, remarks + left_out(others)
+    nearly = [name for name in listing if ".parquet" in name.lower() and name not in found and not name.startswith(".")]
+    remarks += [f"{len(nearly)} files are no *.parquet and were left out ({nearly[0]})"] if nearly else []
+    return files, remarks + _missing_shards(found) + left_out(others)
+
+
+def is_parquet(name: str) -> bool:
+    """Whether a file is taken for Parquet."""
+    return name.lower().endswith(".parquet")
+
+
+def _missing_shards(names: list[str]) -> list[str]:
+    """Remarks on shards as in NAME-00003-of-00005 of which not all are there."""
+    shards: dict[tuple[str, str], int] = {}
+    for name in names:
+        if told := _SHARD.search(name):
+            shards[told[1], told[2]] = shards.get((told[1], told[2]), 0) + 1
+    return [
+        f"{there} of {int(total)} files {name}-*-of-{total} are there: is the set whole?"
+        for (name, total), there in shards.items()
+        if there < int(total)
+    ]
 
 
 def _there(place: Place) -> Entry:
@@ -294,7 +319,7 @@ def _there(place: Place) -> Entry:
 
 def _of_manifest(folder: Place, split: str, listing: dict[str, Entry]) -> Catalogue | None:
     manifest = read_manifest(folder)
-    split = _known_as(split, manifest.splits)
+    split = known_as(split, manifest.splits)
     if split not in manifest.splits:
         if split != "train":
             return None
@@ -303,9 +328,11 @@ def _of_manifest(folder: Place, split: str, listing: dict[str, Entry]) -> Catalo
     files = manifest.splits[split].files
     for file in files:
         _check_pinned(folder, file, listing.get(file.name))
+    own = {file.name for part in manifest.splits.values() for file in part.files}
+    strange = [name for name in listing if is_parquet(name) and name not in own]
     lengths, labels = _read_index(folder / index_name(split))
     if len(lengths) != manifest.splits[split].rows or len(labels) != len(lengths):
-        raise DataError(f"{folder / index_name(split)}: does not belong to {MANIFEST}; ingest the set again")
+        raise DataError(f"{folder / index_name(split)}: does not belong to {MANIFEST}; remove the set, ingest it again")
     return Catalogue(
         places=[folder / file.name for file in files],
         entries=[listing[file.name] for file in files],
@@ -313,7 +340,7 @@ def _of_manifest(folder: Place, split: str, listing: dict[str, Entry]) -> Catalo
         starts=[[start for _, start in file.groups] for file in files],
         lengths=lengths,
         image="image.bytes",
-        remarks=[],
+        remarks=[f"{len(strange)} Parquet files are none of the set's ({strange[0]})"] if strange else [],
         digests=[file.sha256 for file in files],
         labelled=manifest.splits[split].labelled,
         kept_labels=Labels(labels, manifest.classes),
@@ -326,16 +353,16 @@ def _read_index(place: Place) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         with np.load(io.BytesIO(content)) as index:
             return index["lengths"], index["labels"]
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{place}: damaged ({error}); ingest the set again") from error
+        raise DataError(f"{place}: damaged ({error}); remove the set, ingest it again") from error
 
 
 def _check_pinned(folder: Place, file: ManifestFile, entry: Entry | None) -> None:
     if entry is None:
-        raise DataError(f"{folder / file.name}: missing, though {MANIFEST} lists it; ingest the set again")
+        raise DataError(f"{folder / file.name}: missing, though {MANIFEST} lists it; remove the set, ingest it again")
     if entry.size != file.size:
         raise DataError(
             f"{folder / file.name}: {entry.size} bytes, but {file.size} when it was ingested: truncated or replaced; "
-            "ingest the set again"
+            "remove the set, ingest it again"
         )
     if folder.remote and file.etag is not None and entry.tag != file.etag:
         raise DataError(

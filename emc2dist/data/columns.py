@@ -11,6 +11,7 @@ What was guessed is a remark. Labels that cannot be read are no error until some
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from emc2dist.data.foreign import opened
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place
 
-LABELS = ("label", "labels", "fine_label", "target", "class", "cls", "category")
+LABELS = ("label", "labels", "fine_label", "target", "class", "cls", "category", "y")
 """Columns that are taken for labels, the first that is there."""
 _END = 8  # bytes of a file after its footer: the footer's size, and PAR1
 
@@ -62,7 +63,7 @@ def read_footer(place: Place, entry: Entry) -> Footer:
         counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     size = metadata.serialized_size
     footer = place.read_range(entry.size - _END - size, size, entry.tag)
-    label = next((name for name in LABELS if name in schema.names), None)
+    label = next((name for wanted in LABELS for name in schema.names if name.lower() == wanted), None)
     twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{place}: has {schema.names.count(twice)} columns `{twice}`; leave one of them")
@@ -119,7 +120,14 @@ def read_labels(places: list[Place], entries: list[Entry], footers: list[Footer]
 
 
 def check_labels(labels: NDArray[np.int64], classes: list[str], where: Callable[[int], str]) -> None:
-    """Raise DataError where a label is no class's number (-1 says that an image has none); `where` names the image."""
+    """Raise DataError where a label is no class's number (-1 says that an image has none); `where` names the image.
+
+    So it does where two classes have one name, by which they are matched.
+    """
+    twice = next((name for name, times in Counter(classes).items() if times > 1), None)
+    if twice is not None:
+        numbers = [number for number, name in enumerate(classes) if name == twice]
+        raise DataError(f"{where(0)}: its classes {numbers[0]} and {numbers[1]} are both called {twice!r}; rename one")
     wrong = np.flatnonzero((labels < -1) | (labels >= (len(classes) or 2**62)))
     if len(wrong):
         known = f"there are {len(classes)} classes, from 0" if classes else "classes count from 0, and -1 is none"

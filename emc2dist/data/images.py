@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from emc2dist import files
 from emc2dist.config import S3, Data, Eval
+from emc2dist.data.catalogue import known_as, splits_of
 from emc2dist.data.digits import DigitsImages
 from emc2dist.data.encoded import Traffic
 from emc2dist.data.parquet import ParquetImages
@@ -99,17 +101,18 @@ def open_labelled(data: Data, choice: Eval, train: Images, s3: S3 | None = None)
     Raises:
         DataError: a split that `eval` names is not there, or is asked about and has no labels.
     """
-    voters = train if choice.voters == "train" else open_images(data, choice.voters, s3)
+    known = DigitsImages.splits if data.path == "digits" else splits_of(files.at(data.path, s3))
+    voting = known_as(choice.voters, known)
+    voters = train if voting == "train" else open_images(data, voting, s3)
     if voters is None:
         raise DataError(f"{data.path}: has no split {choice.voters}; set eval.voters to one with labels, or to train")
-    if choice.asked == choice.voters:
-        return Labelled(voters, None, [])
     if choice.asked is not None:
-        return Labelled(voters, _asked(data, choice.asked, train, s3), [])
+        asked = known_as(choice.asked, known)
+        return Labelled(voters, None if asked == voting else _asked(data, asked, train, s3), [])
     remarks: list[str] = []
-    for split in EVALUATED:
-        images = open_images(data, split, s3)
-        if images is None or split == choice.voters:
+    for split in (known_as(split, known) for split in EVALUATED):
+        images = None if split == voting else open_images(data, split, s3)
+        if images is None:
             continue
         reason = images.unlabelled()
         if reason is None:

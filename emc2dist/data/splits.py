@@ -40,6 +40,11 @@ def split_of(name: str) -> str | None:
     return told[0] if told else None
 
 
+def is_plain(name: str) -> bool:
+    """Whether a name is that of a split and nothing more, but for digits."""
+    return name.lower().rstrip("0123456789_-") in _SPLIT_OF
+
+
 def by_split(files: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
     """The files of each split, in order, train first; and those that belong to none.
 
@@ -53,6 +58,14 @@ def by_split(files: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
         found, others = {"train": others, **found}, []
     ordered = ("train", *EVALUATED, "unlabeled")
     return {split: found[split] for split in ordered if split in found}, others
+
+
+def alone(file: str) -> list[str]:
+    """A remark on a file that is given by itself and so trains, where its name tells another split."""
+    split = split_of(file)
+    return (
+        [f"{file}: the only file, so it trains, though its name tells {split}"] if split not in (None, "train") else []
+    )
 
 
 def left_out(files: list[str]) -> list[str]:

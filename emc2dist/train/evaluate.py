@@ -67,10 +67,16 @@ class Evaluation:
 
     @classmethod
     def of(cls, spec: Spec, images: Labelled) -> tuple["Evaluation | None", list[str]]:
-        """What a run evaluates, and what a person should know of it; None where labels do not suffice."""
+        """What a run evaluates, and what a person should know of it; None where labels do not suffice.
+
+        Raises:
+            DataError: they do not, though the spec names splits to evaluate with.
+        """
         try:
             evaluation = cls(spec, images)
         except DataError as error:
+            if spec.eval.asked is not None or spec.eval.voters != "train":
+                raise
             return None, [*images.remarks, f"nothing is evaluated: {error}"]
         return evaluation, evaluation.remarks
 

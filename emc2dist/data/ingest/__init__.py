@@ -31,6 +31,7 @@ from emc2dist.data.catalogue import (
     ManifestSplit,
     index_bytes,
     index_name,
+    open_catalogue,
     read_manifest,
 )
 from emc2dist.data.ingest.kinds import KINDS, open_source, recognise
@@ -39,7 +40,8 @@ from emc2dist.data.ingest.source import Source, Split
 from emc2dist.data.ingest.unfinished import JOB, Job, Unfinished, is_done
 from emc2dist.data.ingest.workers import write_files
 from emc2dist.data.ingest.writer import Note, Target, Task
-from emc2dist.errors import DataError, SpecError
+from emc2dist.data.kept import cache_folder
+from emc2dist.errors import DataError, SpecError, StorageError
 from emc2dist.files import Place
 from emc2dist.terminal import Progress, say
 
@@ -86,9 +88,9 @@ def ingest(
     began = time.monotonic()
     _check(seed, rows_per_file, workers, kind)
     place = files.at(dest, s3)
-    if _same(dest, source):
-        raise DataError(f"{dest}: is the source; give another DEST")
-    if _same(dest, "digits"):
+    if _within(dest, source):
+        raise DataError(f"{dest}: is the source, or lies in it; give a DEST beside it")
+    if _within(dest, "digits"):
         say(f"{dest}: data.path=digits is scikit-learn's digits; this set is data.path=./digits")
     kind = kind or recognise(source)
     say(f"listing {source} ({kind})")
@@ -99,6 +101,8 @@ def ingest(
         say(f"{place}: this very set is finished already")
         (place / UNFINISHED).remove()  # which a run that was killed at the very end leaves
         manifest, images = read_manifest(place), 0
+        for name in manifest.splits:
+            open_catalogue(place, name, cache_folder(cache_dir))  # refuses what is no longer whole
         if manifest.unreadable and not skip_unreadable:
             raise DataError(
                 f"{place}: finished already, but without {len(manifest.unreadable)} images ({manifest.unreadable[0]}); "
@@ -120,11 +124,12 @@ def _check(seed: int, rows_per_file: int, workers: int | None, kind: str | None)
         raise SpecError(f"--kind {kind}: unknown; give one of {', '.join(KINDS)}")
 
 
-def _same(dest: str, source: str) -> bool:
-    """Whether two paths lead to one folder."""
+def _within(dest: str, source: str) -> bool:
+    """Whether a path leads to a folder or into it."""
     if files.is_remote(dest) or files.is_remote(source):
-        return dest.rstrip("/") == source.rstrip("/")
-    return os.path.realpath(files.local(dest)) == os.path.realpath(files.local(source))
+        return f"{dest.rstrip('/')}/".startswith(f"{source.rstrip('/')}/")
+    inner, outer = (os.path.realpath(files.local(path)) for path in (dest, source))
+    return os.path.commonpath([inner, outer]) == outer
 
 
 @dataclass(frozen=True)
@@ -213,7 +218,10 @@ def _write(plan: _Plan, dest: Place, skip_unreadable: bool, workers: int) -> tup
             for note in write_files(tasks, target, drafts, min(workers, left), progress):
                 notes[note.file.name] = note
         manifest = _finish(plan, dest, notes)
-    unfinished.remove()
+    try:
+        unfinished.remove()
+    except StorageError as error:
+        say(f"{dest}: the set is complete; what was noted for it could not be removed ({error})")
     return manifest, plan.images - before
 
 

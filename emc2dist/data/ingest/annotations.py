@@ -10,8 +10,10 @@ the heading says `label` or `class`. It must tell every image of the split, and 
 """
 
 import csv
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +22,8 @@ from emc2dist.data.splits import split_of
 from emc2dist.errors import DataError
 
 _EXTENSIONS = (".txt", ".csv", ".tsv")
-_HEADINGS = ("label", "class", "class_name", "target", "category", "y")
+_HEADINGS = ("label", "class", "class_name", "classname", "class_id", "classid", "target", "category", "y")
+_BOXES = re.compile(r"(\S+)( -?[\d.]+)+")  # as LOC_val_solution.csv has them after the class
 _MOST_FOLDERS = 100  # that are looked through
 
 Row = list[str]
@@ -41,22 +44,22 @@ def read_annotations(root: Path, split: str, names: Sequence[str], classes: set[
         DataError: a file tells the classes of some images alone, or of one image two; or two files tell others.
         StorageError: one cannot be read.
     """
-    told: dict[Path, list[str]] = {}
+    told: dict[Path, tuple[list[str], str]] = {}
     unused = []
     for file in sorted(_candidates(root, split, names)):
-        kinds = _of_file(file, split, names, classes)
-        if kinds is None:
+        found = _of_file(file, split, names, classes)
+        if found is None:
             unused.append(str(file))
         else:
-            told[file] = kinds
+            told[file] = found
     if not told:
         remarks = [f"{split}: no classes of images that are known in {', '.join(unused)}"] if unused else []
         return Annotations(None, remarks)
-    (file, kinds), *others = told.items()
-    for other, else_kinds in others:
+    (file, (kinds, column)), *others = told.items()
+    for other, (else_kinds, _) in others:
         if else_kinds != kinds:
             raise DataError(f"{other}: tells other classes than {file}; keep the one that is right")
-    return Annotations(kinds, [f"{split}: {len(names)} labels are those of {file}"])
+    return Annotations(kinds, [f"{split}: {len(names)} labels are those of {file}, column {column}"])
 
 
 def _candidates(root: Path, split: str, names: Sequence[str]) -> set[Path]:
@@ -71,60 +74,81 @@ def _candidates(root: Path, split: str, names: Sequence[str]) -> set[Path]:
 
 def _tells(file: Path, split: str) -> bool:
     try:
-        return split_of(file.stem) == split_of(split)
+        return not file.name.startswith(".") and split_of(file.stem) == split_of(split) and file.is_file()
     except DataError:  # of two splits
         return False
 
 
-def _of_file(file: Path, split: str, names: Sequence[str], classes: set[str]) -> list[str] | None:
-    """The class of each image as a file tells it; None where it tells none."""
-    wanted = {key: name for name in names for key in (Path(name).name, Path(name).stem)}
-    rows = [row for row in _rows(file) if len(row) > 1]
-    of_images = _column(rows, lambda value: Path(value).name in wanted)
+def _of_file(file: Path, split: str, names: Sequence[str], classes: set[str]) -> tuple[list[str], str] | None:
+    """The class of each image as a file tells it, and by which column; None where it tells none."""
+    wanted = {_composed(key): name for name in names for key in (Path(name).name, Path(name).stem)}
+    rows = [[_composed(cell.strip()) for cell in row] for row in _rows(file)]
+    heading = [word.lower() for word in rows[0]] if rows else []
+    headed = [n for n, word in enumerate(heading) if word in _HEADINGS]
+    of_images = _image_column(file, rows, wanted, headed)
     if of_images is None:
         return None
-    heading = [word.strip().lower() for word in rows[0]]
     rows = [row for row in rows if of_images < len(row) and Path(row[of_images]).name in wanted]
-    columns = [n for n in range(len(rows[0])) if n != of_images and all(_kind(row, n, classes) for row in rows)]
-    if len(columns) > 1:
-        named = [n for n in columns if n < len(heading) and heading[n] in _HEADINGS]
-        if len(named) != 1:
-            raise DataError(
-                f"{file}: columns {', '.join(str(n + 1) for n in columns)} could all be the classes; give it a heading "
-                "that calls one `label`, or leave out the others"
-            )
-        columns = named
-    if not columns:
+    column = _class_column(file, rows, of_images, headed, classes)
+    if column is None:
         return None
     found: dict[str, str] = {}
     for row in rows:
-        name, kind = wanted[Path(row[of_images]).name], _kind(row, columns[0], classes)
-        assert kind is not None, "columns hold classes alone"
-        if found.setdefault(name, kind) != kind:
+        name, kind = wanted[Path(row[of_images]).name], _kind(row, column, classes)
+        if kind is None:
+            told = repr(row[column]) if column < len(row) else "nothing"
             raise DataError(
-                f"{file}: tells two classes of {name}, {found[name]} and {kind}; keep the one that is right"
+                f"{file}: column {column + 1} tells {told} of {name}, which is no class of the training images; "
+                "correct it, or move the file away to do without labels"
             )
+        if found.setdefault(name, kind) != kind:
+            raise DataError(f"{file}: tells two classes of {name}, {found[name]} and {kind}; keep the right one")
     missing = [name for name in names if name not in found]
     if missing:
         raise DataError(
             f"{file}: tells the classes of {len(found)} of {len(names)} images of {split}, and not that of "
             f"{missing[0]}; complete it, or move it away to do without labels"
         )
-    return [found[name] for name in names]
+    return [found[name] for name in names], heading[column] if column in headed else str(column + 1)
 
 
-def _column(rows: list[Row], holds: Callable[[str], bool]) -> int | None:
-    """The column that holds most, if any."""
-    counts = Counter(n for row in rows for n, value in enumerate(row) if holds(value))
-    return counts.most_common(1)[0][0] if counts else None
+def _image_column(file: Path, rows: list[Row], wanted: Mapping[str, str], headed: list[int]) -> int | None:
+    """The column that names most images, if any; those that are headed as classes name none."""
+    counts = Counter(n for row in rows for n, cell in enumerate(row) if n not in headed and Path(cell).name in wanted)
+    best = counts.most_common(2)
+    if len(best) == 2 and best[0][1] == best[1][1]:
+        raise DataError(
+            f"{file}: columns {best[0][0] + 1} and {best[1][0] + 1} could both name the images; give it a heading that "
+            "calls the other one `label`"
+        )
+    return best[0][0] if best else None
+
+
+def _class_column(file: Path, rows: list[Row], of_images: int, headed: list[int], classes: set[str]) -> int | None:
+    """The column that is headed so, or else the only one that holds classes alone."""
+    if len(headed) == 1:
+        return headed[0]
+    columns = [n for n in range(len(rows[0])) if n != of_images and all(_kind(row, n, classes) for row in rows)]
+    columns = [n for n in columns if n in headed] or columns
+    if len(columns) > 1:
+        raise DataError(
+            f"{file}: columns {', '.join(str(n + 1) for n in columns)} could all be the classes; give it a heading "
+            "that calls one `label`, or leave out the others"
+        )
+    return columns[0] if columns else None
 
 
 def _kind(row: Row, column: int, classes: set[str]) -> str | None:
-    """The class that a cell names: the whole of it, or its first word."""
+    """The class that a cell names: the whole of it, or what stands before the numbers of boxes."""
     if column >= len(row):
         return None
-    cell = row[column].strip()
-    return next((name for name in (cell, cell.partition(" ")[0]) if name in classes), None)
+    boxes = _BOXES.fullmatch(row[column])
+    return next((name for name in (row[column], boxes and boxes[1]) if name in classes), None)
+
+
+def _composed(text: str) -> str:
+    """macOS writes accents as characters of their own."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _rows(file: Path) -> Iterator[Row]:

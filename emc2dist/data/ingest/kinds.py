@@ -37,14 +37,18 @@ def recognise(path: str) -> str:
             raise DataError(f"{path}: no source of images{what}")
         if not place.is_dir():
             raise DataError(f"{path}: no such file or folder; give the folder or file that holds the images")
-        kind = next((kind for kind, holds in _SIGNS.items() if holds(place)), "imagefolder")
-        beside = _image_below(place) if kind in ("parquet", "tar") and not (place / MANIFEST).exists() else None
-        if beside:
+        if (place / MANIFEST).exists() or (place / UNFINISHED).exists():
+            return "parquet"
+        kinds = [kind for kind, holds in _SIGNS.items() if holds(place)]
+        beside = _image_below(place) if kinds in (["parquet"], ["tar"]) else None
+        kinds += ["imagefolder"] if beside else []
+        if len(kinds) > 1:
+            also = f", with images as {beside}" if beside else ""
             raise DataError(
-                f"{path}: holds .{kind} files, and images as {beside}; say which is the set: --kind {kind}, or --kind "
-                "imagefolder"
+                f"{path}: could be read as {' or as '.join(kinds)}{also}; say which is the set: "
+                f"--kind {' or --kind '.join(kinds)}"
             )
-        return kind
+        return kinds[0] if kinds else "imagefolder"
 
 
 def open_source(path: str, kind: str, s3: S3 | None, cache_dir: str, *, labels: bool = True) -> Source:
@@ -68,6 +72,16 @@ def open_source(path: str, kind: str, s3: S3 | None, cache_dir: str, *, labels: 
         return _OPEN[kind](place)
 
 
+def _holds(folder: Path, extension: str) -> bool:
+    """Whether a folder, or one in it that is no set of its own, holds such files that are not hidden."""
+    inner = [one for one in folder.iterdir() if not one.name.startswith((".", "_"))]
+    files_here = [file for file in inner if file.is_file()]
+    for one in inner:
+        if one.is_dir() and not (one / MANIFEST).exists():
+            files_here += [file for file in one.iterdir() if not file.name.startswith((".", "_"))]
+    return any(file.suffix.lower() == extension for file in files_here)
+
+
 def _image_below(folder: Path) -> str | None:
     """The name of an image file below a folder, if there is one."""
     for parent, folders, names in os.walk(folder):
@@ -81,10 +95,8 @@ def _image_below(folder: Path) -> str | None:
 _SIGNS: dict[str, Callable[[Path], bool]] = {
     "stl10": is_stl10,
     "cifar": is_cifar,
-    "parquet": lambda folder: any(
-        any(folder.glob(name)) for name in ("*.parquet", "*/*.parquet", MANIFEST, UNFINISHED)
-    ),
-    "tar": lambda folder: any(folder.glob("*.tar")),
+    "parquet": lambda folder: _holds(folder, ".parquet"),
+    "tar": lambda folder: _holds(folder, ".tar"),
 }
 
 _OPEN: dict[str, Callable[[Path], Source]] = {

@@ -12,7 +12,7 @@ classes and none of that name. What can be read in two ways is refused. Names on
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from emc2dist.data.splits import split_of
+from emc2dist.data.splits import is_plain, split_of
 from emc2dist.errors import DataError
 
 Folders = tuple[str, ...]
@@ -38,6 +38,7 @@ def arrange(folders: Sequence[Folders]) -> tuple[list[Where], list[str]]:
     splits, inner = _by_split(inner)
     groups = {split: [n for n, one in enumerate(splits) if one == split] for split in dict.fromkeys(splits)}
     remarks = [f"everything lies in {passed}, which is taken for no class"] if passed else []
+    remarks += [f"{split}/ is taken for {split_of(split)}" for split in sorted(set(splits)) if not is_plain(split)]
     remarks += _on_classes(splits, inner)
     places: list[Where] = [Where(split, None) for split in splits]
     heads = {split: {inner[n][:1] for n in members} for split, members in groups.items()}
@@ -68,10 +69,15 @@ def _on_classes(splits: list[str], folders: list[Folders]) -> list[str]:
 def _unwrapped(folders: list[Folders]) -> tuple[list[Folders], str]:
     """Without the outermost folders that hold everything and tell no split, and these."""
     passed = ""
-    while folders and all(folders) and len({one[0] for one in folders}) == 1 and split_of(folders[0][0]) is None:
+    while folders and all(folders) and len({one[0] for one in folders}) == 1 and _holds_all(folders):
         passed += f"{folders[0][0]}/"
         folders = [one[1:] for one in folders]
     return folders, passed
+
+
+def _holds_all(folders: list[Folders]) -> bool:
+    """Whether the one outermost folder is no split: its name tells none, or the folders in it tell theirs."""
+    return split_of(folders[0][0]) is None or all(len(one) > 1 and split_of(one[1]) is not None for one in folders)
 
 
 def _by_split(folders: list[Folders]) -> tuple[list[str], list[Folders]]:

@@ -56,7 +56,7 @@ class Stl10(Source):
         self.splits: dict[str, Split] = {}
         self.classes = _lines(root / "class_names.txt")
         self._images: list[tuple[str, int]] = []  # of each position: the split it is in, and its number there
-        files = sorted(root.glob("*_X.bin"))
+        files = [file for file in sorted(root.glob("*_X.bin")) if not file.name.startswith(".")]
         if not files:
             raise DataError(f"{root}: no *_X.bin files; give the folder with STL-10's binary files")
         for file in files:

@@ -9,6 +9,7 @@ order of classes: for folders, that of the sorted names. Splits that name their 
 
 import difflib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
@@ -50,7 +51,7 @@ def read_classes(name: str) -> list[str]:
             text = files.text(files.local(name))
         except StorageError as error:
             raise DataError(f"--classes: {error}; give {' or '.join(PINNED)}, or a text file") from error
-    names = [line.strip() for line in text.splitlines() if line.strip()]
+    names = [unicodedata.normalize("NFC", line.strip()) for line in text.splitlines() if line.strip()]
     twice = [one for one, times in Counter(names).items() if times > 1]
     if twice or not names:
         raise DataError(f"{name}: {f'names {twice[0]} twice' if twice else 'names no class'}; correct the list")
@@ -142,7 +143,7 @@ def _on_labels(classes: list[str], splits: dict[str, Split]) -> list[str]:
     """Remarks on images without labels, and on classes that no training image has."""
     train = splits.get("train")
     taught = np.unique(train.labels) if train is not None and train.labels is not None else None
-    remarks = []
+    remarks = [] if any(split.labels is not None for split in splits.values()) else ["no image has a label"]
     for name, split in splits.items():
         labels = np.full(len(split.positions), -1) if split.labels is None else split.labels
         bare = int((labels < 0).sum())

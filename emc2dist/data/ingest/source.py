@@ -109,6 +109,6 @@ def read_range(file: Path, start: int, size: int) -> bytes:
 
 
 def printable(name: str) -> str:
-    """A file's name as proper Unicode on one line: bytes that are none are replaced, control characters escaped."""
-    text = os.fsencode(name).decode("utf-8", "replace")
+    """A file's name as proper Unicode on one line: bytes that are none are escaped, and so are control characters."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

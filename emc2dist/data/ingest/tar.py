@@ -35,7 +35,7 @@ from emc2dist.data.ingest.source import (
     printable,
     read_range,
 )
-from emc2dist.data.splits import by_split, left_out
+from emc2dist.data.splits import alone, by_split, left_out
 from emc2dist.errors import DataError
 from emc2dist.files import Entry
 
@@ -69,23 +69,26 @@ class Tar(Source):
     """
 
     def __init__(self, path: Path) -> None:
-        shards = [path] if path.is_file() else sorted(path.glob("*.tar"))
         root = path.parent if path.is_file() else path
+        shards, others = ({path.name: path}, Counter[str]()) if path.is_file() else _listed(path)
         if not shards:
             raise DataError(f"{path}: no *.tar files; give a folder that holds some, not compressed")
         self.root = str(root)
         self._classes = _class_names(root / CLASSES)
-        self._shards = {shard.name: entry_of(shard) for shard in shards}
+        self._shards = {name: entry_of(file)._replace(name=name) for name, file in shards.items()}
         self.digest = listing_digest(self._shards.values())
-        members, others = ({"train": [path.name]}, []) if path.is_file() else by_split(shard.name for shard in shards)
+        members, left = ({"train": [path.name]}, []) if path.is_file() else by_split(shards)
         contents = _Contents()
-        for shard in shards:
-            if shard.name not in others:
-                contents.add(shard)
-        self._images = contents.images
+        for name, file in shards.items():
+            if name not in left:
+                contents.add(name, file)
+        self._images = contents.images()
         if not self._images:
             raise DataError(f"{path}: no images in {len(shards)} shards; WebDataset names them KEY.jpg, KEY.png, ...")
-        self.remarks = left_out(others) + contents.remarks()
+        self.remarks = left_out(left) + (alone(path.name) if path.is_file() else []) + contents.remarks()
+        self.remarks += (
+            [f"{others.total()} files are no *.tar and were left out ({', '.join(others)})"] if others else []
+        )
         if all(image.label is None for image in self._images):
             self.remarks.append(
                 "no image has a .cls, or a .json with `label`; names of folders and shards are no labels"
@@ -153,20 +156,36 @@ class _Members(Samples):
         return read_range(Path(self.root, image.shard), image.start, image.size)
 
 
+def _listed(folder: Path) -> tuple[dict[str, Path], "Counter[str]"]:
+    """The shards of a folder and of the folders in it, by their names from it on; and what looks like some, by kind."""
+    found, others = {}, Counter[str]()
+    for file in sorted([*folder.iterdir(), *folder.glob("*/*.tar")]):
+        name = file.relative_to(folder).as_posix()
+        if not file.is_file() or any(part.startswith(".") for part in file.relative_to(folder).parts):
+            continue
+        if file.suffix.lower() == ".tar":
+            found[name] = file
+        elif ".tar" in file.name.lower() or file.suffix.lower() == ".tgz":
+            others["".join(file.suffixes[-2:])] += 1
+    return found, others
+
+
 class _Contents:
-    """What shards hold: `images` in order, and what else there was."""
+    """What shards hold: images in order, and what else there was."""
 
     def __init__(self) -> None:
-        self.images: list[_Image] = []
-        self._others, self._fields, self._bare = Counter[str](), Counter[str](), 0
+        self._shards: list[tuple[str, dict[str, list[_Image]], dict[str, int | str]]] = []
+        self._others, self._fields = Counter[str](), Counter[str]()
+        self._bare, self._again = 0, 0
 
-    def add(self, shard: Path) -> None:
+    def add(self, name: str, shard: Path) -> None:
         """Read the headers and labels of a shard."""
         images: dict[str, tarfile.TarInfo] = {}
         labels: dict[str, int | str] = {}
         for member in _members(shard):
             stem, _, extension = member.name.rpartition(".")
             if extension.lower() in _IMAGES and not member.issparse():
+                self._again += member.name in images
                 images[member.name] = member
             elif extension.lower() in _LABELS and member.isreg():
                 label = _label(shard, member, extension.lower())
@@ -175,11 +194,12 @@ class _Contents:
                 labels |= {} if label is None else {stem: label}
             else:
                 self._others[f".{extension}".lower() if stem else ""] += 1
-        samples: dict[str, list[tarfile.TarInfo]] = {}
+        samples: dict[str, list[_Image]] = {}
         for member in images.values():
             if member.isreg() or self._found(member, images):
-                samples.setdefault(_key(member.name), []).append(member)
-        self._add(shard, samples, labels)
+                image = _Image(name, member.name, member.offset_data, member.size)
+                samples.setdefault(_key(member.name), []).append(image)
+        self._shards.append((str(shard), samples, labels))
 
     def _found(self, link: tarfile.TarInfo, images: dict[str, tarfile.TarInfo]) -> bool:
         """Whether a link leads to an image of its shard; its bytes are then that image's."""
@@ -191,13 +211,24 @@ class _Contents:
         link.offset_data, link.size = target.offset_data, target.size
         return True
 
-    def _add(self, shard: Path, images: dict[str, list[tarfile.TarInfo]], labels: dict[str, int | str]) -> None:
-        fields = Counter(_field(key, member) for key, members in images.items() for member in members)
+    def images(self) -> list[_Image]:
+        """The images of all shards. Raises DataError where a sample has several that could be meant."""
+        fields = Counter(
+            _field(key, image)
+            for _, samples, _ in self._shards
+            for key, members in samples.items()
+            for image in members
+        )
         shared = {field for field, count in fields.items() if count > 1 and _A_FIELD.fullmatch(field)}
+        return [image for shard in self._shards for image in self._of_shard(*shard, shared)]
+
+    def _of_shard(
+        self, shard: str, samples: dict[str, list[_Image]], labels: dict[str, int | str], shared: set[str]
+    ) -> Iterator[_Image]:
         used = set[str]()
-        for key, members in images.items():
-            plain = [member for member in members if _field(key, member).count(".") == 1]
-            further = [member for member in members if _field(key, member) in shared]
+        for key, members in samples.items():
+            plain = [image for image in members if _field(key, image).count(".") == 1]
+            further = [image for image in members if _field(key, image) in shared]
             if len(plain) > 1:
                 raise DataError(
                     f"{shard}, {plain[1].name}: a second image of its sample, beside {plain[0].name}; keep one"
@@ -208,20 +239,20 @@ class _Contents:
                     "with those images alone that are to be trained on"
                 )
             passed = further if plain else []
-            self._fields.update(_field(key, member) for member in passed)
-            for member in members:
-                if member not in passed:
-                    own = member.name.rpartition(".")[0]
+            self._fields.update(_field(key, image) for image in passed)
+            for image in members:
+                if image not in passed:
+                    own = image.name.rpartition(".")[0]
                     stem = own if own in labels else key
                     used.add(stem)
-                    place = member.offset_data, member.size
-                    self.images.append(_Image(shard.name, member.name, *place, labels.get(stem)))
+                    yield image._replace(label=labels.get(stem))
         self._bare += len(labels.keys() - used)
 
     def remarks(self) -> list[str]:
         """What was passed over."""
         fields = ", ".join(sorted(self._fields))
         found = [f"{self._fields.total()} further images of samples were passed over ({fields})"] if fields else []
+        found += [f"{self._again} images stand twice under one name, and the later ones count"] if self._again else []
         found += [f"{self._bare} samples without an image were passed over"] if self._bare else []
         return found + passed_over(self._others)
 
@@ -232,8 +263,8 @@ def _key(name: str) -> str:
     return folder + slash + base.partition(".")[0]
 
 
-def _field(key: str, member: tarfile.TarInfo) -> str:
-    return member.name[len(key) :]
+def _field(key: str, image: _Image) -> str:
+    return image.name[len(key) :]
 
 
 def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
@@ -271,13 +302,15 @@ def _label(shard: Path, member: tarfile.TarInfo, extension: str) -> int | str | 
     """The label in a .cls or .json member; None where the latter holds none."""
     content = read_range(shard, member.offset_data, min(member.size, _LONGEST_LABEL))
     try:
-        value: Any = content.decode().strip() if extension == "cls" else json.loads(content).get("label")
+        value: Any = content.decode().strip() if extension == "cls" else json.loads(content).get("label", ...)
     except (ValueError, AttributeError, RecursionError) as error:
         what = "text" if extension == "cls" else "a JSON object"
         raise DataError(f"{shard}, {member.name}: not {what}: {content[:40]!r}; correct it") from error
     if extension == "cls" and re.fullmatch(r"-?\d{1,18}", value):
         return int(value)
-    if value is not None and (not isinstance(value, int | str) or isinstance(value, bool) or value == ""):
+    if value is None or value is ...:
+        return None if value is ... else -1
+    if not isinstance(value, int | str) or isinstance(value, bool) or value == "":
         raise DataError(
             f"{shard}, {member.name}: label {value!r} is neither a whole number nor a name; write that of its class"
         )
