@@ -11,7 +11,6 @@ and one path serves the loss of a worker, a shard or a node, a move, a change of
 """
 
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -76,7 +75,7 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
         folder = RunFolder.prepare(spec)
         done = folder.summary()
         if done is not None:
-            print(f"{folder.place}: this run is finished; give it another name to run it again", file=sys.stderr)
+            say(f"{folder.place}: this run is finished; give it another name to run it again")
             return done
         folder.rows()  # what is damaged is said before anything starts
         others = stack.enter_context(trackers.recorders(spec, folder))
@@ -114,13 +113,14 @@ def _device(spec: Spec, folder: RunFolder, onlooker: Onlooker) -> str:
 
 def _trained_on(folder: RunFolder) -> tuple[str, int] | None:
     """The device and the step of the newest checkpoint that says it; None where there is none."""
+    spec = folder.spec()
     for place in folder.checkpoints():
         try:
             manifest = checkpoint.read_manifest(place)
-            return manifest.parsed_spec().device, manifest.step
+            return checkpoints.spec_of(place, manifest, spec).device, manifest.step
         except StorageUnreachable:
             raise
-        except (RunError, SpecError, StorageError):  # unfinished or damaged, as the workers will say
+        except (RunError, StorageError):  # unfinished, damaged or another run's, as the workers will say
             continue
     return None
 
@@ -164,7 +164,7 @@ def _kept_after_the_job(spec: Spec) -> Spec:
     if files.is_remote(spec.run_dir) or files.local(spec.run_dir).is_absolute():
         return spec
     run_dir = str(Path.home() / spec.run_dir)
-    print(f"run_dir: {spec.run_dir} would be deleted with this job's files; the run goes to {run_dir}", file=sys.stderr)
+    say(f"run_dir: {spec.run_dir} would be deleted with this job's files; the run goes to {run_dir}")
     return spec.model_copy(update={"run_dir": run_dir})
 
 
