@@ -64,10 +64,10 @@ def test_messages_that_go_nowhere_change_nothing(validate):
 
 
 class Lost(io.StringIO):
-    """A terminal that is gone."""
+    """A log on a full disk."""
 
-    def write(self, text):
-        raise OSError(errno.EIO, "Input/output error")
+    def write(self, text=""):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     flush = write
 
