@@ -1,10 +1,19 @@
-"""What a person who waits is shown: how far a long job is, messages, columns. Progress and messages go to stderr."""
+"""What a person who waits is shown: how far a long job is, messages, columns, JSON. Progress and messages go to
+stderr.
 
+What is only told to a person never ends a job: a stderr that is full, closed or gone is done without.
+"""
+
+import json
+import math
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 from tqdm import tqdm
+from tqdm.utils import ObjectWrapper
 
 _LINE_SECONDS = 10.0
 
@@ -44,8 +53,24 @@ class Progress:
 
 def say(text: str) -> None:
     """A message to the person who waits, above the bar where there is one."""
-    tqdm.write(text, file=sys.stderr)
-    sys.stderr.flush()
+    with suppress(OSError):
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
+
+
+class Patient(ObjectWrapper):
+    """A stream that does without what cannot be written: a full disk, a lost terminal, a reader that is gone."""
+
+    def write(self, text: str) -> int:
+        """Write, or do without."""
+        with suppress(OSError):
+            self._wrapped.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or do without."""
+        with suppress(OSError):
+            self._wrapped.flush()
 
 
 _said: set[object] = set()
@@ -56,6 +81,19 @@ def say_once(what: object, text: str) -> None:
     if what not in _said:
         _said.add(what)
         say(text)
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON that any reader takes: it has no NaN and no infinities, which become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def columns(rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:

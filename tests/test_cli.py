@@ -1,13 +1,19 @@
 """The command line itself: where output cannot go, and what nobody has foreseen."""
 
+import contextlib
+import errno
 import io
+import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from emc2dist import cli
+from emc2dist.service.display import Display
+from emc2dist.terminal import Patient, Progress, as_json, say
 
 SPEC = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\n"
 
@@ -16,10 +22,11 @@ SPEC = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\n"
 def validate(tmp_path):
     (tmp_path / "a.yaml").write_text(SPEC)
 
-    def run(*overrides, stdout=subprocess.PIPE, **environment):
+    def run(*overrides, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=None, **environment):
         command = [sys.executable, "-m", "emc2dist.cli", "validate", str(tmp_path / "a.yaml"), *overrides]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | environment
-        return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, timeout=60)
+        options = {"env": environment, "preexec_fn": preexec_fn, "text": True, "timeout": 60}
+        return subprocess.run(command, stdout=stdout, stderr=stderr, **options)
 
     return run
 
@@ -33,11 +40,61 @@ def test_a_reader_that_leaves_early_is_no_error_to_tell(validate, unbuffered):
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_a_full_stdout_is_told_once(validate):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_stdout_is_told_once(validate, unbuffered):
     with open("/dev/full", "w") as full:
-        done = validate(stdout=full)
+        done = validate(stdout=full, PYTHONUNBUFFERED=unbuffered)
     assert done.returncode == 1
     assert done.stderr == "emc2dist: stdout: No space left on device; the result could not be written there\n"
+
+
+def test_messages_that_go_nowhere_change_nothing(validate):
+    """A full stderr, one whose reader is gone, and none, among whose bytes the results would be."""
+    whole = validate("data.limit=5", "data.limit=6")
+    assert "data.limit" in whole.stderr
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open("/dev/full", "w") as full:
+        for options in ({"stderr": full}, {"stderr": writing}, {"stderr": None, "preexec_fn": lambda: os.close(2)}):
+            done = validate("data.limit=5", "data.limit=6", **options)
+            assert (done.returncode, done.stdout) == (0, whole.stdout)
+            refused = validate("lr=x", **options)
+            assert (refused.returncode, refused.stdout) == (2, "")
+    os.close(writing)
+
+
+class Lost(io.StringIO):
+    """A log on a full disk."""
+
+    def write(self, text=""):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    flush = write
+
+
+def test_what_is_only_told_ends_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Lost())
+    say("here")
+    with contextlib.redirect_stderr(Patient(sys.stderr)):
+        for show in (Display(12, terminal=True), Display(12, terminal=False)):
+            show.show({"step": 6, "epoch": 1.0, "loss": 3.0})
+            show.close()
+        for progress in (Progress(3, unit="image", terminal=True), Progress(3, unit="image", terminal=False)):
+            progress.add(2)
+            progress.close()
+
+
+def test_every_message_goes_by_the_one_that_may_fail():
+    package = Path(cli.__file__).parents[1]
+    writers = {path.name for path in package.rglob("*.py") if "file=sys.stderr" in path.read_text()}
+    assert writers == {"terminal.py"}
+
+
+def test_json_has_no_nan():
+    found = {"loss": math.nan, "more": [math.inf, {"x": -math.inf}], "lr": 0.5, "steps": 3, "none": None, "name": "nan"}
+    assert as_json(found) == (
+        '{"loss": null, "more": [null, {"x": null}], "lr": 0.5, "steps": 3, "none": null, "name": "nan"}'
+    )
 
 
 def test_a_name_that_the_terminal_cannot_show_is_no_reason_to_end(validate, tmp_path, monkeypatch):

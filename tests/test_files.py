@@ -2,6 +2,7 @@
 
 import builtins
 import http.server
+import os
 import pickle
 import threading
 from datetime import UTC, datetime, timedelta
@@ -134,6 +135,75 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r"spec\.yaml: No space"):
         place.write(b"new")
     assert place.read() == b"old"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space")])
+def test_whatever_ends_a_write_leaves_no_draft(tmp_path, monkeypatch, error):
+    def half(path, data):
+        path.touch()
+        raise error
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", half)
+    with pytest.raises((KeyboardInterrupt, StorageError)):
+        files.at(tmp_path / "spec.yaml").write(b"new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_longest_name_can_be_written(tmp_path):
+    for name in ("a" * 255, "ä" * 127):
+        files.at(tmp_path / name).write(b"1")
+        assert (tmp_path / name).read_bytes() == b"1"
+
+
+def test_two_writers_of_one_file_have_drafts_of_their_own(tmp_path):
+    place = files.at(tmp_path / "a")
+    with place._draft() as one, place._draft() as other:
+        assert one != other
+        one.write_bytes(b"1")
+        other.write_bytes(b"2")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_is_written_through_a_link_goes_where_it_leads(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "a").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("there/a")
+    (tmp_path / "source").write_bytes(b"put")
+    place = files.at(tmp_path / "link")
+    for write, content in ((lambda: place.write(b"new"), b"new"), (lambda: place.put(tmp_path / "source"), b"put")):
+        write()
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "there" / "a").read_bytes() == content
+    assert files.writable(tmp_path / "link") == tmp_path / "there" / "a"
+
+
+def test_nothing_is_written_in_the_place_of_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    opened = (tmp_path / "opened").open("w")
+    links = {
+        "to-pipe": tmp_path / "pipe",
+        "to-opened": f"/proc/{os.getpid()}/fd/{opened.fileno()}",
+        "to-new": "/dev/emc2dist-none",
+        "to-itself": "to-itself",
+        "to-folder": ".",
+    }
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+        for write in (lambda place: place.write(b"1"), lambda place: files.writable(str(place))):
+            with pytest.raises(StorageError, match=rf"{name}: (is |Too many levels)"):
+                write(files.at(tmp_path / name))
+        assert (tmp_path / name).is_symlink()
+    for name in ("/dev/stdout", "/dev/fd/1", "/dev/null", "/proc/self/fd/1"):
+        with pytest.raises(StorageError, match=f"{name}: is no file"):
+            files.writable(name)
+    assert (tmp_path / "pipe").is_fifo()
+    opened.close()
+
+
+@pytest.mark.parametrize("name", ["new/", "new/.", "s3://bucket/new/"])
+def test_a_name_of_a_folder_is_none_of_a_file(name):
+    with pytest.raises(StorageError, match=f"{name}: means a folder"):
+        files.refuse_folder(name)
 
 
 def test_what_is_missing_on_disk_is_named(tmp_path):

@@ -155,7 +155,7 @@ def on(desk, command):
     words = [word.replace("RUN", str(desk.run)) for word in COMMANDS[command]]
     with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()) as told:
         status = main([*command.split()[:1], *(["verify"] if "verify" in command else []), *words])
-    found = [line for line in told.getvalue().splitlines() if "  damaged or unfinished: " in line]  # its result
+    found = [line for line in told.getvalue().splitlines() if "  cannot be used: " in line]  # its result
     return status, found + [line for line in said.getvalue().splitlines() if line.startswith("emc2dist: ")]
 
 

@@ -12,83 +12,115 @@
 Exit status: 0 done, 2 a spec, a key=value, data or storage that cannot be used, 1 any other refusal, 130 interrupted,
 143 a run that was asked to stop and left a checkpoint; `submit --follow` and `logs -f` exit with the job's own. Where
 the operating system refuses what nobody has foreseen, its file is named (2); who reads stdout may leave early (1).
-Progress and messages go to stderr, results to stdout. Each command imports what it needs when it runs, so help and
-`validate` wait for neither torch nor Ray.
+Progress and messages go to stderr, which may take nothing of them; results to stdout, which must take all. Each command
+imports what it needs when it runs, so help and `validate` wait for neither torch nor Ray.
 """
 
 import argparse
+import errno
 import io
 import os
-import select
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import TextIO
+
+from tqdm.utils import ObjectWrapper
 
 from emc2dist.errors import DataError, Emc2Error, RunStopped, SpecError, StorageError, StorageUnreachable
+from emc2dist.terminal import Patient, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
+    if sys.stderr is None:  # print and tqdm would write messages among the results
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     if sys.stdout is None:
-        _tell("stdout is closed, and results go there; send them to a file, or to /dev/null")
+        say("emc2dist: stdout is closed, and results go there; send them to a file, or to /dev/null")
         return 1
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to end
             stream.reconfigure(errors="backslashreplace")
+    out, err = sys.stdout, sys.stderr
     try:
-        status = _status(argv)
-    except SystemExit as told:  # by argparse
-        raise told if _flushed() else SystemExit(1) from None
-    return status if _flushed() else status or 1
+        with redirect_stdout(_Results(out)), redirect_stderr(Patient(err)):
+            return _told(argv)
+    finally:
+        for stream in (out, err):
+            _let_go(stream)
+
+
+class _Refused(OSError):
+    """What stdout says that does not take the results."""
+
+
+class _Results(ObjectWrapper):
+    """stdout, whose errors are told from those of files."""
+
+    def write(self, text: str) -> int:
+        with _recognised():
+            return self._wrapped.write(text)
+
+    def flush(self) -> None:
+        with _recognised():
+            self._wrapped.flush()
+
+
+@contextmanager
+def _recognised() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _Refused(error.errno, error.strerror) from error
+
+
+def _told(argv: Sequence[str] | None) -> int:
+    """Run a command, and say what its stdout did not take; returns the exit status."""
+    status = 1
+    try:
+        try:
+            status = _status(argv)
+        finally:  # argparse ends the process after --help
+            sys.stdout.flush()
+    except _Refused as refused:
+        if refused.errno != errno.EPIPE:  # as in `emc2dist ... | head`, whose reader has seen enough
+            say(f"emc2dist: stdout: {refused.strerror}; the result could not be written there")
+        return status or 1
+    return status
 
 
 def _status(argv: Sequence[str] | None) -> int:
     try:
         arguments = parse(argv)
         return arguments.command(arguments) or 0
+    except _Refused:
+        raise
     except RunStopped as stopped:
-        _tell(f"{stopped}; the same command resumes")
+        say(f"emc2dist: {stopped}; the same command resumes")
         return 143
     except Emc2Error as error:
-        _tell(str(error))
+        say(f"emc2dist: {error}")
         unusable = isinstance(error, SpecError | DataError | StorageError)
         return 2 if unusable and not isinstance(error, StorageUnreachable) else 1
     except KeyboardInterrupt:
-        _tell("interrupted; the same command resumes from what is finished")
+        say("emc2dist: interrupted; the same command resumes from what is finished")
         return 130
     except MemoryError:
-        _tell("out of memory; lower batch_size, views.size or data.loaders, or use a machine with more")
+        say("emc2dist: out of memory; lower batch_size, views.size or data.loaders, or use a machine with more")
         return 1
     except OSError as error:  # that nobody has explained
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-        if names or not (isinstance(error, BrokenPipeError) and _unread()):
-            _tell(f"{' -> '.join(names) or type(error).__name__}: {' '.join(str(error.strerror or error).split())}")
+        reason = " ".join(str(error.strerror or error).split())
+        say(f"emc2dist: {' -> '.join(names) or type(error).__name__}: {reason}")
         return 2 if names else 1
 
 
-def _tell(text: str) -> None:
-    with suppress(OSError):  # there is nowhere else to say that stderr takes nothing
-        print(f"emc2dist: {text}", file=sys.stderr, flush=True)
-
-
-def _unread() -> bool:
-    """Whether stdout is a pipe whose reader is gone."""
-    poll = select.poll()
-    poll.register(1, 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def _flushed() -> bool:
-    """Whether stdout took all that was printed. Where it did not, that is said, and what is left goes nowhere."""
+def _let_go(stream: TextIO) -> None:
+    """Have what a stream would not take go nowhere: Python tries once more when it ends, and would exit with 120."""
     try:
-        sys.stdout.flush()
-        return True
-    except BrokenPipeError:  # as in `emc2dist ... | head`, whose reader has seen enough
-        pass
-    except OSError as error:
-        _tell(f"stdout: {error.strerror}; the result could not be written there")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return False
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,13 +1,12 @@
 """`checkpoint`: what a run could resume from."""
 
 import argparse
-import json
-import sys
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from emc2dist.cli.words import Commands, add_json, add_s3
+from emc2dist.cli.words import Commands, add_json, add_s3, print_result
 from emc2dist.config import parse_s3
+from emc2dist.terminal import say
 
 if TYPE_CHECKING:
     from emc2dist.service.checkpoints import State
@@ -38,23 +37,25 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace, *, contents: bool, limit: int | None = None) -> int:
-    """Print a line for each checkpoint as soon as it is known; returns how many are not whole."""
+    """Print a line for each checkpoint as it becomes known, or all of them as JSON; returns how many cannot be used."""
     from emc2dist.service import checkpoints
     from emc2dist.service.runs import RunFolder
 
     run = RunFolder.open(arguments.run, parse_s3(arguments.overrides))
-    damaged, found = 0, False
+    states = []
     for state in islice(checkpoints.examine(run, contents=contents), limit):
-        print(_line(state, as_json=arguments.json), flush=True)
-        damaged, found = damaged + (state.problem is not None), True
-    if not found:
-        print(f"emc2dist: {run.place}: holds no checkpoint yet", file=sys.stderr)
-    return damaged
+        states.append(state)
+        if not arguments.json:
+            print(_line(state), flush=True)
+    if not states:
+        say(f"emc2dist: {run.place}: holds no checkpoint yet")
+    if arguments.json:
+        told = [state._asdict() | {"place": str(state.place)} for state in states]
+        print_result({"run_dir": str(run.place), "checkpoints": told}, as_json=True)
+    return sum(state.problem is not None for state in states)
 
 
-def _line(state: "State", *, as_json: bool) -> str:
-    if as_json:
-        return json.dumps(state._asdict() | {"place": str(state.place)})
-    verdict = "whole" if state.problem is None else f"damaged or unfinished: {state.problem}"
+def _line(state: "State") -> str:
+    verdict = "whole" if state.problem is None else f"cannot be used: {state.problem}"
     created = state.created or "-"
     return f"{state.place.name}  step {state.step:<9}  {created:<25}  {state.nbytes / 2**20:9.1f} MiB  {verdict}"

@@ -2,10 +2,10 @@
 
 import argparse
 import shlex
-import sys
 
 from emc2dist.cli.words import Commands, print_result
 from emc2dist.errors import LaunchError
+from emc2dist.terminal import say
 
 
 def add_to(commands: Commands) -> None:
@@ -36,7 +36,7 @@ def _start(arguments: argparse.Namespace) -> None:
     connection = cluster.start(arguments.workers, cpus=arguments.cpus, labels=arguments.labels)
     print("export", *(f"{name}={shlex.quote(value)}" for name, value in connection.environment().items()))
     state = "ran already" if connection == earlier else "is up"
-    print(f"emc2dist: a Ray in {cluster.folder} {state}; its dashboard: {connection.dashboard}", file=sys.stderr)
+    say(f"emc2dist: a Ray in {cluster.folder} {state}; its dashboard: {connection.dashboard}")
 
 
 def _stop(arguments: argparse.Namespace) -> None:
@@ -60,4 +60,4 @@ def _spot(arguments: argparse.Namespace) -> None:
     from emc2dist.service.launch import spot
 
     spot.heed(arguments.metadata or spot.METADATA)
-    print("emc2dist: this node is about to be taken away; Ray drains it", file=sys.stderr)
+    say("emc2dist: this node is about to be taken away; Ray drains it")

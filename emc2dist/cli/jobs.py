@@ -1,11 +1,11 @@
 """`submit`, `status`, `logs`, `stop`, `list`: a run as a job on a cluster."""
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from emc2dist.cli.words import Commands, add_json, add_spec, print_result
 from emc2dist.config import load_job
+from emc2dist.terminal import say
 
 if TYPE_CHECKING:
     from emc2dist.service.launch.plan import Target
@@ -57,7 +57,7 @@ def _submit(arguments: argparse.Namespace) -> int | None:
         return None
     target = targets.open_target(plan.launch.target, namespace=plan.launch.namespace, start_for=plan.workers)
     state = target.submit(plan)
-    print(following.hint(state, plan.launch), file=sys.stderr)
+    say(following.hint(state, plan.launch))
     if arguments.follow:
         return following.follow(target, state.id)
     print_result(following.facts(state), as_json=arguments.json)

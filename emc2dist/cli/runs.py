@@ -1,10 +1,10 @@
 """`train`, `validate`, `evaluate`, `export`: a run here and now, and what comes of it."""
 
 import argparse
-import sys
 
 from emc2dist.cli.words import Commands, add_json, add_s3, add_spec, print_result
 from emc2dist.config import base_of, dump, load, load_job, parse_s3
+from emc2dist.terminal import say
 
 
 def add_to(commands: Commands) -> None:
@@ -44,7 +44,7 @@ def _validate(arguments: argparse.Namespace) -> None:
     if run.launch.cluster is not None:
         from emc2dist.service.launch import placement
 
-        print("\n".join(placement.check(run)), file=sys.stderr)
+        say("\n".join(placement.check(run)))
     print(dump(job), end="")
 
 

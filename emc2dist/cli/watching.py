@@ -1,8 +1,8 @@
 """`watch`, `profile`: what a run does while it runs, and where its steps go."""
 
 import argparse
-import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from emc2dist.cli.words import Commands, add_json, add_s3, add_spec, print_result
 from emc2dist.config import Spec, load, parse_s3
 from emc2dist.metrics import METRICS
-from emc2dist.terminal import columns
+from emc2dist.terminal import columns, say
 
 if TYPE_CHECKING:
     from emc2dist.train.profile import Profile
@@ -51,7 +51,7 @@ def _watch(arguments: argparse.Namespace) -> int | None:
     try:
         print_result(watch.follow(arguments.run, s3), as_json=arguments.json)
     except KeyboardInterrupt:
-        print("emc2dist: no longer watching; the run goes on", file=sys.stderr)
+        say("emc2dist: no longer watching; the run goes on")
         return 130
     return None
 
@@ -66,7 +66,8 @@ def _print_values(values: dict[str, float], *, as_json: bool) -> None:
 
 def _text(name: str, value: float) -> str:
     if name.endswith("_timestamp_seconds"):
-        return datetime.fromtimestamp(value).astimezone().isoformat(" ", "seconds")
+        with suppress(ValueError, OverflowError, OSError):  # a time that no clock shows
+            return datetime.fromtimestamp(value).astimezone().isoformat(" ", "seconds")
     return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
 
 
@@ -75,13 +76,13 @@ def _profile(arguments: argparse.Namespace) -> None:
     from emc2dist.train.profile import profile
 
     result = profile(spec, arguments.steps, arguments.trace)
-    print("\n".join(_remarks(spec, result)), file=sys.stderr)
+    say("\n".join(_remarks(spec, result)))
     if arguments.json:
         print_result(asdict(result), as_json=True)
     else:
         print(columns(list(_table(result)), numbers=[1, 2, 3, 4]), end="")
     if arguments.trace:
-        print(f"trace: {arguments.trace}; open it in chrome://tracing or https://ui.perfetto.dev", file=sys.stderr)
+        say(f"trace: {arguments.trace}; open it in chrome://tracing or https://ui.perfetto.dev")
 
 
 def _remarks(spec: Spec, result: "Profile") -> Iterator[str]:

@@ -1,8 +1,9 @@
 """What commands share: arguments that mean the same everywhere, and how results are printed."""
 
 import argparse
-import json
 from typing import Any
+
+from emc2dist.terminal import as_json as json_of
 
 Commands = Any
 """What `add_subparsers` gives; argparse keeps its type to itself."""
@@ -25,9 +26,9 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def print_result(result: dict[str, Any], *, as_json: bool) -> None:
-    """Print names and values, one a line, or all as one line of JSON."""
+    """Print names and values, one a line, or all as one line of JSON, where null stands for what is not finite."""
     if as_json:
-        print(json.dumps(result))
+        print(json_of(result))
         return
     width = max(len(name) for name in result)
     for name, value in result.items():

@@ -19,11 +19,23 @@ from pathlib import Path
 from emc2dist.config import S3, is_remote, paths
 from emc2dist.config.text import decoded
 from emc2dist.errors import StorageError
-from emc2dist.files.disk import DiskPlace, explained
+from emc2dist.files.disk import DiskPlace, explained, followed
 from emc2dist.files.place import Entry, Place
 from emc2dist.files.s3 import LONGEST_PAUSE_S, S3Place, retries
 
-__all__ = ["LONGEST_PAUSE_S", "Entry", "Place", "at", "explained", "is_remote", "local", "retries", "text", "writable"]
+__all__ = [
+    "LONGEST_PAUSE_S",
+    "Entry",
+    "Place",
+    "at",
+    "explained",
+    "is_remote",
+    "local",
+    "refuse_folder",
+    "retries",
+    "text",
+    "writable",
+]
 
 _LONGEST_TEXT = 2**26
 
@@ -73,16 +85,21 @@ def text(path: Path) -> str:
         raise StorageError(f"{path}: {error}; save the file as UTF-8") from None
 
 
+def refuse_folder(path: str | Path) -> None:
+    """Raise StorageError where a path, on disk or S3, can only mean a folder, though a file is to be written there."""
+    if str(path).endswith(("/", "/.", "/..")):
+        raise StorageError(f"{path}: means a folder; name a file in it")
+
+
 def writable(path: str | Path) -> Path:
-    """A local path where a file could be written now; to be asked before there is anything to write.
+    """A local path where a file could be written now, links followed; to be asked before there is anything to write.
 
     Raises:
         StorageError: it is no path on disk, or a folder; or its folder is not there, or may not be written to.
     """
-    file = local(path)
+    refuse_folder(path)
     with explained(path):
-        if file.exists() and not file.is_file():
-            raise StorageError(f"{path}: is {'a folder' if file.is_dir() else 'no file'}; name a file to write")
+        file = followed(local(path))
         if not file.parent.is_dir():
             raise StorageError(
                 f"{path}: there is no folder {file.parent}; make it, or name a file in one that is there"

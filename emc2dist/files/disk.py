@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import secrets
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -13,9 +14,15 @@ from pyarrow import fs as arrow
 from emc2dist.errors import StorageError
 from emc2dist.files.place import CHANGED, Entry, Place, whole
 
+_SYSTEM = ("/dev", "/proc", "/sys")
+_MOST_LINKS = 40  # as many as Linux follows
+
 
 class DiskPlace(Place):
-    """A file or a folder at a path of this machine. A tag is the time of the last change, in nanoseconds."""
+    """A file or a folder at a path of this machine. A tag is the time of the last change, in nanoseconds.
+
+    What is written through a link takes the place of the link's target, never that of the link.
+    """
 
     remote = False
 
@@ -68,11 +75,8 @@ class DiskPlace(Place):
         return file
 
     def write(self, data: bytes) -> None:
-        with explained(self):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self._draft() as draft:
-                draft.write_bytes(data)
-                draft.replace(self.path)
+        with explained(self), self._draft() as draft:
+            draft.write_bytes(data)
 
     def append(self, data: bytes) -> None:
         with explained(self):
@@ -89,15 +93,15 @@ class DiskPlace(Place):
 
     def put(self, source: Path) -> Entry:
         with explained(self):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = followed(self.path)
+            file.parent.mkdir(parents=True, exist_ok=True)
             try:
-                source.replace(self.path)
+                source.replace(file)
             except OSError:  # another disk
                 with self._draft() as draft:
                     shutil.copyfile(source, draft)
-                    draft.replace(self.path)
                 source.unlink()
-            return self._entry(self.path)
+            return self._entry(file)
 
     def remove(self) -> None:
         with explained(self):
@@ -115,10 +119,14 @@ class DiskPlace(Place):
     @contextmanager
     def _draft(self) -> Iterator[Path]:
         """Where it is written before it gets its name; what could not be finished is removed."""
-        draft = self.path.with_name(f".{self.path.name}.draft")
+        file = followed(self.path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # No longer than a name may be, and no other process's, which may write the same file.
+        draft = file.with_name(f".{file.name[:40]}-{secrets.token_hex(4)}.draft")
         try:
             yield draft
-        except OSError:
+            draft.replace(file)
+        except BaseException:  # Ctrl-C, too
             draft.unlink(missing_ok=True)
             raise
 
@@ -126,6 +134,27 @@ class DiskPlace(Place):
     def _entry(file: Path) -> Entry:
         status = file.stat()
         return Entry(file.name, status.st_size, str(status.st_mtime_ns))
+
+
+def followed(path: Path) -> Path:
+    """The file that is meant by a path, links followed, where one can be written.
+
+    Raises:
+        StorageError: it is a folder, a pipe or a device, or the system's. OSError: it goes in circles.
+    """
+    file = path
+    for _ in range(_MOST_LINKS):
+        file = Path(os.path.realpath(file.parent)) / file.name
+        if any(file.is_relative_to(root) for root in _SYSTEM) and not file.is_relative_to("/dev/shm"):
+            raise StorageError(f"{path}: is no file, but the system's own; name a file on a disk")
+        if not file.is_symlink():
+            break
+        file = file.parent / file.readlink()
+    else:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    if file.exists() and not file.is_file():
+        raise StorageError(f"{path}: is {'a folder' if file.is_dir() else 'no file'}; name a file to write")
+    return file
 
 
 @contextmanager

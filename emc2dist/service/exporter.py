@@ -12,7 +12,6 @@ Counters go through Ray as gauges that only rise: a counter of Ray's first appea
 Prometheus would miss that rise, and stays for ever when its process is gone.
 """
 
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from emc2dist.errors import SpecError
 from emc2dist.metrics import EXPORTED, METRICS, Row, exported_name
 from emc2dist.service.runs import RunFolder
 from emc2dist.store import ShardStats
+from emc2dist.terminal import say
 
 _HOST = "127.0.0.1"
 _PATIENCE_S = 15.0  # as long as most set-ups leave between two scrapes
@@ -98,7 +98,7 @@ def watched(spec: Spec, folder: RunFolder, steps_per_epoch: int) -> Iterator[Exp
         return
     endpoint = Endpoint(exporter, spec.watch.port)
     folder.announce(endpoint.address)
-    print(f"metrics: http://{endpoint.address}/metrics", file=sys.stderr)
+    say(f"metrics: http://{endpoint.address}/metrics")
     try:
         yield exporter
     finally:

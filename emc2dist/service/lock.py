@@ -8,7 +8,6 @@ machines, as NFS 4 does. S3 has no such lock: there it is for whoever starts run
 import fcntl
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from typing import TextIO
 
 from emc2dist.errors import RunError
 from emc2dist.files import Place, explained
+from emc2dist.terminal import say
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def held(place: Place) -> Iterator[None]:
                 f"{place}: another driver trains this run ({file.read()}); stop that one, or wait until it has ended"
             ) from None
         except OSError as error:
-            print(f"{place}: not locked ({error.strerror}); see that no other driver trains it", file=sys.stderr)
+            say(f"{place}: not locked ({error.strerror}); see that no other driver trains it")
         with suppress(OSError):  # no room: whom it names is a convenience
             file.truncate()
             file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%F %T} UTC")

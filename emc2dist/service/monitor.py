@@ -1,10 +1,15 @@
 """Where the rows of a run go as they come: to its display, its exporter, `metrics.jsonl`, and all else that records."""
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
 from types import TracebackType
 from typing import Protocol
+
+import emc2dist.service.cluster  # noqa: F401  before ray: sets its defaults
+
+from ray.exceptions import RayError  # isort: skip
 
 from emc2dist.errors import StorageError
 from emc2dist.metrics import Recorder, Row
@@ -33,12 +38,15 @@ _SURVEY_TIMEOUT_S = 5.0
 _PROBLEM_S = 10.0
 _REMOTE_S = 10.0  # S3 cannot append: each time the whole of metrics.jsonl is written
 
+logger = logging.getLogger(__name__)
+
 
 class Monitor:
     """Takes rows from the board, on a thread, to display, exporter, run folder and all else, until stopped.
 
     And asks `why_stop` for a reason to have the workers write a checkpoint and end, takes word of it to the board, and
     asks the shards how they are. While S3 does not answer, or the disk is full, rows are kept until they can be saved.
+    Whatever else it meets has the workers end, with a checkpoint as ever, and is raised then: nothing waits for ever.
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class Monitor:
         self._why_stop, self._told = why_stop, False
         self._pending: list[Row] = []
         self._problem: StorageError | None = None
+        self._failure: Exception | None = None
         self._wanted = False
         self._saved, self._saved_at, self._surveyed_at = 0, 0.0, 0.0
         self._stop = threading.Event()
@@ -68,38 +77,66 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Take the last rows and stop. Raises StorageError where they cannot be saved, and nothing else is wrong."""
+        """Take the last rows and stop.
+
+        Raises:
+            Exception: what an onlooker, a recorder or the shards have raised. StorageError: the last rows cannot be
+                saved, and nothing else is wrong.
+        """
         self._stop.set()
         self._thread.join()  # each of its calls has a limit
-        self._take()
-        self._survey()
+        rows = self._take()
         self._save()
+        if self._failure:
+            raise self._failure
+        self._show(rows)
+        self._survey()
         if self._problem and not error:
             raise self._problem
 
     def _run(self) -> None:
         while not self._stop.wait(_INTERVAL_S):
-            self._take()
-            self._pass_on_word()
-            if monotonic() - self._saved_at > self._pause_s():
-                self._save()
-            self._wanted = self._board.report_saved(self._saved, self._problem)
-            if monotonic() - self._surveyed_at > _SURVEY_S:
-                self._survey()
+            try:
+                self._look()
+            except RayError as error:  # an answer that comes late; the workers themselves find out who is lost
+                logger.warning("the run cannot be watched for now: %s", error)
+            except Exception as error:  # of an onlooker or a service: whatever it is, workers wait for what this does
+                self._failure = self._failure or error
 
-    def _take(self) -> None:
-        for row in self._board.take():
-            self._pending.append(row)
+    def _look(self) -> None:
+        rows = self._take()
+        if monotonic() - self._saved_at > self._pause_s():
+            self._save()
+        self._wanted = self._board.report_saved(self._saved, self._problem)
+        self._pass_on_word()
+        if self._failure:
+            return
+        self._show(rows)
+        if monotonic() - self._surveyed_at > _SURVEY_S:
+            self._survey()
+
+    def _take(self) -> list[Row]:
+        rows = self._board.take()
+        self._pending += rows
+        return rows
+
+    def _show(self, rows: Sequence[Row]) -> None:
+        for row in rows:
             self._display.show(row)
             for recorder in self._recorders:
                 recorder.record(row)
 
     def _pass_on_word(self) -> None:
-        reason = None if self._told else self._why_stop()
+        reason = None if self._told else self._reason_to_stop()
         if reason:
             self._board.stop()
             self._told = True
             self._display.say(reason)
+
+    def _reason_to_stop(self) -> str | None:
+        if self._failure:
+            return f"stopping: the run cannot be watched ({type(self._failure).__name__}: {self._failure})"
+        return self._why_stop()
 
     def _pause_s(self) -> float:
         """Between two times that rows are saved."""

@@ -1,6 +1,6 @@
 """A run's newest whole checkpoint, opened: its encoder, and what its store remembered."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,10 @@ from emc2dist.config import Spec
 from emc2dist.data.images import Images
 from emc2dist.errors import NonFiniteError, RunError, StorageError, StorageUnreachable
 from emc2dist.files import Place
+from emc2dist.service.checkpoints import spec_of
 from emc2dist.service.runs import RunFolder
 from emc2dist.service.scratch import temporary
+from emc2dist.terminal import say
 from emc2dist.train import checkpoint
 from emc2dist.train.evaluate import plain_views
 from emc2dist.vision.encoder import Encoder
@@ -30,14 +32,20 @@ class Newest:
     encoder: Encoder
     device: torch.device
     """A GPU where there is one and the spec does not refuse it."""
+    remarks: list[str] = field(default_factory=list)
+    """What newer ones were passed over, and what is wrong with them; said already."""
 
     @classmethod
     def open(cls, folder: RunFolder) -> "Newest":
         """The newest checkpoint that is whole. Raises RunError where there is none."""
-        problems = []
+        problems, spec = list[str](), folder.spec()
         for place in folder.checkpoints():
             try:
-                return cls._load(place)
+                newest = cls._load(place, spec)
+                remarks = [f"passed over, as not whole: {problem}" for problem in problems]
+                for remark in remarks:
+                    say(remark)
+                return replace(newest, remarks=remarks)
             except StorageUnreachable:
                 raise
             except (RunError, StorageError) as error:  # the newest one may still be on its way here
@@ -45,11 +53,11 @@ class Newest:
         raise RunError("; ".join(problems) or f"{folder.place}: holds no checkpoint yet; train for at least one epoch")
 
     @classmethod
-    def _load(cls, place: Place) -> "Newest":
+    def _load(cls, place: Place, spec: Spec) -> "Newest":
         with temporary("emc2-checkpoint-") as folder:
             path = checkpoint.fetch(place, Path(folder), layout=None)
             manifest = checkpoint.read_manifest(files.at(path))
-            spec = manifest.parsed_spec()
+            spec = spec_of(place, manifest, spec)
             encoder = Encoder(spec.encoder)
             if spec.precision == "float64":
                 encoder.double()

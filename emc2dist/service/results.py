@@ -46,7 +46,7 @@ def evaluate(run: str | Path, *, data_path: str | None = None, s3: S3 | None = N
         "queries": len(queries),
         "knn_accuracy": evaluation.knn_accuracy(bank, queries),
         "linear_probe_accuracy": evaluation.linear_probe(bank, queries),
-        "remarks": evaluation.remarks,
+        "remarks": [*newest.remarks, *evaluation.remarks],
     }
 
 
@@ -57,10 +57,11 @@ def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[st
         RunError: there is no run or no whole checkpoint. StorageError: `out`, on disk or S3, cannot be written.
     """
     folder, place = RunFolder.open(run, s3), files.at(out, s3)
+    files.refuse_folder(out)
     place.entry() if place.remote else files.writable(out)  # before anything is read
     newest = Newest.open(folder)
     spec = newest.spec
     metadata = {"backbone": spec.encoder.backbone, "stem": spec.encoder.stem, "norm": spec.encoder.norm}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(newest.encoder).items()}
     place.write(save(tensors, metadata))
-    return {"checkpoint": str(newest.place), "out": str(place), **metadata}
+    return {"checkpoint": str(newest.place), "out": str(place), **metadata, "remarks": newest.remarks}

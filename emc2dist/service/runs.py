@@ -11,9 +11,11 @@ RUN/driver.lock         see `emc2dist.service.lock`; on disk alone
 """
 
 import json
+import math
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +25,8 @@ from emc2dist import files
 from emc2dist.config import S3, Spec, differences, dump, parse
 from emc2dist.errors import RunError
 from emc2dist.files import Place
-from emc2dist.metrics import Row
+from emc2dist.metrics import METRICS, Row
+from emc2dist.terminal import as_json
 
 _PACKAGES = ("emc2dist", "torch", "torchvision", "ray", "numpy", "numba", "pyarrow", "pillow", "scikit-learn")
 
@@ -79,13 +82,16 @@ class RunFolder:
         return parse(text_of(place), source=str(place))
 
     def summary(self) -> dict[str, Any] | None:
-        """What the run came to, if it is finished."""
+        """What the run came to, if it is finished. Raises RunError where its file is damaged."""
         place = self.place / "summary.json"
-        return json_of(place) if place.entry() else None
+        found = json_of(place) if place.entry() else None
+        if found is not None and "run_dir" not in found:
+            raise RunError(f"{place}: names no run_dir, so it is no summary of a run; {_MEND}")
+        return found
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary."""
-        self._write("summary.json", json.dumps(summary, indent=1))
+        self._write("summary.json", as_json(summary, indent=1))
 
     def versions(self) -> dict[str, str | None]:
         """What it ran with; see `versions`."""
@@ -109,8 +115,9 @@ class RunFolder:
         """The rows of lines of the file, before which `before` others stand. Raises RunError where one is damaged."""
         rows = [_parsed(self.metrics, line, before + number) for number, line in enumerate(lines, 1)]
         for number, row in enumerate(rows, before + 1):
-            if not isinstance(row.get("step"), int):
-                raise RunError(f"{self.metrics}: line {number} names no step; {_MEND}")
+            wrong = _wrong_with(row)
+            if wrong:
+                raise RunError(f"{self.metrics}: line {number} {wrong}; {_MEND}")
         return rows
 
     def append(self, rows: Sequence[Row]) -> None:
@@ -171,6 +178,24 @@ def _parsed(place: Place, data: bytes, line: int | None = None) -> dict[str, Any
     if not isinstance(found, dict):
         raise RunError(f"{where}: is {type(found).__name__} where an object is to be; {_MEND}")
     return found
+
+
+def _wrong_with(row: dict[str, Any]) -> str:
+    """What a row has that no run writes; empty where there is nothing."""
+    events = {name for name in row if name in METRICS and METRICS[name].kind == "event"}
+    if type(row.get("step")) is not int or row["step"] < 0:
+        return "names no step"
+    for name in row.keys() - events:
+        if not _is_number(row[name]):
+            return f"has {name}: {json.dumps(row[name])[:40]}, which is no number"
+    if row.keys() - events - {"step"} and not 0 <= row.get("epoch", -1) < math.inf:
+        return "names no epoch"
+    return ""
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is one, NaN and infinite ones too, that a float holds."""
+    return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
 
 
 def numbers(rows: Sequence[Row]) -> dict[str, Any]:

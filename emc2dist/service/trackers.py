@@ -7,7 +7,6 @@ checkpoint stands there twice. Neither keeps training waiting, and a service tha
 the run.
 """
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from uuid import uuid4
 from emc2dist.config import Spec, leaves
 from emc2dist.errors import RunError, SpecError
 from emc2dist.metrics import Recorder, Row, scalars
+from emc2dist.service.packages import installed
 from emc2dist.service.runs import RunFolder
 from emc2dist.service.tensorboard import TensorBoard
 from emc2dist.terminal import say
@@ -26,7 +26,7 @@ from emc2dist.terminal import say
 def refuse_missing(spec: Spec) -> None:
     """Raise SpecError where the spec asks for a service whose package is not installed here."""
     for name, value in (("wandb", spec.watch.wandb), ("mlflow", spec.watch.mlflow)):
-        if value is not None and importlib.util.find_spec(name) is None:
+        if value is not None and not installed(name):
             raise SpecError(
                 f"watch.{name}: {value} needs the package {name}, which is not installed here; "
                 f"pip install 'emc2dist[{name}]', or leave watch.{name} out"

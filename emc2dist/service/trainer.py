@@ -11,7 +11,6 @@ and one path serves the loss of a worker, a shard or a node, a move, a change of
 """
 
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -76,7 +75,7 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
         folder = RunFolder.prepare(spec)
         done = folder.summary()
         if done is not None:
-            print(f"{folder.place}: this run is finished; give it another name to run it again", file=sys.stderr)
+            say(f"{folder.place}: this run is finished; give it another name to run it again")
             return done
         folder.rows()  # what is damaged is said before anything starts
         newest = _newest(folder)
@@ -117,15 +116,16 @@ def _device(spec: Spec, folder: RunFolder, onlooker: Onlooker) -> str:
 
 
 def _newest(folder: RunFolder) -> checkpoint.Manifest | None:
-    """The newest checkpoint's manifest that can be read, with its spec; None where there is none."""
+    """The newest checkpoint's manifest that can be read and is this run's; None where there is none."""
+    spec = folder.spec()
     for place in folder.checkpoints():
         try:
             manifest = checkpoint.read_manifest(place)
-            manifest.parsed_spec()
+            checkpoints.spec_of(place, manifest, spec)
             return manifest
         except StorageUnreachable:
             raise
-        except (RunError, SpecError, StorageError):  # unfinished or damaged, as the workers will say
+        except (RunError, StorageError):  # unfinished, damaged or another run's, as the workers will say
             continue
     return None
 
@@ -169,7 +169,7 @@ def _kept_after_the_job(spec: Spec) -> Spec:
     if files.is_remote(spec.run_dir) or files.local(spec.run_dir).is_absolute():
         return spec
     run_dir = str(Path.home() / spec.run_dir)
-    print(f"run_dir: {spec.run_dir} would be deleted with this job's files; the run goes to {run_dir}", file=sys.stderr)
+    say(f"run_dir: {spec.run_dir} would be deleted with this job's files; the run goes to {run_dir}")
     return spec.model_copy(update={"run_dir": run_dir})
 
 

@@ -116,7 +116,7 @@ class _Watch:
             self._display.start_at(int(rows[-1]["step"]))
             rows = _standing(rows)
         for row in rows:
-            if self._steps is None and row["epoch"]:
+            if self._steps is None and row.get("epoch"):
                 self._steps = self._steps_from(row)
                 self._display.expect(self._steps)
             self._display.show(row)

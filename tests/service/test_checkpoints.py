@@ -11,10 +11,13 @@ from train.test_loop import assert_equal
 
 from emc2dist import files
 from emc2dist.cli import main
+from emc2dist.config import dump
 from emc2dist.errors import RunError
-from emc2dist.service import checkpoints, lock
+from emc2dist.service import checkpoints, lock, trainer
+from emc2dist.service.newest import Newest
 from emc2dist.service.runs import RunFolder, checkpoint_name
 from emc2dist.store import Layout
+from emc2dist.train import checksums
 
 LAYOUT = Layout(48, 1)
 TRAINER = "trainer.safetensors"
@@ -129,15 +132,60 @@ def test_the_command_lists_and_verifies(run, capsys):
     assert emc2dist("verify", "--newest") == (0, [newest])
     (path_of(run, 12) / TRAINER).unlink()
     status, lines = emc2dist("ls", "--json")
-    states = [json.loads(line) for line in lines]
+    (found,) = map(json.loads, lines)
+    states = found["checkpoints"]
+    assert found["run_dir"] == str(run.place)
     assert [state["step"] for state in states] == [12, 6]
     assert states[0]["problem"] == f"{TRAINER} is missing"
     assert main(["checkpoint", "ls", str(run.place) + "-not"]) == 1
 
 
+def test_without_checkpoints_the_result_is_json_too(run, capsys):
+    for step in (6, 12):
+        shutil.rmtree(path_of(run, step))
+    for words in (["ls"], ["verify"], ["verify", "--newest"]):
+        assert main(["checkpoint", *words, str(run.place), "--json"]) == 0
+        told = capsys.readouterr()
+        assert json.loads(told.out) == {"run_dir": str(run.place), "checkpoints": []}
+        assert "holds no checkpoint yet" in told.err
+
+
+@pytest.fixture
+def foreign(run, tmp_path):
+    """The run's folder, its checkpoint of step 12 copied from a run with another seed, or renamed to step 18."""
+
+    def of(what):
+        if what == "renamed":
+            path_of(run, 12).rename(path_of(run, 18))
+            return 18, "is of step 12, not of the one in its name"
+        manifest = path_of(run, 12) / "manifest.json"
+        manifest.write_text(manifest.read_text().replace("seed: 0", "seed: 7"))
+        listed = path_of(run, 12) / "checksums-00000-of-00001.json"
+        listed.unlink()
+        checksums.seal(path_of(run, 12), json.loads(manifest.read_text())["generation"])
+        return 12, "is of another run than spec.yaml beside it (seed: 7 -> 0)"
+
+    return of
+
+
+@pytest.mark.parametrize("what", ["another seed", "renamed"])
+def test_a_checkpoint_that_was_copied_or_renamed_is_no_checkpoint_of_the_run(foreign, what, run, tmp_path, capsys):
+    step, words = foreign(what)
+    folder, taken, (problem,) = choose(run, tmp_path)
+    assert (folder, taken) == (path_of(run, 6), 6)
+    assert problem.startswith(f"{path_of(run, step)}: {words}")
+    assert [state.problem is None for state in checkpoints.examine(run, contents=False)] == [False, True]
+    assert main(["checkpoint", "verify", str(run.place)]) == 1
+    assert f"cannot be used: {words}" in capsys.readouterr().out
+    newest = Newest.open(run)
+    assert (newest.manifest.step, newest.spec.seed) == (6, 0)
+    assert newest.remarks == [f"passed over, as not whole: {problem}"]
+    assert trainer._trained_on(run) == ("auto", 6)
+
+
 def test_a_checkpoint_on_s3_is_read_from_there(run, trained, s3, tmp_path):
     remote = RunFolder(files.at(f"{s3.uri}/run"))
-    remote._write("spec.yaml", "")
+    remote._write("spec.yaml", dump(trained.spec))
     for step in (6, 12):
         checkpoints.send(path_of(run, step), remote.place / checkpoint_name(step))
     assert [state.problem for state in checkpoints.examine(remote, contents=True)] == [None, None]

@@ -44,7 +44,7 @@ def run(tmp_path):
     return tmp_path / "runs" / "small"
 
 
-def words(command, run):
+def words_of(command, run):
     """The command line of a command on a run folder."""
     name, *options = command.split()
     more = {"report": ["--out", run / "report.html"], "export": [run / "backbone"]}.get(name, [])
@@ -58,7 +58,7 @@ def test_a_damaged_file_of_a_run_is_named_by_whatever_reads_it(run, file, comman
         pytest.skip("what YAML may be is a matter of emc2dist.config")
     data = JUNK[junk] if file != "metrics.jsonl" else b'{"step": 0, "epoch": 0.0}\n' + JUNK[junk] + b"\n"
     (run / file).write_bytes(data)
-    done = in_process(*words(command, run))
+    done = in_process(*words_of(command, run))
     assert done.returncode in (1, 2), done.stderr
     assert str(run / file) in done.stderr.splitlines()[-1]
     if file == "metrics.jsonl":
@@ -73,10 +73,42 @@ def test_what_is_read_beside_is_named_too(run, read):
         getattr(RunFolder.open(run), read)()
 
 
-def test_a_row_without_a_step_is_named(run):
-    (run / "metrics.jsonl").write_text('{"step": 0}\n{"loss": 1}\n')
-    with pytest.raises(RunError, match=r"metrics\.jsonl: line 2 names no step"):
-        RunFolder.open(run).rows()
+@pytest.mark.parametrize("command", READ_BY["metrics.jsonl"])
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ('{"loss": 1, "epoch": 0.25}', "names no step"),
+        ('{"step": true, "epoch": 0.25}', "names no step"),
+        ('{"step": 1, "loss": 1.0}', "names no epoch"),
+        ('{"step": 1, "epoch": NaN, "loss": 1.0}', "names no epoch"),
+        ('{"step": 1, "epoch": 0.25, "loss": null}', "has loss: null, which is no number"),
+        ('{"step": 1, "epoch": 0.25, "loss": "0.5"}', 'has loss: "0.5", which is no number'),
+        ('{"step": 1, "epoch": "0.25", "loss": 0.5}', 'has epoch: "0.25", which is no number'),
+        ('{"step": 1, "epoch": 0.25, "loss": [0.5]}', "has loss: [0.5], which is no number"),
+        (f'{{"step": 1, "epoch": 0.25, "loss": 1{"0" * 400}}}', "has loss: 1000"),
+        ('{"step": 1, "epoch": 0.25, "new_seconds": {}}', "has new_seconds: {}, which is no number"),
+    ],
+)
+def test_a_row_of_another_shape_is_named(run, row, words, command):
+    (run / "metrics.jsonl").write_text(f'{{"step": 0}}\n{row}\n')
+    done = in_process(*map(str, words_of(command, run)))
+    assert done.returncode == 1, done.stderr
+    assert f"{run / 'metrics.jsonl'}: line 2 {words}" in done.stderr.splitlines()[-1]
+
+
+def test_rows_that_a_run_writes_are_none_of_these(run):
+    rows = [{"step": 6, "passed_over": "checkpoint-12: no"}, {"step": 6, "device_changed": "cpu -> cuda"}]
+    rows += [{"step": 6, "resumed": 1, "epoch": 1.0}, {"step": 7, "epoch": 1.2, "loss": float("inf"), "images": 8}]
+    RunFolder.open(run).append(rows)
+    assert RunFolder.open(run).rows()[-4:] == rows
+
+
+@pytest.mark.parametrize("command", READ_BY["summary.json"])
+def test_a_summary_of_another_shape_is_named(run, command):
+    (run / "summary.json").write_text("{}")
+    done = in_process(*words_of(command, run))
+    assert done.returncode == 1
+    assert f"{run / 'summary.json'}: names no run_dir" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"name": "x"}', b"\xff", b'{"what": 1, "name": "x", "point": 0}'])
@@ -89,8 +121,10 @@ def test_a_damaged_record_of_a_sweep_is_named(tmp_path, data):
 
 def test_a_checkpoint_of_another_encoder_is_none(run, monkeypatch):
     class Manifest:
+        step = 6
+
         def parsed_spec(self):
-            return small_spec()
+            return small_spec("data.shuffle=full")
 
     (run / "checkpoint-000000006").mkdir()
     monkeypatch.setattr(newest.checkpoint, "fetch", lambda place, folder, layout: folder)

@@ -1,6 +1,8 @@
 """What comes out of a run, and where it cannot go; of a checkpoint that training in this process has made."""
 
+import json
 import os
+import shutil
 
 import pytest
 from safetensors.numpy import load_file
@@ -45,6 +47,9 @@ def test_where_it_cannot_be_written_is_told_before_anything_is_read(run, tmp_pat
         tmp_path / "file" / "b": "there is no folder",
         tmp_path / ("n" * 300): "File name too long",
         "gs://bucket/b": "gs:// cannot be used here",
+        f"{tmp_path}/new/": "means a folder",
+        "s3://bucket/new/": "means a folder",
+        "/dev/null": "is no file",
     }.items():
         status, told = export(run, out, capsys)
         assert status == 2
@@ -52,6 +57,22 @@ def test_where_it_cannot_be_written_is_told_before_anything_is_read(run, tmp_pat
         assert words in told
         assert "\n" not in told
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]
+
+
+def test_a_newer_checkpoint_that_is_damaged_is_said(run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "run")
+    newer = shutil.copytree(folder / checkpoint_name(6), folder / checkpoint_name(12))
+    (newer / "trainer.safetensors").unlink()
+    remark = f"passed over, as not whole: {newer}: trainer.safetensors is missing"
+    for words in (["export", str(folder), str(tmp_path / "b")], ["evaluate", str(folder)]):
+        assert main([*words, "--json"]) == 0
+        told = capsys.readouterr()
+        assert remark in told.err.splitlines()
+        result = json.loads(told.out)
+        assert result["checkpoint"] == str(folder / checkpoint_name(6))
+        assert result["remarks"][0] == remark
+    (folder / checkpoint_name(6)).rename(newer.with_name("gone"))
+    assert main(["evaluate", str(folder)]) == 1
 
 
 def test_a_full_disk_keeps_nothing_of_it(run, small_disk, capsys):

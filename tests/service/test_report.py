@@ -24,7 +24,7 @@ from train.harness import SMALL, Run, small_spec
 from emc2dist.cli import main
 from emc2dist.config import parse
 from emc2dist.data.digits import DigitsImages
-from emc2dist.errors import RunError
+from emc2dist.errors import RunError, StorageError
 from emc2dist.metrics import METRICS
 from emc2dist.service.look import Picture
 from emc2dist.service.report import atlas, chains, curves, report
@@ -141,6 +141,24 @@ def test_a_row_that_is_being_written_waits_for_the_next_report(copied):
     with (copied / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "lo')
     assert RunFolder.open(copied).rows() == rows
+
+
+def test_a_checkpoint_that_is_passed_over_stands_on_the_page(copied, capsys):
+    newest = RunFolder.open(copied).checkpoints()[0]
+    (newest / "trainer.safetensors").remove()
+    result = report([copied], out=copied / "report")
+    remark = f"passed over, as not whole: {newest}: trainer.safetensors is missing"
+    assert result["remarks"] == [remark]
+    assert remark in capsys.readouterr().err.splitlines()
+    assert remark in Page(result["page"]).text
+
+
+def test_a_report_that_finds_no_room_leaves_nothing_new(copied, small_disk):
+    (small_disk / "filler").write_bytes(bytes(2**20 - 200 * 2**10))
+    (small_disk / "loss.png").write_bytes(b"of mine")
+    with pytest.raises(StorageError, match="No space left"):
+        report([copied], out=small_disk)
+    assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "loss.png"]
 
 
 def test_a_long_curve_becomes_means_of_equal_parts():

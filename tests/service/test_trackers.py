@@ -40,6 +40,15 @@ def test_a_package_that_is_not_installed_is_named(name, monkeypatch):
     refuse_missing(small_spec())
 
 
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_folder_of_its_name_is_no_package(name, tmp_path, monkeypatch):
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(SpecError, match=f"watch.{name}: mine needs the package {name}"):
+        refuse_missing(small_spec(f"watch.{name}=mine"))
+
+
 def test_mlflow_keeps_one_run_over_a_resumption(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())

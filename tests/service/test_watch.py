@@ -161,6 +161,32 @@ def test_once_is_a_table_of_the_newest_values(folder, capsys):
     assert "not a run folder" in capsys.readouterr().err
 
 
+def test_json_of_values_that_are_not_finite_is_json(folder, capsys):
+    folder.append([row(0, resumed=0), step_row(1, loss=float("nan"))])
+    assert main(["watch", str(folder.place), "--once", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert (told["loss"], told["acceptance_rate"]) == (None, 0.5)
+    folder.finish(SUMMARY | {"loss": float("inf")})
+    assert json.loads((folder.place / "summary.json").read(), parse_constant=pytest.fail)["loss"] is None
+
+
+def test_a_time_that_no_clock_shows_is_shown_as_a_number(folder, capsys):
+    folder.append([row(1, last_checkpoint_timestamp_seconds=1e300)])
+    assert main(["watch", str(folder.place), "--once"]) == 0
+    assert "last_checkpoint_timestamp_seconds" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_was_passed_over_is_shown_at_once(folder, capsys):
+    folder.append([row(0, resumed=0), row(0, knn_accuracy=0.25)])
+    watcher = Watcher(folder.place.path, capsys)
+    watcher.until("epoch 0: kNN")
+    folder.append([{"step": 6, "passed_over": "checkpoint-12"}, step_row(7)])
+    lines = watcher.until("step 7/12")
+    assert "passed over, as not whole: checkpoint-12" in lines
+    folder.finish(SUMMARY)
+    watcher.end()
+
+
 def test_ctrl_c_ends_the_watching(tmp_path):
     command = [sys.executable, "-m", "emc2dist.cli", "watch", str(tmp_path / "none")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from emc2dist.config import Launch
 from emc2dist.service.launch.plan import JobState, Target
-from emc2dist.terminal import columns
+from emc2dist.terminal import columns, say
 
 
 def follow(target: Target, job: str) -> int:
@@ -16,7 +16,7 @@ def follow(target: Target, job: str) -> int:
     write(target.logs(job, follow=True))
     state = target.state(job)
     if state.status != "succeeded":
-        print(f"emc2dist: {state.id}: {state.status}. {state.message}", file=sys.stderr)
+        say(f"emc2dist: {state.id}: {state.status}. {state.message}")
     return exit_status(state)
 
 

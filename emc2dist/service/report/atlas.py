@@ -5,7 +5,6 @@ checkpoint's encoder sees their plain views. Neighbours in t-SNE are neighbours 
 far clusters, and the sizes of clusters, mean nothing there.
 """
 
-import importlib.util
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from emc2dist.errors import DataError, RunError
 from emc2dist.service.look import COLOURS, FONT, Picture, label, new_axes, new_figure, render
+from emc2dist.service.packages import installed
 from emc2dist.service.report.subject import Subject, names_of
 
 _IMAGES, _FEWEST = 1000, 10
@@ -64,7 +64,7 @@ def project(features: NDArray[np.floating]) -> dict[str, NDArray[np.floating]]:
         tsne = TSNE(perplexity=min(30.0, (len(features) - 1) / 3), init="pca", random_state=0)
         kept = f"PCA, {pca.explained_variance_ratio_.sum():.0%} of the variance"
         maps = {kept: pca.transform(features), "t-SNE": tsne.fit_transform(features)}
-        if importlib.util.find_spec("umap"):
+        if installed("umap"):
             from umap import UMAP
 
             neighbours = min(15, len(features) - 1)

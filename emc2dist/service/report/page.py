@@ -25,6 +25,7 @@ from emc2dist.service.report.atlas import Atlas
 from emc2dist.service.report.chains import Chains
 from emc2dist.service.report.subject import Subject
 from emc2dist.service.runs import numbers
+from emc2dist.terminal import say
 
 _What = TypeVar("_What")
 
@@ -37,7 +38,7 @@ def report(runs: Sequence[str | Path], *, out: str | Path | None = None, s3: S3 
     `s3` says how run folders and `out` are reached where they are on S3; data is reached as each run's spec says.
 
     Returns:
-        `page`, the HTML file, and `pictures`, the PNGs; as they would be written on the command line.
+        `page`, the HTML file, and `pictures`, the PNGs, as they would be written on the command line; and `remarks`.
 
     Raises:
         RunError: one of `runs` is no run folder. StorageError: `out` cannot be written.
@@ -49,7 +50,8 @@ def report(runs: Sequence[str | Path], *, out: str | Path | None = None, s3: S3 
         mapped = [_find(Atlas.of, run, steps, "map") for run in subjects]
         steps.begin("drawing and writing")
         sections = _sections(subjects, chained, mapped)
-        return _write(folder, _html(subjects, sections, _tables(subjects, chained)), sections)
+        written = _write(folder, _html(subjects, sections, _tables(subjects, chained)), sections)
+        return written | {"remarks": [remark for run in subjects for remark in run.remarks]}
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class _Steps:
     def begin(self, what: str) -> None:
         """The part before is done, and this one begins."""
         if self._bar is None:
-            print(f"report: {what}", file=sys.stderr, flush=True)
+            say(f"report: {what}")
             return
         self._bar.update(int(self._begun))
         self._bar.set_description(what)
@@ -188,6 +190,7 @@ def _results(run: Subject) -> dict[str, Any]:
         **numbers(run.rows),
         "steps": run.rows[-1]["step"] if run.rows else None,
         "resumed at step": ", ".join(map(str, resumed)) or None,
+        **({"checkpoints": "; ".join(run.remarks)} if run.remarks else {}),
     }
 
 
@@ -215,8 +218,15 @@ def _html(subjects: Sequence[Subject], sections: Sequence[Section], tables: dict
 
 
 def _write(folder: Place, html: str, sections: Sequence[Section]) -> dict[str, Any]:
+    """Write all of it; or, of what was not there before, nothing."""
     pictures = {f"{picture.name}.png": picture.png for section in sections for picture in section.pictures}
-    for name, png in pictures.items():
-        (folder / name).write(png)
-    (folder / PAGE).write(html.encode())
+    contents = {**pictures, PAGE: html.encode()}
+    before = {entry.name for entry in folder.entries()}
+    try:
+        for name, content in contents.items():
+            (folder / name).write(content)
+    except BaseException:
+        for name in contents.keys() - before:
+            (folder / name).remove()
+        raise
     return {"page": str(folder / PAGE), "pictures": [str(folder / name) for name in pictures]}

@@ -1,7 +1,7 @@
 """A run as the report reads it: its folder's files, and its newest checkpoint and images where there are any."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ class Subject:
     folder: RunFolder
     spec: Spec
     rows: list[dict[str, Any]]
+    remarks: list[str] = field(default_factory=list)
+    """What checkpoints were passed over, once one has been opened."""
 
     @classmethod
     def open_all(cls, runs: Sequence[str | Path], s3: S3 | None) -> "list[Subject]":
@@ -48,7 +50,9 @@ class Subject:
     @cached_property
     def newest(self) -> Newest:
         """The newest checkpoint. Raises RunError where there is none."""
-        return Newest.open(self.folder)
+        newest = Newest.open(self.folder)
+        self.remarks.extend(newest.remarks)
+        return newest
 
     def images(self, split: str) -> Images | None:
         """A split of the run's data; raises what `open_images` does."""

@@ -9,7 +9,6 @@ as any run does, and only then says that it is done. A place is free for another
 """
 
 import queue
-import sys
 import threading
 from contextlib import ExitStack
 from typing import Any
@@ -26,6 +25,7 @@ from emc2dist.metrics import Row
 from emc2dist.service.board import TIMEOUT_S, Lookout
 from emc2dist.service.runs import RunFolder
 from emc2dist.service.sweep.folder import State
+from emc2dist.terminal import say
 
 _HOPELESS = (SpecError, DataError, NonFiniteError)
 """What would only come again."""
@@ -125,7 +125,7 @@ class Trial(tune.Trainable):
 
     def say(self, text: str) -> None:
         """See `Onlooker`; it goes to the actor's log."""
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
     def close(self) -> None:
         """See `Onlooker`."""

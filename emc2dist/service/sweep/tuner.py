@@ -29,6 +29,7 @@ from emc2dist.service.sweep.judging import Gentle, judge_of
 from emc2dist.service.sweep.results import table
 from emc2dist.service.sweep.space import Points, trial_spec
 from emc2dist.service.sweep.trial import HaltHandle, Trial
+from emc2dist.terminal import say
 
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run folders have it all
@@ -112,7 +113,7 @@ class Watch(tune.Callback):
         """See `tune.Callback`: where the sweep is to end, all trials write a checkpoint and end, and no more begin."""
         why = None if self._handout.over else self._ends()
         if why is not None:
-            print(f"{why}: every trial writes a checkpoint first", file=sys.stderr, flush=True)
+            say(f"{why}: every trial writes a checkpoint first")
             self._handout.over = True
             self._halts.halt([record.name for record in self._ledger.all() if record.state == "running"])
 
@@ -129,7 +130,7 @@ class Watch(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`: the actor itself has died, and Tune starts another one."""
         spent = f"{trial.num_failures} of {self._ledger.sweep.base.restarts} restarts spent"
-        print(f"{_name_of(trial)}: its driver was lost and is started again, {spent}", file=sys.stderr, flush=True)
+        say(f"{_name_of(trial)}: its driver was lost and is started again, {spent}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`: the actor itself has died, and was started again as often as it may be."""
@@ -147,7 +148,7 @@ class Watch(tune.Callback):
         """Print the table, and set the gauges."""
         self._shown, self._ledger.changed = monotonic(), False
         records = self._ledger.all()
-        print(table(self._ledger.sweep, records), file=sys.stderr, flush=True)
+        say(table(self._ledger.sweep, records))
         self._gauges.set(records)
 
     def _verdict(self, name: str, state: State, reason: str) -> tuple[State, str]:
