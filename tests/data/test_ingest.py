@@ -319,7 +319,7 @@ def test_a_pickle_that_runs_code_is_refused(run, tmp_path, capfd):
         run(source)
 
 
-NO_LABELS = "no image has a .cls, or a .json with `label`; names of folders and shards are no labels"
+NO_LABELS = "labels would be .cls members, or `label` in .json: the names of folders and shards are none"
 
 
 def shard(path: Path, members: dict[str, bytes]) -> Path:
@@ -502,9 +502,10 @@ def test_what_is_done_to_the_values_is_said_once_a_set(run, tmp_path, capsys):
     images = {f"{n}.png": encoded(alpha, "png") for n in range(3)}
     images |= {"a.tiff": encoded(dark, "tiff"), "b.tiff": encoded(dark, "tiff"), "c.png": picture(4)}
     summary, dest = run(plant(tmp_path / "odd", images))
-    said = ["2 images: floats, taken for 0..1", "3 images: transparent, laid on white"]
+    said = ["no image has a label", "2 images: floats, taken for 0..1", "3 images: transparent, laid on white"]
     assert summary["remarks"] == read_manifest(files.at(dest)).remarks == said
-    assert all(line in capsys.readouterr().err for line in said[:1])
+    told = capsys.readouterr().err
+    assert all(line in told for line in said)
 
 
 def bomb() -> bytes:
@@ -524,7 +525,7 @@ BAD = {
 def test_a_bad_image_stops_the_run_or_is_left_out_as_told(run, pets, name):
     make, reason = BAD[name]
     plant(pets, {f"cat/{name}": make()})
-    with pytest.raises(DataError, match=rf"pets/cat/{name}: {reason}.*; repair or remove it, or leave .*--skip"):
+    with pytest.raises(DataError, match=rf"pets/cat/{name}: {reason}.*; repair it, or leave .*--skip"):
         run(pets, rows_per_file=3)
     with pytest.raises(DataError, match="unfinished ingest"):
         open_catalogue(files.at(pets.parent / "set"), "train", pets.parent / "cache")
@@ -903,7 +904,7 @@ def test_tiny_imagenet_as_it_is_unpacked(run, tmp_path):
         "2 files that are no images were passed over (.txt 2)",
         "test: all images lie in images/, which is taken for no class",
         "val: all images lie in images/, which is taken for no class",
-        f"val: 2 labels are those of {source}/val/val_annotations.txt",
+        f"val: 2 labels are those of {source}/val/val_annotations.txt, column 2",
         "2 classes, by the names of folders: n01, n02",
         "test: 2 of 2 images have no label",
     ]
@@ -966,7 +967,11 @@ def test_further_images_of_the_samples_of_a_tar_are_passed_over(run, tmp_path):
     masks = {f"{n}.seg.png": picture() for n in range(2)}
     summary, dest = run(shard(tmp_path / "a" / "x.tar", plain | masks))
     assert table(dest).path.tolist() == ["0.jpg", "1.jpg"]
-    assert summary["remarks"] == ["2 further images of samples were passed over (.seg.png)", NO_LABELS]
+    assert summary["remarks"] == [
+        "2 further images of samples were passed over (.seg.png)",
+        NO_LABELS,
+        "no image has a label",
+    ]
     pairs = {f"{n}.{side}.png": picture() for n in range(2) for side in ("left", "right")}
     with pytest.raises(DataError, match=r"x\.tar, 0\.right\.png: a second image of its sample, beside 0\.left\.png"):
         run(shard(tmp_path / "b" / "x.tar", pairs), "pairs")
@@ -1056,8 +1061,8 @@ def test_any_name_that_the_file_system_allows_is_one(run, pets, tmp_path, name):
 def test_a_destination_that_leads_to_the_source_is_refused(pets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(pets)
-    for dest in ("pets", "link", "pets/../pets", f"file://{pets}"):
-        with pytest.raises(DataError, match="is the source; give another DEST"):
+    for dest in ("pets", "link", "pets/../pets", f"file://{pets}", "pets/out"):
+        with pytest.raises(DataError, match="is the source, or lies in it; give a DEST beside it"):
             ingest(str(pets), dest)
 
 
@@ -1147,7 +1152,7 @@ def test_links_are_followed_and_those_that_lead_nowhere_named(run, tmp_path):
 def test_a_folder_of_two_kinds_is_refused(run, pets, name, kind):
     plant(pets, {name: b"x"})
     with pytest.raises(
-        DataError, match=rf"holds \.{kind} files, and images as (cat|dog)/\d\.png; .*--kind imagefolder"
+        DataError, match=rf"read as {kind} or as imagefolder, with images as (cat|dog)/\d\.png; .*--kind {kind}"
     ):
         run(pets)
     assert run(pets, kind="imagefolder")[0]["rows"] == {"train": 8}
@@ -1169,6 +1174,7 @@ def test_links_in_a_tar_are_what_they_lead_to(run, tmp_path):
     assert summary["remarks"] == [
         "1 files that are no images were passed over (link 1)",
         NO_LABELS,
+        "no image has a label",
     ]
 
 
@@ -1260,3 +1266,116 @@ def test_an_image_that_was_repaired_does_not_undo_what_is_finished(run, pets, tm
     assert dict(zip(made.path, made.bytes, strict=True)) == {
         str(path.relative_to(pets)): path.read_bytes() for path in pets.rglob("*.png")
     }
+
+
+@pytest.mark.parametrize(
+    ("table", "outcome"),
+    [
+        ("file,label,eye\nt0.png,a,b\nt1.png,b,a\n", [0, 1]),  # the column that is headed so, and no other
+        ("file,label,eye\nt0.png,both,b\nt1.png,b,a\n", r"column 2 tells 'both' of test/t0\.png, which is no class"),
+        ("label,id\nb,t0\na,t1\n", [1, 0]),
+        ("t0.png,a pie\nt1.png,b\n", r"no classes of images that are known"),
+        ("t0.png,a 1 2 3 4 a 5 6 7 8\nt1.png,b 1 2 3 4\n", [0, 1]),
+        ("t0.png,t1.png,a\nt1.png,t0.png,b\n", r"columns 1 and 2 could both name the images"),
+    ],
+)
+def test_the_column_of_labels_is_no_other_one(run, tmp_path, table, outcome):
+    images = {f"{name}.png": picture() for name in ("train/a/0", "train/b/1", "test/t0", "test/t1")}
+    source = plant(tmp_path / "ab", images | {"test.csv": table.encode()})
+    if isinstance(outcome, list):
+        _, dest = run(source, keep_order=True)
+        assert table_of(dest, "test") == outcome
+    elif outcome.startswith("no classes"):
+        assert any(outcome in remark for remark in run(source)[0]["remarks"])
+    else:
+        with pytest.raises(DataError, match=outcome):
+            run(source)
+
+
+def test_further_images_are_known_by_all_shards(run, tmp_path):
+    for n in range(2):  # one sample each
+        members = {f"{n}.jpg": encoded(Image.fromarray(noise(8, 8, 3)), "jpeg"), f"{n}.seg.png": picture()}
+        source = shard(tmp_path / "shards" / f"train-{n}.tar", members)
+    assert table(run(source)[1]).path.tolist() == ["0.jpg", "1.jpg"]
+
+
+def test_an_image_that_stands_twice_in_a_tar_is_counted(run, tmp_path):
+    (tmp_path / "shards").mkdir()
+    pictures = [picture(), picture()]
+    with tarfile.open(tmp_path / "shards" / "x.tar", "w") as opened:
+        for content in pictures:
+            info = tarfile.TarInfo("0.png")
+            info.size = len(content)
+            opened.addfile(info, io.BytesIO(content))
+    summary, dest = run(tmp_path / "shards")
+    assert table(dest).bytes.tolist() == pictures[1:]
+    assert summary["remarks"][0] == "1 images stand twice under one name, and the later ones count"
+
+
+def test_shards_in_folders_and_of_other_kinds_are_taken_or_named(run, tmp_path):
+    shard(tmp_path / "shards" / "train-0.tar", {"0.png": picture()})
+    (tmp_path / "shards" / "val").mkdir()
+    shard(tmp_path / "shards" / "val" / "0.tar", {"1.png": picture()})
+    shard(tmp_path / "shards" / "train-1.TAR", {"2.png": picture()})
+    plant(tmp_path / "shards", {"train-2.tar.gz": b"", "train-3.tar.part": b"", "._train-0.tar": b"junk"})
+    summary, _ = run(tmp_path / "shards")
+    assert summary["rows"] == {"train": 2, "validation": 1}
+    assert summary["remarks"][0] == "2 files are no *.tar and were left out (.tar.gz, .tar.part)"
+
+
+def test_a_finished_set_that_lost_a_file_is_not_finished(run, pets):
+    _, dest = run(pets, rows_per_file=4)
+    for name in ("train-00001-of-00002.parquet", "train.index.npz"):
+        kept = (dest / name).read_bytes()
+        (dest / name).unlink()
+        with pytest.raises((DataError, StorageError), match=name):
+            run(pets, rows_per_file=4)
+        (dest / name).write_bytes(kept)
+    assert run(pets, rows_per_file=4)[0]["rows"] == {"train": 8}
+
+
+def test_two_classes_of_one_name_are_refused(run, tmp_path):
+    source = shard(tmp_path / "shards" / "x.tar", {"0.png": picture(), "0.cls": b"0"})
+    plant(source, {"classes.txt": b"crane\ndog\ncrane\n"})
+    with pytest.raises(DataError, match=r"its classes 0 and 2 are both called 'crane'; rename one"):
+        run(source)
+
+
+def test_names_that_are_no_unicode_stay_apart(run, tmp_path):
+    for name in (b"caf\xe9", b"caf\xe8", b"z"):
+        folder = Path(os.fsdecode(bytes(tmp_path / "pets") + b"/" + name))
+        folder.mkdir(parents=True)
+        (folder / "1.png").write_bytes(picture())
+    _, dest = run(tmp_path / "pets")
+    assert read_manifest(files.at(dest)).classes == ["caf\\xe8", "caf\\xe9", "z"]
+
+
+def test_tars_beside_parquet_are_refused_and_sets_within_are_none_of_it(run, tmp_path):
+    source = shard(tmp_path / "shards" / "train.tar", {"0.png": picture()})
+    run(source, tmp_path / "made")
+    (tmp_path / "made").rename(source / "out")
+    assert run(source)[0]["rows"] == {"train": 1}
+    write_parquet(source / "val.parquet", [picture()], [0])
+    with pytest.raises(DataError, match="could be read as parquet or as tar; say which is the set"):
+        run(source, "b")
+
+
+def test_files_that_are_nearly_parquet_and_shards_that_are_missing_are_said(run, tmp_path):
+    for name in ("train-00000-of-00003.parquet", "train-00002-of-00003.PARQUET"):
+        source = write_parquet(tmp_path / "old" / name, [picture()], [0])
+    plant(source, {"train-00001-of-00003.parquet.gz": b"", "README.md": b""})
+    summary, _ = run(source)
+    assert summary["rows"] == {"train": 2}
+    assert summary["remarks"] == [
+        "1 files are no *.parquet and were left out (train-00001-of-00003.parquet.gz)",
+        "2 of 3 files train-*-of-00003 are there: is the set whole?",
+    ]
+
+
+def test_a_single_file_that_tells_a_split_trains_and_it_is_said(run, tmp_path):
+    source = write_parquet(tmp_path / "old" / "test.parquet", [picture()], [0]) / "test.parquet"
+    assert run(source)[0]["remarks"] == ["test.parquet: the only file, so it trains, though its name tells test"]
+    tar = shard(tmp_path / "shards" / "x-val-0.tar", {"0.png": picture()}) / "x-val-0.tar"
+    assert (
+        run(tar, "b")[0]["remarks"][0] == "x-val-0.tar: the only file, so it trains, though its name tells validation"
+    )

@@ -66,6 +66,18 @@ def test_layouts_that_people_unpack(paths, places, remarks):
     assert said == remarks
 
 
+def test_a_folder_around_splits_is_none_of_them():
+    found, said = arrange(folders(["mydata-dev/train/cat", "mydata-dev/train/dog", "mydata-dev/val/cat"]))
+    assert [place.split for place in found] == ["train", "train", "val"]
+    assert said == ["everything lies in mydata-dev/, which is taken for no class"]
+
+
+def test_folders_that_hold_more_than_the_name_of_a_split_are_said():
+    found, said = arrange(folders(["test tube", "train car"]))
+    assert [place.split for place in found] == ["test tube", "train car"]
+    assert said == ["test tube/ is taken for test", "train car/ is taken for train"]
+
+
 def test_a_class_of_one_split_alone_stays_one_where_training_has_it():
     found, said = arrange(folders(["train/cat", "train/dog", "test/dog", "test/dog"]))
     assert [place.kind for place in found] == ["cat", "dog", "dog", "dog"]

@@ -126,3 +126,20 @@ def test_names_of_classes_are_not_taken_for_their_numbers(tmp_path, evaluation):
     write(tmp_path / "set", "test", pa.array(["0", "1", "10"]))
     with pytest.raises(DataError, match="names its classes, the other only numbers them"):
         evaluation()
+
+
+@pytest.mark.parametrize(("voters", "asked_for"), [("val", None), ("dev", "validation"), ("validation", "val")])
+def test_no_image_is_asked_about_itself_whatever_its_split_is_called(tmp_path, evaluation, voters, asked_for):
+    write(tmp_path / "set", "train", pa.array([-1, -1]))
+    write(tmp_path / "set", "validation", pa.array([n % 2 for n in range(11)]))
+    made = evaluation(voters=voters, asked=asked_for)
+    bank, queries = made._bank[1], made._queries[1]
+    assert (len(bank), len(queries)) == (9, 2)
+    assert not set(bank) & set(queries)
+
+
+def test_labels_that_a_spec_asks_for_have_to_be_there(tmp_path):
+    write(tmp_path / "set", "train", pa.array([0.5, 0.5]))
+    spec = parse(SPEC).model_copy(update={"eval": Eval(asked="train")})
+    with pytest.raises(DataError, match="no whole number"):
+        Evaluation.of(spec, labelled(tmp_path, spec.eval))

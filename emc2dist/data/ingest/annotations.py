@@ -23,7 +23,7 @@ from emc2dist.errors import DataError
 
 _EXTENSIONS = (".txt", ".csv", ".tsv")
 _HEADINGS = ("label", "class", "class_name", "classname", "class_id", "classid", "target", "category", "y")
-_BOXES = re.compile(r"(\S+)( -?[\d.]+)+")  # as LOC_val_solution.csv has them after the class
+_BOXES = re.compile(r"(\S+)( -?[\d.]+)+( \1( -?[\d.]+)+)*")  # as LOC_val_solution.csv has them after the class
 _MOST_FOLDERS = 100  # that are looked through
 
 Row = list[str]

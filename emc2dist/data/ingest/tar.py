@@ -91,7 +91,7 @@ class Tar(Source):
         )
         if all(image.label is None for image in self._images):
             self.remarks.append(
-                "no image has a .cls, or a .json with `label`; names of folders and shards are no labels"
+                "labels would be .cls members, or `label` in .json: the names of folders and shards are none"
             )
         self.splits = self._split({shard: split for split, names in members.items() for shard in names})
 
