@@ -4,6 +4,7 @@ import builtins
 import http.server
 import os
 import pickle
+import socket
 import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -266,6 +267,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
         "cannot": (501, "NotImplemented"),
         "method": (405, "MethodNotAllowed"),
         "large": (400, "EntityTooLarge"),
+        "full": (507, "InsufficientStorage"),
         "new": (418, "OfTomorrow"),
         "portal": (200, ""),
     }
@@ -326,6 +328,7 @@ def keys(monkeypatch):
         ("cannot", "the server cannot do what is asked of it"),
         ("method", "the server cannot do what is asked of it"),
         ("large", "larger than the server takes"),
+        ("full", "there is no room left where bucket full lies"),
         ("new", "OfTomorrow: so"),
         ("portal", "what answers is no S3"),
     ],
@@ -366,6 +369,13 @@ def test_an_endpoint_that_is_none_is_named_with_the_place(keys, endpoint):
             files.at("s3://bucket/set", S3(endpoint=endpoint)).arrow()
 
 
+def test_an_endpoint_without_a_scheme_is_told_it(keys, monkeypatch):
+    for config in (S3(endpoint="127.0.0.1:9000"), S3()):
+        with pytest.raises(StorageError, match=r"s3\.endpoint .* 127\.0\.0\.1:9000 is no URL; write http://127"):
+            files.at("s3://bucket/x", config).read()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
+
+
 @pytest.mark.parametrize("bucket", ["Bad_Bucket!", "x", "a b", "-", "ü"])
 def test_a_bucket_that_can_be_none_is_named(answers, keys, bucket):
     with pytest.raises(StorageError, match=f"s3://{bucket}/set: "):
@@ -395,6 +405,31 @@ def test_a_server_that_is_not_there_is_tried_so_often_and_no_more(s3, monkeypatc
         place.read()
     assert len(tried) == 3
     assert files.retries() - before == 2
+
+
+def test_a_server_that_knows_no_expect_is_written_to(keys, tmp_path):
+    class OfHttp10(Answers):
+        def do_PUT(self):
+            written.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response_only(200)
+            self.send_header("ETag", '"x"')
+            self.end_headers()
+
+    written = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OfHttp10) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        config = S3(endpoint=f"http://127.0.0.1:{server.server_port}", attempts=1, timeout_s=5)
+        files.at("s3://bucket/x", config).write(b"abc")
+        server.shutdown()
+    assert written == [b"abc"]
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="a limit of Linux's")
+def test_a_server_that_reads_nothing_is_given_up(keys):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        config = S3(endpoint=f"http://127.0.0.1:{server.getsockname()[1]}", attempts=1, timeout_s=1)
+        with pytest.raises(StorageUnreachable, match="no usable answer after 1 attempts"):
+            files.at("s3://bucket/x", config).write(bytes(2**25))  # more than the system keeps for it
 
 
 def test_a_server_that_loses_its_disks_is_waited_for(s3):

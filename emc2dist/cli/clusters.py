@@ -50,6 +50,11 @@ def _status(arguments: argparse.Namespace) -> None:
 
     cluster = LocalCluster()
     connection = cluster.running()
+    left = ", ".join(name for name, lives in cluster.nodes().items() if lives)
+    if connection is None and left:
+        raise LaunchError(
+            f"{cluster.folder}: only parts run ({left}); wait for a start at work, or: emc2dist cluster stop"
+        )
     if connection is None:
         raise LaunchError(f"no Ray of ours runs in {cluster.folder}; start one with: emc2dist cluster start")
     nodes = {name: "runs" if lives else "has ended" for name, lives in cluster.nodes().items()}

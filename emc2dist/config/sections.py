@@ -312,6 +312,8 @@ class Launch(Section):
             )
         for name, value in self.environment.items():
             _refuse_secret(name, value)
+        if "RAY_JOB_STOP_WAIT_TIME_S" in self.environment:
+            raise ValueError("launch.environment.RAY_JOB_STOP_WAIT_TIME_S: is what launch.stop_grace_s says; set that")
         return self
 
 

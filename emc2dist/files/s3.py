@@ -4,11 +4,12 @@ Neither s3fs nor botocore tries anything again here: `S3Place._try` alone does.
 """
 
 import os
+import socket
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import fsspec.asyn
+from aiobotocore.session import AioSession
 from aiohttp import ClientError as TransferError
 from botocore.exceptions import (
     ClientError,
@@ -24,6 +26,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 from botocore.exceptions import ConnectionError as NoConnection
+from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 from pyarrow import fs as arrow
 from s3fs import S3FileSystem
@@ -177,14 +180,18 @@ class _Missing(StorageError):
 
 @lru_cache
 def _s3fs(s3: S3) -> S3FileSystem:
-    endpoint = _endpoint(s3)
+    endpoint, session = _endpoint(s3), AioSession()
+    # A server that knows no Expect answers it with silence, for which aiohttp waits without a limit.
+    session.unregister("before-call.s3", add_expect_header)
     fs = S3FileSystem(
+        session=session,
         endpoint_url=s3.endpoint,
         client_kwargs={"region_name": s3.region} if s3.region else {},
         config_kwargs={
             "connect_timeout": s3.timeout_s,
             "read_timeout": s3.timeout_s,
             "retries": {"total_max_attempts": 1},
+            "connector_args": {"socket_factory": partial(_socket, s3.timeout_s)},
             # A proxy of the environment is for what lies beyond it.
             **({"proxies": {}} if endpoint and is_loopback(endpoint) else {}),
         },
@@ -193,6 +200,14 @@ def _s3fs(s3: S3) -> S3FileSystem:
     )
     fs.retries = 1
     return fs
+
+
+def _socket(timeout_s: float, address: tuple[Any, ...]) -> socket.socket:
+    """A socket that is closed where what it is to send stays unread; aiohttp's limits are for what it receives."""
+    made = socket.socket(*address[:3])
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(int(1000 * timeout_s), 2**31 - 1))
+    return made
 
 
 @lru_cache
@@ -310,6 +325,9 @@ _CAUSES = {
     "EntityTooLarge 413": "larger than the server takes; write smaller files",
     "InvalidBucketName": "{bucket} is no name of a bucket; write s3://bucket/folder",
     "QuotaExceeded": "the quota of bucket {bucket} is used up; make room, then run it again",
+    "507 InsufficientStorage XMinioStorageFull": (
+        "there is no room left where bucket {bucket} lies; make room, then run it again"
+    ),
 }
 """By S3's codes: what is wrong, and what would help."""
 _CAUSE_OF = {code: cause for codes, cause in _CAUSES.items() for code in codes.split()}
@@ -321,6 +339,9 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
     bucket = uri.removeprefix(SCHEME).split("/")[0]
     if isinstance(error, StorageError):
         return error
+    endpoint = _endpoint(s3)
+    if endpoint and "://" not in endpoint:
+        return StorageError(f"{uri}: s3.endpoint (or AWS_ENDPOINT_URL): {endpoint} is no URL; write http://{endpoint}")
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return StorageError(
             f"{uri}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, fill ~/.aws, or give "
@@ -344,8 +365,8 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
             f"{uri}: no usable answer after {s3.attempts} attempts ({code or type(error).__name__}); check s3.endpoint "
             "and the network, or raise s3.attempts and s3.timeout_s"
         )
-    if isinstance(error, _NoS3 | ResponseParserError):
-        where = _endpoint(s3) or "the network"
+    if isinstance(error, _NoS3 | ResponseParserError | KeyError):  # KeyError: of what each S3 tells
+        where = endpoint or "the network"
         return StorageError(
             f"{uri}: what answers is no S3; is s3.endpoint right, and does {where} want a login in a browser first?"
         )

@@ -6,10 +6,12 @@ Importing this module sets Ray's defaults for us (an environment that sets them 
 import functools
 import os
 import secrets
+import sys
+import sysconfig
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 from typing import Any
 
@@ -21,16 +23,17 @@ os.environ.update(past_proxies(os.environ))
 
 import ray  # noqa: E402
 from ray._private import services  # noqa: E402
-from ray._private.authentication.authentication_token_setup import generate_and_save_token  # noqa: E402
+from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader  # noqa: E402
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData  # noqa: E402
 from ray.exceptions import RayError  # noqa: E402
+from ray.job_config import JobConfig  # noqa: E402
 from ray.util.placement_group import PlacementGroup, remove_placement_group  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from emc2dist.config import Spec  # noqa: E402
 from emc2dist.errors import LaunchError, RunError, SpecError  # noqa: E402
 from emc2dist.service import address  # noqa: E402
-from emc2dist.service.launch.access import find_token  # noqa: E402
+from emc2dist.service.launch.access import find_token, make_token  # noqa: E402
 
 SETTLE_S = 10.0
 """Seconds in which what a lost worker or a lost node held becomes free, or is known to be gone."""
@@ -193,7 +196,7 @@ def _connect(spec: Spec, runs: int, dashboard: bool) -> None:
         return
     address.check(named, let_in=in_job())
     try:
-        ray.init(**_QUIET)
+        ray.init(job_config=_job_config(), **_QUIET)
     except Exception as error:  # Ray raises anything, bare Exceptions too
         raise LaunchError(f"RAY_ADDRESS: {named}: Ray cannot be joined there ({_chain(error)})") from error
 
@@ -203,14 +206,35 @@ def _start(cpus: int, dashboard: bool) -> None:
     _make_token()
     try:
         with _sessions_of_their_own():
-            ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **_QUIET)
+            ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, job_config=_job_config(), **_QUIET)
     except Exception as error:  # Ray raises anything, bare Exceptions too
         ray.shutdown()
-        folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
+        name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"  # Ray asks them in this order
+        folder = os.environ.get(name) or tempfile.gettempdir()
         raise LaunchError(
             f"Ray does not start on this machine ({_chain(error)}); it keeps sockets and logs in {folder}: set "
-            "TMPDIR to a folder with a short name that may be written to and has room"
+            f"{name} to a folder with a short name that may be written to and has room"
         ) from error
+
+
+def _job_config() -> JobConfig:
+    config = JobConfig()
+    config._py_driver_sys_path = _Paths()
+    return config
+
+
+class _Paths(list[str]):
+    """Folders that Ray's workers put, one after the other, in front of where they import from.
+
+    Ray gives them the working folder, whose profile.py or queue.py would then stand in for those of Python. Here they
+    get what the driver itself imports from, and the standard library before it.
+    """
+
+    def extend(self, folders: Iterable[str]) -> None:
+        seen = {os.path.realpath(folder) for folder in sys.path}
+        own = [folder for folder in folders if os.path.realpath(folder) in seen]
+        library = sysconfig.get_path("stdlib")
+        super().extend([*own, f"{library}/lib-dynload", library] if own else [])
 
 
 @contextmanager
@@ -229,13 +253,20 @@ def _sessions_of_their_own() -> Iterator[None]:
 
 
 def _make_token() -> None:
-    """Make the token of a Ray of our own where there is none: in the home folder, as Ray would, or for it alone."""
-    if os.environ.get("RAY_AUTH_MODE") == "disabled" or find_token():
+    """Make the token of a Ray of our own where there is none: in the home folder, or for it alone.
+
+    Ray would make one itself, but writes over the file whenever it finds none there that it can read.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return
-    try:
-        generate_and_save_token()
-    except (OSError, RuntimeError):  # no home folder, or none that may be written to
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if find_token() is None:
+        with suppress(OSError, RuntimeError):  # no home folder, or none that may be written to
+            make_token()
+    tokens = AuthenticationTokenLoader.instance()
+    tokens.reset_cache()
+    if not tokens.has_token(ignore_auth_mode=True):  # also where Ray, which asks HOME alone, looks elsewhere
+        os.environ["RAY_AUTH_TOKEN"] = find_token() or secrets.token_hex(32)
+        tokens.reset_cache()
 
 
 def _chain(error: BaseException) -> str:

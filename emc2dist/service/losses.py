@@ -20,6 +20,10 @@ from emc2dist.files import explained
 
 _MEMORY = re.compile(r"out of memory|(can't|cannot) allocate memory|ALLOC_FAILED", re.IGNORECASE)
 _KILLED = re.compile(r"OutOfMemoryError|running low on memory|memory monitor", re.IGNORECASE)
+_IMPORT = re.compile(
+    r"\b(ModuleNotFoundError|ImportError|SyntaxError|IndentationError): "
+    r"|\bAttributeError: (partially initialized )?module '[\w.]+' has no attribute "
+)
 _NETWORK = {
     getattr(errno, name)
     for name in ("ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH", "EADDRINUSE", "EADDRNOTAVAIL")
@@ -52,8 +56,11 @@ def fatal_text(text: str, spec: Spec) -> RunError | None:
             f"{spec.data.loaders}), batch_size (now {spec.batch_size}) or views.size (now {spec.views.size}), raise "
             "resources.worker_cpus so that fewer workers share a node, or use larger nodes"
         )
-    if re.search(r"\b(ModuleNotFoundError|ImportError): ", text):
-        return RunError(f"a worker did not start: {text}; every node must have the packages that this machine has")
+    if _IMPORT.search(text):
+        return RunError(
+            f"a worker did not start: {text}; every node must have the packages that this machine has, and no file or "
+            "folder of the same name as one of Python's or of theirs may stand before them"
+        )
     return None
 
 
@@ -98,6 +105,8 @@ def _may_pass(error: Exception) -> bool:
         return not isinstance(error, OutOfMemoryError)
     if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError | RecursionError):
         return True
+    if _IMPORT.match(f"{type(error).__name__}: {error}"):
+        return False
     # What we ask of Ray fails in many ways while it is taken down around us.
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     below = len(modules) - next((i for i, name in enumerate(reversed(modules)) if name.startswith("emc2dist")), 0)

@@ -26,7 +26,7 @@ from emc2dist.config import S3, Spec, differences, dump, parse
 from emc2dist.errors import RunError
 from emc2dist.files import Place
 from emc2dist.metrics import METRICS, Row
-from emc2dist.terminal import as_json
+from emc2dist.terminal import as_json, say
 
 _PACKAGES = ("emc2dist", "torch", "torchvision", "ray", "numpy", "numba", "pyarrow", "pillow", "scikit-learn")
 
@@ -55,19 +55,22 @@ class RunFolder:
 
     @classmethod
     def prepare(cls, spec: Spec) -> "RunFolder":
-        """The folder of `spec`, new or of an earlier start of the same run.
+        """The folder of `spec`, new or of an earlier start of the same run, or of one that never trained.
 
         Raises:
             RunError: the name is taken by a run with another spec.
         """
         folder = cls.of(spec)
-        if folder.exists():
-            changed = differences(folder.spec(), spec)
-            if changed:
-                raise RunError(
-                    f"{folder.place}: an earlier run of this name had another spec ({'; '.join(changed)}); "
-                    "give this one a new name, or go back to the old values to resume"
-                )
+        changed = "; ".join(differences(folder.spec(), spec)) if folder.exists() else ""
+        # On S3 nothing tells a run that never trained from one that begins just now: see `lock`.
+        if changed and (folder.place.remote or folder._has_trained()):
+            raise RunError(
+                f"{folder.place}: an earlier run of this name had another spec ({changed}); give this one a new name, "
+                "or go back to the old values to resume"
+            )
+        if changed:
+            say(f"{folder.place}: an earlier run of this name had another spec ({changed}) and never trained")
+            (folder.place / "trackers.json").remove()
         folder._write("spec.yaml", dump(spec))
         folder._write("versions.json", json.dumps(versions(), indent=1))
         return folder
@@ -75,6 +78,9 @@ class RunFolder:
     def exists(self) -> bool:
         """Whether there is a run."""
         return (self.place / "spec.yaml").entry() is not None
+
+    def _has_trained(self) -> bool:
+        return bool(self.lines() or self.checkpoints()) or (self.place / "summary.json").entry() is not None
 
     def spec(self) -> Spec:
         """The resolved spec. Raises RunError or SpecError where its file is damaged."""

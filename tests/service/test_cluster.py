@@ -1,6 +1,9 @@
 """Room for a run on a real Ray: as many workers as there are places, and a limit to waiting for them."""
 
+import os
+import sysconfig
 import time
+from functools import reduce
 
 import pytest
 from train.harness import small_spec
@@ -85,6 +88,24 @@ def test_what_dead_creators_have_left_is_given_back_and_nothing_else(ray_cluster
     assert comes_true(lambda: free() == before - 1)
     ray_cluster.util.remove_placement_group(own)
     assert comes_true(lambda: free() == before)
+
+
+def test_workers_import_what_the_driver_does_and_the_standard_library_first(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jobs").mkdir()
+
+    def path_of(*seen):
+        monkeypatch.setattr("sys.path", [*seen, "/elsewhere"])
+        config = cluster._job_config()
+        config._py_driver_sys_path.extend([str(tmp_path / "jobs"), str(tmp_path)])  # as Ray does
+        sent = config._get_proto_job_config().py_driver_sys_path
+        return reduce(lambda path, folder: [folder, *path], sent, [])  # as Ray's workers do
+
+    library = sysconfig.get_path("stdlib")
+    assert path_of() == []
+    assert path_of(str(tmp_path / "jobs"))[::2] == [library, str(tmp_path / "jobs")]
+    assert path_of("")[::2] == [library, str(tmp_path)]
+    assert all(map(os.path.isdir, path_of("")))
 
 
 def comes_true(condition):

@@ -85,6 +85,14 @@ def test_errors_of_the_program_come_out_with_their_place():
         assert re.match(rf"a worker failed at .*test_losses\.py:\d+: {type(error).__name__}: ", str(found))
 
 
+def test_an_import_that_fails_within_ray_is_no_loss():
+    within = {"__name__": "ray.actor"}
+    for said, final in (("import emc2dist.nowhere", True), ("import os\nos.run", True), ("None.run", False)):
+        with pytest.raises(Exception, match=r"attribute|No module") as raised:
+            exec("exec(said, within)", {"__name__": "emc2dist.service", "said": said, "within": within})
+        assert (fatal(raised.value, SPEC) is not None) == final, said
+
+
 def refused_memory():
     """What torch really raises."""
     with pytest.raises(RuntimeError) as refused:
@@ -115,6 +123,13 @@ def test_what_ray_says_of_a_worker_that_could_not():
     assert "data.loaders (now 0), batch_size (now" in str(fatal_text(killed, SPEC))
     missing = fatal_text("ModuleNotFoundError: No module named 'emc2dist'", SPEC)
     assert "every node must have the packages" in str(missing)
+    for said in (
+        "AttributeError: module 'profile' has no attribute 'run'",
+        "AttributeError: partially initialized module 'queue' has no attribute 'Queue' (most likely ...)",
+        "SyntaxError: invalid syntax (token.py, line 1)",
+    ):
+        assert f"a worker did not start: {said}; every node" in str(fatal_text(said, SPEC))
+    assert fatal_text("AttributeError: 'NoneType' object has no attribute 'x'", SPEC) is None
     assert fatal_text("The actor died because of an error raised in its creation task", SPEC) is None
 
 

@@ -6,6 +6,10 @@ are sent to the cluster alone, and never printed: no proxy is told one, no redir
 """
 
 import os
+import re
+import secrets
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +20,9 @@ WRONG_TOKEN = (
     "refuses the token, or wants one; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file of its token"
 )
 """What to say of a cluster that does."""
+_DEFAULT = "~/.ray/auth_token"
+_LONGEST = 8000
+"""Bytes of a token: servers refuse longer headers."""
 
 
 def headers_for(url: str, token_file: Path | None = None) -> dict[str, str]:
@@ -51,19 +58,57 @@ def by_proxy(url: str) -> bool:
 
 
 def find_token() -> str | None:
-    """The token that Ray itself would use, if there is one."""
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return os.environ["RAY_AUTH_TOKEN"].strip()
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = named or os.path.expanduser("~/.ray/auth_token")  # Path.home raises where there is none
-    return _read(Path(path), missing_is_error=bool(named))
+    """The token that Ray itself would use, if there is one.
+
+    Raises:
+        LaunchError: what is set, or lies in the file, is no token; it is not shown.
+    """
+    given, named = os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if given is not None:
+        return _checked(os.fsencode(given), "RAY_AUTH_TOKEN")
+    if named is not None and not named.strip():
+        raise LaunchError("RAY_AUTH_TOKEN_PATH: is empty; set it to the file of the token, or unset it")
+    if named is not None:
+        return _read(Path(named), "RAY_AUTH_TOKEN_PATH: ")
+    path = os.path.expanduser(_DEFAULT)  # Path.home raises where there is none
+    return _read(Path(path)) if os.path.lexists(path) else None
 
 
-def _read(path: Path, *, missing_is_error: bool = True) -> str | None:
+def make_token() -> None:
+    """Make the token of the home folder, whole and for this user alone, unless one is made there meanwhile.
+
+    Raises:
+        OSError, RuntimeError: there is no home folder, or none that takes it.
+    """
+    path = Path(_DEFAULT).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")  # of mode 0600
     try:
-        return path.read_text().strip() or None
-    except (OSError, UnicodeDecodeError) as error:
-        if not missing_is_error:
-            return None
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise LaunchError(f"{path}: the token cannot be read ({reason}); see RAY_AUTH_TOKEN_PATH") from None
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+        with suppress(FileExistsError):
+            os.link(draft, path)  # which, other than a rename, replaces nothing
+    finally:
+        os.unlink(draft)
+
+
+def _read(path: Path, named_by: str = "") -> str:
+    try:
+        with path.open("rb") as file:
+            return _checked(file.read(_LONGEST + 1), f"{named_by}{path}")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no path"
+        raise LaunchError(f"{named_by}{path}: the token cannot be read ({reason}); see RAY_AUTH_TOKEN_PATH") from None
+
+
+def _checked(token: bytes, source: str) -> str:
+    """A token as it may stand in a header, where what else it holds would be refused, and shown, by others."""
+    text = token.strip(b" \t\r\n")
+    if not text:
+        raise LaunchError(f"{source}: the token is empty; put one there, or remove it to do without")
+    if len(token) > _LONGEST or not re.fullmatch(rb"[!-~]+", text):
+        raise LaunchError(
+            f"{source}: holds no token (it is not shown): one is a line of printable ASCII without spaces; make one "
+            "with `ray get-auth-token --generate`"
+        )
+    return text.decode()

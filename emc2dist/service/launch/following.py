@@ -24,7 +24,10 @@ def exit_status(state: JobState) -> int:
     """The driver's own where the target knows it; 143 for a job that was stopped, 1 for one that failed otherwise."""
     if state.status == "succeeded":
         return 0
-    return state.exit_code or (143 if state.status == "stopped" else 1)
+    code = state.exit_code or (143 if state.status == "stopped" else 1)
+    if -128 < code < 0:  # ended by a signal, for which shells have 128 and its number
+        return 128 - code
+    return code if 0 < code < 256 else 1
 
 
 def write(chunks: Iterable[str]) -> None:

@@ -24,14 +24,13 @@ from requests.utils import get_environ_proxies, select_proxy
 
 from emc2dist.errors import LaunchError
 from emc2dist.service.launch.access import WRONG_TOKEN, by_proxy
-from emc2dist.service.launch.plan import SPEC_FILE, JobState, Plan, Status, refuse_second
+from emc2dist.service.launch.plan import SPEC_FILE, JobState, Plan, Status, grace_of, printable, refuse_second
 from emc2dist.service.scratch import temporary
 
 REQUEST_S = 30.0
 POLL_S = 1.0
 PATIENCE_S = 600.0
 """How long a cluster may give no answer before a follower gives up; the job itself goes on meanwhile."""
-GRACE = "RAY_JOB_STOP_WAIT_TIME_S"
 
 _RUN = "emc2dist_run"  # metadata of every job of ours
 T = TypeVar("T")
@@ -82,7 +81,7 @@ class RayJobs:
         """See `Target.logs`."""
         job = self.state(job).id
         if not follow:
-            yield self._call(lambda: self._client.get_job_logs(job))
+            yield self._call(lambda: _text(self._client.get_job_logs(job)))
             return
         seen, heard = 0, time.monotonic()
         while True:
@@ -103,7 +102,8 @@ class RayJobs:
         """See `Target.stop`."""
         state = self.state(job)
         details = self._call(lambda: self._client.get_job_info(state.id))
-        grace_s = float(((details.runtime_env or {}).get("env_vars") or {}).get(GRACE, 3))
+        variables = (details.runtime_env or {}).get("env_vars")
+        grace_s = grace_of(variables if isinstance(variables, dict) else {})
         self._call(lambda: self._client.stop_job(state.id))
         deadline = time.monotonic() + grace_s + 2 * REQUEST_S
         while not (state := self.state(state.id)).final:
@@ -158,7 +158,14 @@ class RayJobs:
             ) from error
         except AuthenticationError as error:
             raise LaunchError(f"{self.url}: {WRONG_TOKEN}") from error
-        except (RuntimeError, OSError, ValueError, TypeError, LookupError) as error:  # also what is no Ray's answer
+        except (requests.JSONDecodeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            if isinstance(error, OSError) and not isinstance(error, requests.JSONDecodeError):  # an InvalidURL
+                raise LaunchError(f"{self.url}: {error}") from error
+            raise LaunchError(
+                f"{self.url}: what answers is no Ray dashboard; give the address of one, as `ray start` prints it, and "
+                "see that no login stands before it"
+            ) from error
+        except (RuntimeError, OSError) as error:
             text = " ".join(str(error).split()) or type(error).__name__
             raise (_NotFound if "status code 404" in text else LaunchError)(f"{self.url}: {text[:500]}") from error
 
@@ -216,14 +223,20 @@ def _request(plan: Plan) -> dict[str, Any]:
     return request
 
 
+def _text(answer: Any) -> str:
+    if not isinstance(answer, str):
+        raise TypeError(f"no text: {answer!r}")
+    return answer
+
+
 def _state(details: JobDetails) -> JobState:
     status: Status = details.status.value.lower()
     return JobState(
-        id=details.submission_id,
-        run=(details.metadata or {}).get(_RUN, "-"),
+        id=printable(details.submission_id),
+        run=printable((details.metadata or {}).get(_RUN, "-")),
         status=status,
         exit_code=getattr(details, "driver_exit_code", None),
-        message=(details.message or "").strip().splitlines()[0][:200] if details.message else "",
+        message=printable(next(iter((details.message or "").strip().splitlines()), "")[:200]),
         started=details.start_time / 1000 if details.start_time else None,
         ended=details.end_time / 1000 if details.end_time else None,
     )

@@ -11,13 +11,13 @@ A job that is started again is first deleted with all it owns, so there are neve
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from emc2dist.errors import LaunchError
 from emc2dist.service.launch.kubectl import Kubectl
-from emc2dist.service.launch.plan import JobState, Plan, refuse_second
-from emc2dist.service.launch.rayjob import LABELS, is_ours, name_of, render, state_of, text_of
+from emc2dist.service.launch.plan import JobState, Plan, grace_of, refuse_second
+from emc2dist.service.launch.rayjob import LABELS, is_ours, name_of, part, render, state_of, text_of
 
 _KIND = "rayjobs.ray.io"
 _PATIENCE_S = 600.0  # that Kubernetes may take to delete pods, or be out of reach while logs are followed
@@ -80,23 +80,26 @@ class KubeRay:
     def stop(self, job: str) -> JobState:
         """See `Target`."""
         rayjob = self._find(job)
-        state, reported = state_of(rayjob), rayjob.get("status", {}).get("jobStatus", "")
+        state, reported = state_of(rayjob), part(rayjob, "status").get("jobStatus") or ""
         if state.final:
             return state
+        deadline_s = self._patience_s + _grace(rayjob)
         if reported in ("PENDING", "RUNNING"):
             self._ask_ray_to_stop(rayjob)
         elif reported not in ("STOPPED", "SUCCEEDED"):  # which only have to be wound up
             self._kubectl("patch", _KIND, name_of(state.id), "--type=merge", '--patch={"spec":{"suspend":true}}')
-        self._until(lambda: self.state(state.id).final, self._patience_s + _grace(rayjob), f"{state.id} has not ended")
+        self._until(lambda: self.state(state.id).final, deadline_s, f"{state.id} has not ended")
         return self.state(state.id)
 
     def _ask_ray_to_stop(self, rayjob: dict[str, Any]) -> None:
-        status, head = rayjob["status"], rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]
-        pod = status.get("rayClusterStatus", {}).get("head", {}).get("podName")
-        if pod is None:
-            raise LaunchError(f"{rayjob['metadata']['name']}: KubeRay does not name the head's pod; try again")
-        container = head["template"]["spec"]["containers"][0]["name"]
-        command = ("ray", "job", "stop", "--no-wait", "--address=http://127.0.0.1:8265", status["jobId"])
+        status, container = part(rayjob, "status"), _container(rayjob).get("name")
+        pod, job = part(status, "rayClusterStatus", "head").get("podName"), status.get("jobId")
+        if not (pod and container and job):
+            raise LaunchError(
+                f"{rayjob['metadata']['name']}: KubeRay does not name the head's pod, its container and the job in it "
+                f"({pod}, {container}, {job}); try again"
+            )
+        command = ("ray", "job", "stop", "--no-wait", "--address=http://127.0.0.1:8265", job)
         self._kubectl("exec", pod, f"--container={container}", "--", *command)
 
     def _printed(self, name: str, *, after: str, follow: bool) -> Iterator[tuple[str, str]]:
@@ -123,12 +126,15 @@ class KubeRay:
     def _list(self) -> list[dict[str, Any]]:
         labels = ",".join(f"{name}={value}" for name, value in LABELS.items())
         found = _parsed(self._kubectl("get", _KIND, f"--selector={labels}", "--output=json"), "items")
-        ours = [rayjob for rayjob in found["items"] if is_ours(rayjob)]
-        return sorted(ours, key=lambda rayjob: rayjob["metadata"]["creationTimestamp"], reverse=True)
+        ours = [rayjob for rayjob in found["items"] or [] if is_ours(rayjob)]
+        return sorted(ours, key=lambda rayjob: str(rayjob["metadata"].get("creationTimestamp")), reverse=True)
 
     def _get(self, name: str) -> dict[str, Any] | None:
         found = self._kubectl("get", _KIND, name, "--ignore-not-found", "--output=json")
-        return _parsed(found, "metadata") if found.strip() else None
+        rayjob = _parsed(found, "metadata") if found.strip() else None
+        if rayjob is not None and not is_ours(rayjob):
+            raise LaunchError(f"{name}: is a RayJob of somebody else's; give the run another name, or delete that one")
+        return rayjob
 
     def _delete(self, name: str) -> None:
         self._kubectl("delete", _KIND, name, "--cascade=foreground", "--wait=false", "--ignore-not-found")
@@ -148,7 +154,7 @@ def _parsed(text: str, key: str) -> dict[str, Any]:
         found = json.loads(text)
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict) or key not in found:
+    if not isinstance(found, dict) or key not in found or not isinstance(found[key], dict | list | None):
         raise LaunchError(
             f"kubectl get {_KIND}: gives no JSON of Kubernetes' but {text[:100]!r}; is it the real kubectl?"
         )
@@ -156,7 +162,13 @@ def _parsed(text: str, key: str) -> dict[str, Any]:
 
 
 def _grace(rayjob: dict[str, Any]) -> float:
-    """Seconds that Ray gives the driver to end, from the head's environment."""
-    container = rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
-    values = {each["name"]: each.get("value", "") for each in container["env"]}
-    return float(values["RAY_JOB_STOP_WAIT_TIME_S"])
+    """Seconds that Ray gives the driver to end, from the head's environment; Ray's own where that does not say."""
+    variables = _container(rayjob).get("env") or []
+    return grace_of({part(each).get("name"): part(each).get("value") for each in variables})
+
+
+def _container(rayjob: dict[str, Any]) -> Mapping[str, Any]:
+    """The head's, in which Ray is."""
+    pod = part(rayjob, "spec", "rayClusterSpec", "headGroupSpec", "template", "spec")
+    containers = pod.get("containers")
+    return part(containers[0]) if isinstance(containers, list) and containers else {}

@@ -6,15 +6,19 @@ comes from a spec.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from math import inf
+from typing import Any, Literal, Protocol
 
 from emc2dist import files
 from emc2dist.config import Launch, Spec, Sweep, base_of, dump
 from emc2dist.errors import LaunchError, SpecError
 
 SPEC_FILE = "spec.yaml"
+GRACE = "RAY_JOB_STOP_WAIT_TIME_S"
+"""The variable by which Ray is told what time a job has to end, seconds."""
+_RAYS_GRACE_S = 3.0
 
 Status = Literal["pending", "running", "succeeded", "failed", "stopped"]
 FINAL: frozenset[Status] = frozenset({"succeeded", "failed", "stopped"})
@@ -66,7 +70,7 @@ class Plan:
 
     def environment(self) -> dict[str, str]:
         """Environment variables of the job and of all its processes."""
-        return {**self.launch.environment, "RAY_JOB_STOP_WAIT_TIME_S": str(self.launch.stop_grace_s)}
+        return {**self.launch.environment, GRACE: str(self.launch.stop_grace_s)}
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,20 @@ def plan_of(job: Spec | Sweep) -> Plan:
     job = job.model_copy(update={"base": _anywhere(job.base)}) if isinstance(job, Sweep) else _anywhere(job)
     digest = hashlib.sha256(dump(job).encode()).hexdigest()[:8]
     return Plan(f"{job.name}-{digest}", job)
+
+
+def grace_of(environment: Mapping[Any, Any]) -> float:
+    """Seconds that Ray gives a job of that environment to end: its own default where that says no number."""
+    try:
+        seconds = float(environment[GRACE])
+    except (KeyError, TypeError, ValueError):
+        return _RAYS_GRACE_S
+    return seconds if 0 <= seconds < inf else _RAYS_GRACE_S
+
+
+def printable(said: object) -> str:
+    """What somebody else has named, for a terminal: without characters that would steer it."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in str(said))
 
 
 def refuse_second(plan: Plan, jobs: Iterable[JobState]) -> None:

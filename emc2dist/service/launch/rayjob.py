@@ -25,7 +25,7 @@ import yaml
 from emc2dist.config import Sweep
 from emc2dist.errors import SpecError
 from emc2dist.service.launch import manifest, placement
-from emc2dist.service.launch.plan import SPEC_FILE, JobState, Plan, Status
+from emc2dist.service.launch.plan import SPEC_FILE, JobState, Plan, Status, printable
 
 LABELS = {"app": "emc2dist"}
 SPEC_FOLDER = "/etc/emc2dist/"
@@ -73,43 +73,62 @@ def text_of(objects: Sequence[Mapping[str, Any]]) -> str:
 
 def state_of(rayjob: Mapping[str, Any]) -> JobState:
     """What KubeRay says of a RayJob of ours."""
-    status = rayjob.get("status", {})
-    known, said = _status(status), status.get("message", "")
-    code = re.search(r"failed with exit code (-?\d+)", said)  # by Ray, which gives KubeRay no number
-    exit_code = {"succeeded": 0, "failed": int(code[1]) if code else 1}.get(known)
+    status = part(rayjob, "status")
+    known, said = _status(status), str(status.get("message") or "")
+    exit_code = {"succeeded": 0, "failed": _exit_code(said) or 1}.get(known)
     lines = [line.strip() for line in said.splitlines() if line.strip()]  # after Ray's own, the end of the driver's log
-    times = {**status, **status.get("rayJobInfo", {})}
-    annotations = rayjob["metadata"]["annotations"]
+    times = {**status, **part(status, "rayJobInfo")}
+    annotations = part(rayjob, "metadata", "annotations")
     return JobState(
-        id=annotations[_JOB],
-        run=annotations[_RUN],
+        id=printable(annotations[_JOB]),
+        run=printable(annotations[_RUN]),
         status=known,
         exit_code=exit_code,
-        message=lines[-1] if lines else status.get("reason") or status.get("jobDeploymentStatus") or "submitted",
+        message=printable(
+            lines[-1] if lines else status.get("reason") or status.get("jobDeploymentStatus") or "submitted"
+        ),
         started=_time(times.get("startTime")),
         ended=_time(times.get("endTime")),
     )
 
 
-def is_ours(rayjob: Mapping[str, Any]) -> bool:
+def is_ours(rayjob: Any) -> bool:
     """Whether a RayJob came from `render`."""
-    return {_RUN, _JOB} <= set(rayjob["metadata"].get("annotations", {}))
+    metadata = part(rayjob, "metadata")
+    return {_RUN, _JOB} <= set(part(metadata, "annotations")) and isinstance(metadata.get("name"), str)
+
+
+def part(tree: Any, *keys: str) -> Mapping[str, Any]:
+    """The mapping below the keys; an empty one where Kubernetes leaves it out, or sets null."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree if isinstance(tree, Mapping) else {}
 
 
 def _status(status: Mapping[str, Any]) -> Status:
-    match status.get("jobDeploymentStatus", ""):
+    job = status.get("jobStatus") or ""
+    match status.get("jobDeploymentStatus"):
         case "Complete":
-            return "stopped" if status.get("jobStatus") == "STOPPED" else "succeeded"
+            return "stopped" if job == "STOPPED" else "failed" if job == "FAILED" else "succeeded"
         case "Failed" | "ValidationFailed":
             return "failed"
         case "Suspended":
             return "stopped"
     # Until KubeRay has wound up, a job that has ended is still running: its logs may be incomplete.
-    return "pending" if status.get("jobStatus", "") in ("", "PENDING") else "running"
+    return "pending" if job in ("", "PENDING") else "running"
 
 
-def _time(text: str | None) -> float | None:
-    return datetime.fromisoformat(text).timestamp() if text else None
+def _exit_code(said: str) -> int | None:
+    """By Ray, which gives KubeRay no number."""
+    code = re.search(r"failed with exit code (-?\d{1,5})\b", said)
+    return int(code[1]) if code else None
+
+
+def _time(text: Any) -> float | None:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 class _Dumper(yaml.SafeDumper):

@@ -10,7 +10,7 @@ from emc2dist.service.launch.plan import Plan, Target
 
 def default_target() -> str:
     """Where jobs are, if nothing is said: the cluster that Ray's RAY_API_SERVER_ADDRESS names, else this machine."""
-    return os.environ.get("RAY_API_SERVER_ADDRESS") or "local"
+    return os.environ.get("RAY_API_SERVER_ADDRESS", "").strip() or "local"
 
 
 def preview(plan: Plan) -> str:
@@ -36,7 +36,7 @@ def open_target(name: str, *, namespace: str = "default", start_for: int = 0) ->
 
         return KubeRay(namespace)
     if name != "local":
-        _refuse_no_url(name)
+        name = _url(name)
     from emc2dist.service.launch.jobs import RayJobs  # late: it imports Ray
 
     if name != "local":
@@ -55,13 +55,20 @@ def open_target(name: str, *, namespace: str = "default", start_for: int = 0) ->
     return RayJobs(connection.dashboard, headers_for(connection.dashboard, connection.token))
 
 
-def _refuse_no_url(name: str) -> None:
+def _url(name: str) -> str:
+    """The URL of a dashboard as Ray takes it: its scheme is compared letter by letter."""
+    name = name.strip()
     try:
         parts = urlsplit(name)
-        if parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port):
-            return
+        if parts.scheme in ("http", "https") and parts.hostname and "@" not in name and parts.port != 0:
+            return parts.geturl()  # with the scheme in small letters
     except ValueError:  # of the port, or of brackets
         pass
+    if "@" in name:
+        raise SpecError(
+            "--target, RAY_API_SERVER_ADDRESS: the URL holds credentials (it is not shown); give it without: a cluster "
+            "is spoken to with its token (RAY_AUTH_TOKEN_PATH)"
+        )
     raise SpecError(
         f"{name}: is no target; give local, kuberay or the URL of a dashboard, as in http://HOST:8265 "
         "(--target, launch.target, RAY_API_SERVER_ADDRESS)"

@@ -18,6 +18,7 @@ from emc2dist.config import Sweep, differences, dump, parse_sweep
 from emc2dist.errors import RunError
 from emc2dist.files import Place
 from emc2dist.service.runs import RunFolder, json_of, text_of
+from emc2dist.terminal import say
 
 State = Literal["running", "finished", "stopped", "failed", "lost"]
 """`stopped`: by the scheduler. `failed`: it would only fail again. `lost`: the same command tries again."""
@@ -76,6 +77,8 @@ class SweepFolder:
     def prepare(cls, sweep: Sweep) -> "SweepFolder":
         """The folder of `sweep`, new or of an earlier start of it. Only `budget` and `scheduler` may have changed.
 
+        Of one that never began a trial all may have changed.
+
         Raises:
             RunError: the name is taken by another sweep, or by a run.
         """
@@ -84,12 +87,14 @@ class SweepFolder:
             raise RunError(f"{folder.place}: is the folder of a run; give the sweep a name of its own")
         earlier = folder.place / "sweep.yaml"
         if earlier.entry() is not None:
-            changes = _changes(parse_sweep(text_of(earlier), source=str(earlier)), sweep)
-            if changes:
+            changes = "; ".join(_changes(parse_sweep(text_of(earlier), source=str(earlier)), sweep))
+            if changes and (folder.place.remote or folder.records()):  # see `RunFolder.prepare`
                 raise RunError(
-                    f"{folder.place}: an earlier sweep of this name was another one ({'; '.join(changes)}); give this "
-                    "one a new name, or go back to the old values to go on"
+                    f"{folder.place}: an earlier sweep of this name was another one ({changes}); give this one a new "
+                    "name, or go back to the old values to go on"
                 )
+            if changes:
+                say(f"{folder.place}: an earlier sweep of this name was another one ({changes}) and began no trial")
         folder.write("sweep.yaml", dump(sweep).encode())
         return folder
 

@@ -18,10 +18,12 @@ import yaml
 
 from emc2dist.config import parse, parse_sweep
 from emc2dist.errors import LaunchError, SpecError
-from emc2dist.service.launch import manifest
+from emc2dist.service.launch import kuberay, manifest
+from emc2dist.service.launch.following import exit_status, table
+from emc2dist.service.launch.kubectl import Kubectl
 from emc2dist.service.launch.kuberay import KubeRay, preview
-from emc2dist.service.launch.plan import plan_of
-from emc2dist.service.launch.rayjob import name_of, render, state_of, text_of
+from emc2dist.service.launch.plan import JobState, plan_of
+from emc2dist.service.launch.rayjob import is_ours, name_of, render, state_of, text_of
 
 ROOT = Path(__file__).parents[3]
 MANIFEST = str(ROOT / "cluster/kuberay/raycluster.yaml")
@@ -340,6 +342,63 @@ def test_jobs_of_others_are_left_alone(fake, target):
     del foreign["metadata"]["annotations"]
     (fake.home / f"RayJob.{foreign['metadata']['name']}.json").write_text(json.dumps(foreign))
     assert target.jobs() == []
+
+
+NOTHING = [None, {}, [], "yesterday", 7, -1.5, "\x1b[31mred"]
+
+
+@pytest.mark.parametrize("value", NOTHING, ids=repr)
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("metadata",), ("metadata", "annotations"), ("metadata", "creationTimestamp"), ("metadata", "name"),
+        ("status",), ("status", "message"), ("status", "reason"), ("status", "rayJobInfo"), ("status", "startTime"),
+        ("status", "rayClusterStatus"), ("status", "jobId"), ("spec",), ("spec", "rayClusterSpec"),
+    ],
+    ids=".".join,
+)  # fmt: skip
+def test_a_job_of_which_kubernetes_says_little_is_listed_or_left_out(keys, value):
+    sent = render(plan())[1]
+    sent["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+    rayjob = copy.deepcopy(sent | {"status": copy.deepcopy(RUNNING)})
+    part = rayjob
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    states = [state_of(each) for each in [rayjob] if is_ours(each)]
+    assert len(states) == (
+        keys[0] != "metadata" or keys[-1] == "creationTimestamp" or (keys[-1:] == ("name",) and isinstance(value, str))
+    )
+    table([*states])
+    assert all("\x1b" not in f"{state}" for state in states)
+
+
+@pytest.mark.parametrize("items", [None, [None], [{}], ["x"], [[]], [{"metadata": None}]])
+def test_a_list_without_jobs_is_empty(items, target, monkeypatch):
+    monkeypatch.setattr(Kubectl, "__call__", lambda *_, **__: json.dumps({"items": items}))
+    assert target.jobs() == []
+
+
+def test_a_head_without_a_grace_of_its_own_has_rays(fake, target):
+    sent = plan()
+    target.submit(sent)
+    rayjob = fake.object("RayJob", name_of(sent.id))
+    for env in (None, [], [{"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "abc"}], [None]):
+        rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["env"] = env
+        assert kuberay._grace(rayjob) == 3
+    del rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
+    assert kuberay._grace(rayjob) == 3
+
+
+def test_a_job_that_failed_in_a_deployment_that_is_complete_has_failed():
+    status = {"jobDeploymentStatus": "Complete", "jobStatus": "FAILED", "message": "job failed with exit code 137"}
+    state = state_of(render(plan())[1] | {"status": status})
+    assert (state.status, state.exit_code, exit_status(state)) == ("failed", 137, 137)
+
+
+@pytest.mark.parametrize(("code", "shown"), [(-9, 137), (-15, 143), (256, 1), (-300, 1), (2, 2), (255, 255), (None, 1)])
+def test_a_signal_is_an_exit_status_as_shells_have_it(code, shown):
+    assert exit_status(JobState("a", "b", "failed", code, "", None, None)) == shown
 
 
 def test_stop_asks_ray_where_the_job_has_begun_and_waits_for_its_end(fake, target):

@@ -10,11 +10,13 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
-from emc2dist.errors import LaunchError
+from emc2dist.errors import LaunchError, SpecError
 from emc2dist.service.launch import local, sessions
 from emc2dist.service.launch.local import LocalCluster
 
@@ -37,9 +39,9 @@ def folder():
     shutil.rmtree(folder)
 
 
-def begin(folder, *arguments):
+def begin(folder, *arguments, **variables):
     command = [sys.executable, "-m", "emc2dist.cli", "cluster", *arguments]
-    environment = {**ENVIRONMENT, "EMC2DIST_CLUSTER": str(folder)}
+    environment = {**ENVIRONMENT, "EMC2DIST_CLUSTER": str(folder), **variables}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -48,8 +50,8 @@ def ended(process):
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def run(folder, *arguments):
-    return ended(begin(folder, *arguments))
+def run(folder, *arguments, **variables):
+    return ended(begin(folder, *arguments, **variables))
 
 
 def probe(**environment):
@@ -77,8 +79,7 @@ def living(pids):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.1 is the only loopback address")
-def test_three_nodes_come_up_ask_for_the_token_and_go(folder):
-    folder.chmod(0o755)
+def test_three_nodes_come_up_ask_for_the_token_and_go(folder, tmp_path):
     offer = ["--cpus", "3", "--labels", "place=here"]
     both = [begin(folder, "start", "2", *offer) for _ in range(2)]  # at once: one of them starts, both lead to it
     started, other = [ended(process) for process in both]
@@ -130,11 +131,13 @@ def test_three_nodes_come_up_ask_for_the_token_and_go(folder):
     assert replaced == pids
 
     pids = leaders(folder)
-    refused = run(folder, "start", "3", "--labels", "place=not/good")
+    fails = "import os, sys; '--node-ip-address=127.0.0.5' in sys.argv and (print('not good', flush=True), os._exit(3))"
+    (tmp_path / "sitecustomize.py").write_text(fails)
+    refused = run(folder, "start", "3", PYTHONPATH=str(tmp_path))
     assert refused.returncode == 1
     assert refused.stdout == ""
-    assert "worker-3: `ray start` ended with" in refused.stderr
-    assert "not/good" in refused.stderr  # the end of its log
+    assert "worker-3: `ray start` ended with 3" in refused.stderr
+    assert "not good" in refused.stderr  # the end of its log
     assert leaders(folder) == pids  # what ran before runs on
 
     pids = pids.values()
@@ -179,19 +182,30 @@ def test_what_does_not_end_when_asked_is_killed_with_all_its_session(folder):
 
 @pytest.mark.parametrize(
     ("arguments", "status"),
-    [(["start", "0"], 1), (["start", "201"], 1), (["start", "many"], 2), (["restart"], 2), (["stop", "worker-1"], 2)],
+    [
+        (["start", "0"], 2),
+        (["start", "201"], 2),
+        (["start", "many"], 2),
+        (["start", "--cpus", "-3"], 2),
+        (["start", "--cpus", "1000000000000"], 2),
+        (["start", "--labels", "nonsense=="], 2),
+        (["start", "--labels", "place=not/good"], 2),
+        (["restart"], 2),
+        (["stop", "worker-1"], 2),
+    ],
 )
 def test_it_says_what_it_did_not_understand(folder, arguments, status):
     refused = run(folder, *arguments)
     assert refused.returncode == status
     assert arguments[-1] in refused.stderr
+    assert refused.stderr.count("\n") == 1 or "usage: " in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not list(folder.iterdir())
 
 
 def test_one_node_where_there_is_one_loopback_address(folder, monkeypatch):
     monkeypatch.setattr(local, "_SEVERAL", False)
-    with pytest.raises(LaunchError, match="workers: 2; from 1 to 1 nodes are possible here: more nodes need Linux"):
+    with pytest.raises(SpecError, match="workers: 2; from 1 to 1 nodes are possible here: more nodes need Linux"):
         LocalCluster(folder).start(2)
 
 
@@ -213,3 +227,65 @@ def test_a_folder_that_sockets_or_anything_cannot_lie_in_is_refused():
         LocalCluster(Path("/tmp") / ("x" * 40)).start()
     with pytest.raises(LaunchError, match="/dev/null: File exists; set EMC2DIST_CLUSTER"):
         LocalCluster(Path("/dev/null")).start()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_start_that_is_stopped_leaves_nothing(number, folder):
+    starting = begin(folder, "start")
+    assert sessions.wait_for((folder / "head.pid").exists, timeout_s=60)
+    starting.send_signal(number)
+    done = ended(starting)
+    assert done.returncode == 128 + number, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert (number == signal.SIGINT) != (f"{number.name} came" in done.stderr)
+    assert not list(folder.glob("*.pid"))
+    assert not [process for process in psutil.process_iter() if works_in(process, folder)]
+
+
+def works_in(process, folder):
+    with suppress(psutil.Error):
+        return Path(process.cwd()).is_relative_to(folder)
+
+
+def test_a_head_that_is_half_started_is_named(folder):
+    head = sessions.launch(["sleep", "300"], log=folder / "head.log", environment=os.environ)
+    (folder / "head.pid").write_text(str(head.pid))
+    seen = run(folder, "status")
+    assert seen.returncode == 1
+    assert "only parts run (head)" in seen.stderr
+    assert run(folder, "stop").returncode == 0
+    assert head.wait(timeout=30) == -signal.SIGTERM
+
+
+def test_programs_of_others_in_the_folder_are_left_alone(folder):
+    other = sessions.launch(["sleep", "300"], log=folder / "tensorboard.log", environment=os.environ)
+    try:
+        for name in ("tensorboard", "worker-x", "head-2"):
+            (folder / f"{name}.pid").write_text(str(other.pid))
+        cluster = LocalCluster(folder)
+        assert cluster.nodes() == {}
+        cluster.stop()
+        assert other.poll() is None
+        assert len(list(folder.glob("*.pid"))) == 3
+        with pytest.raises(LaunchError, match=r"holds other files \('head-2.pid', "):
+            cluster.start()
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait(timeout=30)
+
+
+def test_a_folder_open_to_others_is_refused_and_left_as_it_is(folder):
+    for mode in (0o1777, 0o755, 0o710):
+        folder.chmod(mode)
+        with pytest.raises(LaunchError, match=f"is open to others \\(mode {mode:o}\\)"):
+            LocalCluster(folder).start()
+        assert folder.stat().st_mode & 0o7777 == mode
+        assert not list(folder.iterdir())
+
+
+def test_the_folder_is_read_as_a_shell_would(monkeypatch):
+    monkeypatch.setenv("HOME", "/h")
+    monkeypatch.setenv("EMC2DIST_CLUSTER", "~/x")
+    assert LocalCluster().folder == Path("/h/x")

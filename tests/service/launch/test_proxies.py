@@ -6,10 +6,11 @@ import threading
 
 import pytest
 from aiohttp import web
+from ray.job_submission import JobDetails
 from recording import PROXIES, listening
 
-from emc2dist.errors import LaunchError
-from emc2dist.service.launch import spot
+from emc2dist.errors import LaunchError, SpecError
+from emc2dist.service.launch import spot, targets
 from emc2dist.service.launch.access import by_proxy
 from emc2dist.service.launch.jobs import RayJobs, _proxy
 
@@ -116,6 +117,52 @@ def test_a_redirect_is_said_and_not_followed():
 def test_what_is_no_dashboard_is_said_to_be_none(status, body):
     with listening(status, body=body) as (url, _), pytest.raises(LaunchError, match=url):
         RayJobs(url, HEADERS)
+
+
+class Says:
+    """Ray's client, to which a dashboard answers what it likes."""
+
+    def __init__(self, **answers):
+        self.answers = answers
+
+    def __getattr__(self, name):
+        return lambda *_: self.answers[name]
+
+
+def jobs_of(**answers):
+    jobs = object.__new__(RayJobs)
+    jobs.url, jobs._client = "http://h", Says(**answers)
+    return jobs
+
+
+def test_a_dashboard_that_answers_oddly_is_none():
+    details = JobDetails(**JOB)
+    for jobs, ask in (
+        (jobs_of(get_job_info=details, get_job_logs=None), lambda jobs: list(jobs.logs("small-1", follow=False))),
+        (jobs_of(get_job_info=details, get_job_logs=7), lambda jobs: list(jobs.logs("small-1", follow=False))),
+        (jobs_of(list_jobs=None), lambda jobs: jobs._call(lambda: [*jobs._client.list_jobs()])),
+        (jobs_of(list_jobs=None), lambda jobs: jobs._call(lambda: JobDetails(**JOB | {"status": ""}))),
+        (jobs_of(list_jobs=None), lambda jobs: jobs._call(lambda: json.loads("<html>"))),
+    ):
+        with pytest.raises(LaunchError, match=r"^http://h: what answers is no Ray dashboard"):
+            ask(jobs)
+
+
+def test_odd_settings_and_names_of_a_job_are_read_as_ray_does():
+    odd = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "abc"}}
+    details = JobDetails(**JOB | {"runtime_env": odd, "message": " ", "metadata": {"emc2dist_run": "a\x1b[2Jb"}})
+    state = jobs_of(get_job_info=details, stop_job=True).stop("small-1")
+    assert (state.run, state.message) == ("a\N{REPLACEMENT CHARACTER}[2Jb", "")
+
+
+def test_a_target_is_taken_as_ray_takes_it_and_shows_no_password(monkeypatch):
+    assert targets._url(" HTTP://h:8265") == "http://h:8265"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", " http://h:8265 ")
+    assert targets.default_target() == "http://h:8265"
+    for url in ("http://me:hunter2@h:8265", "ftp://me:hunter2@h", "me:hunter2@h"):
+        with pytest.raises(SpecError, match="holds credentials") as refused:
+            targets.open_target(url)
+        assert "hunter2" not in str(refused.value)
 
 
 def test_the_metadata_service_is_asked_without_a_proxy(monkeypatch):

@@ -286,6 +286,7 @@ def test_a_dry_run_prints_what_would_be_sent_and_asks_nobody(tmp_path):
         (["launch.target=http://me:pass@host:8265"], 2, "launch.target: the http URL holds credentials"),
         (["launch.environment={AWS_SECRET_ACCESS_KEY: x}"], 2, "AWS_SECRET_ACCESS_KEY: looks like a secret"),
         (["launch.environment={NAME: AKIAABCDEFGHIJKLMNOP}"], 2, "launch.environment.NAME: looks like a secret"),
+        (["launch.environment={RAY_JOB_STOP_WAIT_TIME_S: '600'}"], 2, "is what launch.stop_grace_s says; set that"),
         (["launch.environment={'A B': x}"], 2, "launch.environment.A B: not a name of an environment variable"),
     ],
 )

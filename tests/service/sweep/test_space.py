@@ -97,8 +97,11 @@ def test_records_survive_and_score_points_whose_trials_have_all_ended(tmp_path):
     assert scores(sweep, records) == {0: 0.6, 2: None}
 
 
-def test_a_sweep_of_the_same_name_must_be_the_same_but_for_its_budget(tmp_path):
-    SweepFolder.prepare(small_sweep("{lr: [1, 2]}", run_dir=tmp_path))
+def test_a_sweep_of_the_same_name_must_be_the_same_but_for_its_budget(tmp_path, capsys):
+    SweepFolder.prepare(small_sweep("{lr: [1]}", run_dir=tmp_path))
+    folder = SweepFolder.prepare(small_sweep("{lr: [1, 2]}", run_dir=tmp_path))  # for no trial began
+    assert "and began no trial" in capsys.readouterr().err
+    folder.save(Record("t", 0, 0, {"lr": 1}))
     SweepFolder.prepare(small_sweep("{lr: [1, 2]}", "budget: {trials: 1}", "scheduler: {name: fifo}", run_dir=tmp_path))
     with pytest.raises(RunError, match=r"space: .*\[1, 2\].* -> .*\[1, 3\]"):
         SweepFolder.prepare(small_sweep("{lr: [1, 3]}", run_dir=tmp_path))
