@@ -117,11 +117,10 @@ def _device(spec: Spec, folder: RunFolder, onlooker: Onlooker) -> str:
 
 def _newest(folder: RunFolder) -> checkpoint.Manifest | None:
     """The newest checkpoint's manifest that can be read and is this run's; None where there is none."""
-    spec = folder.spec()
     for place in folder.checkpoints():
         try:
             manifest = checkpoint.read_manifest(place)
-            checkpoints.spec_of(place, manifest, spec)
+            checkpoints.spec_of(place, manifest, folder.spec())
             return manifest
         except StorageUnreachable:
             raise
