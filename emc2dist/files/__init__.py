@@ -19,7 +19,7 @@ from pathlib import Path
 from emc2dist.config import S3, is_remote, paths
 from emc2dist.config.text import decoded
 from emc2dist.errors import StorageError
-from emc2dist.files.disk import DiskPlace, explained, followed
+from emc2dist.files.disk import DiskPlace, entry_of, explained, followed
 from emc2dist.files.place import Entry, Place
 from emc2dist.files.s3 import LONGEST_PAUSE_S, S3Place, retries
 
@@ -28,6 +28,7 @@ __all__ = [
     "Entry",
     "Place",
     "at",
+    "entry_of",
     "explained",
     "is_remote",
     "local",

@@ -41,7 +41,7 @@ class DiskPlace(Place):
 
     def entry(self) -> Entry | None:
         with explained(self):
-            return self._entry(self.path) if self.path.is_file() else None
+            return entry_of(self.path) if self.path.is_file() else None
 
     def entries(self) -> list[Entry]:
         found = []
@@ -49,7 +49,7 @@ class DiskPlace(Place):
             for file in self.path.iterdir() if self.path.is_dir() else ():
                 with suppress(FileNotFoundError):  # a draft that has just been given its name
                     if file.is_file():
-                        found.append(self._entry(file))
+                        found.append(entry_of(file))
         return sorted(found)
 
     def folders(self) -> list[str]:
@@ -101,7 +101,7 @@ class DiskPlace(Place):
                 with self._draft() as draft:
                     shutil.copyfile(source, draft)
                 source.unlink()
-            return self._entry(file)
+            return entry_of(file)
 
     def remove(self) -> None:
         with explained(self):
@@ -130,10 +130,11 @@ class DiskPlace(Place):
             draft.unlink(missing_ok=True)
             raise
 
-    @staticmethod
-    def _entry(file: Path) -> Entry:
-        status = file.stat()
-        return Entry(file.name, status.st_size, str(status.st_mtime_ns))
+
+def entry_of(file: Path) -> Entry:
+    """A file of this machine, by its name. Raises OSError."""
+    status = file.stat()
+    return Entry(file.name, status.st_size, str(status.st_mtime_ns))
 
 
 def followed(path: Path) -> Path:

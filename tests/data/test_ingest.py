@@ -1221,6 +1221,9 @@ def test_parquet_in_folders_belongs_to_the_set(run, tmp_path):
     summary, _ = run(tmp_path / "old")
     assert summary["rows"] == {"train": 3, "validation": 2}
     assert summary["remarks"] == ["files in folders belong to the set: train.parquet/, validation/"]
+    write_parquet(tmp_path / "old" / "validation" / "0.parquet", [picture()] * 2, [0, 1])
+    with pytest.raises(DataError, match="holds a finished set of another job: source"):
+        run(tmp_path / "old")
     write_parquet(tmp_path / "hive" / "label=cat" / "0.parquet", [picture()], [0])
     with pytest.raises(DataError, match=r"label=cat: a partition of Hive"):
         run(tmp_path / "hive", "b")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data.test_cache import flip, in_its_place
 from data.test_parquet import SCHEMA, pixel, write
 
 from emc2dist.data import kept
@@ -34,17 +35,6 @@ def opened(folder: Path, cache: Path) -> ParquetImages:
     images = ParquetImages.open(folder, cache_dir=cache)
     assert images is not None
     return images
-
-
-def flip(file: Path, place: int) -> None:
-    content = bytearray(file.read_bytes())
-    content[place] ^= 4
-    file.write_bytes(content)
-
-
-def in_its_place(file: Path, make) -> None:
-    file.unlink()
-    make(file)
 
 
 DAMAGES = {

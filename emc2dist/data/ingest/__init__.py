@@ -206,7 +206,11 @@ def _write(plan: _Plan, dest: Place, skip_unreadable: bool, workers: int) -> tup
     target = Target(plan.source.root, dest, unfinished.notes, plan.classes, skip_unreadable)
     with unfinished.drafts() as drafts:
         noted = unfinished.finished(with_unreadable=skip_unreadable)
-        notes = {task.name: note for task in plan.tasks() if (note := noted.get(task.name)) and note.tells_of(task)}
+        notes = {
+            task.name: note
+            for task in (plan.tasks() if noted else ())
+            if (note := noted.get(task.name)) and note.tells_of(task)
+        }
         before = sum(note.images for note in notes.values())
         if notes:
             say(f"{dest}: goes on after {len(notes)} finished files")

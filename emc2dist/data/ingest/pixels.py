@@ -23,8 +23,9 @@ from PIL import Image
 
 from emc2dist import files
 from emc2dist.data.columns import check_labels
-from emc2dist.data.ingest.source import Samples, Source, Split, entry_of, listing_digest, read_range
+from emc2dist.data.ingest.source import Samples, Source, Split, listing_digest, read_range
 from emc2dist.errors import DataError, StorageError
+from emc2dist.files import entry_of
 
 _STL10_SHAPE = (3, 96, 96)
 _STL10_BYTES = 3 * 96 * 96

@@ -90,12 +90,6 @@ def listing_digest(listed: Iterable[Entry]) -> str:
     return digest.hexdigest()
 
 
-def entry_of(file: Path) -> Entry:
-    """A file on this machine, by its name; its tag is the time of its last change."""
-    status = file.stat()
-    return Entry(file.name, status.st_size, str(status.st_mtime_ns))
-
-
 def read_range(file: Path, start: int, size: int) -> bytes:
     """`size` bytes of a file from `start`. Raises StorageError where they are not there, or no longer."""
     try:

@@ -29,7 +29,6 @@ from emc2dist.data.ingest.source import (
     Samples,
     Source,
     Split,
-    entry_of,
     listing_digest,
     passed_over,
     printable,
@@ -37,7 +36,7 @@ from emc2dist.data.ingest.source import (
 )
 from emc2dist.data.splits import alone, by_split, left_out
 from emc2dist.errors import DataError
-from emc2dist.files import Entry
+from emc2dist.files import Entry, entry_of
 
 CLASSES = "classes.txt"
 _IMAGES = frozenset(extension.removeprefix(".") for extension in EXTENSIONS)
