@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from emc2dist.config import paths
 from emc2dist.config import text as spec_text
 from emc2dist.config.points import known_points
+from emc2dist.config.presets import expanded
 from emc2dist.config.sections import HIDDEN, REFUSED, S3
 from emc2dist.config.spec import Spec
 from emc2dist.config.sweep import Sweep
@@ -35,6 +37,8 @@ _FORMS = {
     "dict_type": "write keys and their values, as in {KEY: VALUE}",
     "model_type": "write keys and their values, as in {KEY: VALUE}",
 }
+_CHOSEN = ("objective", "negatives")
+"""Sections that are one of several, chosen by their name."""
 _SHOWN = 200  # characters of a value that a message repeats
 _TOLD = 5  # errors of one spec that a message tells
 
@@ -182,26 +186,26 @@ def _checked(model: type[Model], tree: dict[str, Any], source: str) -> Model:
 def _overridden(tree: dict[str, Any], overrides: Sequence[str], model: type[BaseModel]) -> dict[str, Any]:
     """The tree with what `key=value` says; a mapping sets the keys that it holds."""
     said: dict[Parts, str] = {}  # by which of them
+    pairs: list[tuple[Parts, Any]] = []
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise SpecError(f"{override!r}: an override is written key=value, as in lr=1e-3 or data.limit=512")
         _, kind = _place(model, key)
-        if _section(kind) and value in ("", *_NULL):
+        if _fields(kind) and value in ("", *_NULL):
             raise SpecError(f"{key}: got nothing; give it keys and their values, as in {key}={{KEY: VALUE}}")
         meant = spec_text.unquoted(value) if _takes_text(kind) else spec_text.flow(value, key)
         for parts, item in _flat(model, key, meant):
             if said.get(parts, override) != override:  # as where a script has its own before what it is given
                 say(f"{'.'.join(parts)}: given more than once on the command line; the last one holds")
             said[parts] = override
-            _put(tree, parts, item)
+            pairs.append((parts, item))
+    _put_all(tree, pairs)
     return tree
 
 
 def _with(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    for key, value in values.items():
-        for parts, item in _flat(Spec, key, value):
-            _put(tree, parts, item)
+    _put_all(tree, [pair for key, value in values.items() for pair in _flat(Spec, key, value)])
     return tree
 
 
@@ -225,14 +229,14 @@ def _once(pairs: Iterable[tuple[Parts, Any]], source: str) -> Iterator[tuple[Par
 def _flat(model: type[BaseModel], key: str, value: Any) -> Iterator[tuple[Parts, Any]]:
     """The keys that a value sets: it alone, or those that a mapping for a section holds."""
     parts, kind = _place(model, key)
-    if isinstance(value, dict) and (_section(kind) or parts[0] == "space"):
+    if isinstance(value, dict) and (_fields(kind) or parts[0] == "space"):
         for name, item in value.items():
             yield from _flat(model, f"{key}.{name}", item)
     else:
         yield parts, value
 
 
-def _place(model: type[BaseModel], key: str) -> tuple[Parts, Any]:
+def _place(model: Any, key: str) -> tuple[Parts, Any]:
     """Where a key stands, and what it may be; `Any` where it is unknown.
 
     What stands under a section's mapping of free names (labels, a space) is one name, whatever dots it holds.
@@ -241,15 +245,26 @@ def _place(model: type[BaseModel], key: str) -> tuple[Parts, Any]:
     if model is Sweep and head in ("set", "space"):
         kind = _place(Spec, rest)[1] if rest and head == "set" else Any
         return ((head, rest) if dot else (head,)), (kind if rest or head == "space" else Spec)
-    field = model.model_fields.get(head)
+    field = _fields(model).get(head)
     kind = field.annotation if field else Any
-    section = _section(kind)
     if not dot:
         return (head,), kind
-    if section is None:
+    if not _fields(kind):
         return (head, rest), _named(kind)
-    parts, kind = _place(section, rest)
+    parts, kind = _place(kind, rest)
     return (head, *parts), kind
+
+
+def _put_all(tree: dict[str, Any], pairs: Sequence[tuple[Parts, Any]]) -> None:
+    """Set keys: first those that choose a section, for what they choose then takes the other keys."""
+    for parts, value in sorted(pairs, key=lambda pair: _rank(pair[0])):
+        _put(tree, parts, value)
+
+
+def _rank(parts: Parts) -> int:
+    if parts[-1] in _CHOSEN:
+        return _CHOSEN.index(parts[-1])
+    return len(_CHOSEN) + (parts[-1] != "name")
 
 
 def _put(tree: dict[str, Any], parts: Parts, value: Any) -> None:
@@ -257,10 +272,23 @@ def _put(tree: dict[str, Any], parts: Parts, value: Any) -> None:
     for parent in parents:
         if tree.get(parent) in ("", *_NULL):  # a section whose keys are all left out
             tree[parent] = {}
+        if parent in _CHOSEN and isinstance(tree.get(parent), str):
+            tree |= _expanded(tree)
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise SpecError(f"{'.'.join(parts)}: {parent} is a value, not a section")
+    if leaf == "objective" and isinstance(value, str):
+        tree.pop("negatives", None)  # an objective by its bare name brings its own
+    if leaf == "name" and parents and parents[-1] in _CHOSEN and tree.get("name") != value:
+        tree.clear()  # the keys of another one
     tree[leaf] = value
+
+
+def _expanded(tree: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return expanded(tree)
+    except ValueError as error:
+        raise SpecError(str(error)) from None
 
 
 def _settled(value: Any, kind: Any) -> Any:
@@ -269,9 +297,8 @@ def _settled(value: Any, kind: Any) -> Any:
     Lists become tuples: strict pydantic takes a tuple for a tuple, and YAML has only lists.
     """
     if isinstance(value, dict):
-        section = _section(kind)
-        fields = section.model_fields if section else {}
-        other = Any if section else _named(kind)
+        fields = _fields(kind)
+        other = Any if fields else _named(kind)
         return {key: _settled(item, fields[key].annotation if key in fields else other) for key, item in value.items()}
     if isinstance(value, list):
         return tuple(_settled(item, Any) for item in value)
@@ -282,7 +309,7 @@ def _meant(word: Plain, kind: Any) -> Any:
     kinds = _kinds(kind)
     may_be_null = types.NoneType in kinds
     if not word or word in (_NOTHING if may_be_null else set() if _takes_text(kind) else _NULL):
-        return {} if _section(kind) or get_origin(kind) is dict else None
+        return {} if _fields(kind) or get_origin(kind) is dict else None
     if _takes_text(kind):  # a switch is no name: pydantic refuses it
         return _SWITCH.get(word.lower(), str(word)) if may_be_null else str(word)
     words = _SWITCH if bool in kinds else _BOOL
@@ -306,8 +333,10 @@ def _takes_text(kind: Any) -> bool:
     return {str} == _kinds(kind) - {types.NoneType}
 
 
-def _section(kind: Any) -> type[BaseModel] | None:
-    return next((one for one in _kinds(kind) if isinstance(one, type) and issubclass(one, BaseModel)), None)
+def _fields(kind: Any) -> dict[str, FieldInfo]:
+    """The keys of a section, or of all those that a name chooses among; none where it is no section."""
+    sections = [one for one in _kinds(kind) if isinstance(one, type) and issubclass(one, BaseModel)]
+    return {name: field for section in sections for name, field in section.model_fields.items()}
 
 
 def _named(kind: Any) -> Any:
@@ -334,8 +363,11 @@ def _explained(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+    key = ".".join(_untagged(error["loc"]))
     if error["type"] == "extra_forbidden":
+        section, _, option = key.partition(".")
+        if section in _CHOSEN and key in _keys(model):
+            return f"{section}: {error['loc'][1]} takes no {option}: {_shown(error['input'])} would be read by nobody"
         nearest = difflib.get_close_matches(key, list(_keys(model)), n=1, cutoff=0.0)
         if nearest == [key]:
             return f"{key}: with a dot this is for the command line; in a file it stands in its section"
@@ -353,6 +385,15 @@ def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
     return f"{key}: got {_shown(error['input'])}; {message}"
 
 
+def _untagged(place: tuple[int | str, ...]) -> Iterator[str]:
+    """The parts of a key, without the name of what was chosen."""
+    chosen = False
+    for part in place:
+        if not chosen:
+            yield str(part)
+        chosen = part in _CHOSEN and not chosen
+
+
 def _shown(value: Any) -> str:
     """A value in a message, cut where it is long; nothing is what an empty file or an empty value is."""
     if value is None:
@@ -361,8 +402,7 @@ def _shown(value: Any) -> str:
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
 
 
-def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in section.model_fields.items():
+def _keys(section: Any, prefix: str = "") -> Iterator[str]:
+    for name, field in _fields(section).items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
+        yield from _keys(field.annotation, f"{prefix}{name}.")

@@ -8,9 +8,6 @@ from pydantic_core import PydanticCustomError
 
 from emc2dist.config import paths
 
-Objective = Literal["emc2", "simclr", "dcl", "sogclr"]
-Kernel = Literal["mh", "isir"]
-Carried = Literal["reencode", "cached"]
 Norm = Literal["batch", "sync_batch", "group", "none"]
 Precision = Literal["float32", "bf16", "float64"]
 
@@ -176,16 +173,27 @@ class Optimiser(Section):
     """`lars` scales each layer's step by trust * |w| / |g|; biases and norms are excluded."""
     weight_decay: NonNegativeFloat = 1e-4
     """Weight decay; biases and norms are excluded."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of sgd and lars."""
-    trust: PositiveFloat = 1e-3
-    """LARS trust coefficient."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Momentum of sgd and lars; None: 0.9. The others take none."""
+    trust: PositiveFloat | None = None
+    """LARS trust coefficient; None: 1e-3. The others take none."""
     warmup_epochs: NonNegativeFloat = 1.0
     """Epochs of linear warm-up from 0; then cosine to 0."""
     clip_norm: PositiveFloat | None = None
     """Largest gradient norm; longer gradients are scaled down to it. None: not clipped."""
     accumulate: SmallPositiveInt = 1
     """Micro-batches per optimiser update. Each contrasts batch_size / accumulate samples with its own sweep."""
+
+    @model_validator(mode="after")
+    def _is_read(self) -> Self:
+        takers = {"momentum": ("sgd", "lars"), "trust": ("lars",)}
+        for key, names in takers.items():
+            if getattr(self, key) is not None and self.name not in names:
+                raise ValueError(
+                    f"optimiser.{key}: {getattr(self, key)} is of {' and '.join(names)}; optimiser.name: {self.name} "
+                    "takes none, so leave it out"
+                )
+        return self
 
 
 class Eval(Section):
@@ -220,8 +228,6 @@ class Checkpoint(Section):
 class Store(Section):
     """The shards that hold chains and cached features."""
 
-    feature_dtype: Literal["float16", "float32"] = "float16"
-    """Type of a cached feature."""
     timeout_s: Seconds = 60.0
     """Seconds to wait for a shard before the step fails."""
 

@@ -5,18 +5,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from emc2dist.config.negatives import Negatives
+from emc2dist.config.objectives import Objective
 from emc2dist.config.paths import is_remote
+from emc2dist.config.presets import expanded, title
 from emc2dist.config.sections import (
     S3,
     AnyPath,
-    Carried,
     Checkpoint,
     Data,
     Encoder,
     Eval,
-    Kernel,
     Launch,
-    Objective,
     Optimiser,
     PositiveFloat,
     PositiveInt,
@@ -43,24 +43,17 @@ class Spec(Section):
     """Folder that holds the run folders; on disk, or `s3://bucket/...`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Everything random derives from it."""
-    objective: Objective = "emc2"
-    """`emc2`, or a baseline: `simclr` (in-batch InfoNCE), `dcl` (the same without the positive), `sogclr`."""
-    kernel: Kernel = "mh"
-    """`mh`: a Metropolis-Hastings sweep over the batch; `isir`: iterated sampling importance resampling."""
+    objective: Objective
+    """What is minimised, by name: dcl, dclw, infonce (`emc2dist.config.objectives`). emc2, sogclr and simclr name the
+    negatives too. By default emc2."""
+    negatives: Negatives
+    """How the objective's denominators are estimated: chain, in_batch, moving_average (`emc2dist.config.negatives`)."""
     temperature: Temperature = 0.2
     """Scores are cosine similarities divided by it."""
     temperature_end: Temperature | None = None
     """Where a cosine takes the temperature, from `temperature`, over the run; None: it stays."""
     temperature_period: PositiveFloat | None = None
     """Epochs in which the cosine goes to `temperature_end` and back; None: it goes there once, by the run's end."""
-    burn_in_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of an `mh` sweep's valid proposals that is dropped."""
-    cache_proposals: Annotated[int, Field(ge=0, le=2**20)] = 0
-    """K: rows of the feature cache to which a chain may move before its sweep, by delayed acceptance. 0: none."""
-    carried: Carried = "reencode"
-    """`reencode`: carried negatives are encoded again and get a gradient; `cached`: the stored feature stands in."""
-    moving_average: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """SogCLR's weight of the newest estimate, gamma."""
     epochs: Annotated[int, Field(ge=1, le=10**6)]
     """Passes over the dataset."""
     batch_size: Annotated[int, Field(ge=2, le=2**24)]
@@ -110,6 +103,16 @@ class Spec(Section):
                 return workers
         return None
 
+    @property
+    def method(self) -> str:
+        """The objective and its negatives, by the name that people know them."""
+        return title(self.objective.name, self.negatives.name)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_presets(cls, given: Any) -> Any:
+        return expanded(given) if isinstance(given, dict) else given
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         parts = self.workers * self.optimiser.accumulate
@@ -139,8 +142,12 @@ class Spec(Section):
             )
         if self.watch.tensorboard and is_remote(self.run_dir):
             raise ValueError(f"watch.tensorboard: true needs a run_dir on disk, got {self.run_dir}")
-        if self.cache_proposals and self.objective != "emc2":
-            raise ValueError(f"cache_proposals: {self.cache_proposals} needs objective: emc2, got {self.objective}")
+        if self.objective.valued and not self.negatives.valued:
+            raise ValueError(
+                f"negatives: {self.negatives.name} estimates a denominator's gradient alone, and objective: "
+                f"{self.objective.name} needs its value too; use objective: dcl, or negatives: in_batch or "
+                "moving_average"
+            )
         if self.temperature_period is not None and self.temperature_end is None:
             raise ValueError(
                 f"temperature_period: {self.temperature_period} needs temperature_end, the other bound of the cosine"

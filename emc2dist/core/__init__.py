@@ -1,6 +1,14 @@
-"""The maths: numbers, tensors and a generator in, tensors out. No config, file, clock, rank or Ray.
+"""The maths: numbers, tensors and random streams in, tensors out. No file, clock, rank or Ray.
+
+    batch         the gathered batch, as one worker sees it
+    denominator   what an objective asks to be estimated, and an estimate of it
+    estimators/   from a denominator and what is remembered to an estimate: in_batch, chain, moving_average
+    objectives/   from estimates to a loss: dcl, dclw, infonce
+    contrast      an objective and an estimator, put together: batch -> loss, and what to remember
+    exact         the objective over the whole dataset: the oracle of all of them
+    certify       a contrast over features that stand still, held against that
 
 Letters: N samples in the dataset, V views of each, B samples in the gathered batch, A anchors (sample, view) of one
-call, P proposals per anchor, K cached rows drawn in a step, D feature width. A score is a cosine similarity divided
-by the temperature: a log-density up to a constant.
+worker, b = A / V samples of one worker, C candidates of an anchor, K cached rows drawn in a step, D feature width. A
+score is a cosine similarity divided by the temperature: a log-density up to a constant.
 """

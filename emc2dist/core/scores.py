@@ -1,11 +1,9 @@
-"""Scores: cosine similarities divided by the temperature, for samples taken with all their views.
+"""Scores: cosine similarities divided by the temperature, log-densities up to a constant.
 
-The *unit* of every chain is a sample with all its V views: its score is u(a, c) = log sum_v exp s(a, c_v), so the
-target over units is the target over views, summed. The gradient of that log-sum-exp shares a unit's weight among its
-views by their softmax, which is how a weight on a unit becomes weights on its views: nothing else does it. A sample
-of which only R of its V views are at hand stands for all of them with log-mean-exp over the R, plus log V.
-
-Anchors are laid out view by view: anchor v * n + i is view v of the i-th of n samples.
+A sample is taken with all its V views: its score is u(a, c) = log sum_v exp s(a, c_v), so a distribution over samples
+is the one over views, summed. The gradient of that log-sum-exp shares a sample's weight among its views by their
+softmax; nothing else does it. A sample of which only R of its V views are at hand stands for all of them with
+log-mean-exp over the R, plus log V.
 """
 
 import math
@@ -13,28 +11,28 @@ import math
 import torch
 from torch import Tensor
 
-
-def positive_scores(features: Tensor, temperature: float) -> Tensor:
-    """[V * n]: each anchor's mean score against the other views of its own sample; `features` [V, n, D], V >= 2."""
-    views = features.shape[0]
-    others = features.sum(0) - features
-    return (features * others).sum(-1).flatten() / ((views - 1) * temperature)
+from emc2dist.core.batch import Batch
 
 
-def unit_scores(anchors: Tensor, units: Tensor, temperature: float) -> Tensor:
-    """[A, P]: scores of `anchors` [A, D] against P samples with all their views, `units` [V, P, D]."""
-    return (torch.einsum("ad,vpd->vap", anchors, units) / temperature).logsumexp(0)
+def positive_scores(batch: Batch, anchors: str, keys: str) -> Tensor:
+    """[A]: each anchor against its positive: the mean over its sample's other views, or its pair on the other side."""
+    own, other = batch.sides[anchors].own, batch.sides[keys].own
+    if anchors != keys:
+        return (own * other).sum(-1).flatten() / batch.temperature
+    others = own.sum(0) - own
+    return (own * others).sum(-1).flatten() / ((len(own) - 1) * batch.temperature)
 
 
-def standing_scores(anchors: Tensor, features: Tensor, temperature: float, views: int) -> Tensor:
-    """[A]: each anchor against a sample of its own, R of whose V `views` are at hand.
-
-    `anchors` [A, D], `features` [A, R, D]. With R = V this is the unit's own score.
-    """
-    scores = torch.einsum("ad,ard->ar", anchors, features) / temperature
-    return scores.logsumexp(1) + math.log(views / features.shape[1])
+def sample_scores(anchors: Tensor, keys: Tensor, temperature: float) -> Tensor:
+    """[A, C]: scores of `anchors` [A, D] against C samples with all their views, `keys` [V, C, D]."""
+    return (torch.einsum("ad,vcd->vac", anchors, keys) / temperature).logsumexp(0)
 
 
-def view_shares(anchors: Tensor, units: Tensor, temperature: float) -> Tensor:
-    """[V, A, P]: how a unit's weight is shared among its views, their softmax. Sums to 1 over views."""
-    return (torch.einsum("ad,vpd->vap", anchors, units) / temperature).softmax(0)
+def view_shares(anchors: Tensor, keys: Tensor, temperature: float) -> Tensor:
+    """[V, A, C]: how a sample's weight is shared among its views, their softmax. Sums to 1 over views."""
+    return (torch.einsum("ad,vcd->vac", anchors, keys) / temperature).softmax(0)
+
+
+def log_ratio(views: int, at_hand: int) -> float:
+    """log V / R, by which `at_hand` of a sample's `views` stand for all of them."""
+    return math.log(views / at_hand)

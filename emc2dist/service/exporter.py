@@ -38,7 +38,7 @@ class Exporter(Collector):
 
     def __init__(self, spec: Spec, steps_per_epoch: int) -> None:
         self._run = {"run": spec.name}
-        self._labels = {"kernel": spec.kernel}
+        self._labels = {"kernel": spec.negatives.options().get("kernel", "none")}
         self._values: dict[tuple[str, str], float] = {}  # by name, and shard where there is one
         self._lock = threading.Lock()
         self._starts = 0

@@ -9,10 +9,11 @@
 One step of a rank, in one line: `store.exchange(generation, commit_of_last_step, read, as_of).result()`.
 """
 
+from emc2dist.core.columns import Column, Schema
 from emc2dist.store.base import ChainStore, Pending, ShardedStore
 from emc2dist.store.layout import Layout, Part
 from emc2dist.store.local import LocalStore
-from emc2dist.store.shard import Column, Commit, Read, Rows, Schema, Shard, ShardStats, Tables, nbytes
+from emc2dist.store.shard import Commit, Read, Rows, Shard, ShardStats, Tables, nbytes
 
 __all__ = [
     "ChainStore",

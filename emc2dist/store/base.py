@@ -22,13 +22,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from emc2dist.core.columns import Schema
 from emc2dist.errors import StoreError
 from emc2dist.store.layout import Layout, Part
 from emc2dist.store.shard import (
     Commit,
     Read,
     Rows,
-    Schema,
     ShardStats,
     Tables,
     check_writes,

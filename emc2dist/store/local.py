@@ -3,10 +3,11 @@
 from concurrent.futures import Future
 from typing import Any
 
+from emc2dist.core.columns import Schema
 from emc2dist.errors import StoreError
 from emc2dist.store.base import ShardedStore
 from emc2dist.store.layout import Layout
-from emc2dist.store.shard import Schema, Shard
+from emc2dist.store.shard import Shard
 
 
 class LocalStore(ShardedStore):

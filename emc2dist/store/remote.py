@@ -25,10 +25,11 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from emc2dist.core.columns import Schema
 from emc2dist.errors import SpecError, StoreError, StoreTimeout
 from emc2dist.store.base import ShardedStore
 from emc2dist.store.layout import Layout
-from emc2dist.store.shard import Schema, Shard, nbytes
+from emc2dist.store.shard import Shard, nbytes
 
 logger = logging.getLogger(__name__)
 

@@ -26,24 +26,13 @@ Memory: `nbytes(schema, rows)`, touched as rows are first written, plus the comm
 
 from dataclasses import dataclass
 from time import perf_counter
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emc2dist.core.columns import Column, Schema
 from emc2dist.errors import StaleGeneration, StoreError
 from emc2dist.store.layout import check_index
-
-
-class Column(NamedTuple):
-    """One value per sample: a numpy dtype by name, and the shape of the value ([] is a scalar)."""
-
-    dtype: str
-    shape: tuple[int, ...] = ()
-
-
-Schema = dict[str, dict[str, Column]]
-"""The columns of each table."""
 
 Tables = dict[str, dict[str, NDArray]]
 """For each table and column an array [n, *shape]: a reply, or all rows of a snapshot."""

@@ -14,8 +14,8 @@ that makes the two the same, bit for bit. In between, an unbroken run drains now
 writes but shows none of the last ones (`park`): filled again, the pipeline reads what it would have read.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,78 +23,58 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emc2dist.config import Spec
+from emc2dist.core.columns import Schema
+from emc2dist.core.contrast import contrast_for
+from emc2dist.core.estimators import FEATURES, CachedRows, Recall
 from emc2dist.core.streams import seed_of
 from emc2dist.data.sampler import EpochOrder, rank_slice
-from emc2dist.store import ChainStore, Column, Commit, Pending, Rows, Schema, Tables
+from emc2dist.store import ChainStore, Commit, Pending, Rows, Tables
 
 _CACHE_DRAW = 1  # label of the random stream that draws cache rows
 
 
 def schema_for(spec: Spec) -> Schema:
-    """What the objective remembers of each sample."""
-    views = (spec.views.count,)
-    if spec.objective == "sogclr":
-        return {"chain": {"log_partition": Column("float32", views), "visited": Column("bool", views)}}
-    if spec.objective != "emc2":
-        return {}
-    return {
-        "chain": {
-            "state": Column("int64", views),
-            "visited": Column("bool", views),
-            "visited_at": Column("int32", views),
-        },
-        "feature": {
-            "feature": Column(spec.store.feature_dtype, (spec.encoder.features,)),
-            "present": Column("bool", ()),
-            "written_at": Column("int32", ()),
-        },
-    }
+    """What a run of `spec` remembers of each sample."""
+    return contrast_for(spec).tables(spec.views.count, spec.encoder.features)
 
 
 @dataclass(frozen=True)
-class CachedRows:
-    """Rows of the feature cache."""
+class Encoded:
+    """Samples with a feature of this step, to be cached."""
 
     index: Tensor
-    """int64 [n]: their samples."""
-    feature: Tensor
-    """[n, D], each sample's newest cached view."""
-    present: Tensor
-    """bool [n]: False where no feature was ever cached."""
-    written_at: Tensor
-    """int64 [n]: the step that wrote it."""
+    """int64 [n], without repeats."""
+    features: Tensor
+    """[n, D]"""
 
 
-class Recall(NamedTuple):
-    """What is remembered for one worker's A = V * b anchors in one step; anchor v * b + i."""
-
-    chain: dict[str, Tensor]
-    """The chain table's columns, each [A]."""
-    carried: CachedRows | None
-    """The cached features of the carried states, A rows (any content where not visited); None without a cache."""
-    cache: CachedRows | None
-    """The K rows drawn for this step, the same for all workers; None without a cache."""
-
-
-class _Ahead(NamedTuple):
-    """A read under way: features for `step`, chains for the step after it."""
+@dataclass(frozen=True)
+class _Ahead:
+    """A read under way: features for `step`, and the columns by anchor of the step after it."""
 
     step: int
     reply: Pending
-    carried: NDArray[np.bool_]
-    """[b, V]: which anchors of `step` have a carried state, in the order in which their features were asked for."""
+    carried: Mapping[str, NDArray[np.bool_]]
+    """For each table of chains [b, V]: which anchors of `step` carry a state, in the order of the features read."""
     draws: NDArray[np.int64]
 
 
 class Memory:
-    """Recalls and remembers, for one rank. Call `recall(t)`, `exchange(t)`, `remember(t)` in this order in step t."""
+    """Recalls and remembers, for one rank. Call `recall(t)`, `exchange(t)`, `remember(t)` in this order in step t.
+
+    What it gives and takes is by anchor, [A] tensors on the worker's device; the store keeps numpy rows by sample.
+    """
 
     def __init__(
         self, spec: Spec, store: ChainStore, order: EpochOrder, rank: int, generation: str, device: torch.device
     ) -> None:
         self.store, self.schema, self.generation = store, store.schema, generation
         self._spec, self._order, self._rank, self._device = spec, order, rank, device
-        self._chains: dict[int, dict[str, NDArray]] = {}
+        self._draws = contrast_for(spec).estimator.draws
+        self._by_anchor = [table for table in self.schema if table != FEATURES]
+        self._chains = [table for table in self._by_anchor if "state" in self.schema[table]]
+        self._read_ahead: dict[int, Tables] = {}
+        """By step: the rows of its own samples, of all tables by anchor."""
         self._ahead: _Ahead | None = None
         self._commit: Commit | None = None
         self._settled = -1
@@ -102,33 +82,42 @@ class Memory:
     def start(self, step: int, settled: int) -> None:
         """Fill the pipeline for a run whose next step is `step`; the store has all before it, and shows `settled`."""
         self._commit, self._settled = None, settled
-        self._chains = {}
+        self._read_ahead = {}
         for ahead in (step, step + 1):
-            if "chain" in self.schema:
-                read = {"chain": self._samples(ahead)}
-                reply = self.store.exchange(self.generation, None, read, self._settled).result()
-                self._chains[ahead] = reply["chain"]
-        self._ahead = self._read(step, chains_of=None, as_of=self._settled)
+            read = dict.fromkeys(self._by_anchor, self._samples(ahead))
+            self._read_ahead[ahead] = self.store.exchange(self.generation, None, read, self._settled).result()
+        self._ahead = self._read(step, ahead=None, as_of=self._settled)
 
-    def recall(self, step: int) -> Recall:
-        """What step `step` needs; waits for the read that was sent ahead."""
+    def recall(self, step: int) -> dict[str, Recall]:
+        """What step `step` needs, by table; waits for the read that was sent ahead."""
         ahead = self._ahead
         assert ahead is not None, "start comes first"
         assert ahead.step == step, "recall goes step by step"
         reply = ahead.reply.result()
-        if "chain" in reply:
-            self._chains[step + 1] = reply["chain"]
-        chain = {name: self._by_anchor(column) for name, column in self._chains.get(step, {}).items()}
-        return Recall(chain, *self._cached(reply, ahead))
+        if self._by_anchor and self._by_anchor[0] in reply:
+            self._read_ahead[step + 1] = {table: reply[table] for table in self._by_anchor}
+        columns = {
+            table: {name: self._anchors(column) for name, column in rows.items()}
+            for table, rows in self._read_ahead.get(step, {}).items()
+        }
+        cached = dict(self._cached(reply, ahead))
+        return {table: Recall(columns[table], *cached.get(table, (None, None))) for table in columns}
 
     def exchange(self, step: int) -> None:
         """Send the last step's commit and the next step's read; after the gather of step `step`."""
         as_of = max(step - 2, self._settled)
-        self._chains.pop(step, None)
-        self._ahead = self._read(step + 1, chains_of=step + 2, as_of=as_of)
+        self._read_ahead.pop(step, None)
+        self._ahead = self._read(step + 1, ahead=step + 2, as_of=as_of)
 
-    def remember(self, step: int, writes: dict[str, Rows]) -> None:
-        """Keep what step `step` found out, to be sent with the next exchange."""
+    def remember(self, step: int, columns: Mapping[str, Mapping[str, Tensor]], encoded: Encoded) -> None:
+        """Keep what step `step` found out, to be sent with the next exchange: columns by anchor [A], and features."""
+        own = self._samples(step)
+        writes = {
+            table: Rows(own, {name: self._samples_of(values) for name, values in named.items()})
+            for table, named in columns.items()
+        }
+        if FEATURES in self.schema:
+            writes[FEATURES] = self._features(step, encoded)
         self._commit = Commit(step, self._rank, writes) if writes else None
 
     def settle(self, step: int) -> int:
@@ -151,45 +140,81 @@ class Memory:
         self._commit, self._ahead = None, None
         return as_of
 
-    def _read(self, step: int, chains_of: int | None, as_of: int) -> _Ahead:
+    def _read(self, step: int, ahead: int | None, as_of: int) -> _Ahead:
         """Send the commit; read the features of `step` (its chains are at hand) and the chains of a later step."""
         read: dict[str, NDArray[np.int64]] = {}
-        if chains_of is not None and "chain" in self.schema:
-            read["chain"] = self._samples(chains_of)
-        carried, draws = np.zeros((0, 0), bool), np.zeros(0, np.int64)
-        if "feature" in self.schema:
-            carried, draws = self._chains[step]["visited"], self._draw(step)
-            read["feature"] = np.concatenate([self._chains[step]["state"][carried], draws])
+        if ahead is not None:
+            read = dict.fromkeys(self._by_anchor, self._samples(ahead))
+        carried: dict[str, NDArray[np.bool_]] = {}
+        draws = np.zeros(0, np.int64)
+        if FEATURES in self.schema:
+            draws = self._draw(step)
+            rows = self._read_ahead[step]
+            carried = {table: rows[table]["visited"] for table in self._chains}
+            states = [rows[table]["state"][visited] for table, visited in carried.items()]
+            read[FEATURES] = np.concatenate([*states, draws])
         commit, self._commit = self._commit, None
         return _Ahead(step, self.store.exchange(self.generation, commit, read, as_of), carried, draws)
 
     def _samples(self, step: int) -> NDArray[np.int64]:
+        """[b], this rank's samples."""
         return rank_slice(self._order.batch(step), self._rank, self._spec.workers)
 
     def _draw(self, step: int) -> NDArray[np.int64]:
         """K samples, uniform without repeats; those that hold no feature yet are told apart by `present`."""
-        count = min(self._spec.cache_proposals, self._order.samples)
+        count = min(self._draws, self._order.samples)
         generator = np.random.default_rng(seed_of(self._spec.seed, _CACHE_DRAW, step))
         return generator.choice(self._order.samples, count, replace=False, shuffle=False).astype(np.int64)
 
-    def _cached(self, reply: Tables, ahead: _Ahead) -> tuple[CachedRows | None, CachedRows | None]:
-        if "feature" not in self.schema:
-            return None, None
-        asked = int(ahead.carried.sum())
-        columns = reply["feature"]
-        rows = {name: np.zeros((*ahead.carried.shape, *v.shape[1:]), v.dtype) for name, v in columns.items()}
-        for name, values in columns.items():
-            rows[name][ahead.carried] = values[:asked]
-        state = self._by_anchor(self._chains[ahead.step]["state"])
-        carried = CachedRows(state, *(self._by_anchor(rows[name]) for name in ("feature", "present", "written_at")))
-        drawn = {name: self._tensor(values[asked:]) for name, values in columns.items()}
-        cache = CachedRows(self._tensor(ahead.draws), drawn["feature"], drawn["present"], drawn["written_at"])
-        return carried, cache
+    def _cached(self, reply: Tables, ahead: _Ahead) -> Iterator[tuple[str, tuple[CachedRows, CachedRows]]]:
+        """For each table of chains: the cached features of what they carry, and the rows drawn."""
+        if not self._chains:
+            return
+        columns = reply[FEATURES]
+        drawn = self._rows(ahead.draws, {name: v[len(v) - len(ahead.draws) :] for name, v in columns.items()})
+        first = 0
+        for table, visited in ahead.carried.items():
+            last = first + int(visited.sum())
+            asked = {name: values[first:last] for name, values in columns.items()}
+            yield table, (self._carried(self._read_ahead[ahead.step][table]["state"], visited, asked), drawn)
+            first = last
 
-    def _by_anchor(self, column: NDArray) -> Tensor:
+    def _carried(
+        self, state: NDArray[np.int64], visited: NDArray[np.bool_], asked: Mapping[str, NDArray]
+    ) -> CachedRows:
+        """Rows of all anchors, where only those that carry a state were asked for."""
+        rows = {name: np.zeros((*visited.shape, *values.shape[1:]), values.dtype) for name, values in asked.items()}
+        for name, values in asked.items():
+            rows[name][visited] = values
+        named = {name: self._anchors(values) for name, values in rows.items()}
+        return CachedRows(self._anchors(state), named["feature"], named["present"], named["written_at"])
+
+    def _rows(self, index: NDArray[np.int64], columns: Mapping[str, NDArray]) -> CachedRows:
+        named = {name: self._tensor(values) for name, values in columns.items()}
+        return CachedRows(self._tensor(index), named["feature"], named["present"], named["written_at"])
+
+    def _features(self, step: int, encoded: Encoded) -> Rows:
+        index = _numpy(encoded.index)
+        dtype = self.schema[FEATURES]["feature"].dtype
+        columns = {
+            "feature": _numpy(encoded.features.to(getattr(torch, dtype))),
+            "present": np.ones(len(index), bool),
+            "written_at": np.full(len(index), step, np.int32),
+        }
+        return Rows(index, columns)
+
+    def _samples_of(self, values: Tensor) -> NDArray:
+        """[V * b, ...] by anchor -> [b, V, ...] by sample."""
+        return _numpy(values.unflatten(0, (self._spec.views.count, -1)).transpose(0, 1))
+
+    def _anchors(self, column: NDArray) -> Tensor:
         """[b, V, ...] by sample -> [V * b, ...] by anchor."""
         return self._tensor(np.ascontiguousarray(column.swapaxes(0, 1)).reshape(-1, *column.shape[2:]))
 
     def _tensor(self, column: NDArray) -> Tensor:
         column = column.astype(np.int64) if column.dtype == np.int32 else column
         return torch.from_numpy(np.ascontiguousarray(column)).to(self._device)
+
+
+def _numpy(tensor: Tensor) -> NDArray:
+    return tensor.detach().cpu().contiguous().numpy()

@@ -27,11 +27,11 @@ from torch.profiler import ProfilerActivity, record_function
 
 from emc2dist import files
 from emc2dist.config import Spec, dump, parse
+from emc2dist.core.estimators import Fact
 from emc2dist.data.images import Images, open_images
 from emc2dist.data.loader import ViewLoader
 from emc2dist.errors import SpecError
 from emc2dist.store import Layout, LocalStore
-from emc2dist.train.contrast import Fact
 from emc2dist.train.loop import order_for
 from emc2dist.train.memory import Memory, schema_for
 from emc2dist.train.step import Trainer

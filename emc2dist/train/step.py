@@ -19,20 +19,25 @@ import torch
 from torch import Tensor, nn
 
 from emc2dist.config import Spec
+from emc2dist.core.batch import Batch, Side, locate
+from emc2dist.core.contrast import contrast_for
 from emc2dist.core.diagnostics import alignment, effective_rank, uniformity
+from emc2dist.core.estimators import FEATURES, Fact
 from emc2dist.core.streams import fork
 from emc2dist.data.encoded import Traffic
 from emc2dist.data.loader import ViewLoader
 from emc2dist.data.sampler import EpochOrder, rank_slice
 from emc2dist.errors import DataError, NonFiniteError
 from emc2dist.train import collectives
-from emc2dist.train.contrast import Batch, Fact, contrast_for
-from emc2dist.train.memory import Memory
+from emc2dist.train.memory import Encoded, Memory
 from emc2dist.train.timing import Stopwatch
 from emc2dist.vision.encoder import running_statistics
 from emc2dist.vision.optim import learning_rate, set_learning_rate
 
 _DATA_TIMEOUT_S = 600
+SIDE = "x"
+"""The one side that there is, images (see `emc2dist.core.batch`)."""
+
 _VIEWS, _VISIT = 2, 3  # labels of random streams; `emc2dist.train.memory` uses 1
 
 
@@ -106,7 +111,7 @@ class Trainer:
         self.schedule = Schedule.of(spec, order.steps_per_epoch)
         self.temperature = Temperature.of(spec, order.steps_per_epoch)
         self._loader, self._order = loader, order
-        self._contrast = contrast_for(spec, order.samples)
+        self._contrast = contrast_for(spec)
         self._rank = collectives.rank()
         self.stopwatch = Stopwatch(device)
         self._seen = loader.traffic
@@ -132,9 +137,12 @@ class Trainer:
         with phase("store_wait"):
             self.memory.exchange(step)
         with phase("sweep"):
-            outcome = self._contrast(batch, recall, lambda index: self._encode_again(index, step))
+            again = _Again(features, lambda index: self._encode_again(index, step))
+            outcome = self._contrast(batch, recall, again)
         facts = {**outcome.facts, **self._update(step, outcome.loss)}
-        self.memory.remember(step, outcome.writes)
+        if FEATURES in self.memory.schema:
+            facts["reencoded_images"] = torch.tensor(float(len(again)), device=self.device)
+        self.memory.remember(step, outcome.remember, again.encoded(batch.own_index(SIDE)))
         if not health:
             return Facts(facts, {}, self._traffic())
         return Facts({**facts, **_health(batch)}, outcome.ages, self._traffic())
@@ -185,13 +193,14 @@ class Trainer:
         return nullcontext()
 
     def _gathered(self, step: int, features: Tensor) -> Batch:
-        units = collectives.gather_features(features)
+        gathered = collectives.gather_features(features)
         index = torch.from_numpy(self._order.batch(step)).to(self.device)
         own = features.shape[1]
-        _check_finite(units.transpose(0, 1).flatten(1), lambda slot: (slot // own, int(index[slot])), step)
+        _check_finite(gathered.transpose(0, 1).flatten(1), lambda slot: (slot // own, int(index[slot])), step)
         first = self._rank * own
         streams = self._streams(_VISIT, step, index[first : first + own]).flatten()
-        return Batch(step, features, units, index, first, streams, self.temperature.at(step))
+        side = Side(own=features, all=gathered)
+        return Batch(index, first, {SIDE: side}, self.temperature.at(step), self._order.samples, step, streams)
 
     def _update(self, step: int, loss: Tensor) -> dict[str, Fact]:
         """Backward and, at the end of an accumulated update, the optimiser's step; then returns the gradient norm."""
@@ -209,6 +218,33 @@ class Trainer:
         return {"gradient_norm": norm}
 
 
+class _Again:
+    """Samples outside the batch that are encoded again in one step, each once."""
+
+    def __init__(self, features: Tensor, encode: Callable[[Tensor], Tensor]) -> None:
+        self._own, self._encode = features, encode
+        self._index = torch.zeros(0, dtype=torch.int64, device=features.device)
+        self._features = features.new_zeros(0, features.shape[-1])
+
+    def __call__(self, side: str, samples: Tensor) -> Tensor:
+        """Features [m, D] of samples int64 [m], with gradient."""
+        missing = samples.unique()
+        missing = missing[~torch.isin(missing, self._index)]
+        if len(missing):
+            self._index = torch.cat([self._index, missing])
+            self._features = torch.cat([self._features, self._encode(missing)])
+        slot, _ = locate(samples, self._index)
+        return self._features[slot]
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._index)
+
+    def encoded(self, own: Tensor) -> Encoded:
+        """All that has a feature of this step: the worker's own samples int64 [b], by their last view, and these."""
+        return Encoded(torch.cat([own, self._index]), torch.cat([self._own[-1], self._features]).detach())
+
+
 def _check_finite(rows: Tensor, name: Callable[[int], tuple[int, int]], step: int) -> None:
     """Raise for the first row [n, ...] that is not finite; `name(row)` gives its (rank, sample)."""
     finite = rows.detach().isfinite().flatten(1).all(1)
@@ -221,11 +257,11 @@ def _check_finite(rows: Tensor, name: Callable[[int], tuple[int, int]], step: in
 
 
 def _health(batch: Batch) -> dict[str, Fact]:
-    units = batch.units.detach()
+    features = batch.sides[SIDE].all.detach()
     return {
-        "alignment": alignment(units),
-        "uniformity": uniformity(units[0]),
-        "effective_rank": effective_rank(units[0]),
+        "alignment": alignment(features),
+        "uniformity": uniformity(features[0]),
+        "effective_rank": effective_rank(features[0]),
     }
 
 

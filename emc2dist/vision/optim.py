@@ -72,16 +72,18 @@ def build_optimiser(model: nn.Module, config: Optimiser, lr: float) -> torch.opt
     parameters = [p for p in model.parameters() if p.requires_grad]
     weights: dict[str, Any] = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay}
     plain: dict[str, Any] = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
+    momentum = 0.9 if config.momentum is None else config.momentum
+    trust = 1e-3 if config.trust is None else config.trust
     match config.name:
         case "adam":
             return torch.optim.Adam([weights, plain], lr=lr)
         case "adamw":
             return torch.optim.AdamW([weights, plain], lr=lr)
         case "sgd":
-            return torch.optim.SGD([weights, plain], lr=lr, momentum=config.momentum)
+            return torch.optim.SGD([weights, plain], lr=lr, momentum=momentum)
         case "lars":
             groups = [weights, plain | {"adapt": False}]
-            return Lars(groups, lr=lr, momentum=config.momentum, trust=config.trust)
+            return Lars(groups, lr=lr, momentum=momentum, trust=trust)
 
 
 def learning_rate(update: int, *, peak: float, warmup: int, total: int) -> float:

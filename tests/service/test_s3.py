@@ -23,7 +23,7 @@ from emc2dist.service.runs import RunFolder
 SMALL = [
     "data.window=64", "views.size=8", "encoder.features=16", "encoder.hidden=0", "batch_size=16", "epochs=4",
     "threads=1", "log_every=1", "eval.bank=40", "eval.queries=20", "eval.neighbours=3", "eval.every=2",
-    "store.feature_dtype=float32",
+    "negatives.feature_dtype=float32",
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from emc2dist.core.contrast import contrast_for
 from emc2dist.data.images import Images
 from emc2dist.errors import RunError
 from emc2dist.service.look import FONT, GREY, WARNING, Picture, add_legend, label, new_axes, new_figure, render
@@ -45,9 +46,10 @@ class Chains:
             RunError: there is no checkpoint, or it has no chains. NonFiniteError: its encoder has diverged.
             DataError, StorageError: the images are gone or have changed.
         """
-        table = run.newest.table("chain")
+        denominator, *_ = contrast_for(run.spec).objective.denominators
+        table = run.newest.table(denominator.name)
         if "state" not in table:
-            raise RunError(f"{run.spec.objective} keeps no chains, so it has no carried negatives")
+            raise RunError(f"{run.spec.method} keeps no chains, so it has no carried negatives")
         images = run.trained_on()
         labels = None if images.unlabelled() else _labels(images)
         state, visited = table["state"], table["visited"]

@@ -185,7 +185,7 @@ def _results(run: Subject) -> dict[str, Any]:
     """The first lines of the table on top."""
     resumed = [row["step"] for row in run.rows if row.get("resumed")]
     return {
-        "objective": run.spec.objective,
+        "objective": run.spec.method,
         "finished": "yes" if run.folder.summary() else f"no, of {run.spec.epochs} epochs",
         **numbers(run.rows),
         "steps": run.rows[-1]["step"] if run.rows else None,

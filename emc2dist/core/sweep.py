@@ -1,9 +1,8 @@
 """Chains over negatives: one visit of every anchor's chain, by either of two kernels.
 
-The target of anchor a is pi_a(c) ~ exp score(a, c) over the other samples of the dataset (algorithm.md section 1). A
-visit takes the carried state and P proposals, all of them *units*: a unit is a sample with all its views, its score
-the log-sum-exp over them (`emc2dist.core.scores`). It returns weights whose weighted average of score gradients
-estimates the gradient of the log-partition function, and the state that the chain is left in.
+The target of anchor a is pi_a(c) ~ exp s(a, c) over the other samples of the dataset. A visit takes the carried state
+and P proposals by their scores alone (`emc2dist.core.denominator`). It returns weights whose weighted average of score
+gradients estimates the gradient of log Z, and the state that the chain is left in.
 
 `mh` (Yau et al., ICML 2024): the proposals are taken one after another in an order drawn anew for every anchor;
 proposal c replaces state e iff log u < s(c) - s(e). The weights are the shares of the kept steps.

@@ -1,0 +1,49 @@
+"""What is minimised: the options of each objective, by the name that a spec gives it.
+
+The formulas stand in `emc2dist.core.objectives`, a file each, with the same fields.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from emc2dist.config.sections import Section
+
+Width = Annotated[float, Field(ge=1e-3, le=1e3)]
+
+
+class Named(Section):
+    """A section that its name chooses among several."""
+
+    name: str
+
+    def options(self) -> dict[str, Any]:
+        """What the name leaves open, by key."""
+        return self.model_dump(exclude={"name"})
+
+
+class Dcl(Named):
+    """Decoupled contrastive learning: the positive is not in the denominator."""
+
+    name: Literal["dcl"]
+    valued: ClassVar[bool] = False
+    """Whether the loss needs the denominator itself, not its gradient alone."""
+
+
+class Dclw(Named):
+    """DCL whose positives are weighted by how far apart they are."""
+
+    name: Literal["dclw"]
+    sigma: Width = 0.5
+    """Width of the weight, in cosines. The larger, the nearer to DCL."""
+    valued: ClassVar[bool] = False
+
+
+class InfoNce(Named):
+    """Cross-entropy of picking the positive among all candidates."""
+
+    name: Literal["infonce"]
+    valued: ClassVar[bool] = True
+
+
+Objective = Annotated[Dcl | Dclw | InfoNce, Field(discriminator="name")]

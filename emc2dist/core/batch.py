@@ -1,0 +1,59 @@
+"""The gathered batch, as one worker sees it.
+
+A *side* is a kind of thing that one tower encodes: images are one side; queries and passages would be two. Anchors are
+laid out view by view: anchor v * b + i is view v of the worker's i-th sample.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Side:
+    """Unit-norm features of one side of a batch."""
+
+    own: Tensor
+    """[V, b, D], this worker's samples, with gradient."""
+    all: Tensor
+    """[V, B, D], every worker's samples, with gradient; the worker's own lie in slots first .. first + b - 1."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's part of a gathered batch."""
+
+    index: Tensor
+    """int64 [B], the dataset index of each slot, without repeats."""
+    first: int
+    """Slot of the worker's first sample."""
+    sides: Mapping[str, Side]
+    temperature: float
+    """> 0; a score is a cosine divided by it."""
+    samples: int
+    """N, samples in the dataset."""
+    step: int = 0
+    """Counted from 0."""
+    streams: Tensor | None = None
+    """int64 [A], one random stream per anchor (`emc2dist.core.streams`); None where nothing is drawn."""
+
+    def own_index(self, side: str) -> Tensor:
+        """int64 [b], the worker's samples."""
+        return self.index[self.first : self.first + self.sides[side].own.shape[1]]
+
+    def anchors(self, side: str) -> Tensor:
+        """[A, D], the worker's features, view by view."""
+        return self.sides[side].own.flatten(0, 1)
+
+    def anchor_index(self, side: str) -> Tensor:
+        """int64 [A], the sample of each anchor."""
+        return self.own_index(side).repeat(self.sides[side].own.shape[0])
+
+
+def locate(wanted: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Slot int64 of each wanted sample in `index` [B >= 1], and bool whether it is there (else the slot is any)."""
+    ordered, slots = index.sort()
+    place = torch.searchsorted(ordered, wanted).clamp(max=len(index) - 1)
+    return slots[place], ordered[place] == wanted

@@ -1,0 +1,102 @@
+"""The denominators that an objective declares, and what an estimator makes of one in a step.
+
+    log Z(a) = log sum over samples c, not a's own, of w(a, c) exp s(a, c)
+
+A `Denominator` says what the sum runs over, never how it is estimated. An `Estimate` is a tensor whose gradient is the
+estimate's, so a formula reads as in its paper and autograd does the rest.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from emc2dist.core.batch import Batch
+from emc2dist.core.scores import log_ratio, sample_scores
+
+LogWeight = Callable[[Batch, Tensor, Tensor], Tensor]
+"""(batch, samples of the anchors int64 [A, 1], candidates int64 [A or 1, C]) -> log w [A, C]; -inf closes a pair."""
+
+
+@dataclass(frozen=True)
+class Denominator:
+    """One sum over candidates for every anchor."""
+
+    name: str = "negatives"
+    """Names the table of what is remembered for it."""
+    anchors: str = "x"
+    """Side of the anchors, see `emc2dist.core.batch`."""
+    keys: str = "x"
+    """Side of the candidates."""
+    views: Literal["all", "same"] = "all"
+    """A candidate counts with all its views (log-sum-exp), or with the anchor's own view slot alone."""
+    scale: float | None = None
+    """s = scale * cosine; None: cosine / temperature."""
+    log_weight: LogWeight | None = None
+    """Part of the target, and so of what chains accept."""
+    valued: bool = False
+    """Whether the loss needs log Z itself, not its gradient alone."""
+
+    def scores(self, batch: Batch, keys: Tensor, index: Tensor) -> Tensor:
+        """[A, C]: all anchors against the same C candidates; -inf on the anchor's own sample.
+
+        Args:
+            batch: whose anchors.
+            keys: [R, C, D], R of the V views of each candidate; for views `same` R is V, or 1 that stands for any.
+            index: int64 [C], their samples.
+        """
+        own = batch.sides[self.anchors].own
+        temperature = self._temperature(batch)
+        if self.views == "same":
+            keys = keys.expand(len(own), -1, -1)
+            scores = (torch.einsum("vnd,vcd->vnc", own, keys) / temperature).flatten(0, 1)
+        else:
+            scores = sample_scores(own.flatten(0, 1), keys, temperature)
+            scores = scores + log_ratio(len(own), len(keys)) if len(keys) < len(own) else scores
+        return self._weighed(batch, scores, index.unsqueeze(0))
+
+    def score_each(self, batch: Batch, keys: Tensor, index: Tensor) -> Tensor:
+        """[A]: each anchor against one candidate of its own, of which one view is at hand.
+
+        Args:
+            batch: whose anchors.
+            keys: [A, D].
+            index: int64 [A], their samples.
+        """
+        own = batch.sides[self.anchors].own
+        scores = torch.einsum("ad,ad->a", own.flatten(0, 1), keys) / self._temperature(batch)
+        if self.views == "all":
+            scores = scores + log_ratio(len(own), 1)
+        return self._weighed(batch, scores.unsqueeze(1), index.unsqueeze(1)).squeeze(1)
+
+    def _temperature(self, batch: Batch) -> float:
+        return batch.temperature if self.scale is None else 1 / self.scale
+
+    def _weighed(self, batch: Batch, scores: Tensor, index: Tensor) -> Tensor:
+        anchor = batch.anchor_index(self.anchors).unsqueeze(1)
+        scores = scores.masked_fill(index == anchor, -torch.inf)
+        return scores if self.log_weight is None else scores + self.log_weight(batch, anchor, index)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One denominator in one step, as an estimator has it."""
+
+    value: Tensor
+    """[A], log Z as far as the estimator knows it; a constant of the differentiation."""
+    scores: Tensor
+    """[A, C], with gradient; -inf where there is no candidate. The first B columns are the gathered batch's."""
+    weights: Tensor
+    """[A, C], the share of each candidate, 0 where there is none; constants of the differentiation."""
+    index: Tensor
+    """int64 [A or 1, C], the candidates' samples; any where there is no candidate."""
+
+    @property
+    def log_z(self) -> Tensor:
+        """[A]: `value`, with the gradient sum_c weights_c grad scores_c."""
+        # Where the weight is 0 the score may be -inf; 0 * -inf is NaN, in the gradient too.
+        scores = torch.where(self.weights > 0, self.scores, 0)
+        pull = (self.weights.detach() * scores).sum(1)
+        return self.value.detach() + pull - pull.detach()

@@ -1,0 +1,72 @@
+"""What an estimator is: from a denominator and what is remembered of it to its estimate and what to remember."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from emc2dist.core.batch import Batch
+from emc2dist.core.columns import Schema
+from emc2dist.core.denominator import Denominator, Estimate
+
+FEATURES = "feature"
+"""The table of cached features, one row per sample; all other tables hold one value per anchor, [V] for each sample."""
+
+Encode = Callable[[str, Tensor], Tensor]
+"""(side, samples int64 [m]) -> features [m, D], of one fresh view of each distinct sample, with gradient."""
+
+Fact = Tensor | tuple[Tensor, Tensor]
+"""A diagnostic: a scalar, or the total of a mean and its weight."""
+
+
+@dataclass(frozen=True)
+class CachedRows:
+    """Rows of the feature cache."""
+
+    index: Tensor
+    """int64 [n]: their samples."""
+    feature: Tensor
+    """[n, D], each sample's newest cached view."""
+    present: Tensor
+    """bool [n]: False where no feature was ever cached."""
+    written_at: Tensor
+    """int64 [n]: the step that wrote it."""
+
+
+class Recall(NamedTuple):
+    """What is remembered for one worker's A anchors in one step, of one denominator."""
+
+    columns: Mapping[str, Tensor]
+    """Each [A], by anchor; empty where the estimator remembers nothing."""
+    carried: CachedRows | None = None
+    """The cached features of the carried states, A rows (any content where not visited); None without a cache."""
+    drawn: CachedRows | None = None
+    """The K rows drawn for this step, the same for all workers; None without a cache."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What an estimator found out about one denominator in one step."""
+
+    estimate: Estimate
+    remember: Mapping[str, Tensor] = field(default_factory=dict)
+    """New values of the columns, each [A], by anchor."""
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+    """Diagnostics of this worker's batch, without gradient."""
+    ages: Mapping[str, Tensor] = field(default_factory=dict)
+    """Steps, [A] by anchor; -1 where there is none."""
+
+
+class Estimator(Protocol):
+    """One way to estimate denominators; its fields are the options of `emc2dist.config.negatives` of the same name."""
+
+    @property
+    def draws(self) -> int:
+        """K, rows of the feature cache that it wants drawn for every step."""
+
+    def tables(self, what: Denominator, views: int, width: int) -> Schema:
+        """What it remembers of each sample with `views` views and features `width` wide."""
+
+    def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:
+        """Estimate one denominator for the worker's anchors."""

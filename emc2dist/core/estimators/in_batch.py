@@ -1,0 +1,35 @@
+"""The gathered batch as all there is: softmax over it (SimCLR, Chen et al. 2020; DCL, Yeh et al. 2021).
+
+Biased in a small batch. Over the whole dataset it is exact, and so the oracle (`emc2dist.core.exact`).
+"""
+
+from dataclasses import dataclass
+
+from typing_extensions import override
+
+from emc2dist.core.batch import Batch
+from emc2dist.core.columns import Schema
+from emc2dist.core.denominator import Denominator, Estimate
+from emc2dist.core.estimators.base import Encode, Estimator, Recall, Visit
+
+
+@dataclass(frozen=True)
+class InBatch(Estimator):
+    """log Z over the batch's own samples; nothing is remembered."""
+
+    draws = 0
+
+    @override
+    def tables(self, what: Denominator, views: int, width: int) -> Schema:
+        return {}
+
+    @override
+    def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:
+        return Visit(in_batch(what, batch))
+
+
+def in_batch(what: Denominator, batch: Batch) -> Estimate:
+    """The estimate from the gathered batch alone."""
+    scores = what.scores(batch, batch.sides[what.keys].all, batch.index)
+    constant = scores.detach()
+    return Estimate(constant.logsumexp(1), scores, constant.softmax(1), batch.index.unsqueeze(0))

@@ -1,0 +1,12 @@
+"""Objectives: formulas over estimated denominators, by the name that a spec gives them. One file each."""
+
+from collections.abc import Mapping
+
+from emc2dist.core.objectives.base import Objective
+from emc2dist.core.objectives.dcl import Dcl
+from emc2dist.core.objectives.dclw import Dclw
+from emc2dist.core.objectives.infonce import InfoNce
+
+OBJECTIVES: Mapping[str, type[Dcl] | type[Dclw] | type[InfoNce]] = {"dcl": Dcl, "dclw": Dclw, "infonce": InfoNce}
+
+__all__ = ["OBJECTIVES", "Dcl", "Dclw", "InfoNce", "Objective"]
