@@ -143,7 +143,7 @@ def work_of(step: int, samples: int, rng: np.random.Generator) -> tuple[Commit, 
         for table, named in SCHEMA.items()
     }
     carried = rng.integers(0, samples, SPEC.views.count * BATCH)
-    return Commit(step, 0, writes), {"chain": rng.integers(0, samples, BATCH), "feature": carried}
+    return Commit(step, 0, writes), {"negatives": rng.integers(0, samples, BATCH), "feature": carried}
 
 
 def exchange(stores: list[ShardedStore], commit: Commit, read: Read) -> float:

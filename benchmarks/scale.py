@@ -120,7 +120,7 @@ def main() -> None:
     print("| shard | rows | MiB | MiB held, full | calls/s | save | verify | restore | MiB beyond, save/restore |")
     print("|---|---|---|---|---|---|---|---|---|")
     for what, part, rows in (
-        ("chains", {"chain": schema["chain"]}, arguments.chains),
+        ("chains", {"negatives": schema["negatives"]}, arguments.chains),
         ("chains and features", schema, arguments.features),
     ):
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:

@@ -2,7 +2,7 @@
 
     python benchmarks/sweep.py
 
-One row per (A anchors, P proposals), float32, one thread: the readable walk of `emc2dist.core.chain`, the compiled one
+One row per (A anchors, P proposals), float32, one thread: the readable walk of `emc2dist.core.sweep`, the compiled one
 (the CPU's hot path), the batched one (the GPU's, here on the CPU), and `sweep` whole, random order included.
 """
 
@@ -11,8 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-import emc2dist
-from emc2dist.core import chain
+from emc2dist.core import sweep
 
 SIZES = ((128, 63), (512, 255), (2048, 1023))
 
@@ -21,7 +20,7 @@ def readable(scores: torch.Tensor, carried: torch.Tensor, log_u: torch.Tensor) -
     """Every chain by the definition."""
     weights = torch.zeros(len(scores), scores.shape[1] + 1).numpy()
     for s, c, u, w in zip(scores.numpy(), carried.numpy(), log_u.numpy(), weights, strict=True):
-        chain._metropolis_row(s, c, u, 0.5, w)
+        sweep._metropolis_row(s, c, u, 0.5, w)
 
 
 def best(work: Callable[[], object], repeats: int) -> float:
@@ -43,10 +42,10 @@ def main() -> None:
         fast = [
             best(work, 5)
             for work in (
-                lambda s=scores, c=carried, u=log_u: chain._metropolis_compiled(s, c, u, 0.5),
-                lambda s=scores, c=carried, u=log_u: chain._metropolis_batched(s, c, u, 0.5),
-                lambda s=scores, c=carried: emc2dist.sweep(s, c),
-                lambda s=scores, c=carried: emc2dist.sweep(s, c, kernel="isir"),
+                lambda s=scores, c=carried, u=log_u: sweep._metropolis_compiled(s, c, u, 0.5),
+                lambda s=scores, c=carried, u=log_u: sweep._metropolis_batched(s, c, u, 0.5),
+                lambda s=scores, c=carried: sweep.sweep(s, c),
+                lambda s=scores, c=carried: sweep.sweep(s, c, kernel="isir"),
             )
         ]
         cells = " | ".join(f"{seconds:.4f} s, {slow / seconds:,.0f}x" for seconds in fast)

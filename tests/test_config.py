@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emc2dist.config import OPERATIONAL, Spec, differences, dump, load, load_job, parse, paths
+from emc2dist.config import OPERATIONAL, Spec, changed, differences, dump, load, load_job, parse, paths
 from emc2dist.errors import SpecError
 
 MINIMAL = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\n"
@@ -38,15 +38,15 @@ def test_a_dump_reads_back_to_an_equal_spec():
     [
         ("tempreature=1", ["tempreature", "unknown", "temperature"]),
         ("data.limt=3", ["data.limt", "data.limit"]),
-        ("burn_in=0.5", ["burn_in", "burn_in_fraction"]),
+        ("burn_in=0.5", ["burn_in", "unknown key"]),
         ("temperature=0", ["temperature", "0", "greater than or equal to 0.000001"]),
         ("temperature=-0.1", ["temperature", "-0.1", "greater than or equal to 0.000001"]),
         ("temperature=.nan", ["temperature", "nan"]),
         ("temperature=inf", ["temperature", "inf", "1000000"]),
         ("temperature_end=0", ["temperature_end", "0", "greater than or equal to 0.000001"]),
         ("temperature_period=2", ["temperature_period", "2", "needs temperature_end"]),
-        ("burn_in_fraction=1.0", ["burn_in_fraction", "1.0", "less than 1"]),
-        ("burn_in_fraction=-0.1", ["burn_in_fraction", "greater than or equal to 0"]),
+        ("negatives.burn_in_fraction=1.0", ["burn_in_fraction", "1.0", "less than 1"]),
+        ("negatives.burn_in_fraction=-0.1", ["burn_in_fraction", "greater than or equal to 0"]),
         ("batch_size=1", ["batch_size", "1", "2"]),
         ("workers=0", ["workers", "0", "1"]),
         ("workers=3", ["batch_size", "16", "multiple of 3"]),
@@ -54,9 +54,9 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("optimiser.accumulate=16", ["batch_size", "no negatives", "32"]),
         ("epochs=true", ["epochs", "True", "integer"]),
         ("epochs=1.5", ["epochs", "1.5", "integer"]),
-        ("kernel=gibbs", ["kernel", "gibbs", "'mh' or 'isir'"]),
-        ("objective=byol", ["objective", "byol", "'emc2'", "'sogclr'"]),
-        ("cache_proposals=-8", ["cache_proposals", "-8"]),
+        ("negatives.kernel=gibbs", ["kernel", "gibbs", "'mh' or 'isir'"]),
+        ("objective=byol", ["objective: got 'byol'", "emc2", "sogclr"]),
+        ("negatives.cache_proposals=-8", ["cache_proposals", "-8"]),
         ("lr=nan", ["lr", "nan", "finite"]),
         ("lr=1:30", ["lr", "'1:30'", "number"]),
         ("lr=1 #2", ["lr", "'1 #2'", "number"]),
@@ -94,9 +94,69 @@ def test_what_is_wrong_is_one_message_that_names_it(override, words):
     assert [word for word in words if word not in message] == []
 
 
-def test_cache_proposals_belong_to_chains():
-    with pytest.raises(SpecError, match="cache_proposals: 8 needs objective: emc2, got dcl"):
-        parse(MINIMAL, ["cache_proposals=8", "objective=dcl"])
+@pytest.mark.parametrize(
+    ("said", "objective", "negatives"),
+    [
+        ([], "dcl", "chain"),
+        (["objective=emc2"], "dcl", "chain"),
+        (["objective=simclr"], "infonce", "in_batch"),
+        (["objective=sogclr"], "dcl", "moving_average"),
+        (["objective=dcl"], "dcl", "in_batch"),
+        (["objective=dclw"], "dclw", "in_batch"),
+        (["objective=dclw", "negatives=chain"], "dclw", "chain"),
+        (["negatives=chain", "objective=dclw"], "dclw", "chain"),
+        (["objective.name=dclw"], "dclw", "chain"),
+        (["objective.name=dclw", "objective.sigma=0.3"], "dclw", "chain"),
+        (["negatives.kernel=isir"], "dcl", "chain"),
+        (["negatives={name: moving_average, rate: 0.5}"], "dcl", "moving_average"),
+        (["objective={name: infonce}", "negatives=in_batch"], "infonce", "in_batch"),
+    ],
+)
+@pytest.mark.parametrize("before", ["", "objective: emc2\n", "objective: dcl\nnegatives: {name: chain}\n"])
+def test_an_objective_by_its_bare_name_brings_its_negatives(before, said, objective, negatives):
+    spec = parse(MINIMAL + before, said)
+    assert (spec.objective.name, spec.negatives.name) == (objective, negatives)
+    assert parse(dump(spec)) == spec
+
+
+def test_a_sweep_takes_presets_and_what_they_are_of():
+    spec = parse(MINIMAL, ["negatives.kernel=isir"])
+    assert changed(spec, {"objective": "simclr"}, source="t").method == "simclr"
+    assert changed(spec, {"objective": "dcl"}, source="t").method == "dcl"
+    assert changed(spec, {"negatives.kernel": "mh"}, source="t").negatives.kernel == "mh"
+    assert changed(spec, {"objective.name": "dclw"}, source="t").method == "dclw, chain"
+
+
+def test_what_nobody_reads_is_refused_by_the_name_of_what_it_is_given_to():
+    for said, words in [
+        (["objective=simclr", "negatives.kernel=isir"], "negatives: in_batch takes no kernel: 'isir'"),
+        (["objective=dcl", "negatives.cache_proposals=8"], "negatives: in_batch takes no cache_proposals: 8"),
+        (["objective.sigma=0.2"], "objective: dcl takes no sigma: 0.2"),
+        (["kernel=isir"], "kernel: unknown key; the nearest valid key is negatives.kernel"),
+        (["negatives.kernel=isir", "negatives.burn_in_fraction=0.1"], "burn_in_fraction: 0.1 is of kernel: mh"),
+        (["optimiser.trust=0.1"], "optimiser.trust: 0.1 is of lars; optimiser.name: adamw takes none"),
+        (["optimiser.name=adam", "optimiser.momentum=0.5"], "optimiser.momentum: 0.5 is of sgd and lars"),
+        (["objective={sigma: 0.2}", "negatives=in_batch"], "objective: dcl takes no sigma"),
+    ]:
+        with pytest.raises(SpecError) as caught:
+            parse(MINIMAL, said)
+        assert words in str(caught.value)
+
+
+def test_what_does_not_combine_is_refused_with_the_reason():
+    with pytest.raises(SpecError, match="chain estimates a denominator's gradient alone, and objective: infonce needs"):
+        parse(MINIMAL, ["objective=infonce", "negatives=chain"])
+    with pytest.raises(SpecError, match="objective: emc2 is short for objective: dcl with negatives: chain"):
+        parse(MINIMAL, ["objective=emc2", "negatives=in_batch"])
+    with pytest.raises(SpecError, match=r"objective.name: missing"):
+        parse(MINIMAL + "objective: {sigma: 0.1}\n")
+
+
+def test_a_run_and_its_resumption_are_compared_by_what_is_used():
+    mh, isir, simclr = (parse(MINIMAL, [word]) for word in ("lr=1", "negatives.kernel=isir", "objective=simclr"))
+    assert differences(mh, isir) == ["negatives.kernel: mh -> isir"]
+    assert "objective.name: dcl -> infonce" in differences(mh, simclr)
+    assert differences(simclr, simclr) == []
 
 
 def test_missing_key_file_and_mapping(tmp_path):
@@ -424,7 +484,7 @@ def test_paths_that_stay_on_disk():
         ("threads=1000000000", "65536"),
         ("epochs=1000000000000000000", "1000000"),
         ("optimiser.accumulate=1000000", "65536"),
-        ("cache_proposals=1000000000", "1048576"),
+        ("negatives.cache_proposals=1000000000", "1048576"),
         ("checkpoint.keep=1e30", "2147483648"),
         ("s3.timeout_s=1e300", "10000000"),
         ("lr=1e300", "1000000"),

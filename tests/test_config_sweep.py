@@ -28,14 +28,16 @@ def sweep_file(tmp_path):
 
 
 def test_the_base_lies_beside_the_sweep_and_set_changes_it(sweep_file):
-    sweep = load_sweep(sweep_file, ["set.data.limit=32", "budget.trials=4", "space.cache_proposals=randint(0, 8)"])
+    sweep = load_sweep(
+        sweep_file, ["set.data.limit=32", "budget.trials=4", "space.negatives.cache_proposals=randint(0, 8)"]
+    )
     assert (sweep.base.epochs, sweep.base.data.limit, sweep.base.lr, sweep.budget.trials) == (5, 32, 1e-4, 4)
     assert sweep.distributions() == {
         "temperature": Range("loguniform", 0.05, 0.5),
         "lr": (1e-3, 1e-2),
         "optimiser.weight_decay": Range("uniform", 0, 1e-2),
         "views.crop": ((0.2, 1.0), (0.6, 1.0)),
-        "cache_proposals": Range("randint", 0, 8),
+        "negatives.cache_proposals": Range("randint", 0, 8),
     }
     assert parse_sweep(dump(sweep)) == sweep  # with the base inside
 
@@ -66,9 +68,9 @@ def test_a_run_and_a_sweep_are_told_apart(sweep_file):
         ("space.tempreature=[1]", ["space: tempreature", "unknown key", "temperature"]),
         ("space.data.limt=[1]", ["data.limt", "data.limit"]),
         ("space.lr=uniform(0, 1)", ["space: lr: got 0.0", "greater than 0"]),
-        ("space.burn_in_fraction=uniform(0, 1)", ["burn_in_fraction: got 1.0", "less than 1"]),
+        ("space.negatives.burn_in_fraction=uniform(0, 1)", ["burn_in_fraction: got 1.0", "less than 1"]),
         ("space.batch_size=uniform(8, 16)", ["batch_size", "8.0", "integer"]),
-        ("space.kernel=[mh, gibbs]", ["kernel", "gibbs", "'mh' or 'isir'"]),
+        ("space.negatives.kernel=[mh, gibbs]", ["kernel", "gibbs", "'mh' or 'isir'"]),
         ("space.lr=0.1", ["space.lr: got 0.1", "list of choices"]),
         ("space={lr: uniform(1, 2)}", ["space.2)", "quotes"]),
         ("space.lr=[]", ["space.lr", "empty"]),

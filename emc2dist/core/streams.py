@@ -20,8 +20,10 @@ def fork(stream: int | Tensor, *labels: int | Tensor) -> Tensor:
     """
     state = torch.as_tensor(stream, dtype=torch.int64)
     for label in labels:
-        offset = torch.as_tensor(label, dtype=torch.int64, device=state.device if isinstance(label, int) else None)
-        state = _mix(_mix(state.to(offset.device)) + offset * _signed(_GOLDEN) + 1)
+        if isinstance(label, int):  # as a number: a tensor of it would be a copy to the GPU, which waits
+            state = _mix(_mix(state) + _signed((label * _GOLDEN + 1) & _MASK))
+        else:
+            state = _mix(_mix(state.to(label.device)) + label.long() * _signed(_GOLDEN) + 1)
     return state & ((1 << 63) - 1)
 
 

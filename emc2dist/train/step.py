@@ -141,7 +141,7 @@ class Trainer:
             outcome = self._contrast(batch, recall, again)
         facts = {**outcome.facts, **self._update(step, outcome.loss)}
         if FEATURES in self.memory.schema:
-            facts["reencoded_images"] = torch.tensor(float(len(again)), device=self.device)
+            facts["reencoded_images"] = torch.full((), float(len(again)), device=self.device)
         self.memory.remember(step, outcome.remember, again.encoded(batch.own_index(SIDE)))
         if not health:
             return Facts(facts, {}, self._traffic())

@@ -23,7 +23,8 @@ from emc2dist.data.sampler import EpochOrder
 pytestmark = pytest.mark.slow
 
 SPEC = [
-    "name=chaos", "epochs=10", "data.limit=96", "kernel=isir", "cache_proposals=12", "shards=2", "restarts=100",
+    "name=chaos", "epochs=10", "data.limit=96", "negatives.kernel=isir", "negatives.cache_proposals=12", "shards=2",
+    "restarts=100",
     "precision=float64", "optimiser.name=sgd", "optimiser.momentum=0", "lr=0.1", "eval.every=0", "threads=1",
     "store.timeout_s=10", "resources.start_s=90",
 ]  # fmt: skip

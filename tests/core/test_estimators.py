@@ -1,99 +1,149 @@
-"""The estimators' gradients against autograd of the exact loss, float64, frozen features."""
+"""Estimators: what they are made of, and their gradients against autograd of the exact loss, on frozen features."""
 
 import pytest
 import torch
+from core.test_objectives import contrast, features
 
-from benchmarks.certificate import STEPS, FrozenRun, Method, certify, digit_features, exact_gradient
-from emc2dist import sweep
-from emc2dist.core.cache import accept, propose
-from emc2dist.core.candidates import Candidates, batch_scores
-from emc2dist.core.objectives import (
-    estimator_loss,
-    in_batch_weights,
-    loss_estimate,
-    moving_average_weights,
-)
-from emc2dist.core.scores import standing_scores, unit_scores, view_shares
+from benchmarks.certificate import STEPS, digit_features
+from emc2dist.core.batch import Batch, Side
+from emc2dist.core.certify import FrozenRun, certify
+from emc2dist.core.contrast import loss_estimate
+from emc2dist.core.denominator import Denominator, Estimate
+from emc2dist.core.estimators import MovingAverage, Recall, in_batch
+from emc2dist.core.estimators.delayed_acceptance import accept, propose
+from emc2dist.core.exact import exact_loss
+from emc2dist.core.objectives import Dcl
+from emc2dist.core.scores import positive_scores, sample_scores, view_shares
 from emc2dist.core.streams import fork
+from emc2dist.core.sweep import sweep
 
 INF = torch.inf
 
 
-def units(views=2, samples=6, width=4, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.nn.functional.normalize(
-        torch.randn(views, samples, width, generator=generator, dtype=torch.float64), dim=-1
-    ).requires_grad_()
-
-
-def whole_batch(z, temperature=0.2):
-    """Candidates when the batch is the whole dataset and there are no chains."""
-    return batch_scores(z, z, torch.arange(z.shape[1]), 0, temperature).alone()
-
-
-@pytest.mark.parametrize("views", [2, 3])
-def test_dcl_on_the_whole_dataset_is_the_exact_gradient(views):
-    z = units(views)
-    weights, positive = in_batch_weights(whole_batch(z), with_positive=False)
-    (gradient,) = torch.autograd.grad(estimator_loss(whole_batch(z), weights, positive), z)
-    torch.testing.assert_close(gradient, exact_gradient(z.detach(), 0.2), atol=1e-12, rtol=0)
+def batch_of(z, index=None, temperature=0.2, samples=None):
+    """The whole of `z` [V, B, D] as one worker's batch."""
+    index = torch.arange(z.shape[1]) if index is None else index
+    return Batch(index, 0, {"x": Side(z, z)}, temperature, samples or z.shape[1])
 
 
 def test_the_logged_loss_is_exact_on_the_whole_dataset():
-    from emc2dist import global_contrastive_loss
-
-    z = units()
-    assert loss_estimate(whole_batch(z), 6).item() == pytest.approx(global_contrastive_loss(z, 0.2).item(), abs=1e-12)
-
-
-def test_simclr_is_the_gradient_of_infonce():
-    z = units()
-    weights, positive = in_batch_weights(whole_batch(z), with_positive=True)
-    (gradient,) = torch.autograd.grad(estimator_loss(whole_batch(z), weights, positive), z)
-    flat = z.flatten(0, 1)
-    logits = (flat @ flat.T / 0.2).fill_diagonal_(-INF)
-    loss = torch.nn.functional.cross_entropy(logits, torch.arange(12).roll(6))
-    torch.testing.assert_close(gradient, torch.autograd.grad(loss, z)[0], atol=1e-12, rtol=0)
-
-
-def test_sogclr_with_rate_one_is_dcl_and_averages_otherwise():
-    z = units()
-    candidates, visited = whole_batch(z), torch.ones(12, dtype=torch.bool)
-    before = torch.zeros(12, dtype=torch.float64)
-    weights, now = moving_average_weights(candidates, before, visited, rate=1.0)
-    torch.testing.assert_close(weights, in_batch_weights(candidates, with_positive=False)[0])
-    _, blended = moving_average_weights(candidates, before, visited, rate=0.25)
-    torch.testing.assert_close(blended.exp(), 0.75 + 0.25 * now.exp())
-    _, first = moving_average_weights(candidates, before + 9, ~visited, rate=0.25)
-    torch.testing.assert_close(first, now)
-
-
-def test_a_unit_shares_its_weight_among_its_views():
-    z = units(3)
-    anchors = z.detach()[0, :2].requires_grad_()
-    weights = torch.tensor([[0.2, 0.8, 0, 0, 0, 0], [0, 0, 0, 1.0, 0, 0]], dtype=torch.float64)
-    (gradient,) = torch.autograd.grad((weights * unit_scores(anchors, z, 0.2)).sum(), z)
-    shares = view_shares(anchors, z, 0.2)
-    assert torch.allclose(shares.sum(0), torch.ones(()).double())
-    torch.testing.assert_close(gradient, torch.einsum("ap,vap,ad->vpd", weights, shares, anchors) / 0.2)
-    torch.testing.assert_close(
-        standing_scores(anchors, z[:, 3:5].transpose(0, 1), 0.2, 3), unit_scores(anchors, z, 0.2)[[0, 1], [3, 4]]
+    z = features(2, 6)
+    batch = batch_of(z)
+    assert loss_estimate(batch, in_batch(Denominator(), batch)).item() == pytest.approx(
+        exact_loss(Dcl(), z, 0.2).item()
     )
 
 
+def test_infonce_over_two_views_is_the_cross_entropy_of_simclr():
+    z = features(2, 6).requires_grad_()
+    loss = contrast("simclr", "in_batch")(batch_of(z), {}, None).loss
+    flat = z.flatten(0, 1)
+    logits = (flat @ flat.T / 0.2).fill_diagonal_(-INF)
+    oracle = torch.nn.functional.cross_entropy(logits, torch.arange(12).roll(6))
+    torch.testing.assert_close(loss, oracle, atol=1e-12, rtol=0)
+    torch.testing.assert_close(torch.autograd.grad(loss, z), torch.autograd.grad(oracle, z), atol=1e-12, rtol=0)
+
+
+def test_the_temperature_is_that_of_the_batch_and_a_scale_of_its_own_goes_before():
+    z = features(2, 5)
+    warm = Denominator().scores(batch_of(z, temperature=0.5), z, torch.arange(5))
+    scaled = Denominator(scale=2.0).scores(batch_of(z, temperature=0.1), z, torch.arange(5))
+    torch.testing.assert_close(warm, scaled)
+
+
+def test_two_sides_are_contrasted_one_way():
+    queries, passages = features(1, 6, seed=1), features(1, 6, seed=2)
+    batch = Batch(torch.arange(6), 0, {"q": Side(queries, queries), "p": Side(passages, passages)}, 0.2, 6)
+    what = Denominator(anchors="q", keys="p", views="same")
+    scores = what.scores(batch, passages, batch.index)
+    expected = (queries[0] @ passages[0].T / 0.2).fill_diagonal_(-INF)
+    torch.testing.assert_close(scores, expected)
+    torch.testing.assert_close(positive_scores(batch, "q", "p"), (queries[0] * passages[0]).sum(1) / 0.2)
+
+
+def test_log_weights_are_part_of_the_target_and_close_pairs():
+    z = features(2, 5)
+
+    def log_weight(batch, anchor, candidate):
+        return torch.where((anchor + candidate) % 5 == 0, -INF, 0.25 * candidate).double()
+
+    plain = in_batch(Denominator(), batch_of(z))
+    weighed = in_batch(Denominator(log_weight=log_weight), batch_of(z))
+    anchor, candidate = torch.arange(5).repeat(2).unsqueeze(1), torch.arange(5)
+    expected = plain.scores + torch.where((anchor + candidate) % 5 == 0, -INF, 0.25 * candidate).double()
+    torch.testing.assert_close(weighed.scores, expected)
+    torch.testing.assert_close(weighed.value, expected.logsumexp(1))
+
+
+def test_views_of_the_same_slot_are_contrasted_alone():
+    z = features(3, 5)
+    scores = Denominator(views="same").scores(batch_of(z), z, torch.arange(5))
+    for v in range(3):
+        expected = (z[v] @ z[v].T / 0.2).fill_diagonal_(-INF)
+        torch.testing.assert_close(scores.view(3, 5, 5)[v], expected)
+
+
+@pytest.mark.parametrize("views", ["all", "same"])
+def test_a_view_at_hand_stands_for_its_sample_alone_and_among_many(views):
+    z = features(3, 5)
+    what, batch, index = Denominator(views=views), batch_of(z), torch.tensor([1, 2, 3, 4, 0] * 3)
+    one = z[:1].expand(3, -1, -1)
+    each = what.score_each(batch, z[0, index], index)
+    torch.testing.assert_close(
+        each, what.scores(batch, z[:1], torch.arange(5)).gather(1, index.unsqueeze(1)).squeeze(1)
+    )
+    torch.testing.assert_close(each, what.scores(batch, one, torch.arange(5)).gather(1, index.unsqueeze(1)).squeeze(1))
+
+
+def test_a_sample_shares_its_weight_among_its_views():
+    z = features(3, 6).requires_grad_()
+    anchors = z.detach()[0, :2].requires_grad_()
+    weights = torch.tensor([[0.2, 0.8, 0, 0, 0, 0], [0, 0, 0, 1.0, 0, 0]], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((weights * sample_scores(anchors, z, 0.2)).sum(), z)
+    shares = view_shares(anchors, z, 0.2)
+    assert torch.allclose(shares.sum(0), torch.ones(()).double())
+    torch.testing.assert_close(gradient, torch.einsum("ap,vap,ad->vpd", weights, shares, anchors) / 0.2)
+
+
+def test_sogclr_with_rate_one_is_dcl_and_averages_otherwise():
+    z = features(2, 6)
+    what, batch, visited = Denominator(), batch_of(z), torch.ones(12, dtype=torch.bool)
+    before = torch.zeros(12, dtype=torch.float64)
+
+    def visit(rate, before, visited):
+        return MovingAverage(rate).estimate(what, batch, Recall({"log_mean": before, "visited": visited}), None)
+
+    newest = visit(1.0, before, visited)
+    torch.testing.assert_close(newest.estimate.weights, in_batch(what, batch).weights)
+    torch.testing.assert_close(newest.estimate.value, in_batch(what, batch).value)
+    now = newest.remember["log_mean"]
+    blended = visit(0.25, before, visited)
+    torch.testing.assert_close(blended.remember["log_mean"].exp(), 0.75 + 0.25 * now.exp())
+    weights = (
+        in_batch(what, batch).scores - (torch.tensor(5.0).log() + blended.remember["log_mean"].unsqueeze(1))
+    ).exp()
+    torch.testing.assert_close(blended.estimate.weights, weights.double(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(visit(0.25, before + 9, ~visited).remember["log_mean"], now)
+
+
 def test_no_sample_is_a_candidate_twice():
-    z = units()
-    state = torch.tensor([1, 9, 5, 0, 0, 0] * 2)
-    index = torch.tensor([4, 5, 0, 1, 2, 3])  # slot of sample i is index.tolist().index(i)
-    scores = batch_scores(z, z, index, 0, 0.2)
-    score, here = scores.find(state)
-    assert here.tolist() == [True, False, True, True, True, True] * 2
-    assert score[0] == unit_scores(z[0, :1], z, 0.2)[0, 3]
-    visited = torch.tensor([1, 1, 1, 0, 0, 0] * 2, dtype=torch.bool)
-    candidates = scores.candidates(state, torch.where(visited, 0.0, -INF))
-    expected = torch.eye(6, dtype=torch.bool)
-    expected[0, 3] = expected[2, 1] = True  # their carried samples stand as the carried state
-    assert (candidates.batch == -INF).tolist() == expected.repeat(2, 1).tolist()
+    run = FrozenRun(contrast("emc2", "chain", "negatives.kernel=isir"), features(1, 12, seed=3), 4, 0.2)
+    inside = 0
+    for t in range(40):
+        index = torch.randperm(12, generator=run._generator)[:4]
+        recall = run._recall(index)["negatives"]
+        state, visited = recall.columns["state"], recall.columns["visited"]
+        visit = run.contrast.estimator.estimate(
+            Denominator(), run.batch(index, t), recall, lambda side, samples: run.features[0, samples]
+        )
+        scores, candidates = visit.estimate.scores, visit.estimate.index
+        for a, anchor in enumerate(index.repeat(2).tolist()):
+            there = candidates[a][scores[a] > -INF].tolist()
+            carried = {state[a].item()} if visited[a] else set()
+            inside += bool(carried & set(index.tolist()))
+            assert sorted(there) == sorted(set(index.tolist()) - {anchor} | carried)
+        run.outcome(t)
+    assert inside > 20
 
 
 def delayed_acceptance(stale_rows, stale_state, fresh_rows, fresh_state, streams):
@@ -145,30 +195,42 @@ def test_a_chain_never_visited_moves_to_what_it_is_offered_and_nothing_offered_m
 
 def test_weight_zero_on_what_is_no_candidate_gives_no_nan():
     z = torch.zeros(1, requires_grad=True)
-    candidates = Candidates(z, torch.full((1, 2), -INF) + z, z - INF)
-    estimator_loss(candidates, torch.zeros(1, 3)).backward()
+    estimate = Estimate(torch.zeros(1), torch.full((1, 2), -INF) + z, torch.zeros(1, 2), torch.zeros(1, 2))
+    estimate.log_z.sum().backward()
     assert z.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("burn_in_fraction", [0.0, 0.5])
-@pytest.mark.parametrize("kernel", ["mh", "isir"])
-def test_the_average_gradient_is_the_exact_one(kernel, burn_in_fraction):
-    """Few samples, many sweeps: the mean gradient comes within 1 % of autograd of the exact loss."""
-    features = digit_features(16)
-    run = FrozenRun(features, Method("emc2", kernel, burn_in_fraction), 8, 0.2, seed=0)
-    exact, steps = exact_gradient(features, 0.2), 6_000
-    mean = sum(run.step(t) for t in range(steps)) / steps
-    assert ((mean - exact).norm() / exact.norm()).item() < 0.02
+def test_log_z_has_the_value_and_the_gradient_of_the_estimate():
+    scores = torch.tensor([[1.0, 2.0, -INF]], requires_grad=True)
+    weights = torch.tensor([[0.25, 0.75, 0.0]])
+    log_z = Estimate(torch.tensor([7.0]), scores, weights, torch.zeros(1, 3)).log_z
+    assert log_z.item() == 7
+    assert torch.autograd.grad(log_z.sum(), scores)[0].tolist() == weights.tolist()
 
 
-@pytest.mark.parametrize("burn_in_fraction", [0.0, 0.5])
-@pytest.mark.parametrize("kernel", ["mh", "isir"])
-def test_carried_states_carry_gradient(kernel, burn_in_fraction):
-    features = digit_features(40)
-    run = FrozenRun(features, Method("emc2", kernel, burn_in_fraction), 4, 0.07, seed=0)
+def chain(kernel, *more):
+    return contrast("emc2", "chain", f"negatives.kernel={kernel}", *more)
+
+
+BURNS = [("mh", ["negatives.burn_in_fraction=0"]), ("mh", []), ("isir", [])]
+
+
+@pytest.mark.parametrize(("kernel", "more"), BURNS)
+def test_the_average_gradient_is_the_exact_one(kernel, more):
+    """Few samples, many sweeps: the mean gradient is as near the exact one as independent samples would come."""
+    z = digit_features(16)[:1]
+    found = certify(FrozenRun(chain(kernel, *more), z, 4, 0.2), 2_400)
+    assert found.ratio < 1.5
+    assert found.relbias < 0.06
+    assert certify(FrozenRun(contrast("dcl", "in_batch"), z, 4, 0.2), 600).relbias > 0.2
+
+
+@pytest.mark.parametrize(("kernel", "more"), BURNS)
+def test_carried_states_carry_gradient(kernel, more):
+    run = FrozenRun(chain(kernel, *more), digit_features(40), 4, 0.07)
     for t in range(60):
         run.step(t)
-    generator = run.generator.clone_state()
+    generator = run._generator.clone_state()
     gradient = run.step(60)
     batch = torch.randperm(40, generator=generator)[:4]
     outside = torch.ones(40, dtype=torch.bool)
@@ -181,13 +243,14 @@ def test_carried_states_carry_gradient(kernel, burn_in_fraction):
 def test_unbiased(kernel, batch_size):
     """Certificate 2, short: at most 1.5 times what independent samples would leave. The long one is slow."""
     steps = {4: 2_000, 16: 1_500, 64: 800}[batch_size]
-    assert certify(digit_features(500), Method("emc2", kernel), batch_size, 0.2, steps).ratio <= 1.5
+    assert certify(FrozenRun(chain(kernel), digit_features(500)[:1], batch_size, 0.2), steps).ratio <= 1.5
 
 
 @pytest.mark.parametrize("kernel", ["mh", "isir"])
 def test_cache_proposals_make_the_smallest_batch_unbiased_at_a_low_temperature(kernel):
     """Certificate 2 at B = 4 and tau = 0.07, where chains without them would need ten times as long."""
-    assert certify(digit_features(500), Method("emc2", kernel, cache_proposals=64), 4, 0.07, 3_000).ratio <= 1.5
+    run = FrozenRun(chain(kernel, "negatives.cache_proposals=64"), digit_features(500)[:1], 4, 0.07)
+    assert certify(run, 3_000).ratio <= 1.5
 
 
 @pytest.mark.slow
@@ -201,8 +264,9 @@ def test_unbiased_at_length(kernel, batch_size, temperature):
     steps until the first visits no longer weigh. (Cache proposals need 3,000: see above.)
     """
     steps = {(4, 0.07): 240_000}.get((batch_size, temperature), STEPS[batch_size])
-    features = digit_features(500)
-    short, long = (certify(features, Method("emc2", kernel), batch_size, temperature, t) for t in (steps // 4, steps))
+    z = digit_features(500)[:1]
+    short, long = (certify(FrozenRun(chain(kernel), z, batch_size, temperature), t) for t in (steps // 4, steps))
     assert long.ratio <= 1.5
     assert long.relbias < 0.75 * short.relbias
-    assert certify(features, Method("simclr"), batch_size, temperature, STEPS[batch_size]).ratio > 1.5
+    simclr = FrozenRun(contrast("dcl", "in_batch"), z, batch_size, temperature)
+    assert certify(simclr, STEPS[batch_size]).ratio > 1.5

@@ -1,4 +1,4 @@
-"""The exact loss against explicit loops and closed forms."""
+"""The exact loss: blocks, closed forms, bounds. (`test_objectives` holds it against explicit loops.)"""
 
 import math
 import subprocess
@@ -6,41 +6,19 @@ import sys
 
 import pytest
 import torch
-from torch.nn.functional import normalize
+from core.test_objectives import features
 
-import emc2dist
 from emc2dist.core import exact
+from emc2dist.core.exact import exact_loss
+from emc2dist.core.objectives import OBJECTIVES, Dcl
 
 
-def features(views, samples, width=5, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return normalize(torch.randn(views, samples, width, generator=generator, dtype=torch.float64), dim=-1)
-
-
-def by_loops(z, temperature):
-    views, samples, _ = z.shape
-    total = 0.0
-    for i in range(samples):
-        for v in range(views):
-            positive = sum(z[v, i] @ z[w, i] for w in range(views) if w != v) / (views - 1)
-            negatives = [z[v, i] @ z[w, j] / temperature for j in range(samples) if j != i for w in range(views)]
-            total = total - positive / temperature + torch.stack(negatives).logsumexp(0)
-    return total / (views * samples)
-
-
-@pytest.mark.parametrize(("views", "samples"), [(2, 7), (3, 4)])
-def test_equals_explicit_loops_with_gradient(views, samples):
-    z = features(views, samples).requires_grad_()
-    value, oracle = emc2dist.global_contrastive_loss(z, 0.2), by_loops(z, 0.2)
-    assert value.item() == pytest.approx(oracle.item(), abs=1e-12)
-    torch.testing.assert_close(torch.autograd.grad(value, z), torch.autograd.grad(oracle, z), atol=1e-12, rtol=0)
-
-
-def test_blocks_change_nothing(monkeypatch):
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_blocks_change_nothing(name, monkeypatch):
     z = features(2, 23).requires_grad_()
-    whole = emc2dist.global_contrastive_loss(z, 0.1)
-    monkeypatch.setattr(exact, "_BLOCK_ELEMENTS", 100)
-    blocks = emc2dist.global_contrastive_loss(z, 0.1)
+    whole = exact_loss(OBJECTIVES[name](), z, 0.1)
+    monkeypatch.setattr(exact, "_BLOCK_ELEMENTS", 500)
+    blocks = exact_loss(OBJECTIVES[name](), z, 0.1)
     torch.testing.assert_close(blocks, whole, atol=1e-13, rtol=0)
     torch.testing.assert_close(torch.autograd.grad(blocks, z), torch.autograd.grad(whole, z), atol=1e-13, rtol=0)
 
@@ -48,22 +26,24 @@ def test_blocks_change_nothing(monkeypatch):
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_a_constant_embedding_scores_the_count_of_negatives(temperature):
     z = torch.ones(2, 50, 4, dtype=torch.float64) / 2
-    assert emc2dist.global_contrastive_loss(z, temperature).item() == pytest.approx(math.log(2 * 50 - 2))
+    assert exact_loss(Dcl(), z, temperature).item() == pytest.approx(math.log(2 * 50 - 2))
 
 
 def test_refuses():
     with pytest.raises(ValueError, match="V >= 2"):
-        emc2dist.global_contrastive_loss(torch.ones(1, 5, 2), 0.1)
+        exact_loss(Dcl(), torch.ones(1, 5, 2), 0.1)
     with pytest.raises(ValueError, match="temperature"):
-        emc2dist.global_contrastive_loss(torch.ones(2, 5, 2), 0.0)
+        exact_loss(Dcl(), torch.ones(2, 5, 2), 0.0)
 
 
 @pytest.mark.slow
 def test_twenty_thousand_samples_fit_in_4_gib():
     code = (
-        "import resource, torch, emc2dist\n"
+        "import resource, torch\n"
+        "from emc2dist.core.exact import exact_loss\n"
+        "from emc2dist.core.objectives import Dcl\n"
         "z = torch.nn.functional.normalize(torch.randn(2, 20_000, 128), dim=-1).requires_grad_()\n"
-        "emc2dist.global_contrastive_loss(z, 0.1).backward()\n"
+        "exact_loss(Dcl(), z, 0.1).backward()\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)

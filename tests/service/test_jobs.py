@@ -99,4 +99,4 @@ def test_the_recipes_are_those_of_the_paper():
         "resnet50", 2048, 128,
     )  # fmt: skip
     assert imagenet100.views.crop == (0.08, 1.0)
-    assert {stl10.burn_in_fraction, imagenet100.burn_in_fraction} == {0.5}
+    assert {stl10.negatives.burn_in_fraction, imagenet100.negatives.burn_in_fraction} == {0.5}

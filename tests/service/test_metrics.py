@@ -46,7 +46,7 @@ def scrape(endpoint):
 
 @pytest.fixture
 def exporter():
-    return Exporter(small_spec("kernel=isir"), steps_per_epoch=6)
+    return Exporter(small_spec("negatives.kernel=isir"), steps_per_epoch=6)
 
 
 @pytest.fixture

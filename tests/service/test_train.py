@@ -37,21 +37,23 @@ def spec_file(tmp_path):
 
 
 def test_two_workers_two_shards_leave_a_run_folder(spec_file, tmp_path):
-    done = emc2dist("train", spec_file, "workers=2", "shards=2", "kernel=isir", "--json")
+    done = emc2dist("train", spec_file, "workers=2", "shards=2", "negatives.kernel=isir", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     folder = Path(result["run_dir"])
     assert result["steps"] == 12
     assert {"images_per_second", "acceptance_rate", "knn_accuracy", "knn_untrained", "knn_pixels"} <= result.keys()
     assert result["checkpoint"] == str(folder / "checkpoint-000000012")
-    assert load(folder / "spec.yaml") == load(spec_file, ["workers=2", "shards=2", "kernel=isir", "data.shuffle=full"])
+    assert load(folder / "spec.yaml") == load(
+        spec_file, ["workers=2", "shards=2", "negatives.kernel=isir", "data.shuffle=full"]
+    )
     assert json.loads((folder / "versions.json").read_text())["torch"] == torch.__version__
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
     assert "step 12/12" in done.stderr  # plain lines where there is no terminal
 
     # The same command again has nothing to do, and says the same.
-    again = in_process("train", spec_file, "workers=2", "shards=2", "kernel=isir", "--json")
+    again = in_process("train", spec_file, "workers=2", "shards=2", "negatives.kernel=isir", "--json")
     assert json.loads(again.stdout.splitlines()[-1]) == result
     assert "this run is finished" in again.stderr
 
@@ -72,7 +74,7 @@ def test_two_workers_two_shards_leave_a_run_folder(spec_file, tmp_path):
     other = in_process("train", spec_file, "temperature=0.5")
     assert other.returncode == 1
     assert "temperature: 0.2 -> 0.5" in other.stderr
-    assert "kernel: isir -> mh" in other.stderr
+    assert "negatives.kernel: isir -> mh" in other.stderr
 
 
 def test_a_second_driver_of_a_run_is_refused(spec_file, tmp_path):

@@ -19,15 +19,15 @@ from emc2dist.train import checkpoint
 from emc2dist.train.step import Temperature
 
 KINDS = [
-    ["kernel=mh", "optimiser.name=adamw"],
-    ["kernel=mh", "cache_proposals=12", "carried=cached"],
-    ["kernel=isir", "carried=cached", "shards=3"],
+    ["negatives.kernel=mh", "optimiser.name=adamw"],
+    ["negatives.kernel=mh", "negatives.cache_proposals=12", "negatives.carried=cached"],
+    ["negatives.kernel=isir", "negatives.carried=cached", "shards=3"],
     ["objective=sogclr"],
     ["objective=simclr"],
-    ["kernel=isir", "cache_proposals=12", "temperature_end=0.5", "temperature_period=1.5"],
+    ["negatives.kernel=isir", "negatives.cache_proposals=12", "temperature_end=0.5", "temperature_period=1.5"],
     # Each differs little from one of those:
-    pytest.param(["kernel=isir"], marks=pytest.mark.slow),
-    pytest.param(["kernel=isir", "cache_proposals=12"], marks=pytest.mark.slow),
+    pytest.param(["negatives.kernel=isir"], marks=pytest.mark.slow),
+    pytest.param(["negatives.kernel=isir", "negatives.cache_proposals=12"], marks=pytest.mark.slow),
     pytest.param(["objective=dcl"], marks=pytest.mark.slow),
 ]
 
@@ -69,9 +69,12 @@ def test_resuming_equals_never_having_stopped(kind, tmp_path):
 
 def test_checkpoints_within_an_epoch_change_nothing(tmp_path):
     """Made as often as may be, and gone on from without a restart; and from one of them."""
-    spec = small_spec("kernel=isir", "cache_proposals=12")
+    spec = small_spec("negatives.kernel=isir", "negatives.cache_proposals=12")
     whole = Run(spec, tmp_path).go()
-    often = Run(small_spec("kernel=isir", "cache_proposals=12", "checkpoint.minutes=1e-9"), tmp_path / "often").go()
+    often = Run(
+        small_spec("negatives.kernel=isir", "negatives.cache_proposals=12", "checkpoint.minutes=1e-9"),
+        tmp_path / "often",
+    ).go()
     assert list(often.checkpoints) == list(range(1, 13))
     assert_equal(whole, often, 12)
     again = Run(spec, tmp_path / "again").go(resume=often.checkpoints[10])
@@ -103,7 +106,7 @@ def test_a_run_stopped_within_an_epoch_resumes_with_other_shards(tmp_path):
 
 
 def test_chains_remember_and_the_cache_fills(tmp_path):
-    run = Run(small_spec("kernel=mh", "epochs=2"), tmp_path).go()
+    run = Run(small_spec("negatives.kernel=mh", "epochs=2"), tmp_path).go()
     tables = load_file(run.checkpoints[12] / "shard-00000-of-00001.safetensors")
     assert tables["chain/visited"].all()
     assert tables["feature/present"].all()
@@ -116,17 +119,17 @@ def test_chains_remember_and_the_cache_fills(tmp_path):
 
 
 def test_every_reported_metric_is_in_the_table(tmp_path):
-    run = Run(small_spec("kernel=isir", "cache_proposals=12", "epochs=2"), tmp_path).go()
+    run = Run(small_spec("negatives.kernel=isir", "negatives.cache_proposals=12", "epochs=2"), tmp_path).go()
     reported = {name for row in run.rows for name in row}
     assert reported == ROW - {"passed_over", "device_changed"}
     assert run.column("cache_moves_ratio")[-1] > 0.1
 
 
 def test_isir_encodes_carried_negatives_again_and_cached_does_not(tmp_path):
-    fresh = Run(small_spec("kernel=isir"), tmp_path).go()
+    fresh = Run(small_spec("negatives.kernel=isir"), tmp_path).go()
     assert fresh.column("reencoded_images")[0] == 0
     assert fresh.column("reencoded_images")[-1] > 1
-    cached = Run(small_spec("kernel=isir", "carried=cached"), tmp_path / "cached").go()
+    cached = Run(small_spec("negatives.kernel=isir", "negatives.carried=cached"), tmp_path / "cached").go()
     assert max(cached.column("reencoded_images")) == 0
     assert cached.column("carried_weight_ratio")[-1] > 0
 
@@ -218,6 +221,6 @@ def test_a_worker_has_at_most_one_exchange_under_way(tmp_path, monkeypatch):
         return Pending(result)
 
     monkeypatch.setattr(LocalStore, "exchange", watched)
-    Run(small_spec("cache_proposals=12", "epochs=2"), tmp_path, stop_after=8).go()
+    Run(small_spec("negatives.cache_proposals=12", "epochs=2"), tmp_path, stop_after=8).go()
     assert len(most) > 8
     assert max(most) == 1

@@ -6,27 +6,23 @@ from train.harness import small_spec
 
 from emc2dist.data.digits import DigitsImages
 from emc2dist.data.sampler import rank_slice
-from emc2dist.store import Layout, LocalStore, Rows
+from emc2dist.store import Layout, LocalStore
 from emc2dist.train.loop import order_for
-from emc2dist.train.memory import Memory, schema_for
+from emc2dist.train.memory import Encoded, Memory, schema_for
 
 STEPS, SAMPLES, VIEWS = 20, 48, 2
 
 
-def writes_of(step, index):
-    """Something that tells sample and step apart."""
-    state = (index[:, None] * 5 + step + np.arange(VIEWS)) % SAMPLES
-    chain = {
-        "state": state,
-        "visited": np.ones((len(index), VIEWS), bool),
-        "visited_at": np.full((len(index), VIEWS), step, np.int32),
+def found_in(step, index):
+    """Something that tells sample and step apart, by anchor, and features."""
+    index = torch.from_numpy(index)
+    state = (index + torch.zeros(VIEWS, 1, dtype=torch.int64)) * 5 + step + torch.arange(VIEWS).unsqueeze(1)
+    columns = {
+        "state": (state % SAMPLES).flatten(),
+        "visited": torch.ones(VIEWS * len(index), dtype=torch.bool),
+        "visited_at": torch.full((VIEWS * len(index),), step, dtype=torch.int32),
     }
-    feature = {
-        "feature": np.tile((index * 100.0 + step)[:, None], 16).astype(np.float32),
-        "present": np.ones(len(index), bool),
-        "written_at": np.full(len(index), step, np.int32),
-    }
-    return {"chain": Rows(index, chain), "feature": Rows(index, feature)}
+    return {"negatives": columns}, Encoded(index, (index * 100.0 + step).unsqueeze(1).expand(-1, 16))
 
 
 def last_write(order, sample, as_of):
@@ -41,12 +37,12 @@ def check(recall, order, step, rank, settled):
         for i, sample in enumerate(own):
             anchor = v * len(own) + i
             wrote = last_write(order, sample, max(step - 4, settled))
-            assert recall.chain["visited"][anchor] == (wrote is not None)
+            assert recall.columns["visited"][anchor] == (wrote is not None)
             if wrote is None:
                 continue
             state = (sample * 5 + wrote + v) % SAMPLES
-            assert recall.chain["state"][anchor] == recall.carried.index[anchor] == state
-            assert recall.chain["visited_at"][anchor] == wrote
+            assert recall.columns["state"][anchor] == recall.carried.index[anchor] == state
+            assert recall.columns["visited_at"][anchor] == wrote
             cached = last_write(order, state, max(step - 3, settled))
             assert recall.carried.present[anchor] == (cached is not None)
             if cached is not None:
@@ -55,7 +51,7 @@ def check(recall, order, step, rank, settled):
 
 
 def test_recall_is_exactly_as_of_its_steps_whatever_the_order_of_calls():
-    spec = small_spec("kernel=isir", "cache_proposals=10", "workers=2", "shards=3")
+    spec = small_spec("negatives.kernel=isir", "negatives.cache_proposals=10", "workers=2", "shards=3")
     order = order_for(spec, DigitsImages("train", limit=SAMPLES))
     store = LocalStore(Layout(SAMPLES, 3), schema_for(spec))
     store.reset("g")
@@ -65,16 +61,16 @@ def test_recall_is_exactly_as_of_its_steps_whatever_the_order_of_calls():
     settled, lottery = -1, np.random.default_rng(0)
     for step in range(STEPS):
         for rank in lottery.permutation(2):
-            recall = memories[rank].recall(step)
+            recall = memories[rank].recall(step)["negatives"]
             check(recall, order, step, rank, settled)
         for rank in lottery.permutation(2):
             memories[rank].exchange(step)
         for rank, memory in enumerate(memories):
-            memory.remember(step, writes_of(step, rank_slice(order.batch(step), rank, 2)))
+            memory.remember(step, *found_in(step, rank_slice(order.batch(step), rank, 2)))
         if step == 8:  # a checkpoint
             for rank in lottery.permutation(2):
                 memories[rank].settle(step)
-            written = sum(store.snapshot("g", shard, step)["chain"]["visited_at"].sum() for shard in range(3))
+            written = sum(store.snapshot("g", shard, step)["negatives"]["visited_at"].sum() for shard in range(3))
             last = [last_write(order, sample, step) for sample in range(SAMPLES)]
             assert written == VIEWS * sum(step or 0 for step in last)
             for memory in memories:
@@ -84,7 +80,7 @@ def test_recall_is_exactly_as_of_its_steps_whatever_the_order_of_calls():
 
 
 def test_cache_rows_are_drawn_uniformly_without_repeats_and_alike_for_all_ranks():
-    spec = small_spec("kernel=isir", "cache_proposals=12", "workers=2")
+    spec = small_spec("negatives.kernel=isir", "negatives.cache_proposals=12", "workers=2")
     order = order_for(spec, DigitsImages("train", limit=SAMPLES))
     store = LocalStore(Layout(SAMPLES, 1), schema_for(spec))
     ranks = [Memory(spec, store, order, rank, "g", torch.device("cpu")) for rank in range(2)]

@@ -102,7 +102,7 @@ def test_ranks_are_reduced_to_one_row(tmp_path):
 
 
 def test_the_parts_of_a_step_make_up_nearly_all_of_it(tmp_path):
-    run = Run(small_spec("kernel=isir", "epochs=2", "log_every=6"), tmp_path).go()
+    run = Run(small_spec("negatives.kernel=isir", "epochs=2", "log_every=6"), tmp_path).go()
     row = [row for row in run.rows if "step_seconds" in row][-1]
     parts = sum(row[f"{name}_seconds"] for name in PHASES)
     assert 0.7 * row["step_seconds"] < parts <= row["step_seconds"]
@@ -113,7 +113,7 @@ def test_the_parts_of_a_step_make_up_nearly_all_of_it(tmp_path):
 
 def test_ages_are_what_was_remembered(tmp_path):
     """An epoch is 6 steps; a chain was last visited one epoch ago, give or take the order."""
-    run = Run(small_spec("kernel=mh", "epochs=4", "log_every=6"), tmp_path).go()
+    run = Run(small_spec("negatives.kernel=mh", "epochs=4", "log_every=6"), tmp_path).go()
     ages, p95 = run.column("carried_age_steps"), run.column("carried_age_p95_steps")
     assert len(ages) == len(p95) == 3  # none in the first epoch: nothing was visited before
     assert all(3 <= age <= 9 for age in ages)

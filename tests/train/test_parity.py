@@ -14,7 +14,7 @@ from emc2dist import files
 from emc2dist.config import dump
 from emc2dist.train import checkpoint
 
-MH, ISIR = ["kernel=mh"], ["kernel=isir", "cache_proposals=12"]
+MH, ISIR = ["negatives.kernel=mh"], ["negatives.kernel=isir", "negatives.cache_proposals=12"]
 KINDS = [
     (ISIR, [(1, 3), (2, 1)]),
     (MH, [(2, 3), (4, 1)]),
@@ -96,7 +96,7 @@ def test_gradients_are_reduced_once_an_update(ray_cluster, ranks, tmp_path):
 
 def test_one_rank_asks_all_stop_and_others_go_on(ray_cluster, ranks, tmp_path):
     """The ranks agree one step later; what they leave within an epoch is taken up by other ranks and shards."""
-    kind = [*EXACT, "kernel=isir", "cache_proposals=12"]
+    kind = [*EXACT, "negatives.kernel=isir", "negatives.cache_proposals=12"]
     oracle = Run(small_spec(*kind), tmp_path / "oracle")
     oracle.folder.mkdir()
     oracle.go()

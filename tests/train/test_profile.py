@@ -15,7 +15,7 @@ from emc2dist.train.timing import PHASES
 
 
 def test_parts_make_up_the_step_and_operators_are_the_dearest(tmp_path):
-    found = profile(small_spec("kernel=isir", "shards=2"), 2, tmp_path / "trace.json")
+    found = profile(small_spec("negatives.kernel=isir", "shards=2"), 2, tmp_path / "trace.json")
     assert found.parts_ms.keys() == set(PHASES)
     assert 0.9 * found.step_ms <= sum(found.parts_ms.values()) <= found.step_ms
     assert found.parts_ms["backward"] > 0.05 * found.step_ms
@@ -78,8 +78,8 @@ def test_it_encodes_again_what_training_does(tmp_path):
     kind = [  # scores that lie far apart, so that proposals are refused
         "temperature=1e-4",
         "lr=1e-9",
-        "burn_in_fraction=0",
-        "kernel=mh",
+        "negatives.burn_in_fraction=0",
+        "negatives.kernel=mh",
         "threads=1",
         "epochs=4",
     ]

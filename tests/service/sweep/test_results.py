@@ -15,12 +15,14 @@ from emc2dist.service.sweep import results, tuner
 from emc2dist.service.sweep.folder import Record, SweepFolder
 from emc2dist.service.sweep.judging import Gentle, judge_of
 
-SPACE = "{temperature: 'loguniform(0.05, 0.5)', kernel: [mh, isir]}"
+SPACE = "{temperature: 'loguniform(0.05, 0.5)', precision: [float32, bf16]}"
 
 
 def record(number, state, *values, seed=0, **point):
     history = [[epoch, value] for epoch, value in enumerate(values, 1)]
-    return Record(f"t{number}-{seed}", number, seed, {"temperature": 0.1, "kernel": "mh", **point}, state, history)
+    return Record(
+        f"t{number}-{seed}", number, seed, {"temperature": 0.1, "precision": "float32", **point}, state, history
+    )
 
 
 def test_the_best_point_has_the_best_mean_of_finished_trials(tmp_path):
@@ -45,15 +47,15 @@ def test_the_best_point_has_the_best_mean_of_finished_trials(tmp_path):
 def test_importance_finds_the_key_that_matters():
     rng = np.random.default_rng(0)
     sweep = small_sweep(SPACE)
-    points = [(rng.uniform(0.05, 0.5), str(rng.choice(["mh", "isir"]))) for _ in range(24)]
+    points = [(rng.uniform(0.05, 0.5), str(rng.choice(["float32", "bf16"]))) for _ in range(24)]
 
     def of(worth):
-        records = [record(i, "finished", worth(t, k), temperature=t, kernel=k) for i, (t, k) in enumerate(points)]
+        records = [record(i, "finished", worth(t, k), temperature=t, precision=k) for i, (t, k) in enumerate(points)]
         return results.importance(sweep, records)
 
-    assert of(lambda temperature, kernel: temperature)["temperature"] > 0.9
-    assert of(lambda temperature, kernel: float(kernel == "mh"))["kernel"] > 0.9
-    assert sum(of(lambda temperature, kernel: temperature + (kernel == "mh")).values()) == pytest.approx(1)
+    assert of(lambda temperature, precision: temperature)["temperature"] > 0.9
+    assert of(lambda temperature, precision: float(precision == "float32"))["precision"] > 0.9
+    assert sum(of(lambda temperature, precision: temperature + (precision == "float32")).values()) == pytest.approx(1)
     assert results.importance(sweep, [record(i, "finished", 0.5) for i in range(5)]) == {}
 
 
@@ -61,8 +63,8 @@ def test_stopped_trials_are_compared_where_all_have_been(tmp_path):
     """At epoch 1 every point is as good as its temperature; what the finished ones gain later must not count."""
     sweep, temperatures = small_sweep(SPACE), np.linspace(0.05, 0.5, 12)
     records = [
-        record(i, "finished", t, 10.0 - t, temperature=t, kernel="mh")
-        if i % 2 else record(i, "stopped", t, temperature=t, kernel="isir")
+        record(i, "finished", t, 10.0 - t, temperature=t, precision="float32")
+        if i % 2 else record(i, "stopped", t, temperature=t, precision="bf16")
         for i, t in enumerate(temperatures)
     ]  # fmt: skip
     assert results.importance(sweep, records)["temperature"] > 0.9
@@ -73,7 +75,7 @@ def test_files_and_pictures(tmp_path):
     rng = np.random.default_rng(1)
     records = []
     for point in range(8):
-        where = {"temperature": float(0.05 * 1.3**point), "kernel": ["mh", "isir"][point % 2]}
+        where = {"temperature": float(0.05 * 1.3**point), "precision": ["float32", "bf16"][point % 2]}
         values = rng.uniform(0.4, 0.9, (2, 3)).tolist()
         records += [record(point, "finished", *values[seed], seed=seed, **where) for seed in (0, 1)]
     records.append(Record("t8-0", 8, 0, dict(records[0].values), "failed", [], "diverged, at 1"))
@@ -87,7 +89,7 @@ def test_files_and_pictures(tmp_path):
     assert [row["temperature"] for row in parquet] == [one.values["temperature"] for one in records]
     best = results.best_point(sweep, records)
     spec = parse((tmp_path / "s" / "best.yaml").read_text())
-    assert (spec.temperature, spec.kernel, spec.seed, spec.name) == (*best.values.values(), 0, "s-best")
+    assert (spec.temperature, spec.precision, spec.seed, spec.name) == (*best.values.values(), 0, "s-best")
     for name in ("parallel", "keys", "importance"):
         image = np.asarray(Image.open(tmp_path / "s" / f"{name}.png").convert("L"))
         assert image.std() > 5  # something is drawn

@@ -24,8 +24,8 @@ def listed(points):
 
 def test_draws_follow_their_distribution_and_depend_on_seed_and_number_alone():
     space = (
-        "{temperature: 'loguniform(0.05, 0.5)', lr: 'uniform(1, 3)', cache_proposals: 'randint(2, 4)', "
-        "kernel: [mh, isir]}"
+        "{temperature: 'loguniform(0.05, 0.5)', lr: 'uniform(1, 3)', negatives.cache_proposals: 'randint(2, 4)', "
+        "negatives.kernel: [mh, isir]}"
     )
     sweep = small_sweep(space)
     points = [draw(sweep, index) for index in range(2000)]
@@ -35,9 +35,9 @@ def test_draws_follow_their_distribution_and_depend_on_seed_and_number_alone():
     assert logs.mean() == pytest.approx((low + high) / 2, abs=0.05)
     assert logs.std() == pytest.approx((high - low) / math.sqrt(12), abs=0.05)
     assert np.mean([point["lr"] for point in points]) == pytest.approx(2, abs=0.05)
-    assert {point["cache_proposals"] for point in points} == {2, 3, 4}
-    assert {type(point["cache_proposals"]) for point in points} == {int}
-    assert np.mean([point["kernel"] == "mh" for point in points]) == pytest.approx(0.5, abs=0.05)
+    assert {point["negatives.cache_proposals"] for point in points} == {2, 3, 4}
+    assert {type(point["negatives.cache_proposals"]) for point in points} == {int}
+    assert np.mean([point["negatives.kernel"] == "mh" for point in points]) == pytest.approx(0.5, abs=0.05)
 
     more = small_sweep(space, "budget: {trials: 20}")
     assert listed(points_of(more, [], {})) == points[:20]
@@ -45,11 +45,11 @@ def test_draws_follow_their_distribution_and_depend_on_seed_and_number_alone():
 
 
 def test_a_grid_takes_every_combination_and_checks_each():
-    sweep = small_sweep("{lr: [1, 2], kernel: [mh, isir]}", "search: {name: grid}")
-    expected = [{"lr": lr, "kernel": kernel} for lr in (1, 2) for kernel in ("mh", "isir")]
+    sweep = small_sweep("{lr: [1, 2], negatives.kernel: [mh, isir]}", "search: {name: grid}")
+    expected = [{"lr": lr, "negatives.kernel": kernel} for lr in (1, 2) for kernel in ("mh", "isir")]
     assert listed(points_of(sweep, [], {})) == expected
-    with pytest.raises(SpecError, match="point 3: cache_proposals: 8 needs objective: emc2"):
-        small_sweep("{objective: [emc2, dcl], cache_proposals: [0, 8]}", "search: {name: grid}")
+    with pytest.raises(SpecError, match="point 2: negatives: in_batch takes no cache_proposals: 0"):
+        small_sweep("{objective: [emc2, dcl], negatives.cache_proposals: [0, 8]}", "search: {name: grid}")
     with pytest.raises(SpecError, match=r"point \d+: batch_size: \d+ does not divide among .* = 4"):
         small_sweep("{batch_size: 'randint(16, 64)', optimiser.accumulate: [4]}")
 
@@ -62,12 +62,12 @@ def test_a_trial_is_the_base_with_its_point_and_a_seed_of_its_own():
 
 
 def test_optuna_learns_and_goes_on_where_it_was():
-    space = "{lr: 'loguniform(1e-3, 1)', kernel: [mh, isir], views.crop: [[0.2, 1.0], [0.6, 1.0]]}"
+    space = "{lr: 'loguniform(1e-3, 1)', negatives.kernel: [mh, isir], views.crop: [[0.2, 1.0], [0.6, 1.0]]}"
     sweep = small_sweep(space, "search: {name: optuna}", "budget: {trials: 40}")
     points, found = points_of(sweep, [], {}), []
 
     def worth(point):
-        return -abs(math.log10(point["lr"]) + 2) - (point["kernel"] == "mh")
+        return -abs(math.log10(point["lr"]) + 2) - (point["negatives.kernel"] == "mh")
 
     for index in range(40):
         found.append(dict(points.next()))
