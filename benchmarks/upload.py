@@ -25,8 +25,8 @@ from emc2dist.data.images import Labelled, open_images
 from emc2dist.files import Entry
 from emc2dist.files.disk import DiskPlace
 from emc2dist.metrics import Row
-from emc2dist.service.runs import RunFolder
-from emc2dist.service.worker import _RayKeeper
+from emc2dist.run.folder import RunFolder
+from emc2dist.run.worker import _RayKeeper
 from emc2dist.store import Layout, LocalStore
 from emc2dist.train import loop
 from emc2dist.train.memory import schema_for

@@ -19,9 +19,9 @@ from torch import Tensor
 from emc2dist.config import Spec
 from emc2dist.data.images import Images, Labelled
 from emc2dist.errors import DataError
+from emc2dist.towers.encoder import Encoder
+from emc2dist.towers.views import PlainView
 from emc2dist.train import collectives
-from emc2dist.vision.augment import PlainView
-from emc2dist.vision.encoder import Encoder
 
 _CHUNK = 256  # images encoded at once
 

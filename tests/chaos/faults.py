@@ -15,10 +15,10 @@ from unittest import mock
 import psutil
 import tmpfs
 from chaos.machines import Machines
-from service.command import title
+from command import title
 
-from emc2dist.service.launch import sessions
-from emc2dist.service.launch.local import LocalCluster
+from emc2dist.launch import processes
+from emc2dist.launch.local import LocalCluster
 
 ROOT = Path(__file__).parents[2]
 NODES = 3
@@ -147,7 +147,7 @@ class World:
     def processes(self, name: str) -> list[psutil.Process]:
         """Processes of the cluster whose title has `name` in it, by pid."""
         pids = [int(path.read_text()) for path in self.cluster.folder.glob("*.pid")]
-        found = [process for pid in pids for process in sessions.members(pid)]
+        found = [process for pid in pids for process in processes.members(pid)]
         return sorted((p for p in found if name in title(p)), key=lambda process: process.pid)
 
     def close(self) -> None:
@@ -304,7 +304,7 @@ def pass_time(world, seconds):
 
 def end_node(world, name):
     pid = int((world.cluster.folder / f"{name}.pid").read_text())
-    for process in sessions.members(pid):
+    for process in processes.members(pid):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 from chaos.faults import World, end_node, kill_driver
-from service.command import driver_of
+from command import driver_of
 from train.harness import SMALL
 
 from emc2dist import files
-from emc2dist.service.launch import sessions
-from emc2dist.service.sweep.folder import SweepFolder
+from emc2dist.launch import processes
+from emc2dist.sweep.folder import SweepFolder
 
 pytestmark = pytest.mark.slow
 
@@ -92,5 +92,5 @@ def losses(run):
 def node_of(world, pid):
     """The node that a process is on."""
     nodes = {path.stem: int(path.read_text()) for path in world.cluster.folder.glob("*.pid")}
-    (name,) = [name for name, leader in nodes.items() if pid in {process.pid for process in sessions.members(leader)}]
+    (name,) = [name for name, leader in nodes.items() if pid in {process.pid for process in processes.members(leader)}]
     return name

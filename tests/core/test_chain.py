@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-import emc2dist
 from benchmarks.certificate import digit_features
 from emc2dist.core import chain
 from emc2dist.core.streams import fork
@@ -42,7 +41,7 @@ def test_compiled_and_batched_walks_agree_with_the_readable_one(dtype, burn_in_f
 
 def test_a_sweep_by_hand():
     # From score 0: c0 (+2) is better: accepted. c1 (-50) is refused. c2 (+90) is accepted. Burn-in drops the first.
-    sweep = emc2dist.sweep(torch.tensor([[2.0, -50.0, 90.0]]), torch.zeros(1), burn_in_fraction=0.34, shuffle=False)
+    sweep = chain.sweep(torch.tensor([[2.0, -50.0, 90.0]]), torch.zeros(1), burn_in_fraction=0.34, shuffle=False)
     assert sweep.weights.tolist() == [[0.5, 0.0, 0.5, 0.0]]
     assert sweep.state.tolist() == [2]
     assert sweep.acceptance_rate.item() == pytest.approx(2 / 3)
@@ -50,7 +49,7 @@ def test_a_sweep_by_hand():
 
 
 def test_what_is_no_proposal_is_neither_a_step_nor_a_rejection():
-    with_gaps = emc2dist.sweep(torch.tensor([[-INF, 5.0, -INF, -60.0]]), torch.zeros(1), shuffle=False)
+    with_gaps = chain.sweep(torch.tensor([[-INF, 5.0, -INF, -60.0]]), torch.zeros(1), shuffle=False)
     assert with_gaps.weights.tolist() == [[0, 1.0, 0, 0, 0]]  # two valid steps, one dropped
     assert with_gaps.acceptance_rate.item() == 0.5
     assert with_gaps.proposals.item() == 2
@@ -59,7 +58,7 @@ def test_what_is_no_proposal_is_neither_a_step_nor_a_rejection():
 @pytest.mark.parametrize("kernel", ["mh", "isir"])
 def test_edges(kernel):
     def visit(scores, carried):
-        return emc2dist.sweep(torch.tensor([scores]), torch.tensor([carried]), kernel=kernel, shuffle=False)
+        return chain.sweep(torch.tensor([scores]), torch.tensor([carried]), kernel=kernel, shuffle=False)
 
     nothing = visit([-INF, -INF], -INF)
     assert nothing.weights.tolist() == [[0, 0, 0]]
@@ -70,7 +69,7 @@ def test_edges(kernel):
     first = visit([torch.nan, -1000.0], -INF)
     assert first.weights.tolist() == [[0, 1, 0]]
     assert first.state.item() == 1
-    empty = emc2dist.sweep(torch.zeros(2, 0), torch.tensor([0.0, -INF]), kernel=kernel)
+    empty = chain.sweep(torch.zeros(2, 0), torch.tensor([0.0, -INF]), kernel=kernel)
     assert empty.weights.tolist() == [[1], [0]]
 
 
@@ -78,7 +77,7 @@ def test_edges(kernel):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_kept_step_counts_once(kernel, dtype):
     scores, carried, _ = random_scores(3, 200, 9, dtype)
-    sweep = emc2dist.sweep(scores, carried, kernel=kernel, generator=torch.Generator().manual_seed(0))
+    sweep = chain.sweep(scores, carried, kernel=kernel, generator=torch.Generator().manual_seed(0))
     exists = (scores.nan_to_num(-INF) > -INF).any(1) | (carried > -INF)
     torch.testing.assert_close(sweep.weights.sum(1), exists.to(dtype))
     assert not sweep.weights[:, :-1][(scores == -INF) | scores.isnan()].any()
@@ -87,7 +86,7 @@ def test_every_kept_step_counts_once(kernel, dtype):
 
 def test_isir_weighs_by_softmax_and_accepts_what_is_not_carried():
     scores = torch.randn(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    sweep = emc2dist.sweep(scores, scores[:, 0], kernel="isir")
+    sweep = chain.sweep(scores, scores[:, 0], kernel="isir")
     expected = torch.cat([scores, scores[:, :1]], 1).softmax(1)
     torch.testing.assert_close(sweep.weights, expected)
     torch.testing.assert_close(sweep.acceptance_rate, 1 - expected[:, -1])
@@ -96,10 +95,10 @@ def test_isir_weighs_by_softmax_and_accepts_what_is_not_carried():
 def test_the_order_is_drawn_anew_for_every_anchor():
     # Unvisited chains take their first proposal; with equal scores every one is accepted, so the end is the last.
     scores = torch.zeros(600, 4)
-    sweep = emc2dist.sweep(scores, torch.full((600,), -INF), generator=torch.Generator().manual_seed(0))
+    sweep = chain.sweep(scores, torch.full((600,), -INF), generator=torch.Generator().manual_seed(0))
     counts = sweep.state.bincount(minlength=4)
     assert counts.min() > 600 / 4 - 5 * (600 * 3 / 16) ** 0.5
-    fixed = emc2dist.sweep(scores, torch.full((600,), -INF), shuffle=False)
+    fixed = chain.sweep(scores, torch.full((600,), -INF), shuffle=False)
     assert fixed.state.unique().tolist() == [3]
 
 
@@ -107,8 +106,8 @@ def test_a_chain_depends_on_its_stream_alone():
     scores, carried, _ = random_scores(1, 40, 12, torch.float64)
     streams = fork(7, torch.arange(40))
     for kernel in ("mh", "isir"):
-        together = emc2dist.sweep(scores, carried, kernel=kernel, streams=streams)
-        apart = emc2dist.sweep(scores[10:20], carried[10:20], kernel=kernel, streams=streams[10:20])
+        together = chain.sweep(scores, carried, kernel=kernel, streams=streams)
+        apart = chain.sweep(scores[10:20], carried[10:20], kernel=kernel, streams=streams[10:20])
         assert together.state[10:20].equal(apart.state)
         torch.testing.assert_close(together.weights[10:20], apart.weights)
 
@@ -123,11 +122,11 @@ def test_a_chain_depends_on_its_stream_alone():
 )
 def test_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
-        emc2dist.sweep(torch.zeros(2, 3), torch.zeros(2), **arguments)
+        chain.sweep(torch.zeros(2, 3), torch.zeros(2), **arguments)
     with pytest.raises(ValueError, match=r"\[A, P\]"):
-        emc2dist.sweep(torch.zeros(2, 3), torch.zeros(3))
+        chain.sweep(torch.zeros(2, 3), torch.zeros(3))
     with pytest.raises(ValueError, match="float32"):
-        emc2dist.sweep(torch.zeros(2, 3), torch.zeros(2, dtype=torch.float64))
+        chain.sweep(torch.zeros(2, 3), torch.zeros(2, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("kernel", ["mh", "isir"])
@@ -147,7 +146,7 @@ def test_chains_visit_their_target(kernel, temperature):
         allowed = (proposals != anchors.unsqueeze(1)) & ((proposals != state.unsqueeze(1)) | ~visited.unsqueeze(1))
         proposal_scores = scores[:, proposals].masked_fill(~allowed, -INF)
         carried = scores[anchors, state].masked_fill(~visited, -INF)
-        sweep = emc2dist.sweep(proposal_scores, carried, kernel=kernel, streams=fork(visit, anchors))
+        sweep = chain.sweep(proposal_scores, carried, kernel=kernel, streams=fork(visit, anchors))
         columns = torch.cat([proposals.expand(samples, -1), state.unsqueeze(1)], 1)
         histogram.scatter_add_(1, columns, sweep.weights)
         state = columns.gather(1, sweep.state.unsqueeze(1)).squeeze(1)

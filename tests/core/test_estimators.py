@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from benchmarks.certificate import STEPS, FrozenRun, Method, certify, digit_features, exact_gradient
-from emc2dist import sweep
 from emc2dist.core.cache import accept, propose
 from emc2dist.core.candidates import Candidates, batch_scores
+from emc2dist.core.chain import sweep
 from emc2dist.core.objectives import (
     estimator_loss,
     in_batch_weights,
@@ -40,7 +40,7 @@ def test_dcl_on_the_whole_dataset_is_the_exact_gradient(views):
 
 
 def test_the_logged_loss_is_exact_on_the_whole_dataset():
-    from emc2dist import global_contrastive_loss
+    from emc2dist.core.exact import global_contrastive_loss
 
     z = units()
     assert loss_estimate(whole_batch(z), 6).item() == pytest.approx(global_contrastive_loss(z, 0.2).item(), abs=1e-12)

@@ -9,7 +9,7 @@ import torch
 from train.harness import small_spec
 
 from benchmarks.certificate import digit_features
-from emc2dist import global_contrastive_loss
+from emc2dist.core.exact import global_contrastive_loss
 from emc2dist.core.streams import fork
 from emc2dist.data.digits import DigitsImages
 from emc2dist.store import Layout, LocalStore
