@@ -1,26 +1,23 @@
 """A running Ray cluster as a target, by its job API (Ray 2.60).
 
-What Ray's own command line does not do: the driver's exit code is passed on; a log stream that breaks is taken up
-where it broke; every request has a limit; and a job that was started is found again, not started twice.
+What Ray's own command line does not do: the driver's exit code is passed on; a log is followed over lost connections;
+every request has a limit; and a job that was started is found again, not started twice.
 """
 
-import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import aiohttp
 import ray
 import requests
 import yaml
 from ray.dashboard.modules.dashboard_sdk import SubmissionClient
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
-from requests.utils import get_environ_proxies, select_proxy
 
 from emc2dist.errors import LaunchError
 from emc2dist.launch.plan import SPEC_FILE, JobState, Plan, Status, grace_of, printable, refuse_second
@@ -29,6 +26,8 @@ from emc2dist.run.scratch import temporary
 
 REQUEST_S = 30.0
 POLL_S = 1.0
+LOG_RATE = 2**20
+"""Characters of a log that are asked for in a second, at most."""
 PATIENCE_S = 600.0
 """How long a cluster may give no answer before a follower gives up; the job itself goes on meanwhile."""
 
@@ -81,22 +80,23 @@ class RayJobs:
         """See `Target.logs`."""
         job = self.state(job).id
         if not follow:
-            yield self._call(lambda: _text(self._client.get_job_logs(job)))
+            yield self._log(job)
             return
         seen, heard = 0, time.monotonic()
         while True:
             try:
                 final = self.state(job).final  # asked first, so that what a job says last is still read
-                heard = time.monotonic()
-                for chunk in _synchronous(self._tail(job, skip=seen)):
-                    seen, heard = seen + len(chunk), time.monotonic()
-                    yield chunk
-                if final:
-                    return
-            except (aiohttp.ClientError, TimeoutError, OSError, _Unreachable) as error:
+                log = self._log(job)
+            except _Unreachable as error:
                 if time.monotonic() - heard > PATIENCE_S:
                     raise LaunchError(f"{job}: {self.url} has given no answer for {PATIENCE_S:g} s") from error
-            time.sleep(POLL_S)
+            else:
+                if len(log) > seen:
+                    yield log[seen:]
+                if final:
+                    return
+                seen, heard = max(seen, len(log)), time.monotonic()
+            time.sleep(POLL_S + seen / LOG_RATE)  # each answer is the whole log: a long one is asked for less often
 
     def stop(self, job: str) -> JobState:
         """See `Target.stop`."""
@@ -118,6 +118,10 @@ class RayJobs:
         except _NotFound:
             return None
 
+    def _log(self, job: str) -> str:
+        """All that the driver has written so far."""
+        return self._call(lambda: _text(self._client.get_job_logs(job)))
+
     def _send(self, plan: Plan, job: str) -> None:
         request = _request(plan)
         with temporary("emc2-submit-") as folder:
@@ -128,24 +132,6 @@ class RayJobs:
             except LaunchError:
                 if self._find(job) is None:  # else it has arrived: sent twice at once, or the answer was lost
                     raise
-
-    async def _tail(self, job: str, skip: int) -> AsyncIterator[str]:
-        """What the driver writes, past the first `skip` characters, until the cluster ends the stream."""
-        address = f"{self.url}/api/jobs/{job}/logs/tail"
-        limit = aiohttp.ClientWSTimeout(ws_close=REQUEST_S)
-        async with (
-            aiohttp.ClientSession(headers=self._headers) as session,
-            # The heartbeat tells a quiet job from a connection that is gone.
-            session.ws_connect(address, heartbeat=REQUEST_S / 2, timeout=limit, proxy=_proxy(address)) as stream,
-        ):
-            async for message in stream:
-                if message.type == aiohttp.WSMsgType.TEXT:
-                    text = message.data[skip:]
-                    skip = max(0, skip - len(message.data))
-                    if text:
-                        yield text
-            if stream.close_code == aiohttp.WSCloseCode.ABNORMAL_CLOSURE:
-                raise ConnectionError("the log stream broke off")
 
     def _call(self, request: Callable[[], T]) -> T:
         """Ask the cluster; what it answers with instead becomes a LaunchError. (Ray raises RuntimeError for all.)"""
@@ -167,7 +153,7 @@ class RayJobs:
             ) from error
         except (RuntimeError, OSError) as error:
             text = " ".join(str(error).split()) or type(error).__name__
-            raise (_NotFound if "status code 404" in text else LaunchError)(f"{self.url}: {text[:500]}") from error
+            raise _kind_of(text)(f"{self.url}: {text[:500]}") from error
 
 
 class _Unreachable(LaunchError):
@@ -176,6 +162,13 @@ class _Unreachable(LaunchError):
 
 class _NotFound(LaunchError):
     """The cluster answers, and knows no such job."""
+
+
+def _kind_of(said: str) -> type[LaunchError]:
+    """What Ray's client says of a status: 404 of an unknown job, 5xx of a head that cannot answer for now."""
+    if "status code 404" in said:
+        return _NotFound
+    return _Unreachable if "status code 5" in said else LaunchError
 
 
 class _Client(JobSubmissionClient):
@@ -200,12 +193,6 @@ class _Client(JobSubmissionClient):
                 f"{self._address}: has moved to {answer.headers['location']}; give that address, if it is yours"
             )
         return answer
-
-
-def _proxy(url: str) -> str | None:
-    """Which proxy aiohttp is to ask for `url`, which knows none but those for http."""
-    proxy = select_proxy(url, get_environ_proxies(url)) if by_proxy(url) else None
-    return proxy if proxy and proxy.startswith("http") else None
 
 
 def _request(plan: Plan) -> dict[str, Any]:
@@ -240,17 +227,3 @@ def _state(details: JobDetails) -> JobState:
         started=details.start_time / 1000 if details.start_time else None,
         ended=details.end_time / 1000 if details.end_time else None,
     )
-
-
-def _synchronous(stream: AsyncIterator[T]) -> Iterator[T]:
-    """An asynchronous iterator as an ordinary one."""
-    with asyncio.Runner() as runner:
-        while True:
-            try:
-                yield runner.run(_next(stream))
-            except StopAsyncIteration:
-                return
-
-
-async def _next(stream: AsyncIterator[T]) -> T:
-    return await anext(stream)
