@@ -9,10 +9,12 @@ Records alone say how far a sweep has got, and the driver alone writes them, eac
 be killed at any time: what its records call running resumes from its own checkpoint, or is found finished.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Literal, get_args
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from emc2dist.config import Sweep, differences, dump, parse_sweep
 from emc2dist.errors import RunError
@@ -26,9 +28,9 @@ STATES: tuple[State, ...] = get_args(State)
 ENDED: frozenset[State] = frozenset({"finished", "stopped", "failed"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", ser_json_inf_nan="constants"))
 class Record:
-    """What is known of a trial."""
+    """A trial's record: which it is, and how far it has come."""
 
     name: str
     """Of its run, and of its folder in that of the sweep."""
@@ -38,15 +40,15 @@ class Record:
     values: dict[str, Any]
     """The point: keys of a run's spec."""
     state: State = "running"
-    history: list[list[float]] = field(default_factory=list)
-    """[epoch, metric] at the ends of epochs."""
+    history: list[tuple[int, float]] = field(default_factory=list)
+    """(epoch, metric) at the ends of epochs."""
     reason: str = ""
     """Why it failed, was stopped or lost."""
 
     @property
     def epoch(self) -> int:
         """The last epoch that has been judged; 0: none."""
-        return int(self.history[-1][0]) if self.history else 0
+        return self.history[-1][0] if self.history else 0
 
     @property
     def value(self) -> float | None:
@@ -55,7 +57,7 @@ class Record:
 
     def reached(self, epoch: int, value: float) -> "Record":
         """With one more value of the metric."""
-        return replace(self, history=[*self.history, [epoch, value]])
+        return replace(self, history=[*self.history, (epoch, value)])
 
     def ended(self, state: State, reason: str = "") -> "Record":
         """With how it ended."""
@@ -111,14 +113,18 @@ class SweepFolder:
 
     def save(self, record: Record) -> None:
         """Write a record."""
-        self.write(f"trials/{record.name}.json", json.dumps(asdict(record), indent=1).encode())
+        self.write(f"trials/{record.name}.json", _RECORD.dump_json(record, indent=1))
+
+
+_RECORD = TypeAdapter(Record)
 
 
 def _record(place: Place) -> Record:
     try:
-        return Record(**json_of(place))
-    except TypeError as error:
-        raise RunError(f"{place}: is no record of a trial ({error}); remove it, and the trial begins anew") from error
+        return _RECORD.validate_python(json_of(place))
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise RunError(f"{place}: is no record of a trial ({wrong}); remove it, and the trial begins anew") from error
 
 
 class Ledger:

@@ -111,7 +111,11 @@ def test_a_summary_of_another_shape_is_named(run, command):
     assert f"{run / 'summary.json'}: names no run_dir" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"name": "x"}', b"\xff", b'{"what": 1, "name": "x", "point": 0}'])
+RECORD = {"name": "x", "point": 0, "seed": 0, "values": {}}
+WRONG = [{"name": "x"}, RECORD | {"what": 1}, RECORD | {"state": "asleep"}, RECORD | {"history": [[1]]}]
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", *(json.dumps(wrong).encode() for wrong in WRONG)])
 def test_a_damaged_record_of_a_sweep_is_named(tmp_path, data):
     (tmp_path / "trials").mkdir()
     (tmp_path / "trials" / "a-000-seed0.json").write_bytes(data)
