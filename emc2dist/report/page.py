@@ -5,7 +5,6 @@ there is no script. All that comes from a run or a set is escaped.
 """
 
 import base64
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from jinja2 import Environment, StrictUndefined
-from tqdm import tqdm
 
 from emc2dist import files
 from emc2dist.config import S3, leaves
@@ -45,13 +43,12 @@ def report(runs: Sequence[str | Path], *, out: str | Path | None = None, s3: S3 
     """
     subjects = Subject.open_all(runs, s3)
     folder = files.at(out, s3) if out is not None else subjects[0].folder.place / "report"
-    with _Steps(2 * len(subjects) + 1) as steps:
-        chained = [_find(Chains.of, run, steps, "chains") for run in subjects]
-        mapped = [_find(Atlas.of, run, steps, "map") for run in subjects]
-        steps.begin("drawing and writing")
-        sections = _sections(subjects, chained, mapped)
-        written = _write(folder, _html(subjects, sections, _tables(subjects, chained)), sections)
-        return written | {"remarks": [remark for run in subjects for remark in run.remarks]}
+    chained = [_find(Chains.of, run, "chains") for run in subjects]
+    mapped = [_find(Atlas.of, run, "map") for run in subjects]
+    say("report: drawing and writing")
+    sections = _sections(subjects, chained, mapped)
+    written = _write(folder, _html(subjects, sections, _tables(subjects, chained)), sections)
+    return written | {"remarks": [remark for run in subjects for remark in run.remarks]}
 
 
 @dataclass(frozen=True)
@@ -77,30 +74,6 @@ class Line(NamedTuple):
         return len(set(self.values)) > 1
 
 
-class _Steps:
-    """How far the report is, on stderr: a bar in a terminal, plain lines in a log."""
-
-    def __init__(self, total: int) -> None:
-        self._bar = tqdm(total=total, unit="part", leave=False) if sys.stderr.isatty() else None
-        self._begun = False
-
-    def __enter__(self) -> "_Steps":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def begin(self, what: str) -> None:
-        """The part before is done, and this one begins."""
-        if self._bar is None:
-            say(f"report: {what}")
-            return
-        self._bar.update(int(self._begun))
-        self._bar.set_description(what)
-        self._begun = True
-
-
 class _Found(NamedTuple, Generic[_What]):
     """What was looked for, or why there is none."""
 
@@ -108,8 +81,8 @@ class _Found(NamedTuple, Generic[_What]):
     why: str
 
 
-def _find(look: Callable[[Subject], _What], run: Subject, steps: _Steps, name: str) -> _Found[_What]:
-    steps.begin(f"{name} of {run.label}")
+def _find(look: Callable[[Subject], _What], run: Subject, name: str) -> _Found[_What]:
+    say(f"report: {name} of {run.label}")
     try:
         return _Found(look(run), "")
     except Emc2Error as error:
