@@ -50,7 +50,7 @@ from emc2dist.store.remote import RayStore
 from emc2dist.terminal import say
 from emc2dist.towers.encoder import Encoder
 from emc2dist.train import checkpoint, loop
-from emc2dist.train.evaluate import Evaluation
+from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.memory import schema_for
 
 

@@ -18,7 +18,7 @@ from emc2dist.run.scratch import temporary
 from emc2dist.terminal import say
 from emc2dist.towers.encoder import Encoder
 from emc2dist.train import checkpoint
-from emc2dist.train.evaluate import plain_views
+from emc2dist.train.evaluation import plain_views
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import Newest
 from emc2dist.terminal import Progress, say
 from emc2dist.towers.encoder import backbone_state_dict
-from emc2dist.train.evaluate import Evaluation
+from emc2dist.train.evaluation import Evaluation
 
 
 def evaluate(run: str | Path, *, data_path: str | None = None, s3: S3 | None = None) -> dict[str, Any]:

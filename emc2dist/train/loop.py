@@ -25,7 +25,7 @@ from emc2dist.towers.encoder import Encoder
 from emc2dist.towers.optim import build_optimiser
 from emc2dist.towers.views import RandomView
 from emc2dist.train import checkpoint, collectives
-from emc2dist.train.evaluate import Evaluation
+from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.memory import Memory
 from emc2dist.train.meter import Meter
 from emc2dist.train.step import Trainer

@@ -11,7 +11,7 @@ from PIL import Image
 from emc2dist.config import Data, Eval, parse
 from emc2dist.data.images import open_images, open_labelled
 from emc2dist.errors import DataError
-from emc2dist.train.evaluate import Evaluation
+from emc2dist.train.evaluation import Evaluation
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

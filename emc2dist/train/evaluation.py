@@ -10,15 +10,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from emc2dist.config import Spec
 from emc2dist.data.images import Images, Labelled
 from emc2dist.errors import DataError
+from emc2dist.evaluate import knn, probe
 from emc2dist.towers.encoder import Encoder
 from emc2dist.towers.views import PlainView
 from emc2dist.train import collectives
@@ -110,9 +107,7 @@ class Evaluation:
     def knn_accuracy(self, bank: NDArray, queries: NDArray) -> float:
         """Share of queries whose k nearest voters by cosine name the right class."""
         voters, asked = self.labels()
-        neighbours = min(self.spec.eval.neighbours, len(voters))
-        knn = KNeighborsClassifier(neighbours, metric="cosine", algorithm="brute").fit(bank, voters)
-        return float(knn.score(queries, asked))
+        return knn.accuracy(bank, voters, queries, asked, neighbours=self.spec.eval.neighbours)
 
     def linear_probe(self, bank: NDArray, queries: NDArray) -> float:
         """Accuracy of multinomial logistic regression on standardised representations, fitted by L-BFGS.
@@ -121,10 +116,7 @@ class Evaluation:
             DataError: all voters are of one class.
         """
         voters, asked = self.labels()
-        if len(np.unique(voters)) == 1:
-            raise DataError(f"all {len(voters)} voters are of one class, which no probe can tell from another")
-        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(bank, voters)
-        return float(probe.score(queries, asked))
+        return probe.accuracy(bank, voters, queries, asked)
 
     def _encode(
         self,
