@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from typing_extensions import override
+
 from emc2dist.errors import LaunchError
 from emc2dist.launch.kubectl import Kubectl
-from emc2dist.launch.plan import JobState, Plan, grace_of, refuse_second
+from emc2dist.launch.plan import JobState, Plan, Target, grace_of, refuse_second
 from emc2dist.launch.rayjob import LABELS, is_ours, name_of, part, render, state_of, text_of
 
 _KIND = "rayjobs.ray.io"
@@ -24,19 +26,19 @@ _PATIENCE_S = 600.0  # that Kubernetes may take to delete pods, or be out of rea
 
 
 def preview(plan: Plan) -> str:
-    """What `KubeRay.submit` would send, as YAML. Raises SpecError as `rayjob.render` does."""
+    """The manifests of `KubeRay.submit`, as YAML. Raises SpecError as `rayjob.render` does."""
     return text_of(render(plan))
 
 
-class KubeRay:
-    """The `Target` for `launch.target: kuberay`, in one namespace, asked every `poll_s` seconds where it waits."""
+class KubeRay(Target):
+    """The target of `launch.target: kuberay`, in one namespace, asked every `poll_s` seconds where it waits."""
 
     def __init__(self, namespace: str, *, poll_s: float = 2.0, patience_s: float = _PATIENCE_S) -> None:
         self._kubectl = Kubectl(namespace)
         self._poll_s, self._patience_s = poll_s, patience_s
 
+    @override
     def submit(self, plan: Plan) -> JobState:
-        """See `Target`."""
         name, objects = name_of(plan.id), preview(plan)
         refuse_second(plan, self.jobs())
         found = self._get(name)
@@ -48,16 +50,17 @@ class KubeRay:
         self._kubectl("apply", "--filename=-", stdin=objects)
         return self.state(plan.id)
 
+    @override
     def state(self, job: str) -> JobState:
-        """See `Target`."""
         return state_of(self._find(job))
 
+    @override
     def jobs(self) -> list[JobState]:
-        """See `Target`."""
         return [state_of(rayjob) for rayjob in self._list()]
 
+    @override
     def logs(self, job: str, *, follow: bool) -> Iterator[str]:
-        """See `Target`. What the submitter's pod has printed; it is there until the job is deleted or suspended."""
+        """What the submitter's pod has printed; it is there until the job is deleted or suspended."""
         name = self._find(job)["metadata"]["name"]
         seen, answered = "", time.monotonic()
         while True:
@@ -77,8 +80,8 @@ class KubeRay:
                 return
             time.sleep(self._poll_s)
 
+    @override
     def stop(self, job: str) -> JobState:
-        """See `Target`."""
         rayjob = self._find(job)
         state, reported = state_of(rayjob), part(rayjob, "status").get("jobStatus") or ""
         if state.final:
@@ -149,7 +152,7 @@ class KubeRay:
 
 
 def _parsed(text: str, key: str) -> dict[str, Any]:
-    """What kubectl gives, which has that key. Raises LaunchError where it is none of that."""
+    """An answer of kubectl's that has that key. Raises LaunchError where it is none of that."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

@@ -45,7 +45,7 @@ _READY = b"will now block forever"  # the last that `ray start --block` says, wh
 
 @dataclass(frozen=True)
 class Connection:
-    """How a cluster is reached."""
+    """The address of a cluster, and its token."""
 
     address: str
     """Where drivers on this machine connect, HOST:PORT."""
@@ -106,7 +106,7 @@ class LocalCluster:
         return connection
 
     def running(self) -> Connection | None:
-        """How the cluster is reached, if its head runs. Raises LaunchError where the folder is somebody else's."""
+        """The way to the cluster, if its head runs. Raises LaunchError where the folder is somebody else's."""
         return self._connection() if self._exists() and self._url.exists() and self._lives("head") else None
 
     def nodes(self) -> dict[str, bool]:
@@ -255,7 +255,7 @@ class LocalCluster:
 
 
 def _line(path: Path) -> str:
-    """What a file of the folder says. Raises LaunchError where it says nothing."""
+    """The text of a file of the folder. Raises LaunchError where it says nothing."""
     with explained(path):
         text = path.read_text(errors="replace").strip()
     if not text:

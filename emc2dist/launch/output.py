@@ -1,4 +1,4 @@
-"""What a person is told of a job: its log to the end, its state, a table of all."""
+"""Jobs for people: a log to its end, a state, a table of all."""
 
 import sys
 import time

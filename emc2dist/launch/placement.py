@@ -27,7 +27,7 @@ _FOUND_BY_RAY = frozenset(
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the parts of a run can go."""
+    """The nodes that the parts of a run can go to."""
 
     lines: tuple[str, ...]
     """A line for each part: how many, of what size, on which groups."""
@@ -50,7 +50,7 @@ class _Part:
     """Why it takes that, where one may wonder."""
 
     def room(self, group: Group) -> float:
-        """How many of them one node of the group holds; UNKNOWN where nothing is known to limit them."""
+        """The number of them that one node of the group holds; UNKNOWN where nothing is known to limit them."""
         limits = [_times(unit, group.has[unit], amount) for unit, amount in self.takes.items()]
         return min(limits, default=UNKNOWN)
 
@@ -67,7 +67,7 @@ def check(spec: Spec) -> list[str]:
 
 
 def place(spec: Spec, groups: Sequence[Group], source: str) -> Placement:
-    """Where the parts of the run go on `groups`; `source` names them in messages. Raises SpecError, see `check`."""
+    """The placement of a run's parts on `groups`; `source` names them in messages. Raises SpecError, see `check`."""
     asked = spec.resources
     driver = _Part("driver", 1, _some(CPU=asked.driver_cpus), groups)
     workers = _workers(spec, groups, source)
@@ -136,7 +136,7 @@ def _meets(group: Group, name: str, wanted: str) -> bool:
 
 
 def _times(unit: str, have: float, amount: float) -> float:
-    """How many amounts there are in what a node has."""
+    """The number of amounts in what a node has."""
     if have == UNKNOWN:
         return UNKNOWN
     if unit == "GPU":  # a share is of one GPU: the rests of two do not make another

@@ -1,4 +1,4 @@
-"""What the spec of a run or a sweep becomes as a job, the same wherever it goes; and what every target can do with it.
+"""The job that a spec becomes, the same wherever it goes; and the targets that can run it.
 
 The id of a job is made of the name and of all that the spec says, so a submission that is repeated, after a lost
 connection for instance, names the job that it has already started. The entrypoint is a command of ours and never
@@ -45,23 +45,23 @@ class Plan:
 
     @property
     def base(self) -> Spec:
-        """See `base_of`."""
+        """The spec of a run of it, see `base_of`."""
         return base_of(self.job)
 
     @property
     def launch(self) -> Launch:
-        """Where and how it is started."""
+        """The place where it is started, and how."""
         return self.base.launch
 
     @property
     def workers(self) -> int:
-        """How many there are at once, of all trials; where a sweep leaves that to the cluster, those of one."""
+        """Workers at once, of all trials; where a sweep leaves that to the cluster, those of one."""
         trials = self.job.budget.concurrent if isinstance(self.job, Sweep) else None
         return self.base.workers * (trials or 1)
 
     @property
     def over(self) -> frozenset[Status]:
-        """How a job ends that has left nothing to do. A sweep that succeeds may have lost trials, to be tried again."""
+        """The ends of a job that leave nothing to do. A sweep that succeeds may have lost trials, to be tried again."""
         return frozenset() if isinstance(self.job, Sweep) else frozenset({"succeeded"})
 
     def entrypoint(self, folder: str = "") -> str:
@@ -75,7 +75,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class JobState:
-    """What is known of a submitted job."""
+    """The state of a submitted job."""
 
     id: str
     run: str
@@ -95,7 +95,7 @@ class JobState:
 
 
 class Target(Protocol):
-    """Where jobs are sent. Every wait has a limit; a target that does not answer raises LaunchError."""
+    """A place that runs jobs. Every wait has a limit; a target that does not answer raises LaunchError."""
 
     def submit(self, plan: Plan) -> JobState:
         """Start the job, unless it is pending or running, or is over; then that one is returned.
@@ -134,7 +134,7 @@ def grace_of(environment: Mapping[Any, Any]) -> float:
 
 
 def printable(said: object) -> str:
-    """What somebody else has named, for a terminal: without characters that would steer it."""
+    """A name that somebody else has given, for a terminal: without characters that would steer it."""
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in str(said))
 
 

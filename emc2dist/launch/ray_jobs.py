@@ -18,9 +18,10 @@ import yaml
 from ray.dashboard.modules.dashboard_sdk import SubmissionClient
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
+from typing_extensions import override
 
 from emc2dist.errors import LaunchError
-from emc2dist.launch.plan import SPEC_FILE, JobState, Plan, Status, grace_of, printable, refuse_second
+from emc2dist.launch.plan import SPEC_FILE, JobState, Plan, Status, Target, grace_of, printable, refuse_second
 from emc2dist.run.access import WRONG_TOKEN, by_proxy
 from emc2dist.run.scratch import temporary
 
@@ -36,13 +37,13 @@ T = TypeVar("T")
 
 
 def preview(plan: Plan) -> str:
-    """What `RayJobs.submit` would send, as YAML."""
+    """The request of `RayJobs.submit`, as YAML."""
     sent = {"target": plan.launch.target, "submission_id": plan.id, **_request(plan)}
     return yaml.safe_dump({**sent, "working_dir": {SPEC_FILE: plan.spec}}, sort_keys=False)
 
 
-class RayJobs:
-    """A `Target`: the jobs of one cluster."""
+class RayJobs(Target):
+    """The jobs of one cluster."""
 
     def __init__(self, url: str, headers: dict[str, str]) -> None:
         """Raises LaunchError where no cluster answers, or it refuses the token."""
@@ -51,8 +52,8 @@ class RayJobs:
         logging.getLogger("ray").setLevel(logging.WARNING)  # what it packs and uploads is not worth a line
         self._client = self._call(lambda: _Client(self.url, dict(headers)))
 
+    @override
     def submit(self, plan: Plan) -> JobState:
-        """See `Target.submit`."""
         refuse_second(plan, self.jobs())
         for attempt in count(1):
             job = plan.id if attempt == 1 else f"{plan.id}-{attempt}"
@@ -64,20 +65,20 @@ class RayJobs:
                 return found
         raise AssertionError("an attempt is free, or its job is found")
 
+    @override
     def state(self, job: str) -> JobState:
-        """See `Target.state`."""
         found = self._find(job) or next((state for state in self.jobs() if state.run == job), None)
         if found is None:
             raise LaunchError(f"{job}: {self.url} knows no such job or run; `emc2dist list` shows what it knows")
         return found
 
+    @override
     def jobs(self) -> list[JobState]:
-        """See `Target.jobs`."""
         details = [d for d in self._call(self._client.list_jobs) if d.submission_id and _RUN in (d.metadata or {})]
         return [_state(d) for d in sorted(details, key=lambda d: d.start_time or 0, reverse=True)]
 
+    @override
     def logs(self, job: str, *, follow: bool) -> Iterator[str]:
-        """See `Target.logs`."""
         job = self.state(job).id
         if not follow:
             yield self._log(job)
@@ -98,8 +99,8 @@ class RayJobs:
                 seen, heard = max(seen, len(log)), time.monotonic()
             time.sleep(POLL_S + seen / LOG_RATE)  # each answer is the whole log: a long one is asked for less often
 
+    @override
     def stop(self, job: str) -> JobState:
-        """See `Target.stop`."""
         state = self.state(job)
         details = self._call(lambda: self._client.get_job_info(state.id))
         variables = (details.runtime_env or {}).get("env_vars")
@@ -165,7 +166,7 @@ class _NotFound(LaunchError):
 
 
 def _kind_of(said: str) -> type[LaunchError]:
-    """What Ray's client says of a status: 404 of an unknown job, 5xx of a head that cannot answer for now."""
+    """The error for what Ray's client says: status 404 is an unknown job, 5xx a head that cannot answer for now."""
     if "status code 404" in said:
         return _NotFound
     return _Unreachable if "status code 5" in said else LaunchError
@@ -196,7 +197,7 @@ class _Client(JobSubmissionClient):
 
 
 def _request(plan: Plan) -> dict[str, Any]:
-    """What is sent, but for the working directory."""
+    """The request, but for the working directory."""
     request: dict[str, Any] = {
         "entrypoint": plan.entrypoint(),
         "runtime_env": {"env_vars": plan.environment()},

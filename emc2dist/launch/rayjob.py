@@ -42,7 +42,7 @@ def name_of(job: str) -> str:
 
 
 def render(plan: Plan) -> list[dict[str, Any]]:
-    """What is sent for a plan. Raises SpecError where its manifest is no RayCluster, or too small for the run."""
+    """The manifests of a plan. Raises SpecError where its manifest is no RayCluster, or too small for the run."""
     assert plan.launch.cluster is not None, "Launch refuses kuberay without it"
     metadata = {
         "name": name_of(plan.id),
@@ -72,7 +72,7 @@ def text_of(objects: Sequence[Mapping[str, Any]]) -> str:
 
 
 def state_of(rayjob: Mapping[str, Any]) -> JobState:
-    """What KubeRay says of a RayJob of ours."""
+    """The state of a RayJob of ours, by what KubeRay says."""
     status = part(rayjob, "status")
     known, said = _status(status), str(status.get("message") or "")
     exit_code = {"succeeded": 0, "failed": _exit_code(said) or 1}.get(known)

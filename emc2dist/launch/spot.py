@@ -35,7 +35,7 @@ def heed(metadata: str = METADATA, *, poll_s: float = 5.0) -> None:
 
 
 def notice(metadata: str = METADATA) -> float | None:
-    """When this instance is taken away, Unix time; None while no notice is there, or the service does not answer.
+    """The Unix time at which this instance goes; None while no notice is there, or the service does not answer.
 
     Raises:
         LaunchError: it answers with something else.

@@ -1,4 +1,4 @@
-"""Which target a word means: `local`, `kuberay`, or the URL of a cluster's dashboard."""
+"""Targets by name: `local`, `kuberay`, or the URL of a cluster's dashboard."""
 
 import os
 from urllib.parse import urlsplit
@@ -9,12 +9,12 @@ from emc2dist.run.access import headers_for
 
 
 def default_target() -> str:
-    """Where jobs are, if nothing is said: the cluster that Ray's RAY_API_SERVER_ADDRESS names, else this machine."""
+    """The target if none is named: the cluster that Ray's RAY_API_SERVER_ADDRESS names, else this machine."""
     return os.environ.get("RAY_API_SERVER_ADDRESS", "").strip() or "local"
 
 
 def preview(plan: Plan) -> str:
-    """What would be sent, as YAML. Nothing is asked of anybody."""
+    """The request that would be sent, as YAML. Nothing is asked of anybody."""
     if plan.launch.target == "kuberay":
         from emc2dist.launch import kuberay
 

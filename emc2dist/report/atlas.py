@@ -1,4 +1,4 @@
-"""Where images lie in the space of features: PCA and t-SNE, and UMAP where it is installed, coloured by label.
+"""A map of images in the space of features: PCA and t-SNE, and UMAP where it is installed, coloured by label.
 
 At most 1,000 held-out images (training images where the set has no test split), the same for all runs, as the newest
 checkpoint's encoder sees their plain views. Neighbours in t-SNE are neighbours in feature space; distances between
@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from emc2dist.errors import DataError, RunError
 from emc2dist.plotting import COLOURS, FONT, Picture, label, new_axes, new_figure, render
-from emc2dist.report.runs import Subject, names_of
+from emc2dist.report.runs import ReportedRun, names_of
 from emc2dist.run.packages import installed
 
 _IMAGES, _FEWEST = 1000, 10
@@ -34,7 +34,7 @@ class Atlas:
     split: str
 
     @classmethod
-    def of(cls, run: Subject) -> "Atlas":
+    def of(cls, run: ReportedRun) -> "Atlas":
         """Maps of the run's images as its newest checkpoint sees them.
 
         Raises:

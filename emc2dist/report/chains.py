@@ -1,4 +1,4 @@
-"""Which negatives a run's chains sit on: are they hard, and are they false?
+"""The negatives that a run's chains carry: are they hard, and are they false?
 
 One sample of 256 anchors, the same for all runs on the same data, is encoded with its chains' states by the newest
 checkpoint's encoder (plain views, features as the loss compares them). The first 12 are shown; all of them give the
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from emc2dist.data.images import Images
 from emc2dist.errors import RunError
 from emc2dist.plotting import FONT, GREY, WARNING, Picture, add_legend, label, new_axes, new_figure, render
-from emc2dist.report.runs import Subject, names_of
+from emc2dist.report.runs import ReportedRun, names_of
 
 _SAMPLED, _SHOWN, _PER_PICTURE = 256, 12, 6
 
@@ -38,7 +38,7 @@ class Chains:
     """[A * (A - 1) / 2]: of the anchors with each other, which is what uniform negatives would have."""
 
     @classmethod
-    def of(cls, run: Subject) -> "Chains":
+    def of(cls, run: ReportedRun) -> "Chains":
         """The chains of the run's newest checkpoint.
 
         Raises:
@@ -74,7 +74,7 @@ class Chains:
 
     @property
     def false_negatives_of_chance(self) -> float | None:
-        """What that share would be, were every visited chain on a uniform other sample; None without labels."""
+        """That share, were every visited chain on a uniform other sample; None without labels."""
         if self.labels is None:
             return None
         _, kind, count = np.unique(self.labels, return_inverse=True, return_counts=True)
@@ -103,7 +103,7 @@ def _labels(images: Images) -> NDArray[np.int64]:
 
 
 def _similarities(
-    run: Subject, images: Images, state: NDArray[np.int64], visited: NDArray[np.bool_], anchors: NDArray[np.int64]
+    run: ReportedRun, images: Images, state: NDArray[np.int64], visited: NDArray[np.bool_], anchors: NDArray[np.int64]
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """`Chains.cosines` and `Chains.between`; each image is encoded once."""
     exists = visited[anchors]
@@ -116,7 +116,7 @@ def _similarities(
 
 
 def numbers(chains: Chains) -> dict[str, float | None]:
-    """What the table on top of the page says of a run's chains."""
+    """A run's chains in the table on top of the page."""
     return {
         "false negatives, share of visited chains": chains.false_negatives,
         "the same of uniform negatives": chains.false_negatives_of_chance,

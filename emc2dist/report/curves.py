@@ -1,4 +1,4 @@
-"""What metrics.jsonl says: one picture per quantity, all runs in the same axes, each in its own colour throughout.
+"""Curves of metrics.jsonl: one picture per quantity, all runs in the same axes, each in its own colour throughout.
 
 Where a run recorded more rows than can be told apart, the line is the mean of each of 200 equal parts of them, over
 the rows themselves, paler. Where the time of a step goes is a bar per run: every `*_seconds` that was recorded, as a
@@ -26,7 +26,7 @@ from emc2dist.plotting import (
     new_figure,
     render,
 )
-from emc2dist.report.runs import Subject
+from emc2dist.report.runs import ReportedRun
 
 _PARTS = 200
 _REST = "rest of the step"
@@ -102,41 +102,41 @@ def shares(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return parts | {_REST: 1 - sum(parts.values())}
 
 
-def draw(subjects: Sequence[Subject]) -> Iterator[Picture]:
+def draw(runs: Sequence[ReportedRun]) -> Iterator[Picture]:
     """A picture of every panel that some run recorded, and of the shares of time."""
     for panel in PANELS:
-        if any(len(series(run.rows, metric).values) for run in subjects for metric in panel.metrics):
-            yield _draw_panel(panel, subjects)
-    if any(shares(run.rows) for run in subjects):
-        yield _draw_shares(subjects)
+        if any(len(series(run.rows, metric).values) for run in runs for metric in panel.metrics):
+            yield _draw_panel(panel, runs)
+    if any(shares(run.rows) for run in runs):
+        yield _draw_shares(runs)
 
 
-def not_recorded(subjects: Sequence[Subject]) -> list[str]:
+def not_recorded(runs: Sequence[ReportedRun]) -> list[str]:
     """Metrics of the panels that no run recorded."""
     return [
         metric for panel in PANELS for metric in panel.metrics
-        if not any(len(series(run.rows, metric).values) for run in subjects)
+        if not any(len(series(run.rows, metric).values) for run in runs)
     ]  # fmt: skip
 
 
-def _draw_panel(panel: Panel, subjects: Sequence[Subject]) -> Picture:
+def _draw_panel(panel: Panel, runs: Sequence[ReportedRun]) -> Picture:
     figure = new_figure(4.4, 3.0)
     axes = new_axes(figure)
-    for run, colour in zip(subjects, COLOURS, strict=False):
+    for run, colour in zip(runs, COLOURS, strict=False):
         for metric, dashes in zip(panel.metrics, _DASHES, strict=False):
             _draw_line(axes, series(run.rows, metric), color=colour, linestyle=dashes)
     if panel.name == "knn":
-        _draw_pixels(axes, subjects)
+        _draw_pixels(axes, runs)
     axes.set_xlabel("epoch", fontsize=FONT)
     axes.set_ylabel(panel.unit, fontsize=FONT)
     axes.set_xlim(left=0)
-    if panel.log and _is_wide(panel, subjects):
+    if panel.log and _is_wide(panel, runs):
         axes.set_yscale("log")
     elif panel.from_zero:
         axes.set_ylim(bottom=0)
-    _explain(axes, panel, subjects)
+    _explain(axes, panel, runs)
     caption = "; ".join(f"{metric}: {METRICS[metric].help}" for metric in panel.metrics)
-    return Picture(panel.name, panel.title, caption, _alt(panel, subjects), render(figure))
+    return Picture(panel.name, panel.title, caption, _alt(panel, runs), render(figure))
 
 
 def _draw_line(axes: Axes, raw: Series, **style: Any) -> None:
@@ -145,44 +145,44 @@ def _draw_line(axes: Axes, raw: Series, **style: Any) -> None:
     axes.plot(*smoothed(raw), linewidth=1.6, marker="." if len(raw.values) < 30 else "", **style)
 
 
-def _draw_pixels(axes: Axes, subjects: Sequence[Subject]) -> None:
-    for value in sorted({value for run in subjects for value in series(run.rows, "knn_pixels").values.tolist()}):
+def _draw_pixels(axes: Axes, runs: Sequence[ReportedRun]) -> None:
+    for value in sorted({value for run in runs for value in series(run.rows, "knn_pixels").values.tolist()}):
         axes.axhline(value, color=GREY, linestyle=(0, (1, 1.5)), linewidth=1.2)
         axes.annotate("raw pixels", (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                       color=GREY, fontsize=FONT - 1)  # fmt: skip
 
 
-def _is_wide(panel: Panel, subjects: Sequence[Subject]) -> bool:
-    values = np.concatenate([series(run.rows, metric).values for run in subjects for metric in panel.metrics])
+def _is_wide(panel: Panel, runs: Sequence[ReportedRun]) -> bool:
+    values = np.concatenate([series(run.rows, metric).values for run in runs for metric in panel.metrics])
     values = values[np.isfinite(values) & (values > 0)]
     return len(values) > 0 and values.max() > 30 * values.min()
 
 
-def _explain(axes: Axes, panel: Panel, subjects: Sequence[Subject]) -> None:
+def _explain(axes: Axes, panel: Panel, runs: Sequence[ReportedRun]) -> None:
     """A legend: colours where there are several runs, dashes where there are several metrics."""
-    if len(subjects) > 1:
-        for run, colour in zip(subjects, COLOURS, strict=False):
+    if len(runs) > 1:
+        for run, colour in zip(runs, COLOURS, strict=False):
             if any(len(series(run.rows, metric).values) for metric in panel.metrics):
                 axes.plot([], [], color=colour, label=label(run.label))
     if len(panel.metrics) > 1:
         for metric, dashes in zip(panel.metrics, _DASHES, strict=False):
             axes.plot([], [], color=GREY, linestyle=dashes, label=metric.removesuffix("_steps").replace("_", " "))
-    if len(subjects) > 1 or len(panel.metrics) > 1:
+    if len(runs) > 1 or len(panel.metrics) > 1:
         add_legend(axes)
 
 
-def _alt(panel: Panel, subjects: Sequence[Subject]) -> str:
+def _alt(panel: Panel, runs: Sequence[ReportedRun]) -> str:
     ends = [
         f"{run.label}: {metric} from {points.values[0]:.4g} to {points.values[-1]:.4g}"
-        for run in subjects
+        for run in runs
         for metric in panel.metrics
         if len((points := series(run.rows, metric)).values)
     ]
     return f"{panel.title} over epochs. {'; '.join(ends)}."
 
 
-def _draw_shares(subjects: Sequence[Subject]) -> Picture:
-    timed = [(run, parts) for run in subjects if (parts := shares(run.rows))]
+def _draw_shares(runs: Sequence[ReportedRun]) -> Picture:
+    timed = [(run, parts) for run in runs if (parts := shares(run.rows))]
     names = [name for name in dict.fromkeys(name for _, parts in timed for name in parts) if name != _REST]
     colours = {**dict(zip(names, COLOURS * 2, strict=False)), _REST: "#d1d5db"}
     figure = new_figure(4.4, max(2.2, 1.3 + 0.42 * len(timed)))
@@ -206,5 +206,5 @@ def _before(name: str, order: list[str], parts: dict[str, float]) -> list[float]
     return [parts.get(other, 0.0) for other in order[: order.index(name)]]
 
 
-def _step_of(run: Subject) -> str:
+def _step_of(run: ReportedRun) -> str:
     return f"{label(run.label, 18)}\n{1000 * np.mean(series(run.rows, 'step_seconds').values):.0f} ms"

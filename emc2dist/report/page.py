@@ -21,7 +21,7 @@ from emc2dist.plotting import COLOURS, Picture
 from emc2dist.report import atlas, chains, curves
 from emc2dist.report.atlas import Atlas
 from emc2dist.report.chains import Chains
-from emc2dist.report.runs import Subject
+from emc2dist.report.runs import ReportedRun
 from emc2dist.run.folder import numbers
 from emc2dist.terminal import say
 
@@ -41,14 +41,14 @@ def report(runs: Sequence[str | Path], *, out: str | Path | None = None, s3: S3 
     Raises:
         RunError: one of `runs` is no run folder. StorageError: `out` cannot be written.
     """
-    subjects = Subject.open_all(runs, s3)
-    folder = files.at(out, s3) if out is not None else subjects[0].folder.place / "report"
-    chained = [_find(Chains.of, run, "chains") for run in subjects]
-    mapped = [_find(Atlas.of, run, "map") for run in subjects]
+    shown = ReportedRun.open_all(runs, s3)
+    folder = files.at(out, s3) if out is not None else shown[0].folder.place / "report"
+    chained = [_find(Chains.of, run, "chains") for run in shown]
+    mapped = [_find(Atlas.of, run, "map") for run in shown]
     say("report: drawing and writing")
-    sections = _sections(subjects, chained, mapped)
-    written = _write(folder, _html(subjects, sections, _tables(subjects, chained)), sections)
-    return written | {"remarks": [remark for run in subjects for remark in run.remarks]}
+    sections = _sections(shown, chained, mapped)
+    written = _write(folder, _html(shown, sections, _tables(shown, chained)), sections)
+    return written | {"remarks": [remark for run in shown for remark in run.remarks]}
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ class Line(NamedTuple):
 
 
 class _Found(NamedTuple, Generic[_What]):
-    """What was looked for, or why there is none."""
+    """A thing that was looked for, or why there is none."""
 
     what: _What | None
     why: str
 
 
-def _find(look: Callable[[Subject], _What], run: Subject, name: str) -> _Found[_What]:
+def _find(look: Callable[[ReportedRun], _What], run: ReportedRun, name: str) -> _Found[_What]:
     say(f"report: {name} of {run.label}")
     try:
         return _Found(look(run), "")
@@ -90,35 +90,35 @@ def _find(look: Callable[[Subject], _What], run: Subject, name: str) -> _Found[_
 
 
 def _sections(
-    subjects: Sequence[Subject], chained: Sequence[_Found[Chains]], mapped: Sequence[_Found[Atlas]]
+    runs: Sequence[ReportedRun], chained: Sequence[_Found[Chains]], mapped: Sequence[_Found[Atlas]]
 ) -> list[Section]:
-    suffixes = [f"-{number}" if len(subjects) > 1 else "" for number in range(1, len(subjects) + 1)]
+    suffixes = [f"-{number}" if len(runs) > 1 else "" for number in range(1, len(runs) + 1)]
     chains_drawn = [
         _chains(run, found, f"chains{suffix}", colour)
-        for run, found, suffix, colour in zip(subjects, chained, suffixes, COLOURS, strict=False)
+        for run, found, suffix, colour in zip(runs, chained, suffixes, COLOURS, strict=False)
     ]
     maps_drawn = [
         _atlas(run, found, f"map{suffix}")
-        for run, found, suffix in zip(subjects, mapped, suffixes, strict=True)
+        for run, found, suffix in zip(runs, mapped, suffixes, strict=True)
     ]  # fmt: skip
-    return [*chains_drawn, _curves(subjects), *maps_drawn]
+    return [*chains_drawn, _curves(runs), *maps_drawn]
 
 
-def _curves(subjects: Sequence[Subject]) -> Section:
-    absent = ", ".join(curves.not_recorded(subjects))
+def _curves(runs: Sequence[ReportedRun]) -> Section:
+    absent = ", ".join(curves.not_recorded(runs))
     missing = f"Not recorded, so not drawn: {absent}." if absent else ""
-    return Section("Curves", "From metrics.jsonl, over epochs.", list(curves.draw(subjects)), missing)
+    return Section("Curves", "From metrics.jsonl, over epochs.", list(curves.draw(runs)), missing)
 
 
-def _chains(run: Subject, found: _Found[Chains], name: str, colour: str) -> Section:
+def _chains(run: ReportedRun, found: _Found[Chains], name: str, colour: str) -> Section:
     title = f"Negatives of {run.label}"
     if found.what is None:
         return Section(title, missing=f"No negatives to show: {found.why}.")
     return Section(title, _told(run, found.what), chains.draw(found.what, name, colour))
 
 
-def _told(run: Subject, found: Chains) -> str:
-    """What the chains come to, in words."""
+def _told(run: ReportedRun, found: Chains) -> str:
+    """The chains' numbers, in words."""
     words = (
         f"At step {run.newest.manifest.step:,}, {found.visited.mean():.1%} of the chains have been visited. The cosine "
         f"of an anchor and its carried negative is {found.hardness:.2f} on average, of uniform pairs "
@@ -132,7 +132,7 @@ def _told(run: Subject, found: Chains) -> str:
     )
 
 
-def _atlas(run: Subject, found: _Found[Atlas], name: str) -> Section:
+def _atlas(run: ReportedRun, found: _Found[Atlas], name: str) -> Section:
     title = f"Map of {run.label}"
     if found.what is None:
         return Section(title, missing=f"No map to show: {found.why}.")
@@ -140,21 +140,21 @@ def _atlas(run: Subject, found: _Found[Atlas], name: str) -> Section:
     return Section(title, lead, atlas.draw(found.what, name))
 
 
-def _tables(subjects: Sequence[Subject], chained: Sequence[_Found[Chains]]) -> dict[str, list[Line]]:
+def _tables(runs: Sequence[ReportedRun], chained: Sequence[_Found[Chains]]) -> dict[str, list[Line]]:
     """Lines of each table, by title."""
     results = [
         _results(run) | (chains.numbers(found.what) if found.what is not None else {})
-        for run, found in zip(subjects, chained, strict=True)
+        for run, found in zip(runs, chained, strict=True)
     ]
     return {
         "results": _lines(results),
-        "spec": _lines([dict(leaves(run.spec.model_dump())) for run in subjects]),
-        "versions": _lines([run.folder.versions() for run in subjects]),
-        "summary": _lines([run.folder.summary() or {} for run in subjects]),
+        "spec": _lines([dict(leaves(run.spec.model_dump())) for run in runs]),
+        "versions": _lines([run.folder.versions() for run in runs]),
+        "summary": _lines([run.folder.summary() or {} for run in runs]),
     }
 
 
-def _results(run: Subject) -> dict[str, Any]:
+def _results(run: ReportedRun) -> dict[str, Any]:
     """The first lines of the table on top."""
     resumed = [row["step"] for row in run.rows if row.get("resumed")]
     return {
@@ -179,12 +179,12 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _html(subjects: Sequence[Subject], sections: Sequence[Section], tables: dict[str, list[Line]]) -> str:
+def _html(runs: Sequence[ReportedRun], sections: Sequence[Section], tables: dict[str, list[Line]]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     template = environment.from_string(resources.files(__package__).joinpath("page.html.j2").read_text("utf-8"))
     return template.render(
-        runs=[(run.label, str(run.folder.place), colour) for run, colour in zip(subjects, COLOURS, strict=False)],
+        runs=[(run.label, str(run.folder.place), colour) for run, colour in zip(runs, COLOURS, strict=False)],
         sections=sections,
         tables=tables,
     )

@@ -12,15 +12,15 @@ from emc2dist.config import S3, Spec
 from emc2dist.data.images import Images, open_images
 from emc2dist.errors import DataError, RunError
 from emc2dist.run.folder import RunFolder
-from emc2dist.run.loaded import Newest
+from emc2dist.run.loaded import LoadedCheckpoint
 
 MOST_RUNS = 10
 """As many as there are colours."""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One run. What has to be opened is opened when it is first asked for."""
+class ReportedRun:
+    """A run of a report. What has to be opened is opened when it is first asked for."""
 
     label: str
     """The run's name; its folder where another run here has the same name."""
@@ -31,7 +31,7 @@ class Subject:
     """What checkpoints were passed over, once one has been opened."""
 
     @classmethod
-    def open_all(cls, runs: Sequence[str | Path], s3: S3 | None) -> "list[Subject]":
+    def open_all(cls, runs: Sequence[str | Path], s3: S3 | None) -> "list[ReportedRun]":
         """The runs, in the order given.
 
         Raises:
@@ -48,9 +48,9 @@ class Subject:
         ]
 
     @cached_property
-    def newest(self) -> Newest:
+    def newest(self) -> LoadedCheckpoint:
         """The newest checkpoint. Raises RunError where there is none."""
-        newest = Newest.open(self.folder)
+        newest = LoadedCheckpoint.newest(self.folder)
         self.remarks.extend(newest.remarks)
         return newest
 

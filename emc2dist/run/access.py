@@ -1,4 +1,4 @@
-"""Who may be spoken to: an address that is not this machine's own gets jobs only together with a token.
+"""Tokens, and who may be spoken to: an address that is not this machine's own gets jobs only together with a token.
 
 Whoever can submit a job to a Ray cluster runs code on it, so one without a token is anybody's who reaches its port.
 Tokens are looked for where Ray looks: RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, ~/.ray/auth_token. They
@@ -26,7 +26,7 @@ _LONGEST = 8000
 
 
 def headers_for(url: str, token_file: Path | None = None) -> dict[str, str]:
-    """What authorises requests to `url`; empty where there is no token and none is needed.
+    """Headers that authorise requests to `url`; empty where there is no token and none is needed.
 
     Raises:
         LaunchError: there is no token, and the address is not loopback.

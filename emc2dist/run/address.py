@@ -27,7 +27,7 @@ _WITHOUT = "or unset RAY_ADDRESS to run on this machine alone"
 
 
 def named() -> str | None:
-    """What RAY_ADDRESS says, None where a Ray is to be started here."""
+    """The address in RAY_ADDRESS, None where a Ray is to be started here."""
     address = os.environ.get("RAY_ADDRESS", "").strip()
     return None if address in ("", "local") else address
 

@@ -22,7 +22,7 @@ _TOLD = 3
 
 
 class State(NamedTuple):
-    """What a checkpoint looks like."""
+    """A checkpoint's state, as its files tell it."""
 
     place: Place
     step: int
@@ -34,7 +34,7 @@ class State(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What a run resumes from."""
+    """The checkpoint that a run resumes from."""
 
     folder: Path | None
     """A local folder with what this rank needs, verified; None to begin at step 0."""
@@ -133,7 +133,7 @@ def _state(spec: Spec, place: Place, contents: bool) -> State:
 
 
 def _fetch(spec: Spec, place: Place, layout: Layout, scratch: Path) -> tuple[Path | None, str]:
-    """Where this rank's files are, verified; or what is wrong with them, in a line."""
+    """The folder of this rank's files, verified; or what is wrong with them, in a line."""
     scratch.mkdir()
     try:
         folder = checkpoint.fetch(place, scratch, layout)

@@ -35,7 +35,7 @@ from emc2dist.errors import LaunchError, RunError, SpecError  # noqa: E402
 from emc2dist.run import address  # noqa: E402
 from emc2dist.run.access import find_token, make_token  # noqa: E402
 
-SETTLE_S = 10.0
+RELEASE_S = 10.0
 """Seconds in which what a lost worker or a lost node held becomes free, or is known to be gone."""
 POLL_S = 0.5
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
@@ -86,14 +86,14 @@ def use_gpu(spec: Spec) -> bool:
 
 
 def room(spec: Spec) -> int:
-    """How many such runs the cluster can hold at once, as if nothing else ran."""
+    """The number of such runs that the cluster can hold at once, as if nothing else ran."""
     fit = _places(worker_needs(spec), spec.resources.worker_labels) // spec.workers
     mib = spec.resources.shard_mib
     return min(fit, _places({"memory": mib * 2**20}, spec.resources.shard_labels) // spec.shards) if mib else fit
 
 
 def worker_needs(spec: Spec) -> dict[str, float]:
-    """What Ray sets aside for a worker, by its names."""
+    """Resources that Ray sets aside for a worker, by its names."""
     asked = spec.resources
     if use_gpu(spec):
         return {"GPU": asked.worker_gpus, "CPU": asked.worker_cpus or 0}
@@ -120,9 +120,9 @@ def wait_for_workers(spec: Spec, avoid: set[str], give_up: Callable[[], bool], s
         drop_leftovers()
         waited, places = monotonic() - began, free_places(spec, avoid)
         workers = spec.fitting(places)
-        if workers == spec.workers or (workers is not None and waited > SETTLE_S):
+        if workers == spec.workers or (workers is not None and waited > RELEASE_S):
             return workers
-        if waited > SETTLE_S and avoid:
+        if waited > RELEASE_S and avoid:
             say(f"there is no room without {addresses(avoid)}: workers may go there again")
             avoid.clear()
             continue
@@ -131,7 +131,7 @@ def wait_for_workers(spec: Spec, avoid: set[str], give_up: Callable[[], bool], s
                 f"{spec.name}: the cluster has room for {places} workers, and has had no more for "
                 f"{spec.resources.wait_s:g} s (resources.wait_s); add nodes or lower min_workers, then resume"
             )
-        if waited > SETTLE_S and not told:
+        if waited > RELEASE_S and not told:
             say(f"waiting for room for {spec.workers if spec.min_workers is None else spec.min_workers} workers")
             told = True
         sleep(POLL_S)
@@ -139,7 +139,7 @@ def wait_for_workers(spec: Spec, avoid: set[str], give_up: Callable[[], bool], s
 
 
 def free_places(spec: Spec, avoid: Collection[str] = ()) -> int:
-    """How many workers could be started now, elsewhere than on the nodes to avoid."""
+    """The number of workers that could be started now, elsewhere than on the nodes to avoid."""
     free = ray._private.state.available_resources_per_node()  # Ray's public sum does not tell nodes apart
     nodes = [node["NodeID"] for node in _nodes(spec.resources.worker_labels) if node["NodeID"] not in avoid]
     return _times(worker_needs(spec), [{"Resources": free.get(node, {})} for node in nodes])
@@ -270,7 +270,7 @@ def _make_token() -> None:
 
 
 def _chain(error: BaseException) -> str:
-    """What an error and its causes say, in one line."""
+    """The messages of an error and its causes, in one line."""
     texts = [" ".join(str(error).split()) or type(error).__name__]
     while error.__cause__ is not None:
         error = error.__cause__
@@ -302,7 +302,7 @@ def _check_room(spec: Spec) -> None:
 
 
 def _places(needs: dict[str, float], labels: dict[str, str]) -> int:
-    """How many times the needs can be met on nodes with those labels, as if nothing else ran."""
+    """The number of times that the needs can be met on nodes with those labels, as if nothing else ran."""
     return _times(needs, _nodes(labels))
 
 

@@ -1,13 +1,19 @@
-"""The training job: shards and board on the driver's side, Ray Train workers under them.
+"""The driver of a run: shards and channel on its side, Ray Train's workers under them.
 
-    driver:  check the data -> run folder -> cluster -> segments -> summary
-    segment: wait for room -> shards, board -> TorchTrainer.fit
+    driver:  check the data -> run folder -> cluster -> attempts -> summary
+    attempt: wait for room -> shards, channel -> TorchTrainer.fit
     worker:  `emc2dist.run.worker`: open the data -> restore or start -> `emc2dist.train.loop`
 
-A run is a chain of segments, each with workers, shards and a board of its own, from the newest whole checkpoint on. One
-ends at the last step; when the run is asked to stop, a node is about to be taken away or there is room for more
-workers, with a checkpoint of its last step; or because somebody was lost. So all that works together is of one age,
-and one path serves the loss of a worker, a shard or a node, a move, a change of size, and the same command run again.
+A run is a chain of attempts, each with workers, shards and a channel of its own, from the newest whole checkpoint on.
+An attempt ends
+
+- at the last step;
+- with a checkpoint of its last step, when the run is asked to stop, a node is about to be taken away, or there is room
+  for more workers;
+- where somebody was lost.
+
+So all that works together is of one age, and one path serves the loss of a worker, a shard or a node, a move, a change
+of size, and the same command run again.
 """
 
 import signal
@@ -36,13 +42,13 @@ from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import RunError, RunStopped, SpecError, StorageError, StorageUnreachable, StoreError
 from emc2dist.metrics import Recorder
 from emc2dist.run import checkpoints, failures, lock
-from emc2dist.run.board import BoardHandle
-from emc2dist.run.elastic import Surroundings
+from emc2dist.run.channel import ChannelHandle
+from emc2dist.run.elastic import NodeMonitor
 from emc2dist.run.folder import RunFolder, numbers
 from emc2dist.run.listeners import trackers
 from emc2dist.run.listeners.prometheus import Exporter, watched
 from emc2dist.run.listeners.terminal import Display
-from emc2dist.run.monitor import Monitor, Onlooker
+from emc2dist.run.monitor import Listener, Monitor
 from emc2dist.run.start_limit import StartLimit
 from emc2dist.run.worker import work
 from emc2dist.store import ChainStore, Layout, LocalStore
@@ -54,10 +60,10 @@ from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.memory import schema_for
 
 
-def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event | None = None) -> dict[str, Any]:
+def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event | None = None) -> dict[str, Any]:
     """Run `spec` to its last epoch, from its newest checkpoint if it has one; returns the summary.
 
-    `onlooker` is told of the rows instead of a person at a terminal; `stop` ends the run as SIGTERM would.
+    `listener` is told of the rows instead of a person at a terminal; `stop` ends the run as SIGTERM would.
 
     Raises:
         SpecError, DataError, RunError: before anything starts, where it can be known.
@@ -86,10 +92,10 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
         stack.enter_context(cluster.connected(spec))
         stop = stop or stack.enter_context(set_on(signal.SIGTERM))
         exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
-        onlooker = onlooker or stack.enter_context(closing(Display(steps)))
+        listener = listener or stack.enter_context(closing(Display(steps)))
         # Once for the run: a cluster that has lost nodes must not turn it to CPUs.
-        spec = spec.model_copy(update={"device": _device(spec, folder, onlooker)})
-        taken = _Run(spec, folder, len(images), steps, onlooker, exporter, others, stop).go()
+        spec = spec.model_copy(update={"device": _device(spec, folder, listener)})
+        taken = _Run(spec, folder, len(images), steps, listener, exporter, others, stop).go()
         checkpoints.prune(folder, spec.checkpoint.keep)
     if taken < steps:
         where = f"at step {taken} of {steps}, which a checkpoint holds" if taken else "while it waited for its places"
@@ -99,8 +105,8 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
     return summary
 
 
-def _device(spec: Spec, folder: RunFolder, onlooker: Onlooker) -> str:
-    """What the workers train on. Raises SpecError where `auto` would have the run go on with another kind of device."""
+def _device(spec: Spec, folder: RunFolder, listener: Listener) -> str:
+    """The workers' device. Raises SpecError where `auto` would have the run go on with another kind."""
     device = "cuda" if cluster.use_gpu(spec) else "cpu"
     newest = _newest(folder)
     before, step = (newest.parsed_spec().device, newest.step) if newest else (device, 0)
@@ -111,7 +117,7 @@ def _device(spec: Spec, folder: RunFolder, onlooker: Onlooker) -> str:
             f"device: auto is {device} here, and {folder.place} trained on {before} up to step {step}; its "
             f"numbers would be others from there on: resume where it trained, or give device={device} if that is meant"
         )
-    onlooker.say(f"device: {device} from step {step} on, {before} before: the numbers are not those of one device")
+    listener.say(f"device: {device} from step {step} on, {before} before: the numbers are not those of one device")
     folder.append([{"step": step, "device_changed": f"{before} -> {device}"}])
     return device
 
@@ -146,7 +152,7 @@ def check(spec: Spec) -> tuple[Images, list[str]]:
 
 
 def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:
-    """What a run came to, from its rows."""
+    """A finished run's summary, from its rows."""
     return {
         "run_dir": str(folder.place),
         "steps": steps,
@@ -194,7 +200,7 @@ def set_on(number: signal.Signals) -> Iterator[threading.Event]:
 
 
 class _Lost(Exception):
-    """Workers, shards or their nodes were lost; what is left of the segment has been ended."""
+    """Workers, shards or their nodes were lost; what is left of the attempt has been ended."""
 
 
 _STORAGE_S = 10.0
@@ -202,13 +208,13 @@ _STORAGE_S = 10.0
 
 @dataclass(frozen=True)
 class _Run:
-    """A run on its way to the last step, segment after segment."""
+    """A run on its way to the last step, attempt after attempt."""
 
     spec: Spec
     folder: RunFolder
     samples: int
     steps: int
-    onlooker: Onlooker
+    listener: Listener
     exporter: Exporter
     others: Sequence[Recorder]
     stop: threading.Event
@@ -220,7 +226,7 @@ class _Run:
         losses = 0
         while True:
             try:
-                taken = self._segment()
+                taken = self._attempt()
             except (_Lost, StorageUnreachable) as loss:
                 losses += 1
                 if losses > self.spec.restarts:
@@ -228,25 +234,25 @@ class _Run:
                         f"{self.folder.place}: started again {self.spec.restarts} times, which is what restarts "
                         f"allows, and lost again; the same command resumes ({loss})"
                     ) from loss
-                self.onlooker.say(f"{loss}: started again, {losses} of {self.spec.restarts} times")
+                self.listener.say(f"{loss}: started again, {losses} of {self.spec.restarts} times")
                 continue
             if taken == self.steps or self.stop.is_set():
                 return taken
 
-    def _segment(self) -> int:
+    def _attempt(self) -> int:
         """Train from the newest checkpoint until the last step, or something changes; returns the steps taken."""
         self._wait_for_storage()
-        workers = cluster.wait_for_workers(self.spec, self.avoid, self.stop.is_set, self.onlooker.say)
+        workers = cluster.wait_for_workers(self.spec, self.avoid, self.stop.is_set, self.listener.say)
         if not workers:
             return 0
         spec = self.spec.model_copy(update={"workers": workers})
         with ExitStack() as stack:
             store = stack.enter_context(closing(self._create_store()))
-            board = BoardHandle.create()
-            nodes = Surroundings(spec, self.spec.workers, board.nodes, store.nodes, self.avoid)
+            channel = ChannelHandle.create()
+            nodes = NodeMonitor(spec, self.spec.workers, channel.nodes, store.nodes, self.avoid)
             parts = (self.exporter, store, lambda: self._reason_to_stop(nodes), self.others)
-            stack.enter_context(Monitor(board, self.folder, self.onlooker, *parts))
-            return _fit(spec, self.folder, store, board, self.avoid)
+            stack.enter_context(Monitor(channel, self.folder, self.listener, *parts))
+            return _fit(spec, self.folder, store, channel, self.avoid)
 
     def _wait_for_storage(self) -> None:
         """Wait until S3 answers, if the run is there. Raises StorageUnreachable after `resources.wait_s`."""
@@ -259,11 +265,11 @@ class _Run:
                 if monotonic() - began > self.spec.resources.wait_s:
                     raise
                 if not told:
-                    self.onlooker.say(f"waiting for storage: {error}")
+                    self.listener.say(f"waiting for storage: {error}")
                 told = True
                 self.stop.wait(_STORAGE_S)
 
-    def _reason_to_stop(self, nodes: Surroundings) -> str | None:
+    def _reason_to_stop(self, nodes: NodeMonitor) -> str | None:
         if self.stop.is_set():
             return "stopping: a checkpoint is written first; a second SIGTERM ends the run without one"
         return nodes.reason_to_move()
@@ -281,7 +287,7 @@ class _Run:
             raise _Lost(f"the shards did not start ({error})") from error
 
 
-def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle, avoid: set[str]) -> int:
+def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandle, avoid: set[str]) -> int:
     """Train on workers; returns the steps taken. Raises _Lost where starting again may help.
 
     No worker is put on the nodes of `avoid`, to which those are added that do not start theirs in time.
@@ -290,7 +296,7 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle, a
     checkpoints.drop_rays_list(folder)
     trainer = TorchTrainer(
         work,
-        train_loop_config={"spec": dump(spec), "run": folder, "store": store, "board": board},
+        train_loop_config={"spec": dump(spec), "run": folder, "store": store, "channel": channel},
         scaling_config=ScalingConfig(
             num_workers=spec.workers,
             use_gpu=cluster.use_gpu(spec),
@@ -305,17 +311,17 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle, a
             # Whoever is lost, the shards go back with them: the driver starts all anew.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             logging_config=LoggingConfig(log_level="ERROR"),
-            callbacks=[StartLimit(board, spec.resources.start_s)],
+            callbacks=[StartLimit(channel, spec.resources.start_s)],
         ),
     )
     try:
         return _interruptible(trainer.fit).return_value
     except ray.train.TrainingFailedError as error:
         reason = _reason(error)
-        failure = board.failure() or failures.fatal_text(reason, spec)
+        failure = channel.failure() or failures.fatal_text(reason, spec)
         raise failure or _Lost(f"workers or shards were lost ({reason})") from error
     except ActorDiedError as error:
-        late = board.late()
+        late = channel.late()
         if late is None:
             raise _Lost("Ray Train's controller was lost") from error
         avoid |= late

@@ -1,4 +1,4 @@
-"""What changes around a run: nodes that are about to be taken away, and nodes that have come."""
+"""Elasticity: a run moves when a node is about to be taken away, and grows when nodes come."""
 
 from collections.abc import Callable, Collection
 from time import monotonic
@@ -10,10 +10,10 @@ from emc2dist.run import cluster
 INTERVAL_S = 2.0
 
 
-class Surroundings:
-    """Looks, every few seconds at most, whether the workers of a segment had better be elsewhere, or more.
+class NodeMonitor:
+    """A look at the cluster, every few seconds at most: should an attempt's workers be elsewhere, or more?
 
-    `spec.workers` are those that the segment has, `most` those that it may have; `workers` and `shards` give the ids of
+    `spec.workers` are those that the attempt has, `most` those that it may have; `workers` and `shards` give the ids of
     the nodes that these are on, `avoid` those of nodes that are not to have workers.
     """
 
@@ -30,15 +30,15 @@ class Surroundings:
         self._looked = monotonic()
 
     def reason_to_move(self) -> str | None:
-        """Why the workers should write a checkpoint and start again; None where they are well as they are."""
+        """A reason why the workers should write a checkpoint and start again; None where there is none."""
         if monotonic() - self._looked < INTERVAL_S:
             return None
         self._looked = monotonic()
         if self._leaving():
             return "a node is about to be taken away: a checkpoint is written, and the run goes on without that node"
-        roomier = self._roomier()
-        if roomier:
-            return f"there is room for {roomier} workers: a checkpoint is written, and the run goes on with them"
+        larger = self._larger()
+        if larger:
+            return f"there is room for {larger} workers: a checkpoint is written, and the run goes on with them"
         return None
 
     def _leaving(self) -> bool:
@@ -48,7 +48,7 @@ class Surroundings:
         except StoreError:  # a shard was lost just now, and the workers will end by that
             return False
 
-    def _roomier(self) -> int | None:
+    def _larger(self) -> int | None:
         workers = self._spec.workers
         if workers == self._most or not self._workers():  # before they are there, their own places are free
             return None

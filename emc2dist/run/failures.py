@@ -1,4 +1,4 @@
-"""What a new segment may mend, and what would only come again.
+"""Failures: those that a new attempt may mend, and those that would only come again.
 
 Who is lost with a peer, a node or a connection raises RayError, RuntimeError (torch.distributed: NCCL and gloo), or an
 OSError of a network: those may pass. An OSError of a file, want of memory, and errors of the program or of a package do
@@ -31,7 +31,7 @@ _NETWORK = {
 
 
 def fatal(error: BaseException, spec: Spec) -> Emc2Error | None:
-    """What ends the run for an error that a worker raised, as one of ours; None where starting again may help."""
+    """An error that a worker raised, as the one of ours that ends the run; None where starting again may help."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         error = error.cause
     if isinstance(error, Emc2Error):
@@ -90,7 +90,7 @@ def _of_files(error: OSError) -> StorageError | None:
 
 
 def _place(error: BaseException) -> str:
-    """Where it was raised, as far as it has come here with its frames."""
+    """The place where it was raised, as far as it has come here with its frames."""
     frames = traceback.extract_tb(error.__traceback__)[-1:]
     return f" at {frames[0].filename}:{frames[0].lineno}" if frames else ""
 

@@ -7,7 +7,7 @@ RUN/summary.json        what a finished run came to
 RUN/prometheus.json     with `watch.port`: where the run's metrics are, as Prometheus' file_sd_configs reads it
 RUN/trackers.json       with `watch.wandb` or `watch.mlflow`: the run's id there
 RUN/checkpoint-*/       see `emc2dist.train.checkpoint`; Ray Train keeps its own list beside them, which is not used
-RUN/driver.lock         see `emc2dist.run.lock`; on disk alone
+RUN/driver.lock         one driver at a time, see `emc2dist.run.lock`; on disk alone
 """
 
 import json
@@ -88,7 +88,7 @@ class RunFolder:
         return parse(text_of(place), source=str(place))
 
     def summary(self) -> dict[str, Any] | None:
-        """What the run came to, if it is finished. Raises RunError where its file is damaged."""
+        """The run's summary, if it is finished. Raises RunError where its file is damaged."""
         place = self.place / "summary.json"
         found = json_of(place) if place.entry() else None
         if found is not None and "run_dir" not in found:
@@ -100,7 +100,7 @@ class RunFolder:
         self._write("summary.json", as_json(summary, indent=1))
 
     def versions(self) -> dict[str, str | None]:
-        """What it ran with; see `versions`."""
+        """Versions of what it ran with; see `versions`."""
         place = self.place / "versions.json"
         return json_of(place) if place.entry() else {}
 
@@ -187,7 +187,7 @@ def _parsed(place: Place, data: bytes, line: int | None = None) -> dict[str, Any
 
 
 def _wrong_with(row: dict[str, Any]) -> str:
-    """What a row has that no run writes; empty where there is nothing."""
+    """The fault of a row that no run has written; empty where there is none."""
     events = {name for name in row if name in METRICS and METRICS[name].kind == "event"}
     if type(row.get("step")) is not int or row["step"] < 0:
         return "names no step"
@@ -205,7 +205,7 @@ def _is_number(value: object) -> bool:
 
 
 def numbers(rows: Sequence[Row]) -> dict[str, Any]:
-    """What a run has come to so far, from its rows; None where no row says it."""
+    """A run's results so far, from its rows; None where no row says it."""
 
     def last(name: str) -> Any:
         return next((row[name] for row in reversed(rows) if name in row), None)

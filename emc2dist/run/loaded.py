@@ -22,8 +22,8 @@ from emc2dist.train.evaluation import plain_views
 
 
 @dataclass(frozen=True)
-class Newest:
-    """A checkpoint of a run, and its encoder in evaluation mode on `device`."""
+class LoadedCheckpoint:
+    """A checkpoint of a run with its encoder, in evaluation mode on `device`."""
 
     place: Place
     """Its folder."""
@@ -36,16 +36,16 @@ class Newest:
     """What newer ones were passed over, and what is wrong with them; said already."""
 
     @classmethod
-    def open(cls, folder: RunFolder) -> "Newest":
+    def newest(cls, folder: RunFolder) -> "LoadedCheckpoint":
         """The newest checkpoint that is whole. Raises RunError where there is none."""
         problems, spec = list[str](), folder.spec()
         for place in folder.checkpoints():
             try:
-                newest = cls._load(place, spec)
+                found = cls._load(place, spec)
                 remarks = [f"passed over, as not whole: {problem}" for problem in problems]
                 for remark in remarks:
                     say(remark)
-                return replace(newest, remarks=remarks)
+                return replace(found, remarks=remarks)
             except StorageUnreachable:
                 raise
             except (RunError, StorageError) as error:  # the newest one may still be on its way here
@@ -53,7 +53,7 @@ class Newest:
         raise RunError("; ".join(problems) or f"{folder.place}: holds no checkpoint yet; train for at least one epoch")
 
     @classmethod
-    def _load(cls, place: Place, spec: Spec) -> "Newest":
+    def _load(cls, place: Place, spec: Spec) -> "LoadedCheckpoint":
         with temporary("emc2-checkpoint-") as folder:
             path = checkpoint.fetch(place, Path(folder), layout=None)
             manifest = checkpoint.read_manifest(files.at(path))

@@ -1,4 +1,4 @@
-"""Where the rows of a run go as they come: to its display, its exporter, `metrics.jsonl`, and all else that records."""
+"""The driver's monitor: rows go to `metrics.jsonl` and the listeners as they come, and the stop request goes back."""
 
 import logging
 import threading
@@ -13,14 +13,14 @@ from ray.exceptions import RayError  # isort: skip
 
 from emc2dist.errors import StorageError
 from emc2dist.metrics import Recorder, Row
-from emc2dist.run.board import BoardHandle
+from emc2dist.run.channel import ChannelHandle
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.listeners.prometheus import Exporter
 from emc2dist.store import ChainStore
 
 
-class Onlooker(Protocol):
-    """Whoever is told of a run's rows as they come, on a thread."""
+class Listener(Protocol):
+    """A listener: it is told of a run's rows as they come, on a thread, and of what a person should know."""
 
     def show(self, row: Row) -> None:
         """Take a row."""
@@ -42,24 +42,25 @@ logger = logging.getLogger(__name__)
 
 
 class Monitor:
-    """Takes rows from the board, on a thread, to display, exporter, run folder and all else, until stopped.
+    """A thread that takes rows from the channel to run folder, listener, exporter and other recorders, until stopped.
 
-    And asks `why_stop` for a reason to have the workers write a checkpoint and end, takes word of it to the board, and
-    asks the shards how they are. While S3 does not answer, or the disk is full, rows are kept until they can be saved.
-    Whatever else it meets has the workers end, with a checkpoint as ever, and is raised then: nothing waits for ever.
+    It also asks `why_stop` for a reason to have the workers write a checkpoint and end, and leaves that request in the
+    channel; and asks the shards how they are. While S3 does not answer, or the disk is full, rows are kept until they
+    can be saved. Whatever else it meets has the workers end, with a checkpoint as ever, and is raised then: nothing
+    waits for ever.
     """
 
     def __init__(
         self,
-        board: BoardHandle,
+        channel: ChannelHandle,
         folder: RunFolder,
-        display: Onlooker,
+        listener: Listener,
         exporter: Exporter,
         store: ChainStore,
         why_stop: Callable[[], str | None],
         others: Sequence[Recorder] = (),
     ) -> None:
-        self._board, self._folder, self._display = board, folder, display
+        self._channel, self._folder, self._listener = channel, folder, listener
         self._exporter, self._store, self._recorders = exporter, store, (exporter, *others)
         self._why_stop, self._told = why_stop, False
         self._pending: list[Row] = []
@@ -80,7 +81,7 @@ class Monitor:
         """Take the last rows and stop.
 
         Raises:
-            Exception: what an onlooker, a recorder or the shards have raised. StorageError: the last rows cannot be
+            Exception: what a listener, a recorder or the shards have raised. StorageError: the last rows cannot be
                 saved, and nothing else is wrong.
         """
         self._stop.set()
@@ -100,15 +101,15 @@ class Monitor:
                 self._look()
             except RayError as error:  # an answer that comes late; the workers themselves find out who is lost
                 logger.warning("the run cannot be watched for now: %s", error)
-            except Exception as error:  # of an onlooker or a service: whatever it is, workers wait for what this does
+            except Exception as error:  # of a listener or a service: whatever it is, workers wait for what this does
                 self._failure = self._failure or error
 
     def _look(self) -> None:
         rows = self._take()
         if monotonic() - self._saved_at > self._pause_s():
             self._save()
-        self._wanted = self._board.report_saved(self._saved, self._problem)
-        self._pass_on_word()
+        self._wanted = self._channel.report_saved(self._saved, self._problem)
+        self._pass_on_stop()
         if self._failure:
             return
         self._show(rows)
@@ -116,22 +117,22 @@ class Monitor:
             self._survey()
 
     def _take(self) -> list[Row]:
-        rows = self._board.take()
+        rows = self._channel.take()
         self._pending += rows
         return rows
 
     def _show(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            self._display.show(row)
+            self._listener.show(row)
             for recorder in self._recorders:
                 recorder.record(row)
 
-    def _pass_on_word(self) -> None:
+    def _pass_on_stop(self) -> None:
         reason = None if self._told else self._reason_to_stop()
         if reason:
-            self._board.stop()
+            self._channel.stop()
             self._told = True
-            self._display.say(reason)
+            self._listener.say(reason)
 
     def _reason_to_stop(self) -> str | None:
         if self._failure:
@@ -148,7 +149,7 @@ class Monitor:
         try:
             self._folder.append(self._pending)
         except StorageError as error:
-            self._display.say(f"{len(self._pending)} rows of metrics wait to be written: {error}")
+            self._listener.say(f"{len(self._pending)} rows of metrics wait to be written: {error}")
             self._problem = error
         else:
             self._saved += len(self._pending)

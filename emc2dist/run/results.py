@@ -1,4 +1,4 @@
-"""What comes out of a finished or a running run: its evaluation, and its backbone."""
+"""The results of a run, finished or running: its evaluation, and its backbone."""
 
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +12,7 @@ from emc2dist.config import S3
 from emc2dist.data.images import open_images, open_labelled
 from emc2dist.errors import NonFiniteError
 from emc2dist.run.folder import RunFolder
-from emc2dist.run.loaded import Newest
+from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.terminal import Progress, say
 from emc2dist.towers.encoder import backbone_state_dict
 from emc2dist.train.evaluation import Evaluation
@@ -27,7 +27,7 @@ def evaluate(run: str | Path, *, data_path: str | None = None, s3: S3 | None = N
         RunError: there is no run or no whole checkpoint. DataError: the data is gone or has no labels.
         NonFiniteError: the run has diverged.
     """
-    newest = Newest.open(RunFolder.open(run, s3))
+    newest = LoadedCheckpoint.newest(RunFolder.open(run, s3))
     spec = newest.spec
     data = spec.data if data_path is None else spec.data.model_copy(update={"path": data_path})
     train = open_images(data, "train", spec.s3)
@@ -59,7 +59,7 @@ def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[st
     folder, place = RunFolder.open(run, s3), files.at(out, s3)
     files.refuse_folder(out)
     place.entry() if place.remote else files.writable(out)  # before anything is read
-    newest = Newest.open(folder)
+    newest = LoadedCheckpoint.newest(folder)
     spec = newest.spec
     metadata = {"backbone": spec.encoder.backbone, "stem": spec.encoder.stem, "norm": spec.encoder.norm}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(newest.encoder).items()}

@@ -1,4 +1,4 @@
-"""Where a process of a run keeps files on this machine before they go elsewhere, or while it reads them."""
+"""Temporary folders of a run's processes, for files before they go elsewhere, or while they are read."""
 
 import hashlib
 import os

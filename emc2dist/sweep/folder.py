@@ -162,7 +162,7 @@ class Ledger:
 
 
 def scores(sweep: Sweep, records: Sequence[Record]) -> dict[int, float | None]:
-    """What the points have come to whose trials have all ended: the mean over seeds, None where none has a value."""
+    """The score of each point whose trials have all ended: the mean over seeds, None where none has a value."""
     found: dict[int, float | None] = {}
     for point in {record.point for record in records}:
         own = [record for record in records if record.point == point]
@@ -173,7 +173,7 @@ def scores(sweep: Sweep, records: Sequence[Record]) -> dict[int, float | None]:
 
 
 def _changes(old: Sweep, new: Sweep) -> list[str]:
-    """What differs that decides which trials there are and what they come to."""
+    """The differences that decide which trials there are and what they come to."""
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     keys = ("space", "seeds", "metric", "goal", "search")
     return [f"{key}: {before[key]} -> {after[key]}" for key in keys if before[key] != after[key]] + [

@@ -109,7 +109,7 @@ def _value(record: Record) -> float:
 
 
 def _scale(sweep: Sweep, key: str, records: Sequence[Record]) -> tuple[Callable[[Any], float], list[tuple[float, str]]]:
-    """Where a value of the key stands between 0 and 1, and what is written there."""
+    """The place of a value of the key between 0 and 1, and what is written there."""
     place, names = _axis(sweep, key, records)
     if names:
         top = max(1, len(names) - 1)
@@ -123,7 +123,7 @@ def _scale(sweep: Sweep, key: str, records: Sequence[Record]) -> tuple[Callable[
 
 
 def _axis(sweep: Sweep, key: str, records: Sequence[Record]) -> tuple[Callable[[Any], float], list[str]]:
-    """Where a value of the key stands on an axis, and the names along it where values are no numbers."""
+    """The place of a value of the key on an axis, and the names along it where values are no numbers."""
     values = [record.values[key] for record in records]
     if all(isinstance(value, float | int) and not isinstance(value, bool) for value in values):
         return float, []

@@ -1,4 +1,4 @@
-"""What Prometheus sees of a sweep, on the metrics endpoint of the driver's node, with the prefix `ray_`."""
+"""A sweep's gauges for Prometheus, on the metrics endpoint of the driver's node, with the prefix `ray_`."""
 
 import emc2dist.run.cluster  # noqa: F401  before ray: sets its defaults
 

@@ -1,4 +1,4 @@
-"""What a sweep has come to: the table, the best point, how much each key matters, and the files that say so.
+"""The results of a sweep: the table, the best point, how much each key matters, and the files that say so.
 
 Trials that were stopped early are compared with others at the epoch that all of them reached, and never called best.
 """
@@ -79,7 +79,7 @@ def table(sweep: Sweep, records: Sequence[Record]) -> str:
 
 
 def importance(sweep: Sweep, records: Sequence[Record]) -> dict[str, float]:
-    """How much of what the keys explain each of them explains, in shares that sum to 1; empty for too few points.
+    """Each key's share of what the keys explain of the metric; they sum to 1. Empty for too few points.
 
     A random forest is fitted to the metric over points (means over seeds, at the last epoch that all trials reached),
     then each key in turn is shuffled among the points: the share is the loss of R^2 on the points themselves, 0 at

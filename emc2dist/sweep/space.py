@@ -7,22 +7,24 @@ others.
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from typing_extensions import override
+
 from emc2dist.config import Range, Spec, Sweep, changed
 from emc2dist.config.points import Point, count_of, known_points, rounded
 from emc2dist.errors import SpecError
 
 
 class Points(Protocol):
-    """Where the points of a sweep come from."""
+    """The points of a sweep, one after the other."""
 
     def __len__(self) -> int:
-        """How many there are to be."""
+        """The number that there are to be."""
 
     def next(self) -> Point:
         """The next one; as many times as there are."""
 
     def tell(self, index: int, score: float | None) -> None:
-        """What a point came to, None where no trial of it has a value."""
+        """Learn a point's score, None where no trial of it has a value."""
 
 
 def points_of(sweep: Sweep, recorded: Sequence[Point], scores: Mapping[int, float | None]) -> Points:
@@ -35,7 +37,7 @@ def points_of(sweep: Sweep, recorded: Sequence[Point], scores: Mapping[int, floa
     return Proposed(sweep, count_of(sweep), recorded, scores) if known is None else Listed(known)
 
 
-class Listed:
+class Listed(Points):
     """Points that are known beforehand; `emc2dist.config.load_sweep` has checked them."""
 
     def __init__(self, points: Sequence[Point]) -> None:
@@ -44,15 +46,16 @@ class Listed:
     def __len__(self) -> int:
         return len(self._points)
 
+    @override
     def next(self) -> Point:
-        """See `Points`."""
         return next(self._next)
 
+    @override
     def tell(self, index: int, score: float | None) -> None:
-        """See `Points`; nothing is learnt."""
+        """Nothing is learnt."""
 
 
-class Proposed:
+class Proposed(Points):
     """Points that Optuna's TPE sampler proposes one by one."""
 
     def __init__(self, sweep: Sweep, count: int, recorded: Sequence[Point], scores: Mapping[int, float | None]) -> None:
@@ -70,8 +73,8 @@ class Proposed:
     def __len__(self) -> int:
         return self._count
 
+    @override
     def next(self) -> Point:
-        """See `Points`."""
         index = len(self._asked)
         if index < len(self._recorded):
             self._study.enqueue_trial(self._parameters(self._recorded[index]))
@@ -83,8 +86,8 @@ class Proposed:
             return self._recorded[index]
         return {key: self._value(key, trial.params[key]) for key in self._space}
 
+    @override
     def tell(self, index: int, score: float | None) -> None:
-        """See `Points`."""
         if score is None:
             self._study.tell(self._asked[index], state=self._failed)
         else:
@@ -95,7 +98,7 @@ class Proposed:
         return rounded(known, parameter) if isinstance(known, Range) else known[parameter]
 
     def _parameters(self, point: Point) -> dict[str, Any]:
-        """What `_value` made a point of."""
+        """Optuna's parameters of a point, from which `_value` makes it."""
         return {
             key: point[key] if isinstance(known, Range) else [_plain(choice) for choice in known].index(point[key])
             for key, known in self._space.items()

@@ -1,11 +1,11 @@
 """One trial: a run of ours inside an actor of Tune, which asks for the metric one epoch at a time.
 
-    Tune's actor:  step() hands out [epoch, metric], the last time with how the run ended
-    its thread:    `emc2dist.run.driver.train`, which tells of its rows
+    Tune's actor:  step() gives epoch and metric, the last time with how the run ended
+    its thread:    `emc2dist.run.driver.train`, whose listener the actor is
 
 Tune ends a trial by ending its actor, and Ray Train's controller, placement group and shards with it, more or less. So
-nothing here is ended by Tune: a trial is asked to stop by a word in `Halts`, writes a checkpoint, gives everything back
-as any run does, and only then says that it is done. A place is free for another trial when its resources are.
+nothing here is ended by Tune: a trial gets a stop request, writes a checkpoint, gives everything back as any run does,
+and only then says that it is done. A place is free for another trial when its resources are.
 """
 
 import queue
@@ -22,7 +22,7 @@ from emc2dist import files
 from emc2dist.config import Spec, parse
 from emc2dist.errors import DataError, Emc2Error, NonFiniteError, RunStopped, SpecError
 from emc2dist.metrics import Row
-from emc2dist.run.board import TIMEOUT_S, Lookout
+from emc2dist.run.channel import TIMEOUT_S, StopPoller
 from emc2dist.run.folder import RunFolder
 from emc2dist.sweep.folder import State
 from emc2dist.terminal import say
@@ -33,46 +33,49 @@ _POLL_S = 0.5
 _PATIENCE_S = 300.0
 
 
-class Halts:
-    """Which trials are asked to stop: an actor of the sweep's driver. One that dies comes again, and is told again."""
+class StopRequests:
+    """The trials that are asked to stop: an actor of the sweep's driver.
+
+    One that dies is started again by Ray with an empty list, and `StopRequestsHandle.repeat` fills it again.
+    """
 
     def __init__(self) -> None:
         self._names: set[str] = set()
 
-    def halt(self, names: list[str]) -> None:
+    def add(self, names: list[str]) -> None:
         """Ask these to stop."""
         self._names.update(names)
 
-    def wanted(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
         """Whether this one is asked to."""
         return name in self._names
 
 
-class HaltHandle:
-    """The halts from another process, for one trial where it has a name."""
+class StopRequestsHandle:
+    """The stop requests from another process, for one trial where it has a name; a `StopSource`."""
 
     def __init__(self, actor: Any, name: str = "") -> None:
         self._actor, self._name = actor, name
-        self._halted: set[str] = set()
+        self._asked: set[str] = set()
 
     @classmethod
-    def create(cls) -> "HaltHandle":
-        """New ones, on the driver's node: they live as long as the driver."""
+    def create(cls) -> "StopRequestsHandle":
+        """A new actor, on the driver's node: it lives as long as the driver."""
         lasting = {"max_restarts": -1, "max_task_retries": -1}
-        return cls(ray.remote(Halts).options(num_cpus=0, scheduling_strategy=cluster.here(), **lasting).remote())
+        return cls(ray.remote(StopRequests).options(num_cpus=0, scheduling_strategy=cluster.here(), **lasting).remote())
 
-    def of(self, name: str) -> "HaltHandle":
-        """For the trial of this name."""
-        return HaltHandle(self._actor, name)
+    def of(self, name: str) -> "StopRequestsHandle":
+        """The handle of the trial of this name."""
+        return StopRequestsHandle(self._actor, name)
 
-    def halt(self, names: list[str]) -> None:
-        """See `Halts.halt`; returns when it is left."""
-        self._halted.update(names)
-        self.remind()
+    def add(self, names: list[str]) -> None:
+        """Ask these to stop; returns when the request is left."""
+        self._asked.update(names)
+        self.repeat()
 
-    def remind(self) -> None:
+    def repeat(self) -> None:
         """Ask again all that were asked through this handle, for the actor may have lost what it knew."""
-        ray.get(self._actor.halt.remote(sorted(self._halted)), timeout=TIMEOUT_S)
+        ray.get(self._actor.add.remote(sorted(self._asked)), timeout=TIMEOUT_S)
 
     def close(self) -> None:
         """End the actor: a handle that Tune has kept would keep it alive."""
@@ -80,34 +83,34 @@ class HaltHandle:
 
     def stopping(self) -> bool:
         """Whether this trial is asked to stop."""
-        return ray.get(self._actor.wanted.remote(self._name), timeout=TIMEOUT_S)
+        return ray.get(self._actor.has.remote(self._name), timeout=TIMEOUT_S)
 
 
 class Trial(tune.Trainable):
-    """A trial as Tune sees it; an Onlooker of its run."""
+    """A trial as Tune sees it; an Listener of its run."""
 
-    def setup(self, config: dict[str, Any], halts: HaltHandle) -> None:
+    def setup(self, config: dict[str, Any], stops: StopRequestsHandle) -> None:
         """Start the run of config["spec"], or resume it."""
         self._metric: str = config["metric"]
         self._judged = 0.0
         self._latest: dict[str, float] = {"epoch": 0, self._metric: float("nan")}
-        self._news: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._results: queue.Queue[dict[str, Any]] = queue.Queue()
         self._stop = threading.Event()
         self._over = ExitStack()
-        self._lookout = self._over.enter_context(Lookout(halts.of(config["name"])))
+        self._poller = self._over.enter_context(StopPoller(stops.of(config["name"])))
         self._thread = threading.Thread(target=self._run, args=(config["spec"],), name="run", daemon=True)
         self._thread.start()
 
     def step(self) -> dict[str, Any]:
         """Wait for the next epoch that is judged, or for the end."""
         while True:
-            if self._lookout.is_set():
+            if self._poller.is_set():
                 self._stop.set()
             try:
-                news = self._news.get(timeout=_POLL_S)
+                result = self._results.get(timeout=_POLL_S)
             except queue.Empty:
                 continue
-            self._latest |= news
+            self._latest |= result
             return dict(self._latest)
 
     def cleanup(self) -> None:
@@ -117,22 +120,22 @@ class Trial(tune.Trainable):
         self._over.close()
 
     def show(self, row: Row) -> None:
-        """See `Onlooker`: only the ends of epochs count, and each once, also where a run went back to a checkpoint."""
+        """See `Listener`: only the ends of epochs count, and each once, also where a run went back to a checkpoint."""
         epoch = float(row.get("epoch", 0))
         if self._metric in row and epoch.is_integer() and epoch > self._judged:
             self._judged = epoch
-            self._news.put({"epoch": int(epoch), self._metric: float(row[self._metric])})
+            self._results.put({"epoch": int(epoch), self._metric: float(row[self._metric])})
 
     def say(self, text: str) -> None:
-        """See `Onlooker`; it goes to the actor's log."""
+        """See `Listener`; it goes to the actor's log."""
         say(text)
 
     def close(self) -> None:
-        """See `Onlooker`."""
+        """See `Listener`."""
 
     def _run(self, text: str) -> None:
         state, reason = self._outcome(parse(text))
-        self._news.put({"done": True, "state": state, "reason": reason})
+        self._results.put({"done": True, "state": state, "reason": reason})
 
     def _outcome(self, spec: Spec) -> tuple[State, str]:
         from emc2dist.run.driver import train  # here, on the thread: it takes seconds, and Tune waits for `setup`
@@ -140,7 +143,7 @@ class Trial(tune.Trainable):
         try:
             for row in RunFolder(files.at(spec.run_dir, spec.s3) / spec.name).rows():  # of an earlier start
                 self.show(row)
-            train(spec, onlooker=self, stop=self._stop)
+            train(spec, listener=self, stop=self._stop)
         except RunStopped:
             return "running", ""
         except Emc2Error as error:

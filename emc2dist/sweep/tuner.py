@@ -1,6 +1,6 @@
-"""Ray Tune at work: hands out trials, judges them, keeps their records, and shows how far it is.
+"""Ray Tune at work: it starts trials, stops some early, and keeps their records; and how far it is, for people.
 
-    Handout     which trial is next: a Searcher
+    TrialSearcher     which trial is next: a Searcher
     Watch       what Tune reports becomes records, a table on stderr and Prometheus' gauges: a Callback
 
 Tune's own experiment state is not used: it is pickled, lags behind, and knows less than the records and run folders. A
@@ -20,29 +20,30 @@ import emc2dist.run.cluster as cluster  # before ray: sets its defaults
 
 from ray import tune  # isort: skip
 from ray.tune.search import Searcher
+from typing_extensions import override
 
 from emc2dist.config import Spec, dump
 from emc2dist.errors import SpecError
 from emc2dist.sweep.folder import ENDED, Ledger, Record, State, SweepFolder, scores
 from emc2dist.sweep.prometheus import Gauges
 from emc2dist.sweep.results import table
-from emc2dist.sweep.schedulers import Gentle, judge_of
+from emc2dist.sweep.schedulers import CooperativeScheduler, scheduler_of
 from emc2dist.sweep.space import Points, trial_spec
-from emc2dist.sweep.trial import HaltHandle, Trial
+from emc2dist.sweep.trial import StopRequestsHandle, Trial
 from emc2dist.terminal import say
 
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run folders have it all
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C asks the trials to stop, and Tune would end them
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # `Watch` says what matters of them
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # `SweepCallback` says what matters of them
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output can be turned off whole
 }
 _TABLE_S = 15.0
 _DRIVER_NEEDS = {"CPU": 0, "memory": 2**20}  # Tune asks for something; the workers shall have all CPUs
 
 
-class Handout(Searcher):
-    """Hands out every trial that has not ended, in order."""
+class TrialSearcher(Searcher):
+    """Every trial that has not ended, in order, for Tune to start."""
 
     def __init__(self, ledger: Ledger, points: Points, common: dict[str, Any]) -> None:
         super().__init__()
@@ -51,8 +52,9 @@ class Handout(Searcher):
         self.over = False
         """No more trials are to begin."""
 
+    @override
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """See `Searcher`: the configuration of the next trial."""
+        """The configuration of the next trial."""
         while not self.over:
             record = next(self._trials, None)
             if record is None:
@@ -64,17 +66,19 @@ class Handout(Searcher):
         return Searcher.FINISHED
 
     def close(self, record: Record, state: State, reason: str) -> None:
-        """Keep how a trial ended; where it was the last one of its point, what the point has come to."""
+        """Keep a trial's end; where it was the last one of its point, what the point has come to."""
         self._ledger.put(record.ended(state, " ".join(reason.split())))
         own = [other for other in self._ledger.all() if other.point == record.point]
         for point, score in scores(self._ledger.sweep, own).items():
             self._points.tell(point, score)
 
+    @override
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """See `Searcher`; `close` does it."""
+        """`close` does it."""
 
+    @override
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """See `Searcher`; the records say it all."""
+        """The records say it all."""
 
     def _configuration(self, record: Record) -> dict[str, Any]:
         sweep = self._ledger.sweep
@@ -90,57 +94,62 @@ class Handout(Searcher):
                     yield record
 
 
-class Watch(tune.Callback):
-    """Keeps the records, shows them, and has the trials stop when the sweep is to end."""
+class SweepCallback(tune.Callback):
+    """The keeping of records, the table that is shown of them, and the end of a sweep before its last trial."""
 
-    def __init__(self, ledger: Ledger, handout: Handout, halts: HaltHandle, ends: Callable[[], str | None]) -> None:
-        self._ledger, self._handout, self._halts, self._ends = ledger, handout, halts, ends
-        self._judged: dict[str, int] = {}
+    def __init__(
+        self, ledger: Ledger, searcher: TrialSearcher, stops: StopRequestsHandle, ends: Callable[[], str | None]
+    ) -> None:
+        self._ledger, self._searcher, self._stops, self._ends = ledger, searcher, stops, ends
+        self._stopped_at: dict[str, int] = {}
         self._gauges = Gauges(ledger.sweep)
-        self._shown = self._reminded = monotonic()
+        self._shown = self._repeated = monotonic()
 
-    def halt(self, name: str, epoch: int) -> None:
+    def stop(self, name: str, epoch: int) -> None:
         """Ask a trial to stop, for what it had come to at the end of an epoch."""
-        self._judged[name] = epoch
-        self._halts.halt([name])
+        self._stopped_at[name] = epoch
+        self._stops.add([name])
 
     def lose(self, name: str) -> None:
         """Give up a trial whose driver does not start."""
         limit = f"{self._ledger.sweep.base.resources.start_s:g} s (resources.start_s)"
-        self._handout.close(self._ledger.get(name), "lost", f"its driver did not start in {limit}")
+        self._searcher.close(self._ledger.get(name), "lost", f"its driver did not start in {limit}")
 
+    @override
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """See `tune.Callback`: where the sweep is to end, all trials write a checkpoint and end, and no more begin."""
-        why = None if self._handout.over else self._ends()
+        """Where the sweep is to end, all trials write a checkpoint and end, and no more begin."""
+        why = None if self._searcher.over else self._ends()
         if why is not None:
             say(f"{why}: every trial writes a checkpoint first")
-            self._handout.over = True
-            self._halts.halt([record.name for record in self._ledger.all() if record.state == "running"])
+            self._searcher.over = True
+            self._stops.add([record.name for record in self._ledger.all() if record.state == "running"])
 
+    @override
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """See `tune.Callback`."""
         record = self._ledger.get(trial.config["name"])
         if "state" in result:
-            self._handout.close(record, *self._verdict(record.name, result["state"], result["reason"]))
+            self._searcher.close(record, *self._verdict(record.name, result["state"], result["reason"]))
         elif result["epoch"] > record.epoch:
             self._ledger.put(record.reached(result["epoch"], result[self._ledger.sweep.metric]))
 
+    @override
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """See `tune.Callback`: the actor itself has died, and Tune starts another one."""
+        """The actor itself has died, and Tune starts another one."""
         spent = f"{trial.num_failures} of {self._ledger.sweep.base.restarts} restarts spent"
         say(f"{_name_of(trial)}: its driver was lost and is started again, {spent}")
 
+    @override
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """See `tune.Callback`: the actor itself has died, and was started again as often as it may be."""
-        self._handout.close(self._ledger.get(trial.config["name"]), "lost", f"its driver died: {trial.get_error()}")
+        """The actor itself has died, and was started again as often as it may be."""
+        self._searcher.close(self._ledger.get(trial.config["name"]), "lost", f"its driver died: {trial.get_error()}")
 
+    @override
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """See `tune.Callback`."""
-        if monotonic() - self._reminded > _TABLE_S:
-            self._reminded = monotonic()
-            self._halts.remind()
+        if monotonic() - self._repeated > _TABLE_S:
+            self._repeated = monotonic()
+            self._stops.repeat()
         if self._ledger.changed and monotonic() - self._shown > _TABLE_S:
             self.show()
 
@@ -152,9 +161,9 @@ class Watch(tune.Callback):
         self._gauges.set(records)
 
     def _verdict(self, name: str, state: State, reason: str) -> tuple[State, str]:
-        """How a trial ended, where one that ends unfinished may have been asked to."""
-        if state == "running" and name in self._judged:
-            return "stopped", f"{self._ledger.sweep.scheduler.name}, epoch {self._judged[name]}"
+        """A trial's end, where one that ends unfinished may have been asked to."""
+        if state == "running" and name in self._stopped_at:
+            return "stopped", f"{self._ledger.sweep.scheduler.name}, epoch {self._stopped_at[name]}"
         return state, reason
 
 
@@ -162,13 +171,13 @@ def run(ledger: Ledger, folder: SweepFolder, points: Points, ends: Callable[[], 
     """Run all trials that have not ended; `ends` says why the sweep is to end before, as long as it is not None."""
     os.environ.update(_SETTINGS)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    sweep, halts = ledger.sweep, HaltHandle.create()
-    handout = Handout(ledger, points, {"run_dir": str(folder.place), "threads": _threads(sweep.base)})
-    watch = Watch(ledger, handout, halts, ends)
-    gentle = Gentle(judge_of(sweep), watch.halt, watch.lose, sweep.base.resources.start_s)
+    sweep, stops = ledger.sweep, StopRequestsHandle.create()
+    searcher = TrialSearcher(ledger, points, {"run_dir": str(folder.place), "threads": _threads(sweep.base)})
+    callback = SweepCallback(ledger, searcher, stops, ends)
+    scheduler = CooperativeScheduler(scheduler_of(sweep), callback.stop, callback.lose, sweep.base.resources.start_s)
     for record in ledger.all():
         if record.state in ENDED:
-            gentle.replay(record, sweep.metric)
+            scheduler.replay(record, sweep.metric)
     scratch = folder.place / "tune"
     scratch.remove()
     filesystem, path = scratch.arrow()
@@ -176,24 +185,24 @@ def run(ledger: Ledger, folder: SweepFolder, points: Points, ends: Callable[[], 
         os.chdir(Path.home())  # nodes that share a machine unpack the working directory anew, and Tune asks where it is
     # Not a Tuner, which pickles what it is given so as to restore it.
     tune.run(
-        tune.with_parameters(Trial, halts=halts),
+        tune.with_parameters(Trial, stops=stops),
         name=scratch.name,
         storage_path=path.removesuffix(f"/{scratch.name}"),
         storage_filesystem=filesystem,
         resources_per_trial=_DRIVER_NEEDS,
-        search_alg=handout,
-        scheduler=gentle,
+        search_alg=searcher,
+        scheduler=scheduler,
         num_samples=len(points) * sweep.seeds,
         max_failures=sweep.base.restarts,
         max_concurrent_trials=min(cluster.room(sweep.base), sweep.budget.concurrent or sys.maxsize),
         trial_name_creator=_name_of,
         trial_dirname_creator=_name_of,
-        callbacks=[watch],
+        callbacks=[callback],
         verbose=0,
         raise_on_failed_trial=False,
     )
-    watch.show()
-    halts.close()
+    callback.show()
+    stops.close()
     scratch.remove()
 
 

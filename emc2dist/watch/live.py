@@ -99,7 +99,7 @@ class _Watch:
         return self._folder.parsed(self._lines[known:], known)
 
     def _silence(self) -> str:
-        """What to say where no row has come; empty: nothing yet."""
+        """A message where no row has come; empty: nothing to say yet."""
         if self._epochs is None:
             return f"{self._folder.place}: no run here yet (there is no spec.yaml); waiting for one"
         if time.monotonic() - self._heard < self._quiet_s:
@@ -114,7 +114,7 @@ class _Watch:
         if self._display is None:
             self._display = Display(None)
             self._display.start_at(int(rows[-1]["step"]))
-            rows = _standing(rows)
+            rows = _latest(rows)
         for row in rows:
             if self._steps is None and row.get("epoch"):
                 self._steps = self._steps_from(row)
@@ -127,7 +127,7 @@ class _Watch:
         return self._epochs * round(float(row["step"]) / float(row["epoch"]))
 
 
-def _standing(rows: Sequence[Row]) -> list[Row]:
+def _latest(rows: Sequence[Row]) -> list[Row]:
     """Of all rows so far, the newest evaluation and the newest step."""
     newest = {name: row for row in rows for name in ("knn_accuracy", "loss") if name in row}
     return sorted(newest.values(), key=lambda row: row["step"])

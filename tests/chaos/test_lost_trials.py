@@ -1,4 +1,4 @@
-"""A sweep loses what halts its trials, a node with the driver of one, and its own driver: all trials end as ever."""
+"""A sweep loses its stop requests, a node with the driver of a trial, and its own driver: all trials end as ever."""
 
 import json
 import shutil
@@ -45,9 +45,9 @@ def test_all_trials_finish_when_a_helper_a_node_and_then_the_driver_are_lost():
     try:
         first = world.run / "chaos-000-seed0"
         world.wait_for(lambda: len(losses(first)) > STEPS // 6, 240, "the first steps of the first trial")
-        (halts,) = world.processes("ray::Halts")
-        assert node_of(world, halts.pid) == "head"  # where Ray puts drivers that it finds on no node
-        halts.kill()
+        (stops,) = world.processes("ray::StopRequests")
+        assert node_of(world, stops.pid) == "head"  # where Ray puts drivers that it finds on no node
+        stops.kill()
         end_node(world, node_of(world, driver_of(first)))
         world.start_nodes()
         line = "chaos-000-seed0: its driver was lost and is started again, 1 of 10 restarts spent"

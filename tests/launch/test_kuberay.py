@@ -25,7 +25,7 @@ from emc2dist.launch.output import exit_status, table
 from emc2dist.launch.plan import JobState, plan_of
 from emc2dist.launch.rayjob import is_ours, name_of, render, state_of, text_of
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 MANIFEST = str(ROOT / "cluster/kuberay/raycluster.yaml")
 RUN = f"""
 name: Run_1

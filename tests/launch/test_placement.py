@@ -14,7 +14,7 @@ from emc2dist.errors import SpecError
 from emc2dist.launch import manifest, placement
 from emc2dist.launch.manifest import UNKNOWN, Group
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 KUBERAY, AWS = (str(ROOT / "cluster" / name) for name in ("kuberay/raycluster.yaml", "aws.yaml"))
 RUN = "name: a\nepochs: 1\nbatch_size: 64\nlr: 0.1\nshards: 4\ndevice: cuda\nworkers: 8\n"
 SPOT, ON_DEMAND = "{ray.io/market-type: spot}", "{ray.io/market-type: on-demand}"

@@ -25,7 +25,7 @@ from recording import PROXIES, listening
 from emc2dist.cli import main
 from emc2dist.config import parse_sweep
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name.lower() != "no_proxy"},

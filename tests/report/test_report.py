@@ -29,7 +29,7 @@ from emc2dist.metrics import METRICS
 from emc2dist.plotting import Picture
 from emc2dist.report import atlas, chains, curves
 from emc2dist.report.page import report
-from emc2dist.report.runs import Subject
+from emc2dist.report.runs import ReportedRun
 from emc2dist.run.folder import RunFolder
 from emc2dist.towers.encoder import Encoder
 from emc2dist.towers.views import PlainView
@@ -128,13 +128,13 @@ def test_the_same_runs_give_the_same_files(trained, both, tmp_path):
 
 def test_curves_are_the_rows_of_metrics(trained):
     lines = (trained["emc2"] / "metrics.jsonl").read_text().splitlines()
-    (subject,) = Subject.open_all([trained["emc2"]], None)
+    (reported,) = ReportedRun.open_all([trained["emc2"]], None)
     for metric in ("loss", "knn_accuracy", "carried_age_steps"):
         expected = [(row["epoch"], row[metric]) for row in map(json.loads, lines) if metric in row]
         assert len(expected) >= 3
-        found = curves.series(subject.rows, metric)
+        found = curves.series(reported.rows, metric)
         assert list(zip(found.epochs, found.values, strict=True)) == expected
-    assert len(curves.series(subject.rows, "nothing of the kind").values) == 0
+    assert len(curves.series(reported.rows, "nothing of the kind").values) == 0
 
 
 def test_a_row_that_is_being_written_waits_for_the_next_report(copied):
@@ -194,7 +194,7 @@ def chain_of(folder, sample):
 
 
 def test_false_negatives_are_counted_over_all_visited_chains(trained):
-    found = chains.Chains.of(*Subject.open_all([trained["emc2"]], None))
+    found = chains.Chains.of(*ReportedRun.open_all([trained["emc2"]], None))
     labels = DigitsImages("train", limit=48).labels(np.arange(48))
     hits, chance = [], []
     for sample in range(48):
@@ -221,7 +221,7 @@ def test_only_visited_chains_count():
 
 
 def test_similarities_are_cosines_of_the_newest_encoders_features(trained):
-    found = chains.Chains.of(*Subject.open_all([trained["emc2"]], None))
+    found = chains.Chains.of(*ReportedRun.open_all([trained["emc2"]], None))
     encoder = Encoder(small_spec().encoder).eval()
     state = checkpoint.load_trainer(trained["emc2"] / "checkpoint-000000012")
     encoder.load_state_dict(state["encoder"])

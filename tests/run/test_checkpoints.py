@@ -15,7 +15,7 @@ from emc2dist.config import dump
 from emc2dist.errors import RunError
 from emc2dist.run import checkpoints, driver, lock
 from emc2dist.run.folder import RunFolder, checkpoint_name
-from emc2dist.run.loaded import Newest
+from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.store import Layout
 from emc2dist.train import checksums
 
@@ -177,7 +177,7 @@ def test_a_checkpoint_that_was_copied_or_renamed_is_no_checkpoint_of_the_run(for
     assert [state.problem is None for state in checkpoints.examine(run, contents=False)] == [False, True]
     assert main(["checkpoint", "verify", str(run.place)]) == 1
     assert f"cannot be used: {words}" in capsys.readouterr().out
-    newest = Newest.open(run)
+    newest = LoadedCheckpoint.newest(run)
     assert (newest.manifest.step, newest.spec.seed) == (6, 0)
     assert newest.remarks == [f"passed over, as not whole: {problem}"]
     assert driver._newest(run).step == 6

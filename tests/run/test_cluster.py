@@ -10,7 +10,7 @@ from train.harness import small_spec
 
 from emc2dist.errors import RunError, SpecError, StoreError
 from emc2dist.run import cluster
-from emc2dist.run.elastic import Surroundings
+from emc2dist.run.elastic import NodeMonitor
 
 
 @pytest.mark.parametrize(("places", "workers"), [(0, None), (1, 1), (2, 2), (3, 2), (4, 4), (9, 4)])
@@ -46,11 +46,11 @@ def test_workers_that_are_not_there_yet_do_not_take_their_own_places_for_room(ra
     monkeypatch.setattr("emc2dist.run.elastic.INTERVAL_S", 0.0)
     here, nowhere = ray_cluster.get_runtime_context().get_node_id(), set[str]()
     spec = small_spec("workers=4", "min_workers=1").model_copy(update={"workers": 2})
-    assert Surroundings(spec, 4, lambda: nowhere, lambda: {here}).reason_to_move() is None
-    reason = Surroundings(spec, 4, lambda: {here}, lambda: nowhere).reason_to_move()
+    assert NodeMonitor(spec, 4, lambda: nowhere, lambda: {here}).reason_to_move() is None
+    reason = NodeMonitor(spec, 4, lambda: {here}, lambda: nowhere).reason_to_move()
     assert reason.startswith("there is room for 4 workers")
-    assert Surroundings(spec, 2, lambda: {here}, lambda: nowhere).reason_to_move() is None
-    assert Surroundings(spec, 4, lambda: {here}, lambda: nowhere, {here}).reason_to_move() is None
+    assert NodeMonitor(spec, 2, lambda: {here}, lambda: nowhere).reason_to_move() is None
+    assert NodeMonitor(spec, 4, lambda: {here}, lambda: nowhere, {here}).reason_to_move() is None
 
 
 def test_a_shard_that_is_lost_meanwhile_is_no_reason_to_move(ray_cluster, monkeypatch):
@@ -60,8 +60,8 @@ def test_a_shard_that_is_lost_meanwhile_is_no_reason_to_move(ray_cluster, monkey
     monkeypatch.setattr("emc2dist.run.elastic.INTERVAL_S", 0.0)
     monkeypatch.setattr(cluster, "draining", lambda: {"a node"})
     spec = small_spec()
-    assert Surroundings(spec, 1, lambda: set(), lost).reason_to_move() is None
-    assert Surroundings(spec, 1, lambda: set(), lambda: {"a node"}).reason_to_move().startswith("a node is about to be")
+    assert NodeMonitor(spec, 1, lambda: set(), lost).reason_to_move() is None
+    assert NodeMonitor(spec, 1, lambda: set(), lambda: {"a node"}).reason_to_move().startswith("a node is about to be")
 
 
 def test_what_dead_creators_have_left_is_given_back_and_nothing_else(ray_cluster):

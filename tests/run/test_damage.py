@@ -136,7 +136,7 @@ def test_a_checkpoint_of_another_encoder_is_none(run, monkeypatch):
     for state in ({}, {"encoder": {}}):
         monkeypatch.setattr(loaded.checkpoint, "load_trainer", lambda path, state=state: state)
         with pytest.raises(RunError, match=r"checkpoint-000000006: .*damaged, or made under another spec"):
-            loaded.Newest.open(RunFolder.open(run))
+            loaded.LoadedCheckpoint.newest(RunFolder.open(run))
 
 
 def test_where_no_lock_can_be_held_is_said(tmp_path, capsys, monkeypatch):
@@ -221,9 +221,9 @@ def test_a_tracker_that_fails_is_said_once_and_ends_nothing(tmp_path, capsys):
     spec = small_spec(f"run_dir={tmp_path}", "watch.tensorboard=true")
     folder = RunFolder.prepare(spec)
     (tmp_path / "small" / "tensorboard").write_text("a file where its folder is to be")
-    with recorders(spec, folder) as (board,):
+    with recorders(spec, folder) as (recorder,):
         for step in range(3):
-            board.record({"step": step, "epoch": 0.0, "loss": 1.0})
+            recorder.record({"step": step, "epoch": 0.0, "loss": 1.0})
     said = capsys.readouterr().err
     assert said.count("watch.tensorboard: rows do not reach it (") == 1
     assert "the run goes on" in said

@@ -12,7 +12,7 @@ RUN = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\n"
 
 
 class Told(list):
-    """An Onlooker that keeps what it is told."""
+    """A Listener that keeps what it is told."""
 
     say = list.append
 

@@ -18,7 +18,7 @@ from train.harness import SMALL, small_spec
 
 from emc2dist.errors import DataError, NonFiniteError, RunError, StorageError, StorageUnreachable, StoreTimeout
 from emc2dist.run.failures import fatal, fatal_text
-from emc2dist.run.worker import _told
+from emc2dist.run.worker import _reported
 
 SPEC = small_spec()
 
@@ -133,16 +133,16 @@ def test_what_ray_says_of_a_worker_that_could_not():
     assert fatal_text("The actor died because of an error raised in its creation task", SPEC) is None
 
 
-def test_the_board_is_told_of_what_ends_the_run_alone():
+def test_the_channel_is_told_of_what_ends_the_run_alone():
     class Told(list):
         fail = list.append
 
-    board = Told()
-    with pytest.raises(ConnectionError), _told(board, SPEC):
+    channel = Told()
+    with pytest.raises(ConnectionError), _reported(channel, SPEC):
         raise ConnectionError("away")
-    with pytest.raises(PermissionError), _told(board, SPEC):
+    with pytest.raises(PermissionError), _reported(channel, SPEC):
         raise PermissionError(errno.EACCES, "Permission denied", "/cache")
-    assert [str(error).split(";")[0] for error in board] == ["/cache: Permission denied"]
+    assert [str(error).split(";")[0] for error in channel] == ["/cache: Permission denied"]
 
 
 @pytest.mark.skipif(psutil.virtual_memory().total > 2**35, reason="it may fit into this machine's memory")

@@ -14,8 +14,8 @@ from emc2dist.store import Layout, LocalStore
 ROWS = [{"step": step, "epoch": step / 6, "loss": 1.0} for step in range(1, 4)]
 
 
-class Board:
-    """A board in this process, with three rows to take."""
+class Channel:
+    """A channel in this process, with three rows to take."""
 
     def __init__(self):
         self.rows, self.saved = list(ROWS), threading.Event()
@@ -38,7 +38,7 @@ class Board:
         self.stopped.set()
 
 
-class Onlooker:
+class Listener:
     """One that raises an error whenever it is shown a row, where it has one."""
 
     def __init__(self, error=None):
@@ -58,31 +58,31 @@ def watch(tmp_path, monkeypatch):
     monkeypatch.setattr(monitor, "_INTERVAL_S", 0.01)
     folder = RunFolder.prepare(small_spec(f"run_dir={tmp_path}"))
 
-    def watch(board, onlooker, why_stop=lambda: None):
+    def watch(channel, listener, why_stop=lambda: None):
         exporter = type("Exporter", (), {"record": lambda self, row: None})()
-        return Monitor(board, folder, onlooker, exporter, LocalStore(Layout(5, 1), {}), why_stop)
+        return Monitor(channel, folder, listener, exporter, LocalStore(Layout(5, 1), {}), why_stop)
 
     watch.folder = folder
     return watch
 
 
 def test_one_that_fails_has_the_workers_end_and_keeps_their_rows(watch):
-    board, onlooker = Board(), Onlooker(ValueError("no such row"))
+    channel, listener = Channel(), Listener(ValueError("no such row"))
     fails = pytest.raises(ValueError, match="no such row")
-    with fails, watch(board, onlooker):
-        assert board.stopped.wait(60)
-        assert board.saved.wait(60)
-        board.rows = [{"step": 4, "epoch": 0.7, "loss": 1.0}]  # of the checkpoint, which waits for it
+    with fails, watch(channel, listener):
+        assert channel.stopped.wait(60)
+        assert channel.saved.wait(60)
+        channel.rows = [{"step": 4, "epoch": 0.7, "loss": 1.0}]  # of the checkpoint, which waits for it
     assert [row["step"] for row in watch.folder.rows()] == [1, 2, 3, 4]
-    assert onlooker.said == ["stopping: the run cannot be watched (ValueError: no such row)"]
+    assert listener.said == ["stopping: the run cannot be watched (ValueError: no such row)"]
 
 
 def test_whatever_looks_for_a_reason_to_stop_may_fail(watch):
-    board = Board()
+    channel = Channel()
     fails = pytest.raises(OSError, match="lost")
-    with fails, watch(board, Onlooker(), why_stop=lambda: raises(OSError("lost"))):
-        assert board.stopped.wait(60)
-        assert board.saved.wait(60)
+    with fails, watch(channel, Listener(), why_stop=lambda: raises(OSError("lost"))):
+        assert channel.stopped.wait(60)
+        assert channel.saved.wait(60)
 
 
 def raises(error):
@@ -90,9 +90,9 @@ def raises(error):
 
 
 def test_an_answer_that_comes_late_is_waited_for(watch):
-    board, onlooker = Board(), Onlooker()
-    board.late = 2
-    with watch(board, onlooker):
-        assert board.saved.wait(60)
-    assert not board.stopped.is_set()
-    assert onlooker.shown == watch.folder.rows() == ROWS
+    channel, listener = Channel(), Listener()
+    channel.late = 2
+    with watch(channel, listener):
+        assert channel.saved.wait(60)
+    assert not channel.stopped.is_set()
+    assert listener.shown == watch.folder.rows() == ROWS

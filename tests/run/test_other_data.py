@@ -7,7 +7,7 @@ import pytest
 from emc2dist.config import dump, parse, paths
 from emc2dist.data.images import open_images
 from emc2dist.errors import DataError, RunError
-from emc2dist.report.runs import Subject
+from emc2dist.report.runs import ReportedRun
 from emc2dist.run.driver import resolved, train
 from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.train.checkpoint import MANIFEST, Manifest
@@ -37,13 +37,13 @@ def test_a_run_does_not_go_on_with_other_images(run):
 
 def test_a_report_takes_no_other_images_for_those_of_the_run(run):
     spec, folder, manifest = run
-    subject = Subject("a", folder, spec, [])
-    vars(subject)["newest"] = SimpleNamespace(manifest=manifest)
+    reported = ReportedRun("a", folder, spec, [])
+    vars(reported)["newest"] = SimpleNamespace(manifest=manifest)
     with pytest.raises(DataError, match="digits: now holds other training images than the 48 that the run was trained"):
-        subject.trained_on()
+        reported.trained_on()
     own = manifest.model_copy(update={"fingerprint": open_images(spec.data, "train").fingerprint})
-    vars(subject)["newest"] = SimpleNamespace(manifest=own)
-    assert len(subject.trained_on()) == 48
+    vars(reported)["newest"] = SimpleNamespace(manifest=own)
+    assert len(reported.trained_on()) == 48
 
 
 def test_a_path_that_is_meant_as_it_stands_reaches_the_workers(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def test_the_backbone_is_written_over_what_was_there(run, tmp_path, capsys):
 
 
 def test_where_it_cannot_be_written_is_told_before_anything_is_read(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("emc2dist.run.results.Newest.open", lambda folder: pytest.fail("read too early"))
+    monkeypatch.setattr("emc2dist.run.results.LoadedCheckpoint.newest", lambda folder: pytest.fail("read too early"))
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()
     for out, words in {

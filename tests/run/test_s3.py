@@ -95,7 +95,7 @@ def test_stopped_with_its_whole_process_group_and_resumed_on_s3_equals_never_hav
 
 @pytest.mark.slow
 def test_a_run_goes_on_when_s3_hangs_and_when_it_refuses(job, s3, tmp_path):
-    """For longer than an answer is waited for, and longer than a step takes; then a segment's end is no end either."""
+    """For longer than an answer is waited for, and longer than a step takes; then an attempt's end is no end either."""
     arguments = [*job, "workers=1", "epochs=30", "s3.timeout_s=5", "s3.attempts=4", "restarts=5"]
     folder = files.at(f"{s3.uri}/runs/cifar10")
 

@@ -21,13 +21,13 @@ def controller(ray_cluster):
             threading.Event().wait()
 
     class Controller:
-        def start(self, board, limit_s, workers, hangs):
+        def start(self, channel, limit_s, workers, hangs):
             import ray
             from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
             from emc2dist.run.start_limit import StartLimit
 
-            limit = StartLimit(board, limit_s)
+            limit = StartLimit(channel, limit_s)
             group = ray.util.placement_group([{"CPU": 1}] * 2)
             ray.get(group.ready(), timeout=60)
             placed = ray.remote(Worker).options(num_cpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(group))
@@ -48,26 +48,26 @@ def controller(ray_cluster):
 
 
 @pytest.fixture
-def board(ray_cluster):
-    from emc2dist.run.board import BoardHandle
+def channel(ray_cluster):
+    from emc2dist.run.channel import ChannelHandle
 
-    return BoardHandle.create()
+    return ChannelHandle.create()
 
 
 @pytest.mark.parametrize(("workers", "to_blame"), [(1, 1), (2, 0)], ids=["not placed", "placed, and hangs"])
 def test_a_start_that_takes_too_long_is_ended_and_the_nodes_without_workers_are_named(
-    ray_cluster, controller, board, workers, to_blame
+    ray_cluster, controller, channel, workers, to_blame
 ):
-    assert board.late() is None
+    assert channel.late() is None
     with pytest.raises(ray_cluster.exceptions.ActorDiedError):
-        ray_cluster.get(controller.start.remote(board, 0.5, workers, True), timeout=60)
+        ray_cluster.get(controller.start.remote(channel, 0.5, workers, True), timeout=60)
     here = ray_cluster.get_runtime_context().get_node_id()
-    assert board.late() == {here for _ in range(to_blame)}
+    assert channel.late() == {here for _ in range(to_blame)}
 
 
-def test_a_start_in_time_is_left_alone(ray_cluster, controller, board):
-    assert not ray_cluster.get(controller.start.remote(board, 600, 2, False), timeout=60)
-    assert board.late() is None
+def test_a_start_in_time_is_left_alone(ray_cluster, controller, channel):
+    assert not ray_cluster.get(controller.start.remote(channel, 600, 2, False), timeout=60)
+    assert channel.late() is None
 
 
 def test_a_node_to_avoid_gets_no_worker(ray_cluster):
@@ -82,7 +82,7 @@ def test_a_node_to_avoid_gets_no_worker(ray_cluster):
 
 
 def test_where_there_is_no_room_without_them_the_nodes_to_avoid_are_tried_again(ray_cluster, monkeypatch):
-    monkeypatch.setattr(cluster, "SETTLE_S", 0.0)
+    monkeypatch.setattr(cluster, "RELEASE_S", 0.0)
     said, avoid = [], {ray_cluster.get_runtime_context().get_node_id()}
     assert cluster.wait_for_workers(small_spec(), avoid, lambda: False, said.append) == 1
     here = ray_cluster.nodes()[0]["NodeManagerAddress"]

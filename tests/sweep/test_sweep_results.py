@@ -13,7 +13,7 @@ from sweep.test_space import small_sweep
 from emc2dist.config import parse
 from emc2dist.sweep import results, tuner
 from emc2dist.sweep.folder import Record, SweepFolder
-from emc2dist.sweep.schedulers import Gentle, judge_of
+from emc2dist.sweep.schedulers import CooperativeScheduler, scheduler_of
 
 SPACE = "{temperature: 'loguniform(0.05, 0.5)', kernel: [mh, isir]}"
 
@@ -103,22 +103,20 @@ def test_the_table_shows_the_best_first():
     assert "... and 10 more" in many
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "stopped"), [("asha", ["t1-0", "t3-0"]), ("median", ["t1-0", "t3-0"]), ("fifo", [])]
-)
-def test_a_sweep_that_goes_on_judges_by_what_was_before(scheduler, stopped):
+@pytest.mark.parametrize(("name", "stopped"), [("asha", ["t1-0", "t3-0"]), ("median", ["t1-0", "t3-0"]), ("fifo", [])])
+def test_a_sweep_that_goes_on_judges_by_what_was_before(name, stopped):
     """Earlier trials are replayed; of the new ones those worse than they were are asked to stop, and none is ended."""
-    sweep = small_sweep(SPACE, f"scheduler: {{name: {scheduler}, reduction: 2}}")
+    sweep = small_sweep(SPACE, f"scheduler: {{name: {name}, reduction: 2}}")
     asked = []
-    gentle = Gentle(judge_of(sweep), lambda name, epoch: asked.append(name), asked.append, 60)
+    scheduler = CooperativeScheduler(scheduler_of(sweep), lambda name, epoch: asked.append(name), asked.append, 60)
     for number, value in enumerate((0.5, 0.6, 0.7, 0.8)):
-        gentle.replay(record(10 + number, "finished", value, value), sweep.metric)
+        scheduler.replay(record(10 + number, "finished", value, value), sweep.metric)
     asked.clear()
     for number, value in enumerate((0.9, 0.1, 0.95, 0.2)):
         trial = Trial(f"id{number}", {"name": f"t{number}-0"})
-        gentle.on_trial_add(None, trial)
-        assert gentle.on_trial_result(None, trial, {"epoch": 1, sweep.metric: value}) == "CONTINUE"
-        gentle.on_trial_result(None, trial, {"epoch": 2, sweep.metric: value})
+        scheduler.on_trial_add(None, trial)
+        assert scheduler.on_trial_result(None, trial, {"epoch": 1, sweep.metric: value}) == "CONTINUE"
+        scheduler.on_trial_result(None, trial, {"epoch": 2, sweep.metric: value})
     assert asked == stopped
 
 
@@ -139,9 +137,10 @@ def test_a_trial_whose_driver_does_not_start_is_lost_and_the_others_go_on(ray_cl
     for name, value in tuner._SETTINGS.items():
         monkeypatch.setenv(name, value)
     lost = []
-    gentle = Gentle(judge_of(small_sweep(SPACE, "scheduler: {name: fifo}")), lambda *_: None, lost.append, 20)
+    decider = scheduler_of(small_sweep(SPACE, "scheduler: {name: fifo}"))
+    scheduler = CooperativeScheduler(decider, lambda *_: None, lost.append, 20)
     ended = tune.run(
-        Driver, config={"name": tune.grid_search(["t0-0", "t1-0", "t2-0"])}, scheduler=gentle, verbose=0,
+        Driver, config={"name": tune.grid_search(["t0-0", "t1-0", "t2-0"])}, scheduler=scheduler, verbose=0,
         resources_per_trial={"CPU": 1}, storage_path=str(tmp_path),
     )  # fmt: skip
     assert lost == ["t1-0"]
@@ -150,36 +149,38 @@ def test_a_trial_whose_driver_does_not_start_is_lost_and_the_others_go_on(ray_cl
 
 @pytest.mark.slow
 def test_what_asks_trials_to_stop_may_die_and_is_told_again(ray_cluster):
-    from emc2dist.sweep.trial import HaltHandle
+    from emc2dist.sweep.trial import StopRequestsHandle
 
-    halts = HaltHandle.create()
-    halts.halt(["one"])
-    halts.halt(["two"])
-    ray_cluster.kill(halts._actor, no_restart=False)
+    stops = StopRequestsHandle.create()
+    stops.add(["one"])
+    stops.add(["two"])
+    ray_cluster.kill(stops._actor, no_restart=False)
     deadline = time.monotonic() + 60
-    while halts.of("one").stopping():  # until it has come again, and knows nothing
+    while stops.of("one").stopping():  # until it has come again, and knows nothing
         assert time.monotonic() < deadline
-    assert not halts.of("two").stopping()
-    halts.remind()
-    assert [halts.of(name).stopping() for name in ("one", "two", "three")] == [True, True, False]
-    halts.close()
+    assert not stops.of("two").stopping()
+    stops.repeat()
+    assert [stops.of(name).stopping() for name in ("one", "two", "three")] == [True, True, False]
+    stops.close()
 
 
 def test_a_trial_that_starts_again_is_judged_once_at_each_epoch():
     """It tells again of what it told before its driver was lost, and stays what others are compared with."""
     sweep = small_sweep(SPACE, "scheduler: {name: median}")
     asked = []
-    gentle = Gentle(judge_of(sweep), lambda name, epoch: asked.append((name, epoch)), asked.append, 60)
+    scheduler = CooperativeScheduler(
+        scheduler_of(sweep), lambda name, epoch: asked.append((name, epoch)), asked.append, 60
+    )
     for number in (10, 11):
-        gentle.replay(record(number, "finished", 0.5, 0.5, 0.5), sweep.metric)
+        scheduler.replay(record(number, "finished", 0.5, 0.5, 0.5), sweep.metric)
     lost, bad = Trial("id0", {"name": "t0-0"}), Trial("id1", {"name": "t1-0"})
     for epochs in (3, 1):
-        gentle.on_trial_add(None, lost)
+        scheduler.on_trial_add(None, lost)
         for epoch in range(1, epochs + 1):
-            gentle.on_trial_result(None, lost, {"epoch": epoch, sweep.metric: 0.5})
-        gentle.on_trial_error(None, lost)
-    gentle.on_trial_add(None, bad)
-    gentle.on_trial_result(None, bad, {"epoch": 3, sweep.metric: 0.1})
+            scheduler.on_trial_result(None, lost, {"epoch": epoch, sweep.metric: 0.5})
+        scheduler.on_trial_error(None, lost)
+    scheduler.on_trial_add(None, bad)
+    scheduler.on_trial_result(None, bad, {"epoch": 3, sweep.metric: 0.1})
     assert asked == [("t1-0", 3)]
 
 

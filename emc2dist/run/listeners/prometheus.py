@@ -1,4 +1,4 @@
-"""What Prometheus sees of a run: its newest values, kept by the driver.
+"""A run's newest values for Prometheus, kept by the driver.
 
 The driver is one process for the whole run, so workers and shards that are started again change values and never names
 or labels. Rows come from rank 0, already reduced over ranks. There are two ways out:

@@ -1,4 +1,4 @@
-"""What a person sees of a run's rows, on stderr: a progress bar in a terminal, plain lines in a log."""
+"""A run's rows for a person, on stderr: a progress bar in a terminal, plain lines in a log."""
 
 import sys
 
@@ -11,7 +11,7 @@ _SHOWN = {"loss": "loss {:.3f}", "acceptance_rate": "acceptance {:.3f}", "images
 
 
 class Display:
-    """An Onlooker that shows rows; `steps` are those of the whole run, None until `expect` tells."""
+    """A Listener that shows rows; `steps` are those of the whole run, None until `expect` tells."""
 
     def __init__(self, steps: int | None, *, terminal: bool | None = None) -> None:
         terminal = sys.stderr.isatty() if terminal is None else terminal

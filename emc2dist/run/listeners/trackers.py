@@ -43,15 +43,15 @@ def recorders(spec: Spec, folder: RunFolder) -> Iterator[list[Recorder]]:
     with ExitStack() as stack:
         found: list[Recorder] = []
         if spec.watch.tensorboard:
-            found.append(stack.enter_context(_Spared("tensorboard", TensorBoard(Path(str(folder.place))))))
+            found.append(stack.enter_context(_Tolerant("tensorboard", TensorBoard(Path(str(folder.place))))))
         if spec.watch.wandb is not None:
-            found.append(stack.enter_context(_Spared("wandb", Wandb(spec, folder))))
+            found.append(stack.enter_context(_Tolerant("wandb", Wandb(spec, folder))))
         if spec.watch.mlflow is not None:
-            found.append(stack.enter_context(_Spared("mlflow", Mlflow(spec, folder))))
+            found.append(stack.enter_context(_Tolerant("mlflow", Mlflow(spec, folder))))
         yield found
 
 
-class _Spared:
+class _Tolerant:
     """A Recorder that spares the run what its service raises, and says so once."""
 
     def __init__(self, name: str, recorder: Any) -> None:
@@ -61,7 +61,7 @@ class _Spared:
         """Hand over a row."""
         self._try(self._recorder.record, row)
 
-    def __enter__(self) -> "_Spared":
+    def __enter__(self) -> "_Tolerant":
         return self
 
     def __exit__(self, *end: Any) -> None:

@@ -1,11 +1,11 @@
-"""Where workers leave their rows and their last words for the driver: one small actor.
+"""The channel between workers and driver, one small actor: rows and errors one way, the stop request the other.
 
-Rank 0 posts without waiting; the driver takes what has come and writes `metrics.jsonl`. A checkpoint waits until the
-rows before it are written, so that a driver that dies takes none with it. An error that would only come
-again (`emc2dist.run.failures`) is left here too, and the driver raises it. And the driver leaves word here when
-the workers should stop; rank 0 looks every second.
+Rank 0 posts rows without waiting; the driver takes what has come and writes `metrics.jsonl`. A checkpoint waits until
+the rows before it are written, so that a driver that dies takes none with it. An error that would only come again
+(`emc2dist.run.failures`) is left here too, and the driver raises it. The driver leaves the stop request, for which rank
+0 looks every second.
 
-A board that dies ends its segment: rank 0 finds that out as it looks, and the driver waits for nothing but that.
+A channel that dies ends its attempt: rank 0 finds that out as it looks, and the driver waits for nothing but that.
 """
 
 import logging
@@ -28,8 +28,8 @@ _POLL_S = 0.1
 logger = logging.getLogger(__name__)
 
 
-class Board:
-    """Rows in the order posted, and the first fatal error."""
+class Channel:
+    """Rows in the order posted, the first fatal error, and the stop request."""
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
@@ -49,7 +49,7 @@ class Board:
         return self._nodes
 
     def give_up(self, nodes: set[str]) -> None:
-        """Leave word that the workers have not started in time, and the ids of the nodes that are to blame."""
+        """The workers have not started in time; `nodes` are the ids of those to blame."""
         self._late = nodes
 
     def late(self) -> set[str] | None:
@@ -72,12 +72,12 @@ class Board:
         return self._posted
 
     def report_saved(self, rows: int, problem: StorageError | None = None) -> bool:
-        """Leave word that the first `rows` are saved, and why no more are; returns whether somebody waits for more."""
+        """The first `rows` are saved, and why no more are; returns whether somebody waits for more."""
         self._saved, self._problem = rows, problem
         return self._wanted > rows
 
     def saved(self) -> tuple[int, StorageError | None]:
-        """How many rows are saved, and why no more are, where that is known."""
+        """The number of rows that are saved, and why no more are, where that is known."""
         return self._saved, self._problem
 
     def fail(self, error: Emc2Error) -> None:
@@ -97,31 +97,31 @@ class Board:
         return self._stopping
 
 
-class BoardHandle:
-    """The board from another process; a Recorder."""
+class ChannelHandle:
+    """The channel from another process; a `Recorder` of rows."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
     @classmethod
-    def create(cls) -> "BoardHandle":
-        """A new board, on the driver's node: it lives as long as the driver."""
-        return cls(ray.remote(Board).options(num_cpus=0, scheduling_strategy=cluster.here()).remote())
+    def create(cls) -> "ChannelHandle":
+        """A new channel, on the driver's node: it lives as long as the driver."""
+        return cls(ray.remote(Channel).options(num_cpus=0, scheduling_strategy=cluster.here()).remote())
 
     def enter(self) -> None:
-        """See `Board.enter`."""
+        """This process's node has a worker."""
         self._actor.enter.remote(ray.get_runtime_context().get_node_id())
 
     def nodes(self) -> set[str]:
-        """See `Board.nodes`."""
+        """Ids of the nodes that workers are on; none where the channel has died."""
         return _answer(self._actor.nodes.remote(), set[str]())
 
     def give_up(self, nodes: set[str]) -> None:
-        """See `Board.give_up`; returns when it is left."""
+        """The workers have not started in time, because of these nodes; returns when that is left."""
         ray.get(self._actor.give_up.remote(nodes), timeout=TIMEOUT_S)
 
     def late(self) -> set[str] | None:
-        """See `Board.late`."""
+        """Ids of the nodes that have not started their workers in time, where the start was given up."""
         return _answer(self._actor.late.remote(), None)
 
     def record(self, row: Row) -> None:
@@ -129,11 +129,11 @@ class BoardHandle:
         self._actor.post.remote(dict(row))
 
     def take(self) -> list[Row]:
-        """See `Board.take`."""
+        """All rows posted since the last call."""
         return _answer(self._actor.take.remote(), list[Row]())
 
     def report_saved(self, rows: int, problem: StorageError | None = None) -> bool:
-        """See `Board.report_saved`."""
+        """The first `rows` are saved, and why no more are; returns whether somebody waits for more."""
         return _answer(self._actor.report_saved.remote(rows, problem), False)
 
     def wait_until_saved(self, timeout_s: float) -> None:
@@ -152,53 +152,53 @@ class BoardHandle:
             sleep(_POLL_S)
 
     def fail(self, error: Emc2Error) -> None:
-        """See `Board.fail`; returns when it is left."""
+        """Leave a fatal error; returns when it is left."""
         ray.get(self._actor.fail.remote(error), timeout=TIMEOUT_S)
 
     def failure(self) -> Emc2Error | None:
-        """See `Board.failure`."""
+        """The fatal error, if there is one."""
         return _answer(self._actor.failure.remote(), None)
 
     def stop(self) -> None:
-        """See `Board.stop`; returns when it is left."""
+        """Ask the run to write a checkpoint and end; returns when that is left."""
         _answer(self._actor.stop.remote(), None)
 
     def stopping(self) -> bool:
-        """See `Board.stopping`."""
+        """Whether the run is asked to end."""
         return ray.get(self._actor.stopping.remote(), timeout=TIMEOUT_S)
 
 
 def _answer(reference: Any, otherwise: Any) -> Any:
-    """What the board answers to the driver; `otherwise` where it has died."""
+    """The channel's answer to the driver; `otherwise` where it has died."""
     try:
         return ray.get(reference, timeout=TIMEOUT_S)
     except ActorDiedError:
         return otherwise
 
 
-class Stopping(Protocol):
-    """Where word of stopping is left, in another process."""
+class StopSource(Protocol):
+    """A stop request that lies in another process."""
 
     def stopping(self) -> bool:
         """Whether the run is asked to end."""
 
 
-class Lookout:
-    """Looks on a thread whether the run is asked to stop, so that a step can ask without waiting."""
+class StopPoller:
+    """A thread that asks for the stop request, so that a step can look without waiting; a `loop.StopRequest`."""
 
-    def __init__(self, board: Stopping, interval_s: float = 1.0) -> None:
-        self._board, self._interval_s = board, interval_s
+    def __init__(self, source: StopSource, interval_s: float = 1.0) -> None:
+        self._source, self._interval_s = source, interval_s
         self._seen, self._over = threading.Event(), threading.Event()
         self._dead: ActorDiedError | None = None
-        self._thread = threading.Thread(target=self._run, name="lookout", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="stop poller", daemon=True)
 
     def is_set(self) -> bool:
-        """See `emc2dist.train.loop.StopRequest`. Raises ActorDiedError where nobody will ever answer again."""
+        """Whether the run is asked to stop. Raises ActorDiedError where nobody will ever answer again."""
         if self._dead:
             raise self._dead
         return self._seen.is_set()
 
-    def __enter__(self) -> "Lookout":
+    def __enter__(self) -> "StopPoller":
         self._thread.start()
         return self
 
@@ -210,10 +210,10 @@ class Lookout:
     def _run(self) -> None:
         while not self._seen.is_set() and not self._over.wait(self._interval_s):
             try:
-                if self._board.stopping():
+                if self._source.stopping():
                     self._seen.set()
             except ActorDiedError as error:
                 self._dead = error
                 return
-            except RayError as error:  # the board's node may be cut off for a while, and training goes on without it
+            except RayError as error:  # the channel's node may be cut off for a while, and training goes on without it
                 logger.warning("cannot tell whether the run is asked to stop: %s", error)

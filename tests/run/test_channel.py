@@ -10,68 +10,68 @@ import pytest
 from train.harness import Run, small_spec
 
 from emc2dist.errors import StorageError, StorageUnreachable
-from emc2dist.run.board import Lookout
+from emc2dist.run.channel import StopPoller
 from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.run.scratch import scratch
 
 
 @pytest.fixture
-def board(ray_cluster):
-    from emc2dist.run.board import BoardHandle
+def channel(ray_cluster):
+    from emc2dist.run.channel import ChannelHandle
 
-    return BoardHandle.create()
+    return ChannelHandle.create()
 
 
-def test_rows_are_taken_once_in_order(board):
+def test_rows_are_taken_once_in_order(channel):
     for step in range(3):
-        board.record({"step": step})
-    assert board.take() == [{"step": 0}, {"step": 1}, {"step": 2}]
-    assert board.take() == []
+        channel.record({"step": step})
+    assert channel.take() == [{"step": 0}, {"step": 1}, {"step": 2}]
+    assert channel.take() == []
 
 
-def test_a_checkpoint_is_there_only_when_the_rows_before_it_are_written(board, tmp_path):
+def test_a_checkpoint_is_there_only_when_the_rows_before_it_are_written(channel, tmp_path):
     """So a driver that is killed takes with it no row of a step that the run will not take again."""
     from ray.train import Checkpoint
 
-    from emc2dist.run.worker import _RayKeeper
+    from emc2dist.run.worker import _CheckpointWriter
 
     trained = Run(small_spec("epochs=1", f"run_dir={tmp_path}"), tmp_path).go()
     folder = RunFolder.prepare(trained.spec)
     for row in trained.rows:
-        board.record(row)
-    keeper = _RayKeeper(trained.spec, folder, board)
+        channel.record(row)
+    writer = _CheckpointWriter(trained.spec, folder, channel)
     with ThreadPoolExecutor() as pool:
-        sent = pool.submit(keeper._send, Checkpoint(str(trained.checkpoints[6])), checkpoint_name(6))
-        while not board.report_saved(len(trained.rows) - 1):  # until it waits
+        sent = pool.submit(writer._send, Checkpoint(str(trained.checkpoints[6])), checkpoint_name(6))
+        while not channel.report_saved(len(trained.rows) - 1):  # until it waits
             assert not sent.done()
         assert folder.checkpoints() == []
-        assert not board.report_saved(len(trained.rows))
+        assert not channel.report_saved(len(trained.rows))
         sent.result(timeout=60)
     assert [place.name for place in folder.checkpoints()] == [checkpoint_name(6)]
 
 
-def test_it_does_not_wait_for_ever_and_says_why(board):
-    board.record({"step": 1})
+def test_it_does_not_wait_for_ever_and_says_why(channel):
+    channel.record({"step": 1})
     with pytest.raises(StorageUnreachable, match=r"the driver has not written its metrics for 0\.5 s"):
-        board.wait_until_saved(0.5)
-    board.report_saved(0, StorageError("metrics.jsonl: no room"))
+        channel.wait_until_saved(0.5)
+    channel.report_saved(0, StorageError("metrics.jsonl: no room"))
     with pytest.raises(StorageError, match=r"metrics\.jsonl: no room"):
-        board.wait_until_saved(0.5)
+        channel.wait_until_saved(0.5)
 
 
-def test_one_that_has_died_ends_its_segment(board):
-    """Rank 0 finds it out between two steps; the driver, which waits for the segment's end, is not disturbed."""
+def test_one_that_has_died_ends_its_segment(channel):
+    """Rank 0 finds it out between two steps; the driver, which waits for the attempt's end, is not disturbed."""
     import ray
 
-    with Lookout(board, 0.05) as lookout:
-        assert not lookout.is_set()
-        board.record({"step": 1})
-        ray.kill(board._actor)
+    with StopPoller(channel, 0.05) as poller:
+        assert not poller.is_set()
+        channel.record({"step": 1})
+        ray.kill(channel._actor)
         with pytest.raises(ray.exceptions.ActorDiedError):
-            wait_until(lookout.is_set)
-    assert (board.take(), board.nodes(), board.failure(), board.late()) == ([], set(), None, None)
-    assert not board.report_saved(1)
-    board.stop()
+            wait_until(poller.is_set)
+    assert (channel.take(), channel.nodes(), channel.failure(), channel.late()) == ([], set(), None, None)
+    assert not channel.report_saved(1)
+    channel.stop()
 
 
 def wait_until(condition):
