@@ -45,10 +45,10 @@ from emc2dist.run import checkpoints, failures, lock
 from emc2dist.run.channel import ChannelHandle
 from emc2dist.run.elastic import NodeMonitor
 from emc2dist.run.folder import RunFolder, numbers
-from emc2dist.run.listeners import trackers
+from emc2dist.run.listeners import Listener, trackers
 from emc2dist.run.listeners.prometheus import Exporter, watched
 from emc2dist.run.listeners.terminal import Display
-from emc2dist.run.monitor import Listener, Monitor
+from emc2dist.run.monitor import Monitor
 from emc2dist.run.start_limit import StartLimit
 from emc2dist.run.worker import work
 from emc2dist.store import ChainStore, Layout, LocalStore

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
 from types import TracebackType
-from typing import Protocol
 
 import emc2dist.run.cluster  # noqa: F401  before ray: sets its defaults
 
@@ -15,22 +14,9 @@ from emc2dist.errors import StorageError
 from emc2dist.metrics import Recorder, Row
 from emc2dist.run.channel import ChannelHandle
 from emc2dist.run.folder import RunFolder
+from emc2dist.run.listeners import Listener
 from emc2dist.run.listeners.prometheus import Exporter
 from emc2dist.store import ChainStore
-
-
-class Listener(Protocol):
-    """A listener: it is told of a run's rows as they come, on a thread, and of what a person should know."""
-
-    def show(self, row: Row) -> None:
-        """Take a row."""
-
-    def say(self, text: str) -> None:
-        """Take a message for people."""
-
-    def close(self) -> None:
-        """The run is over."""
-
 
 _INTERVAL_S = 0.5
 _SURVEY_S = 10.0

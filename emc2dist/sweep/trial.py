@@ -120,18 +120,18 @@ class Trial(tune.Trainable):
         self._over.close()
 
     def show(self, row: Row) -> None:
-        """See `Listener`: only the ends of epochs count, and each once, also where a run went back to a checkpoint."""
+        """Take a row: only the ends of epochs count, and each once, also where a run went back to a checkpoint."""
         epoch = float(row.get("epoch", 0))
         if self._metric in row and epoch.is_integer() and epoch > self._judged:
             self._judged = epoch
             self._results.put({"epoch": int(epoch), self._metric: float(row[self._metric])})
 
     def say(self, text: str) -> None:
-        """See `Listener`; it goes to the actor's log."""
+        """Take a message; it goes to the actor's log."""
         say(text)
 
     def close(self) -> None:
-        """See `Listener`."""
+        """The run is over; nothing is to be closed."""
 
     def _run(self, text: str) -> None:
         state, reason = self._outcome(parse(text))

@@ -7,3 +7,20 @@
 
 `emc2dist.run.monitor` tells them, on the driver.
 """
+
+from typing import Protocol
+
+from emc2dist.metrics import Row
+
+
+class Listener(Protocol):
+    """It is told of a run's rows as they come, on a thread, and of what a person should know."""
+
+    def show(self, row: Row) -> None:
+        """Take a row."""
+
+    def say(self, text: str) -> None:
+        """Take a message for people."""
+
+    def close(self) -> None:
+        """The run is over."""

@@ -3,15 +3,17 @@
 import sys
 
 from tqdm import tqdm
+from typing_extensions import override
 
 from emc2dist.metrics import Row
+from emc2dist.run.listeners import Listener
 from emc2dist.terminal import say
 
 _SHOWN = {"loss": "loss {:.3f}", "acceptance_rate": "acceptance {:.3f}", "images_per_second": "{:.0f} images/s"}
 
 
-class Display:
-    """A Listener that shows rows; `steps` are those of the whole run, None until `expect` tells."""
+class Display(Listener):
+    """A terminal's listener; `steps` are those of the whole run, None until `expect` tells."""
 
     def __init__(self, steps: int | None, *, terminal: bool | None = None) -> None:
         terminal = sys.stderr.isatty() if terminal is None else terminal
@@ -31,8 +33,8 @@ class Display:
             self._bar.initial = self._bar.n = self._bar.last_print_n = step
             self._bar.refresh()
 
+    @override
     def show(self, row: Row) -> None:
-        """Show a row."""
         if "passed_over" in row:
             self.say(f"passed over, as not whole: {row['passed_over']}")
         elif row.get("resumed") is not None:
@@ -50,12 +52,12 @@ class Display:
         else:
             self.say(f"step {row['step']}/{self._steps} epoch {row['epoch']:.2f} {_summary(row)}")
 
+    @override
     def say(self, text: str) -> None:
-        """Show a line, above the bar where there is one."""
         say(text)
 
+    @override
     def close(self) -> None:
-        """Leave the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
 
