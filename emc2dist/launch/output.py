@@ -65,12 +65,15 @@ def table(states: Iterable[JobState]) -> str:
 
 
 def _clock(time_s: float | None) -> str | None:
-    return datetime.fromtimestamp(time_s).astimezone().isoformat(" ", "seconds") if time_s else None
+    if not time_s:
+        return None
+    return datetime.fromtimestamp(time_s).astimezone().isoformat(" ", "seconds")
 
 
 def _took(state: JobState) -> str:
     if state.started is None:
         return "-"
-    minutes, seconds = divmod(int((state.ended or time.time()) - state.started), 60)
+    ended = state.ended or time.time()
+    minutes, seconds = divmod(int(ended - state.started), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"

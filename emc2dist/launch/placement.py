@@ -151,7 +151,8 @@ def _displaced(driver: _Part, workers: _Part) -> int:
     losses = []
     for group in driver.homes:
         if group.nodes and driver.room(group):
-            beside = replace(group, has={**group.has, "CPU": group.has["CPU"] - driver.takes["CPU"]})
+            left = group.has["CPU"] - driver.takes["CPU"]
+            beside = replace(group, has={**group.has, "CPU": left})
             ours = group in workers.homes and workers.room(group) < UNKNOWN
             losses.append(workers.room(group) - workers.room(beside) if ours else 0)
     return int(min(losses, default=0))
@@ -194,10 +195,9 @@ def _line(part: _Part, taken: Mapping[str, int]) -> str:
         where = "the head" if part.name == "driver" else f"any of {', '.join(group.name for group in part.homes)}"
         return f"{part.name}: {part.count}, asking for nothing, on {where}"
     unknown = {group.name for group in part.homes if part.room(group) == UNKNOWN}
-    where = ", ".join(
-        f"{name} (size unknown)" if name in unknown else f"{name} ({nodes} node{'s' * (nodes > 1)})"
-        for name, nodes in taken.items()
-    )
+    sizes = {name: f"{nodes} nodes" if nodes > 1 else "1 node" for name, nodes in taken.items()}
+    sizes |= {name: "size unknown" for name in taken.keys() & unknown}
+    where = ", ".join(f"{name} ({size})" for name, size in sizes.items())
     return f"{part.name}: {part.count} of {_words(part.takes)}{part.why}, on {where}"
 
 

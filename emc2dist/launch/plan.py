@@ -140,7 +140,8 @@ def printable(said: object) -> str:
 
 def refuse_second(plan: Plan, jobs: Iterable[JobState]) -> None:
     """Raise LaunchError where another job of the plan's run has not ended: two must not write one run folder."""
-    others = [job.id for job in jobs if job.run == plan.run and not job.final and not job.id.startswith(plan.id)]
+    unfinished = (job.id for job in jobs if job.run == plan.run and not job.final)
+    others = [job for job in unfinished if not job.startswith(plan.id)]
     if others:
         raise LaunchError(
             f"{plan.run}: job {others[0]} runs under this name, with another spec; wait for it, end it with "

@@ -85,7 +85,8 @@ def _slug(method: str) -> str:
 
 
 def _draw(atlas: Atlas, method: str, name: str, caption: str) -> Picture:
-    points, names = atlas.maps[method], np.array(atlas.names or [""] * len(atlas.maps[method]))
+    points = atlas.maps[method]
+    names = np.array(atlas.names or [""] * len(points))
     coloured = _coloured(names)
     figure = new_figure(4.4, 4.3 + 0.2 * -(-len(coloured) // 4))
     axes = new_axes(figure)

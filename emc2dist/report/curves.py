@@ -197,9 +197,14 @@ def _draw_shares(runs: Sequence[ReportedRun]) -> Picture:
     axes.set_xlabel("% of a step's time", fontsize=FONT)
     figure.legend(loc="outside lower center", ncols=3, fontsize=FONT - 1, frameon=False)
     frame(axes)
-    told = [f"{run.label}: {', '.join(f'{name} {part:.0%}' for name, part in parts.items())}" for run, parts in timed]
     caption = "Mean over the run; evaluation and checkpoints lie between steps and are not counted."
-    return Picture("time", "Where the time goes", caption, f"Shares of a step. {'; '.join(told)}.", render(figure))
+    alt = f"Shares of a step. {'; '.join(_in_words(run, parts) for run, parts in timed)}."
+    return Picture("time", "Where the time goes", caption, alt, render(figure))
+
+
+def _in_words(run: ReportedRun, parts: dict[str, float]) -> str:
+    shown = ", ".join(f"{name} {part:.0%}" for name, part in parts.items())
+    return f"{run.label}: {shown}"
 
 
 def _before(name: str, order: list[str], parts: dict[str, float]) -> list[float]:

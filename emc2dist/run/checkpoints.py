@@ -61,7 +61,9 @@ def spec_of(place: Place, manifest: checkpoint.Manifest, spec: Spec) -> Spec:
         raise RunError(f"{checkpoint.MANIFEST} is damaged ({error})") from error
     others = differences(own, spec)
     if others:
-        told = "; ".join(others[:_TOLD]) + (f"; and {len(others) - _TOLD} keys more" if len(others) > _TOLD else "")
+        told = "; ".join(others[:_TOLD])
+        if len(others) > _TOLD:
+            told += f"; and {len(others) - _TOLD} keys more"
         raise RunError(f"is of another run than spec.yaml beside it ({told}); move it back to the folder of its own")
     if manifest.step != step_of(place):
         raise RunError(
@@ -81,8 +83,9 @@ def choose(run: RunFolder, layout: Layout, scratch: Path, expendable: int) -> Ch
     """
     passed_over: list[str] = []
     spec = run.spec()
-    listed = " ".join(place.name for place in run.checkpoints()) if collectives.rank() == 0 else ""
-    places = [run.place / name for name in collectives.broadcast_text(listed).split()]
+    listed = [place.name for place in run.checkpoints()] if collectives.rank() == 0 else []
+    names = collectives.broadcast_text(" ".join(listed)).split()  # what rank 0 sees is what all see
+    places = [run.place / name for name in names]
     for place in places:
         folder, problem = _fetch(spec, place, layout, scratch / place.name)
         problems = [text for text in collectives.gather_texts(problem) if text]

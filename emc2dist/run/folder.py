@@ -130,9 +130,12 @@ class RunFolder:
         """Add rows of metrics; one that says that the run resumed drops the rows past its step first."""
         restarts = [position for position, row in enumerate(rows) if row.get("resumed") is not None]
         if restarts:
-            self.append(rows[: restarts[-1]])
-            rows = rows[restarts[-1] :]
-            kept = [row for row in self.rows() if row["step"] <= rows[0]["step"]] if rows[0]["resumed"] else []
+            last = restarts[-1]
+            self.append(rows[:last])
+            rows = rows[last:]
+            kept: list[Row] = []
+            if rows[0]["resumed"]:  # else it begins anew
+                kept = [row for row in self.rows() if row["step"] <= rows[0]["step"]]
             self._write("metrics.jsonl", _lines(kept))
         if rows:
             self.metrics.append(_lines(rows).encode())

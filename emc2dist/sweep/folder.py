@@ -123,7 +123,8 @@ def _record(place: Place) -> Record:
     try:
         return _RECORD.validate_python(json_of(place))
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        faults = (([str(key) for key in fault["loc"]], fault["msg"]) for fault in error.errors())
+        wrong = "; ".join(f"{'.'.join(keys)}: {message}" for keys, message in faults)
         raise RunError(f"{place}: is no record of a trial ({wrong}); remove it, and the trial begins anew") from error
 
 

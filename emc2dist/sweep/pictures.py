@@ -34,14 +34,17 @@ def _parallel(sweep: Sweep, records: Sequence[Record]) -> Figure:
     figure = new_figure(1.6 * (len(sweep.space) + 1) + 1.2, 3.4)
     axes = figure.add_subplot()
     scales = [_scale(sweep, key, records) for key in sweep.space]
-    low, high = min(map(_value, records)), max(map(_value, records))
+    values = [_value(record) for record in records]
+    low, high = min(values), max(values)
     shade = Normalize(low, high if high > low else low + 1e-9)
     for record in sorted(records, key=_value, reverse=sweep.goal == "min"):  # the best one on top
         heights = [place(record.values[key]) for key, (place, _) in zip(sweep.space, scales, strict=True)]
         heights.append((_value(record) - low) / (high - low or 1.0))
         style = "-" if record.state == "finished" else "--"
-        axes.plot(heights, style, color=_SHADES(shade(_value(record))), linewidth=1.6, alpha=0.85)
-    ticks = [*(marks for _, marks in scales), [(0.0, f"{low:.3g}"), (1.0, f"{high:.3g}")]]
+        colour = _SHADES(shade(_value(record)))
+        axes.plot(heights, style, color=colour, linewidth=1.6, alpha=0.85)
+    ticks = [marks for _, marks in scales]
+    ticks.append([(0.0, f"{low:.3g}"), (1.0, f"{high:.3g}")])
     for position, marks in enumerate(ticks):
         axes.axvline(position, color="#9ca3af", linewidth=0.8, zorder=0)
         for height, text in marks:
@@ -119,7 +122,8 @@ def _scale(sweep: Sweep, key: str, records: Sequence[Record]) -> tuple[Callable[
     low, high = known[1:] if isinstance(known, Range) else (min(own), max(own))
     bend = math.log if _logarithmic(sweep, key) else float
     width = bend(high) - bend(low) or 1.0
-    return lambda value: (bend(value) - bend(low)) / width, [(0.0, f"{low:.3g}"), (1.0, f"{high:.3g}")]
+    ends = [(0.0, f"{low:.3g}"), (1.0, f"{high:.3g}")]
+    return lambda value: (bend(value) - bend(low)) / width, ends
 
 
 def _axis(sweep: Sweep, key: str, records: Sequence[Record]) -> tuple[Callable[[Any], float], list[str]]:
