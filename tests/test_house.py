@@ -1,6 +1,7 @@
 """The house itself: what imports what, what is exported, what the README says."""
 
 import ast
+import pydoc
 import re
 from pathlib import Path
 
@@ -96,6 +97,20 @@ def test_readme_links_lead_somewhere():
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text())
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_what_texts_name_is_there():
+    """Files and folders in pages, modules and what is in them in docstrings."""
+    folders = [ROOT / name for name in ("docs", "cluster", "docker")]
+    pages = [ROOT / "README.md", *(page for folder in folders for page in folder.rglob("*.md"))]
+    place = re.compile(r"(?<![\w/.])(?:benchmarks|cluster|docker|docs|emc2dist|jobs|tests)/[\w./-]*\w")
+    named = {name for page in pages for name in place.findall(page.read_text())}
+    assert "emc2dist/run/failures.py" in named
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+    module = re.compile(r"`(emc2dist(?:\.\w+)+)`")
+    named = {name for path in [*MODULES, *pages] for name in module.findall(path.read_text())}
+    assert "emc2dist.run.driver.train" in named
+    assert {name for name in named if pydoc.locate(name) is None} == set()
 
 
 def test_changelog_knows_this_version():

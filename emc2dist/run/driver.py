@@ -223,18 +223,18 @@ class _Run:
 
     def go(self) -> int:
         """Returns the steps taken: all, or those of the last checkpoint where the run was asked to stop."""
-        losses = 0
+        restarts = 0
         while True:
             try:
                 taken = self._attempt()
             except (_Lost, StorageUnreachable) as loss:
-                losses += 1
-                if losses > self.spec.restarts:
+                restarts += 1
+                if restarts > self.spec.restarts:
                     raise RunError(
                         f"{self.folder.place}: started again {self.spec.restarts} times, which is what restarts "
                         f"allows, and lost again; the same command resumes ({loss})"
                     ) from loss
-                self.listener.say(f"{loss}: started again, {losses} of {self.spec.restarts} times")
+                self.listener.say(f"{loss}: started again, {restarts} of {self.spec.restarts} times")
                 continue
             if taken == self.steps or self.stop.is_set():
                 return taken
