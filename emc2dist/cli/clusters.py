@@ -64,5 +64,5 @@ def _status(arguments: argparse.Namespace) -> None:
 def _spot(arguments: argparse.Namespace) -> None:
     from emc2dist.launch import spot
 
-    spot.heed(arguments.metadata or spot.METADATA)
+    spot.drain_on_notice(arguments.metadata or spot.METADATA)
     say("emc2dist: this node is about to be taken away; Ray drains it")

@@ -9,7 +9,7 @@
     processes.py  processes that outlive whoever starts them, and how they are ended
     kuberay.py    a cluster of its own on Kubernetes: rayjob.py says what is sent and read, kubectl.py sends it
     spot.py       a spot instance's notice becomes Ray's
-    output.py     what a person is told of a job
+    output.py     jobs for people: log, state, table
 
 cli.jobs -> plan.plan_of(spec) -> placement.check -> target.submit -> the cluster runs `emc2dist train spec.yaml`
 """

@@ -90,7 +90,7 @@ class LocalCluster:
         self._prepare()
         offer = [f"--num-cpus={cpus}"] if cpus is not None else []
         offer += [f"--labels={labels}"] if labels else []
-        with self._alone(), _noted() as signals:
+        with self._alone(), _deferred_signals() as signals:
             connection = self.running()
             before = {name for name, lives in self.nodes().items() if lives and connection}
             self._end(self.nodes().keys() - before)  # what lost nodes have left
@@ -99,7 +99,7 @@ class LocalCluster:
                     self._make_token()
                     connection = self._start_head(offer, signals)
                 self._start_workers(connection, workers if _SEVERAL else 0, offer, signals)
-                _heed(signals)
+                _raise_first(signals)
             except BaseException:
                 self._end(self.nodes().keys() - before)
                 raise
@@ -158,7 +158,7 @@ class LocalCluster:
         processes.wait_for(
             lambda: bool(signals) or _READY in log.read_bytes() or leader.poll() is not None, NODE_TIMEOUT_S
         )
-        _heed(signals)
+        _raise_first(signals)
         if _READY not in log.read_bytes():
             late = leader.poll() is None
             reason = f"is not done after {NODE_TIMEOUT_S:g} s" if late else f"ended with {leader.returncode}"
@@ -286,7 +286,7 @@ def _check_offer(cpus: int | None, labels: str | None) -> None:
 
 
 @contextmanager
-def _noted() -> Iterator[list[int]]:
+def _deferred_signals() -> Iterator[list[int]]:
     """The signals that ask this process to end, noted as they come.
 
     Raised wherever they come they would leave a node behind which has begun and is not yet written down.
@@ -304,7 +304,7 @@ def _noted() -> Iterator[list[int]]:
             signal.signal(each, handler)
 
 
-def _heed(signals: list[int]) -> None:
+def _raise_first(signals: list[int]) -> None:
     """Raise what stands for the first of the signals that have come, if any have."""
     for number in signals[:1]:
         if number == signal.SIGINT:

@@ -21,7 +21,7 @@ _session = requests.Session()
 _session.trust_env = False  # the service is this machine's: through a proxy it would be another's
 
 
-def heed(metadata: str = METADATA, *, poll_s: float = 5.0) -> None:
+def drain_on_notice(metadata: str = METADATA, *, poll_s: float = 5.0) -> None:
     """Wait for the notice and pass it on; returns when Ray has it.
 
     Raises:
@@ -83,7 +83,7 @@ def _node_id() -> str:
     import ray  # isort: skip
 
     named = address.named() or "auto"
-    address.check(named, let_in=True)
+    address.check(named, authorised=True)
     try:
         ray.init(address=named, log_to_driver=False, logging_level="warning")
     except Exception as error:  # Ray raises anything, bare Exceptions too

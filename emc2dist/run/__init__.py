@@ -1,4 +1,4 @@
-"""One run on many workers, by Ray Train: how it goes, what it leaves, and who is told.
+"""One run on many workers, by Ray Train: how it goes, what it leaves, and who listens.
 
     driver.py       the run: attempt after attempt, each from the newest whole checkpoint on
     worker.py       one worker of an attempt

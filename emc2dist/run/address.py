@@ -32,8 +32,8 @@ def named() -> str | None:
     return None if address in ("", "local") else address
 
 
-def check(address: str, *, let_in: bool) -> None:
-    """See that a Ray answers at an address of RAY_ADDRESS. A driver that was `let_in` is spared the question of tokens.
+def check(address: str, *, authorised: bool) -> None:
+    """See that a Ray answers at an address of RAY_ADDRESS. An `authorised` driver, of a job, is not asked for a token.
 
     Raises:
         SpecError: it is no such address.
@@ -45,7 +45,7 @@ def check(address: str, *, let_in: bool) -> None:
         address = _find(says)
         says += f", which is {address} here"
     host, port = _parse(address, says)
-    if not (let_in or found):
+    if not (authorised or found):
         refuse_without_token(address)
     try:
         socket.create_connection((host, port), timeout=TIMEOUT_S).close()

@@ -194,7 +194,7 @@ def _connect(spec: Spec, runs: int, dashboard: bool) -> None:
         # One CPU a worker is Ray's ticket to run, not a promise of a core: more workers than cores are slow but fine.
         _start(max(os.cpu_count() or 1, spec.workers * runs), dashboard)
         return
-    address.check(named, let_in=in_job())
+    address.check(named, authorised=in_job())
     try:
         ray.init(job_config=_job_config(), **_QUIET)
     except Exception as error:  # Ray raises anything, bare Exceptions too

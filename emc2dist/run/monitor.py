@@ -48,7 +48,7 @@ class Monitor:
     ) -> None:
         self._channel, self._folder, self._listener = channel, folder, listener
         self._exporter, self._store, self._recorders = exporter, store, (exporter, *others)
-        self._why_stop, self._told = why_stop, False
+        self._why_stop, self._stop_left = why_stop, False
         self._pending: list[Row] = []
         self._problem: StorageError | None = None
         self._failure: Exception | None = None
@@ -114,10 +114,10 @@ class Monitor:
                 recorder.record(row)
 
     def _pass_on_stop(self) -> None:
-        reason = None if self._told else self._reason_to_stop()
+        reason = None if self._stop_left else self._reason_to_stop()
         if reason:
             self._channel.stop()
-            self._told = True
+            self._stop_left = True
             self._listener.say(reason)
 
     def _reason_to_stop(self) -> str | None:

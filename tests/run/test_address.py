@@ -36,13 +36,13 @@ from emc2dist.run import address
 )
 def test_what_is_no_address_is_refused(value, words):
     with pytest.raises(SpecError, match=rf"RAY_ADDRESS: .*{words}"):
-        address.check(value, let_in=True)
+        address.check(value, authorised=True)
 
 
 def test_where_nothing_answers_is_said():
     for value in ("127.0.0.1:1", "[::1]:1", "no-such-host.invalid:6379"):
         with pytest.raises(LaunchError) as refused:
-            address.check(value, let_in=True)
+            address.check(value, authorised=True)
         assert str(refused.value).startswith(f"RAY_ADDRESS: {value}: nothing answers there")
 
 
@@ -53,7 +53,7 @@ def test_what_is_no_ray_is_not_waited_for_long(monkeypatch):
             with pytest.raises(
                 LaunchError, match=f"RAY_ADDRESS: {value}: what listens there does not answer as a Ray's"
             ):
-                address.check(value, let_in=True)
+                address.check(value, authorised=True)
 
 
 class Head(services.NodeInfoGcsServiceServicer):
@@ -88,14 +88,14 @@ def test_a_cluster_that_cannot_be_joined_says_why(monkeypatch, version, words):
     server.start()
     try:
         with pytest.raises(LaunchError) as refused:
-            address.check(value, let_in=True)
+            address.check(value, authorised=True)
     finally:
         server.stop(None)
     assert str(refused.value).startswith(f"RAY_ADDRESS: {value}: {words}")
 
 
 def test_a_cluster_that_runs_is_let_pass(ray_cluster):
-    address.check(ray_cluster.get_runtime_context().gcs_address, let_in=True)
+    address.check(ray_cluster.get_runtime_context().gcs_address, authorised=True)
 
 
 def test_another_machines_ray_is_not_asked_without_a_token(monkeypatch, tmp_path):
@@ -103,7 +103,7 @@ def test_another_machines_ray_is_not_asked_without_a_token(monkeypatch, tmp_path
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(LaunchError, match=r"192\.0\.2\.1:6379: is not on this machine and there is no token for it"):
-        address.check("192.0.2.1:6379", let_in=False)
+        address.check("192.0.2.1:6379", authorised=False)
 
 
 def test_the_environment_says_where(monkeypatch):
