@@ -38,7 +38,7 @@ from emc2dist.data.ingest import ingest
 from emc2dist.data.loader import ViewLoader
 from emc2dist.data.parquet import ParquetImages
 from emc2dist.data.sampler import EpochOrder
-from emc2dist.vision._torchvision import v2
+from emc2dist.towers._torchvision import v2
 
 from torchvision import datasets  # isort: skip  # after the guard above
 

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from benchmarks.scale import BATCH, MIB, SPEC, fill, measured
-from emc2dist.service.cluster import connected  # before ray: sets its defaults
+from emc2dist.run.cluster import connected  # before ray: sets its defaults
 
 import ray  # isort: skip
 

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from emc2dist.config import Spec, load
 from emc2dist.data.images import open_images
-from emc2dist.service.exporter import Exporter
+from emc2dist.run.listeners.prometheus import Exporter
 from emc2dist.train.loop import order_for
 from emc2dist.train.meter import Meter
 from emc2dist.train.profile import alone

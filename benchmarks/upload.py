@@ -25,8 +25,8 @@ from emc2dist.data.images import Labelled, open_images
 from emc2dist.files import Entry
 from emc2dist.files.disk import DiskPlace
 from emc2dist.metrics import Row
-from emc2dist.service.runs import RunFolder
-from emc2dist.service.worker import _RayKeeper
+from emc2dist.run.folder import RunFolder
+from emc2dist.run.worker import _CheckpointWriter
 from emc2dist.store import Layout, LocalStore
 from emc2dist.train import loop
 from emc2dist.train.memory import schema_for
@@ -86,7 +86,7 @@ def train(take: Callable[..., Any]) -> tuple[list[float], float]:
         take(checkpoint_upload_fn, checkpoint, checkpoint_dir_name)
 
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(ray.train, "report", report):
-        keeper = Timed(_RayKeeper(SPEC, RunFolder(SlowPlace(Path(folder))), Silent()))  # type: ignore[arg-type]
+        keeper = Timed(_CheckpointWriter(SPEC, RunFolder(SlowPlace(Path(folder))), Silent()))  # type: ignore[arg-type]
         began = perf_counter()
         parts = (store, Silent(), keeper, torch.device("cpu"), Silent(), Path(folder))
         loop.run(loop.Job(SPEC, images, Labelled(images, None, []), *parts))

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import pytest
 import tmpfs
 import torch
+from command import end_all_started
 
 # pytest-xdist ignores SIGINT in its processes, and whatever a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,7 +28,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_collection_modifyitems(items):
     """Tests of whole runs first: they are the longest, and the last file to be begun should be a short one."""
-    items.sort(key=lambda item: Path(__file__).with_name("service") not in item.path.parents)
+    rooms = {Path(__file__).with_name(room) for room in ("run", "launch", "sweep", "report", "watch")}
+    items.sort(key=lambda item: rooms.isdisjoint(item.path.parents))
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on():
+    """A test that fails while it waits leaves its command running."""
+    yield
+    end_all_started()
 
 
 @pytest.fixture(autouse=True, scope="session")

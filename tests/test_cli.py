@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from emc2dist import cli
-from emc2dist.service.display import Display
+from emc2dist.run.listeners.terminal import Display
 from emc2dist.terminal import Patient, Progress, as_json, say
 
 SPEC = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\n"

@@ -1,6 +1,7 @@
 """The house itself: what imports what, what is exported, what the README says."""
 
 import ast
+import pydoc
 import re
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def test_every_module_has_a_contract_and_keeps_to_its_room(path):
     name, text = path.relative_to(ROOT / "emc2dist").as_posix(), path.read_text()
     assert ast.get_docstring(ast.parse(text))
     assert uses(text, "torch.distributed", "torch.nn.parallel") == (name == "train/collectives.py")
-    assert name.startswith("service/") or name == "store/remote.py" or not uses(text, "ray")
-    if name != "vision/_torchvision.py":
+    assert name.startswith(("run/", "launch/", "sweep/")) or name == "store/remote.py" or not uses(text, "ray")
+    if name != "towers/_torchvision.py":
         assert not uses(text, "torchvision")
 
 
@@ -75,31 +76,41 @@ def test_no_way_round(text):
 
 def test_nothing_is_decided_by_the_clock_on_the_wall():
     """It may jump. These only show it, have Prometheus ask it, or compare it with others': files', EC2's, S3's."""
-    told = {"train/loop.py", "train/checkpoint.py", "service/exporter.py", "service/lock.py", "service/trackers.py"}
-    told |= {
-        "service/launch/following.py",
-        "service/launch/spot.py",
-        "service/dashboard.py",
+    told = {
         "data/cache.py",
         "files/s3.py",
+        "launch/output.py",
+        "launch/spot.py",
+        "run/listeners/prometheus.py",
+        "run/listeners/trackers.py",
+        "run/lock.py",
+        "train/checkpoint.py",
+        "train/loop.py",
+        "watch/grafana.py",
     }
     clock = re.compile(r"(?<![\w.])(time\.)?time\(\)|datetime\.now|utcnow|time\.localtime")
     asked = {path for path in MODULES if clock.search(path.read_text())}
     assert {path.relative_to(ROOT / "emc2dist").as_posix() for path in asked} == told
 
 
-def test_what_is_exported_is_there():
-    assert emc2dist.__all__ == sorted(emc2dist.__all__)
-    for name in emc2dist.__all__:
-        assert getattr(emc2dist, name)
-    with pytest.raises(AttributeError, match="sweeep"):
-        _ = emc2dist.sweeep
-
-
 def test_readme_links_lead_somewhere():
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text())
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_what_texts_name_is_there():
+    """Files and folders in pages, modules and what is in them in docstrings."""
+    folders = [ROOT / name for name in ("docs", "cluster", "docker")]
+    pages = [ROOT / "README.md", *(page for folder in folders for page in folder.rglob("*.md"))]
+    place = re.compile(r"(?<![\w/.])(?:benchmarks|cluster|docker|docs|emc2dist|jobs|tests)/[\w./-]*\w")
+    named = {name for page in pages for name in place.findall(page.read_text())}
+    assert "emc2dist/run/failures.py" in named
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+    module = re.compile(r"`(emc2dist(?:\.\w+)+)`")
+    named = {name for path in [*MODULES, *pages] for name in module.findall(path.read_text())}
+    assert "emc2dist.run.driver.train" in named
+    assert {name for name in named if pydoc.locate(name) is None} == set()
 
 
 def test_changelog_knows_this_version():

@@ -41,7 +41,7 @@ from emc2dist.cli import main
 from emc2dist.data.parquet import ParquetImages
 from emc2dist.errors import LaunchError
 from emc2dist.files.disk import DiskPlace
-from emc2dist.service.runs import RunFolder, checkpoint_name
+from emc2dist.run.folder import RunFolder, checkpoint_name
 
 CODES = ("EACCES", "EIO", "ENOSPC", "EROFS", "ESTALE", "EMFILE", "ENOENT", "EISDIR", "ENOTDIR", "ENAMETOOLONG", "ELOOP")
 FILES = [OSError(getattr(errno, name), os.strerror(getattr(errno, name)), "a file") for name in (*CODES, "ETIMEDOUT")]
@@ -183,7 +183,7 @@ def no_cluster(monkeypatch, desk):
     def connected(spec):
         raise LaunchError("the data could be opened, and this test has no cluster")
 
-    monkeypatch.setattr("emc2dist.service.cluster.connected", connected)
+    monkeypatch.setattr("emc2dist.run.cluster.connected", connected)
     monkeypatch.chdir(desk.root)
 
 

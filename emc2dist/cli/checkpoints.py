@@ -9,7 +9,7 @@ from emc2dist.config import parse_s3
 from emc2dist.terminal import say
 
 if TYPE_CHECKING:
-    from emc2dist.service.checkpoints import State
+    from emc2dist.run.checkpoints import State
 
 
 def add_to(commands: Commands) -> None:
@@ -38,8 +38,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace, *, contents: bool, limit: int | None = None) -> int:
     """Print a line for each checkpoint as it becomes known, or all of them as JSON; returns how many cannot be used."""
-    from emc2dist.service import checkpoints
-    from emc2dist.service.runs import RunFolder
+    from emc2dist.run import checkpoints
+    from emc2dist.run.folder import RunFolder
 
     run = RunFolder.open(arguments.run, parse_s3(arguments.overrides))
     states = []

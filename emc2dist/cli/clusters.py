@@ -29,7 +29,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _start(arguments: argparse.Namespace) -> None:
-    from emc2dist.service.launch.local import LocalCluster
+    from emc2dist.launch.local import LocalCluster
 
     cluster = LocalCluster()
     earlier = cluster.running()
@@ -40,13 +40,13 @@ def _start(arguments: argparse.Namespace) -> None:
 
 
 def _stop(arguments: argparse.Namespace) -> None:
-    from emc2dist.service.launch.local import LocalCluster
+    from emc2dist.launch.local import LocalCluster
 
     LocalCluster().stop()
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from emc2dist.service.launch.local import LocalCluster
+    from emc2dist.launch.local import LocalCluster
 
     cluster = LocalCluster()
     connection = cluster.running()
@@ -62,7 +62,7 @@ def _status(arguments: argparse.Namespace) -> None:
 
 
 def _spot(arguments: argparse.Namespace) -> None:
-    from emc2dist.service.launch import spot
+    from emc2dist.launch import spot
 
-    spot.heed(arguments.metadata or spot.METADATA)
+    spot.drain_on_notice(arguments.metadata or spot.METADATA)
     say("emc2dist: this node is about to be taken away; Ray drains it")

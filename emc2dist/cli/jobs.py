@@ -8,7 +8,7 @@ from emc2dist.config import load_job
 from emc2dist.terminal import say
 
 if TYPE_CHECKING:
-    from emc2dist.service.launch.plan import Target
+    from emc2dist.launch.plan import Target
 
 
 def add_to(commands: Commands) -> None:
@@ -46,8 +46,8 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
 
 def _submit(arguments: argparse.Namespace) -> int | None:
     job = load_job(arguments.spec, arguments.overrides)
-    from emc2dist.service.launch import following, placement, targets
-    from emc2dist.service.launch.plan import plan_of
+    from emc2dist.launch import output, placement, targets
+    from emc2dist.launch.plan import plan_of
 
     plan = plan_of(job)
     if plan.launch.cluster is not None:
@@ -57,42 +57,42 @@ def _submit(arguments: argparse.Namespace) -> int | None:
         return None
     target = targets.open_target(plan.launch.target, namespace=plan.launch.namespace, start_for=plan.workers)
     state = target.submit(plan)
-    say(following.hint(state, plan.launch))
+    say(output.hint(state, plan.launch))
     if arguments.follow:
-        return following.follow(target, state.id)
-    print_result(following.facts(state), as_json=arguments.json)
+        return output.follow(target, state.id)
+    print_result(output.facts(state), as_json=arguments.json)
     return None
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from emc2dist.service.launch import following
+    from emc2dist.launch import output
 
-    print_result(following.facts(_target(arguments).state(arguments.job)), as_json=arguments.json)
+    print_result(output.facts(_target(arguments).state(arguments.job)), as_json=arguments.json)
 
 
 def _logs(arguments: argparse.Namespace) -> int | None:
-    from emc2dist.service.launch import following
+    from emc2dist.launch import output
 
     target = _target(arguments)
     if arguments.follow:
-        return following.follow(target, arguments.job)
-    following.write(target.logs(arguments.job, follow=False))
+        return output.follow(target, arguments.job)
+    output.write(target.logs(arguments.job, follow=False))
     return None
 
 
 def _stop(arguments: argparse.Namespace) -> None:
-    from emc2dist.service.launch import following
+    from emc2dist.launch import output
 
-    print_result(following.facts(_target(arguments).stop(arguments.job)), as_json=arguments.json)
+    print_result(output.facts(_target(arguments).stop(arguments.job)), as_json=arguments.json)
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from emc2dist.service.launch import following
+    from emc2dist.launch import output
 
-    print(following.table(_target(arguments).jobs()), end="")
+    print(output.table(_target(arguments).jobs()), end="")
 
 
 def _target(arguments: argparse.Namespace) -> "Target":
-    from emc2dist.service.launch import targets
+    from emc2dist.launch import targets
 
     return targets.open_target(arguments.target or targets.default_target(), namespace=arguments.namespace)

@@ -22,7 +22,7 @@ def _report(arguments: argparse.Namespace) -> None:
     words = [*arguments.runs, *arguments.overrides]
     overrides = [word for word in words if word.startswith("s3.") and "=" in word]
     s3 = parse_s3(overrides)
-    from emc2dist.service.report import report
+    from emc2dist.report.page import report
 
     result = report([word for word in words if word not in overrides], out=arguments.out, s3=s3)
     if not arguments.json:

@@ -33,7 +33,7 @@ def add_to(commands: Commands) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     spec = load(arguments.spec, arguments.overrides)
-    from emc2dist.service.trainer import train
+    from emc2dist.run.driver import train
 
     print_result(train(spec), as_json=arguments.json)
 
@@ -42,20 +42,20 @@ def _validate(arguments: argparse.Namespace) -> None:
     job = load_job(arguments.spec, arguments.overrides)
     run = base_of(job)
     if run.launch.cluster is not None:
-        from emc2dist.service.launch import placement
+        from emc2dist.launch import placement
 
         say("\n".join(placement.check(run)))
     print(dump(job), end="")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from emc2dist.service.results import evaluate
+    from emc2dist.run.results import evaluate
 
     result = evaluate(arguments.run, data_path=arguments.data, s3=parse_s3(arguments.overrides))
     print_result(result, as_json=arguments.json)
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from emc2dist.service.results import export
+    from emc2dist.run.results import export
 
     print_result(export(arguments.run, arguments.out, s3=parse_s3(arguments.overrides)), as_json=arguments.json)

@@ -17,6 +17,6 @@ def add_to(commands: Commands) -> None:
 
 def _sweep(arguments: argparse.Namespace) -> None:
     spec = load_sweep(arguments.spec, arguments.overrides)
-    from emc2dist.service.sweep import sweep
+    from emc2dist.sweep.driver import sweep
 
     print_result(sweep(spec), as_json=arguments.json)

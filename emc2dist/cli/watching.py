@@ -42,14 +42,14 @@ def _count(text: str) -> int:
 
 
 def _watch(arguments: argparse.Namespace) -> int | None:
-    from emc2dist.service import watch
+    from emc2dist.watch import live
 
     s3 = parse_s3(arguments.overrides)
     if arguments.once:
-        _print_values(watch.newest(arguments.run, s3), as_json=arguments.json)
+        _print_values(live.newest(arguments.run, s3), as_json=arguments.json)
         return None
     try:
-        print_result(watch.follow(arguments.run, s3), as_json=arguments.json)
+        print_result(live.follow(arguments.run, s3), as_json=arguments.json)
     except KeyboardInterrupt:
         say("emc2dist: no longer watching; the run goes on")
         return 130

@@ -169,7 +169,7 @@ OPERATIONAL = frozenset(
      "data.loaders", "data.prefetch"}
 )  # fmt: skip
 
-# A GPU's numbers are not a CPU's. This one may differ only knowingly, as `emc2dist.service.trainer` sees to.
+# A GPU's numbers are not a CPU's. This one may differ only knowingly, as `emc2dist.run.driver` sees to.
 _KNOWINGLY = frozenset({"device"})
 
 

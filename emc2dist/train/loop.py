@@ -21,14 +21,14 @@ from emc2dist.data.sampler import EpochOrder
 from emc2dist.errors import SpecError
 from emc2dist.metrics import Recorder, Row
 from emc2dist.store import ChainStore
+from emc2dist.towers.encoder import Encoder
+from emc2dist.towers.optim import build_optimiser
+from emc2dist.towers.views import RandomView
 from emc2dist.train import checkpoint, collectives
-from emc2dist.train.evaluate import Evaluation
+from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.memory import Memory
 from emc2dist.train.meter import Meter
 from emc2dist.train.step import Trainer
-from emc2dist.vision.augment import RandomView
-from emc2dist.vision.encoder import Encoder
-from emc2dist.vision.optim import build_optimiser
 
 
 class Keeper(Protocol):

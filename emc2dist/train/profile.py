@@ -32,13 +32,13 @@ from emc2dist.data.images import Images, open_images
 from emc2dist.data.loader import ViewLoader
 from emc2dist.errors import SpecError
 from emc2dist.store import Layout, LocalStore
+from emc2dist.towers.encoder import Encoder
+from emc2dist.towers.optim import build_optimiser
+from emc2dist.towers.views import RandomView
 from emc2dist.train.loop import order_for
 from emc2dist.train.memory import Memory, schema_for
 from emc2dist.train.step import Trainer
 from emc2dist.train.timing import PHASES, Stopwatch
-from emc2dist.vision.augment import RandomView
-from emc2dist.vision.encoder import Encoder
-from emc2dist.vision.optim import build_optimiser
 
 WARM_UP = 20
 """Steps, at least, that are not counted. They visit as many batches of images: of so many, few carried states are in

@@ -28,11 +28,11 @@ from emc2dist.data.encoded import Traffic
 from emc2dist.data.loader import ViewLoader
 from emc2dist.data.sampler import EpochOrder, rank_slice
 from emc2dist.errors import DataError, NonFiniteError
+from emc2dist.towers.encoder import running_statistics
+from emc2dist.towers.optim import learning_rate, set_learning_rate
 from emc2dist.train import collectives
 from emc2dist.train.memory import Encoded, Memory
 from emc2dist.train.timing import Stopwatch
-from emc2dist.vision.encoder import running_statistics
-from emc2dist.vision.optim import learning_rate, set_learning_rate
 
 _DATA_TIMEOUT_S = 600
 SIDE = "x"

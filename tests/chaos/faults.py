@@ -15,15 +15,16 @@ from unittest import mock
 import psutil
 import tmpfs
 from chaos.machines import Machines
-from service.command import title
+from command import title
 
-from emc2dist.service.launch import sessions
-from emc2dist.service.launch.local import LocalCluster
+from emc2dist.launch import processes
+from emc2dist.launch.local import LocalCluster
 
 ROOT = Path(__file__).parents[2]
 NODES = 3
-ACTORS = ("RayTrainWorker", "_ShardActor", "Board", "TrainController", "_Inner", "Halts")  # ours, Train's and Tune's
-HELPERS = ("Board", "TrainController", "SynchronizationActor", "PlacementGroupCleaner")
+# Ours, Train's and Tune's.
+ACTORS = ("RayTrainWorker", "_ShardActor", "Channel", "TrainController", "_Inner", "StopRequests")
+HELPERS = ("Channel", "TrainController", "SynchronizationActor", "PlacementGroupCleaner")
 DISK_MIB = 500  # four checkpoints of 90 MB, and a bit
 TUNED = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -147,7 +148,7 @@ class World:
     def processes(self, name: str) -> list[psutil.Process]:
         """Processes of the cluster whose title has `name` in it, by pid."""
         pids = [int(path.read_text()) for path in self.cluster.folder.glob("*.pid")]
-        found = [process for pid in pids for process in sessions.members(pid)]
+        found = [process for pid in pids for process in processes.members(pid)]
         return sorted((p for p in found if name in title(p)), key=lambda process: process.pid)
 
     def close(self) -> None:
@@ -180,7 +181,7 @@ def kill_worker_and_shard(world, rng):
 
 
 def kill_helper(world, rng):
-    """One of the processes beside: the run's board, and those that Ray Train has."""
+    """One of the processes beside: the run's channel, and those that Ray Train has."""
     name = HELPERS[rng.integers(len(HELPERS))]
     _signal_one(world, rng, f"ray::{name}", signal.SIGKILL)
     world.note(f"  {name}")
@@ -304,7 +305,7 @@ def pass_time(world, seconds):
 
 def end_node(world, name):
     pid = int((world.cluster.folder / f"{name}.pid").read_text())
-    for process in sessions.members(pid):
+    for process in processes.members(pid):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 

@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 
-from emc2dist.service.launch.local import LocalCluster
+from emc2dist.launch.local import LocalCluster
 
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 

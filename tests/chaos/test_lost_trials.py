@@ -1,4 +1,4 @@
-"""A sweep loses what halts its trials, a node with the driver of one, and its own driver: all trials end as ever."""
+"""A sweep loses its stop requests, a node with the driver of a trial, and its own driver: all trials end as ever."""
 
 import json
 import shutil
@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 from chaos.faults import World, end_node, kill_driver
-from service.command import driver_of
+from command import driver_of
 from train.harness import SMALL
 
 from emc2dist import files
-from emc2dist.service.launch import sessions
-from emc2dist.service.sweep.folder import SweepFolder
+from emc2dist.launch import processes
+from emc2dist.sweep.folder import SweepFolder
 
 pytestmark = pytest.mark.slow
 
@@ -45,9 +45,9 @@ def test_all_trials_finish_when_a_helper_a_node_and_then_the_driver_are_lost():
     try:
         first = world.run / "chaos-000-seed0"
         world.wait_for(lambda: len(losses(first)) > STEPS // 6, 240, "the first steps of the first trial")
-        (halts,) = world.processes("ray::Halts")
-        assert node_of(world, halts.pid) == "head"  # where Ray puts drivers that it finds on no node
-        halts.kill()
+        (stops,) = world.processes("ray::StopRequests")
+        assert node_of(world, stops.pid) == "head"  # where Ray puts drivers that it finds on no node
+        stops.kill()
         end_node(world, node_of(world, driver_of(first)))
         world.start_nodes()
         line = "chaos-000-seed0: its driver was lost and is started again, 1 of 10 restarts spent"
@@ -92,5 +92,5 @@ def losses(run):
 def node_of(world, pid):
     """The node that a process is on."""
     nodes = {path.stem: int(path.read_text()) for path in world.cluster.folder.glob("*.pid")}
-    (name,) = [name for name, leader in nodes.items() if pid in {process.pid for process in sessions.members(leader)}]
+    (name,) = [name for name, leader in nodes.items() if pid in {process.pid for process in processes.members(leader)}]
     return name

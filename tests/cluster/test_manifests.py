@@ -12,8 +12,8 @@ import yaml
 from crds import check
 
 from emc2dist.config import load, parse
-from emc2dist.service.launch.plan import plan_of
-from emc2dist.service.launch.rayjob import render
+from emc2dist.launch.plan import plan_of
+from emc2dist.launch.rayjob import render
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -13,7 +13,7 @@ from emc2dist.config import Views
 from emc2dist.data.digits import DigitsImages
 from emc2dist.data.loader import ViewLoader, _SharedMemory
 from emc2dist.errors import DataError, Emc2Error
-from emc2dist.vision.augment import RandomView
+from emc2dist.towers.views import RandomView
 
 INDICES = np.array([5, 0, 9, 5, 2])
 SEEDS = np.array([[11, 12, 13, 14, -15], [21, 22, 23, 24, 2**62]])

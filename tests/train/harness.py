@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from emc2dist import files
 from emc2dist.config import Spec, parse
 from emc2dist.data.images import open_images, open_labelled
-from emc2dist.service.checkpoints import send
+from emc2dist.run.checkpoints import send
 from emc2dist.store import Layout, LocalStore
 from emc2dist.train import collectives, loop
 from emc2dist.train.memory import schema_for

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from emc2dist.core.streams import uniforms
 
-_CHOICE, _DECISION = 3, 4  # lanes of a chain's random stream; `emc2dist.core.chain` uses 0 to 2
+_CHOICE, _DECISION = 3, 4  # lanes of a chain's random stream; `emc2dist.core.sweep` uses 0 to 2
 
 
 class Proposal(NamedTuple):

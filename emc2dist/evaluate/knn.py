@@ -1,0 +1,13 @@
+"""The vote of the nearest neighbours."""
+
+from numpy.typing import NDArray
+from sklearn.neighbors import KNeighborsClassifier
+
+
+def accuracy(bank: NDArray, voters: NDArray, queries: NDArray, asked: NDArray, *, neighbours: int) -> float:
+    """Share of `queries` [m, R] of labels `asked` [m] whose nearest rows of `bank` [n, R], by cosine, vote for that.
+
+    `voters` [n] are the bank's labels; of n < `neighbours` rows all vote.
+    """
+    nearest = KNeighborsClassifier(min(neighbours, len(bank)), metric="cosine", algorithm="brute")
+    return float(nearest.fit(bank, voters).score(queries, asked))

@@ -1,0 +1,23 @@
+"""A linear classifier on a frozen representation."""
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from emc2dist.errors import DataError
+
+
+def accuracy(bank: NDArray, voters: NDArray, queries: NDArray, asked: NDArray) -> float:
+    """Accuracy on `queries` [m, R], `asked` [m], of multinomial logistic regression on `bank` [n, R], `voters` [n].
+
+    Features are standardised; the fit is by L-BFGS.
+
+    Raises:
+        DataError: all of the bank are of one class.
+    """
+    if len(np.unique(voters)) == 1:
+        raise DataError(f"all {len(voters)} voters are of one class, which no probe can tell from another")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return float(probe.fit(bank, voters).score(queries, asked))

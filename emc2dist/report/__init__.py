@@ -1,0 +1,14 @@
+"""`emc2dist report`: one self-contained page of pictures and tables about one run, or several side by side.
+
+    RUN/report/report.html       everything in one file: it loads nothing, and runs no script
+    RUN/report/*.png             the pictures in it, on their own
+
+    runs.py    a run as the report reads it
+    curves.py  what metrics.jsonl says, all runs in the same axes
+    chains.py  which negatives the chains sit on: are they hard, and are they false?
+    atlas.py   where images lie in the space of features
+    page.py    from pictures and tables to HTML
+
+What a run does not have (a checkpoint, chains, labels) is said in a sentence where it would have stood. Samples and
+t-SNE are drawn with fixed seeds: the same run gives the same pictures.
+"""

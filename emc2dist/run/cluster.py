@@ -1,0 +1,323 @@
+"""A Ray cluster to run on: the one that RAY_ADDRESS names, or one of our own on this machine.
+
+Importing this module sets Ray's defaults for us (an environment that sets them wins), so import it before ray.
+"""
+
+import functools
+import os
+import secrets
+import sys
+import sysconfig
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from time import monotonic, sleep
+from typing import Any
+
+from emc2dist.run.environment import DEFAULTS, past_proxies
+
+for _name, _value in DEFAULTS.items():
+    os.environ.setdefault(_name, _value)
+os.environ.update(past_proxies(os.environ))
+
+import ray  # noqa: E402
+from ray._private import services  # noqa: E402
+from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader  # noqa: E402
+from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData  # noqa: E402
+from ray.exceptions import RayError  # noqa: E402
+from ray.job_config import JobConfig  # noqa: E402
+from ray.util.placement_group import PlacementGroup, remove_placement_group  # noqa: E402
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
+
+from emc2dist.config import Spec  # noqa: E402
+from emc2dist.errors import LaunchError, RunError, SpecError  # noqa: E402
+from emc2dist.run import address  # noqa: E402
+from emc2dist.run.access import find_token, make_token  # noqa: E402
+
+RELEASE_S = 10.0
+"""Seconds in which what a lost worker or a lost node held becomes free, or is known to be gone."""
+POLL_S = 0.5
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+BOUNDLESS = 1_000_000
+"""Workers that ask for nothing and fit on a node, as many as anybody wants."""
+
+
+@contextmanager
+def connected(spec: Spec, *, runs: int = 1, dashboard: bool = False) -> Iterator[None]:
+    """A connection to a cluster with room for the run; one that was started here ends with it.
+
+    One that is started here has room for `runs` such runs at once, and with `dashboard` Ray's State API, without which
+    Ray Train gives nothing back of a run whose driver was killed in the midst of other work.
+
+    Raises:
+        SpecError: RAY_ADDRESS is no address, or the cluster is too small for the workers or the shards.
+        LaunchError: no Ray can be joined where RAY_ADDRESS says (`emc2dist.run.address`), or none starts here; or
+            the cluster is not on this machine, and there is no token for it; or it was lost meanwhile.
+    """
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(spec, runs, dashboard)
+    try:
+        _check_room(spec)
+        yield
+    except RayError as error:
+        raise LaunchError(f"the Ray that this ran on was lost ({_chain(error)}); the same command resumes") from error
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def in_job() -> bool:
+    """Whether this is the driver of a submitted Ray job, whose working directory is a copy that goes with the job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """For actors that are to live on this process's node, and die with it."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def use_gpu(spec: Spec) -> bool:
+    """Whether the workers train on GPUs."""
+    if spec.device != "auto":
+        return spec.device == "cuda"
+    return spec.fitting(_places({"GPU": spec.resources.worker_gpus}, spec.resources.worker_labels)) is not None
+
+
+def room(spec: Spec) -> int:
+    """The number of such runs that the cluster can hold at once, as if nothing else ran."""
+    fit = _places(worker_needs(spec), spec.resources.worker_labels) // spec.workers
+    mib = spec.resources.shard_mib
+    return min(fit, _places({"memory": mib * 2**20}, spec.resources.shard_labels) // spec.shards) if mib else fit
+
+
+def worker_needs(spec: Spec) -> dict[str, float]:
+    """Resources that Ray sets aside for a worker, by its names."""
+    asked = spec.resources
+    if use_gpu(spec):
+        return {"GPU": asked.worker_gpus, "CPU": asked.worker_cpus or 0}
+    return {"CPU": 1 if asked.worker_cpus is None else asked.worker_cpus}
+
+
+def worker_labels(spec: Spec, avoid: Collection[str] = ()) -> dict[str, str]:
+    """Labels that a worker's node must have, as Ray takes them: those of the spec, and no id of `avoid`."""
+    elsewhere = {ray._raylet.RAY_NODE_ID_KEY: f"!in({','.join(sorted(avoid))})"} if avoid else {}
+    return spec.resources.worker_labels | elsewhere
+
+
+def wait_for_workers(spec: Spec, avoid: set[str], give_up: Callable[[], bool], say: Callable[[str], None]) -> int:
+    """Wait for free places of as many workers as the run may have; returns how many that is, 0 if given up.
+
+    All of `workers` are waited for at first, for what was just let go of takes a moment to be free again. The nodes to
+    `avoid`, by id, are used again, and taken from the set, where there is not room enough without them.
+
+    Raises:
+        RunError: there were not even `min_workers` after `resources.wait_s`.
+    """
+    began, told = monotonic(), False
+    while not give_up():
+        drop_leftovers()
+        waited, places = monotonic() - began, free_places(spec, avoid)
+        workers = spec.fitting(places)
+        if workers == spec.workers or (workers is not None and waited > RELEASE_S):
+            return workers
+        if waited > RELEASE_S and avoid:
+            say(f"there is no room without {addresses(avoid)}: workers may go there again")
+            avoid.clear()
+            continue
+        if waited > spec.resources.wait_s:
+            raise RunError(
+                f"{spec.name}: the cluster has room for {places} workers, and has had no more for "
+                f"{spec.resources.wait_s:g} s (resources.wait_s); add nodes or lower min_workers, then resume"
+            )
+        if waited > RELEASE_S and not told:
+            say(f"waiting for room for {spec.workers if spec.min_workers is None else spec.min_workers} workers")
+            told = True
+        sleep(POLL_S)
+    return 0
+
+
+def free_places(spec: Spec, avoid: Collection[str] = ()) -> int:
+    """The number of workers that could be started now, elsewhere than on the nodes to avoid."""
+    free = ray._private.state.available_resources_per_node()  # Ray's public sum does not tell nodes apart
+    nodes = [node["NodeID"] for node in _nodes(spec.resources.worker_labels) if node["NodeID"] not in avoid]
+    return _times(worker_needs(spec), [{"Resources": free.get(node, {})} for node in nodes])
+
+
+def drop_leftovers() -> None:
+    """Remove the placement groups of this job whose creators, actors, have died.
+
+    Ray Train leaves one where a worker dies while its group starts, and Ray keeps it until the job ends.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for data in _placement_groups():
+        ours = data.creator_job_id.hex() == job and not ray.ActorID(data.creator_actor_id).is_nil()
+        if ours and data.creator_actor_dead and data.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(data.placement_group_id)))
+
+
+def not_started(creator: str) -> set[str]:
+    """Ids of the nodes where an actor of id `creator` has set places aside for actors that have not come to live."""
+    created = (group for group in _placement_groups() if group.state == PlacementGroupTableData.CREATED)
+    own = [group for group in created if group.creator_actor_id.hex() == creator]
+    alive = map(ActorTableData.FromString, _accessor().get_actor_table(None, "ALIVE"))
+    groups = {group.placement_group_id for group in own}
+    living = Counter(actor.node_id for actor in alive if actor.placement_group_id in groups)
+    places = Counter(bundle.node_id for group in own for bundle in group.bundles)
+    return {node.hex() for node in places - living}
+
+
+def addresses(nodes: Collection[str]) -> str:
+    """Of nodes by id, for people."""
+    known = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+    return ", ".join(sorted(known.get(node, node) for node in nodes))
+
+
+def draining() -> set[str]:
+    """Ids of nodes that are about to be taken away."""
+    return set(ray._private.state.state.get_draining_nodes())  # public only as a barrier of all workers
+
+
+def _placement_groups() -> Iterator[PlacementGroupTableData]:
+    """All that Ray knows of; its public table does not tell the creators."""
+    return map(PlacementGroupTableData.FromString, _accessor().get_placement_group_table())
+
+
+def _accessor() -> Any:
+    return ray._private.state.state._connect_and_get_accessor()
+
+
+def _connect(spec: Spec, runs: int, dashboard: bool) -> None:
+    named = address.named()
+    if named is None:
+        # One CPU a worker is Ray's ticket to run, not a promise of a core: more workers than cores are slow but fine.
+        _start(max(os.cpu_count() or 1, spec.workers * runs), dashboard)
+        return
+    address.check(named, authorised=in_job())
+    try:
+        ray.init(job_config=_job_config(), **_QUIET)
+    except Exception as error:  # Ray raises anything, bare Exceptions too
+        raise LaunchError(f"RAY_ADDRESS: {named}: Ray cannot be joined there ({_chain(error)})") from error
+
+
+def _start(cpus: int, dashboard: bool) -> None:
+    """Start a Ray of our own on this machine."""
+    _make_token()
+    try:
+        with _sessions_of_their_own():
+            ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, job_config=_job_config(), **_QUIET)
+    except Exception as error:  # Ray raises anything, bare Exceptions too
+        ray.shutdown()
+        name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"  # Ray asks them in this order
+        folder = os.environ.get(name) or tempfile.gettempdir()
+        raise LaunchError(
+            f"Ray does not start on this machine ({_chain(error)}); it keeps sockets and logs in {folder}: set "
+            f"{name} to a folder with a short name that may be written to and has room"
+        ) from error
+
+
+def _job_config() -> JobConfig:
+    config = JobConfig()
+    config._py_driver_sys_path = _Paths()
+    return config
+
+
+class _Paths(list[str]):
+    """Folders that Ray's workers put, one after the other, in front of where they import from.
+
+    Ray gives them the working folder, whose profile.py or queue.py would then stand in for those of Python. Here they
+    get what the driver itself imports from, and the standard library before it.
+    """
+
+    def extend(self, folders: Iterable[str]) -> None:
+        seen = {os.path.realpath(folder) for folder in sys.path}
+        own = [folder for folder in folders if os.path.realpath(folder) in seen]
+        library = sysconfig.get_path("stdlib")
+        super().extend([*own, f"{library}/lib-dynload", library] if own else [])
+
+
+@contextmanager
+def _sessions_of_their_own() -> Iterator[None]:
+    """Have Ray put each of its processes into a session of its own.
+
+    It leaves them in the driver's process group, and has no option for it: a SIGTERM to the group, as timeout(1),
+    systemd and Slurm send it, would end Ray under the run that wants to write its last checkpoint.
+    """
+    process = services.ConsolePopen
+    services.ConsolePopen = functools.partial(process, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = process
+
+
+def _make_token() -> None:
+    """Make the token of a Ray of our own where there is none: in the home folder, or for it alone.
+
+    Ray would make one itself, but writes over the file whenever it finds none there that it can read.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return
+    if find_token() is None:
+        with suppress(OSError, RuntimeError):  # no home folder, or none that may be written to
+            make_token()
+    tokens = AuthenticationTokenLoader.instance()
+    tokens.reset_cache()
+    if not tokens.has_token(ignore_auth_mode=True):  # also where Ray, which asks HOME alone, looks elsewhere
+        os.environ["RAY_AUTH_TOKEN"] = find_token() or secrets.token_hex(32)
+        tokens.reset_cache()
+
+
+def _chain(error: BaseException) -> str:
+    """The messages of an error and its causes, in one line."""
+    texts = [" ".join(str(error).split()) or type(error).__name__]
+    while error.__cause__ is not None:
+        error = error.__cause__
+        texts.append(" ".join(str(error).split()))
+    return "; ".join(texts)[:500]
+
+
+def _check_room(spec: Spec) -> None:
+    needs, labels = worker_needs(spec), spec.resources.worker_labels
+    places = _places(needs, labels)
+    if spec.fitting(places) is None:
+        each = " and ".join(f"{amount:g} {kind}" for kind, amount in needs.items() if amount)
+        where = f" on nodes with labels {labels}" if labels else ""
+        raise SpecError(
+            f"workers: {spec.workers} need {each} each, the cluster has room for {places}{where}; "
+            "lower workers or min_workers, change resources or add nodes"
+        )
+    mib, labels = spec.resources.shard_mib, spec.resources.shard_labels
+    if labels and not _nodes(labels):
+        raise SpecError(
+            f"resources.shard_labels: no node of the cluster carries {labels}; nodes get labels from "
+            "`ray start --labels` or their group of the manifest"
+        )
+    if mib and _places({"memory": mib * 2**20}, labels) < spec.shards:
+        raise SpecError(
+            f"resources.shard_mib: {spec.shards} shards need {mib} MiB each, the cluster has room for "
+            f"{_places({'memory': mib * 2**20}, labels)}; lower it, or add nodes"
+        )
+
+
+def _places(needs: dict[str, float], labels: dict[str, str]) -> int:
+    """The number of times that the needs can be met on nodes with those labels, as if nothing else ran."""
+    return _times(needs, _nodes(labels))
+
+
+def _times(needs: dict[str, float], nodes: Iterable[dict[str, Any]]) -> int:
+    asked = {kind: amount for kind, amount in needs.items() if amount}
+    return sum(
+        min((int(node["Resources"].get(kind, 0) / amount + 1e-9) for kind, amount in asked.items()), default=BOUNDLESS)
+        for node in nodes
+    )
+
+
+def _nodes(labels: dict[str, str]) -> list[dict[str, Any]]:
+    gone = draining()
+    return [
+        node
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in gone and labels.items() <= node["Labels"].items()
+    ]

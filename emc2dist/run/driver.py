@@ -1,0 +1,348 @@
+"""The driver of a run: shards and channel on its side, Ray Train's workers under them.
+
+    driver:  check the data -> run folder -> cluster -> attempts -> summary
+    attempt: wait for room -> shards, channel -> TorchTrainer.fit
+    worker:  `emc2dist.run.worker`: open the data -> restore or start -> `emc2dist.train.loop`
+
+A run is a chain of attempts, each with workers, shards and a channel of its own, from the newest whole checkpoint on.
+An attempt ends
+
+- at the last step;
+- with a checkpoint of its last step, when the run is asked to stop, a node is about to be taken away, or there is room
+  for more workers;
+- where somebody was lost.
+
+So all that works together is of one age, and one path serves the loss of a worker, a shard or a node, a move, a change
+of size, and the same command run again.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import shorten
+from time import monotonic
+from types import FrameType
+from typing import Any
+
+import emc2dist.run.cluster as cluster  # before ray: sets its defaults
+
+import ray.train  # isort: skip
+import torch
+from ray.exceptions import ActorDiedError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import LoggingConfig
+
+from emc2dist import files
+from emc2dist.config import Spec, dump, paths
+from emc2dist.data.images import Images, open_images, open_labelled
+from emc2dist.errors import RunError, RunStopped, SpecError, StorageError, StorageUnreachable, StoreError
+from emc2dist.metrics import Recorder
+from emc2dist.run import checkpoints, failures, lock
+from emc2dist.run.channel import ChannelHandle
+from emc2dist.run.elastic import NodeMonitor
+from emc2dist.run.folder import RunFolder, numbers
+from emc2dist.run.listeners import Listener, trackers
+from emc2dist.run.listeners.prometheus import Exporter, watched
+from emc2dist.run.listeners.terminal import Display
+from emc2dist.run.monitor import Monitor
+from emc2dist.run.start_limit import StartLimit
+from emc2dist.run.worker import work
+from emc2dist.store import ChainStore, Layout, LocalStore
+from emc2dist.store.remote import RayStore
+from emc2dist.terminal import say
+from emc2dist.towers.encoder import Encoder
+from emc2dist.train import checkpoint, loop
+from emc2dist.train.evaluation import Evaluation
+from emc2dist.train.memory import schema_for
+
+
+def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event | None = None) -> dict[str, Any]:
+    """Run `spec` to its last epoch, from its newest checkpoint if it has one; returns the summary.
+
+    `listener` is told of the rows instead of a person at a terminal; `stop` ends the run as SIGTERM would.
+
+    Raises:
+        SpecError, DataError, RunError: before anything starts, where it can be known.
+        NonFiniteError, StoreError: while it runs.
+        RunStopped: SIGTERM came, or `stop` was set; the run wrote a checkpoint of the step it was at, and ended.
+    """
+    spec = resolved(spec)
+    trackers.refuse_missing(spec)
+    images, remarks = check(spec)
+    for remark in remarks:
+        say(remark)
+    order = loop.order_for(spec, images)
+    steps = spec.epochs * order.steps_per_epoch
+    with ExitStack() as stack:
+        stack.enter_context(lock.held(RunFolder.of(spec).place))
+        folder = RunFolder.prepare(spec)
+        done = folder.summary()
+        if done is not None:
+            say(f"{folder.place}: this run is finished; give it another name to run it again")
+            return done
+        folder.rows()  # what is damaged is said before anything starts
+        newest = _newest(folder)
+        if newest:
+            checkpoint.refuse_other_data(folder.place, newest, images)
+        others = stack.enter_context(trackers.recorders(spec, folder))
+        stack.enter_context(cluster.connected(spec))
+        stop = stop or stack.enter_context(set_on(signal.SIGTERM))
+        exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
+        listener = listener or stack.enter_context(closing(Display(steps)))
+        # Once for the run: a cluster that has lost nodes must not turn it to CPUs.
+        spec = spec.model_copy(update={"device": _device(spec, folder, listener)})
+        taken = _Run(spec, folder, len(images), steps, listener, exporter, others, stop).go()
+        checkpoints.prune(folder, spec.checkpoint.keep)
+    if taken < steps:
+        where = f"at step {taken} of {steps}, which a checkpoint holds" if taken else "while it waited for its places"
+        raise RunStopped(f"{folder.place}: stopped {where}")
+    summary = summarise(folder, steps) | {"remarks": remarks}
+    folder.finish(summary)
+    return summary
+
+
+def _device(spec: Spec, folder: RunFolder, listener: Listener) -> str:
+    """The workers' device. Raises SpecError where `auto` would have the run go on with another kind."""
+    device = "cuda" if cluster.use_gpu(spec) else "cpu"
+    newest = _newest(folder)
+    before, step = (newest.parsed_spec().device, newest.step) if newest else (device, 0)
+    if before == device:
+        return device
+    if spec.device == "auto":
+        raise SpecError(
+            f"device: auto is {device} here, and {folder.place} trained on {before} up to step {step}; its "
+            f"numbers would be others from there on: resume where it trained, or give device={device} if that is meant"
+        )
+    listener.say(f"device: {device} from step {step} on, {before} before: the numbers are not those of one device")
+    folder.append([{"step": step, "device_changed": f"{before} -> {device}"}])
+    return device
+
+
+def _newest(folder: RunFolder) -> checkpoint.Manifest | None:
+    """The newest checkpoint's manifest that can be read and is this run's; None where there is none."""
+    for place in folder.checkpoints():
+        try:
+            manifest = checkpoint.read_manifest(place)
+            checkpoints.spec_of(place, manifest, folder.spec())
+            return manifest
+        except StorageUnreachable:
+            raise
+        except (RunError, StorageError):  # unfinished, damaged or another run's, as the workers will say
+            continue
+    return None
+
+
+def check(spec: Spec) -> tuple[Images, list[str]]:
+    """Open the data and see that data and encoder fit the spec; returns the training images, and remarks on the data.
+
+    Raises:
+        SpecError: the encoder cannot be built. DataError: the data cannot be opened, or are fewer than a batch.
+    """
+    with torch.device("meta"):  # no memory, no arithmetic
+        Encoder(spec.encoder)
+    images = open_images(spec.data, "train", spec.s3)
+    assert images is not None, "open_images raises where there is nothing to train on"
+    loop.order_for(spec, images)
+    labelled = open_labelled(spec.data, spec.eval, images, spec.s3)
+    return images, [*images.remarks, *Evaluation.of(spec, labelled)[1]]
+
+
+def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:
+    """A finished run's summary, from its rows."""
+    return {
+        "run_dir": str(folder.place),
+        "steps": steps,
+        **numbers(folder.rows()),
+        "checkpoint": str(folder.checkpoints()[0]),
+    }
+
+
+def resolved(spec: Spec) -> Spec:
+    """Paths made absolute, for workers have working directories of their own; and `auto` made what it stands for."""
+    spec = _kept_after_the_job(spec) if cluster.in_job() else spec
+    data, remote = spec.data, files.is_remote(spec.data.path)
+    path = data.path if remote or data.path == "digits" else paths.absolute(data.path)
+    shuffle = ("block" if remote else "full") if data.shuffle == "auto" else data.shuffle
+    return spec.model_copy(update={"data": data.model_copy(update={"path": path, "shuffle": shuffle})})
+
+
+def _kept_after_the_job(spec: Spec) -> Spec:
+    """A run folder in the home folder, where a relative one would go with the job's copy of the working directory."""
+    if files.is_remote(spec.run_dir) or files.local(spec.run_dir).is_absolute():
+        return spec
+    run_dir = str(Path.home() / spec.run_dir)
+    say(f"run_dir: {spec.run_dir} would be deleted with this job's files; the run goes to {run_dir}")
+    return spec.model_copy(update={"run_dir": run_dir})
+
+
+@contextmanager
+def set_on(number: signal.Signals) -> Iterator[threading.Event]:
+    """An event that the first such signal sets; a second one does what it did before. (Threads get no signals.)"""
+    wanted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield wanted
+        return
+    before = signal.getsignal(number)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        wanted.set()
+        signal.signal(number, before)
+
+    signal.signal(number, handle)
+    try:
+        yield wanted
+    finally:
+        signal.signal(number, before)
+
+
+class _Lost(Exception):
+    """Workers, shards or their nodes were lost; what is left of the attempt has been ended."""
+
+
+_STORAGE_S = 10.0
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run on its way to the last step, attempt after attempt."""
+
+    spec: Spec
+    folder: RunFolder
+    samples: int
+    steps: int
+    listener: Listener
+    exporter: Exporter
+    others: Sequence[Recorder]
+    stop: threading.Event
+    avoid: set[str] = field(default_factory=set)
+    """Ids of nodes that did not start workers in time."""
+
+    def go(self) -> int:
+        """Returns the steps taken: all, or those of the last checkpoint where the run was asked to stop."""
+        restarts = 0
+        while True:
+            try:
+                taken = self._attempt()
+            except (_Lost, StorageUnreachable) as loss:
+                restarts += 1
+                if restarts > self.spec.restarts:
+                    raise RunError(
+                        f"{self.folder.place}: started again {self.spec.restarts} times, which is what restarts "
+                        f"allows, and lost again; the same command resumes ({loss})"
+                    ) from loss
+                self.listener.say(f"{loss}: started again, {restarts} of {self.spec.restarts} times")
+                continue
+            if taken == self.steps or self.stop.is_set():
+                return taken
+
+    def _attempt(self) -> int:
+        """Train from the newest checkpoint until the last step, or something changes; returns the steps taken."""
+        self._wait_for_storage()
+        workers = cluster.wait_for_workers(self.spec, self.avoid, self.stop.is_set, self.listener.say)
+        if not workers:
+            return 0
+        spec = self.spec.model_copy(update={"workers": workers})
+        with ExitStack() as stack:
+            store = stack.enter_context(closing(self._create_store()))
+            channel = ChannelHandle.create()
+            nodes = NodeMonitor(spec, self.spec.workers, channel.nodes, store.nodes, self.avoid)
+            parts = (self.exporter, store, lambda: self._reason_to_stop(nodes), self.others)
+            stack.enter_context(Monitor(channel, self.folder, self.listener, *parts))
+            return _fit(spec, self.folder, store, channel, self.avoid)
+
+    def _wait_for_storage(self) -> None:
+        """Wait until S3 answers, if the run is there. Raises StorageUnreachable after `resources.wait_s`."""
+        began, told = monotonic(), False
+        while not self.stop.is_set():
+            try:
+                self.folder.exists()
+                return
+            except StorageUnreachable as error:
+                if monotonic() - began > self.spec.resources.wait_s:
+                    raise
+                if not told:
+                    self.listener.say(f"waiting for storage: {error}")
+                told = True
+                self.stop.wait(_STORAGE_S)
+
+    def _reason_to_stop(self, nodes: NodeMonitor) -> str | None:
+        if self.stop.is_set():
+            return "stopping: a checkpoint is written first; a second SIGTERM ends the run without one"
+        return nodes.reason_to_move()
+
+    def _create_store(self) -> ChainStore:
+        schema, layout = schema_for(self.spec), Layout(self.samples, self.spec.shards)
+        if not schema:
+            return LocalStore(layout, schema)  # nothing to remember, so nothing to share
+        mib, labels = self.spec.resources.shard_mib, self.spec.resources.shard_labels
+        memory = mib * 2**20 if mib else None
+        limits = {"timeout_s": self.spec.store.timeout_s, "start_timeout_s": self.spec.resources.start_s}
+        try:
+            return RayStore.create(layout, schema, **limits, memory=memory, labels=labels)
+        except StoreError as error:
+            raise _Lost(f"the shards did not start ({error})") from error
+
+
+def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandle, avoid: set[str]) -> int:
+    """Train on workers; returns the steps taken. Raises _Lost where starting again may help.
+
+    No worker is put on the nodes of `avoid`, to which those are added that do not start theirs in time.
+    """
+    filesystem, path = folder.place.arrow()
+    checkpoints.drop_rays_list(folder)
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"spec": dump(spec), "run": folder, "store": store, "channel": channel},
+        scaling_config=ScalingConfig(
+            num_workers=spec.workers,
+            use_gpu=cluster.use_gpu(spec),
+            resources_per_worker=cluster.worker_needs(spec),
+            accelerator_type=spec.resources.accelerator,
+            label_selector=cluster.worker_labels(spec, avoid) or None,
+        ),
+        run_config=RunConfig(
+            name=spec.name,
+            storage_path=path.removesuffix(f"/{spec.name}"),
+            storage_filesystem=filesystem,
+            # Whoever is lost, the shards go back with them: the driver starts all anew.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+            logging_config=LoggingConfig(log_level="ERROR"),
+            callbacks=[StartLimit(channel, spec.resources.start_s)],
+        ),
+    )
+    try:
+        return _interruptible(trainer.fit).return_value
+    except ray.train.TrainingFailedError as error:
+        reason = _reason(error)
+        failure = channel.failure() or failures.fatal_text(reason, spec)
+        raise failure or _Lost(f"workers or shards were lost ({reason})") from error
+    except ActorDiedError as error:
+        late = channel.late()
+        if late is None:
+            raise _Lost("Ray Train's controller was lost") from error
+        avoid |= late
+        where = f" on {cluster.addresses(late)}" if late else ""
+        raise _Lost(f"workers did not start in {spec.resources.start_s:g} s (resources.start_s){where}") from error
+
+
+def _reason(error: ray.train.TrainingFailedError) -> str:
+    """The last line of what the first rank's traceback says, or of the whole error, cut short."""
+    by_rank = getattr(error, "worker_failures", None) or {0: error}
+    return shorten(str(by_rank[min(by_rank)]).strip().splitlines()[-1], 300)
+
+
+def _interruptible(fit: Callable[[], Any]) -> Any:
+    """Run `fit`; Ctrl-C comes out as KeyboardInterrupt, once Ray Train has ended its workers. (Threads get none.)"""
+    if threading.current_thread() is not threading.main_thread():
+        return fit()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        return fit()
+    except SystemExit:  # what Ray makes of the abort that its handler asked for
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)  # Ray Train leaves its own

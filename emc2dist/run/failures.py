@@ -1,0 +1,113 @@
+"""Failures: those that a new attempt may mend, and those that would only come again.
+
+Who is lost with a peer, a node or a connection raises RayError, RuntimeError (torch.distributed: NCCL and gloo), or an
+OSError of a network: those may pass. An OSError of a file, want of memory, and errors of the program or of a package do
+not: they end the run, as one of ours, with the message that a person needs.
+"""
+
+import errno
+import re
+import traceback
+
+import emc2dist.run.cluster  # noqa: F401  before ray: sets its defaults
+
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError  # isort: skip
+from ray.train.v2._internal.exceptions import RayTrainError
+
+from emc2dist.config import Spec
+from emc2dist.errors import Emc2Error, RunError, StorageError, StorageUnreachable, StoreError
+from emc2dist.files import explained
+
+_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate memory|ALLOC_FAILED", re.IGNORECASE)
+_KILLED = re.compile(r"OutOfMemoryError|running low on memory|memory monitor", re.IGNORECASE)
+_IMPORT = re.compile(
+    r"\b(ModuleNotFoundError|ImportError|SyntaxError|IndentationError): "
+    r"|\bAttributeError: (partially initialized )?module '[\w.]+' has no attribute "
+)
+_NETWORK = {
+    getattr(errno, name)
+    for name in ("ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH", "EADDRINUSE", "EADDRNOTAVAIL")
+} | {errno.EAGAIN, errno.EINTR, errno.ENOTCONN, errno.ENOBUFS}
+
+
+def fatal(error: BaseException, spec: Spec) -> Emc2Error | None:
+    """An error that a worker raised, as the one of ours that ends the run; None where starting again may help."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
+        error = error.cause
+    if isinstance(error, Emc2Error):
+        return None if isinstance(error, StorageUnreachable | StoreError) else error
+    if _is_memory(error):
+        return RunError(_too_large(" ".join(str(error).split())[:300] or type(error).__name__, spec))
+    if isinstance(error, OSError):
+        return _of_files(error)
+    if not isinstance(error, Exception) or _may_pass(error):
+        return None
+    return RunError(
+        f"a worker failed{_place(error)}: {type(error).__name__}: {error}; that is a fault of the program or of a "
+        "package, and would come again"
+    )
+
+
+def fatal_text(text: str, spec: Spec) -> RunError | None:
+    """The same for what Ray says of a worker that could say nothing itself."""
+    if _KILLED.search(text):
+        return RunError(
+            f"a node ran out of memory, and Ray ended a worker there ({text}); lower data.loaders (now "
+            f"{spec.data.loaders}), batch_size (now {spec.batch_size}) or views.size (now {spec.views.size}), raise "
+            "resources.worker_cpus so that fewer workers share a node, or use larger nodes"
+        )
+    if _IMPORT.search(text):
+        return RunError(
+            f"a worker did not start: {text}; every node must have the packages that this machine has, and no file or "
+            "folder of the same name as one of Python's or of theirs may stand before them"
+        )
+    return None
+
+
+def _too_large(said: str, spec: Spec) -> str:
+    return (
+        f"out of memory: {said}; lower batch_size (now {spec.batch_size}) or views.size (now {spec.views.size}), raise "
+        f"optimiser.accumulate (now {spec.optimiser.accumulate}), which divides a batch, or use more workers"
+    )
+
+
+def _is_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error)))  # torch's are RuntimeErrors
+
+
+def _of_files(error: OSError) -> StorageError | None:
+    """An error of a file or of a disk; None for one of a connection."""
+    of_network = error.errno in _NETWORK if error.errno else _is_of_clients(error)
+    if isinstance(error, ConnectionError | TimeoutError) or of_network:
+        return None
+    try:
+        with explained(error.filename or f"a file of a worker{_place(error)}"):
+            raise error
+    except StorageError as ours:
+        return ours
+
+
+def _place(error: BaseException) -> str:
+    """The place where it was raised, as far as it has come here with its frames."""
+    frames = traceback.extract_tb(error.__traceback__)[-1:]
+    return f" at {frames[0].filename}:{frames[0].lineno}" if frames else ""
+
+
+def _is_of_clients(error: OSError) -> bool:
+    """Whether an error without a number is one of a client of HTTP: those of pyarrow and Pillow are not."""
+    return not (type(error) is OSError or type(error).__module__.startswith("PIL")) or "AWS Error" in str(error)
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, RayError | RayTrainError | EOFError):
+        return not isinstance(error, OutOfMemoryError)
+    if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError | RecursionError):
+        return True
+    if _IMPORT.match(f"{type(error).__name__}: {error}"):
+        return False
+    # What we ask of Ray fails in many ways while it is taken down around us.
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    below = len(modules) - next((i for i, name in enumerate(reversed(modules)) if name.startswith("emc2dist")), 0)
+    return modules[below : below + 1] != [] and modules[below].startswith("ray.")

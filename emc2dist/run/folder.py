@@ -1,0 +1,257 @@
+"""The folder of a run, on disk or on S3: what ran, with what, how it went, and its checkpoints.
+
+RUN/spec.yaml           the resolved spec
+RUN/versions.json       Python, packages, git commit
+RUN/metrics.jsonl       one row per reporting interval; rows past a restored checkpoint are dropped
+RUN/summary.json        what a finished run came to
+RUN/prometheus.json     with `watch.port`: where the run's metrics are, as Prometheus' file_sd_configs reads it
+RUN/trackers.json       with `watch.wandb` or `watch.mlflow`: the run's id there
+RUN/checkpoint-*/       see `emc2dist.train.checkpoint`; Ray Train keeps its own list beside them, which is not used
+RUN/driver.lock         one driver at a time, see `emc2dist.run.lock`; on disk alone
+"""
+
+import json
+import math
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from emc2dist import files
+from emc2dist.config import S3, Spec, differences, dump, parse
+from emc2dist.errors import RunError
+from emc2dist.files import Place
+from emc2dist.metrics import METRICS, Row
+from emc2dist.terminal import as_json, say
+
+_PACKAGES = ("emc2dist", "torch", "torchvision", "ray", "numpy", "numba", "pyarrow", "pillow", "scikit-learn")
+
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+
+
+class RunFolder:
+    """One run's folder."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    @classmethod
+    def open(cls, path: str | Path, s3: S3 | None = None) -> "RunFolder":
+        """An existing run's folder. Raises RunError where there is none."""
+        folder = cls(files.at(path, s3))
+        if not folder.exists():
+            raise RunError(f"{path}: not a run folder (it has no spec.yaml); give the one that `emc2dist train` named")
+        return folder
+
+    @classmethod
+    def of(cls, spec: Spec) -> "RunFolder":
+        """The folder of `spec`, whether it is there or not."""
+        run_dir = spec.run_dir if files.is_remote(spec.run_dir) else files.local(spec.run_dir).resolve()
+        return cls(files.at(run_dir, spec.s3) / spec.name)
+
+    @classmethod
+    def prepare(cls, spec: Spec) -> "RunFolder":
+        """The folder of `spec`, new or of an earlier start of the same run, or of one that never trained.
+
+        Raises:
+            RunError: the name is taken by a run with another spec.
+        """
+        folder = cls.of(spec)
+        changed = "; ".join(differences(folder.spec(), spec)) if folder.exists() else ""
+        # On S3 nothing tells a run that never trained from one that begins just now: see `lock`.
+        if changed and (folder.place.remote or folder._has_trained()):
+            raise RunError(
+                f"{folder.place}: an earlier run of this name had another spec ({changed}); give this one a new name, "
+                "or go back to the old values to resume"
+            )
+        if changed:
+            say(f"{folder.place}: an earlier run of this name had another spec ({changed}) and never trained")
+            (folder.place / "trackers.json").remove()
+        folder._write("spec.yaml", dump(spec))
+        folder._write("versions.json", json.dumps(versions(), indent=1))
+        return folder
+
+    def exists(self) -> bool:
+        """Whether there is a run."""
+        return (self.place / "spec.yaml").entry() is not None
+
+    def _has_trained(self) -> bool:
+        return bool(self.lines() or self.checkpoints()) or (self.place / "summary.json").entry() is not None
+
+    def spec(self) -> Spec:
+        """The resolved spec. Raises RunError or SpecError where its file is damaged."""
+        place = self.place / "spec.yaml"
+        return parse(text_of(place), source=str(place))
+
+    def summary(self) -> dict[str, Any] | None:
+        """The run's summary, if it is finished. Raises RunError where its file is damaged."""
+        place = self.place / "summary.json"
+        found = json_of(place) if place.entry() else None
+        if found is not None and "run_dir" not in found:
+            raise RunError(f"{place}: names no run_dir, so it is no summary of a run; {_MEND}")
+        return found
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the summary."""
+        self._write("summary.json", as_json(summary, indent=1))
+
+    def versions(self) -> dict[str, str | None]:
+        """Versions of what it ran with; see `versions`."""
+        place = self.place / "versions.json"
+        return json_of(place) if place.entry() else {}
+
+    @property
+    def metrics(self) -> Place:
+        """The file of the rows."""
+        return self.place / "metrics.jsonl"
+
+    def lines(self) -> list[bytes]:
+        """The rows of metrics so far as they stand in the file, but for one that is only half written."""
+        return self.metrics.read().split(b"\n")[:-1] if self.metrics.entry() else []
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of metrics so far. Raises RunError where one is damaged."""
+        return self.parsed(self.lines())
+
+    def parsed(self, lines: Sequence[bytes], before: int = 0) -> list[dict[str, Any]]:
+        """The rows of lines of the file, before which `before` others stand. Raises RunError where one is damaged."""
+        rows = [_parsed(self.metrics, line, before + number) for number, line in enumerate(lines, 1)]
+        for number, row in enumerate(rows, before + 1):
+            wrong = _wrong_with(row)
+            if wrong:
+                raise RunError(f"{self.metrics}: line {number} {wrong}; {_MEND}")
+        return rows
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Add rows of metrics; one that says that the run resumed drops the rows past its step first."""
+        restarts = [position for position, row in enumerate(rows) if row.get("resumed") is not None]
+        if restarts:
+            last = restarts[-1]
+            self.append(rows[:last])
+            rows = rows[last:]
+            kept: list[Row] = []
+            if rows[0]["resumed"]:  # else it begins anew
+                kept = [row for row in self.rows() if row["step"] <= rows[0]["step"]]
+            self._write("metrics.jsonl", _lines(kept))
+        if rows:
+            self.metrics.append(_lines(rows).encode())
+
+    def announce(self, address: str) -> None:
+        """Say where the run's metrics are served, HOST:PORT."""
+        self._write("prometheus.json", json.dumps([{"targets": [address], "labels": {"job": "emc2dist"}}]))
+
+    def trackers(self) -> dict[str, str]:
+        """The run's id at each service that tracks it."""
+        place = self.place / "trackers.json"
+        return json_of(place) if place.entry() else {}
+
+    def track(self, service: str, run_id: str) -> None:
+        """Note the run's id at a service that tracks it, to go on under when the run resumes."""
+        self._write("trackers.json", json.dumps(self.trackers() | {service: run_id}))
+
+    def checkpoints(self) -> list[Place]:
+        """Checkpoint folders, newest first; the newest may still be on its way here."""
+        names = [name for name in self.place.folders() if _CHECKPOINT.fullmatch(name)]
+        return sorted((self.place / name for name in names), key=step_of, reverse=True)
+
+    def _write(self, name: str, text: str) -> None:
+        (self.place / name).write(text.encode())
+
+
+_MEND = "it was damaged or changed since it was written; put it right, or remove it"
+
+
+def text_of(place: Place) -> str:
+    """A file of a run as text. Raises RunError where it is none."""
+    try:
+        return place.read().decode()
+    except UnicodeDecodeError as error:
+        raise RunError(f"{place}: is no text (byte {error.start}); {_MEND}") from error
+
+
+def json_of(place: Place) -> dict[str, Any]:
+    """A file of a run as JSON. Raises RunError where it is none, or no object."""
+    return _parsed(place, place.read())
+
+
+def _parsed(place: Place, data: bytes, line: int | None = None) -> dict[str, Any]:
+    where = str(place) if line is None else f"{place}: line {line}"
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:  # no JSON, or no text
+        raise RunError(f"{where}: is no JSON ({error}); {_MEND}") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{where}: is {type(found).__name__} where an object is to be; {_MEND}")
+    return found
+
+
+def _wrong_with(row: dict[str, Any]) -> str:
+    """The fault of a row that no run has written; empty where there is none."""
+    events = {name for name in row if name in METRICS and METRICS[name].kind == "event"}
+    if type(row.get("step")) is not int or row["step"] < 0:
+        return "names no step"
+    for name in row.keys() - events:
+        if not _is_number(row[name]):
+            return f"has {name}: {json.dumps(row[name])[:40]}, which is no number"
+    if row.keys() - events - {"step"} and not 0 <= row.get("epoch", -1) < math.inf:
+        return "names no epoch"
+    return ""
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is one, NaN and infinite ones too, that a float holds."""
+    return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
+
+
+def numbers(rows: Sequence[Row]) -> dict[str, Any]:
+    """A run's results so far, from its rows; None where no row says it."""
+
+    def last(name: str) -> Any:
+        return next((row[name] for row in reversed(rows) if name in row), None)
+
+    speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
+    return {
+        "epochs": last("epoch"),
+        "images_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,
+        "loss": last("loss"),
+        "acceptance_rate": last("acceptance_rate"),
+        "knn_accuracy": last("knn_accuracy"),
+        "knn_untrained": next((row["knn_accuracy"] for row in rows if "knn_accuracy" in row), None),
+        "knn_pixels": last("knn_pixels"),
+        "effective_rank": last("effective_rank"),
+    }
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder of the checkpoint after `step` steps."""
+    return f"checkpoint-{step:09d}"
+
+
+def step_of(checkpoint: Place) -> int:
+    """The steps that a checkpoint is named after."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _lines(rows: Sequence[Row]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def versions() -> dict[str, str | None]:
+    """Python, packages and git commit of what runs here; the commit is None outside a git checkout."""
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in _PACKAGES},
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,66 @@
+"""A run's rows for a person, on stderr: a progress bar in a terminal, plain lines in a log."""
+
+import sys
+
+from tqdm import tqdm
+from typing_extensions import override
+
+from emc2dist.metrics import Row
+from emc2dist.run.listeners import Listener
+from emc2dist.terminal import say
+
+_SHOWN = {"loss": "loss {:.3f}", "acceptance_rate": "acceptance {:.3f}", "images_per_second": "{:.0f} images/s"}
+
+
+class Display(Listener):
+    """A terminal's listener; `steps` are those of the whole run, None until `expect` tells."""
+
+    def __init__(self, steps: int | None, *, terminal: bool | None = None) -> None:
+        terminal = sys.stderr.isatty() if terminal is None else terminal
+        self._bar = tqdm(total=steps, unit="step", dynamic_ncols=True) if terminal else None
+        self._steps = steps
+
+    def expect(self, steps: int) -> None:
+        """The run has so many steps."""
+        self._steps = steps
+        if self._bar is not None:
+            self._bar.total = steps
+
+    def start_at(self, step: int) -> None:
+        """So many steps are taken; rate and time left are those of what comes now."""
+        if self._bar is not None:
+            self._bar.reset()
+            self._bar.initial = self._bar.n = self._bar.last_print_n = step
+            self._bar.refresh()
+
+    @override
+    def show(self, row: Row) -> None:
+        if "passed_over" in row:
+            self.say(f"passed over, as not whole: {row['passed_over']}")
+        elif row.get("resumed") is not None:
+            if row["resumed"]:
+                self.say(f"resumed from the checkpoint at step {row['step']}")
+            self.start_at(int(row["step"]))
+        elif "knn_accuracy" in row:
+            pixels = f", raw pixels {row['knn_pixels']:.3f}" if "knn_pixels" in row else ""
+            self.say(f"epoch {row['epoch']:g}: kNN accuracy {row['knn_accuracy']:.3f}{pixels}")
+        elif "loss" not in row:  # a checkpoint was kept: nothing that a person waits for
+            return
+        elif self._bar is not None:
+            self._bar.update(int(row["step"]) - self._bar.n)
+            self._bar.set_postfix_str(_summary(row))
+        else:
+            self.say(f"step {row['step']}/{self._steps} epoch {row['epoch']:.2f} {_summary(row)}")
+
+    @override
+    def say(self, text: str) -> None:
+        say(text)
+
+    @override
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _summary(row: Row) -> str:
+    return ", ".join(text.format(row[name]) for name, text in _SHOWN.items() if name in row)

@@ -1,0 +1,84 @@
+"""A run's newest whole checkpoint, opened: its encoder, and what its store remembered."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from emc2dist import files
+from emc2dist.config import Spec
+from emc2dist.data.images import Images
+from emc2dist.errors import NonFiniteError, RunError, StorageError, StorageUnreachable
+from emc2dist.files import Place
+from emc2dist.run.checkpoints import spec_of
+from emc2dist.run.folder import RunFolder
+from emc2dist.run.scratch import temporary
+from emc2dist.terminal import say
+from emc2dist.towers.encoder import Encoder
+from emc2dist.train import checkpoint
+from emc2dist.train.evaluation import plain_views
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A checkpoint of a run with its encoder, in evaluation mode on `device`."""
+
+    place: Place
+    """Its folder."""
+    manifest: checkpoint.Manifest
+    spec: Spec
+    encoder: Encoder
+    device: torch.device
+    """A GPU where there is one and the spec does not refuse it."""
+    remarks: list[str] = field(default_factory=list)
+    """What newer ones were passed over, and what is wrong with them; said already."""
+
+    @classmethod
+    def newest(cls, folder: RunFolder) -> "LoadedCheckpoint":
+        """The newest checkpoint that is whole. Raises RunError where there is none."""
+        problems, spec = list[str](), folder.spec()
+        for place in folder.checkpoints():
+            try:
+                found = cls._load(place, spec)
+                remarks = [f"passed over, as not whole: {problem}" for problem in problems]
+                for remark in remarks:
+                    say(remark)
+                return replace(found, remarks=remarks)
+            except StorageUnreachable:
+                raise
+            except (RunError, StorageError) as error:  # the newest one may still be on its way here
+                problems.append(f"{place}: {error}")
+        raise RunError("; ".join(problems) or f"{folder.place}: holds no checkpoint yet; train for at least one epoch")
+
+    @classmethod
+    def _load(cls, place: Place, spec: Spec) -> "LoadedCheckpoint":
+        with temporary("emc2-checkpoint-") as folder:
+            path = checkpoint.fetch(place, Path(folder), layout=None)
+            manifest = checkpoint.read_manifest(files.at(path))
+            spec = spec_of(place, manifest, spec)
+            encoder = Encoder(spec.encoder)
+            if spec.precision == "float64":
+                encoder.double()
+            checkpoint.restore_trainer(path, encoder)
+        device = torch.device("cuda" if torch.cuda.is_available() and spec.device != "cpu" else "cpu")
+        return cls(place, manifest, spec, encoder.to(device).eval(), device)
+
+    def table(self, name: str) -> dict[str, NDArray]:
+        """One table of the store, see `emc2dist.train.checkpoint.read_table`; shards on S3 are fetched whole."""
+        with temporary("emc2-checkpoint-") as folder:
+            return checkpoint.read_table(self.place, self.manifest, Path(folder), name)
+
+    @torch.no_grad()
+    def features(self, images: Images, index: NDArray[np.int64]) -> NDArray[np.floating]:
+        """Unit-norm features [n, D] of the plain views of the images at `index` [n].
+
+        Raises:
+            NonFiniteError: one is NaN or infinite.
+        """
+        views = plain_views(images, index, self.spec.views.size)
+        features = torch.cat([self.encoder(chunk.to(self.device)) for chunk in views])
+        if not features.isfinite().all():
+            raise NonFiniteError(f"{self.place}: its encoder's features are not finite; the run has diverged")
+        return features.cpu().numpy()

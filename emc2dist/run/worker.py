@@ -1,0 +1,114 @@
+"""One worker of an attempt, in the hands of Ray Train: open the data, restore or start, train, send checkpoints."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import emc2dist.run.cluster  # noqa: F401  before ray: sets its defaults
+
+import ray.train  # isort: skip
+import ray.train.torch
+import torch
+from ray.train import Checkpoint, CheckpointUploadMode
+from typing_extensions import override
+
+from emc2dist import files
+from emc2dist.config import Spec, parse
+from emc2dist.data.images import open_images, open_labelled
+from emc2dist.metrics import Row
+from emc2dist.run import checkpoints, failures
+from emc2dist.run.channel import TIMEOUT_S, ChannelHandle, StopPoller
+from emc2dist.run.folder import RunFolder, checkpoint_name
+from emc2dist.run.scratch import scratch
+from emc2dist.store import ChainStore
+from emc2dist.train import collectives, loop
+
+
+def work(config: dict[str, Any]) -> int:
+    """Train this rank's share of the run of config["spec"]; returns the steps taken.
+
+    Raises what ends the run, of which the channel is told, or what may pass, after which the run goes on.
+    """
+    channel: ChannelHandle = config["channel"]
+    channel.enter()
+    spec = parse(config["spec"])
+    with _reported(channel, spec):
+        return _train_rank(spec, config["run"], config["store"], channel)
+
+
+@contextmanager
+def _reported(channel: ChannelHandle, spec: Spec) -> Iterator[None]:
+    """Tell the channel of what ends the run; what may pass goes to Ray alone."""
+    try:
+        yield
+    except Exception as error:
+        failure = failures.fatal(error, spec)
+        if failure is not None:
+            channel.fail(failure)
+        raise
+
+
+def _train_rank(spec: Spec, run: RunFolder, store: ChainStore, channel: ChannelHandle) -> int:
+    context = ray.train.get_context()
+    torch.set_num_threads(spec.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    train = open_images(spec.data, "train", spec.s3)
+    assert train is not None, "open_images raises where there is nothing to train on"
+    labelled = open_labelled(spec.data, spec.eval, train, spec.s3)
+    device = ray.train.torch.get_device()
+    with ExitStack() as stack:
+        own = stack.enter_context(scratch(run))
+        (own / "resume").mkdir()
+        first = spec.checkpoint.every * loop.order_for(spec, train).steps_per_epoch
+        choice = checkpoints.choose(run, store.layout, own / "resume", expendable=first)
+        if choice.passed_over and context.get_world_rank() == 0:
+            channel.record({"step": choice.step, "passed_over": "; ".join(choice.passed_over)})
+        writer = stack.enter_context(closing(_CheckpointWriter(spec, run, channel)))
+        stop = stack.enter_context(StopPoller(channel)) if context.get_world_rank() == 0 else threading.Event()
+        return loop.run(loop.Job(spec, train, labelled, store, channel, writer, device, stop, own), choice.folder)
+
+
+class _CheckpointWriter(loop.Keeper):
+    """The sending of checkpoints to the run folder while training goes on, registered with Ray Train."""
+
+    def __init__(self, spec: Spec, run: RunFolder, channel: ChannelHandle) -> None:
+        self._spec, self._run, self._channel = spec, run, channel
+        # The driver may just have begun to try in vain, and then tries once more.
+        tries = 2 * spec.s3.attempts if run.place.remote else 0
+        self._patience_s = TIMEOUT_S + tries * (spec.s3.timeout_s + files.LONGEST_PAUSE_S)
+        self._idle = threading.Semaphore()
+
+    @override
+    def keep(self, step: int, folder: Path, row: Row) -> None:
+        self._idle.acquire()  # one at a time: where storage is slow, local copies must not pile up
+        try:
+            ray.train.report(
+                dict(row),
+                checkpoint=Checkpoint.from_directory(folder),
+                checkpoint_dir_name=checkpoint_name(step),
+                checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+                checkpoint_upload_fn=self._send,
+            )
+        except BaseException:  # it will not be sent
+            self._idle.release()
+            raise
+
+    def close(self) -> None:
+        """Return when nothing is being sent any more."""
+        self._idle.acquire()
+
+    def _send(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
+        place = self._run.place / name
+        try:
+            with _reported(self._channel, self._spec):
+                if collectives.rank() == 0:
+                    self._channel.wait_until_saved(self._patience_s)
+                checkpoints.send(Path(checkpoint.path), place)
+                if collectives.rank() == 0:
+                    checkpoints.prune(self._run, self._spec.checkpoint.keep)
+        finally:
+            self._idle.release()
+        filesystem, path = place.arrow()
+        return Checkpoint(path, filesystem)

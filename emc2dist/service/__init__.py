@@ -1,1 +1,0 @@
-"""Many workers: the cluster, the job on it, its folder and its display."""

@@ -1,0 +1,161 @@
+"""The encoder: images in, unit-norm features out.
+
+    uint8 [n, 3, H, W] -> normalise -> backbone -> representation [n, R] -> projector -> feature [n, D], |feature| = 1
+
+The backbone is a torchvision ResNet whose `fc` is taken off and whose normalisation layers follow one policy:
+
+    batch       BatchNorm2d: a sample's feature depends on the others of its worker's batch
+    sync_batch  SyncBatchNorm: on those of all workers' batches
+    group       GroupNorm, 32 groups: on its own image alone
+    none        no normalisation; on its own image alone
+
+Chains carry features between batches, so `group` and `none` are the policies under which a feature has one meaning.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from emc2dist.config import Encoder as EncoderConfig
+from emc2dist.config import Norm
+from emc2dist.errors import SpecError
+from emc2dist.towers._torchvision import models
+
+# ImageNet's, in units of a pixel value.
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+
+class Encoder(nn.Module):
+    """Backbone and projector, as `emc2dist.config.Encoder` describes them.
+
+    Follows the dtype of its parameters: after `.double()` features are float64. `width` is R, `features` is D.
+
+    Raises:
+        SpecError: `encoder.backbone` is not of torchvision's ResNet family; names the nearest that are.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.backbone, self.width = _backbone(config)
+        self.features = config.features
+        self.projector = _projector(self.width, config)
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def representation(self, images: Tensor) -> Tensor:
+        """Backbone output [n, R] of images uint8 [n, 3, H, W]; what kNN and the linear probe use."""
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images are {images.dtype}; the encoder takes uint8 and normalises them itself")
+        return self.backbone((images - self.mean) / self.std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Unit-norm features [n, D] of images uint8 [n, 3, H, W]; float32 or wider, also under autocast."""
+        projected = self.projector(self.representation(images))
+        # A bf16 vector has unit norm only to two digits, and scores are divided by a small temperature.
+        return functional.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)
+
+
+@contextmanager
+def running_statistics(encoder: nn.Module) -> Iterator[None]:
+    """Inside, batch-norm layers use and keep their running statistics; afterwards each is as it was.
+
+    Other layers are left alone, so this changes nothing under the norms `group` and `none`.
+    """
+    layers = [m for m in encoder.modules() if isinstance(m, _BatchNorm) and m.training]
+    for layer in layers:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.train()
+
+
+def backbone_state_dict(encoder: Encoder) -> dict[str, Tensor]:
+    """The backbone's tensors under torchvision's own key names, without `fc`.
+
+    With the `imagenet` stem and norm `batch` they load into `torchvision.models` with `strict=False`.
+    """
+    return dict(encoder.backbone.state_dict())
+
+
+def _group_norm(channels: int) -> nn.Module:
+    """GroupNorm of 32 groups, or of the most that divide the channels."""
+    groups = next(g for g in range(min(32, channels), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+# nn.Identity accepts, and ignores, the number of channels.
+_NORM_2D: dict[Norm, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "sync_batch": nn.SyncBatchNorm,
+    "group": _group_norm,
+    "none": nn.Identity,
+}
+_NORM_1D: dict[Norm, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm1d,
+    "sync_batch": nn.SyncBatchNorm,
+    "group": nn.LayerNorm,
+    "none": nn.Identity,
+}
+
+
+def _backbone(config: EncoderConfig) -> tuple[nn.Module, int]:
+    """A headless ResNet and the width of its representation."""
+    known = _resnets()
+    if config.backbone not in known:
+        nearest = ", ".join(difflib.get_close_matches(config.backbone, known, n=3, cutoff=0.0))
+        raise SpecError(
+            f"encoder.backbone: {config.backbone!r} is not of torchvision's ResNet family; the nearest are {nearest}"
+        )
+    backbone = models.get_model(config.backbone, weights=None, norm_layer=_NORM_2D[config.norm])
+    width = backbone.fc.in_features
+    backbone.fc = nn.Identity()
+    if config.stem == "cifar":
+        backbone.conv1 = nn.Conv2d(3, backbone.conv1.out_channels, kernel_size=3, padding=1, bias=False)
+        nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
+        backbone.maxpool = nn.Identity()
+    if config.norm == "none":
+        _shrink_residuals(backbone)
+    return backbone, width
+
+
+def _resnets() -> list[str]:
+    """Names of the models that torchvision builds from its `ResNet`: the ones with `fc`, `norm_layer` and this stem."""
+    names = models.list_models(module=models)
+    return [name for name in names if models.get_model_builder(name).__module__ == models.resnet.__name__]
+
+
+def _shrink_residuals(backbone: nn.Module) -> None:
+    """Divide the last convolution of each of L residual blocks by sqrt(L).
+
+    Without normalisation every block multiplies the variance of the activations, so that it grows exponentially with
+    the depth; with this scale it grows by a constant (Hayou et al. 2021, "Stable ResNet"; after Zhang, Dauphin & Ma
+    2019, "Fixup"). Not zero, as Fixup has it: LARS's steps are relative to |w| and would hardly leave zero.
+    """
+    blocks = [m for m in backbone.modules() if isinstance(m, models.resnet.BasicBlock | models.resnet.Bottleneck)]
+    for block in blocks:
+        last = [m for name, m in block.named_children() if name.startswith("conv")][-1]
+        with torch.no_grad():
+            last.weight.div_(math.sqrt(len(blocks)))
+
+
+def _projector(width: int, config: EncoderConfig) -> nn.Module:
+    if config.hidden == 0:
+        return nn.Linear(width, config.features)
+    return nn.Sequential(
+        nn.Linear(width, config.hidden),
+        _NORM_1D[config.norm](config.hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(config.hidden, config.features),
+    )

@@ -1,0 +1,183 @@
+"""How good a representation is: kNN accuracy and a linear probe on the frozen backbone's output.
+
+Labelled images vote (those that were trained on, or those of `eval.voters`) and are asked about others (`eval.asked`).
+Where there are no others, every tenth voter is a question (its pixels were trained on, its label was not). An image
+without a label takes no part. Splits that name their classes in different orders are matched by name.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emc2dist.config import Spec
+from emc2dist.data.images import Images, Labelled
+from emc2dist.errors import DataError
+from emc2dist.evaluate import knn, probe
+from emc2dist.towers.encoder import Encoder
+from emc2dist.towers.views import PlainView
+from emc2dist.train import collectives
+
+_CHUNK = 256  # images encoded at once
+
+
+class Evaluation:
+    """A fixed set of labelled images that vote (bank) and that are asked (queries).
+
+    At most `eval.bank` and `eval.queries` of them, or all with `whole`.
+
+    Raises:
+        DataError: they have no labels, or are too few.
+    """
+
+    def __init__(self, spec: Spec, images: Labelled, *, whole: bool = False) -> None:
+        voters, asked = images.voters, images.asked
+        if reason := voters.unlabelled():
+            raise DataError(f"{reason}; use data with labels, or set eval.voters to a split that has some")
+        self.spec = spec
+        bank = _labelled(voters)
+        if asked is None:
+            every_tenth = np.arange(len(bank)) % 10 == 0
+            asked, queries, bank = voters, bank[every_tenth], bank[~every_tenth]
+        else:
+            queries = _labelled(asked)
+        if not len(bank) or not len(queries):
+            raise DataError(
+                f"{len(bank)} labelled images to vote and {len(queries)} to ask about are too few to evaluate with; "
+                "set eval.voters and eval.asked to splits with more, or do without labels"
+            )
+        if bool(voters.classes) != bool(asked.classes):
+            raise DataError(
+                "one of the splits that vote and are asked about names its classes, the other only numbers them: which "
+                "is which cannot be told; give both the same kind of labels"
+            )
+        strangers = _strangers(voters.labels(bank), _numbered_as(voters, asked, queries), voters.classes)
+        self.remarks = [*images.remarks, *strangers]
+        self._bank = voters, _sample(bank, None if whole else spec.eval.bank)
+        self._queries = asked, _sample(queries, None if whole else spec.eval.queries)
+
+    def labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Labels of bank and queries, both numbered as the voters' are; a class that these do not name is below -1."""
+        return self._bank[0].labels(self._bank[1]), _numbered_as(self._bank[0], *self._queries)
+
+    @classmethod
+    def of(cls, spec: Spec, images: Labelled) -> tuple["Evaluation | None", list[str]]:
+        """What a run evaluates, and what a person should know of it; None where labels do not suffice.
+
+        Raises:
+            DataError: they do not, though the spec names splits to evaluate with.
+        """
+        try:
+            evaluation = cls(spec, images)
+        except DataError as error:
+            if spec.eval.asked is not None or spec.eval.voters != "train":
+                raise
+            return None, [*images.remarks, f"nothing is evaluated: {error}"]
+        return evaluation, evaluation.remarks
+
+    @property
+    def images(self) -> int:
+        """Images that are encoded, bank and queries together."""
+        return len(self._bank[1]) + len(self._queries[1])
+
+    def represent(
+        self, encoder: Encoder, device: torch.device, tell: Callable[[int], object] = lambda count: None
+    ) -> tuple[NDArray, NDArray]:
+        """Representations [n, R] of bank and queries; the ranks share the work, and all get all of it.
+
+        `tell` is called with how many more images this rank has encoded.
+        """
+        was_training = encoder.training
+        encoder.eval()
+        with torch.no_grad():
+            bank, queries = (self._encode(encoder, *split, device, tell) for split in (self._bank, self._queries))
+        encoder.train(was_training)
+        return bank, queries
+
+    def pixels(self) -> tuple[NDArray, NDArray]:
+        """The same images as they stand, [n, 3 * S * S]: what a representation has to beat."""
+        bank, queries = (
+            np.concatenate([chunk.flatten(1).float().numpy() for chunk in self._views(images, index)])
+            for images, index in (self._bank, self._queries)
+        )
+        return bank, queries
+
+    def knn_accuracy(self, bank: NDArray, queries: NDArray) -> float:
+        """Share of queries whose k nearest voters by cosine name the right class."""
+        voters, asked = self.labels()
+        return knn.accuracy(bank, voters, queries, asked, neighbours=self.spec.eval.neighbours)
+
+    def linear_probe(self, bank: NDArray, queries: NDArray) -> float:
+        """Accuracy of multinomial logistic regression on standardised representations, fitted by L-BFGS.
+
+        Raises:
+            DataError: all voters are of one class.
+        """
+        voters, asked = self.labels()
+        return probe.accuracy(bank, voters, queries, asked)
+
+    def _encode(
+        self,
+        encoder: Encoder,
+        images: Images,
+        index: NDArray[np.int64],
+        device: torch.device,
+        tell: Callable[[int], object],
+    ) -> NDArray:
+        ranks = collectives.world_size()
+        # Every rank brings as many rows to the gather; the last ones may repeat and are cut off again.
+        share = np.resize(index, -(-len(index) // ranks) * ranks).reshape(-1, ranks)[:, collectives.rank()]
+        parts = []
+        for chunk in self._views(images, share):
+            parts.append(encoder.representation(chunk.to(device)))
+            tell(len(chunk))
+        gathered = collectives.gather_rows(torch.cat(parts))
+        by_index = gathered.unflatten(0, (ranks, -1)).transpose(0, 1).flatten(0, 1)[: len(index)]
+        return by_index.float().cpu().numpy()
+
+    def _views(self, images: Images, index: NDArray[np.int64]) -> Iterator[Tensor]:
+        return plain_views(images, index, self.spec.views.size)
+
+
+def plain_views(images: Images, index: NDArray[np.int64], size: int) -> Iterator[Tensor]:
+    """Plain views uint8 [<= 256, 3, size, size] of the images at `index`."""
+    view = PlainView(size)
+    for cut in np.split(index, range(_CHUNK, len(index), _CHUNK)):
+        yield torch.stack([view(image) for image in images.get(cut)])
+
+
+def _labelled(images: Images) -> NDArray[np.int64]:
+    """The images that have a label."""
+    everything = np.arange(len(images))
+    return everything[images.labels(everything) >= 0]
+
+
+def _numbered_as(voters: Images, images: Images, index: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels of `images` at `index` by the voters' numbers; names that these do not know count down from -2."""
+    labels, here, there = images.labels(index), images.classes, voters.classes
+    if here == there:
+        return labels
+    number = {name: label for label, name in enumerate(there)}
+    return np.array([number.get(name, -2 - label) for label, name in enumerate(here)], np.int64)[labels]
+
+
+def _strangers(voters: NDArray[np.int64], asked: NDArray[np.int64], classes: list[str]) -> list[str]:
+    """A remark on images that are asked about though no voter is of their class."""
+    strange = asked[~np.isin(asked, voters)]
+    if not len(strange):
+        return []
+    known = [classes[label] for label in np.unique(strange) if 0 <= label < len(classes)]
+    example = f", as {known[0]!r}" if known else ""
+    return [
+        f"{len(strange)} of {len(asked)} images asked about are of {len(np.unique(strange))} classes of which no image "
+        f"votes{example}: they count as wrong"
+    ]
+
+
+def _sample(index: NDArray[np.int64], limit: int | None) -> NDArray[np.int64]:
+    """At most `limit` of the index, the same ones each time; all of them where limit is None."""
+    if limit is None or limit >= len(index):
+        return index
+    return np.sort(np.random.default_rng(0).choice(index, limit, replace=False))

@@ -1,0 +1,133 @@
+"""A run watched from its folder alone, on disk or S3: from any machine that can read it, and unknown to the run.
+
+`metrics.jsonl` grows, and is written anew without its last rows where the run goes back to a checkpoint. What differs
+from the lines that were there before is therefore what is new, wherever in the file it begins.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from emc2dist import files
+from emc2dist.config import S3
+from emc2dist.errors import RunError, StorageUnreachable
+from emc2dist.files import Entry
+from emc2dist.metrics import EXPORTED, Row
+from emc2dist.run.folder import RunFolder
+from emc2dist.run.listeners.terminal import Display
+from emc2dist.terminal import say
+
+_INTERVAL_S = 0.5
+_REMOTE_INTERVAL_S = 5.0  # a run writes its rows to S3 every 10 s
+_QUIET_S = 120.0
+
+
+def follow(run: str | Path, s3: S3 | None = None, *, quiet_s: float = _QUIET_S) -> dict[str, Any]:
+    """Show on stderr where the run stands and then its rows as they come; returns its summary when it is finished.
+
+    A run that is not there yet is waited for. Says so, once, where there is no run, or none of its rows for `quiet_s`.
+
+    Raises:
+        RunError: a file of it is damaged.
+        StorageError: the folder cannot be read. (While S3 does not answer, it is asked again.)
+    """
+    folder = RunFolder(files.at(run, s3))
+    with closing(_Watch(folder, quiet_s)) as watch:
+        while (summary := watch.look()) is None:
+            time.sleep(_REMOTE_INTERVAL_S if folder.place.remote else _INTERVAL_S)
+    return summary
+
+
+def newest(run: str | Path, s3: S3 | None = None) -> dict[str, float]:
+    """The newest value of each metric that the run's rows have, in the order of the table; of a counter, the sum.
+
+    Raises:
+        RunError: there is no run, or it has no rows yet.
+    """
+    folder = RunFolder.open(run, s3)
+    values: dict[str, float] = {}
+    for row in folder.rows():
+        for name in row.keys() & EXPORTED.keys():
+            values[name] = row[name] + (values.get(name, 0) if EXPORTED[name].kind == "counter" else 0)
+    if not values:
+        raise RunError(f"{folder.place}: no rows yet; the run is starting, or ended before its first step")
+    return {name: values[name] for name in EXPORTED if name in values}
+
+
+class _Watch:
+    def __init__(self, folder: RunFolder, quiet_s: float) -> None:
+        self._folder, self._quiet_s = folder, quiet_s
+        self._display: Display | None = None
+        self._epochs: int | None = None
+        self._steps: int | None = None
+        self._entry: Entry | None = None
+        self._lines: list[bytes] = []
+        self._heard, self._said = time.monotonic(), ""
+
+    def close(self) -> None:
+        if self._display is not None:
+            self._display.close()
+
+    def look(self) -> dict[str, Any] | None:
+        """Show what is new; returns the summary once there is one."""
+        try:
+            if self._epochs is None and self._folder.exists():
+                self._epochs = self._folder.spec().epochs
+            summary = self._folder.summary()  # before the rows, for when it is there, so are all of them
+            rows = self._new_rows()
+        except StorageUnreachable as error:
+            summary, rows, silence = None, [], f"still watching, but for now: {error}"
+        else:
+            silence = "" if rows or summary else self._silence()
+        if rows:
+            self._show(rows)
+        if silence and silence != self._said:
+            say(silence)
+            self._said = silence
+        return summary
+
+    def _new_rows(self) -> Sequence[Row]:
+        entry = self._folder.metrics.entry()
+        if entry == self._entry:
+            return []
+        before, self._lines, self._entry = self._lines, self._folder.lines(), entry
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(before, self._lines, strict=False))
+        known = sum(1 for _ in same)
+        return self._folder.parsed(self._lines[known:], known)
+
+    def _silence(self) -> str:
+        """A message where no row has come; empty: nothing to say yet."""
+        if self._epochs is None:
+            return f"{self._folder.place}: no run here yet (there is no spec.yaml); waiting for one"
+        if time.monotonic() - self._heard < self._quiet_s:
+            return ""
+        return (
+            f"{self._folder.place}: no rows for {self._quiet_s:.0f} s: the run is starting or evaluating, or it ended "
+            "unfinished; its own log says which, and the command that started it resumes it"
+        )
+
+    def _show(self, rows: Sequence[Row]) -> None:
+        self._heard, self._said = time.monotonic(), ""
+        if self._display is None:
+            self._display = Display(None)
+            self._display.start_at(int(rows[-1]["step"]))
+            rows = _latest(rows)
+        for row in rows:
+            if self._steps is None and row.get("epoch"):
+                self._steps = self._steps_from(row)
+                self._display.expect(self._steps)
+            self._display.show(row)
+
+    def _steps_from(self, row: Row) -> int:
+        """Steps of the whole run: its spec knows the epochs, a row how many steps one has; the data need no opening."""
+        assert self._epochs is not None, "a folder with rows has a spec"
+        return self._epochs * round(float(row["step"]) / float(row["epoch"]))
+
+
+def _latest(rows: Sequence[Row]) -> list[Row]:
+    """Of all rows so far, the newest evaluation and the newest step."""
+    newest = {name: row for row in rows for name in ("knn_accuracy", "loss") if name in row}
+    return sorted(newest.values(), key=lambda row: row["step"])

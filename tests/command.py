@@ -1,0 +1,72 @@
+"""The command as a person runs it, in a process of its own; or in this one, which is quicker."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from emc2dist.cli import main
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, "-m", "emc2dist.cli"]
+STARTED: list[subprocess.Popen] = []
+
+
+def emc2dist(*arguments, timeout=240, **options):
+    """Run it to its end."""
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, **options)
+
+
+def in_process(*arguments):
+    """The same here, without seconds of imports: on the session's cluster, or for what ends before it asks for one."""
+    with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()) as stderr:
+        status = main([*map(str, arguments)])
+    return subprocess.CompletedProcess(arguments, status, stdout.getvalue(), stderr.getvalue())
+
+
+def start(*arguments):
+    """Start it as a shell would, in a process group of its own; what a test leaves running is ended after it."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "process_group": 0}
+    STARTED.append(subprocess.Popen([*COMMAND, *map(str, arguments)], **options))
+    return STARTED[-1]
+
+
+def signal_group(process, number):
+    """Signal all of its group, as a terminal, timeout(1), systemd and Slurm do; returns all it had started."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, number)
+    return family
+
+
+def end_all_started():
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.communicate(timeout=60)
+
+
+def wait_for(condition, process, seconds=120):
+    """Poll until the condition holds; a process that ends first is a failure."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def title(process: psutil.Process) -> str:
+    """What a process was started as, or calls itself; nothing where it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def driver_of(run):
+    """The process that drives a run, as its lock tells."""
+    return int((run / "driver.lock").read_text().split()[1])

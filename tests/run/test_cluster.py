@@ -1,0 +1,119 @@
+"""Room for a run on a real Ray: as many workers as there are places, and a limit to waiting for them."""
+
+import os
+import sysconfig
+import time
+from functools import reduce
+
+import pytest
+from train.harness import small_spec
+
+from emc2dist.errors import RunError, SpecError, StoreError
+from emc2dist.run import cluster
+from emc2dist.run.elastic import NodeMonitor
+
+
+@pytest.mark.parametrize(("places", "workers"), [(0, None), (1, 1), (2, 2), (3, 2), (4, 4), (9, 4)])
+def test_workers_are_as_many_as_fit_and_share_the_batch_evenly(places, workers):
+    assert small_spec("workers=4", "min_workers=1").fitting(places) == workers
+    assert small_spec("workers=4").fitting(places) == (4 if places >= 4 else None)
+
+
+def test_a_run_waits_for_its_fewest_workers_and_no_longer_than_it_may(ray_cluster):
+    said = []
+    assert cluster.wait_for_workers(small_spec("workers=4"), set(), lambda: False, said.append) == 4
+    assert cluster.wait_for_workers(small_spec("resources.worker_cpus=0"), set(), lambda: False, said.append) == 1
+    assert said == []
+    spec = small_spec("workers=16", "batch_size=32", "resources.wait_s=0.1")
+    with pytest.raises(RunError, match=r"the cluster has room for \d workers, .* add nodes or lower min_workers"):
+        cluster.wait_for_workers(spec, set(), lambda: False, said.append)
+    assert cluster.wait_for_workers(spec, set(), lambda: True, said.append) == 0
+
+
+def test_what_a_cluster_can_never_hold_is_refused_with_the_numbers(ray_cluster):
+    for overrides, message in (
+        (["workers=16", "batch_size=32"], "workers: 16 need 1 CPU each, the cluster has room for 8"),
+        (["resources.worker_labels={a: b}"], "room for 0 on nodes with labels {'a': 'b'}"),
+        (["resources.shard_labels={ray.io/zone: moon}"], "no node of the cluster carries {'ray.io/zone': 'moon'}"),
+        (["resources.shard_mib=99999999"], "1 shards need 99999999 MiB each, the cluster has room for 0"),
+    ):
+        with pytest.raises(SpecError) as refused, cluster.connected(small_spec(*overrides)):
+            pass
+        assert message in str(refused.value)
+
+
+def test_workers_that_are_not_there_yet_do_not_take_their_own_places_for_room(ray_cluster, monkeypatch):
+    monkeypatch.setattr("emc2dist.run.elastic.INTERVAL_S", 0.0)
+    here, nowhere = ray_cluster.get_runtime_context().get_node_id(), set[str]()
+    spec = small_spec("workers=4", "min_workers=1").model_copy(update={"workers": 2})
+    assert NodeMonitor(spec, 4, lambda: nowhere, lambda: {here}).reason_to_move() is None
+    reason = NodeMonitor(spec, 4, lambda: {here}, lambda: nowhere).reason_to_move()
+    assert reason.startswith("there is room for 4 workers")
+    assert NodeMonitor(spec, 2, lambda: {here}, lambda: nowhere).reason_to_move() is None
+    assert NodeMonitor(spec, 4, lambda: {here}, lambda: nowhere, {here}).reason_to_move() is None
+
+
+def test_a_shard_that_is_lost_meanwhile_is_no_reason_to_move(ray_cluster, monkeypatch):
+    def lost():
+        raise StoreError("shard 0 of 1 was lost")
+
+    monkeypatch.setattr("emc2dist.run.elastic.INTERVAL_S", 0.0)
+    monkeypatch.setattr(cluster, "draining", lambda: {"a node"})
+    spec = small_spec()
+    assert NodeMonitor(spec, 1, lambda: set(), lost).reason_to_move() is None
+    assert NodeMonitor(spec, 1, lambda: set(), lambda: {"a node"}).reason_to_move().startswith("a node is about to be")
+
+
+def test_what_dead_creators_have_left_is_given_back_and_nothing_else(ray_cluster):
+    class Creator:
+        def create(self):
+            import ray
+
+            self.group = ray.util.placement_group([{"CPU": 1}])
+            ray.get(self.group.ready(), timeout=60)
+
+    def free():
+        return ray_cluster.available_resources()["CPU"]
+
+    before = free()
+    own = ray_cluster.util.placement_group([{"CPU": 1}])  # its creator is no actor
+    ray_cluster.get(own.ready(), timeout=60)
+    dead, alive = (ray_cluster.remote(Creator).options(num_cpus=0).remote() for _ in range(2))
+    ray_cluster.get([dead.create.remote(), alive.create.remote()], timeout=60)
+    assert comes_true(lambda: free() == before - 3)
+    ray_cluster.kill(dead)
+    assert comes_true(lambda: free() == before - 2)
+    cluster.drop_leftovers()
+    ray_cluster.kill(alive)
+    assert comes_true(lambda: free() == before - 1)
+    ray_cluster.util.remove_placement_group(own)
+    assert comes_true(lambda: free() == before)
+
+
+def test_workers_import_what_the_driver_does_and_the_standard_library_first(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jobs").mkdir()
+
+    def path_of(*seen):
+        monkeypatch.setattr("sys.path", [*seen, "/elsewhere"])
+        config = cluster._job_config()
+        config._py_driver_sys_path.extend([str(tmp_path / "jobs"), str(tmp_path)])  # as Ray does
+        sent = config._get_proto_job_config().py_driver_sys_path
+        return reduce(lambda path, folder: [folder, *path], sent, [])  # as Ray's workers do
+
+    library = sysconfig.get_path("stdlib")
+    assert path_of() == []
+    assert path_of(str(tmp_path / "jobs"))[::2] == [library, str(tmp_path / "jobs")]
+    assert path_of("")[::2] == [library, str(tmp_path)]
+    assert all(map(os.path.isdir, path_of("")))
+
+
+def comes_true(condition):
+    """Whether it does, within a minute in which leftovers are dropped again and again."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        cluster.drop_leftovers()
+        time.sleep(0.2)
+    return True

@@ -1,0 +1,156 @@
+"""What a worker may raise: what ends the run, by which words, and what is started again."""
+
+import builtins
+import errno
+import json
+import re
+
+import psutil
+import pyarrow
+import pytest
+import requests
+import torch
+from command import in_process
+from PIL import UnidentifiedImageError
+from raising import exceptions_of
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError, WorkerCrashedError
+from train.harness import SMALL, small_spec
+
+from emc2dist.errors import DataError, NonFiniteError, RunError, StorageError, StorageUnreachable, StoreTimeout
+from emc2dist.run.failures import fatal, fatal_text
+from emc2dist.run.worker import _reported
+
+SPEC = small_spec()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        StorageUnreachable("S3 is away"),
+        StoreTimeout("a shard is away"),
+        ActorDiedError(),
+        ActorUnavailableError("away", b"x" * 16),
+        GetTimeoutError("late"),
+        WorkerCrashedError(),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),
+        TimeoutError(errno.ETIMEDOUT, "timed out"),
+        OSError(errno.EHOSTUNREACH, "No route to host"),
+        OSError("When uploading part: AWS Error NETWORK_CONNECTION during UploadPart"),
+        requests.ConnectionError("away"),
+        torch.distributed.DistBackendError("NCCL error: remote process exited"),
+        torch.distributed.DistNetworkError("the client socket has timed out"),
+        RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:11111"),
+        RayTaskError("exchange", "traceback", StoreTimeout("a shard is away")),
+    ],
+)
+def test_what_goes_with_a_peer_is_started_again(error):
+    assert fatal(error, SPEC) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["ENOSPC", "EACCES", "EROFS", "ESTALE", "EMFILE", "EIO", "ENOENT", "ENOTDIR", "EDQUOT"]
+)
+def test_an_error_of_a_file_is_that_error(name):
+    number = getattr(errno, name)
+    found = fatal(OSError(number, "why", "/cache/file"), SPEC)
+    assert type(found) is StorageError
+    assert str(found).startswith("/cache/file: why; ")
+    wrapped = fatal(RayTaskError("exchange", "traceback", OSError(number, "why", "/cache/file")), SPEC)
+    assert str(wrapped) == str(found)
+
+
+@pytest.mark.parametrize("error", [UnidentifiedImageError("no image"), OSError("image file is truncated")])
+def test_what_pillow_raises_is_an_error_of_a_file(error):
+    assert str(error) in str(fatal(error, SPEC))
+    assert type(fatal(error, SPEC)) is StorageError
+
+
+def test_what_is_ours_stays_as_it_is():
+    for error in (DataError("row 3"), NonFiniteError("step 7"), StorageError("x: changed"), RunError("damaged")):
+        assert fatal(error, SPEC) is error
+
+
+def test_errors_of_the_program_come_out_with_their_place():
+    errors = exceptions_of(builtins, pyarrow.lib)
+    kinds = (ImportError, TypeError, LookupError, AttributeError, NameError, ValueError, AssertionError, SyntaxError)
+    ends = [error for error in errors if isinstance(error, kinds) and not isinstance(error, OSError)]
+    assert {type(error).__name__ for error in ends} >= {"ModuleNotFoundError", "UnicodeDecodeError", "ArrowInvalid"}
+    for error in [*ends, NotImplementedError("yet")]:
+        try:
+            raise error
+        except Exception as raised:
+            found = fatal(raised, SPEC)
+        assert type(found) is RunError
+        assert re.match(rf"a worker failed at .*test_failures\.py:\d+: {type(error).__name__}: ", str(found))
+
+
+def test_an_import_that_fails_within_ray_is_no_loss():
+    within = {"__name__": "ray.actor"}
+    for said, final in (("import emc2dist.nowhere", True), ("import os\nos.run", True), ("None.run", False)):
+        with pytest.raises(Exception, match=r"attribute|No module") as raised:
+            exec("exec(said, within)", {"__name__": "emc2dist.run", "said": said, "within": within})
+        assert (fatal(raised.value, SPEC) is not None) == final, said
+
+
+def refused_memory():
+    """What torch really raises."""
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**50)
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        refused_memory(),
+    ],
+)
+def test_want_of_memory_names_what_takes_it(error):
+    found = fatal(error, small_spec("batch_size=16", "views.size=8"))
+    assert type(found) is RunError
+    for words in ("out of memory: ", "batch_size (now 16)", "views.size (now 8)", "optimiser.accumulate (now 1)"):
+        assert words in str(found)
+
+
+def test_what_ray_says_of_a_worker_that_could_not():
+    killed = "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory."
+    assert "data.loaders (now 0), batch_size (now" in str(fatal_text(killed, SPEC))
+    missing = fatal_text("ModuleNotFoundError: No module named 'emc2dist'", SPEC)
+    assert "every node must have the packages" in str(missing)
+    for said in (
+        "AttributeError: module 'profile' has no attribute 'run'",
+        "AttributeError: partially initialized module 'queue' has no attribute 'Queue' (most likely ...)",
+        "SyntaxError: invalid syntax (token.py, line 1)",
+    ):
+        assert f"a worker did not start: {said}; every node" in str(fatal_text(said, SPEC))
+    assert fatal_text("AttributeError: 'NoneType' object has no attribute 'x'", SPEC) is None
+    assert fatal_text("The actor died because of an error raised in its creation task", SPEC) is None
+
+
+def test_the_channel_is_told_of_what_ends_the_run_alone():
+    class Told(list):
+        fail = list.append
+
+    channel = Told()
+    with pytest.raises(ConnectionError), _reported(channel, SPEC):
+        raise ConnectionError("away")
+    with pytest.raises(PermissionError), _reported(channel, SPEC):
+        raise PermissionError(errno.EACCES, "Permission denied", "/cache")
+    assert [str(error).split(";")[0] for error in channel] == ["/cache: Permission denied"]
+
+
+@pytest.mark.skipif(psutil.virtual_memory().total > 2**35, reason="it may fit into this machine's memory")
+def test_a_run_that_does_not_fit_into_memory_is_not_started_again(ray_cluster, tmp_path):
+    (tmp_path / "small.yaml").write_text(f"{SMALL}run_dir: {tmp_path / 'runs'}\nthreads: 1\n")
+    much = ("encoder.hidden=65536", "encoder.features=65536", "precision=float64")  # 34 GB
+    done = in_process("train", tmp_path / "small.yaml", *much, "restarts=3")
+    assert done.returncode == 1, done.stderr
+    assert "out of memory: " in done.stderr.splitlines()[-1]
+    assert "started again" not in done.stderr
+    assert json.loads((tmp_path / "runs" / "small" / "versions.json").read_text())

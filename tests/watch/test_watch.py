@@ -1,0 +1,207 @@
+"""A run watched from its folder: rows that come, rows that are dropped, a run that is not there yet or is finished."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from train.harness import small_spec
+
+from emc2dist.cli import main
+from emc2dist.errors import RunError
+from emc2dist.metrics import METRICS
+from emc2dist.run.folder import RunFolder
+from emc2dist.run.listeners.terminal import Display
+from emc2dist.watch import live
+
+SUMMARY = {"run_dir": "here", "loss": 1.5}
+
+
+def row(step, **values):
+    """As the loop writes it: six steps an epoch."""
+    return {"step": step, "epoch": step / 6, **values}
+
+
+def step_row(step, loss=3.0):
+    return row(step, loss=loss, acceptance_rate=0.5, images_per_second=100.0, images=8)
+
+
+class Watcher:
+    """`watch.follow` on a thread, and what it has shown so far."""
+
+    def __init__(self, run, capsys, **options):
+        self._capsys, self._text, self.summary = capsys, "", None
+        self._thread = threading.Thread(target=self._follow, args=(run, options), daemon=True)
+        self._thread.start()
+
+    def _follow(self, run, options):
+        self.summary = live.follow(run, **options)
+
+    def until(self, text):
+        """Wait for a line that begins so; returns all lines shown so far."""
+        deadline = time.monotonic() + 60
+        while not any(line.startswith(text) for line in self.lines()):
+            assert time.monotonic() < deadline, self._text
+            time.sleep(0.01)
+        return self.lines()
+
+    def lines(self):
+        self._text += self._capsys.readouterr().err
+        return self._text.splitlines()
+
+    def end(self):
+        self._thread.join(timeout=60)
+        assert not self._thread.is_alive()
+        return self.summary, self.lines()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(live, "_INTERVAL_S", 0.01)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder.prepare(small_spec(f"run_dir={tmp_path}"))
+
+
+def test_rows_are_shown_once_as_they_come_until_the_summary(folder, capsys):
+    folder.append([row(0, resumed=0), row(0, knn_accuracy=0.25, knn_pixels=0.5), step_row(1), step_row(2)])
+    watcher = Watcher(folder.place.path, capsys)
+    begin = [
+        "epoch 0: kNN accuracy 0.250, raw pixels 0.500",
+        "step 2/12 epoch 0.33 loss 3.000, acceptance 0.500, 100 images/s",
+    ]
+    assert watcher.until("step 2/12") == begin  # where it stands, and no more of what was
+    folder.append([step_row(3)])
+    watcher.until("step 3/12")
+    folder.append([step_row(12), row(12, knn_accuracy=0.75)])
+    folder.finish(SUMMARY)
+    summary, lines = watcher.end()
+    assert summary == SUMMARY
+    assert [line.split(" epoch")[0] for line in lines[2:]] == ["step 3/12", "step 12/12", "epoch 2: kNN accuracy 0.750"]
+
+
+def test_a_run_that_goes_back_to_a_checkpoint(folder, capsys):
+    folder.append([row(0, resumed=0), *map(step_row, range(1, 9))])
+    watcher = Watcher(folder.place.path, capsys)
+    watcher.until("step 8/12")
+    # In one go; then in two, as a reader may find it between the rewriting and the first row after it.
+    folder.append([row(6, resumed=1), *(step_row(step, 2.0) for step in range(7, 10))])
+    watcher.until("step 9/12")
+    kept = folder.metrics.read().split(b"\n")[:8]
+    folder.metrics.write(b"\n".join(kept) + b"\n")
+    folder.append([row(6, resumed=1), step_row(7, 1.0)])
+    lines = watcher.until("step 7/12 epoch 1.17 loss 1.000")
+    resumed = "resumed from the checkpoint at step 6"
+    steps = [line.split("/")[0] for line in lines]
+    assert steps == ["step 8", resumed, "step 7", "step 8", "step 9", resumed, "step 7"]
+    folder.finish(SUMMARY)
+    assert watcher.end()[0] == SUMMARY
+
+
+def test_a_row_that_is_half_written_waits_for_its_other_half(folder, capsys):
+    folder.append([row(0, resumed=0), step_row(1)])
+    line = json.dumps(step_row(2)).encode() + b"\n"
+    folder.metrics.append(line[:20])
+    assert [found["step"] for found in folder.rows()] == [0, 1]
+    watcher = Watcher(folder.place.path, capsys)
+    watcher.until("step 1/12")
+    folder.metrics.append(line[20:])
+    watcher.until("step 2/12")
+    folder.finish(SUMMARY)
+    watcher.end()
+
+
+def test_one_line_where_there_is_no_run_and_one_where_it_is_silent(tmp_path, capsys):
+    watcher = Watcher(tmp_path / "small", capsys, quiet_s=0.2)
+    watcher.until(f"{tmp_path / 'small'}: no run here yet")
+    folder = RunFolder.prepare(small_spec(f"run_dir={tmp_path}"))
+    watcher.until(f"{folder.place}: no rows for 0 s")
+    folder.append([row(0, resumed=0), step_row(1)])
+    watcher.until("step 1/12")
+    folder.finish(SUMMARY)
+    _, lines = watcher.end()
+    assert [" ".join(line.split()[1:4]) for line in lines[:2]] == ["no run here", "no rows for"]
+    assert lines[2].startswith("step 1/12")
+
+
+def test_a_run_on_s3(s3, capsys):
+    folder = RunFolder.prepare(small_spec(f"run_dir={s3.uri}/runs"))
+    folder.append([row(0, resumed=0), step_row(12)])
+    folder.finish(SUMMARY)
+    assert main(["watch", f"{s3.uri}/runs/small", "--json", "s3.attempts=2"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == SUMMARY
+    assert shown.err.startswith("step 12/12")
+    assert live.newest(f"{s3.uri}/runs/small")["step"] == 12
+
+
+def test_once_is_a_table_of_the_newest_values(folder, capsys):
+    with pytest.raises(RunError, match="no rows yet"):
+        live.newest(folder.place.path)
+    folder.append(
+        [row(0, resumed=0), step_row(5), step_row(6, loss=2.5), row(6, last_checkpoint_timestamp_seconds=1.8e9)]
+    )
+    assert main(["watch", str(folder.place), "--once"]) == 0
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["METRIC", "VALUE", "UNIT"]
+    found = {line.split()[0]: line.split()[1:] for line in lines}
+    assert found["acceptance_rate"] == ["0.5", "ratio"]
+    assert (found["loss"], found["step"]) == (["2.5"], ["6"])
+    assert found["images"] == ["16", "images"]  # a row holds what its interval adds
+    assert found["last_checkpoint_timestamp_seconds"][0].startswith("2027-01-1")
+    assert [*found] == [name for name in METRICS if name in found]
+    assert main(["watch", str(folder.place), "--once", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == 2.5
+    assert main(["watch", str(folder.place) + "x", "--once"]) == 1
+    assert "not a run folder" in capsys.readouterr().err
+
+
+def test_json_of_values_that_are_not_finite_is_json(folder, capsys):
+    folder.append([row(0, resumed=0), step_row(1, loss=float("nan"))])
+    assert main(["watch", str(folder.place), "--once", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert (told["loss"], told["acceptance_rate"]) == (None, 0.5)
+    folder.finish(SUMMARY | {"loss": float("inf")})
+    assert json.loads((folder.place / "summary.json").read(), parse_constant=pytest.fail)["loss"] is None
+
+
+def test_a_time_that_no_clock_shows_is_shown_as_a_number(folder, capsys):
+    folder.append([row(1, last_checkpoint_timestamp_seconds=1e300)])
+    assert main(["watch", str(folder.place), "--once"]) == 0
+    assert "last_checkpoint_timestamp_seconds" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_was_passed_over_is_shown_at_once(folder, capsys):
+    folder.append([row(0, resumed=0), row(0, knn_accuracy=0.25)])
+    watcher = Watcher(folder.place.path, capsys)
+    watcher.until("epoch 0: kNN")
+    folder.append([{"step": 6, "passed_over": "checkpoint-12"}, step_row(7)])
+    lines = watcher.until("step 7/12")
+    assert "passed over, as not whole: checkpoint-12" in lines
+    folder.finish(SUMMARY)
+    watcher.end()
+
+
+def test_ctrl_c_ends_the_watching(tmp_path):
+    command = [sys.executable, "-m", "emc2dist.cli", "watch", str(tmp_path / "none")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert "no run here yet" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, "emc2dist: no longer watching; the run goes on\n")
+
+
+def test_in_a_terminal_the_bar_begins_where_the_run_stands(capsys):
+    display = Display(None, terminal=True)
+    display.start_at(5000)
+    display.expect(6000)
+    display.show({"step": 5001, "epoch": 1.0, "loss": 3.0})
+    display.close()
+    shown = capsys.readouterr().err
+    assert "5001/6000" in shown
+    assert "loss 3.000" in shown
