@@ -262,9 +262,12 @@ def _put_all(tree: dict[str, Any], pairs: Sequence[tuple[Parts, Any]]) -> None:
 
 
 def _rank(parts: Parts) -> int:
-    if parts[-1] in _CHOSEN:
-        return _CHOSEN.index(parts[-1])
-    return len(_CHOSEN) + (parts[-1] != "name")
+    for rank, section in enumerate(_CHOSEN):
+        if parts[-1:] == (section,):
+            return 2 * rank
+        if parts[-2:] == (section, "name"):
+            return 2 * rank + 1
+    return 2 * len(_CHOSEN)
 
 
 def _put(tree: dict[str, Any], parts: Parts, value: Any) -> None:
@@ -272,7 +275,7 @@ def _put(tree: dict[str, Any], parts: Parts, value: Any) -> None:
     for parent in parents:
         if tree.get(parent) in ("", *_NULL):  # a section whose keys are all left out
             tree[parent] = {}
-        if parent in _CHOSEN and isinstance(tree.get(parent), str):
+        if parent in _CHOSEN and not isinstance(tree.get(parent), dict):
             tree |= _expanded(tree)
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):

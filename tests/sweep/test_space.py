@@ -58,7 +58,7 @@ def test_a_trial_is_the_base_with_its_point_and_a_seed_of_its_own():
     sweep = small_sweep("{optimiser.weight_decay: [0.5]}", "seeds: 2")
     spec = trial_spec(sweep, "t", {"optimiser.weight_decay": 0.5}, 1, {"run_dir": "/folder"})
     assert (spec.name, spec.run_dir, spec.seed, spec.optimiser.weight_decay) == ("t", "/folder", 1, 0.5)
-    assert spec.model_copy(update={"name": "small", "run_dir": "runs", "seed": 0}).optimiser.momentum == 0.9
+    assert spec.model_copy(update={"name": "small", "run_dir": "runs", "seed": 0}).optimiser.warmup_epochs == 1
 
 
 def test_optuna_learns_and_goes_on_where_it_was():
