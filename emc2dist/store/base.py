@@ -21,6 +21,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 import numpy as np
+from typing_extensions import override
 
 from emc2dist.core.columns import Schema
 from emc2dist.errors import StoreError
@@ -117,8 +118,8 @@ class ShardedStore(ChainStore, ABC):
     def close(self) -> None:
         """Let go of all shards and what they remember."""
 
+    @override
     def exchange(self, generation: str, commit: Commit | None, read: Read, as_of: int) -> Pending:
-        """See `ChainStore.exchange`."""
         commits = {} if commit is None else self._split_commit(commit)
         reads = self._split_read(read)
         handles = {}
@@ -128,16 +129,16 @@ class ShardedStore(ChainStore, ABC):
         sizes = {table: len(index) for table, index in read.items()}
         return Pending(lambda: self._merge(sizes, reads, self._replies(handles)))
 
+    @override
     def reset(self, generation: str) -> None:
-        """See `ChainStore.reset`."""
         self._call_all("reset", generation)
 
+    @override
     def snapshot(self, generation: str, shard: int, as_of: int, start: int = 0, stop: int | None = None) -> Tables:
-        """See `ChainStore.snapshot`."""
         return self._call(shard, "snapshot", generation, as_of, start, stop)
 
+    @override
     def pending(self, generation: str, shard: int) -> list[Commit]:
-        """See `ChainStore.pending`."""
         return [
             Commit(
                 commit.step,
@@ -150,18 +151,18 @@ class ShardedStore(ChainStore, ABC):
             for commit in self._call(shard, "pending", generation)
         ]
 
+    @override
     def restore(
         self, generation: str, step: int, shard: int, tables: Tables, start: int = 0, stop: int | None = None
     ) -> None:
-        """See `ChainStore.restore`."""
         self._call(shard, "restore", generation, step, tables, start, stop)
 
+    @override
     def stats(self) -> list[ShardStats]:
-        """See `ChainStore.stats`."""
         return self._call_all("stats")
 
+    @override
     def survey(self, timeout_s: float) -> list[ShardStats | None]:
-        """See `ChainStore.survey`."""
         deadline = monotonic() + timeout_s
         handles = [self._start(shard, "stats") for shard in range(self.layout.shards)]
         return [
