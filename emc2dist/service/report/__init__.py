@@ -12,6 +12,6 @@ What a run does not have (a checkpoint, chains, labels) is said in a sentence wh
 t-SNE are drawn with fixed seeds: the same run gives the same pictures.
 """
 
-from emc2dist.service.report.page import report
+from emc2dist.service.report.page import PAGE, report
 
-__all__ = ["report"]
+__all__ = ["PAGE", "report"]
