@@ -450,6 +450,10 @@ def test_digits_with_two_readings_are_refused(tmp_path, monkeypatch):
     (tmp_path / "a.yaml").write_text(MINIMAL)
     (tmp_path / "s.yaml").write_text("name: s\nbase: a.yaml\nspace: {data.path: [digits, /a]}\n")
     load("a.yaml")
+    (tmp_path / "omniglot").touch()
+    load("a.yaml")
+    with pytest.raises(SpecError, match=r"omniglot is both the package's Omniglot and .* write \./omniglot"):
+        load("a.yaml", ["data.path=omniglot"])
     (tmp_path / "digits").mkdir()
     for file in ("a.yaml", "s.yaml"):
         with pytest.raises(SpecError, match=r"yaml: data\.path: digits is both scikit-learn's .* write \./digits"):

@@ -1,6 +1,7 @@
 """`emc2dist`: thin commands over the library.
 
     runs.py         train, validate, evaluate, export
+    ending.py       what train leaves a person with
     sweeps.py       sweep: many runs of one spec with other values of some keys
     checkpoints.py  checkpoint: what a run could resume from
     watching.py     watch, profile: a live run's rows, and where a step goes

@@ -2,6 +2,7 @@
 
 import argparse
 
+from emc2dist.cli import ending
 from emc2dist.cli.words import Commands, add_json, add_s3, add_spec, print_result
 from emc2dist.config import base_of, dump, load, load_job, parse_s3
 from emc2dist.terminal import say
@@ -16,7 +17,7 @@ def add_to(commands: Commands) -> None:
     text = "kNN accuracy and linear probe of a run's newest checkpoint"
     evaluate = commands.add_parser("evaluate", help=text, description=text)
     evaluate.add_argument("--data", metavar="PATH", help="data to evaluate on, if not the run's own")
-    text = "write a run's backbone as safetensors, under torchvision's own key names"
+    text = "write a run's backbone as safetensors; a ResNet's under torchvision's own key names"
     export = commands.add_parser("export", help=text, description=text)
     for sub in (train, validate):
         add_spec(sub)
@@ -35,7 +36,15 @@ def _train(arguments: argparse.Namespace) -> None:
     spec = load(arguments.spec, arguments.overrides)
     from emc2dist.run.driver import train
 
-    print_result(train(spec), as_json=arguments.json)
+    summary = train(spec)
+    report = ending.write_report(summary["run_dir"]) if spec.watch.report else None
+    table = ending.table(spec, summary, report)
+    if arguments.json:
+        say(table.rstrip())
+        print_result(summary | {"report": report}, as_json=True)
+    else:
+        print_result(summary, as_json=False)
+        print(f"\n{table}", end="")
 
 
 def _validate(arguments: argparse.Namespace) -> None:

@@ -18,13 +18,24 @@ Unit and range stand under each field. Nothing here imports torch or ray, so `em
 from emc2dist.config import paths
 from emc2dist.config.loading import changed, dump, load, load_job, load_sweep, parse, parse_s3, parse_sweep
 from emc2dist.config.paths import is_remote
-from emc2dist.config.sections import S3, Data, Encoder, Eval, Launch, Norm, Optimiser, Resources, Views, Watch
+from emc2dist.config.sections import (
+    BUILT_IN,
+    S3,
+    Data,
+    Encoder,
+    Eval,
+    Launch,
+    Norm,
+    Optimiser,
+    Resources,
+    Views,
+    Watch,
+)  # fmt: skip
 from emc2dist.config.spec import OPERATIONAL, Spec, differences, leaves
 from emc2dist.config.sweep import MOST_TRIALS, Range, Sweep, base_of
 
 __all__ = [
-    "MOST_TRIALS", "OPERATIONAL", "S3", "Data", "Encoder", "Eval", "Launch", "Norm", "Optimiser", "Range", "Resources",
-    "Spec",
-    "Sweep", "Views", "Watch", "base_of", "changed", "differences", "dump", "is_remote", "leaves", "load", "load_job",
-    "load_sweep", "parse", "parse_s3", "parse_sweep", "paths",
+    "BUILT_IN", "MOST_TRIALS", "OPERATIONAL", "S3", "Data", "Encoder", "Eval", "Launch", "Norm", "Optimiser", "Range",
+    "Resources", "Spec", "Sweep", "Views", "Watch", "base_of", "changed", "differences", "dump", "is_remote", "leaves",
+    "load", "load_job", "load_sweep", "parse", "parse_s3", "parse_sweep", "paths",
 ]  # fmt: skip

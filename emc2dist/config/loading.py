@@ -17,7 +17,7 @@ from emc2dist.config import paths
 from emc2dist.config import text as spec_text
 from emc2dist.config.points import known_points
 from emc2dist.config.presets import expanded
-from emc2dist.config.sections import HIDDEN, REFUSED, S3
+from emc2dist.config.sections import BUILT_IN, HIDDEN, REFUSED, S3
 from emc2dist.config.spec import Spec
 from emc2dist.config.sweep import Sweep
 from emc2dist.config.text import Plain
@@ -126,11 +126,12 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^(None|none|
 
 def _refuse_two_readings(data_paths: Sequence[str], source: str) -> None:
     """What a run keeps says `digits` of scikit-learn's alone; a person may mean what lies here."""
-    if "digits" in data_paths and os.path.lexists("digits"):
-        raise SpecError(
-            f"{source}: data.path: digits is both scikit-learn's digits and what lies here in ./digits; write ./digits "
-            "for that, or rename it"
-        )
+    for name, what in BUILT_IN.items():
+        if name in data_paths and os.path.lexists(name):
+            raise SpecError(
+                f"{source}: data.path: {name} is both {what} and what lies here in ./{name}; write ./{name} for that, "
+                "or rename it"
+            )
 
 
 def _tree(text: str, source: str) -> dict[str, Any]:

@@ -101,12 +101,21 @@ def _unwritable(value: Any) -> bool:
     return isinstance(value, str) and re.search("[\0\ud800-\udfff]", value) is not None
 
 
+BUILT_IN = {
+    "digits": "scikit-learn's digits",
+    "omniglot": "the package's Omniglot",
+    "omniglot-small": "five alphabets of the package's Omniglot",
+}
+"""Values of `data.path` that are no paths, and what they are: sets of images with nothing to download."""
+
+
 class Data(Section):
     """Where the images come from."""
 
     path: AnyPath = "digits"
-    """`digits` (scikit-learn's 1,797 handwritten digits, nothing to download), a Parquet file, or a folder of them;
-    on disk, or `s3://bucket/...`."""
+    """A Parquet file, or a folder of them, on disk or `s3://bucket/...`; or a set that comes with the package: `digits`
+    (scikit-learn's 1,797 handwritten digits), `omniglot` (32,459 drawings of 1,623 characters), `omniglot-small` (2,720
+    of 136)."""
     limit: Annotated[int, Field(ge=1, le=2**48)] | None = None
     """Use only the first so many training images; all of them by default."""
     cache_dir: DiskPath = "~/.cache/emc2dist"
@@ -155,9 +164,11 @@ class Encoder(Section):
     """Backbone and projector."""
 
     backbone: str = "resnet18"
-    """Any torchvision classification model whose head is `fc` (the ResNet family)."""
+    """`conv4` (four convolutions, 0.39 million parameters), or any torchvision classification model whose head is `fc`
+    (the ResNet family)."""
     stem: Literal["imagenet", "cifar"] = "cifar"
-    """`imagenet`: 7x7 stride 2 and max-pool; `cifar`: 3x3 stride 1 and no pool, for images of 64 pixels or less."""
+    """`imagenet`: 7x7 stride 2 and max-pool; `cifar`: 3x3 stride 1 and no pool, for images of 64 pixels or less. conv4
+    has no other than `cifar`."""
     norm: Norm = "group"
     """Normalisation layers. `batch` couples the samples of a worker's batch; `sync_batch` needs GPUs."""
     hidden: SmallInt = 0
@@ -278,6 +289,8 @@ class Watch(Section):
     """Port on 127.0.0.1 of the driver's machine where Prometheus finds the run; 0: any that is free; None: no port."""
     tensorboard: bool = False
     """Whether the rows of metrics are written for TensorBoard too, in the run folder, which must be on disk."""
+    report: bool = True
+    """Whether `emc2dist train` writes the report of a run that it finished into the run folder, if that is on disk."""
     wandb: Annotated[Word, Field(min_length=1)] | None = None
     """Project of Weights & Biases that takes the rows; needs the package `wandb`. How it is reached is for its own
     variables to say: WANDB_API_KEY, or WANDB_MODE=offline."""

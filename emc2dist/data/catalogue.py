@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from emc2dist.config import BUILT_IN
 from emc2dist.data import columns, kept
 from emc2dist.data.columns import Footer, Labels
 from emc2dist.data.splits import alone, by_split, left_out, split_of
@@ -36,6 +37,7 @@ from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place
 
 MANIFEST = "manifest.json"
+_USABLE = f"set data.path to a Parquet file, a folder of them, or one of {', '.join(BUILT_IN)}"
 _SHARD = re.compile(r"(.*)-\d+-of-(\d+)")
 UNFINISHED = ".ingest"
 """Folder of notes that `emc2dist ingest` keeps until the set is whole."""
@@ -276,9 +278,7 @@ def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[s
     hidden = [name for name in found if name.rpartition("/")[2].startswith((".", "_"))]
     files, others = by_split(name for name in found if name not in hidden)
     if not files and not listing and not place.folders() and (place.remote or not Path(str(place)).is_dir()):
-        raise DataError(
-            f"{place}: no such file or folder; set data.path to a Parquet file, a folder of them, or digits"
-        )
+        raise DataError(f"{place}: no such file or folder; {_USABLE}")
     if not files:
         raise DataError(
             f"{place}: holds no *.parquet files; set data.path to a folder that does, or make a set of other images "
@@ -313,7 +313,7 @@ def _missing_shards(names: list[str]) -> list[str]:
 def _there(place: Place) -> Entry:
     entry = place.entry()
     if entry is None:
-        raise DataError(f"{place}: no such file; set data.path to a Parquet file, a folder of them, or digits")
+        raise DataError(f"{place}: no such file; {_USABLE}")
     return entry
 
 

@@ -1,7 +1,9 @@
 """A set of images, wherever it comes from: the protocol, and the one function that opens `data.path`.
 
-digits         scikit-learn's handwritten digits; every fifth is the test split
-anything else  Parquet, on disk or on S3: see `emc2dist.data.catalogue`
+digits          scikit-learn's handwritten digits; every fifth is the test split
+omniglot        drawings of 1,623 characters, in the package; drawers 16 to 20 are the test split
+omniglot-small  those of 136 characters
+anything else   Parquet, on disk or on S3: see `emc2dist.data.catalogue`
 """
 
 from collections.abc import Sequence
@@ -12,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emc2dist import files
-from emc2dist.config import S3, Data, Eval
+from emc2dist.config import BUILT_IN, S3, Data, Eval
 from emc2dist.data.catalogue import known_as, splits_of
 from emc2dist.data.digits import DigitsImages
 from emc2dist.data.encoded import Traffic
+from emc2dist.data.omniglot import OmniglotImages, SmallOmniglotImages
 from emc2dist.data.parquet import ParquetImages
 from emc2dist.data.splits import EVALUATED
 from emc2dist.errors import DataError
@@ -69,6 +72,14 @@ class Images(Protocol):
         ...
 
 
+_BUILT_IN: dict[str, type[DigitsImages | OmniglotImages]] = {
+    "digits": DigitsImages,
+    "omniglot": OmniglotImages,
+    "omniglot-small": SmallOmniglotImages,
+}
+assert _BUILT_IN.keys() == BUILT_IN.keys()
+
+
 def open_images(data: Data, split: str, s3: S3 | None = None) -> Images | None:
     """Open one split of `data.path`; None where it is not there, except that `train` has to be.
 
@@ -79,8 +90,9 @@ def open_images(data: Data, split: str, s3: S3 | None = None) -> Images | None:
         StorageError: it cannot be read.
     """
     limit = data.limit if split == "train" else None
-    if data.path == "digits":
-        return DigitsImages(split, limit=limit) if split in DigitsImages.splits else None
+    if data.path in _BUILT_IN:
+        built_in = _BUILT_IN[data.path]
+        return built_in(split, limit=limit) if split in built_in.splits else None
     return ParquetImages.open(data.path, split, s3=s3, limit=limit, cache_dir=data.cache_dir, cache_mib=data.cache_mib)
 
 
@@ -101,7 +113,7 @@ def open_labelled(data: Data, choice: Eval, train: Images, s3: S3 | None = None)
     Raises:
         DataError: a split that `eval` names is not there, or is asked about and has no labels.
     """
-    known = DigitsImages.splits if data.path == "digits" else splits_of(files.at(data.path, s3))
+    known = _BUILT_IN[data.path].splits if data.path in _BUILT_IN else splits_of(files.at(data.path, s3))
     voting = known_as(choice.voters, known)
     voters = train if voting == "train" else open_images(data, voting, s3)
     if voters is None:

@@ -12,7 +12,7 @@ from math import inf
 from typing import Any, Literal, Protocol
 
 from emc2dist import files
-from emc2dist.config import Launch, Spec, Sweep, base_of, dump
+from emc2dist.config import BUILT_IN, Launch, Spec, Sweep, base_of, dump
 from emc2dist.errors import LaunchError, SpecError
 
 SPEC_FILE = "spec.yaml"
@@ -159,7 +159,7 @@ def _anywhere(spec: Spec) -> Spec:
 
 
 def _refuse_relative(key: str, path: str) -> None:
-    if not (files.is_remote(path) or path.startswith(("/", "file:///")) or (key == "data.path" and path == "digits")):
+    if not (files.is_remote(path) or path.startswith(("/", "file:///")) or (key == "data.path" and path in BUILT_IN)):
         raise SpecError(
             f"{key}: {path} is a path on this machine; give one that the cluster's nodes see: s3://bucket/folder, "
             "or an absolute path of a file system that they share"
@@ -170,7 +170,8 @@ def _absolute(spec: Spec) -> Spec:
     """The same machine, but another working directory."""
 
     def absolute(path: str) -> str:
-        return path if files.is_remote(path) or path == "digits" else str(files.local(path).resolve())
+        return path if files.is_remote(path) else str(files.local(path).resolve())
 
-    data = spec.data.model_copy(update={"path": absolute(spec.data.path)})
+    path = spec.data.path
+    data = spec.data.model_copy(update={"path": path if path in BUILT_IN else absolute(path)})
     return spec.model_copy(update={"run_dir": absolute(spec.run_dir), "data": data})

@@ -37,7 +37,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 
 from emc2dist import files
-from emc2dist.config import Spec, dump, paths
+from emc2dist.config import BUILT_IN, Spec, dump, paths
 from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import RunError, RunStopped, SpecError, StorageError, StorageUnreachable, StoreError
 from emc2dist.metrics import Recorder
@@ -165,7 +165,7 @@ def resolved(spec: Spec) -> Spec:
     """Paths made absolute, for workers have working directories of their own; and `auto` made what it stands for."""
     spec = _kept_after_the_job(spec) if cluster.in_job() else spec
     data, remote = spec.data, files.is_remote(spec.data.path)
-    path = data.path if remote or data.path == "digits" else paths.absolute(data.path)
+    path = data.path if remote or data.path in BUILT_IN else paths.absolute(data.path)
     shuffle = ("block" if remote else "full") if data.shuffle == "auto" else data.shuffle
     return spec.model_copy(update={"data": data.model_copy(update={"path": path, "shuffle": shuffle})})
 

@@ -51,7 +51,9 @@ def evaluate(run: str | Path, *, data_path: str | None = None, s3: S3 | None = N
 
 
 def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[str, Any]:
-    """Write the newest checkpoint's backbone as safetensors, keys as torchvision names them (no `fc`).
+    """Write the newest checkpoint's backbone as safetensors.
+
+    A ResNet's keys are torchvision's (no `fc`); those of conv4 are of `emc2dist.towers.encoder.Conv4`.
 
     Raises:
         RunError: there is no run or no whole checkpoint. StorageError: `out`, on disk or S3, cannot be written.

@@ -2,7 +2,8 @@
 
     uint8 [n, 3, H, W] -> normalise -> backbone -> representation [n, R] -> projector -> feature [n, D], |feature| = 1
 
-The backbone is a torchvision ResNet whose `fc` is taken off and whose normalisation layers follow one policy:
+The backbone is a torchvision ResNet whose `fc` is taken off, or the small `Conv4`. Its normalisation layers follow one
+policy:
 
     batch       BatchNorm2d: a sample's feature depends on the others of its worker's batch
     sync_batch  SyncBatchNorm: on those of all workers' batches
@@ -38,7 +39,8 @@ class Encoder(nn.Module):
     Follows the dtype of its parameters: after `.double()` features are float64. `width` is R, `features` is D.
 
     Raises:
-        SpecError: `encoder.backbone` is not of torchvision's ResNet family; names the nearest that are.
+        SpecError: `encoder.backbone` is neither `conv4` nor of torchvision's ResNet family; names the nearest that are.
+            `encoder.stem` is another than the backbone has.
     """
 
     mean: Tensor
@@ -82,9 +84,9 @@ def running_statistics(encoder: nn.Module) -> Iterator[None]:
 
 
 def backbone_state_dict(encoder: Encoder) -> dict[str, Tensor]:
-    """The backbone's tensors under torchvision's own key names, without `fc`.
+    """The backbone's tensors, under torchvision's own key names and without `fc`; of a `Conv4`, under its own.
 
-    With the `imagenet` stem and norm `batch` they load into `torchvision.models` with `strict=False`.
+    With the `imagenet` stem and norm `batch` a ResNet's load into `torchvision.models` with `strict=False`.
     """
     return dict(encoder.backbone.state_dict())
 
@@ -110,14 +112,55 @@ _NORM_1D: dict[Norm, Callable[[int], nn.Module]] = {
 }
 
 
+class Conv4(nn.Module):
+    """A tower of four convolutions, 0.39 million parameters, for drawings and other small images.
+
+        float [n, 3, H, W] -> 4 x (convolution 3x3, norm, ReLU, max-pool 2x2) -> mean over what is left -> [n, 256]
+
+    Convolutions have a bias where `norm` is `none`. Pooling rounds an odd side up, so H and W may be small.
+    """
+
+    WIDTHS = (32, 64, 128, 256)
+
+    def __init__(self, norm: Norm) -> None:
+        super().__init__()
+        blocks = []
+        for before, width in zip((3, *self.WIDTHS), self.WIDTHS, strict=False):
+            convolution = nn.Conv2d(before, width, kernel_size=3, padding=1, bias=norm == "none")
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            pool = nn.MaxPool2d(2, ceil_mode=True)
+            blocks.append(nn.Sequential(convolution, _NORM_2D[norm](width), nn.ReLU(inplace=True), pool))
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Representations [n, 256] of normalised images [n, 3, H, W]."""
+        return self.blocks(images).mean(dim=(2, 3))
+
+
 def _backbone(config: EncoderConfig) -> tuple[nn.Module, int]:
-    """A headless ResNet and the width of its representation."""
-    known = _resnets()
-    if config.backbone not in known:
-        nearest = ", ".join(difflib.get_close_matches(config.backbone, known, n=3, cutoff=0.0))
+    """The backbone without a head, and the width of its representation."""
+    if config.backbone == "conv4":
+        return _conv4(config)
+    resnets = _resnets()
+    if config.backbone not in resnets:
+        nearest = ", ".join(difflib.get_close_matches(config.backbone, ["conv4", *resnets], n=3, cutoff=0.0))
         raise SpecError(
-            f"encoder.backbone: {config.backbone!r} is not of torchvision's ResNet family; the nearest are {nearest}"
+            f"encoder.backbone: {config.backbone!r} is neither conv4 nor of torchvision's ResNet family; "
+            f"the nearest are {nearest}"
         )
+    return _resnet(config)
+
+
+def _conv4(config: EncoderConfig) -> tuple[nn.Module, int]:
+    if config.stem != "cifar":
+        raise SpecError(
+            f"encoder.stem: {config.stem} is a stem of ResNets; conv4 begins with a 3x3 convolution of stride 1: leave "
+            "encoder.stem out, or give cifar"
+        )
+    return Conv4(config.norm), Conv4.WIDTHS[-1]
+
+
+def _resnet(config: EncoderConfig) -> tuple[nn.Module, int]:
     backbone = models.get_model(config.backbone, weights=None, norm_layer=_NORM_2D[config.norm])
     width = backbone.fc.in_features
     backbone.fc = nn.Identity()

@@ -91,11 +91,14 @@ def test_a_fingerprint_goes_with_the_images_wherever_they_lie(tmp_path):
     assert DigitsImages("train").fingerprint == DigitsImages("train").fingerprint
 
 
-@pytest.mark.parametrize(("dest", "said"), [("digits", True), ("./digits/", True), ("set/digits", False)])
-def test_a_set_called_digits_is_said_to_be_read_by_another_path(dest, said, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["digits", "omniglot", "omniglot-small"])
+@pytest.mark.parametrize(("dest", "said"), [("{}", True), ("./{}/", True), ("set/{}", False)])
+def test_a_set_called_as_one_of_the_package_is_said_to_be_read_by_another_path(
+    name, dest, said, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
-    ingest(str(stretched(tmp_path / "a.parquet", 1)), dest, workers=0, cache_dir="cache")
-    assert ("this set is data.path=./digits" in capsys.readouterr().err) == said
+    ingest(str(stretched(tmp_path / "a.parquet", 1)), dest.format(name), workers=0, cache_dir="cache")
+    assert (f"this set is data.path=./{name}" in capsys.readouterr().err) == said
 
 
 def ingested(source: Path, dest: Path) -> Path:

@@ -37,25 +37,55 @@ def spec_file(tmp_path):
 
 
 def test_two_workers_two_shards_leave_a_run_folder(spec_file, tmp_path):
-    done = emc2dist("train", spec_file, "workers=2", "shards=2", "negatives.kernel=isir", "--json")
+    words = ["workers=2", "shards=2", "negatives.kernel=isir"]
+    done = emc2dist("train", spec_file, *words, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     folder = Path(result["run_dir"])
     assert result["steps"] == 12
     assert {"images_per_second", "acceptance_rate", "knn_accuracy", "knn_untrained", "knn_pixels"} <= result.keys()
     assert result["checkpoint"] == str(folder / "checkpoint-000000012")
-    assert load(folder / "spec.yaml") == load(
-        spec_file, ["workers=2", "shards=2", "negatives.kernel=isir", "data.shuffle=full"]
-    )
+    assert load(folder / "spec.yaml") == load(spec_file, [*words, "data.shuffle=full"])
     assert json.loads((folder / "versions.json").read_text())["torch"] == torch.__version__
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
     assert "step 12/12" in done.stderr  # plain lines where there is no terminal
 
     # The same command again has nothing to do, and says the same.
-    again = in_process("train", spec_file, "workers=2", "shards=2", "negatives.kernel=isir", "--json")
+    again = in_process("train", spec_file, *words, "--json")
     assert json.loads(again.stdout.splitlines()[-1]) == result
     assert "this run is finished" in again.stderr
+
+    # What it came to stands at the end, with the address of its pictures.
+    told = in_process("train", spec_file, *words, "watch.report=true")
+    page = folder / "report" / "report.html"
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    *_, title, pixels, untrained, trained, newest, report = told.stdout.splitlines()
+    assert title == "kNN accuracy, k = 3"
+    scores = [f"{result[f'knn_{name}']:.3f}" for name in ("pixels", "untrained", "accuracy")]
+    assert [line.split() for line in (pixels, untrained, trained)] == [
+        ["raw", "pixels", scores[0]],
+        ["untrained", "encoder", scores[1]],
+        ["trained", "encoder", scores[2]],
+    ]
+    assert newest.split() == ["checkpoint", result["checkpoint"]]
+    assert report.split() == ["report", page.as_uri()]
+
+    # Among JSON it is told, not printed; pictures that are there are not drawn again.
+    written = page.stat().st_mtime
+    again = in_process("train", spec_file, *words, "watch.report=true", "--json")
+    assert json.loads(again.stdout) == result | {"report": page.as_uri()}
+    assert again.stderr.splitlines()[-2:] == [newest, report]
+    assert page.stat().st_mtime == written
+
+    # Pictures of an earlier state are drawn anew; where they cannot be, that is said, and the run is finished still.
+    os.utime(page, (0, 0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("emc2dist.report.page.report", lambda runs: 1 / 0)
+        failed = in_process("train", spec_file, *words, "watch.report=true")
+    assert failed.returncode == 0
+    assert failed.stderr.count("no report: ZeroDivisionError: division by zero; `emc2dist report ") == 1
+    assert failed.stdout.splitlines()[-1] == newest
 
     evaluated = in_process("evaluate", folder, "--json")
     assert evaluated.returncode == 0, evaluated.stderr

@@ -24,6 +24,7 @@ from train.harness import SMALL, small_spec
 from emc2dist.errors import SpecError
 from emc2dist.metrics import EXPORTED, METRICS, exported_name
 from emc2dist.run.folder import RunFolder
+from emc2dist.run.listeners import terminal as display_module
 from emc2dist.run.listeners.prometheus import Endpoint, Exporter
 from emc2dist.run.listeners.terminal import Display
 from emc2dist.store import Column, Layout, LocalStore
@@ -109,8 +110,24 @@ def test_a_silent_shard_is_down_and_not_restored(exporter, endpoint):
 def test_only_rows_of_steps_are_shown_as_steps(capsys):
     display = Display(12, terminal=False)
     display.show({"step": 6, "epoch": 1.0, "last_checkpoint_timestamp_seconds": 1.8e9})
-    display.show({"step": 6, "epoch": 1.0, "loss": 3.0})
-    assert capsys.readouterr().err == "step 6/12 epoch 1.00 loss 3.000\n"
+    display.show({"step": 12, "epoch": 2.0, "loss": 3.0})
+    assert capsys.readouterr().err == "step 12/12 epoch 2.00 loss 3.000\n"
+
+
+def test_a_line_tells_the_newest_accuracy_and_the_time_left(capsys, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(display_module.time, "monotonic", lambda: now)
+    display = Display(40, terminal=False)
+    display.show({"step": 10, "epoch": 1.0, "resumed": 1})
+    now += 30  # in which the run resumes
+    display.show({"step": 10, "epoch": 1.0, "knn_accuracy": 0.25})
+    now += 4
+    display.show({"step": 12, "epoch": 1.2, "loss": 3.0})
+    assert capsys.readouterr().err.splitlines() == [
+        "resumed from the checkpoint at step 10",
+        "epoch 1: kNN accuracy 0.250",
+        "step 12/40 epoch 1.20 loss 3.000, kNN 0.250, 00:56 to go",
+    ]
 
 
 def test_a_port_that_is_taken_is_named(exporter, endpoint):

@@ -140,7 +140,7 @@ def test_asha_stops_trials_and_ctrl_c_loses_none_and_the_best_spec_is_worth_what
         "sweep", ROOT / "jobs" / "sweep.yaml", f"set.run_dir={tmp_path}", "set.threads=1", "set.epochs=4", "seeds=2",
         "budget.concurrent=2", "scheduler.reduction=2", "--json",
     ]  # fmt: skip
-    folder, process = tmp_path / "digits-sweep", start(*arguments)
+    folder, process = tmp_path / "quickstart-sweep", start(*arguments)
     wait_for(lambda: (folder / "trials").exists() and len(states(folder)) == 4, process, seconds=900)
     ended = {record.name: record for record in SweepFolder(files.at(folder)).records() if record.state != "running"}
     process.send_signal(signal.SIGINT)

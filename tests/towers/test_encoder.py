@@ -7,7 +7,7 @@ from torch import nn
 from emc2dist.config import Encoder as Config
 from emc2dist.errors import SpecError
 from emc2dist.towers._torchvision import models
-from emc2dist.towers.encoder import Encoder, backbone_state_dict, running_statistics
+from emc2dist.towers.encoder import Conv4, Encoder, backbone_state_dict, running_statistics
 
 
 def images(n: int, size: int = 32) -> torch.Tensor:
@@ -145,3 +145,63 @@ def test_exported_backbone_loads_into_torchvision_without_its_head():
 def test_other_backbones_are_refused_with_the_nearest_names(backbone):
     with pytest.raises(SpecError, match=rf"encoder\.backbone: '{backbone}'.*nearest are \w*resne\w+, "):
         encoder(backbone=backbone)
+
+
+@pytest.mark.parametrize(
+    ("norm", "layer", "parameters"),
+    [
+        ("batch", nn.BatchNorm2d, 388_896),
+        ("sync_batch", nn.SyncBatchNorm, 388_896),
+        ("group", nn.GroupNorm, 388_896),
+        ("none", nn.Identity, 388_416),
+    ],
+)
+def test_conv4_has_the_layers_of_its_norm_and_biases_only_without_one(norm, layer, parameters):
+    backbone = encoder(backbone="conv4", norm=norm).backbone
+    convolutions = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
+    assert [(c.in_channels, c.out_channels) for c in convolutions] == [(3, 32), (32, 64), (64, 128), (128, 256)]
+    assert {c.bias is not None for c in convolutions} == {norm == "none"}
+    assert sum(isinstance(module, layer) for module in backbone.modules()) == 4
+    assert sum(p.numel() for p in backbone.parameters()) == parameters
+
+
+@pytest.mark.parametrize("size", [1, 8, 28, 33])
+def test_conv4_takes_images_of_any_size(size):
+    model = encoder(backbone="conv4", hidden=16, features=8)
+    assert model.width == 256
+    assert model.representation(images(2, size)).shape == (2, 256)
+    assert model(images(2, size)).shape == (2, 8)
+
+
+@pytest.mark.parametrize("norm", ["group", "none"])
+def test_conv4_keeps_activations_in_scale_and_looks_at_one_image_at_a_time(norm):
+    model = encoder(backbone="conv4", norm=norm).double()
+    batch = images(8, 28)
+    representation = model.representation(batch)
+    assert 0.05 < representation.std() < 10
+    torch.testing.assert_close(model.representation(batch[:1])[0], representation[0])
+    model(batch)[:, 0].sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.backbone.parameters())
+
+
+def test_conv4_under_bf16_autocast_gives_unit_norm():
+    with torch.autocast("cpu", torch.bfloat16):
+        features = encoder(backbone="conv4")(images(8, 28))
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(8), atol=1e-6, rtol=0)
+
+
+def test_an_exported_conv4_loads_into_the_class_of_that_name():
+    model = encoder(backbone="conv4", norm="batch")
+    model(images(8, 28))  # moves the running statistics
+    other = Conv4("batch")
+    other.load_state_dict(backbone_state_dict(model))
+    normalised = (images(2, 28) - model.mean) / model.std
+    assert torch.equal(other.eval()(normalised), model.eval().representation(images(2, 28)))
+
+
+def test_conv4_has_no_other_stem():
+    with pytest.raises(SpecError, match=r"encoder\.stem: imagenet is a stem of ResNets; conv4 begins .* or give cifar"):
+        encoder(backbone="conv4", stem="imagenet")
+    with pytest.raises(SpecError, match=r"'conv5' is neither conv4 nor .*nearest are conv4, "):
+        encoder(backbone="conv5")

@@ -31,6 +31,7 @@ encoder: {norm: none, features: 16}
 optimiser: {name: sgd}  # its state is half as large as AdamW's, and each checkpoint holds it
 eval: {bank: 40, queries: 40, neighbours: 3}
 negatives: {feature_dtype: float32}
+watch: {report: false}  # the pictures take longer than the run
 """
 
 

@@ -73,7 +73,7 @@ def test_rows_are_shown_once_as_they_come_until_the_summary(folder, capsys):
     watcher = Watcher(folder.place.path, capsys)
     begin = [
         "epoch 0: kNN accuracy 0.250, raw pixels 0.500",
-        "step 2/12 epoch 0.33 loss 3.000, acceptance 0.500, 100 images/s",
+        "step 2/12 epoch 0.33 loss 3.000, acceptance 0.500, 100 images/s, kNN 0.250",
     ]
     assert watcher.until("step 2/12") == begin  # where it stands, and no more of what was
     folder.append([step_row(3)])

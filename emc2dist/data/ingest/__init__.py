@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from emc2dist import __version__, files
-from emc2dist.config import S3, Data
+from emc2dist.config import BUILT_IN, S3, Data
 from emc2dist.data.catalogue import (
     MANIFEST,
     UNFINISHED,
@@ -90,8 +90,9 @@ def ingest(
     place = files.at(dest, s3)
     if _within(dest, source):
         raise DataError(f"{dest}: is the source, or lies in it; give a DEST beside it")
-    if _within(dest, "digits"):
-        say(f"{dest}: data.path=digits is scikit-learn's digits; this set is data.path=./digits")
+    for name, what in BUILT_IN.items():
+        if _within(dest, name):
+            say(f"{dest}: data.path={name} is {what}; this set is data.path=./{name}")
     kind = kind or recognise(source)
     say(f"listing {source} ({kind})")
     listed = open_source(source, kind, s3, cache_dir, labels=labels)

@@ -1,6 +1,7 @@
 """A run's rows for a person, on stderr: a progress bar in a terminal, plain lines in a log."""
 
 import sys
+import time
 
 from tqdm import tqdm
 from typing_extensions import override
@@ -9,7 +10,12 @@ from emc2dist.metrics import Row
 from emc2dist.run.listeners import Listener
 from emc2dist.terminal import say
 
-_SHOWN = {"loss": "loss {:.3f}", "acceptance_rate": "acceptance {:.3f}", "images_per_second": "{:.0f} images/s"}
+_SHOWN = {
+    "loss": "loss {:.3f}",
+    "acceptance_rate": "acceptance {:.3f}",
+    "images_per_second": "{:.0f} images/s",
+    "knn_accuracy": "kNN {:.3f}",
+}
 
 
 class Display(Listener):
@@ -19,6 +25,9 @@ class Display(Listener):
         terminal = sys.stderr.isatty() if terminal is None else terminal
         self._bar = tqdm(total=steps, unit="step", dynamic_ncols=True) if terminal else None
         self._steps = steps
+        self._knn: Row = {}
+        """The newest evaluation's accuracy, if there was one."""
+        self.start_at(0)
 
     def expect(self, steps: int) -> None:
         """The run has so many steps."""
@@ -28,6 +37,7 @@ class Display(Listener):
 
     def start_at(self, step: int) -> None:
         """So many steps are taken; rate and time left are those of what comes now."""
+        self._first, self._began = step, time.monotonic()
         if self._bar is not None:
             self._bar.reset()
             self._bar.initial = self._bar.n = self._bar.last_print_n = step
@@ -44,13 +54,25 @@ class Display(Listener):
         elif "knn_accuracy" in row:
             pixels = f", raw pixels {row['knn_pixels']:.3f}" if "knn_pixels" in row else ""
             self.say(f"epoch {row['epoch']:g}: kNN accuracy {row['knn_accuracy']:.3f}{pixels}")
+            self._knn = {"knn_accuracy": row["knn_accuracy"]}
+            if row["step"] == self._first:  # steps begin now
+                self.start_at(self._first)
         elif "loss" not in row:  # a checkpoint was kept: nothing that a person waits for
             return
         elif self._bar is not None:
             self._bar.update(int(row["step"]) - self._bar.n)
-            self._bar.set_postfix_str(_summary(row))
+            self._bar.set_postfix_str(_summary({**row, **self._knn}))
         else:
-            self.say(f"step {row['step']}/{self._steps} epoch {row['epoch']:.2f} {_summary(row)}")
+            summary = _summary({**row, **self._knn})
+            self.say(f"step {row['step']}/{self._steps} epoch {row['epoch']:.2f} {summary}{self._left(row)}")
+
+    def _left(self, row: Row) -> str:
+        """How long the rest of the run takes at the rate so far; empty where there is none yet, or no rest."""
+        taken = int(row["step"]) - self._first
+        if self._steps is None or taken <= 0 or row["step"] == self._steps:
+            return ""
+        seconds = (time.monotonic() - self._began) / taken * (self._steps - int(row["step"]))
+        return f", {tqdm.format_interval(seconds)} to go"
 
     @override
     def say(self, text: str) -> None:

@@ -1,0 +1,58 @@
+"""Grey images in memory: what the sets that come with the package are made of."""
+
+import hashlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emc2dist.data.encoded import Traffic
+
+
+class GreyImages:
+    """Grey images of one size, all labelled; implements `emc2dist.data.images.Images`.
+
+    `pixels` are uint8 [n, H, W], `labels` int64 [n] number `classes`. Images are uint8 [3, H, W], grey.
+    """
+
+    remarks: tuple[str, ...] = ()
+
+    def __init__(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64], classes: list[str]) -> None:
+        self.classes = classes
+        self._pixels, self._labels = pixels, labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def unlabelled(self) -> None:
+        """None: all have labels."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the pixels."""
+        return hashlib.sha256(self._pixels.tobytes()).hexdigest()
+
+    @property
+    def blocks(self) -> NDArray[np.int64]:
+        """One: they are in memory."""
+        return np.array([len(self)], dtype=np.int64)
+
+    @property
+    def traffic(self) -> Traffic:
+        """None: nothing is fetched."""
+        return Traffic()
+
+    def get(self, indices: NDArray[np.int64]) -> list[Tensor]:
+        """The images, uint8 [3, H, W] each, in the order asked. Raises IndexError where an index is out of range."""
+        self._check(indices)
+        return [torch.from_numpy(np.repeat(self._pixels[None, index], 3, axis=0)) for index in indices]
+
+    def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Class of each image, [n]. Raises IndexError where an index is out of range."""
+        self._check(indices)
+        return self._labels[indices]
+
+    def _check(self, indices: NDArray[np.int64]) -> None:
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"indices {indices.min()}..{indices.max()} are outside 0..{len(self) - 1}")
