@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from emc2dist.data import columns, kept
 from emc2dist.data.columns import Footer, Labels
-from emc2dist.data.splits import alone, by_split, left_out, split_of
+from emc2dist.data.splits import alone, by_split, left_out, split_of, together
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place
 
@@ -289,7 +289,7 @@ def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[s
     remarks += [f"files in folders belong to the set: {', '.join(f'{one}/' for one in inside)}"] if inside else []
     nearly = [name for name in listing if ".parquet" in name.lower() and name not in found and not name.startswith(".")]
     remarks += [f"{len(nearly)} files are no *.parquet and were left out ({nearly[0]})"] if nearly else []
-    return files, remarks + _missing_shards(found) + left_out(others)
+    return files, remarks + together(files) + _missing_shards(found) + left_out(others)
 
 
 def is_parquet(name: str) -> bool:

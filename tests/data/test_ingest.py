@@ -185,6 +185,26 @@ def test_splits_of_a_folder_and_names_for_them(run, tmp_path):
     assert not (tmp_path / "d").exists()
 
 
+def test_folders_that_tell_one_split_are_one_where_only_numbers_differ(run, tmp_path):
+    carvana = plant(
+        tmp_path / "cars", {f"{name}.png": picture() for name in ("train/0", "train/1", "train_masks/0", "test/2")}
+    )
+    with pytest.raises(
+        DataError,
+        match=r"cars: train and train_masks could each be the split train; .* as in --split test --split train, or put "
+        r"them together with --split train=train --split train_masks=train",
+    ):
+        run(carvana)
+    _, dest = run(carvana, "meant", splits=["train", "test"])
+    assert table(dest).path.tolist() == ["train/0.png", "train/1.png"]
+    both = run(carvana, "both", splits=["train=train", "train_masks=train"])[0]
+    assert both["rows"] == {"train": 3}
+    parts = plant(tmp_path / "parts", {f"{name}/0.png": picture() for name in ("train.X1", "train.X2", "val.X")})
+    summary, _ = run(parts, "parts set")
+    assert summary["rows"] == {"train": 2, "validation": 1}
+    assert "train.X1, train.X2 are written as train" in summary["remarks"]
+
+
 def test_images_without_classes(run, tmp_path):
     names = ["1.png", "2.JPG", "ünï cödé ☃ and spaces.png"]
     source = plant(tmp_path / "böxes of things", {name: picture() for name in names})
@@ -983,6 +1003,20 @@ def test_shards_tell_their_splits_wherever_the_word_stands(run, tmp_path):
     summary, _ = run(source)
     assert summary["rows"] == {"train": 1, "validation": 1}
     assert summary["remarks"][0].startswith("1 files belong to no split and were left out (readme-1.tar)")
+
+
+def test_shards_of_a_split_that_are_called_otherwise_are_said(run, tmp_path):
+    for name in ("train-0.tar", "train-1.tar", "train_masks-0.tar", "test-9.tar"):
+        source = shard(tmp_path / "shards" / name, {f"{name}.png": picture()})
+    remark = "train: files of 2 series are taken together (train-0.tar, train_masks-0.tar)"
+    assert run(source)[0]["remarks"][0] == remark
+    for name in ("train-00000-of-00002-a09b74b3ef9c3b56", "train-00001-of-00002-ffc0b74b3ef9c3b5", "train_extra"):
+        write_parquet(tmp_path / "old" / f"{name}.parquet", [picture()], [0])
+    summary, _ = run(tmp_path / "old", "old set")
+    assert summary["remarks"] == [
+        "train: files of 2 series are taken together (train-00000-of-00002-a09b74b3ef9c3b56.parquet, "
+        "train_extra.parquet)"
+    ]
 
 
 def test_only_what_is_asked_for_is_read_of_a_parquet_set(run, tmp_path):

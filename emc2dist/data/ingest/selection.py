@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from emc2dist import files
 from emc2dist.data.ingest.source import Source, Split
-from emc2dist.data.splits import split_of
+from emc2dist.data.splits import is_plain, series, split_of
 from emc2dist.errors import DataError, SpecError, StorageError
 
 PINNED = {"imagenet100": "imagenet100.txt"}
@@ -111,7 +111,23 @@ def _chosen(source: Source, splits: Sequence[str]) -> dict[str, list[str]]:
         if name in members:
             raise SpecError(f"--split {text}: {name} is taken twice")
         members.append(name)
+    if not splits:
+        for new, members in chosen.items():
+            _check_one_series(source, new, members)
     return chosen
+
+
+def _check_one_series(source: Source, new: str, members: list[str]) -> None:
+    """Raise DataError where splits of one name are no parts of one whole, as `train` and `train_masks`."""
+    if len({series(name) for name in members}) == 1:
+        return
+    best = next((name for name in members if is_plain(name)), members[0])
+    meant = [name for name in source.splits if name not in members or name == best]
+    raise DataError(
+        f"{source.root}: {' and '.join(members)} could each be the split {new}; name those that are meant, as in "
+        f"{' '.join(f'--split {name}' for name in meant)}, or put them together with "
+        f"{' '.join(f'--split {name}={new}' for name in members)}"
+    )
 
 
 def _united(parts: dict[str, Split]) -> tuple[list[str], dict[str, Split], list[str]]:

@@ -34,7 +34,7 @@ from emc2dist.data.ingest.source import (
     printable,
     read_range,
 )
-from emc2dist.data.splits import alone, by_split, left_out
+from emc2dist.data.splits import alone, by_split, left_out, together
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, entry_of
 
@@ -84,7 +84,8 @@ class Tar(Source):
         self._images = contents.images()
         if not self._images:
             raise DataError(f"{path}: no images in {len(shards)} shards; WebDataset names them KEY.jpg, KEY.png, ...")
-        self.remarks = left_out(left) + (alone(path.name) if path.is_file() else []) + contents.remarks()
+        self.remarks = left_out(left) + (alone(path.name) if path.is_file() else together(members))
+        self.remarks += contents.remarks()
         self.remarks += (
             [f"{others.total()} files are no *.tar and were left out ({', '.join(others)})"] if others else []
         )
