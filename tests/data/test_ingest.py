@@ -1158,12 +1158,12 @@ def test_a_file_of_labels_that_helps_nothing_is_named(run, tmp_path):
 
 
 def test_what_is_taken_for_classes_is_said(run, tmp_path):
-    images = {f"pets/images/{n}.jpg": encoded(Image.fromarray(noise(8, 8, 3)), "jpeg") for n in range(2)}
-    source = plant(tmp_path / "oxford", images | {f"pets/annotations/trimaps/{n}.png": picture() for n in range(2)})
+    images = {f"pets/photos/{n}.jpg": encoded(Image.fromarray(noise(8, 8, 3)), "jpeg") for n in range(2)}
+    source = plant(tmp_path / "pairs", images | {f"pets/sketches/{n}.png": picture() for n in range(2)})
     assert run(source)[0]["remarks"] == [
         "everything lies in pets/, which is taken for no class",
-        "2 classes, by the names of folders: annotations, images",
-        "annotations/ and images/ hold 2 files of the same names with other extensions: if one holds masks, or another "
+        "2 classes, by the names of folders: photos, sketches",
+        "photos/ and sketches/ hold 2 files of the same names with other extensions: if one holds masks, or another "
         "rendering, give the folder with the images alone",
     ]
     places = {f"{place}/1.png": picture() for place in ("a/abbey", "a/airport", "b/barn", "b/beach")}
@@ -1171,6 +1171,30 @@ def test_what_is_taken_for_classes_is_said(run, tmp_path):
         "train: 2 classes by the outer folders, in which images lie in 4 folders (a/abbey/)",
         "2 classes, by the names of folders: a, b",
     ]
+
+
+def test_masks_are_no_class_and_train_only_where_that_is_said(run, tmp_path):
+    kvasir = plant(
+        tmp_path / "kvasir", {f"{name}/{n}.jpg": picture() for name in ("images", "masks") for n in range(2)}
+    )
+    with pytest.raises(DataError, match=r"kvasir: images/ is called as .*, but masks/ lies beside it; give the folder"):
+        run(kvasir)
+    _, dest = run(kvasir / "images", "alone")
+    assert table(dest).path.tolist() == ["0.jpg", "1.jpg"]
+    run(kvasir, "told", kind="classes")
+    assert read_manifest(files.at(tmp_path / "told")).classes == ["images", "masks"]
+    names = [
+        f"{kind}/{kind} ({n}){end}.png" for kind in ("benign", "normal") for n in range(2) for end in ("", "_mask")
+    ]
+    busi = plant(tmp_path / "busi", {name: picture() for name in names})
+    with pytest.raises(
+        DataError, match=r"busi: benign/benign \(0\)_mask\.png looks like the mask of benign/benign \(0"
+    ):
+        run(busi, "b")
+    assert run(busi, "c", kind="flat")[0]["rows"] == {"train": 8}
+    remark = "0_mask.png looks like the mask of 0.png, and so do more: all are taken for images"
+    pairs = shard(tmp_path / "shards" / "x.tar", {"0.png": picture(), "0_mask.png": picture()})
+    assert remark in run(pairs, "d")[0]["remarks"]
 
 
 def test_links_are_followed_and_those_that_lead_nowhere_named(run, tmp_path):

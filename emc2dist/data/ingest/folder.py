@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emc2dist.data.ingest.annotations import read_annotations
-from emc2dist.data.ingest.layout import Where, arrange
+from emc2dist.data.ingest.layout import Where, arrange, masks_among
 from emc2dist.data.ingest.source import Samples, Source, Split, listing_digest, passed_over, printable
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Entry
@@ -71,6 +71,13 @@ class Folder(Source):
                 bare = printable(self._names[folders.index(())])
                 raise DataError(f"{self.root}: {bare} lies in no folder of a class; move it into one")
             return [Where("train", found[0]) for found in folders]
+        masked = masks_among(self._names)
+        if masked:
+            image, mask = map(printable, masked)
+            raise DataError(
+                f"{self.root}: {mask} looks like the mask of {image}, and so do more; move the masks elsewhere, or "
+                "take them for images with --kind classes (labels by folders) or --kind flat (none)"
+            )
         try:
             places, remarks = arrange(folders)
         except DataError as error:

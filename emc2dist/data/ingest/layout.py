@@ -6,14 +6,24 @@
     SPLIT/image, image               no labels
 
 A folder that everything lies in (`images/`) is no class, nor is one that a whole split lies in though training has
-classes and none of that name. What can be read in two ways is refused. Names only: nothing is read here.
+classes and none of that name. Folders that are called as those of images or of masks (`images/` beside `masks/`), and
+images called as masks of others, are refused, as is whatever can be read in two ways. Names only: nothing is read here.
 """
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from emc2dist.data.splits import is_plain, split_of
+from emc2dist.data.splits import is_plain, series, split_of
 from emc2dist.errors import DataError
+
+_NO_CLASS = re.compile(
+    "(jpe?g|png|rgb|raw|left|right|original)?(images?|imgs?)(bit)?|rgb|masks|annotations?|labels|trimaps?"
+    "|ground_?truths?|gt(fine|coarse)?|segmentations?(class|object)?(aug|raw)?"
+)
+"""Folders that a set for segmentation or detection has, called without numbers."""
+_A_MASK = re.compile(r"(.+?)[ _-]?(masks?|seg|segmentation|gt|ground_?truth|labels?|trimap)([ _-]?\d+)?", re.IGNORECASE)
+_MANY = 1 / 3  # of all images: below that, masks are an accident of names
 
 Folders = tuple[str, ...]
 """The folders that an image lies in, the outermost first."""
@@ -34,6 +44,7 @@ def arrange(folders: Sequence[Folders]) -> tuple[list[Where], list[str]]:
     Raises:
         DataError: some images lie in folders of splits or classes and others do not; names two of them.
     """
+    _refuse_companions(folders)
     inner, passed = _unwrapped(list(folders))
     splits, inner = _by_split(inner)
     groups = {split: [n for n, one in enumerate(splits) if one == split] for split in dict.fromkeys(splits)}
@@ -49,6 +60,35 @@ def arrange(folders: Sequence[Folders]) -> tuple[list[Where], list[str]]:
         for n, kind in zip(members, kinds, strict=True):
             places[n] = Where(split, kind)
     return places, remarks
+
+
+def masks_among(names: Sequence[str]) -> tuple[str, str] | None:
+    """An image and its mask, by their names, where many images have one beside them; `names` have their folders."""
+    called = [(told[1], name) for name in names if (told := _A_MASK.fullmatch(name.rpartition(".")[0]))]
+    if len(called) < _MANY * len(names):
+        return None
+    images = {name.rpartition(".")[0]: name for name in names}
+    masks = [(images[stem], name) for stem, name in called if stem in images]
+    return masks[0] if len(masks) >= _MANY * len(names) else None
+
+
+def _refuse_companions(folders: Sequence[Folders]) -> None:
+    """Raise DataError where a folder of images or masks stands among others, as if it were a class."""
+    beside: dict[Folders, set[str]] = {}
+    for one in set(folders):
+        for level, name in enumerate(one):
+            beside.setdefault(one[:level], set()).add(name)
+    for parent, names in sorted(beside.items()):
+        named = sorted(name for name in names if _NO_CLASS.fullmatch(series(name)))
+        if named and len(names) > 1:
+            own = next((name for name in named if "im" in name.lower()), named[0])
+            other = next(name for name in sorted(names) if name != own)
+            first, second = ("/".join((*parent, name)) for name in (own, other))
+            raise DataError(
+                f"{first}/ is called as what holds images, or what belongs to them, and not as a class, but {second}/ "
+                "lies beside it; give the folder with the images alone, or take every folder for a class with --kind "
+                "classes, or all images without labels with --kind flat"
+            )
 
 
 def _on_classes(splits: list[str], folders: list[Folders]) -> list[str]:

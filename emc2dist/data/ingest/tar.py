@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from emc2dist import files
 from emc2dist.data.columns import check_labels
 from emc2dist.data.ingest.folder import EXTENSIONS, MAX_BYTES
+from emc2dist.data.ingest.layout import masks_among
 from emc2dist.data.ingest.source import (
     Samples,
     Source,
@@ -89,6 +90,10 @@ class Tar(Source):
         self.remarks += (
             [f"{others.total()} files are no *.tar and were left out ({', '.join(others)})"] if others else []
         )
+        masked = masks_among([image.name for image in self._images])
+        if masked:
+            image, mask = map(printable, masked)
+            self.remarks.append(f"{mask} looks like the mask of {image}, and so do more: all are taken for images")
         if all(image.label is None for image in self._images):
             self.remarks.append(
                 "labels would be .cls members, or `label` in .json: the names of folders and shards are none"
