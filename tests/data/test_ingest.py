@@ -921,7 +921,7 @@ def test_tiny_imagenet_as_it_is_unpacked(run, tmp_path):
     assert (table(dest).label.tolist(), table(dest, "validation").label.tolist()) == ([0, 0, 1, 1], [1, 0])
     assert "label" not in table(dest, "test")
     assert summary["remarks"] == [
-        "2 files that are no images were passed over (.txt 2)",
+        "1 files that are no images were passed over (.txt 1)",
         "test: all images lie in images/, which is taken for no class",
         "val: all images lie in images/, which is taken for no class",
         f"val: 2 labels are those of {source}/val/val_annotations.txt, column 2",
@@ -1154,7 +1154,142 @@ def test_labels_that_could_be_others_are_refused(run, tmp_path, tables, message)
 def test_a_file_of_labels_that_helps_nothing_is_named(run, tmp_path):
     images = {f"{name}.png": picture() for name in ("train/a/0", "train/b/1", "test/t0")}
     source = plant(tmp_path / "ab", images | {"test.csv": b"t0.png,unknown\n"})
-    assert f"test: no classes of images that are known in {source}/test.csv" in run(source)[0]["remarks"]
+    assert run(source)[0]["remarks"][1] == (
+        "test: no labels are told by test.csv: its 'unknown' is no class of the training images"
+    )
+
+
+def test_a_column_is_labels_only_where_the_heading_calls_it_so(run, tmp_path):
+    """Kaggle's test.csv tells no labels, whatever its columns hold."""
+    images = {f"train/{kind}/{n}.png": picture() for kind in "01" for n in range(2)}
+    kaggle = plant(tmp_path / "isic", images | {f"test/x{n}.png": picture() for n in range(2)})
+    table_file = kaggle / "test.csv"
+    for column in ("sex", "prediction", "anything"):
+        table_file.write_text(f"image_id,patient,{column}\nx0,p0,0\nx1,p1,1\n")
+        with pytest.raises(
+            DataError,
+            match=rf"isic/test\.csv: its heading calls no column `label`, and `{column}` could be the classes",
+        ):
+            run(kaggle)
+    assert run(kaggle, "bare", labels=False)[0]["rows"] == {"train": 4, "test": 2}
+    table_file.write_text("image_id,patient\nx0,p0\nx1,p1\n")
+    summary, dest = run(kaggle, "none")
+    assert "label" not in table(dest, "test")
+    assert (
+        "test: no labels are told by test.csv: its heading calls no column `label` (image_id, patient)"
+        in summary["remarks"]
+    )
+    table_file.write_text("image_id,sex,Class Name\nx0,0,1\nx1,1,0\n")
+    summary, dest = run(kaggle, "told")
+    assert table_of(dest, "test") == [1, 0]
+    assert f"test: 2 labels are those of {table_file}, column `Class Name`" in summary["remarks"]
+    assert not any("passed over" in remark for remark in summary["remarks"])  # the table was read
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("0,cat\n1,dog\n", "its line '1, dog' names no image of test, such as test/00000.png"),
+        ("image,label\nimg_0.jpg,cat\n", "its line 'img_0.jpg, cat' names no image of test, such as test/00000.png"),
+        ("train/00000.png,cat\n", "its line 'train/00000.png, cat' names no image of test, such as test/00000.png"),
+        ("00000,3\n00001,4\n", "its '3' is no class of the training images"),
+        ("", "it is empty"),
+        ("image,label\n00000,\n00001,-1\n", "all labels of its column 2 are withheld (-1 or empty)"),
+    ],
+)
+def test_what_did_not_fit_of_a_file_of_labels_is_said(run, tmp_path, text, reason):
+    images = {f"{name}.png": picture() for name in ("train/cat/9", "train/dog/8", "test/00000", "test/00001")}
+    source = plant(tmp_path / "pets", images | {"test.csv": text.encode()})
+    summary, _ = run(source)
+    (said,) = [remark for remark in summary["remarks"] if "test.csv" in remark]
+    assert said == f"test: no labels are told by test.csv: {reason}"
+
+
+def test_labels_that_a_table_withholds_are_none(run, tmp_path):
+    rows = b"file_name,label\n0.png,dog\n1.png,-1\n2.png,cat\n3.png,\n"
+    source = plant(tmp_path / "pets", {f"{n}.png": picture() for n in range(4)} | {"metadata.csv": rows})
+    summary, dest = run(source, keep_order=True)
+    assert (table_of(dest, "train"), read_manifest(files.at(dest)).classes) == ([1, -1, 0, -1], ["cat", "dog"])
+    assert "train: 2 of 4 images have no label" in summary["remarks"]
+
+
+def test_paths_of_windows_are_paths(run, tmp_path):
+    images = {f"{name}.png": picture() for name in ("train/cat/9", "train/dog/8", "test/0", "test/1")}
+    source = plant(tmp_path / "pets", images | {"test.csv": b"C:\\set\\test\\0.png,dog\ntest\\1.png,cat\n"})
+    assert table_of(run(source)[1], "test") == [1, 0]
+
+
+LABELS = {
+    "labels.csv": "id,label\n0,dog\n1,cat\n2,dog\n",
+    "train/metadata.csv": "file_name,label\n0.png,dog\n1.png,cat\n2.png,dog\n",
+    "train/metadata.jsonl": "".join(
+        f'{{"file_name": "{n}.png", "label": "{label}"}}\n' for n, label in enumerate(["dog", "cat", "dog"])
+    ),
+    "train.csv": "image,breed id,target\n0.png,7,dog\n1.png,8,cat\n2.png,7,dog\n",
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_a_table_may_hold_all_labels(run, tmp_path, name):
+    source = plant(tmp_path / "pets", {f"train/{n}.png": picture() for n in range(3)} | {name: LABELS[name].encode()})
+    plant(source, {f"test/{n}.png": picture() for n in range(2)})  # whose names are those of training images
+    plant(source, {name: b"id,label\n0,cat\n1,cat\n" for name in ("sample_submission.csv", "test_predictions.csv")})
+    if name == "labels.csv":
+        (source / name).write_text("id,label\ntrain/0,dog\ntrain/1,cat\ntrain/2.png,dog\n")
+    summary, dest = run(source, keep_order=True)
+    assert (table_of(dest, "train"), read_manifest(files.at(dest)).classes) == ([1, 0, 1], ["cat", "dog"])
+    assert "label" not in table(dest, "test")
+    assert "2 classes, by these labels: cat, dog" in summary["remarks"]
+    column = "`target`" if name == "train.csv" else "`label`"
+    assert f"train: 3 labels are those of {source / name}, column {column}" in summary["remarks"]
+
+
+def test_names_that_two_splits_have_are_none_in_a_table_of_both(run, tmp_path):
+    images = {f"{split}/{n}.png": picture() for split in ("train", "test") for n in range(2)}
+    source = plant(tmp_path / "pets", images | {"labels.csv": b"id,label\n0,dog\n1,cat\n"})
+    summary, dest = run(source)
+    assert "label" not in table(dest)
+    assert "label" not in table(dest, "test")
+    assert (
+        "train: no labels are told by labels.csv: its line '0, dog' names no image of train, such as train/0.png"
+        in summary["remarks"]
+    )
+
+
+def test_a_table_that_contradicts_the_folders_is_refused(run, tmp_path):
+    images = {f"train/batch_{n % 2}/{n}.png": picture() for n in range(4)}
+    source = plant(tmp_path / "pets", images | {"train/metadata.csv": b"file_name,label\n0.png,a\n1.png,a\n2.png,b\n"})
+    with pytest.raises(
+        DataError,
+        match=r"train/metadata\.csv: column `label` tells other classes than the images' folders "
+        r"\('a' in batch_0/, 'b' in batch_0/\); if the folders are right, move the file elsewhere",
+    ):
+        run(source)
+    (source / "train" / "metadata.csv").write_text("file_name,label\n0.png,7\n1.png,8\n2.png,7\n3.png,8\n")
+    summary, dest = run(source)  # the same, by other names
+    assert read_manifest(files.at(dest)).classes == ["batch_0", "batch_1"]
+    assert summary["remarks"] == ["2 classes, by the names of folders: batch_0, batch_1"]
+
+
+def test_tables_and_lists_that_were_not_read_are_named(run, tmp_path):
+    images = {f"{name}.png": picture() for name in ("0", "1")}
+    nih = plant(tmp_path / "nih", images | {"Data_Entry_2017.csv": b"image,finding\n0.png,a\n", "README.txt": b""})
+    assert run(nih)[0]["remarks"][:2] == [
+        "2 files that are no images were passed over (.csv 1, .txt 1)",
+        "1 tables (Data_Entry_2017.csv) were not read: labels are those of a labels.csv or metadata.csv, or of a table "
+        "called as its split, in the column that a heading calls `label`",
+    ]
+    caption = plant(tmp_path / "captions", images | {"metadata.jsonl": b'{"file_name": "0.png", "text": "a dog"}\n'})
+    assert (
+        "train: no labels are told by metadata.jsonl: its heading calls no column `label` (file_name, text)"
+        in run(caption, "captions set")[0]["remarks"]
+    )
+    lists = {"meta/train.txt": b"cat/0\n", "meta/test.txt": b"dog/1\n", "train_test_split.txt": b"1 0\n2 1\n"}
+    food = plant(tmp_path / "food", {f"images/{name}.png": picture() for name in ("cat/0", "dog/1")} | lists)
+    assert (
+        "3 lists of splits (meta/test.txt, meta/train.txt, train_test_split.txt) were not read: images are of the "
+        "splits of their folders" in run(food, "food set")[0]["remarks"]
+    )
 
 
 def test_what_is_taken_for_classes_is_said(run, tmp_path):
@@ -1335,7 +1470,7 @@ def test_an_image_that_was_repaired_does_not_undo_what_is_finished(run, pets, tm
         ("file,label,eye\nt0.png,a,b\nt1.png,b,a\n", [0, 1]),  # the column that is headed so, and no other
         ("file,label,eye\nt0.png,both,b\nt1.png,b,a\n", r"column 2 tells 'both' of test/t0\.png, which is no class"),
         ("label,id\nb,t0\na,t1\n", [1, 0]),
-        ("t0.png,a pie\nt1.png,b\n", r"no classes of images that are known"),
+        ("t0.png,a pie\nt1.png,b\n", r"its 'a pie' is no class of the training images"),
         ("t0.png,a 1 2 3 4 a 5 6 7 8\nt1.png,b 1 2 3 4\n", [0, 1]),
         ("t0.png,t1.png,a\nt1.png,t0.png,b\n", r"columns 1 and 2 could both name the images"),
     ],
@@ -1346,7 +1481,7 @@ def test_the_column_of_labels_is_no_other_one(run, tmp_path, table, outcome):
     if isinstance(outcome, list):
         _, dest = run(source, keep_order=True)
         assert table_of(dest, "test") == outcome
-    elif outcome.startswith("no classes"):
+    elif outcome.startswith("its "):
         assert any(outcome in remark for remark in run(source)[0]["remarks"])
     else:
         with pytest.raises(DataError, match=outcome):

@@ -15,6 +15,7 @@ from emc2dist.data.ingest.tar import Tar
 from emc2dist.errors import DataError
 
 KINDS = ("imagefolder", "classes", "flat", "stl10", "cifar", "tar", "parquet")
+_FOLDERS = ("imagefolder", "classes", "flat")
 
 _PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
@@ -52,8 +53,8 @@ def recognise(path: str) -> str:
 
 
 def open_source(path: str, kind: str, s3: S3 | None, cache_dir: str, *, labels: bool = True) -> Source:
-    """List the source of a given kind at `path`. `s3` and `cache_dir` are for Parquet sets, and so is `labels`: without
-    it those are not even looked at.
+    """List the source of a given kind at `path`. `s3` and `cache_dir` are for Parquet sets. Without `labels` those of
+    Parquet sets and in text files beside images are not even looked at.
 
     Raises:
         DataError: it is no such source, or holds no images; names file and row where there is one.
@@ -69,7 +70,7 @@ def open_source(path: str, kind: str, s3: S3 | None, cache_dir: str, *, labels: 
             raise DataError(f"{path}: no such file or folder; give the folder or file that holds the images")
         if not place.is_dir() and kind != "tar":
             raise DataError(f"{path}: a source of kind {kind} is a folder, and this is a file")
-        return _OPEN[kind](place)
+        return Folder(place, kind, labels=labels) if kind in _FOLDERS else _OPEN[kind](place)
 
 
 def _holds(folder: Path, extension: str) -> bool:
@@ -100,9 +101,6 @@ _SIGNS: dict[str, Callable[[Path], bool]] = {
 }
 
 _OPEN: dict[str, Callable[[Path], Source]] = {
-    "imagefolder": lambda path: Folder(path, "imagefolder"),
-    "classes": lambda path: Folder(path, "classes"),
-    "flat": lambda path: Folder(path, "flat"),
     "stl10": Stl10,
     "cifar": Cifar,
     "tar": Tar,
