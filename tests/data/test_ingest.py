@@ -222,8 +222,12 @@ def test_what_is_hidden_or_no_image_is_passed_over_and_links_are_followed_once(r
     (pets / "dog" / "up").symlink_to(pets)
     os.mkfifo(pets / "cat" / "pipe.png")
     (pets / "emu").symlink_to(plant(pets.parent / "elsewhere", {"1.png": picture()}))
+    plant(pets, {f"cat/.ipynb_checkpoints/{n}.png": picture() for n in range(3)})
+    plant(pets, {f"__MACOSX/cat/._{n}.png": b"" for n in range(8)} | {"cat/._1.png": b"", "dog/._1.png": b""})
     assert run(pets)[0]["rows"] == {"train": 9}
-    assert "3 files that are no images were passed over (.db 1, " in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    assert "15 hidden files were passed over (__MACOSX/ 8, .ipynb_checkpoints/ 3, ._* 2)" in said
+    assert "3 files that are no images were passed over (.db 1, .png 1, .txt 1)" in said
 
 
 def test_stl10(run, tmp_path):
@@ -1368,6 +1372,25 @@ def test_links_in_a_tar_are_what_they_lead_to(run, tmp_path):
         "1 files that are no images were passed over (link 1)",
         NO_LABELS,
         "no image has a label",
+    ]
+
+
+def test_what_is_hidden_in_tars_and_beside_parquet_is_counted(run, tmp_path):
+    members = {name: picture() for name in ("./a/0.png", "a/.ipynb_checkpoints/0-checkpoint.png", "__MACOSX/a/._0.png")}
+    source = shard(tmp_path / "shards" / "x.tar", members | {"a/._0.png": b"", ".DS_Store": b""})
+    plant(source, {"._x.tar": b""})
+    summary, dest = run(source)
+    assert table(dest).path.tolist() == ["./a/0.png"]
+    assert summary["remarks"][0] == "5 hidden files were passed over (._* 2, .ipynb_checkpoints/ 1, __MACOSX/ 1)"
+    old = write_parquet(tmp_path / "old" / "train-0.parquet", [picture()] * 2, [0, 1])
+    write_parquet(old / "_temporary" / "train-1.parquet", [picture()] * 2, [0, 1])
+    write_parquet(old / ".cache" / "train-1.parquet", [picture()] * 2, [0, 1])
+    run(old, "copy")[1].rename(old / "copy")
+    summary, _ = run(old, "old set")
+    assert summary["rows"] == {"train": 2}
+    assert summary["remarks"] == [
+        "2 hidden files were passed over (.cache/train-1.parquet)",
+        "copy/: sets of their own, which were left out",
     ]
 
 

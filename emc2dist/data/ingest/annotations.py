@@ -212,7 +212,7 @@ class _Images:
 
 
 def _complete(file: str, split: str, names: Sequence[str], found: _Labels) -> list[str | None]:
-    """The class of each image of a split, None where it is withheld. Raises DataError where a file leaves images out."""
+    """The class of each image of a split, None where it is withheld. Raises DataError where one is left out."""
     kinds = list[str | None]()
     for name in names:
         if name not in found.kinds:

@@ -9,7 +9,7 @@ The labels of a split whose images lie in no folders of classes are looked for i
 Tiny-ImageNet's val_annotations.txt, ImageNet's LOC_val_solution.csv or Hugging Face's metadata.csv (`annotations`).
 
 Images are known by their extension. Hidden files and folders, and those of file systems and their tools, are passed
-over; links are followed. An image is written as the very bytes of its file.
+over, and counted; links are followed. An image is written as the very bytes of its file.
 """
 
 import os
@@ -25,7 +25,16 @@ from numpy.typing import NDArray
 
 from emc2dist.data.ingest.annotations import TEXTS, Annotations
 from emc2dist.data.ingest.layout import Where, arrange, masks_among
-from emc2dist.data.ingest.source import Samples, Source, Split, listing_digest, passed_over, printable
+from emc2dist.data.ingest.source import (
+    Samples,
+    Source,
+    Split,
+    hidden,
+    hidden_by,
+    listing_digest,
+    passed_over,
+    printable,
+)
 from emc2dist.data.splits import split_of
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Entry
@@ -36,7 +45,6 @@ EXTENSIONS = frozenset(
 )  # fmt: skip
 """Of files that are taken for images, in lower case."""
 _SHOWN = 5  # classes
-_OF_SYSTEMS = ("@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 MAX_BYTES = 2**30
 """A file larger than this is no image, and is not read into memory to find out."""
 
@@ -55,7 +63,7 @@ class Folder(Source):
         self._names = [image.name for image in listing.images]
         if not self._names:
             extensions = ", ".join(sorted(EXTENSIONS))
-            others = "".join(f" ({remark})" for remark in passed_over(listing.others))
+            others = "".join(f" ({remark})" for remark in hidden(listing.hidden) + passed_over(listing.others))
             raise DataError(f"{root}: no images{others}; give a folder that holds some ({extensions})")
         self.digest = listing_digest(listing.images)
         self.remarks = []
@@ -64,7 +72,9 @@ class Folder(Source):
         self.splits = self._labelled(places)
         self.remarks += self._annotations.remarks(labelled=all(s.labels is not None for s in self.splits.values()))
         listing.others.subtract(Path(name).suffix.lower() for name in self._annotations.used)
-        self.remarks = passed_over(+listing.others) + self.remarks + _on_classes(self._names, places)
+        self.remarks = (
+            hidden(listing.hidden) + passed_over(+listing.others) + self.remarks + _on_classes(self._names, places)
+        )
 
     def _arranged(self, kind: str) -> list[Where]:
         folders = [_folders(name) for name in self._names]
@@ -153,13 +163,13 @@ class _Files(Samples):
 
 class Listing:
     """The files below a folder: `images` by their names from the folder on, sorted; `texts`, which may tell labels, by
-    theirs; and all but images by extension, as `others`.
+    theirs; all but images by extension, as `others`; and by what hides them, files that are hidden.
 
     A link to a folder is followed, unless it leads to one that it lies in.
     """
 
     def __init__(self, root: Path) -> None:
-        self.others = Counter[str]()
+        self.others, self.hidden = Counter[str](), Counter[str]()
         self.texts: list[str] = []
         self.images = sorted(self._images(str(root), "", ()))
 
@@ -169,10 +179,13 @@ class Listing:
             return
         for entry in entries:
             if entry.is_dir():
-                if entry.name in _OF_SYSTEMS:
-                    self.others[entry.name] += 1
+                name = f"{entry.name}/"
+                if hidden_by(name):
+                    self.hidden[name] += sum(len(files) for _, _, files in os.walk(entry.path))
                 else:
-                    yield from self._images(entry.path, f"{prefix}{entry.name}/", (*above, identity))
+                    yield from self._images(entry.path, prefix + name, (*above, identity))
+            elif what := hidden_by(entry.name):
+                self.hidden[what] += 1
             elif Path(entry.name).suffix.lower() in EXTENSIONS and (image := _image(entry, prefix)):
                 yield image
             else:
@@ -231,11 +244,11 @@ def _stem(name: str) -> str:
 
 
 def _scan(folder: str) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
-    """What tells a folder from all others however it is reached, and what is in it and not hidden, by name."""
+    """What tells a folder from all others however it is reached, and what is in it, by name."""
     try:
         status = os.stat(folder)
         with os.scandir(folder) as scan:
-            entries = [entry for entry in scan if not entry.name.startswith(".")]
+            entries = list(scan)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be listed ({error.strerror}); check that it may be read") from error
     return (status.st_dev, status.st_ino), sorted(entries, key=lambda entry: entry.name)

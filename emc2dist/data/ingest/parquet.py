@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from emc2dist import files
 from emc2dist.config import S3
-from emc2dist.data.catalogue import MANIFEST, Catalogue, is_parquet, list_set, open_catalogue, splits_of
+from emc2dist.data.catalogue import MANIFEST, Catalogue, is_hidden, is_parquet, list_set, open_catalogue, splits_of
 from emc2dist.data.foreign import opened
 from emc2dist.data.ingest.source import Samples, Source, Split, listing_digest
 from emc2dist.data.kept import cache_folder
@@ -68,10 +68,9 @@ class ParquetSource(Source):
         self.root = str(place) if entry is None else str(place).rpartition("/")[0] or "."
         self.remarks = []
         self.splits: _Splits = _Splits(self._set, splits_of(place), self.remarks)
-        listed = list_set(place) if entry is None else {entry.name: entry}
-        self.digest = listing_digest(
-            one._replace(name=name) for name, one in listed.items() if is_parquet(name) or name == MANIFEST
-        )
+        listed = list_set(place) if entry is None else {}
+        names = [name for name in listed if name == MANIFEST or (is_parquet(name) and not is_hidden(name))]
+        self.digest = listing_digest([entry] if entry else (listed[name]._replace(name=name) for name in names))
 
     def samples(self, positions: NDArray[np.int64]) -> Samples:
         """The images at some positions, in that order."""

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from emc2dist.errors import StorageError
 from emc2dist.files import Entry
 
+_OF_SYSTEMS = ("@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+_SHOWN = 3  # kinds of files that were passed over
+
 
 class Samples(ABC):
     """Some images of a source, 0 <= k < len. Can be pickled into another process."""
@@ -78,8 +81,25 @@ class Source(ABC):
 
 def passed_over(others: "Counter[str]") -> list[str]:
     """A remark on files that are no images, counted by extension, if there are any."""
-    most = ", ".join(f"{extension or 'no extension'} {count}" for extension, count in others.most_common(3))
+    most = ", ".join(f"{extension or 'no extension'} {count}" for extension, count in others.most_common(_SHOWN))
     return [f"{others.total()} files that are no images were passed over ({most})"] if others else []
+
+
+def hidden_by(path: str) -> str | None:
+    """What hides a file: the first part of its path that is hidden or a file system's own, as `.git/`; None if none."""
+    *folders, name = path.split("/")
+    for folder in folders:
+        if (folder.startswith(".") and folder not in (".", "..")) or folder in _OF_SYSTEMS:
+            return f"{folder}/"
+    if name.startswith("._"):  # what macOS keeps of a file
+        return "._*"
+    return name if name.startswith(".") else None
+
+
+def hidden(files: "Counter[str]") -> list[str]:
+    """A remark on hidden files, counted by what hides them, if there are any."""
+    most = ", ".join(f"{printable(what)} {count}" for what, count in files.most_common(_SHOWN))
+    return [f"{files.total()} hidden files were passed over ({most})"] if files.total() else []
 
 
 def listing_digest(listed: Iterable[Entry]) -> str:

@@ -30,6 +30,8 @@ from emc2dist.data.ingest.source import (
     Samples,
     Source,
     Split,
+    hidden,
+    hidden_by,
     listing_digest,
     passed_over,
     printable,
@@ -70,7 +72,9 @@ class Tar(Source):
 
     def __init__(self, path: Path) -> None:
         root = path.parent if path.is_file() else path
-        shards, others = ({path.name: path}, Counter[str]()) if path.is_file() else _listed(path)
+        shards, others, hidden_ones = {path.name: path}, Counter[str](), Counter[str]()
+        if not path.is_file():
+            shards, others, hidden_ones = _listed(path)
         if not shards:
             raise DataError(f"{path}: no *.tar files; give a folder that holds some, not compressed")
         self.root = str(root)
@@ -86,7 +90,7 @@ class Tar(Source):
         if not self._images:
             raise DataError(f"{path}: no images in {len(shards)} shards; WebDataset names them KEY.jpg, KEY.png, ...")
         self.remarks = left_out(left) + (alone(path.name) if path.is_file() else together(members))
-        self.remarks += contents.remarks()
+        self.remarks += hidden(hidden_ones + contents.hidden) + contents.remarks()
         self.remarks += (
             [f"{others.total()} files are no *.tar and were left out ({', '.join(others)})"] if others else []
         )
@@ -161,18 +165,22 @@ class _Members(Samples):
         return read_range(Path(self.root, image.shard), image.start, image.size)
 
 
-def _listed(folder: Path) -> tuple[dict[str, Path], "Counter[str]"]:
-    """The shards of a folder and of the folders in it, by their names from it on; and what looks like some, by kind."""
-    found, others = {}, Counter[str]()
+def _listed(folder: Path) -> tuple[dict[str, Path], "Counter[str]", "Counter[str]"]:
+    """The shards of a folder and of the folders in it, by their names from it on; what looks like some, by kind; and
+    those that are hidden, by what hides them.
+    """
+    found, others, hidden_ones = {}, Counter[str](), Counter[str]()
     for file in sorted([*folder.iterdir(), *folder.glob("*/*.tar")]):
         name = file.relative_to(folder).as_posix()
-        if not file.is_file() or any(part.startswith(".") for part in file.relative_to(folder).parts):
+        if not file.is_file():
             continue
-        if file.suffix.lower() == ".tar":
+        if what := hidden_by(name):
+            hidden_ones[what] += ".tar" in file.name.lower()
+        elif file.suffix.lower() == ".tar":
             found[name] = file
         elif ".tar" in file.name.lower() or file.suffix.lower() == ".tgz":
             others["".join(file.suffixes[-2:])] += 1
-    return found, others
+    return found, others, +hidden_ones
 
 
 class _Contents:
@@ -182,12 +190,16 @@ class _Contents:
         self._shards: list[tuple[str, dict[str, list[_Image]], dict[str, int | str]]] = []
         self._others, self._fields = Counter[str](), Counter[str]()
         self._bare, self._again = 0, 0
+        self.hidden = Counter[str]()
 
     def add(self, name: str, shard: Path) -> None:
         """Read the headers and labels of a shard."""
         images: dict[str, tarfile.TarInfo] = {}
         labels: dict[str, int | str] = {}
         for member in _members(shard):
+            if what := hidden_by(member.name):
+                self.hidden[what] += 1
+                continue
             stem, _, extension = member.name.rpartition(".")
             if extension.lower() in _IMAGES and not member.issparse():
                 self._again += member.name in images
@@ -273,11 +285,11 @@ def _field(key: str, image: _Image) -> str:
 
 
 def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
-    """The files and links of a shard, but for hidden ones."""
+    """The files and links of a shard."""
     try:
         with tarfile.open(shard, "r:") as opened:
             for member in opened:
-                if (member.isreg() or member.islnk() or member.issym()) and not _hidden(member.name):
+                if member.isreg() or member.islnk() or member.issym():
                     yield member
                 opened.members.clear()  # type: ignore[attr-defined]  # or tarfile keeps them all
             end = opened.offset
@@ -297,10 +309,6 @@ def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
                     "give them one by one, or join them with `tar --concatenate`"
                 )
             rest = content.read(_PIECE)
-
-
-def _hidden(name: str) -> bool:
-    return name.rpartition("/")[2].startswith(".")
 
 
 def _label(shard: Path, member: tarfile.TarInfo, extension: str) -> int | str | None:
