@@ -78,6 +78,16 @@ def test_folders_that_hold_more_than_the_name_of_a_split_are_said():
     assert said == ["test tube/ is taken for test", "train car/ is taken for train"]
 
 
+def test_images_of_a_class_in_several_folders_are_said():
+    office = [f"{domain}/images/{kind}" for domain in ("amazon", "dslr") for kind in ("back_pack", "mug", "bike")]
+    assert arrange(folders(office))[1] == [
+        "train: 2 classes by the outer folders, in which images lie in 6 folders (amazon/images/back_pack/)"
+    ]
+    said = "train: 2 classes by the outer folders, in which images lie in 1 folders (cat/kittens/)"
+    assert arrange(folders(["cat", "cat/kittens", "dog"]))[1] == [said]
+    assert arrange(folders(["cat/cat", "dog/a"]))[1] == []  # one folder each: no other could be meant
+
+
 def test_a_class_of_one_split_alone_stays_one_where_training_has_it():
     found, said = arrange(folders(["train/cat", "train/dog", "test/dog", "test/dog"]))
     assert [place.kind for place in found] == ["cat", "dog", "dog", "dog"]
@@ -93,6 +103,7 @@ def test_a_class_of_one_split_alone_stays_one_where_training_has_it():
         (["cat", "", ""], r"^some images lie in folders of their classes \(cat/\), 2 in none"),
         (["train/cat", "train", "val/cat"], r"^some images lie in folders of their classes"),
         (["train-and-test/cat", "dog"], "tells two splits"),
+        (["yes", "no", "brain/yes", "brain/no"], r"^brain/no/ lies in brain/, and is called as a class of its own"),
         (["images", "masks"], r"^images/ is called as what holds images, .*, but masks/ lies beside it; .*--kind flat"),
         (["pets/annotations/trimaps", "pets/images"], r"^pets/images/ is .*, but pets/annotations/ lies beside it"),
         (["VOC/JPEGImages", "VOC/SegmentationClass", "VOC/SegmentationObject"], r"^VOC/JPEGImages/ .* VOC/Segment"),

@@ -11,6 +11,7 @@ images called as masks of others, are refused, as is whatever can be read in two
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -92,16 +93,25 @@ def _refuse_companions(folders: Sequence[Folders]) -> None:
 
 
 def _on_classes(splits: list[str], folders: list[Folders]) -> list[str]:
-    """Where images lie deeper than the folders of their classes: which folder names the class is then a guess."""
+    """Where images of a class lie in several folders: which of these names the class is then a guess.
+
+    Raises:
+        DataError: a folder in that of a class is called as another class.
+    """
     remarks = []
     for split in dict.fromkeys(splits):
-        own = [found for found, one in zip(folders, splits, strict=True) if one == split]
-        classes, below = {found[:1] for found in own}, {found[:2] for found in own if len(found) > 1}
-        if len(classes) > 1 and len({found[1] for found in below}) > 1 and len(below) > len(classes):
-            example = "/".join(min(below))
+        own = {found for found, one in zip(folders, splits, strict=True) if one == split and found}
+        classes, deeper = Counter(found[0] for found in own), sorted(found for found in own if len(found) > 1)
+        again = next((found for found in deeper if any(name in classes for name in set(found) - {found[0]})), None)
+        if again and len(classes) > 1:
+            raise DataError(
+                f"{'/'.join(again)}/ lies in {again[0]}/, and is called as a class of its own; give the folder that "
+                "holds the classes alone, or take every folder for a class with --kind classes"
+            )
+        if len(classes) > 1 and max(classes.values()) > 1:
             remarks.append(
-                f"{split}: {len(classes)} classes by the outer folders, in which images lie in {len(below)} folders "
-                f"({example}/)"
+                f"{split}: {len(classes)} classes by the outer folders, in which images lie in {len(deeper)} folders "
+                f"({'/'.join(deeper[0])}/)"
             )
     return remarks
 
