@@ -588,6 +588,32 @@ def test_a_split_of_nothing_but_unreadable_images_is_refused(run, tmp_path):
     source = plant(tmp_path / "bad", {"1.png": b"", "2.png": b""})
     with pytest.raises(DataError, match=r"no image of split train can be read; [12]\.png: the file is empty"):
         run(source, skip_unreadable=True)
+    assert [file.name for file in (tmp_path / "set").iterdir()] == [UNFINISHED]  # no file that looks like a set
+    plant(source, {"1.png": picture()})
+    assert run(source, skip_unreadable=True)[0]["rows"] == {"train": 1}
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+def test_pointers_of_files_that_were_not_fetched_are_named(run, pets, tmp_path):
+    fetch = r"a pointer of Git LFS and not the file: fetch that with `git lfs pull`"
+    plant(pets, {"cat/0.png": LFS})
+    with pytest.raises(DataError, match=rf"cat/0\.png: {fetch}"):
+        run(pets)
+    plant(pets, {"cat/0.png": b"/annex/objects/SHA256E-s9--4d7a.png\n"})
+    with pytest.raises(DataError, match=r"cat/0\.png: a pointer of git-annex .*`git annex get`"):
+        run(pets)
+    for name in ("a/train.parquet", "b/train.tar", "c/batches.meta", "d/train_X.bin"):
+        file = plant(tmp_path / "lfs", {name: LFS}) / name
+        with pytest.raises(DataError, match=rf"{name}: {fetch}"):
+            run(file.parent, "other")
+    source = shard(tmp_path / "f" / "x.tar", {"0.png": picture(), "0.cls": b"0"})
+    with pytest.raises(DataError, match=rf"classes\.txt: {fetch}"):
+        run(plant(source, {"classes.txt": LFS}), "other")
+    images = {f"{n}.png": picture() for n in range(2)}
+    with pytest.raises(DataError, match=rf"labels\.csv: {fetch}"):
+        run(plant(tmp_path / "e", images | {"labels.csv": LFS}), "other")
 
 
 def test_duplicates_are_counted_over_all_splits(run, tmp_path):
@@ -1078,8 +1104,28 @@ def test_a_class_list_in_another_encoding_is_read_or_refused(run, pets, tmp_path
 
 @pytest.mark.parametrize("name", ["set.tar.gz", "set.zip"])
 def test_what_is_packed_is_refused_with_what_to_do(run, tmp_path, name):
-    with pytest.raises(DataError, match=rf"{name}: no source of images; unpack it first"):
+    with pytest.raises(DataError, match=rf"{name}: no source of images; unpack {name} first"):
         run(plant(tmp_path, {name: b"x"}) / name)
+    with pytest.raises(DataError, match=rf"packed: no images \(2 files .*\); unpack a/{name} first"):
+        run(plant(tmp_path / "packed", {f"a/{name}": b"x", "README": b"x"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("state.arrow", r"write it as Parquet, as with datasets\.load_from_disk"),
+        ("train.pq", r"Parquet is known by its name: call it \*\.parquet"),
+        ("a/b/train-0.parquet", r"give \S+/source/a/b, which holds train-0\.parquet"),
+        ("a/b/0.tar", r"give \S+/source/a/b, which holds 0\.tar"),
+        ("cifar-10-batches-py/batches.meta", r"give \S+/source/cifar-10-batches-py, which holds batches\.meta"),
+        ("stl10_binary/train_X.bin", r"give \S+/source/stl10_binary, which holds train_X\.bin"),
+    ],
+)
+def test_what_lies_where_no_images_are_is_told_how_to_give(run, tmp_path, name, advice):
+    archives = {"cifar-10-python.tar.gz": b"x", "stl10_binary.tar.gz": b"x"} if name.endswith(("meta", "bin")) else {}
+    source = plant(tmp_path / "source", {name: b"x", **archives})
+    with pytest.raises(DataError, match=rf"source: no images .*; {advice}"):
+        run(source)
 
 
 @pytest.mark.parametrize("name", [b"a:b #2 'q' \"d\"", b"\xff\xfe", b"new\nline"], ids=repr)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from emc2dist import files
+from emc2dist.data import pointers
 from emc2dist.data.ingest.source import printable
 from emc2dist.data.splits import split_of
 from emc2dist.errors import DataError
@@ -329,7 +329,7 @@ def _composed(text: str) -> str:
 
 
 def _rows(file: Path) -> Iterator[Row]:
-    text = files.text(file)
+    text = pointers.text(file)
     if file.suffix.lower() == ".jsonl":
         yield from _objects(text)
         return

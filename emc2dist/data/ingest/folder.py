@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 
 from emc2dist.data.ingest.annotations import TEXTS, Annotations
 from emc2dist.data.ingest.layout import Where, arrange, masks_among
+from emc2dist.data.ingest.pixels import is_cifar, is_stl10
 from emc2dist.data.ingest.source import (
     Samples,
     Source,
     Split,
     hidden,
     hidden_by,
+    instead,
     listing_digest,
     passed_over,
     printable,
@@ -62,9 +64,8 @@ class Folder(Source):
         self._images = listing.images
         self._names = [image.name for image in listing.images]
         if not self._names:
-            extensions = ", ".join(sorted(EXTENSIONS))
             others = "".join(f" ({remark})" for remark in hidden(listing.hidden) + passed_over(listing.others))
-            raise DataError(f"{root}: no images{others}; give a folder that holds some ({extensions})")
+            raise DataError(f"{root}: no images{others}; {_help(root, listing)}")
         self.digest = listing_digest(listing.images)
         self.remarks = []
         places = self._arranged(kind)
@@ -163,7 +164,8 @@ class _Files(Samples):
 
 class Listing:
     """The files below a folder: `images` by their names from the folder on, sorted; `texts`, which may tell labels, by
-    theirs; all but images by extension, as `others`; and by what hides them, files that are hidden.
+    theirs; all but images by extension, as `others`, with an example of each; and by what hides them, files that are
+    hidden.
 
     A link to a folder is followed, unless it leads to one that it lies in.
     """
@@ -171,6 +173,7 @@ class Listing:
     def __init__(self, root: Path) -> None:
         self.others, self.hidden = Counter[str](), Counter[str]()
         self.texts: list[str] = []
+        self.examples: dict[str, str] = {}
         self.images = sorted(self._images(str(root), "", ()))
 
     def _images(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
@@ -198,8 +201,22 @@ class Listing:
                 f"{entry.path}: a link that leads nowhere; bring back what it leads to, or remove the link"
             )
         self.others[extension] += 1
+        self.examples.setdefault(extension, prefix + entry.name)
         if extension in TEXTS and entry.is_file():
             self.texts.append(prefix + entry.name)
+
+
+def _help(root: Path, listing: Listing) -> str:
+    """What would help where a folder holds no images."""
+    examples = sorted(listing.examples.values())
+    for name in examples:
+        above = root / name.rpartition("/")[0]
+        if is_stl10(above) or is_cifar(above) or Path(name).suffix.lower() in (".parquet", ".tar"):
+            return f"give {printable(str(above))}, which holds {printable(Path(name).name)}"
+    helped = [told for name in examples if (told := instead(printable(name)))]
+    if helped:
+        return helped[0]
+    return f"give a folder that holds some ({', '.join(sorted(EXTENSIONS))})"
 
 
 def _read_bounded(file: Path) -> bytes:

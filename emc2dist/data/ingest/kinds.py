@@ -10,14 +10,12 @@ from emc2dist.data.catalogue import MANIFEST, UNFINISHED
 from emc2dist.data.ingest.folder import EXTENSIONS, Folder
 from emc2dist.data.ingest.parquet import ParquetSource
 from emc2dist.data.ingest.pixels import Cifar, Stl10, is_cifar, is_stl10
-from emc2dist.data.ingest.source import Source
+from emc2dist.data.ingest.source import Source, instead
 from emc2dist.data.ingest.tar import Tar
 from emc2dist.errors import DataError
 
 KINDS = ("imagefolder", "classes", "flat", "stl10", "cifar", "tar", "parquet")
 _FOLDERS = ("imagefolder", "classes", "flat")
-
-_PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 def recognise(path: str) -> str:
@@ -34,8 +32,8 @@ def recognise(path: str) -> str:
             suffix = place.suffix.lower()
             if suffix in (".parquet", ".tar"):
                 return suffix.removeprefix(".")
-            what = "; unpack it first" if suffix in _PACKED else ", but a folder, a .tar or a .parquet file may be one"
-            raise DataError(f"{path}: no source of images{what}")
+            what = instead(place.name) or "a folder, a .tar or a .parquet file may be one"
+            raise DataError(f"{path}: no source of images; {what}")
         if not place.is_dir():
             raise DataError(f"{path}: no such file or folder; give the folder or file that holds the images")
         if (place / MANIFEST).exists() or (place / UNFINISHED).exists():

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emc2dist import files
+from emc2dist.data import pointers
 from emc2dist.data.ingest.source import Source, Split
 from emc2dist.data.splits import is_plain, series, split_of
 from emc2dist.errors import DataError, SpecError, StorageError
@@ -48,7 +49,7 @@ def read_classes(name: str) -> list[str]:
         text = (resources.files(__package__) / "classes" / PINNED[name]).read_text()
     else:
         try:
-            text = files.text(files.local(name))
+            text = pointers.text(files.local(name))
         except StorageError as error:
             raise DataError(f"--classes: {error}; give {' or '.join(PINNED)}, or a text file") from error
     names = [unicodedata.normalize("NFC", line.strip()) for line in text.splitlines() if line.strip()]

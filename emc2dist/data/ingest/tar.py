@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emc2dist import files
+from emc2dist.data import pointers
 from emc2dist.data.columns import check_labels
 from emc2dist.data.ingest.folder import EXTENSIONS, MAX_BYTES
 from emc2dist.data.ingest.layout import masks_among
@@ -286,6 +287,7 @@ def _field(key: str, image: _Image) -> str:
 
 def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
     """The files and links of a shard."""
+    pointers.refuse(shard)
     try:
         with tarfile.open(shard, "r:") as opened:
             for member in opened:
@@ -331,4 +333,4 @@ def _label(shard: Path, member: tarfile.TarInfo, extension: str) -> int | str | 
 
 
 def _class_names(file: Path) -> list[str]:
-    return [line.strip() for line in files.text(file).splitlines() if line.strip()] if file.is_file() else []
+    return [line.strip() for line in pointers.text(file).splitlines() if line.strip()] if file.is_file() else []
