@@ -895,6 +895,13 @@ def test_a_set_on_s3(run, pets, s3, tmp_path, capfd):
     assert table(copy).equals(table(local))
 
 
+def test_a_folder_of_s3_without_parquet_is_refused_with_what_helps(run, s3):
+    (files.at(s3.uri) / "pets" / "0.png").write(picture())
+    for name, what in (("pets", r"no \*\.parquet files"), ("gone", "no such file or folder")):
+        with pytest.raises(DataError, match=rf"/{name}: {what}; give .*, for only Parquet sets are read from S3: copy"):
+            run(f"{s3.uri}/{name}")
+
+
 def test_a_folder_of_s3_that_holds_other_things(run, pets, s3):
     (files.at(s3.uri) / "notes.txt").write(b"mine")
     (files.at(s3.uri) / "file").write(b"mine")
@@ -1226,8 +1233,8 @@ def test_a_column_is_labels_only_where_the_heading_calls_it_so(run, tmp_path):
     summary, dest = run(kaggle, "none")
     assert "label" not in table(dest, "test")
     assert (
-        "test: no labels are told by test.csv: its heading calls no column `label` (image_id, patient)"
-        in summary["remarks"]
+        "test: no labels are told by test.csv: its heading calls no column `label` (image_id, patient); call "
+        "that so which is, if one is" in summary["remarks"]
     )
     table_file.write_text("image_id,sex,Class Name\nx0,0,1\nx1,1,0\n")
     summary, dest = run(kaggle, "told")
@@ -1261,6 +1268,13 @@ def test_labels_that_a_table_withholds_are_none(run, tmp_path):
     summary, dest = run(source, keep_order=True)
     assert (table_of(dest, "train"), read_manifest(files.at(dest)).classes) == ([1, -1, 0, -1], ["cat", "dog"])
     assert "train: 2 of 4 images have no label" in summary["remarks"]
+
+
+def test_a_column_of_numbers_names_no_images_where_another_has_their_extensions(run, tmp_path):
+    rows = b",file_name,label\n0,2.png,1.0\n1,0.png,0.0\n2,1.png,\n"  # as pandas writes it, with an index
+    source = plant(tmp_path / "pets", {f"{n}.png": picture() for n in range(3)} | {"labels.csv": rows})
+    _, dest = run(source, keep_order=True)
+    assert (table_of(dest, "train"), read_manifest(files.at(dest)).classes) == ([0, -1, 1], ["0", "1"])
 
 
 def test_paths_of_windows_are_paths(run, tmp_path):
@@ -1323,16 +1337,19 @@ def test_a_table_that_contradicts_the_folders_is_refused(run, tmp_path):
 
 def test_tables_and_lists_that_were_not_read_are_named(run, tmp_path):
     images = {f"{name}.png": picture() for name in ("0", "1")}
-    nih = plant(tmp_path / "nih", images | {"Data_Entry_2017.csv": b"image,finding\n0.png,a\n", "README.txt": b""})
+    nih = plant(
+        tmp_path / "nih",
+        images | {"Data_Entry_2017.csv": b"image,finding\n0.png,a\n", "README.txt": b"", "all.xlsx": b"PK"},
+    )
     assert run(nih)[0]["remarks"][:2] == [
-        "2 files that are no images were passed over (.csv 1, .txt 1)",
-        "1 tables (Data_Entry_2017.csv) were not read: labels are those of a labels.csv or metadata.csv, or of a table "
-        "called as its split, in the column that a heading calls `label`",
+        "3 files that are no images were passed over (.csv 1, .txt 1, .xlsx 1)",
+        "2 tables (Data_Entry_2017.csv, all.xlsx) were not read: labels are those of a labels.csv or metadata.csv, or "
+        "of a table called as its split, beside the images or above, in the column that a heading calls `label`",
     ]
     caption = plant(tmp_path / "captions", images | {"metadata.jsonl": b'{"file_name": "0.png", "text": "a dog"}\n'})
     assert (
-        "train: no labels are told by metadata.jsonl: its heading calls no column `label` (file_name, text)"
-        in run(caption, "captions set")[0]["remarks"]
+        "train: no labels are told by metadata.jsonl: its heading calls no column `label` (file_name, text); "
+        "call that so which is, if one is" in run(caption, "captions set")[0]["remarks"]
     )
     lists = {"meta/train.txt": b"cat/0\n", "meta/test.txt": b"dog/1\n", "train_test_split.txt": b"1 0\n2 1\n"}
     food = plant(tmp_path / "food", {f"images/{name}.png": picture() for name in ("cat/0", "dog/1")} | lists)
@@ -1583,9 +1600,13 @@ def test_shards_in_folders_and_of_other_kinds_are_taken_or_named(run, tmp_path):
     shard(tmp_path / "shards" / "val" / "0.tar", {"1.png": picture()})
     shard(tmp_path / "shards" / "train-1.TAR", {"2.png": picture()})
     plant(tmp_path / "shards", {"train-2.tar.gz": b"", "train-3.tar.part": b"", "._train-0.tar": b"junk"})
+    plant(tmp_path / "shards", {"labels.csv": b"", "classes.txt": b""})
     summary, _ = run(tmp_path / "shards")
     assert summary["rows"] == {"train": 2, "validation": 1}
-    assert summary["remarks"][0] == "2 files are no *.tar and were left out (.tar.gz, .tar.part)"
+    assert summary["remarks"][:2] == [
+        "1 hidden files were passed over (._* 1)",
+        "3 files are no *.tar and were left out (.csv, .tar.gz, .tar.part)",
+    ]
 
 
 def test_a_finished_set_that_lost_a_file_is_not_finished(run, pets):

@@ -28,7 +28,8 @@ from emc2dist.errors import DataError
 
 TEXTS = (".txt", ".csv", ".tsv", ".jsonl")
 """Extensions of files that may tell labels."""
-_TABLES = (".csv", ".tsv", ".jsonl")
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".xlsx", ".mat")
+"""Extensions of tables, of which some cannot be read here."""
 _OF_ALL_SPLITS = ("label", "labels", "metadata", "annotation", "annotations")
 _GUESSES = re.compile("submission|predict", re.IGNORECASE)  # these hold what somebody's model says
 _HEADINGS = (
@@ -36,7 +37,8 @@ _HEADINGS = (
     "predictionstring",
 )  # fmt: skip
 """In lower case, without spaces and the like; the first that is there counts. The last is Kaggle's for ImageNet."""
-_WITHHELD = ("", "-1", "null", "nan")
+_WITHHELD = ("", "-1", "-1.0", "null", "nan")
+_WHOLE = re.compile(r"\d+\.0")  # as pandas writes whole numbers where some are missing
 _BOXES = re.compile(r"(\S+)( -?[\d.]+)+( \1( -?[\d.]+)+)*")  # as LOC_val_solution.csv has them after the class
 _SHOWN = 3  # files that a remark names
 _SHOWN_CHARACTERS = 60  # of a line
@@ -60,7 +62,7 @@ class _Labels(NamedTuple):
 
 @dataclass
 class Annotations:
-    """The text files of a folder of images; `names` are the images', and both are relative to it."""
+    """The texts and tables of a folder of images; `names` are the images', and both are relative to it."""
 
     root: Path
     texts: Sequence[str]
@@ -122,12 +124,12 @@ class Annotations:
         """What was not read, after all splits were; `labelled` says that no label is wanting."""
         left = [name for name in self.texts if name not in self.used]
         reasons = [] if labelled else [reason for name, reason in self._unused.items() if name in left]
-        tables = [name for name in left if name not in self._unused and PurePosixPath(name).suffix.lower() in _TABLES]
+        tables = [name for name in left if name not in self._unused and PurePosixPath(name).suffix.lower() in TABLES]
         lists = [name for name in left if name not in self._unused and name not in tables and _tells_any_split(name)]
         if tables and not labelled:
             reasons.append(
                 f"{_listed(tables, 'tables')} not read: labels are those of a labels.csv or metadata.csv, or of a "
-                "table called as its split, in the column that a heading calls `label`"
+                "table called as its split, beside the images or above, in the column that a heading calls `label`"
             )
         lists += [name for name in tables if labelled and _tells_any_split(name)]
         if lists:
@@ -136,7 +138,8 @@ class Annotations:
 
     def _candidates(self, split: str, names: Sequence[str]) -> list[str]:
         """Files above any image of the split that may tell its labels."""
-        told = [name for name in sorted(self.texts) if _is_of_all(name) or _tells(name, split)]
+        read = (name for name in sorted(self.texts) if PurePosixPath(name).suffix.lower() in TEXTS)
+        told = [name for name in read if _is_of_all(name) or _tells(name, split)]
         above = {str(parent) for folder in {name.rpartition("/")[0] for name in names} for parent in _up(folder)}
         return [name for name in told if str(PurePosixPath(name).parent) in above and not _GUESSES.search(name)]
 
@@ -228,16 +231,22 @@ def _image_column(
     file: str, rows: list[Row], images: _Images, labels: list[int], classes: set[str] | None
 ) -> int | None:
     """The column that names most images, if any; those that are headed as labels name none."""
-    counts = Counter(n for row in rows for n, cell in enumerate(row) if n not in labels and images.find(cell))
-    best = counts.most_common(2)
-    if len(best) == 2 and best[0][1] == best[1][1]:
+    exact, all_of_them = Counter[int](), Counter[int]()
+    for row in rows:
+        for n, cell in enumerate(row):
+            name = None if n in labels else images.find(cell)
+            if name is not None:
+                all_of_them[n] += 1
+                exact[n] += cell.endswith(PurePosixPath(name).suffix)  # or a column of numbers names 0.png, 1.png, ...
+    ranks = sorted(((exact[n], count, n) for n, count in all_of_them.items()), reverse=True)
+    if len(ranks) > 1 and ranks[0][:2] == ranks[1][:2]:
         if classes is None and not labels:
             raise _Unusable("it has no heading that calls a column `label`")
         raise DataError(
-            f"{file}: columns {best[0][0] + 1} and {best[1][0] + 1} could both name the images; give it a heading that "
-            "calls the other one `label`"
+            f"{file}: columns {ranks[1][2] + 1} and {ranks[0][2] + 1} could both name the images; give it a "
+            "heading that calls the other one `label`"
         )
-    return best[0][0] if best else None
+    return ranks[0][2] if ranks else None
 
 
 def _is_heading(row: Row, of_images: int, images: _Images, classes: set[str] | None) -> bool:
@@ -257,7 +266,7 @@ def _by_content(file: str, rows: list[Row], of_images: int, heading: Row | None,
             f"`label`, or {_HELP}"
         )
     if heading is not None:
-        raise _Unusable(f"its heading calls no column `label` ({', '.join(heading)})")
+        raise _Unusable(f"its heading calls no column `label` ({', '.join(heading)}); call that so which is, if one is")
     if not columns:
         cells = [cell for row in rows for n, cell in enumerate(row) if n != of_images and not _kind(row, n, classes)]
         raise _Unusable(f"its {cells[0]!r} is no class of the training images" if cells else "it has one column")
@@ -273,10 +282,12 @@ def _kind(row: Row, column: int, classes: set[str] | None) -> str | None:
     """The class that a cell names: the whole of it, or what stands before the numbers of boxes."""
     if column >= len(row):
         return None
+    cell = row[column]
+    whole = cell.removesuffix(".0") if _WHOLE.fullmatch(cell) else cell
     if classes is None:
-        return None if _is_withheld(row, column) else row[column]
-    boxes = _BOXES.fullmatch(row[column])
-    return next((name for name in (row[column], boxes and boxes[1]) if name in classes), None)
+        return None if _is_withheld(row, column) else whole
+    boxes = _BOXES.fullmatch(cell)
+    return next((name for name in (cell, whole, boxes and boxes[1]) if name in classes), None)
 
 
 def _is_withheld(row: Row, column: int) -> bool:

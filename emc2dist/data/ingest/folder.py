@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emc2dist.data.ingest.annotations import TEXTS, Annotations
+from emc2dist.data.ingest.annotations import TABLES, TEXTS, Annotations
 from emc2dist.data.ingest.layout import Where, arrange, masks_among
 from emc2dist.data.ingest.pixels import is_cifar, is_stl10
 from emc2dist.data.ingest.source import (
@@ -202,7 +202,7 @@ class Listing:
             )
         self.others[extension] += 1
         self.examples.setdefault(extension, prefix + entry.name)
-        if extension in TEXTS and entry.is_file():
+        if extension in (*TEXTS, *TABLES) and entry.is_file():
             self.texts.append(prefix + entry.name)
 
 

@@ -167,8 +167,8 @@ class _Members(Samples):
 
 
 def _listed(folder: Path) -> tuple[dict[str, Path], "Counter[str]", "Counter[str]"]:
-    """The shards of a folder and of the folders in it, by their names from it on; what looks like some, by kind; and
-    those that are hidden, by what hides them.
+    """The shards of a folder and of the folders in it, by their names from it on; other files, by kind; and shards that
+    are hidden, by what hides them.
     """
     found, others, hidden_ones = {}, Counter[str](), Counter[str]()
     for file in sorted([*folder.iterdir(), *folder.glob("*/*.tar")]):
@@ -179,7 +179,7 @@ def _listed(folder: Path) -> tuple[dict[str, Path], "Counter[str]", "Counter[str
             hidden_ones[what] += ".tar" in file.name.lower()
         elif file.suffix.lower() == ".tar":
             found[name] = file
-        elif ".tar" in file.name.lower() or file.suffix.lower() == ".tgz":
+        elif name != CLASSES:
             others["".join(file.suffixes[-2:])] += 1
     return found, others, +hidden_ones
 
