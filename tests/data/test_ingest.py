@@ -1397,6 +1397,9 @@ def test_masks_are_no_class_and_train_only_where_that_is_said(run, tmp_path):
     remark = "0_mask.png looks like the mask of 0.png, and so do more: all are taken for images"
     pairs = shard(tmp_path / "shards" / "x.tar", {"0.png": picture(), "0_mask.png": picture()})
     assert remark in run(pairs, "d")[0]["remarks"]
+    remark = "images/ and masks/ lie side by side: all in them are taken for images, masks too"
+    sides = shard(tmp_path / "sides" / "x.tar", {"images/0.png": picture(), "masks/0.png": picture()})
+    assert remark in run(sides, "e")[0]["remarks"]
 
 
 def test_links_are_followed_and_those_that_lead_nowhere_named(run, tmp_path):

@@ -12,7 +12,7 @@ images called as masks of others, are refused, as is whatever can be read in two
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from emc2dist.data.splits import is_plain, series, split_of
@@ -73,8 +73,8 @@ def masks_among(names: Sequence[str]) -> tuple[str, str] | None:
     return masks[0] if len(masks) >= _MANY * len(names) else None
 
 
-def _refuse_companions(folders: Sequence[Folders]) -> None:
-    """Raise DataError where a folder of images or masks stands among others, as if it were a class."""
+def companions(folders: Iterable[Folders]) -> tuple[str, str] | None:
+    """A folder that is called as one of images or masks, and another beside it, if there are such."""
     beside: dict[Folders, set[str]] = {}
     for one in set(folders):
         for level, name in enumerate(one):
@@ -84,12 +84,19 @@ def _refuse_companions(folders: Sequence[Folders]) -> None:
         if named and len(names) > 1:
             own = next((name for name in named if "im" in name.lower()), named[0])
             other = next(name for name in sorted(names) if name != own)
-            first, second = ("/".join((*parent, name)) for name in (own, other))
-            raise DataError(
-                f"{first}/ is called as what holds images, or what belongs to them, and not as a class, but {second}/ "
-                "lies beside it; give the folder with the images alone, or take every folder for a class with --kind "
-                "classes, or all images without labels with --kind flat"
-            )
+            return "/".join((*parent, own)), "/".join((*parent, other))
+    return None
+
+
+def _refuse_companions(folders: Sequence[Folders]) -> None:
+    """Raise DataError where a folder of images or masks stands among others, as if it were a class."""
+    found = companions(folders)
+    if found:
+        raise DataError(
+            f"{found[0]}/ is called as what holds images, or what belongs to them, and not as a class, but {found[1]}/ "
+            "lies beside it; give the folder with the images alone, or take every folder for a class with --kind "
+            "classes, or all images without labels with --kind flat"
+        )
 
 
 def _on_classes(splits: list[str], folders: list[Folders]) -> list[str]:

@@ -26,7 +26,7 @@ from emc2dist import files
 from emc2dist.data import pointers
 from emc2dist.data.columns import check_labels
 from emc2dist.data.ingest.folder import EXTENSIONS, MAX_BYTES
-from emc2dist.data.ingest.layout import masks_among
+from emc2dist.data.ingest.layout import companions, masks_among
 from emc2dist.data.ingest.source import (
     Samples,
     Source,
@@ -95,6 +95,10 @@ class Tar(Source):
         self.remarks += (
             [f"{others.total()} files are no *.tar and were left out ({', '.join(others)})"] if others else []
         )
+        beside = companions(tuple(image.name.split("/")[:-1]) for image in self._images)
+        if beside:
+            one, other = map(printable, beside)
+            self.remarks.append(f"{one}/ and {other}/ lie side by side: all in them are taken for images, masks too")
         masked = masks_among([image.name for image in self._images])
         if masked:
             image, mask = map(printable, masked)
