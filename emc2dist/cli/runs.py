@@ -16,7 +16,6 @@ def add_to(commands: Commands) -> None:
     validate = commands.add_parser("validate", help=text, description=text)
     text = "kNN accuracy and linear probe of a run's newest checkpoint"
     evaluate = commands.add_parser("evaluate", help=text, description=text)
-    evaluate.add_argument("--data", metavar="PATH", help="data to evaluate on, if not the run's own")
     text = "write a run's backbone as safetensors; a ResNet's under torchvision's own key names"
     export = commands.add_parser("export", help=text, description=text)
     for sub in (train, validate):
@@ -24,8 +23,13 @@ def add_to(commands: Commands) -> None:
     for sub in (evaluate, export):
         sub.add_argument("run", metavar="RUN", help="a run folder, as in runs/quickstart")
     export.add_argument("out", metavar="OUT", help="the file to write")
-    for sub in (evaluate, export):
-        add_s3(sub)
+    evaluate.add_argument(
+        "overrides",
+        metavar="KEY=VALUE",
+        nargs="*",
+        help="override a key of data, eval or s3, as in data.path=PATH where the data have moved",
+    )
+    add_s3(export)
     for sub in (train, evaluate, export):
         add_json(sub)
     for sub, command in ((train, _train), (validate, _validate), (evaluate, _evaluate), (export, _export)):
@@ -60,8 +64,8 @@ def _validate(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from emc2dist.run.results import evaluate
 
-    result = evaluate(arguments.run, data_path=arguments.data, s3=parse_s3(arguments.overrides))
-    print_result(result, as_json=arguments.json)
+    s3 = parse_s3(arguments.overrides, others=("data", "eval"))
+    print_result(evaluate(arguments.run, arguments.overrides, s3=s3), as_json=arguments.json)
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -100,12 +100,18 @@ def parse_sweep(text: str, *, source: str = "sweep") -> Sweep:
     return _sweep(_flattened(_tree(text, source), source), source)
 
 
-def parse_s3(overrides: Sequence[str]) -> S3:
-    """The `s3` section alone, from words as in `s3.endpoint=URL`. Raises `SpecError`."""
+def parse_s3(overrides: Sequence[str], others: Sequence[str] = ()) -> S3:
+    """The `s3` section alone, from words as in `s3.endpoint=URL`. Raises `SpecError`.
+
+    `others` are sections whose keys may stand among the words; those are left to the caller.
+    """
+    sections = [*others, "s3"]
     for override in overrides:
-        if not override.startswith("s3."):
-            raise SpecError(f"{override!r}: only keys of s3 can be set here, as in s3.endpoint=URL")
-    tree = _settled(_overridden({}, overrides, Spec), dict[str, S3])
+        if override.partition(".")[0] not in sections:
+            known = ", ".join(sections)
+            raise SpecError(f"{override!r}: only keys of {known} can be set here, as in s3.endpoint=URL")
+    own = [override for override in overrides if override.startswith("s3.")]
+    tree = _settled(_overridden({}, own, Spec), dict[str, S3])
     try:
         return TypeAdapter(dict[str, S3]).validate_python(tree).get("s3", S3())
     except ValidationError as error:

@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from emc2dist.config import BUILT_IN
 from emc2dist.data import columns, kept
 from emc2dist.data.columns import Footer, Labels
-from emc2dist.data.splits import alone, by_split, left_out, split_of
+from emc2dist.data.splits import alone, by_split, left_out, split_of, together
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place
 
@@ -227,16 +227,19 @@ def open_catalogue(place: Place, split: str, cache_dir: Path) -> Catalogue | Non
 def list_set(place: Place) -> dict[str, Entry]:
     """The files of a set; without a manifest those in its folders too, by FOLDER/NAME, as Hugging Face lays them out.
 
+    Of a folder that is a set of its own, its manifest alone.
+
     Raises:
         DataError: the folders are values of a column, which would be lost.
     """
     listing = {entry.name: entry for entry in place.entries()}
     for folder in place.folders() if MANIFEST not in listing else ():
         found = (place / folder).entries()
-        if folder.startswith((".", "_")) or MANIFEST in {entry.name for entry in found}:  # a set of its own
+        if MANIFEST in {entry.name for entry in found}:  # a set of its own, known by that
+            listing |= {f"{folder}/{entry.name}": entry for entry in found if entry.name == MANIFEST}
             continue
         inside = [entry for entry in found if is_parquet(entry.name)]
-        if inside and "=" in folder:
+        if inside and "=" in folder and not is_hidden(folder):
             raise DataError(
                 f"{place / folder}: a partition of Hive, whose name is a value of a column that the files lack; write "
                 "that column into the files"
@@ -274,9 +277,10 @@ def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[s
         return {"train": [place.name]}, alone(place.name)
     if UNFINISHED in place.folders():
         raise DataError(f"{place}: an unfinished ingest; run the same `emc2dist ingest` again, it goes on where it was")
-    found = [name for name in listing if is_parquet(name)]
-    hidden = [name for name in found if name.rpartition("/")[2].startswith((".", "_"))]
-    files, others = by_split(name for name in found if name not in hidden)
+    every = [name for name in listing if is_parquet(name)]
+    hidden = [name for name in every if is_hidden(name)]
+    found = [name for name in every if not is_hidden(name)]
+    files, others = by_split(found)
     if not files and not listing and not place.folders() and (place.remote or not Path(str(place)).is_dir()):
         raise DataError(f"{place}: no such file or folder; {_USABLE}")
     if not files:
@@ -285,11 +289,18 @@ def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[s
             "with `emc2dist ingest`"
         )
     remarks = [f"{len(hidden)} hidden files were passed over ({hidden[0]})"] if hidden else []
+    own = [name.rpartition("/")[0] for name in listing if name.endswith(f"/{MANIFEST}")]
+    remarks += [f"{', '.join(f'{one}/' for one in own)}: sets of their own, which were left out"] if own else []
     inside = sorted({name.partition("/")[0] for name in found if "/" in name})
     remarks += [f"files in folders belong to the set: {', '.join(f'{one}/' for one in inside)}"] if inside else []
-    nearly = [name for name in listing if ".parquet" in name.lower() and name not in found and not name.startswith(".")]
+    nearly = [name for name in listing if ".parquet" in name.lower() and name not in every and not name.startswith(".")]
     remarks += [f"{len(nearly)} files are no *.parquet and were left out ({nearly[0]})"] if nearly else []
-    return files, remarks + _missing_shards(found) + left_out(others)
+    return files, remarks + together(files) + _missing_shards(found) + left_out(others)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file, or the folder that it lies in, is hidden or a tool's own, as Spark's `_temporary` is."""
+    return any(part.startswith((".", "_")) for part in name.split("/"))
 
 
 def is_parquet(name: str) -> bool:

@@ -6,7 +6,7 @@ A word tells the split wherever it stands by itself, in capitals or not: `train-
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from emc2dist.errors import DataError
@@ -23,6 +23,7 @@ _WORDS = {
 _SPLIT_OF = {word: split for split, words in _WORDS.items() for word in words}
 _TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of trainA: train and A
 _OF_A_SPLIT = re.compile(r"(?:set|data|images|split)$")
+_NUMBERS = re.compile(r"(?<![A-Za-z0-9])[0-9a-f]*[0-9][0-9a-f]{3,}(?![A-Za-z0-9])|[\W\d_]+")  # hexadecimal ones too
 
 
 @lru_cache(2**12)
@@ -45,6 +46,11 @@ def is_plain(name: str) -> bool:
     return name.lower().rstrip("0123456789_-") in _SPLIT_OF
 
 
+def series(name: str) -> str:
+    """What the parts of one whole have in common: a name without its numbers. Of `train_0` and `train_1`: train."""
+    return _NUMBERS.sub("", name).lower()
+
+
 def by_split(files: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
     """The files of each split, in order, train first; and those that belong to none.
 
@@ -58,6 +64,17 @@ def by_split(files: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
         found, others = {"train": others, **found}, []
     ordered = ("train", *EVALUATED, "unlabeled")
     return {split: found[split] for split in ordered if split in found}, others
+
+
+def together(found: Mapping[str, list[str]]) -> list[str]:
+    """Remarks on splits whose files are called by different names, as `train-0.tar` and `train_masks-0.tar` are."""
+    remarks = []
+    for split, files in found.items():
+        first = {series(file): file for file in reversed(files) if split_of(file) == split}
+        if len(first) > 1:
+            shown = ", ".join(sorted(first.values())[:3]) + (", ..." if len(first) > 3 else "")
+            remarks.append(f"{split}: files of {len(first)} series are taken together ({shown})")
+    return remarks
 
 
 def alone(file: str) -> list[str]:

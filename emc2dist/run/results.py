@@ -1,16 +1,17 @@
 """The results of a run, finished or running: its evaluation, and its backbone."""
 
+from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from safetensors.torch import save
 
 from emc2dist import files
-from emc2dist.config import S3
+from emc2dist.config import S3, dump, parse
 from emc2dist.data.images import open_images, open_labelled
-from emc2dist.errors import NonFiniteError
+from emc2dist.errors import NonFiniteError, SpecError
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.terminal import Progress, say
@@ -18,21 +19,22 @@ from emc2dist.towers.encoder import backbone_state_dict
 from emc2dist.train.evaluation import Evaluation
 
 
-def evaluate(run: str | Path, *, data_path: str | None = None, s3: S3 | None = None) -> dict[str, Any]:
-    """kNN accuracy and linear probe of the newest checkpoint, on all images of the run's data (or of `data_path`).
+def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = None) -> dict[str, Any]:
+    """kNN accuracy and linear probe of the newest checkpoint, on all images of the run's data.
 
-    `s3` says how a run folder on S3 is reached; the data is reached as the run's spec says.
+    `overrides` are KEY=VALUE, of the run's spec: `data.path=PATH` where the data have moved. `s3` says how a run folder
+    on S3 is reached.
 
     Raises:
+        SpecError: an override is none of the spec's.
         RunError: there is no run or no whole checkpoint. DataError: the data is gone or has no labels.
         NonFiniteError: the run has diverged.
     """
     newest = LoadedCheckpoint.newest(RunFolder.open(run, s3))
-    spec = newest.spec
-    data = spec.data if data_path is None else spec.data.model_copy(update={"path": data_path})
-    train = open_images(data, "train", spec.s3)
+    spec = parse(dump(newest.spec), overrides, source=str(newest.place)) if overrides else newest.spec
+    train = open_images(spec.data, "train", spec.s3)
     assert train is not None, "open_images raises where there are no training images"
-    evaluation = Evaluation(spec, open_labelled(data, spec.eval, train, spec.s3), whole=True)
+    evaluation = Evaluation(spec, open_labelled(spec.data, spec.eval, train, spec.s3), whole=True)
     for remark in evaluation.remarks:
         say(remark)
     with closing(Progress(evaluation.images, unit="image")) as progress:
@@ -57,9 +59,13 @@ def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[st
 
     Raises:
         RunError: there is no run or no whole checkpoint. StorageError: `out`, on disk or S3, cannot be written.
+        SpecError: `out` is named as a file of another format.
     """
     folder, place = RunFolder.open(run, s3), files.at(out, s3)
     files.refuse_folder(out)
+    suffix = PurePath(place.name).suffix
+    if suffix not in ("", ".safetensors"):
+        raise SpecError(f"{out}: would be no {suffix}, for safetensors is what is written; call it *.safetensors")
     place.entry() if place.remote else files.writable(out)  # before anything is read
     newest = LoadedCheckpoint.newest(folder)
     spec = newest.spec

@@ -185,6 +185,26 @@ def test_splits_of_a_folder_and_names_for_them(run, tmp_path):
     assert not (tmp_path / "d").exists()
 
 
+def test_folders_that_tell_one_split_are_one_where_only_numbers_differ(run, tmp_path):
+    carvana = plant(
+        tmp_path / "cars", {f"{name}.png": picture() for name in ("train/0", "train/1", "train_masks/0", "test/2")}
+    )
+    with pytest.raises(
+        DataError,
+        match=r"cars: train and train_masks could each be the split train; .* as in --split test --split train, or put "
+        r"them together with --split train=train --split train_masks=train",
+    ):
+        run(carvana)
+    _, dest = run(carvana, "meant", splits=["train", "test"])
+    assert table(dest).path.tolist() == ["train/0.png", "train/1.png"]
+    both = run(carvana, "both", splits=["train=train", "train_masks=train"])[0]
+    assert both["rows"] == {"train": 3}
+    parts = plant(tmp_path / "parts", {f"{name}/0.png": picture() for name in ("train.X1", "train.X2", "val.X")})
+    summary, _ = run(parts, "parts set")
+    assert summary["rows"] == {"train": 2, "validation": 1}
+    assert "train.X1, train.X2 are written as train" in summary["remarks"]
+
+
 def test_images_without_classes(run, tmp_path):
     names = ["1.png", "2.JPG", "ünï cödé ☃ and spaces.png"]
     source = plant(tmp_path / "böxes of things", {name: picture() for name in names})
@@ -202,8 +222,12 @@ def test_what_is_hidden_or_no_image_is_passed_over_and_links_are_followed_once(r
     (pets / "dog" / "up").symlink_to(pets)
     os.mkfifo(pets / "cat" / "pipe.png")
     (pets / "emu").symlink_to(plant(pets.parent / "elsewhere", {"1.png": picture()}))
+    plant(pets, {f"cat/.ipynb_checkpoints/{n}.png": picture() for n in range(3)})
+    plant(pets, {f"__MACOSX/cat/._{n}.png": b"" for n in range(8)} | {"cat/._1.png": b"", "dog/._1.png": b""})
     assert run(pets)[0]["rows"] == {"train": 9}
-    assert "3 files that are no images were passed over (.db 1, " in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    assert "15 hidden files were passed over (__MACOSX/ 8, .ipynb_checkpoints/ 3, ._* 2)" in said
+    assert "3 files that are no images were passed over (.db 1, .png 1, .txt 1)" in said
 
 
 def test_stl10(run, tmp_path):
@@ -564,6 +588,32 @@ def test_a_split_of_nothing_but_unreadable_images_is_refused(run, tmp_path):
     source = plant(tmp_path / "bad", {"1.png": b"", "2.png": b""})
     with pytest.raises(DataError, match=r"no image of split train can be read; [12]\.png: the file is empty"):
         run(source, skip_unreadable=True)
+    assert [file.name for file in (tmp_path / "set").iterdir()] == [UNFINISHED]  # no file that looks like a set
+    plant(source, {"1.png": picture()})
+    assert run(source, skip_unreadable=True)[0]["rows"] == {"train": 1}
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+def test_pointers_of_files_that_were_not_fetched_are_named(run, pets, tmp_path):
+    fetch = r"a pointer of Git LFS and not the file: fetch that with `git lfs pull`"
+    plant(pets, {"cat/0.png": LFS})
+    with pytest.raises(DataError, match=rf"cat/0\.png: {fetch}"):
+        run(pets)
+    plant(pets, {"cat/0.png": b"/annex/objects/SHA256E-s9--4d7a.png\n"})
+    with pytest.raises(DataError, match=r"cat/0\.png: a pointer of git-annex .*`git annex get`"):
+        run(pets)
+    for name in ("a/train.parquet", "b/train.tar", "c/batches.meta", "d/train_X.bin"):
+        file = plant(tmp_path / "lfs", {name: LFS}) / name
+        with pytest.raises(DataError, match=rf"{name}: {fetch}"):
+            run(file.parent, "other")
+    source = shard(tmp_path / "f" / "x.tar", {"0.png": picture(), "0.cls": b"0"})
+    with pytest.raises(DataError, match=rf"classes\.txt: {fetch}"):
+        run(plant(source, {"classes.txt": LFS}), "other")
+    images = {f"{n}.png": picture() for n in range(2)}
+    with pytest.raises(DataError, match=rf"labels\.csv: {fetch}"):
+        run(plant(tmp_path / "e", images | {"labels.csv": LFS}), "other")
 
 
 def test_duplicates_are_counted_over_all_splits(run, tmp_path):
@@ -845,6 +895,13 @@ def test_a_set_on_s3(run, pets, s3, tmp_path, capfd):
     assert table(copy).equals(table(local))
 
 
+def test_a_folder_of_s3_without_parquet_is_refused_with_what_helps(run, s3):
+    (files.at(s3.uri) / "pets" / "0.png").write(picture())
+    for name, what in (("pets", r"no \*\.parquet files"), ("gone", "no such file or folder")):
+        with pytest.raises(DataError, match=rf"/{name}: {what}; give .*, for only Parquet sets are read from S3: copy"):
+            run(f"{s3.uri}/{name}")
+
+
 def test_a_folder_of_s3_that_holds_other_things(run, pets, s3):
     (files.at(s3.uri) / "notes.txt").write(b"mine")
     (files.at(s3.uri) / "file").write(b"mine")
@@ -901,7 +958,7 @@ def test_tiny_imagenet_as_it_is_unpacked(run, tmp_path):
     assert (table(dest).label.tolist(), table(dest, "validation").label.tolist()) == ([0, 0, 1, 1], [1, 0])
     assert "label" not in table(dest, "test")
     assert summary["remarks"] == [
-        "2 files that are no images were passed over (.txt 2)",
+        "1 files that are no images were passed over (.txt 1)",
         "test: all images lie in images/, which is taken for no class",
         "val: all images lie in images/, which is taken for no class",
         f"val: 2 labels are those of {source}/val/val_annotations.txt, column 2",
@@ -985,6 +1042,20 @@ def test_shards_tell_their_splits_wherever_the_word_stands(run, tmp_path):
     assert summary["remarks"][0].startswith("1 files belong to no split and were left out (readme-1.tar)")
 
 
+def test_shards_of_a_split_that_are_called_otherwise_are_said(run, tmp_path):
+    for name in ("train-0.tar", "train-1.tar", "train_masks-0.tar", "test-9.tar"):
+        source = shard(tmp_path / "shards" / name, {f"{name}.png": picture()})
+    remark = "train: files of 2 series are taken together (train-0.tar, train_masks-0.tar)"
+    assert run(source)[0]["remarks"][0] == remark
+    for name in ("train-00000-of-00002-a09b74b3ef9c3b56", "train-00001-of-00002-ffc0b74b3ef9c3b5", "train_extra"):
+        write_parquet(tmp_path / "old" / f"{name}.parquet", [picture()], [0])
+    summary, _ = run(tmp_path / "old", "old set")
+    assert summary["remarks"] == [
+        "train: files of 2 series are taken together (train-00000-of-00002-a09b74b3ef9c3b56.parquet, "
+        "train_extra.parquet)"
+    ]
+
+
 def test_only_what_is_asked_for_is_read_of_a_parquet_set(run, tmp_path):
     write_parquet(tmp_path / "old" / "train.parquet", [picture()] * 2, [0, 1])
     source = write_parquet(tmp_path / "old" / "test.parquet", [picture()], [7])
@@ -1040,8 +1111,28 @@ def test_a_class_list_in_another_encoding_is_read_or_refused(run, pets, tmp_path
 
 @pytest.mark.parametrize("name", ["set.tar.gz", "set.zip"])
 def test_what_is_packed_is_refused_with_what_to_do(run, tmp_path, name):
-    with pytest.raises(DataError, match=rf"{name}: no source of images; unpack it first"):
+    with pytest.raises(DataError, match=rf"{name}: no source of images; unpack {name} first"):
         run(plant(tmp_path, {name: b"x"}) / name)
+    with pytest.raises(DataError, match=rf"packed: no images \(2 files .*\); unpack a/{name} first"):
+        run(plant(tmp_path / "packed", {f"a/{name}": b"x", "README": b"x"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("state.arrow", r"write it as Parquet, as with datasets\.load_from_disk"),
+        ("train.pq", r"Parquet is known by its name: call it \*\.parquet"),
+        ("a/b/train-0.parquet", r"give \S+/source/a/b, which holds train-0\.parquet"),
+        ("a/b/0.tar", r"give \S+/source/a/b, which holds 0\.tar"),
+        ("cifar-10-batches-py/batches.meta", r"give \S+/source/cifar-10-batches-py, which holds batches\.meta"),
+        ("stl10_binary/train_X.bin", r"give \S+/source/stl10_binary, which holds train_X\.bin"),
+    ],
+)
+def test_what_lies_where_no_images_are_is_told_how_to_give(run, tmp_path, name, advice):
+    archives = {"cifar-10-python.tar.gz": b"x", "stl10_binary.tar.gz": b"x"} if name.endswith(("meta", "bin")) else {}
+    source = plant(tmp_path / "source", {name: b"x", **archives})
+    with pytest.raises(DataError, match=rf"source: no images .*; {advice}"):
+        run(source)
 
 
 @pytest.mark.parametrize("name", [b"a:b #2 'q' \"d\"", b"\xff\xfe", b"new\nline"], ids=repr)
@@ -1120,16 +1211,161 @@ def test_labels_that_could_be_others_are_refused(run, tmp_path, tables, message)
 def test_a_file_of_labels_that_helps_nothing_is_named(run, tmp_path):
     images = {f"{name}.png": picture() for name in ("train/a/0", "train/b/1", "test/t0")}
     source = plant(tmp_path / "ab", images | {"test.csv": b"t0.png,unknown\n"})
-    assert f"test: no classes of images that are known in {source}/test.csv" in run(source)[0]["remarks"]
+    assert run(source)[0]["remarks"][1] == (
+        "test: no labels are told by test.csv: its 'unknown' is no class of the training images"
+    )
+
+
+def test_a_column_is_labels_only_where_the_heading_calls_it_so(run, tmp_path):
+    """Kaggle's test.csv tells no labels, whatever its columns hold."""
+    images = {f"train/{kind}/{n}.png": picture() for kind in "01" for n in range(2)}
+    kaggle = plant(tmp_path / "isic", images | {f"test/x{n}.png": picture() for n in range(2)})
+    table_file = kaggle / "test.csv"
+    for column in ("sex", "prediction", "anything"):
+        table_file.write_text(f"image_id,patient,{column}\nx0,p0,0\nx1,p1,1\n")
+        with pytest.raises(
+            DataError,
+            match=rf"isic/test\.csv: its heading calls no column `label`, and `{column}` could be the classes",
+        ):
+            run(kaggle)
+    assert run(kaggle, "bare", labels=False)[0]["rows"] == {"train": 4, "test": 2}
+    table_file.write_text("image_id,patient\nx0,p0\nx1,p1\n")
+    summary, dest = run(kaggle, "none")
+    assert "label" not in table(dest, "test")
+    assert (
+        "test: no labels are told by test.csv: its heading calls no column `label` (image_id, patient); call "
+        "that so which is, if one is" in summary["remarks"]
+    )
+    table_file.write_text("image_id,sex,Class Name\nx0,0,1\nx1,1,0\n")
+    summary, dest = run(kaggle, "told")
+    assert table_of(dest, "test") == [1, 0]
+    assert f"test: 2 labels are those of {table_file}, column `Class Name`" in summary["remarks"]
+    assert not any("passed over" in remark for remark in summary["remarks"])  # the table was read
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("0,cat\n1,dog\n", "its line '1, dog' names no image of test, such as test/00000.png"),
+        ("image,label\nimg_0.jpg,cat\n", "its line 'img_0.jpg, cat' names no image of test, such as test/00000.png"),
+        ("train/00000.png,cat\n", "its line 'train/00000.png, cat' names no image of test, such as test/00000.png"),
+        ("00000,3\n00001,4\n", "its '3' is no class of the training images"),
+        ("", "it is empty"),
+        ("image,label\n00000,\n00001,-1\n", "all labels of its column 2 are withheld (-1 or empty)"),
+    ],
+)
+def test_what_did_not_fit_of_a_file_of_labels_is_said(run, tmp_path, text, reason):
+    images = {f"{name}.png": picture() for name in ("train/cat/9", "train/dog/8", "test/00000", "test/00001")}
+    source = plant(tmp_path / "pets", images | {"test.csv": text.encode()})
+    summary, _ = run(source)
+    (said,) = [remark for remark in summary["remarks"] if "test.csv" in remark]
+    assert said == f"test: no labels are told by test.csv: {reason}"
+
+
+def test_labels_that_a_table_withholds_are_none(run, tmp_path):
+    rows = b"file_name,label\n0.png,dog\n1.png,-1\n2.png,cat\n3.png,\n"
+    source = plant(tmp_path / "pets", {f"{n}.png": picture() for n in range(4)} | {"metadata.csv": rows})
+    summary, dest = run(source, keep_order=True)
+    assert (table_of(dest, "train"), read_manifest(files.at(dest)).classes) == ([1, -1, 0, -1], ["cat", "dog"])
+    assert "train: 2 of 4 images have no label" in summary["remarks"]
+
+
+def test_a_column_of_numbers_names_no_images_where_another_has_their_extensions(run, tmp_path):
+    rows = b",file_name,label\n0,2.png,1.0\n1,0.png,0.0\n2,1.png,\n"  # as pandas writes it, with an index
+    source = plant(tmp_path / "pets", {f"{n}.png": picture() for n in range(3)} | {"labels.csv": rows})
+    _, dest = run(source, keep_order=True)
+    assert (table_of(dest, "train"), read_manifest(files.at(dest)).classes) == ([0, -1, 1], ["0", "1"])
+
+
+def test_paths_of_windows_are_paths(run, tmp_path):
+    images = {f"{name}.png": picture() for name in ("train/cat/9", "train/dog/8", "test/0", "test/1")}
+    source = plant(tmp_path / "pets", images | {"test.csv": b"C:\\set\\test\\0.png,dog\ntest\\1.png,cat\n"})
+    assert table_of(run(source)[1], "test") == [1, 0]
+
+
+LABELS = {
+    "labels.csv": "id,label\n0,dog\n1,cat\n2,dog\n",
+    "train/metadata.csv": "file_name,label\n0.png,dog\n1.png,cat\n2.png,dog\n",
+    "train/metadata.jsonl": "".join(
+        f'{{"file_name": "{n}.png", "label": "{label}"}}\n' for n, label in enumerate(["dog", "cat", "dog"])
+    ),
+    "train.csv": "image,breed id,target\n0.png,7,dog\n1.png,8,cat\n2.png,7,dog\n",
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_a_table_may_hold_all_labels(run, tmp_path, name):
+    source = plant(tmp_path / "pets", {f"train/{n}.png": picture() for n in range(3)} | {name: LABELS[name].encode()})
+    plant(source, {f"test/{n}.png": picture() for n in range(2)})  # whose names are those of training images
+    plant(source, {name: b"id,label\n0,cat\n1,cat\n" for name in ("sample_submission.csv", "test_predictions.csv")})
+    if name == "labels.csv":
+        (source / name).write_text("id,label\ntrain/0,dog\ntrain/1,cat\ntrain/2.png,dog\n")
+    summary, dest = run(source, keep_order=True)
+    assert (table_of(dest, "train"), read_manifest(files.at(dest)).classes) == ([1, 0, 1], ["cat", "dog"])
+    assert "label" not in table(dest, "test")
+    assert "2 classes, by these labels: cat, dog" in summary["remarks"]
+    column = "`target`" if name == "train.csv" else "`label`"
+    assert f"train: 3 labels are those of {source / name}, column {column}" in summary["remarks"]
+
+
+def test_names_that_two_splits_have_are_none_in_a_table_of_both(run, tmp_path):
+    images = {f"{split}/{n}.png": picture() for split in ("train", "test") for n in range(2)}
+    source = plant(tmp_path / "pets", images | {"labels.csv": b"id,label\n0,dog\n1,cat\n"})
+    summary, dest = run(source)
+    assert "label" not in table(dest)
+    assert "label" not in table(dest, "test")
+    assert (
+        "train: no labels are told by labels.csv: its line '0, dog' names no image of train, such as train/0.png"
+        in summary["remarks"]
+    )
+
+
+def test_a_table_that_contradicts_the_folders_is_refused(run, tmp_path):
+    images = {f"train/batch_{n % 2}/{n}.png": picture() for n in range(4)}
+    source = plant(tmp_path / "pets", images | {"train/metadata.csv": b"file_name,label\n0.png,a\n1.png,a\n2.png,b\n"})
+    with pytest.raises(
+        DataError,
+        match=r"train/metadata\.csv: column `label` tells other classes than the images' folders "
+        r"\('a' in batch_0/, 'b' in batch_0/\); if the folders are right, move the file elsewhere",
+    ):
+        run(source)
+    (source / "train" / "metadata.csv").write_text("file_name,label\n0.png,7\n1.png,8\n2.png,7\n3.png,8\n")
+    summary, dest = run(source)  # the same, by other names
+    assert read_manifest(files.at(dest)).classes == ["batch_0", "batch_1"]
+    assert summary["remarks"] == ["2 classes, by the names of folders: batch_0, batch_1"]
+
+
+def test_tables_and_lists_that_were_not_read_are_named(run, tmp_path):
+    images = {f"{name}.png": picture() for name in ("0", "1")}
+    nih = plant(
+        tmp_path / "nih",
+        images | {"Data_Entry_2017.csv": b"image,finding\n0.png,a\n", "README.txt": b"", "all.xlsx": b"PK"},
+    )
+    assert run(nih)[0]["remarks"][:2] == [
+        "3 files that are no images were passed over (.csv 1, .txt 1, .xlsx 1)",
+        "2 tables (Data_Entry_2017.csv, all.xlsx) were not read: labels are those of a labels.csv or metadata.csv, or "
+        "of a table called as its split, beside the images or above, in the column that a heading calls `label`",
+    ]
+    caption = plant(tmp_path / "captions", images | {"metadata.jsonl": b'{"file_name": "0.png", "text": "a dog"}\n'})
+    assert (
+        "train: no labels are told by metadata.jsonl: its heading calls no column `label` (file_name, text); "
+        "call that so which is, if one is" in run(caption, "captions set")[0]["remarks"]
+    )
+    lists = {"meta/train.txt": b"cat/0\n", "meta/test.txt": b"dog/1\n", "train_test_split.txt": b"1 0\n2 1\n"}
+    food = plant(tmp_path / "food", {f"images/{name}.png": picture() for name in ("cat/0", "dog/1")} | lists)
+    assert (
+        "3 lists of splits (meta/test.txt, meta/train.txt, train_test_split.txt) were not read: images are of the "
+        "splits of their folders" in run(food, "food set")[0]["remarks"]
+    )
 
 
 def test_what_is_taken_for_classes_is_said(run, tmp_path):
-    images = {f"pets/images/{n}.jpg": encoded(Image.fromarray(noise(8, 8, 3)), "jpeg") for n in range(2)}
-    source = plant(tmp_path / "oxford", images | {f"pets/annotations/trimaps/{n}.png": picture() for n in range(2)})
+    images = {f"pets/photos/{n}.jpg": encoded(Image.fromarray(noise(8, 8, 3)), "jpeg") for n in range(2)}
+    source = plant(tmp_path / "pairs", images | {f"pets/sketches/{n}.png": picture() for n in range(2)})
     assert run(source)[0]["remarks"] == [
         "everything lies in pets/, which is taken for no class",
-        "2 classes, by the names of folders: annotations, images",
-        "annotations/ and images/ hold 2 files of the same names with other extensions: if one holds masks, or another "
+        "2 classes, by the names of folders: photos, sketches",
+        "photos/ and sketches/ hold 2 files of the same names with other extensions: if one holds masks, or another "
         "rendering, give the folder with the images alone",
     ]
     places = {f"{place}/1.png": picture() for place in ("a/abbey", "a/airport", "b/barn", "b/beach")}
@@ -1137,6 +1373,33 @@ def test_what_is_taken_for_classes_is_said(run, tmp_path):
         "train: 2 classes by the outer folders, in which images lie in 4 folders (a/abbey/)",
         "2 classes, by the names of folders: a, b",
     ]
+
+
+def test_masks_are_no_class_and_train_only_where_that_is_said(run, tmp_path):
+    kvasir = plant(
+        tmp_path / "kvasir", {f"{name}/{n}.jpg": picture() for name in ("images", "masks") for n in range(2)}
+    )
+    with pytest.raises(DataError, match=r"kvasir: images/ is called as .*, but masks/ lies beside it; give the folder"):
+        run(kvasir)
+    _, dest = run(kvasir / "images", "alone")
+    assert table(dest).path.tolist() == ["0.jpg", "1.jpg"]
+    run(kvasir, "told", kind="classes")
+    assert read_manifest(files.at(tmp_path / "told")).classes == ["images", "masks"]
+    names = [
+        f"{kind}/{kind} ({n}){end}.png" for kind in ("benign", "normal") for n in range(2) for end in ("", "_mask")
+    ]
+    busi = plant(tmp_path / "busi", {name: picture() for name in names})
+    with pytest.raises(
+        DataError, match=r"busi: benign/benign \(0\)_mask\.png looks like the mask of benign/benign \(0"
+    ):
+        run(busi, "b")
+    assert run(busi, "c", kind="flat")[0]["rows"] == {"train": 8}
+    remark = "0_mask.png looks like the mask of 0.png, and so do more: all are taken for images"
+    pairs = shard(tmp_path / "shards" / "x.tar", {"0.png": picture(), "0_mask.png": picture()})
+    assert remark in run(pairs, "d")[0]["remarks"]
+    remark = "images/ and masks/ lie side by side: all in them are taken for images, masks too"
+    sides = shard(tmp_path / "sides" / "x.tar", {"images/0.png": picture(), "masks/0.png": picture()})
+    assert remark in run(sides, "e")[0]["remarks"]
 
 
 def test_links_are_followed_and_those_that_lead_nowhere_named(run, tmp_path):
@@ -1175,6 +1438,25 @@ def test_links_in_a_tar_are_what_they_lead_to(run, tmp_path):
         "1 files that are no images were passed over (link 1)",
         NO_LABELS,
         "no image has a label",
+    ]
+
+
+def test_what_is_hidden_in_tars_and_beside_parquet_is_counted(run, tmp_path):
+    members = {name: picture() for name in ("./a/0.png", "a/.ipynb_checkpoints/0-checkpoint.png", "__MACOSX/a/._0.png")}
+    source = shard(tmp_path / "shards" / "x.tar", members | {"a/._0.png": b"", ".DS_Store": b""})
+    plant(source, {"._x.tar": b""})
+    summary, dest = run(source)
+    assert table(dest).path.tolist() == ["./a/0.png"]
+    assert summary["remarks"][0] == "5 hidden files were passed over (._* 2, .ipynb_checkpoints/ 1, __MACOSX/ 1)"
+    old = write_parquet(tmp_path / "old" / "train-0.parquet", [picture()] * 2, [0, 1])
+    write_parquet(old / "_temporary" / "train-1.parquet", [picture()] * 2, [0, 1])
+    write_parquet(old / ".cache" / "train-1.parquet", [picture()] * 2, [0, 1])
+    run(old, "copy")[1].rename(old / "copy")
+    summary, _ = run(old, "old set")
+    assert summary["rows"] == {"train": 2}
+    assert summary["remarks"] == [
+        "2 hidden files were passed over (.cache/train-1.parquet)",
+        "copy/: sets of their own, which were left out",
     ]
 
 
@@ -1277,7 +1559,7 @@ def test_an_image_that_was_repaired_does_not_undo_what_is_finished(run, pets, tm
         ("file,label,eye\nt0.png,a,b\nt1.png,b,a\n", [0, 1]),  # the column that is headed so, and no other
         ("file,label,eye\nt0.png,both,b\nt1.png,b,a\n", r"column 2 tells 'both' of test/t0\.png, which is no class"),
         ("label,id\nb,t0\na,t1\n", [1, 0]),
-        ("t0.png,a pie\nt1.png,b\n", r"no classes of images that are known"),
+        ("t0.png,a pie\nt1.png,b\n", r"its 'a pie' is no class of the training images"),
         ("t0.png,a 1 2 3 4 a 5 6 7 8\nt1.png,b 1 2 3 4\n", [0, 1]),
         ("t0.png,t1.png,a\nt1.png,t0.png,b\n", r"columns 1 and 2 could both name the images"),
     ],
@@ -1288,7 +1570,7 @@ def test_the_column_of_labels_is_no_other_one(run, tmp_path, table, outcome):
     if isinstance(outcome, list):
         _, dest = run(source, keep_order=True)
         assert table_of(dest, "test") == outcome
-    elif outcome.startswith("no classes"):
+    elif outcome.startswith("its "):
         assert any(outcome in remark for remark in run(source)[0]["remarks"])
     else:
         with pytest.raises(DataError, match=outcome):
@@ -1321,9 +1603,13 @@ def test_shards_in_folders_and_of_other_kinds_are_taken_or_named(run, tmp_path):
     shard(tmp_path / "shards" / "val" / "0.tar", {"1.png": picture()})
     shard(tmp_path / "shards" / "train-1.TAR", {"2.png": picture()})
     plant(tmp_path / "shards", {"train-2.tar.gz": b"", "train-3.tar.part": b"", "._train-0.tar": b"junk"})
+    plant(tmp_path / "shards", {"labels.csv": b"", "classes.txt": b""})
     summary, _ = run(tmp_path / "shards")
     assert summary["rows"] == {"train": 2, "validation": 1}
-    assert summary["remarks"][0] == "2 files are no *.tar and were left out (.tar.gz, .tar.part)"
+    assert summary["remarks"][:2] == [
+        "1 hidden files were passed over (._* 1)",
+        "3 files are no *.tar and were left out (.csv, .tar.gz, .tar.part)",
+    ]
 
 
 def test_a_finished_set_that_lost_a_file_is_not_finished(run, pets):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from emc2dist.data.ingest.layout import Where, arrange
+from emc2dist.data.ingest.layout import Where, arrange, masks_among
 from emc2dist.errors import DataError
 
 LAYOUTS = {
@@ -78,6 +78,16 @@ def test_folders_that_hold_more_than_the_name_of_a_split_are_said():
     assert said == ["test tube/ is taken for test", "train car/ is taken for train"]
 
 
+def test_images_of_a_class_in_several_folders_are_said():
+    office = [f"{domain}/images/{kind}" for domain in ("amazon", "dslr") for kind in ("back_pack", "mug", "bike")]
+    assert arrange(folders(office))[1] == [
+        "train: 2 classes by the outer folders, in which images lie in 6 folders (amazon/images/back_pack/)"
+    ]
+    said = "train: 2 classes by the outer folders, in which images lie in 1 folders (cat/kittens/)"
+    assert arrange(folders(["cat", "cat/kittens", "dog"]))[1] == [said]
+    assert arrange(folders(["cat/cat", "dog/a"]))[1] == []  # one folder each: no other could be meant
+
+
 def test_a_class_of_one_split_alone_stays_one_where_training_has_it():
     found, said = arrange(folders(["train/cat", "train/dog", "test/dog", "test/dog"]))
     assert [place.kind for place in found] == ["cat", "dog", "dog", "dog"]
@@ -93,11 +103,45 @@ def test_a_class_of_one_split_alone_stays_one_where_training_has_it():
         (["cat", "", ""], r"^some images lie in folders of their classes \(cat/\), 2 in none"),
         (["train/cat", "train", "val/cat"], r"^some images lie in folders of their classes"),
         (["train-and-test/cat", "dog"], "tells two splits"),
+        (["yes", "no", "brain/yes", "brain/no"], r"^brain/no/ lies in brain/, and is called as a class of its own"),
+        (["images", "masks"], r"^images/ is called as what holds images, .*, but masks/ lies beside it; .*--kind flat"),
+        (["pets/annotations/trimaps", "pets/images"], r"^pets/images/ is .*, but pets/annotations/ lies beside it"),
+        (["VOC/JPEGImages", "VOC/SegmentationClass", "VOC/SegmentationObject"], r"^VOC/JPEGImages/ .* VOC/Segment"),
+        (["leftImg8bit/train/ulm", "gtFine/train/ulm"], r"^leftImg8bit/ is .*, but gtFine/ lies beside it"),
+        (["train/images", "train/mask", "val/images", "val/mask"], r"^train/images/ .*, but train/mask/ lies beside"),
+        (["covid/images", "covid/lung masks", "normal/images"], r"^covid/images/ .* covid/lung masks/ lies beside it"),
+        (["scans", "ground truth"], r"^ground truth/ is called .*, but scans/ lies beside it"),
+        (["images_001/images", "images_002/images"], r"^images_001/ is called .* images_002/ lies beside it"),
     ],
 )
 def test_what_can_be_read_in_two_ways_is_refused(paths, message):
     with pytest.raises(DataError, match=message):
         arrange(folders(paths))
+
+
+def test_classes_of_masks_to_wear_are_classes():
+    for kinds in (
+        ["mask", "no_mask"],
+        ["with_mask", "without_mask"],
+        ["label", "imagery"],
+        ["hot_images", "cold_images"],
+    ):
+        found, _ = arrange(folders(kinds))
+        assert [place.kind for place in found] == kinds
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["b/x (1).png", "b/x (1)_mask.png", "b/x (1)_mask_1.png"], ("b/x (1).png", "b/x (1)_mask.png")),
+        (["ISIC_0.jpg", "ISIC_0_segmentation.png", "ISIC_1.jpg"], ("ISIC_0.jpg", "ISIC_0_segmentation.png")),
+        (["a/0.jpg", "b/0_mask.png"], None),
+        (["0-with-mask.jpg", "1-with-mask.jpg"], None),
+        (["0.jpg", "0_mask.jpg", "1.jpg", "2.jpg"], None),
+    ],
+)
+def test_masks_are_known_by_the_names_of_their_images(names, found):
+    assert masks_among(names) == found
 
 
 def test_the_documentation_lists_these_layouts():

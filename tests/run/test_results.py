@@ -4,13 +4,17 @@ import json
 import os
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from data.test_parquet import pixel
 from safetensors.numpy import load_file
 from train.harness import Run, small_spec
 
 from emc2dist import files
 from emc2dist.cli import main
 from emc2dist.run.folder import RunFolder, checkpoint_name
+from emc2dist.run.results import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +54,7 @@ def test_where_it_cannot_be_written_is_told_before_anything_is_read(run, tmp_pat
         f"{tmp_path}/new/": "means a folder",
         "s3://bucket/new/": "means a folder",
         "/dev/null": "is no file",
+        tmp_path / "b.pth": "would be no .pth, for safetensors is what is written; call it *.safetensors",
     }.items():
         status, told = export(run, out, capsys)
         assert status == 2
@@ -89,3 +94,37 @@ def test_it_goes_to_s3_as_well(run, s3, tmp_path, capsys):
     there, here = load_file(tmp_path / "from-s3"), load_file(tmp_path / "b")
     assert there.keys() == here.keys()
     assert all((there[name] == here[name]).all() for name in here)
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory):
+    """A run on a set that has gone elsewhere since, where it is now, and what evaluation said before."""
+    root = tmp_path_factory.mktemp("moving")
+    images = {"image": [pixel(n) for n in range(48)], "label": [n // 24 for n in range(48)]}
+    (root / "set").mkdir()
+    pq.write_table(pa.table(images), root / "set" / "train.parquet")
+    options = (f"run_dir={root}/runs", f"data.path={root}/set", f"data.cache_dir={root}/cache")
+    spec = small_spec("epochs=1", "eval.every=0", *options)
+    folder = RunFolder.prepare(spec)
+    Run(spec, folder.place.path).go().checkpoints[6].rename(folder.place.path / checkpoint_name(6))
+    before = evaluate(folder.place.path)
+    (root / "set").rename(root / "new place")
+    return folder.place.path, root / "new place", before
+
+
+def test_evaluation_of_a_set_that_has_moved_names_the_key_that_helps(moved, capsys):
+    run, place, before = moved
+    assert main(["evaluate", str(run)]) == 2
+    assert "no such file or folder; set data.path to " in capsys.readouterr().err
+    assert main(["evaluate", str(run), f"data.path={place}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == before
+
+
+def test_evaluation_takes_keys_of_evaluation_and_no_others(moved, capsys):
+    run, place, _ = moved
+    assert main(["evaluate", str(run), f"data.path={place}", "eval.asked=validation"]) == 2
+    assert "has no split validation; set eval.asked" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "lr=1"]) == 2
+    assert "'lr=1': only keys of data, eval, s3 can be set here" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "data.pth=x"]) == 2
+    assert "data.pth: unknown key; the nearest valid key is data.path" in capsys.readouterr().err

@@ -236,6 +236,8 @@ def _finish(plan: _Plan, dest: Place, notes: dict[str, Note]) -> Manifest:
     unreadable = [line for found in of_split.values() for note in found for line in note.unreadable]
     for name, found in of_split.items():
         if not any(note.file.rows for note in found):
+            for note in found:  # others would take them for a set without images
+                (dest / note.file.name).remove()
             raise DataError(f"{plan.source.root}: no image of split {name} can be read; {unreadable[0]}")
     for name, found in of_split.items():
         lengths = np.concatenate([note.lengths for note in found])

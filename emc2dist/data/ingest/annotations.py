@@ -1,149 +1,337 @@
-"""Labels in a text file beside a split's images: the name of an image and that of its class, a line each.
+"""Labels in text files beside the images: the name of an image and that of its class, a line each.
 
     val_annotations.txt      val_0.JPEG<TAB>n03444034<TAB>0<TAB>32<TAB>44<TAB>62            Tiny-ImageNet
     LOC_val_solution.csv     ILSVRC2012_val_00048981,n03995372 85 1 499 272                 ImageNet, as Kaggle has it
     test.csv                 filename,label / t_0.png,tiger cat                             a table with a heading
+    metadata.jsonl           {"file_name": "t_0.png", "label": "tiger cat"}                 as Hugging Face has it
 
-Such a file lies in a folder of the split's images or above it, and its name tells the split. One column holds the
-images' names (with or without folders and extension), one the names of classes that are known; where several could,
-the heading says `label` or `class`. It must tell every image of the split, and each once.
+Such a file lies in a folder of the images or above it. Its name tells the split; or it is called labels, metadata or
+annotations, has a heading and is for all splits below. One column holds the images' names (with or without folders and
+extension). With a heading, the labels are the column that it calls `label` or `class`; without one, the only column
+that holds nothing but names of the classes that folders tell. It must tell every image of a split, and each once.
 """
 
 import csv
+import json
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from emc2dist import files
+from emc2dist.data import pointers
+from emc2dist.data.ingest.source import printable
 from emc2dist.data.splits import split_of
 from emc2dist.errors import DataError
 
-_EXTENSIONS = (".txt", ".csv", ".tsv")
-_HEADINGS = ("label", "class", "class_name", "classname", "class_id", "classid", "target", "category", "y")
+TEXTS = (".txt", ".csv", ".tsv", ".jsonl")
+"""Extensions of files that may tell labels."""
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".xlsx", ".mat")
+"""Extensions of tables, of which some cannot be read here."""
+_OF_ALL_SPLITS = ("label", "labels", "metadata", "annotation", "annotations")
+_GUESSES = re.compile("submission|predict", re.IGNORECASE)  # these hold what somebody's model says
+_HEADINGS = (
+    "label", "labels", "finelabel", "class", "classname", "classid", "cls", "target", "category", "y",
+    "predictionstring",
+)  # fmt: skip
+"""In lower case, without spaces and the like; the first that is there counts. The last is Kaggle's for ImageNet."""
+_WITHHELD = ("", "-1", "-1.0", "null", "nan")
+_WHOLE = re.compile(r"\d+\.0")  # as pandas writes whole numbers where some are missing
 _BOXES = re.compile(r"(\S+)( -?[\d.]+)+( \1( -?[\d.]+)+)*")  # as LOC_val_solution.csv has them after the class
-_MOST_FOLDERS = 100  # that are looked through
+_SHOWN = 3  # files that a remark names
+_SHOWN_CHARACTERS = 60  # of a line
+_HELP = "move the file elsewhere to do without it"
 
 Row = list[str]
 
 
-class Annotations(NamedTuple):
-    """What was found of the classes of a split's images."""
-
-    kinds: list[str] | None
-    """The class of each; None where no file tells any."""
-    remarks: list[str]
+class _Unusable(Exception):
+    """Why a file tells no labels."""
 
 
-def read_annotations(root: Path, split: str, names: Sequence[str], classes: set[str]) -> Annotations:
-    """The classes of the images `names`, from `root` on, of a split.
+class _Labels(NamedTuple):
+    """What a file tells of a split's images."""
 
-    Raises:
-        DataError: a file tells the classes of some images alone, or of one image two; or two files tell others.
-        StorageError: one cannot be read.
-    """
-    told: dict[Path, tuple[list[str], str]] = {}
-    unused = []
-    for file in sorted(_candidates(root, split, names)):
-        found = _of_file(file, split, names, classes)
-        if found is None:
-            unused.append(str(file))
-        else:
-            told[file] = found
-    if not told:
-        remarks = [f"{split}: no classes of images that are known in {', '.join(unused)}"] if unused else []
-        return Annotations(None, remarks)
-    (file, (kinds, column)), *others = told.items()
-    for other, (else_kinds, _) in others:
-        if else_kinds != kinds:
-            raise DataError(f"{other}: tells other classes than {file}; keep the one that is right")
-    return Annotations(kinds, [f"{split}: {len(names)} labels are those of {file}, column {column}"])
+    kinds: dict[str, str | None]
+    """The class of each image that it names; None where that is withheld."""
+    column: str
+    """Where from."""
 
 
-def _candidates(root: Path, split: str, names: Sequence[str]) -> set[Path]:
-    """Files above any image of the split whose names tell it."""
-    above = {parent for name in names for parent in Path(name).parents}
-    found = set[Path]()
-    for folder in above if len(above) <= _MOST_FOLDERS else (Path(), Path(split)):
-        with files.explained(root / folder):
-            found |= {file for file in (root / folder).iterdir() if file.suffix.lower() in _EXTENSIONS}
-    return {file for file in found if _tells(file, split)}
+@dataclass
+class Annotations:
+    """The texts and tables of a folder of images; `names` are the images', and both are relative to it."""
 
+    root: Path
+    texts: Sequence[str]
+    names: Sequence[str]
+    used: set[str] = field(default_factory=set)
+    """Those that gave labels."""
+    _unused: dict[str, str] = field(default_factory=dict)
 
-def _tells(file: Path, split: str) -> bool:
-    try:
-        return not file.name.startswith(".") and split_of(file.stem) == split_of(split) and file.is_file()
-    except DataError:  # of two splits
-        return False
+    def read(
+        self, split: str, names: Sequence[str], classes: set[str] | None
+    ) -> tuple[list[str | None] | None, list[str]]:
+        """The class of each image of a split and remarks on them. A class that is withheld is None; so is the list
+        where no file tells any.
 
+        Without `classes`, those that a heading calls labels are the classes.
 
-def _of_file(file: Path, split: str, names: Sequence[str], classes: set[str]) -> tuple[list[str], str] | None:
-    """The class of each image as a file tells it, and by which column; None where it tells none."""
-    wanted = {_composed(key): name for name in names for key in (Path(name).name, Path(name).stem)}
-    rows = [[_composed(cell.strip()) for cell in row] for row in _rows(file)]
-    heading = [word.lower() for word in rows[0]] if rows else []
-    headed = [n for n, word in enumerate(heading) if word in _HEADINGS]
-    of_images = _image_column(file, rows, wanted, headed)
-    if of_images is None:
-        return None
-    rows = [row for row in rows if of_images < len(row) and Path(row[of_images]).name in wanted]
-    column = _class_column(file, rows, of_images, headed, classes)
-    if column is None:
-        return None
-    found: dict[str, str] = {}
-    for row in rows:
-        name, kind = wanted[Path(row[of_images]).name], _kind(row, column, classes)
-        if kind is None:
-            told = repr(row[column]) if column < len(row) else "nothing"
-            raise DataError(
-                f"{file}: column {column + 1} tells {told} of {name}, which is no class of the training images; "
-                "correct it, or move the file away to do without labels"
+        Raises:
+            DataError: a file tells the classes of some images alone, or of one image two; or two files tell others; or
+                what tells the classes could be another thing. StorageError: a file cannot be read.
+        """
+        told: dict[str, tuple[list[str | None], str]] = {}
+        for file in self._candidates(split, names):
+            try:
+                found = self._labels(file, split, names, classes)
+            except _Unusable as error:
+                self._unused.setdefault(file, f"{split}: no labels are told by {printable(file)}: {error}")
+            else:
+                told[file] = _complete(self._named(file), split, names, found), found.column
+        if not told:
+            return None, []
+        (first, (kinds, column)), *others = told.items()
+        for other, (else_kinds, _) in others:
+            if else_kinds != kinds:
+                raise DataError(f"{self._named(other)}: tells other classes than {first}; keep the one that is right")
+        self.used |= told.keys()
+        return kinds, [f"{split}: {len(names)} labels are those of {self._named(first)}, column {column}"]
+
+    def check(self, split: str, kinds: Mapping[str, str]) -> None:
+        """Raise DataError where a heading calls labels what other classes than these, told by folders, come of."""
+        names = list(kinds)
+        for file in self._candidates(split, names):
+            try:
+                found = self._labels(file, split, names, None)
+            except (_Unusable, DataError):
+                continue
+            self.used.add(file)
+            pairs = {(kinds[name], kind) for name, kind in found.kinds.items() if kind}
+            for side in (0, 1):
+                twice = [one for one, times in Counter(pair[side] for pair in pairs).items() if times > 1]
+                if twice:
+                    one, other = sorted(pair for pair in pairs if pair[side] == twice[0])[:2]
+                    raise DataError(
+                        f"{self._named(file)}: column {found.column} tells other classes than the images' folders "
+                        f"({one[1]!r} in {one[0]}/, {other[1]!r} in {other[0]}/); if the folders are right, move the "
+                        f"file elsewhere; if the column is, move the images of {split} into one folder"
+                    )
+
+    def remarks(self, *, labelled: bool) -> list[str]:
+        """What was not read, after all splits were; `labelled` says that no label is wanting."""
+        left = [name for name in self.texts if name not in self.used]
+        reasons = [] if labelled else [reason for name, reason in self._unused.items() if name in left]
+        tables = [name for name in left if name not in self._unused and PurePosixPath(name).suffix.lower() in TABLES]
+        lists = [name for name in left if name not in self._unused and name not in tables and _tells_any_split(name)]
+        if tables and not labelled:
+            reasons.append(
+                f"{_listed(tables, 'tables')} not read: labels are those of a labels.csv or metadata.csv, or of a "
+                "table called as its split, beside the images or above, in the column that a heading calls `label`"
             )
-        if found.setdefault(name, kind) != kind:
-            raise DataError(f"{file}: tells two classes of {name}, {found[name]} and {kind}; keep the right one")
-    missing = [name for name in names if name not in found]
-    if missing:
+        lists += [name for name in tables if labelled and _tells_any_split(name)]
+        if lists:
+            reasons.append(f"{_listed(lists, 'lists of splits')} not read: images are of the splits of their folders")
+        return reasons
+
+    def _candidates(self, split: str, names: Sequence[str]) -> list[str]:
+        """Files above any image of the split that may tell its labels."""
+        read = (name for name in sorted(self.texts) if PurePosixPath(name).suffix.lower() in TEXTS)
+        told = [name for name in read if _is_of_all(name) or _tells(name, split)]
+        above = {str(parent) for folder in {name.rpartition("/")[0] for name in names} for parent in _up(folder)}
+        return [name for name in told if str(PurePosixPath(name).parent) in above and not _GUESSES.search(name)]
+
+    def _named(self, file: str) -> str:
+        return printable(str(self.root / file))
+
+    def _labels(self, file: str, split: str, names: Sequence[str], classes: set[str] | None) -> _Labels:
+        """What a file tells of the images. Raises _Unusable."""
+        folder = PurePosixPath(file).parent
+        below = names if not _is_of_all(file) else [n for n in self.names if PurePosixPath(n).is_relative_to(folder)]
+        images = _Images(folder, below, split, set(names))
+        rows = [[_composed(cell.strip()) for cell in row] for row in _rows(self.root / file)]
+        if not rows:
+            raise _Unusable("it is empty")
+        headed = sorted((_HEADINGS.index(word), n) for n, word in enumerate(map(_word, rows[0])) if word in _HEADINGS)
+        labels = [n for _, n in headed]
+        of_images = _image_column(self._named(file), rows, images, labels, classes)
+        if of_images is None:
+            line = ", ".join(rows[min(1, len(rows) - 1)])[:_SHOWN_CHARACTERS]
+            raise _Unusable(f"its line {line!r} names no image of {split}, such as {names[0]}")
+        heading = rows[0] if labels or _is_heading(rows[0], of_images, images, classes) else None
+        rows = [row for row in rows if of_images < len(row) and images.find(row[of_images])]
+        if heading is None and (classes is None or _is_of_all(file)):
+            raise _Unusable("it has no heading that calls a column `label`")
+        if not labels:
+            labels = _by_content(self._named(file), rows, of_images, heading, classes or set())
+        whole = [n for n in labels if all(_kind(row, n, classes) or _is_withheld(row, n) for row in rows)]
+        column = (whole or labels)[0]
+        if all(_is_withheld(row, column) for row in rows):
+            raise _Unusable(f"all labels of its column {column + 1} are withheld (-1 or empty)")
+        kinds: dict[str, str | None] = {}
+        for row in rows:
+            name, kind = images.find(row[of_images]), _kind(row, column, classes)
+            assert name is not None, "other rows were left out"
+            if kind is None and not _is_withheld(row, column):
+                raise DataError(
+                    f"{self._named(file)}: column {column + 1} tells {row[column]!r} of {name}, which is no class of "
+                    f"the training images; correct it, or {_HELP}"
+                )
+            if kinds.setdefault(name, kind) != kind:
+                two = f"tells two classes of {name}, {kinds[name]} and {kind}"
+                if classes is None:  # as where an image shows several things
+                    raise _Unusable(f"it {two}")
+                raise DataError(f"{self._named(file)}: {two}; keep the right one")
+        return _Labels(kinds, f"`{heading[column]}`" if heading else str(column + 1))
+
+
+class _Images:
+    """Images of a split by what a cell may call them: a path, from the table's folder or the root, or a mere name.
+
+    Names that several of `names` have are none.
+    """
+
+    def __init__(self, folder: PurePosixPath, names: Sequence[str], split: str, own: set[str]) -> None:
+        self._by_path, self._by_name = dict[str, str](), dict[str, str | None]()
+        self._split, self._own = split_of(split), own
+        prefix = "" if folder == PurePosixPath() else f"{folder}/"
+        for name in names:
+            for path in {name, name.removeprefix(prefix)}:
+                self._by_path |= {_composed(path): name, _composed(path.rpartition(".")[0]): name}
+            last = _composed(name.rpartition("/")[2])
+            for key in (last, last.rpartition(".")[0]):
+                self._by_name[key] = name if self._by_name.get(key, name) == name else None
+
+    def find(self, cell: str) -> str | None:
+        """The image that a cell names, if any."""
+        path = cell.replace("\\", "/").removeprefix("./")
+        folders, _, last = path.rpartition("/")
+        found = self._by_path.get(path)
+        if found is None and not any(_tells_other(part, self._split) for part in folders.split("/")):
+            found = self._by_name.get(last)
+        return found if found in self._own else None
+
+
+def _complete(file: str, split: str, names: Sequence[str], found: _Labels) -> list[str | None]:
+    """The class of each image of a split, None where it is withheld. Raises DataError where one is left out."""
+    kinds = list[str | None]()
+    for name in names:
+        if name not in found.kinds:
+            raise DataError(
+                f"{file}: tells the classes of {len(found.kinds)} of {len(names)} images of {split}, and not that of "
+                f"{name}; complete it, or {_HELP}"
+            )
+        kinds.append(found.kinds[name])
+    return kinds
+
+
+def _image_column(
+    file: str, rows: list[Row], images: _Images, labels: list[int], classes: set[str] | None
+) -> int | None:
+    """The column that names most images, if any; those that are headed as labels name none."""
+    exact, all_of_them = Counter[int](), Counter[int]()
+    for row in rows:
+        for n, cell in enumerate(row):
+            name = None if n in labels else images.find(cell)
+            if name is not None:
+                all_of_them[n] += 1
+                exact[n] += cell.endswith(PurePosixPath(name).suffix)  # or a column of numbers names 0.png, 1.png, ...
+    ranks = sorted(((exact[n], count, n) for n, count in all_of_them.items()), reverse=True)
+    if len(ranks) > 1 and ranks[0][:2] == ranks[1][:2]:
+        if classes is None and not labels:
+            raise _Unusable("it has no heading that calls a column `label`")
         raise DataError(
-            f"{file}: tells the classes of {len(found)} of {len(names)} images of {split}, and not that of "
-            f"{missing[0]}; complete it, or move it away to do without labels"
+            f"{file}: columns {ranks[1][2] + 1} and {ranks[0][2] + 1} could both name the images; give it a "
+            "heading that calls the other one `label`"
         )
-    return [found[name] for name in names], heading[column] if column in headed else str(column + 1)
+    return ranks[0][2] if ranks else None
 
 
-def _image_column(file: Path, rows: list[Row], wanted: Mapping[str, str], headed: list[int]) -> int | None:
-    """The column that names most images, if any; those that are headed as classes name none."""
-    counts = Counter(n for row in rows for n, cell in enumerate(row) if n not in headed and Path(cell).name in wanted)
-    best = counts.most_common(2)
-    if len(best) == 2 and best[0][1] == best[1][1]:
+def _is_heading(row: Row, of_images: int, images: _Images, classes: set[str] | None) -> bool:
+    """Whether a first line names neither an image nor a class."""
+    names_image = of_images < len(row) and images.find(row[of_images]) is not None
+    return not names_image and not any(_kind(row, n, classes or set()) for n in range(len(row)))
+
+
+def _by_content(file: str, rows: list[Row], of_images: int, heading: Row | None, classes: set[str]) -> list[int]:
+    """The only column that holds classes alone, where no heading calls any so. Raises _Unusable where none does."""
+    width = len(rows[0])
+    columns = [n for n in range(width) if n != of_images and all(_kind(row, n, classes) for row in rows)]
+    if heading is not None and columns:
+        called = " or ".join(f"`{heading[n]}`" if n < len(heading) else str(n + 1) for n in columns)
         raise DataError(
-            f"{file}: columns {best[0][0] + 1} and {best[1][0] + 1} could both name the images; give it a heading that "
-            "calls the other one `label`"
+            f"{file}: its heading calls no column `label`, and {called} could be the classes; call the classes "
+            f"`label`, or {_HELP}"
         )
-    return best[0][0] if best else None
-
-
-def _class_column(file: Path, rows: list[Row], of_images: int, headed: list[int], classes: set[str]) -> int | None:
-    """The column that is headed so, or else the only one that holds classes alone."""
-    if len(headed) == 1:
-        return headed[0]
-    columns = [n for n in range(len(rows[0])) if n != of_images and all(_kind(row, n, classes) for row in rows)]
-    columns = [n for n in columns if n in headed] or columns
+    if heading is not None:
+        raise _Unusable(f"its heading calls no column `label` ({', '.join(heading)}); call that so which is, if one is")
+    if not columns:
+        cells = [cell for row in rows for n, cell in enumerate(row) if n != of_images and not _kind(row, n, classes)]
+        raise _Unusable(f"its {cells[0]!r} is no class of the training images" if cells else "it has one column")
     if len(columns) > 1:
         raise DataError(
             f"{file}: columns {', '.join(str(n + 1) for n in columns)} could all be the classes; give it a heading "
             "that calls one `label`, or leave out the others"
         )
-    return columns[0] if columns else None
+    return columns
 
 
-def _kind(row: Row, column: int, classes: set[str]) -> str | None:
+def _kind(row: Row, column: int, classes: set[str] | None) -> str | None:
     """The class that a cell names: the whole of it, or what stands before the numbers of boxes."""
     if column >= len(row):
         return None
-    boxes = _BOXES.fullmatch(row[column])
-    return next((name for name in (row[column], boxes and boxes[1]) if name in classes), None)
+    cell = row[column]
+    whole = cell.removesuffix(".0") if _WHOLE.fullmatch(cell) else cell
+    if classes is None:
+        return None if _is_withheld(row, column) else whole
+    boxes = _BOXES.fullmatch(cell)
+    return next((name for name in (cell, whole, boxes and boxes[1]) if name in classes), None)
+
+
+def _is_withheld(row: Row, column: int) -> bool:
+    return column >= len(row) or row[column].lower() in _WITHHELD
+
+
+def _tells(name: str, split: str) -> bool:
+    try:
+        return split_of(PurePosixPath(name).stem) == split_of(split)
+    except DataError:  # of two splits
+        return False
+
+
+def _tells_any_split(name: str) -> bool:
+    stem = PurePosixPath(name).stem
+    try:
+        return split_of(stem) is not None or "split" in stem.lower()
+    except DataError:  # of two splits
+        return True
+
+
+def _tells_other(folder: str, split: str | None) -> bool:
+    try:
+        return split_of(folder) not in (None, split)
+    except DataError:  # of two splits
+        return False
+
+
+def _is_of_all(name: str) -> bool:
+    return PurePosixPath(name).stem.lower() in _OF_ALL_SPLITS
+
+
+def _up(folder: str) -> Iterator[PurePosixPath]:
+    yield PurePosixPath(folder)
+    yield from PurePosixPath(folder).parents
+
+
+def _listed(names: list[str], what: str) -> str:
+    shown = ", ".join(map(printable, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+    return f"{len(names)} {what} ({shown}) were"
+
+
+def _word(cell: str) -> str:
+    return re.sub(r"[\W_]", "", cell.lower())
 
 
 def _composed(text: str) -> str:
@@ -152,14 +340,32 @@ def _composed(text: str) -> str:
 
 
 def _rows(file: Path) -> Iterator[Row]:
-    text = files.text(file)
-    if file.suffix.lower() != ".csv" and "," not in text.partition("\n")[0]:
-        separator = "\t" if "\t" in text.partition("\n")[0] else None
-        yield from (line.split(separator) for line in text.splitlines())
+    text = pointers.text(file)
+    if file.suffix.lower() == ".jsonl":
+        yield from _objects(text)
         return
     first = text.partition("\n")[0]
+    if file.suffix.lower() != ".csv" and "," not in first:
+        separator = "\t" if "\t" in first else None
+        yield from (line.split(separator) for line in text.splitlines())
+        return
     separator = max(",;\t", key=first.count)
     try:
         yield from csv.reader(text.splitlines(), delimiter=separator)
     except csv.Error as error:
-        raise DataError(f"{file}: no table of values ({error}); correct it, or move it away") from error
+        raise DataError(f"{file}: no table of values ({error}); correct it, or {_HELP}") from error
+
+
+def _objects(text: str) -> Iterator[Row]:
+    """Lines of JSON objects as rows, with their keys for a heading. Raises _Unusable."""
+    try:
+        objects = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (ValueError, RecursionError) as error:
+        raise _Unusable(f"it is no JSON of one object a line ({error})") from error
+    if not all(isinstance(one, dict) for one in objects):
+        raise _Unusable("it is no JSON of one object a line")
+    keys = list(dict.fromkeys(key for one in objects for key in one))
+    if keys:
+        yield keys
+    for one in objects:
+        yield ["" if one.get(key) is None else str(one[key]) for key in keys]

@@ -6,16 +6,16 @@
     flat          images at any depth, one split `train`, no labels
 
 The labels of a split whose images lie in no folders of classes are looked for in text files beside them, as in
-Tiny-ImageNet's val_annotations.txt or ImageNet's LOC_val_solution.csv (`annotations`).
+Tiny-ImageNet's val_annotations.txt, ImageNet's LOC_val_solution.csv or Hugging Face's metadata.csv (`annotations`).
 
 Images are known by their extension. Hidden files and folders, and those of file systems and their tools, are passed
-over; links are followed. An image is written as the very bytes of its file.
+over, and counted; links are followed. An image is written as the very bytes of its file.
 """
 
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -23,9 +23,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emc2dist.data.ingest.annotations import read_annotations
-from emc2dist.data.ingest.layout import Where, arrange
-from emc2dist.data.ingest.source import Samples, Source, Split, listing_digest, passed_over, printable
+from emc2dist.data.ingest.annotations import TABLES, TEXTS, Annotations
+from emc2dist.data.ingest.layout import Where, arrange, masks_among
+from emc2dist.data.ingest.pixels import is_cifar, is_stl10
+from emc2dist.data.ingest.source import (
+    Samples,
+    Source,
+    Split,
+    hidden,
+    hidden_by,
+    instead,
+    listing_digest,
+    passed_over,
+    printable,
+)
+from emc2dist.data.splits import split_of
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Entry
 
@@ -35,7 +47,6 @@ EXTENSIONS = frozenset(
 )  # fmt: skip
 """Of files that are taken for images, in lower case."""
 _SHOWN = 5  # classes
-_OF_SYSTEMS = ("@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 MAX_BYTES = 2**30
 """A file larger than this is no image, and is not read into memory to find out."""
 
@@ -47,20 +58,24 @@ class Folder(Source):
         DataError: no images there, or their places say two things at once; names one of them.
     """
 
-    def __init__(self, root: Path, kind: str) -> None:
+    def __init__(self, root: Path, kind: str, *, labels: bool = True) -> None:
         self.root = str(root)
         listing = Listing(root)
         self._images = listing.images
         self._names = [image.name for image in listing.images]
         if not self._names:
-            extensions = ", ".join(sorted(EXTENSIONS))
-            others = "".join(f" ({remark})" for remark in passed_over(listing.others))
-            raise DataError(f"{root}: no images{others}; give a folder that holds some ({extensions})")
+            others = "".join(f" ({remark})" for remark in hidden(listing.hidden) + passed_over(listing.others))
+            raise DataError(f"{root}: no images{others}; {_help(root, listing)}")
         self.digest = listing_digest(listing.images)
-        self.remarks = passed_over(listing.others)
+        self.remarks = []
         places = self._arranged(kind)
+        self._annotations = Annotations(root, listing.texts if labels and kind == "imagefolder" else [], self._names)
         self.splits = self._labelled(places)
-        self.remarks += _on_classes(self._names, places)
+        self.remarks += self._annotations.remarks(labelled=all(s.labels is not None for s in self.splits.values()))
+        listing.others.subtract(Path(name).suffix.lower() for name in self._annotations.used)
+        self.remarks = (
+            hidden(listing.hidden) + passed_over(+listing.others) + self.remarks + _on_classes(self._names, places)
+        )
 
     def _arranged(self, kind: str) -> list[Where]:
         folders = [_folders(name) for name in self._names]
@@ -71,6 +86,13 @@ class Folder(Source):
                 bare = printable(self._names[folders.index(())])
                 raise DataError(f"{self.root}: {bare} lies in no folder of a class; move it into one")
             return [Where("train", found[0]) for found in folders]
+        masked = masks_among(self._names)
+        if masked:
+            image, mask = map(printable, masked)
+            raise DataError(
+                f"{self.root}: {mask} looks like the mask of {image}, and so do more; move the masks elsewhere, or "
+                "take them for images with --kind classes (labels by folders) or --kind flat (none)"
+            )
         try:
             places, remarks = arrange(folders)
         except DataError as error:
@@ -79,23 +101,37 @@ class Folder(Source):
         return places
 
     def _labelled(self, places: list[Where]) -> dict[str, Split]:
-        classes = sorted({place.kind for place in places if place.kind is not None})
+        members: dict[str, list[int]] = {}
+        for position, place in enumerate(places):
+            members.setdefault(place.split, []).append(position)
+        known = {place.kind for place in places if place.kind is not None} or None
+        kinds = dict[str, Sequence[str | None] | None]()
+        for split in sorted(members, key=lambda name: (split_of(name) != "train", name)):
+            kinds[split] = self._kinds(split, members[split], places, known)
+            if known is None and kinds[split] is not None:
+                known = {kind for kind in kinds[split] or () if kind is not None}
+                self.remarks.append(f"{len(known)} classes, by these labels: {_some(sorted(known))}")
+        classes = sorted(known or ())
+        number: dict[str | None, int] = {name: label for label, name in enumerate(classes)}
         splits = {}
-        for split in sorted({place.split for place in places}):
-            positions = np.array([n for n, place in enumerate(places) if place.split == split], np.int64)
-            kinds = [places[position].kind for position in positions]
-            if classes and None in kinds:
-                kinds = self._annotated(split, positions, set(classes)) or kinds
-            number = {name: label for label, name in enumerate(classes)}
-            labels = None if None in kinds else np.array([number[kind] for kind in kinds if kind is not None], np.int64)
-            splits[split] = Split(positions, labels, classes)
+        for split in sorted(members):
+            told = kinds[split]
+            labels = None if told is None else np.array([number.get(kind, -1) for kind in told], np.int64)
+            splits[split] = Split(np.array(members[split], np.int64), labels, classes)
         return splits
 
-    def _annotated(self, split: str, positions: NDArray[np.int64], classes: set[str]) -> list[str | None] | None:
-        names = [self._names[position] for position in positions]
-        found = read_annotations(Path(self.root), split, names, classes)
-        self.remarks += found.remarks
-        return None if found.kinds is None else [*found.kinds]
+    def _kinds(
+        self, split: str, members: list[int], places: list[Where], known: set[str] | None
+    ) -> Sequence[str | None] | None:
+        """The class of each image of a split, None where it is withheld; None where nothing tells any. Adds remarks."""
+        names = [self._names[position] for position in members]
+        kinds = [kind for position in members if (kind := places[position].kind) is not None]
+        if len(kinds) == len(members):
+            self._annotations.check(split, dict(zip(names, kinds, strict=True)))
+            return kinds
+        found, remarks = self._annotations.read(split, names, known)
+        self.remarks += remarks
+        return found
 
     def samples(self, positions: NDArray[np.int64]) -> Samples:
         """The images at some positions, in that order."""
@@ -127,13 +163,17 @@ class _Files(Samples):
 
 
 class Listing:
-    """The files below a folder: `images` by their names from the folder on, sorted; and `others` by extension.
+    """The files below a folder: `images` by their names from the folder on, sorted; `texts`, which may tell labels, by
+    theirs; all but images by extension, as `others`, with an example of each; and by what hides them, files that are
+    hidden.
 
     A link to a folder is followed, unless it leads to one that it lies in.
     """
 
     def __init__(self, root: Path) -> None:
-        self.others = Counter[str]()
+        self.others, self.hidden = Counter[str](), Counter[str]()
+        self.texts: list[str] = []
+        self.examples: dict[str, str] = {}
         self.images = sorted(self._images(str(root), "", ()))
 
     def _images(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
@@ -142,22 +182,41 @@ class Listing:
             return
         for entry in entries:
             if entry.is_dir():
-                if entry.name in _OF_SYSTEMS:
-                    self.others[entry.name] += 1
+                name = f"{entry.name}/"
+                if hidden_by(name):
+                    self.hidden[name] += sum(len(files) for _, _, files in os.walk(entry.path))
                 else:
-                    yield from self._images(entry.path, f"{prefix}{entry.name}/", (*above, identity))
+                    yield from self._images(entry.path, prefix + name, (*above, identity))
+            elif what := hidden_by(entry.name):
+                self.hidden[what] += 1
             elif Path(entry.name).suffix.lower() in EXTENSIONS and (image := _image(entry, prefix)):
                 yield image
             else:
-                self._pass_over(entry)
+                self._pass_over(entry, prefix)
 
-    def _pass_over(self, entry: os.DirEntry[str]) -> None:
+    def _pass_over(self, entry: os.DirEntry[str], prefix: str) -> None:
         extension = Path(entry.name).suffix.lower()
         if not extension and entry.is_symlink() and not Path(entry.path).exists():
             raise StorageError(
                 f"{entry.path}: a link that leads nowhere; bring back what it leads to, or remove the link"
             )
         self.others[extension] += 1
+        self.examples.setdefault(extension, prefix + entry.name)
+        if extension in (*TEXTS, *TABLES) and entry.is_file():
+            self.texts.append(prefix + entry.name)
+
+
+def _help(root: Path, listing: Listing) -> str:
+    """What would help where a folder holds no images."""
+    examples = sorted(listing.examples.values())
+    for name in examples:
+        above = root / name.rpartition("/")[0]
+        if is_stl10(above) or is_cifar(above) or Path(name).suffix.lower() in (".parquet", ".tar"):
+            return f"give {printable(str(above))}, which holds {printable(Path(name).name)}"
+    helped = [told for name in examples if (told := instead(printable(name)))]
+    if helped:
+        return helped[0]
+    return f"give a folder that holds some ({', '.join(sorted(EXTENSIONS))})"
 
 
 def _read_bounded(file: Path) -> bytes:
@@ -182,8 +241,7 @@ def _on_classes(names: list[str], places: list[Where]) -> list[str]:
     if not stems:
         return []
     kinds = sorted(stems)
-    shown = ", ".join(kinds[:_SHOWN]) + (", ..." if len(kinds) > _SHOWN else "")
-    remarks = [f"{len(kinds)} classes, by the names of folders: {shown}"]
+    remarks = [f"{len(kinds)} classes, by the names of folders: {_some(kinds)}"]
     for one, other in combinations(kinds, 2) if len(kinds) <= _SHOWN else ():
         alike = {_stem(name) for name in stems[one]} & {_stem(name) for name in stems[other]}
         if len(alike) == len(stems[one]) == len(stems[other]) and not stems[one] & stems[other]:
@@ -194,16 +252,20 @@ def _on_classes(names: list[str], places: list[Where]) -> list[str]:
     return remarks
 
 
+def _some(kinds: list[str]) -> str:
+    return ", ".join(kinds[:_SHOWN]) + (", ..." if len(kinds) > _SHOWN else "")
+
+
 def _stem(name: str) -> str:
     return name.rpartition(".")[0]
 
 
 def _scan(folder: str) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
-    """What tells a folder from all others however it is reached, and what is in it and not hidden, by name."""
+    """What tells a folder from all others however it is reached, and what is in it, by name."""
     try:
         status = os.stat(folder)
         with os.scandir(folder) as scan:
-            entries = [entry for entry in scan if not entry.name.startswith(".")]
+            entries = list(scan)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be listed ({error.strerror}); check that it may be read") from error
     return (status.st_dev, status.st_ino), sorted(entries, key=lambda entry: entry.name)

@@ -10,13 +10,12 @@ from emc2dist.data.catalogue import MANIFEST, UNFINISHED
 from emc2dist.data.ingest.folder import EXTENSIONS, Folder
 from emc2dist.data.ingest.parquet import ParquetSource
 from emc2dist.data.ingest.pixels import Cifar, Stl10, is_cifar, is_stl10
-from emc2dist.data.ingest.source import Source
+from emc2dist.data.ingest.source import Source, instead
 from emc2dist.data.ingest.tar import Tar
 from emc2dist.errors import DataError
 
 KINDS = ("imagefolder", "classes", "flat", "stl10", "cifar", "tar", "parquet")
-
-_PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_FOLDERS = ("imagefolder", "classes", "flat")
 
 
 def recognise(path: str) -> str:
@@ -33,8 +32,8 @@ def recognise(path: str) -> str:
             suffix = place.suffix.lower()
             if suffix in (".parquet", ".tar"):
                 return suffix.removeprefix(".")
-            what = "; unpack it first" if suffix in _PACKED else ", but a folder, a .tar or a .parquet file may be one"
-            raise DataError(f"{path}: no source of images{what}")
+            what = instead(place.name) or "a folder, a .tar or a .parquet file may be one"
+            raise DataError(f"{path}: no source of images; {what}")
         if not place.is_dir():
             raise DataError(f"{path}: no such file or folder; give the folder or file that holds the images")
         if (place / MANIFEST).exists() or (place / UNFINISHED).exists():
@@ -52,8 +51,8 @@ def recognise(path: str) -> str:
 
 
 def open_source(path: str, kind: str, s3: S3 | None, cache_dir: str, *, labels: bool = True) -> Source:
-    """List the source of a given kind at `path`. `s3` and `cache_dir` are for Parquet sets, and so is `labels`: without
-    it those are not even looked at.
+    """List the source of a given kind at `path`. `s3` and `cache_dir` are for Parquet sets. Without `labels` those of
+    Parquet sets and in text files beside images are not even looked at.
 
     Raises:
         DataError: it is no such source, or holds no images; names file and row where there is one.
@@ -69,7 +68,7 @@ def open_source(path: str, kind: str, s3: S3 | None, cache_dir: str, *, labels: 
             raise DataError(f"{path}: no such file or folder; give the folder or file that holds the images")
         if not place.is_dir() and kind != "tar":
             raise DataError(f"{path}: a source of kind {kind} is a folder, and this is a file")
-        return _OPEN[kind](place)
+        return Folder(place, kind, labels=labels) if kind in _FOLDERS else _OPEN[kind](place)
 
 
 def _holds(folder: Path, extension: str) -> bool:
@@ -100,9 +99,6 @@ _SIGNS: dict[str, Callable[[Path], bool]] = {
 }
 
 _OPEN: dict[str, Callable[[Path], Source]] = {
-    "imagefolder": lambda path: Folder(path, "imagefolder"),
-    "classes": lambda path: Folder(path, "classes"),
-    "flat": lambda path: Folder(path, "flat"),
     "stl10": Stl10,
     "cifar": Cifar,
     "tar": Tar,

@@ -6,14 +6,25 @@
     SPLIT/image, image               no labels
 
 A folder that everything lies in (`images/`) is no class, nor is one that a whole split lies in though training has
-classes and none of that name. What can be read in two ways is refused. Names only: nothing is read here.
+classes and none of that name. Folders that are called as those of images or of masks (`images/` beside `masks/`), and
+images called as masks of others, are refused, as is whatever can be read in two ways. Names only: nothing is read here.
 """
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from emc2dist.data.splits import is_plain, split_of
+from emc2dist.data.splits import is_plain, series, split_of
 from emc2dist.errors import DataError
+
+_NO_CLASS = re.compile(
+    "(jpe?g|png|rgb|raw|left|right|original)?(images?|imgs?)(bit)?|rgb|masks|annotations?|labels|trimaps?"
+    "|ground_?truths?|gt(fine|coarse)?|segmentations?(class|object)?(aug|raw)?"
+)
+"""Folders that a set for segmentation or detection has, called without numbers."""
+_A_MASK = re.compile(r"(.+?)[ _-]?(masks?|seg|segmentation|gt|ground_?truth|labels?|trimap)([ _-]?\d+)?", re.IGNORECASE)
+_MANY = 1 / 3  # of all images: below that, masks are an accident of names
 
 Folders = tuple[str, ...]
 """The folders that an image lies in, the outermost first."""
@@ -34,6 +45,7 @@ def arrange(folders: Sequence[Folders]) -> tuple[list[Where], list[str]]:
     Raises:
         DataError: some images lie in folders of splits or classes and others do not; names two of them.
     """
+    _refuse_companions(folders)
     inner, passed = _unwrapped(list(folders))
     splits, inner = _by_split(inner)
     groups = {split: [n for n, one in enumerate(splits) if one == split] for split in dict.fromkeys(splits)}
@@ -51,17 +63,62 @@ def arrange(folders: Sequence[Folders]) -> tuple[list[Where], list[str]]:
     return places, remarks
 
 
+def masks_among(names: Sequence[str]) -> tuple[str, str] | None:
+    """An image and its mask, by their names, where many images have one beside them; `names` have their folders."""
+    called = [(told[1], name) for name in names if (told := _A_MASK.fullmatch(name.rpartition(".")[0]))]
+    if len(called) < _MANY * len(names):
+        return None
+    images = {name.rpartition(".")[0]: name for name in names}
+    masks = [(images[stem], name) for stem, name in called if stem in images]
+    return masks[0] if len(masks) >= _MANY * len(names) else None
+
+
+def companions(folders: Iterable[Folders]) -> tuple[str, str] | None:
+    """A folder that is called as one of images or masks, and another beside it, if there are such."""
+    beside: dict[Folders, set[str]] = {}
+    for one in set(folders):
+        for level, name in enumerate(one):
+            beside.setdefault(one[:level], set()).add(name)
+    for parent, names in sorted(beside.items()):
+        named = sorted(name for name in names if _NO_CLASS.fullmatch(series(name)))
+        if named and len(names) > 1:
+            own = next((name for name in named if "im" in name.lower()), named[0])
+            other = next(name for name in sorted(names) if name != own)
+            return "/".join((*parent, own)), "/".join((*parent, other))
+    return None
+
+
+def _refuse_companions(folders: Sequence[Folders]) -> None:
+    """Raise DataError where a folder of images or masks stands among others, as if it were a class."""
+    found = companions(folders)
+    if found:
+        raise DataError(
+            f"{found[0]}/ is called as what holds images, or what belongs to them, and not as a class, but {found[1]}/ "
+            "lies beside it; give the folder with the images alone, or take every folder for a class with --kind "
+            "classes, or all images without labels with --kind flat"
+        )
+
+
 def _on_classes(splits: list[str], folders: list[Folders]) -> list[str]:
-    """Where images lie deeper than the folders of their classes: which folder names the class is then a guess."""
+    """Where images of a class lie in several folders: which of these names the class is then a guess.
+
+    Raises:
+        DataError: a folder in that of a class is called as another class.
+    """
     remarks = []
     for split in dict.fromkeys(splits):
-        own = [found for found, one in zip(folders, splits, strict=True) if one == split]
-        classes, below = {found[:1] for found in own}, {found[:2] for found in own if len(found) > 1}
-        if len(classes) > 1 and len({found[1] for found in below}) > 1 and len(below) > len(classes):
-            example = "/".join(min(below))
+        own = {found for found, one in zip(folders, splits, strict=True) if one == split and found}
+        classes, deeper = Counter(found[0] for found in own), sorted(found for found in own if len(found) > 1)
+        again = next((found for found in deeper if any(name in classes for name in set(found) - {found[0]})), None)
+        if again and len(classes) > 1:
+            raise DataError(
+                f"{'/'.join(again)}/ lies in {again[0]}/, and is called as a class of its own; give the folder that "
+                "holds the classes alone, or take every folder for a class with --kind classes"
+            )
+        if len(classes) > 1 and max(classes.values()) > 1:
             remarks.append(
-                f"{split}: {len(classes)} classes by the outer folders, in which images lie in {len(below)} folders "
-                f"({example}/)"
+                f"{split}: {len(classes)} classes by the outer folders, in which images lie in {len(deeper)} folders "
+                f"({'/'.join(deeper[0])}/)"
             )
     return remarks
 

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 
 from emc2dist import files
 from emc2dist.config import S3
-from emc2dist.data.catalogue import MANIFEST, Catalogue, is_parquet, list_set, open_catalogue, splits_of
+from emc2dist.data.catalogue import (
+    MANIFEST,
+    UNFINISHED,
+    Catalogue,
+    is_hidden,
+    is_parquet,
+    list_set,
+    open_catalogue,
+    splits_of,
+)
 from emc2dist.data.foreign import opened
 from emc2dist.data.ingest.source import Samples, Source, Split, listing_digest
 from emc2dist.data.kept import cache_folder
@@ -65,13 +74,14 @@ class ParquetSource(Source):
         self._set = _Set(path, s3, cache_dir, labels)
         place = files.at(path, s3)
         entry = place.entry()
+        listed = list_set(place) if entry is None else {}
+        if entry is None and MANIFEST not in listed and UNFINISHED not in place.folders():
+            _check_some(place, listed)
         self.root = str(place) if entry is None else str(place).rpartition("/")[0] or "."
         self.remarks = []
         self.splits: _Splits = _Splits(self._set, splits_of(place), self.remarks)
-        listed = list_set(place) if entry is None else {entry.name: entry}
-        self.digest = listing_digest(
-            one._replace(name=name) for name, one in listed.items() if is_parquet(name) or name == MANIFEST
-        )
+        names = [name for name in listed if name == MANIFEST or (is_parquet(name) and not is_hidden(name))]
+        self.digest = listing_digest([entry] if entry else (listed[name]._replace(name=name) for name in names))
 
     def samples(self, positions: NDArray[np.int64]) -> Samples:
         """The images at some positions, in that order."""
@@ -82,6 +92,15 @@ class ParquetSource(Source):
             here = numbers == number
             paths[here] = _names(self.splits.paths(names[number]).take(pa.array(rows[here])))
         return _Rows(self._set, self.root, [names[number] for number in numbers], rows, paths.tolist())
+
+
+def _check_some(place: Place, listed: dict[str, Entry]) -> None:
+    """Raise DataError where no file is Parquet."""
+    if any(is_parquet(name) for name in listed):
+        return
+    what = "no *.parquet files" if listed or place.folders() else "no such file or folder"
+    advice = ", for only Parquet sets are read from S3: copy others to a disk first" if place.remote else ""
+    raise DataError(f"{place}: {what}; give the file or folder that holds some{advice}")
 
 
 class _Splits(Mapping[str, Split]):

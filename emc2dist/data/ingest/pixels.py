@@ -21,7 +21,7 @@ from numpy._core.numeric import _frombuffer  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 from PIL import Image
 
-from emc2dist import files
+from emc2dist.data import pointers
 from emc2dist.data.columns import check_labels
 from emc2dist.data.ingest.source import Samples, Source, Split, listing_digest, read_range
 from emc2dist.errors import DataError, StorageError
@@ -66,6 +66,7 @@ class Stl10(Source):
 
     def _add(self, file: Path) -> None:
         name, size = file.name.removesuffix("_X.bin"), file.stat().st_size
+        pointers.refuse(file)
         if size == 0 or size % _STL10_BYTES:
             raise DataError(f"{file}: {size} bytes are no whole number of 96x96 images; fetch STL-10 again")
         first, count = len(self._images), size // _STL10_BYTES
@@ -190,7 +191,7 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _lines(file: Path) -> list[str]:
-    return files.text(file).split() if file.is_file() else []
+    return pointers.text(file).split() if file.is_file() else []
 
 
 def _is_cifar100(folder: Path) -> bool:
@@ -238,6 +239,7 @@ class _Forbidden(Exception):
 
 
 def _unpickle(file: Path) -> dict[str, Any]:
+    pointers.refuse(file)
     try:
         with file.open("rb") as opened:
             content = _Unpickler(opened, encoding="bytes").load()

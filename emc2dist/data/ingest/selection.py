@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emc2dist import files
+from emc2dist.data import pointers
 from emc2dist.data.ingest.source import Source, Split
-from emc2dist.data.splits import split_of
+from emc2dist.data.splits import is_plain, series, split_of
 from emc2dist.errors import DataError, SpecError, StorageError
 
 PINNED = {"imagenet100": "imagenet100.txt"}
@@ -48,7 +49,7 @@ def read_classes(name: str) -> list[str]:
         text = (resources.files(__package__) / "classes" / PINNED[name]).read_text()
     else:
         try:
-            text = files.text(files.local(name))
+            text = pointers.text(files.local(name))
         except StorageError as error:
             raise DataError(f"--classes: {error}; give {' or '.join(PINNED)}, or a text file") from error
     names = [unicodedata.normalize("NFC", line.strip()) for line in text.splitlines() if line.strip()]
@@ -111,7 +112,23 @@ def _chosen(source: Source, splits: Sequence[str]) -> dict[str, list[str]]:
         if name in members:
             raise SpecError(f"--split {text}: {name} is taken twice")
         members.append(name)
+    if not splits:
+        for new, members in chosen.items():
+            _check_one_series(source, new, members)
     return chosen
+
+
+def _check_one_series(source: Source, new: str, members: list[str]) -> None:
+    """Raise DataError where splits of one name are no parts of one whole, as `train` and `train_masks`."""
+    if len({series(name) for name in members}) == 1:
+        return
+    best = next((name for name in members if is_plain(name)), members[0])
+    meant = [name for name in source.splits if name not in members or name == best]
+    raise DataError(
+        f"{source.root}: {' and '.join(members)} could each be the split {new}; name those that are meant, as in "
+        f"{' '.join(f'--split {name}' for name in meant)}, or put them together with "
+        f"{' '.join(f'--split {name}={new}' for name in members)}"
+    )
 
 
 def _united(parts: dict[str, Split]) -> tuple[list[str], dict[str, Split], list[str]]:

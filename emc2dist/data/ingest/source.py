@@ -18,6 +18,15 @@ from numpy.typing import NDArray
 from emc2dist.errors import StorageError
 from emc2dist.files import Entry
 
+_OF_SYSTEMS = ("@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+_PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_INSTEAD = {
+    ".pq": "Parquet is known by its name: call it *.parquet",
+    ".arrow": "write it as Parquet, as with datasets.load_from_disk(FOLDER)[SPLIT].to_parquet(FILE)",
+    ".feather": "write it as Parquet, as with pandas.read_feather(FILE).to_parquet(OTHER)",
+}
+_SHOWN = 3  # kinds of files that were passed over
+
 
 class Samples(ABC):
     """Some images of a source, 0 <= k < len. Can be pickled into another process."""
@@ -78,8 +87,31 @@ class Source(ABC):
 
 def passed_over(others: "Counter[str]") -> list[str]:
     """A remark on files that are no images, counted by extension, if there are any."""
-    most = ", ".join(f"{extension or 'no extension'} {count}" for extension, count in others.most_common(3))
+    most = ", ".join(f"{extension or 'no extension'} {count}" for extension, count in others.most_common(_SHOWN))
     return [f"{others.total()} files that are no images were passed over ({most})"] if others else []
+
+
+def instead(name: str) -> str | None:
+    """What would help where a file is given that holds images and is read by no kind; None where nothing is known."""
+    suffix = os.path.splitext(name)[1].lower()
+    return f"unpack {name} first" if suffix in _PACKED else _INSTEAD.get(suffix)
+
+
+def hidden_by(path: str) -> str | None:
+    """What hides a file: the first part of its path that is hidden or a file system's own, as `.git/`; None if none."""
+    *folders, name = path.split("/")
+    for folder in folders:
+        if (folder.startswith(".") and folder not in (".", "..")) or folder in _OF_SYSTEMS:
+            return f"{folder}/"
+    if name.startswith("._"):  # what macOS keeps of a file
+        return "._*"
+    return name if name.startswith(".") else None
+
+
+def hidden(files: "Counter[str]") -> list[str]:
+    """A remark on hidden files, counted by what hides them, if there are any."""
+    most = ", ".join(f"{printable(what)} {count}" for what, count in files.most_common(_SHOWN))
+    return [f"{files.total()} hidden files were passed over ({most})"] if files.total() else []
 
 
 def listing_digest(listed: Iterable[Entry]) -> str:

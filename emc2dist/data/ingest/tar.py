@@ -23,18 +23,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emc2dist import files
+from emc2dist.data import pointers
 from emc2dist.data.columns import check_labels
 from emc2dist.data.ingest.folder import EXTENSIONS, MAX_BYTES
+from emc2dist.data.ingest.layout import companions, masks_among
 from emc2dist.data.ingest.source import (
     Samples,
     Source,
     Split,
+    hidden,
+    hidden_by,
     listing_digest,
     passed_over,
     printable,
     read_range,
 )
-from emc2dist.data.splits import alone, by_split, left_out
+from emc2dist.data.splits import alone, by_split, left_out, together
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, entry_of
 
@@ -69,7 +73,9 @@ class Tar(Source):
 
     def __init__(self, path: Path) -> None:
         root = path.parent if path.is_file() else path
-        shards, others = ({path.name: path}, Counter[str]()) if path.is_file() else _listed(path)
+        shards, others, hidden_ones = {path.name: path}, Counter[str](), Counter[str]()
+        if not path.is_file():
+            shards, others, hidden_ones = _listed(path)
         if not shards:
             raise DataError(f"{path}: no *.tar files; give a folder that holds some, not compressed")
         self.root = str(root)
@@ -84,10 +90,19 @@ class Tar(Source):
         self._images = contents.images()
         if not self._images:
             raise DataError(f"{path}: no images in {len(shards)} shards; WebDataset names them KEY.jpg, KEY.png, ...")
-        self.remarks = left_out(left) + (alone(path.name) if path.is_file() else []) + contents.remarks()
+        self.remarks = left_out(left) + (alone(path.name) if path.is_file() else together(members))
+        self.remarks += hidden(hidden_ones + contents.hidden) + contents.remarks()
         self.remarks += (
             [f"{others.total()} files are no *.tar and were left out ({', '.join(others)})"] if others else []
         )
+        beside = companions(tuple(image.name.split("/")[:-1]) for image in self._images)
+        if beside:
+            one, other = map(printable, beside)
+            self.remarks.append(f"{one}/ and {other}/ lie side by side: all in them are taken for images, masks too")
+        masked = masks_among([image.name for image in self._images])
+        if masked:
+            image, mask = map(printable, masked)
+            self.remarks.append(f"{mask} looks like the mask of {image}, and so do more: all are taken for images")
         if all(image.label is None for image in self._images):
             self.remarks.append(
                 "labels would be .cls members, or `label` in .json: the names of folders and shards are none"
@@ -155,18 +170,22 @@ class _Members(Samples):
         return read_range(Path(self.root, image.shard), image.start, image.size)
 
 
-def _listed(folder: Path) -> tuple[dict[str, Path], "Counter[str]"]:
-    """The shards of a folder and of the folders in it, by their names from it on; and what looks like some, by kind."""
-    found, others = {}, Counter[str]()
+def _listed(folder: Path) -> tuple[dict[str, Path], "Counter[str]", "Counter[str]"]:
+    """The shards of a folder and of the folders in it, by their names from it on; other files, by kind; and shards that
+    are hidden, by what hides them.
+    """
+    found, others, hidden_ones = {}, Counter[str](), Counter[str]()
     for file in sorted([*folder.iterdir(), *folder.glob("*/*.tar")]):
         name = file.relative_to(folder).as_posix()
-        if not file.is_file() or any(part.startswith(".") for part in file.relative_to(folder).parts):
+        if not file.is_file():
             continue
-        if file.suffix.lower() == ".tar":
+        if what := hidden_by(name):
+            hidden_ones[what] += ".tar" in file.name.lower()
+        elif file.suffix.lower() == ".tar":
             found[name] = file
-        elif ".tar" in file.name.lower() or file.suffix.lower() == ".tgz":
+        elif name != CLASSES:
             others["".join(file.suffixes[-2:])] += 1
-    return found, others
+    return found, others, +hidden_ones
 
 
 class _Contents:
@@ -176,12 +195,16 @@ class _Contents:
         self._shards: list[tuple[str, dict[str, list[_Image]], dict[str, int | str]]] = []
         self._others, self._fields = Counter[str](), Counter[str]()
         self._bare, self._again = 0, 0
+        self.hidden = Counter[str]()
 
     def add(self, name: str, shard: Path) -> None:
         """Read the headers and labels of a shard."""
         images: dict[str, tarfile.TarInfo] = {}
         labels: dict[str, int | str] = {}
         for member in _members(shard):
+            if what := hidden_by(member.name):
+                self.hidden[what] += 1
+                continue
             stem, _, extension = member.name.rpartition(".")
             if extension.lower() in _IMAGES and not member.issparse():
                 self._again += member.name in images
@@ -267,11 +290,12 @@ def _field(key: str, image: _Image) -> str:
 
 
 def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
-    """The files and links of a shard, but for hidden ones."""
+    """The files and links of a shard."""
+    pointers.refuse(shard)
     try:
         with tarfile.open(shard, "r:") as opened:
             for member in opened:
-                if (member.isreg() or member.islnk() or member.issym()) and not _hidden(member.name):
+                if member.isreg() or member.islnk() or member.issym():
                     yield member
                 opened.members.clear()  # type: ignore[attr-defined]  # or tarfile keeps them all
             end = opened.offset
@@ -291,10 +315,6 @@ def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
                     "give them one by one, or join them with `tar --concatenate`"
                 )
             rest = content.read(_PIECE)
-
-
-def _hidden(name: str) -> bool:
-    return name.rpartition("/")[2].startswith(".")
 
 
 def _label(shard: Path, member: tarfile.TarInfo, extension: str) -> int | str | None:
@@ -317,4 +337,4 @@ def _label(shard: Path, member: tarfile.TarInfo, extension: str) -> int | str | 
 
 
 def _class_names(file: Path) -> list[str]:
-    return [line.strip() for line in files.text(file).splitlines() if line.strip()] if file.is_file() else []
+    return [line.strip() for line in pointers.text(file).splitlines() if line.strip()] if file.is_file() else []

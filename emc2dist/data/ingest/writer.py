@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from emc2dist.data.catalogue import ManifestFile
 from emc2dist.data.decode import examine
 from emc2dist.data.ingest.source import Samples
+from emc2dist.data.pointers import pointer
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Place
 
@@ -191,6 +192,8 @@ def _readable(samples: Samples, k: int, root: str) -> tuple[bytes, str | None]:
         raise _Unreadable(str(error).removeprefix(f"{root}/{samples.where(k)}: ")) from error
     if not encoded:
         raise _Unreadable("the file is empty")
+    if what := pointer(encoded):
+        raise _Unreadable(what)
     try:
         return encoded, examine(encoded)
     except ValueError as error:
