@@ -27,7 +27,7 @@ temperature: 0.2
 log_every: 1
 data: {path: digits, limit: 48}
 views: {size: 8, flip: 0.0, jitter_probability: 0.0, grey: 0.0}
-encoder: {norm: none, features: 16}
+encoder: {backbone: conv4, norm: none, features: 16}
 optimiser: {name: sgd}  # its state is half as large as AdamW's, and each checkpoint holds it
 eval: {bank: 40, queries: 40, neighbours: 3}
 negatives: {feature_dtype: float32}
