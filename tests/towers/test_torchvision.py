@@ -23,6 +23,6 @@ def test_after_the_guard_torchvision_is_one_whole_package():
 
 def test_where_torchvision_imports_nothing_is_declared():
     whole = guard._library is None  # this machine's torchvision needs no help; elsewhere the test provides it
-    code = ("" if whole else DECLARE) + "from emc2dist.vision import _torchvision as guard; print(guard._library)"
+    code = ("" if whole else DECLARE) + "from emc2dist.towers import _torchvision as guard; print(guard._library)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "None"
