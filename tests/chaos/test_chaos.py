@@ -76,14 +76,14 @@ def check_store(checkpoint, undisturbed, atol):
     """
     found = contents(checkpoint)
     samples = torch.arange(96)[:, None]
-    state = found["chain/state"]
-    assert found["chain/visited"].all()
+    state = found["negatives/state"]
+    assert found["negatives/visited"].all()
     assert ((state >= 0) & (state < 96) & (state != samples)).all()
     spec = parse(SMALL, SPEC)
     order = EpochOrder(96, spec.batch_size, spec.seed)
     for step in range(STEPS - order.steps_per_epoch, STEPS):
         batch = order.batch(step)
-        assert (found["chain/visited_at"][batch] == step).all()
+        assert (found["negatives/visited_at"][batch] == step).all()
         assert ((found["feature/written_at"][batch] >= step) & (found["feature/written_at"][batch] < STEPS)).all()
     torch.testing.assert_close(found["feature/feature"].norm(dim=1), torch.ones(96).double(), atol=1e-5, rtol=0)
     assert found.keys() == undisturbed.keys()

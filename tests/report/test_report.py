@@ -190,7 +190,7 @@ def test_the_time_of_a_step_is_shared_out_among_whatever_parts_there_are():
 def chain_of(folder, sample):
     """(state, visited) of a sample's chains, [V] each, straight from the newest checkpoint's two shards."""
     shard = load_file(folder / "checkpoint-000000012" / f"shard-{sample % 2:05d}-of-00002.safetensors")
-    return shard["chain/state"][sample // 2], shard["chain/visited"][sample // 2]
+    return shard["negatives/state"][sample // 2], shard["negatives/visited"][sample // 2]
 
 
 def test_false_negatives_are_counted_over_all_visited_chains(trained):

@@ -108,10 +108,10 @@ def test_a_run_stopped_within_an_epoch_resumes_with_other_shards(tmp_path):
 def test_chains_remember_and_the_cache_fills(tmp_path):
     run = Run(small_spec("negatives.kernel=mh", "epochs=2"), tmp_path).go()
     tables = load_file(run.checkpoints[12] / "shard-00000-of-00001.safetensors")
-    assert tables["chain/visited"].all()
+    assert tables["negatives/visited"].all()
     assert tables["feature/present"].all()
-    assert (tables["chain/state"] != torch.arange(48)[:, None].numpy()).all()  # never its own negative
-    assert (tables["chain/visited_at"] >= 6).all()  # visited in the last epoch
+    assert (tables["negatives/state"] != torch.arange(48)[:, None].numpy()).all()  # never its own negative
+    assert (tables["negatives/visited_at"] >= 6).all()  # visited in the last epoch
     norms = torch.from_numpy(tables["feature/feature"]).norm(dim=1)
     torch.testing.assert_close(norms, torch.ones(48))
     assert run.column("visited_ratio")[0] == 0

@@ -25,9 +25,9 @@ def test_parts_make_up_the_step_and_operators_are_the_dearest(tmp_path):
     assert not set(names) & set(PHASES)
     times = [one.cpu_ms for one in found.operators]
     assert times == sorted(times, reverse=True)
-    # 20 convolutions of the batch and, as from the second epoch on, 20 of the carried negatives.
+    # 4 convolutions of the batch and, as from the second epoch on, 4 of the carried negatives.
     (convolutions,) = (one.calls for one in found.operators if one.name == "aten::mkldnn_convolution")
-    assert convolutions == 40
+    assert convolutions == 8
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert set(PHASES) <= {event["name"] for event in events}
 
