@@ -17,12 +17,15 @@ from typing import Any, Protocol
 import emc2dist.service.cluster as cluster  # before ray: sets its defaults
 
 import ray  # isort: skip
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
 
 from emc2dist.errors import Emc2Error, StorageError, StorageUnreachable
 from emc2dist.metrics import Row
+from emc2dist.terminal import brief
 
 TIMEOUT_S = 60.0
+DEAD = (ActorDiedError, OutOfMemoryError)
+"""What Ray says of an actor that will never answer again: the latter where it ended it itself, for want of memory."""
 _POLL_S = 0.1
 
 logger = logging.getLogger(__name__)
@@ -172,7 +175,7 @@ def _answer(reference: Any, otherwise: Any) -> Any:
     """What the board answers to the driver; `otherwise` where it has died."""
     try:
         return ray.get(reference, timeout=TIMEOUT_S)
-    except ActorDiedError:
+    except DEAD:
         return otherwise
 
 
@@ -189,11 +192,11 @@ class Lookout:
     def __init__(self, board: Stopping, interval_s: float = 1.0) -> None:
         self._board, self._interval_s = board, interval_s
         self._seen, self._over = threading.Event(), threading.Event()
-        self._dead: ActorDiedError | None = None
+        self._dead: RayError | None = None
         self._thread = threading.Thread(target=self._run, name="lookout", daemon=True)
 
     def is_set(self) -> bool:
-        """See `emc2dist.train.loop.StopRequest`. Raises ActorDiedError where nobody will ever answer again."""
+        """See `emc2dist.train.loop.StopRequest`. Raises one of `DEAD` where nobody will ever answer again."""
         if self._dead:
             raise self._dead
         return self._seen.is_set()
@@ -212,8 +215,8 @@ class Lookout:
             try:
                 if self._board.stopping():
                     self._seen.set()
-            except ActorDiedError as error:
+            except DEAD as error:
                 self._dead = error
                 return
             except RayError as error:  # the board's node may be cut off for a while, and training goes on without it
-                logger.warning("cannot tell whether the run is asked to stop: %s", error)
+                logger.warning("cannot tell whether the run is asked to stop: %s", brief(error))

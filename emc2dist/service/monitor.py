@@ -1,6 +1,5 @@
 """Where the rows of a run go as they come: to its display, its exporter, `metrics.jsonl`, and all else that records."""
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -17,6 +16,7 @@ from emc2dist.service.board import BoardHandle
 from emc2dist.service.exporter import Exporter
 from emc2dist.service.runs import RunFolder
 from emc2dist.store import ChainStore
+from emc2dist.terminal import brief, say
 
 
 class Onlooker(Protocol):
@@ -37,8 +37,6 @@ _SURVEY_S = 10.0
 _SURVEY_TIMEOUT_S = 5.0
 _PROBLEM_S = 10.0
 _REMOTE_S = 10.0  # S3 cannot append: each time the whole of metrics.jsonl is written
-
-logger = logging.getLogger(__name__)
 
 
 class Monitor:
@@ -62,6 +60,7 @@ class Monitor:
         self._board, self._folder, self._display = board, folder, display
         self._exporter, self._store, self._recorders = exporter, store, (exporter, *others)
         self._why_stop, self._told = why_stop, False
+        self._told_of = ""
         self._pending: list[Row] = []
         self._problem: StorageError | None = None
         self._failure: Exception | None = None
@@ -99,9 +98,15 @@ class Monitor:
             try:
                 self._look()
             except RayError as error:  # an answer that comes late; the workers themselves find out who is lost
-                logger.warning("the run cannot be watched for now: %s", error)
+                self._tell(f"the run cannot be watched for now: {brief(error)}")
             except Exception as error:  # of an onlooker or a service: whatever it is, workers wait for what this does
                 self._failure = self._failure or error
+
+    def _tell(self, problem: str) -> None:
+        """Say what goes on for a while once."""
+        if problem != self._told_of:
+            say(problem)
+        self._told_of = problem
 
     def _look(self) -> None:
         rows = self._take()

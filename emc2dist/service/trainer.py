@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import shorten
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -25,7 +24,6 @@ import emc2dist.service.cluster as cluster  # before ray: sets its defaults
 
 import ray.train  # isort: skip
 import torch
-from ray.exceptions import ActorDiedError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
@@ -33,12 +31,12 @@ from ray.train.v2.api.config import LoggingConfig
 from emc2dist import files
 from emc2dist.config import Spec, dump, paths
 from emc2dist.data.images import Images, open_images, open_labelled
-from emc2dist.errors import RunError, RunStopped, SpecError, StorageError, StorageUnreachable, StoreError
+from emc2dist.errors import RunError, RunStopped, SpecError, StorageUnreachable, StoreError
 from emc2dist.metrics import Recorder
 from emc2dist.service import checkpoints, lock, losses, trackers
-from emc2dist.service.board import BoardHandle
+from emc2dist.service.board import DEAD, BoardHandle
 from emc2dist.service.display import Display
-from emc2dist.service.exporter import Exporter, watched
+from emc2dist.service.exporter import Exporter, refuse_taken, watched
 from emc2dist.service.monitor import Monitor, Onlooker
 from emc2dist.service.runs import RunFolder, numbers
 from emc2dist.service.start_limit import StartLimit
@@ -61,7 +59,7 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
     Raises:
         SpecError, DataError, RunError: before anything starts, where it can be known.
         NonFiniteError, StoreError: while it runs.
-        RunStopped: SIGTERM came, or `stop` was set; the run wrote a checkpoint of the step it was at, and ended.
+        RunStopped: SIGTERM or SIGHUP came, or `stop` was set; the run wrote a checkpoint of its step, and ended.
     """
     spec = resolved(spec)
     trackers.refuse_missing(spec)
@@ -71,23 +69,29 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
     order = loop.order_for(spec, images)
     steps = spec.epochs * order.steps_per_epoch
     with ExitStack() as stack:
-        stack.enter_context(lock.held(RunFolder.of(spec).place))
-        folder = RunFolder.prepare(spec)
-        done = folder.summary()
-        if done is not None:
-            say(f"{folder.place}: this run is finished; give it another name to run it again")
-            return done
-        folder.rows()  # what is damaged is said before anything starts
-        newest = _newest(folder)
+        folder = RunFolder.of(spec)
+        stack.enter_context(lock.held(folder.place))
+        # What may refuse the run comes first: until it is accepted, its folder says what ran there before.
+        folder.refuse_other_spec(spec)
+        folder.rows()
+        newest = checkpoints.newest(folder)
         if newest:
             checkpoint.refuse_other_data(folder.place, newest, images)
-        others = stack.enter_context(trackers.recorders(spec, folder))
+        done = folder.summary()
+        if done is not None:
+            return _of_finished(folder, spec, done)
+        if spec.watch.port:
+            refuse_taken(spec.watch.port)
         stack.enter_context(cluster.connected(spec))
-        stop = stop or stack.enter_context(set_on(signal.SIGTERM))
-        exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
+        stop = stop or stack.enter_context(set_on(*ENDING))
         onlooker = onlooker or stack.enter_context(closing(Display(steps)))
+        folder.drop_cut_row()
         # Once for the run: a cluster that has lost nodes must not turn it to CPUs.
-        spec = spec.model_copy(update={"device": _device(spec, folder, onlooker)})
+        device = _device(spec, folder, onlooker)
+        RunFolder.prepare(spec)
+        others = stack.enter_context(trackers.recorders(spec, folder))
+        exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
+        spec = spec.model_copy(update={"device": device})
         taken = _Run(spec, folder, len(images), steps, onlooker, exporter, others, stop).go()
         checkpoints.prune(folder, spec.checkpoint.keep)
     if taken < steps:
@@ -98,10 +102,23 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
     return summary
 
 
+def _of_finished(folder: RunFolder, spec: Spec, done: dict[str, Any]) -> dict[str, Any]:
+    """What a finished run came to, and what it cannot have heeded of the spec that it is asked for with."""
+    say(f"{folder.place}: this run is finished; give it another name to run it again")
+    remarks = []
+    if new := folder.new_values(spec):
+        remarks.append(f"the finished run's values stand, not those given now ({'; '.join(new)})")
+    if done["checkpoint"] is None:
+        remarks.append(folder.without_checkpoints())
+    for remark in remarks:
+        say(remark)
+    return done | ({"remarks": [*done.get("remarks", []), *remarks]} if remarks else {})
+
+
 def _device(spec: Spec, folder: RunFolder, onlooker: Onlooker) -> str:
     """What the workers train on. Raises SpecError where `auto` would have the run go on with another kind of device."""
     device = "cuda" if cluster.use_gpu(spec) else "cpu"
-    newest = _newest(folder)
+    newest = checkpoints.newest(folder)
     before, step = (newest.parsed_spec().device, newest.step) if newest else (device, 0)
     if before == device:
         return device
@@ -113,20 +130,6 @@ def _device(spec: Spec, folder: RunFolder, onlooker: Onlooker) -> str:
     onlooker.say(f"device: {device} from step {step} on, {before} before: the numbers are not those of one device")
     folder.append([{"step": step, "device_changed": f"{before} -> {device}"}])
     return device
-
-
-def _newest(folder: RunFolder) -> checkpoint.Manifest | None:
-    """The newest checkpoint's manifest that can be read and is this run's; None where there is none."""
-    for place in folder.checkpoints():
-        try:
-            manifest = checkpoint.read_manifest(place)
-            checkpoints.spec_of(place, manifest, folder.spec())
-            return manifest
-        except StorageUnreachable:
-            raise
-        except (RunError, StorageError):  # unfinished, damaged or another run's, as the workers will say
-            continue
-    return None
 
 
 def check(spec: Spec) -> tuple[Images, list[str]]:
@@ -173,23 +176,34 @@ def _kept_after_the_job(spec: Spec) -> Spec:
 
 
 @contextmanager
-def set_on(number: signal.Signals) -> Iterator[threading.Event]:
-    """An event that the first such signal sets; a second one does what it did before. (Threads get no signals.)"""
+def set_on(*numbers: signal.Signals) -> Iterator[threading.Event]:
+    """An event that the first of such signals sets; the same once more does what it did before. (Threads get none.)
+
+    But for SIGHUP, which kernel and shell both send where a terminal goes. What is ignored stays so, as under nohup.
+    """
     wanted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield wanted
         return
-    before = signal.getsignal(number)
+    found = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in found.items() if handler != signal.SIG_IGN}
 
     def handle(number: int, frame: FrameType | None) -> None:
         wanted.set()
-        signal.signal(number, before)
+        if number != signal.SIGHUP:
+            signal.signal(number, before[signal.Signals(number)])
 
-    signal.signal(number, handle)
+    for number in before:
+        signal.signal(number, handle)
     try:
         yield wanted
     finally:
-        signal.signal(number, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""What asks a run to end: whoever manages it, and a terminal that is gone."""
 
 
 class _Lost(Exception):
@@ -277,7 +291,7 @@ class _Run:
         try:
             return RayStore.create(layout, schema, **limits, memory=memory, labels=labels)
         except StoreError as error:
-            raise _Lost(f"the shards did not start ({error})") from error
+            raise losses.fatal_text(str(error), self.spec) or _Lost(f"the shards did not start ({error})") from error
 
 
 def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle, avoid: set[str]) -> int:
@@ -310,10 +324,12 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle, a
     try:
         return _interruptible(trainer.fit).return_value
     except ray.train.TrainingFailedError as error:
-        reason = _reason(error)
-        failure = board.failure() or losses.fatal_text(reason, spec)
-        raise failure or _Lost(f"workers or shards were lost ({reason})") from error
-    except ActorDiedError as error:
+        said = _said(error)
+        failure = board.failure() or losses.fatal_text(said, spec)
+        raise failure or _Lost(f"workers or shards were lost ({losses.gist(said)})") from error
+    except DEAD as error:
+        if failure := losses.fatal_text(str(error), spec):
+            raise failure from error
         late = board.late()
         if late is None:
             raise _Lost("Ray Train's controller was lost") from error
@@ -322,10 +338,10 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, board: BoardHandle, a
         raise _Lost(f"workers did not start in {spec.resources.start_s:g} s (resources.start_s){where}") from error
 
 
-def _reason(error: ray.train.TrainingFailedError) -> str:
-    """The last line of what the first rank's traceback says, or of the whole error, cut short."""
+def _said(error: ray.train.TrainingFailedError) -> str:
+    """What the first rank's traceback says, or the whole error."""
     failures = getattr(error, "worker_failures", None) or {0: error}
-    return shorten(str(failures[min(failures)]).strip().splitlines()[-1], 300)
+    return str(failures[min(failures)])
 
 
 def _interruptible(fit: Callable[[], Any]) -> Any:

@@ -10,7 +10,7 @@ import pytest
 from train.harness import Run, small_spec
 
 from emc2dist.errors import StorageError, StorageUnreachable
-from emc2dist.service.board import Lookout
+from emc2dist.service.board import Lookout, _answer
 from emc2dist.service.runs import RunFolder, checkpoint_name
 from emc2dist.service.scratch import scratch
 
@@ -72,6 +72,23 @@ def test_one_that_has_died_ends_its_segment(board):
     assert (board.take(), board.nodes(), board.failure(), board.late()) == ([], set(), None, None)
     assert not board.report_saved(1)
     board.stop()
+
+
+def test_one_that_ray_ended_for_want_of_memory_has_died_too(monkeypatch):
+    import ray
+
+    class Ended:
+        def stopping(self):
+            raise ray.exceptions.OutOfMemoryError("1 worker(s) were killed due to the node running low on memory")
+
+    with Lookout(Ended(), 0.01) as lookout, pytest.raises(ray.exceptions.OutOfMemoryError):
+        wait_until(lookout.is_set)
+
+    def refused(reference, timeout):
+        Ended().stopping()
+
+    monkeypatch.setattr("ray.get", refused)
+    assert _answer(None, "otherwise") == "otherwise"
 
 
 def wait_until(condition):

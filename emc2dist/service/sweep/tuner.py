@@ -23,6 +23,7 @@ from ray.tune.search import Searcher
 
 from emc2dist.config import Spec, dump
 from emc2dist.errors import SpecError
+from emc2dist.service import losses
 from emc2dist.service.sweep.folder import ENDED, Ledger, Record, State, SweepFolder, scores
 from emc2dist.service.sweep.gauges import Gauges
 from emc2dist.service.sweep.judging import Gentle, judge_of
@@ -134,7 +135,9 @@ class Watch(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`: the actor itself has died, and was started again as often as it may be."""
-        self._handout.close(self._ledger.get(trial.config["name"]), "lost", f"its driver died: {trial.get_error()}")
+        self._handout.close(
+            self._ledger.get(trial.config["name"]), "lost", f"its driver died: {losses.gist(str(trial.get_error()))}"
+        )
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """See `tune.Callback`."""
