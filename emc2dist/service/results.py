@@ -9,7 +9,7 @@ from safetensors.torch import save
 
 from emc2dist import files
 from emc2dist.config import S3
-from emc2dist.data.images import open_images, open_labelled
+from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import NonFiniteError
 from emc2dist.service.newest import Newest
 from emc2dist.service.runs import RunFolder
@@ -21,7 +21,7 @@ from emc2dist.vision.encoder import backbone_state_dict
 def evaluate(run: str | Path, *, data_path: str | None = None, s3: S3 | None = None) -> dict[str, Any]:
     """kNN accuracy and linear probe of the newest checkpoint, on all images of the run's data (or of `data_path`).
 
-    `s3` says how a run folder on S3 is reached; the data is reached as the run's spec says.
+    What `s3` was given goes before what the run's spec says, for the run folder and for the data.
 
     Raises:
         RunError: there is no run or no whole checkpoint. DataError: the data is gone or has no labels.
@@ -30,10 +30,12 @@ def evaluate(run: str | Path, *, data_path: str | None = None, s3: S3 | None = N
     newest = Newest.open(RunFolder.open(run, s3))
     spec = newest.spec
     data = spec.data if data_path is None else spec.data.model_copy(update={"path": data_path})
-    train = open_images(data, "train", spec.s3)
+    s3 = spec.s3.overridden(s3)
+    train = open_images(data, "train", s3)
     assert train is not None, "open_images raises where there are no training images"
-    evaluation = Evaluation(spec, open_labelled(data, spec.eval, train, spec.s3), whole=True)
-    for remark in evaluation.remarks:
+    evaluation = Evaluation(spec, open_labelled(data, spec.eval, train, s3), whole=True)
+    remarks = [*_others(newest, train, own=data_path is None), *train.remarks, *evaluation.remarks]
+    for remark in remarks:
         say(remark)
     with closing(Progress(evaluation.images, unit="image")) as progress:
         bank, queries = evaluation.represent(newest.encoder, newest.device, progress.add)
@@ -46,8 +48,19 @@ def evaluate(run: str | Path, *, data_path: str | None = None, s3: S3 | None = N
         "queries": len(queries),
         "knn_accuracy": evaluation.knn_accuracy(bank, queries),
         "linear_probe_accuracy": evaluation.linear_probe(bank, queries),
-        "remarks": [*newest.remarks, *evaluation.remarks],
+        "remarks": [*newest.remarks, *remarks],
     }
+
+
+def _others(newest: Newest, train: Images, *, own: bool) -> list[str]:
+    """Remarks on training images that are not those of the run (`own`: though its own data was asked for)."""
+    data = newest.spec.data
+    change = newest.manifest.change(train)
+    if own and change:
+        return [f"{data.path}: now holds {change} that the run was trained on"]
+    if not own and len(train) == data.limit:
+        return [f"data.limit: no more than the first {data.limit:,} training images are taken, as in the run"]
+    return []
 
 
 def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from emc2dist.terminal import as_json, say
 
 _PACKAGES = ("emc2dist", "torch", "torchvision", "ray", "numpy", "numba", "pyarrow", "pillow", "scikit-learn")
 
+_MOST_NAMED = 5
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
@@ -47,7 +48,7 @@ class RunFolder:
         """An existing run's folder. Raises RunError where there is none."""
         folder = cls(files.at(path, s3))
         if not folder.exists():
-            raise RunError(f"{path}: not a run folder (it has no spec.yaml); give the one that `emc2dist train` named")
+            raise RunError(f"{path}: not a run folder (it has no spec.yaml); {_meant(str(path), s3)}")
         return folder
 
     @classmethod
@@ -235,6 +236,19 @@ def changes(old: BaseModel, new: BaseModel) -> list[str]:
 
 
 _MEND = "it was damaged or changed since it was written; put it right, or remove it"
+
+
+def _meant(path: str, s3: S3 | None) -> str:
+    """What to give instead of a path that is no run folder: the run that it lies in, or those that lie in it."""
+    above = path.rstrip("/").rpartition("/")[0]
+    if above and RunFolder(files.at(above, s3)).exists():
+        return f"it lies in one, which is {above}"
+    place = files.at(path, s3)
+    within = [name for name in place.folders() if RunFolder(place / name).exists()]
+    if within:
+        more = f" and {len(within) - _MOST_NAMED} more" if len(within) > _MOST_NAMED else ""
+        return f"runs lie in it: {', '.join(within[:_MOST_NAMED])}{more}"
+    return "give the one that `emc2dist train` named"
 
 
 def text_of(place: Place) -> str:

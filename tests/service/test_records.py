@@ -14,6 +14,7 @@ from pictures import png
 from service.command import in_process, start, wait_for
 from train.harness import SMALL, Run
 
+from emc2dist import files
 from emc2dist.config import parse
 from emc2dist.errors import LaunchError, RunError
 from emc2dist.files import at
@@ -21,6 +22,7 @@ from emc2dist.service import lock, trainer
 from emc2dist.service.checkpoints import examine
 from emc2dist.service.runs import RunFolder, checkpoint_name
 from emc2dist.service.trainer import resolved, set_on, summarise
+from emc2dist.train import checksums
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +246,99 @@ def test_a_run_whose_terminal_is_gone_leaves_a_checkpoint_of_its_step(tmp_path):
     assert f"stopped at step {state.step} of 3000, which a checkpoint holds" in stderr
     assert state.step == max(row["step"] for row in RunFolder.open(run).rows())
     assert not (run / "prometheus.json").exists()
+
+
+def evaluate(*words):
+    """The result, and what was said."""
+    done = in_process("evaluate", *words, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr.splitlines()
+
+
+def on_a_set(desk, images):
+    """Has the run say that it trained on a set of so many images, which it did not."""
+    data = f"path: {write_set(desk / 'set', images)}"
+    (path,) = (desk / "runs" / "small").glob("checkpoint-*/manifest.json")
+    for file in (path, path.parents[1] / "spec.yaml"):
+        file.write_text(file.read_text().replace("path: digits", data, 1))
+    (path.parent / checksums.list_name(0, 1)).unlink()
+    checksums.seal(path.parent, json.loads(path.read_text())["generation"])
+
+
+def test_evaluation_says_where_its_images_are_others_than_those_of_the_run(desk):
+    run = desk / "runs" / "small"
+    assert evaluate(run)[0]["remarks"] == []
+    shutil.rmtree(run / checkpoint_name(6))
+    on_a_set(desk, 50)
+    result, said = evaluate(run)
+    change = f"{desk / 'set'}: now holds other training images than the 48 that the run was trained on"
+    tenth = "no other images are there to ask about: every tenth voter is, 5, and the other 43 vote"
+    assert result["remarks"] == [change, tenth]
+    assert (result["bank"], result["queries"]) == (43, 5)
+    assert {change, tenth} <= set(said)
+    drawn = in_process("report", run, "--json")
+    assert json.loads(drawn.stdout)["remarks"][0] == change.replace("the run was", "small was")
+    assert change.replace("the run was", "small was") in drawn.stderr
+
+
+def test_evaluation_on_other_data_says_what_of_the_run_holds_there(desk):
+    other = write_set(desk / "other", 60)
+    result, said = evaluate(desk / "runs" / "small", "--data", other)
+    limit = "data.limit: no more than the first 48 training images are taken, as in the run"
+    assert result["remarks"][0] == limit
+    assert limit in said
+
+
+def test_what_a_report_leaves_out_is_said(desk):
+    run = desk / "runs" / "small"
+    shutil.rmtree(run / checkpoint_name(6))
+    on_a_set(desk, 48)
+    shutil.rmtree(desk / "set")
+    done = in_process("report", run, "--json")
+    assert done.returncode == 0
+    remarks = json.loads(done.stdout)["remarks"]
+    gone = f"{desk / 'set'}: no such file or folder"
+    assert [remark.split("; ")[0] for remark in remarks] == [
+        f"Negatives of small: No negatives to show: {gone}",
+        f"Map of small: No map to show: {gone}",
+    ]
+    assert set(remarks) <= set(done.stderr.splitlines())
+
+
+def test_where_a_report_cannot_go_is_told_before_it_is_drawn(desk, monkeypatch):
+    monkeypatch.setattr("emc2dist.service.report.page.Chains.of", lambda run: pytest.fail("drawn too early"))
+    (desk / "file").touch()
+    for out, words in ((desk / "file", "is no folder"), (desk / "file" / "in" / "it", f"{desk / 'file'} is no folder")):
+        done = in_process("report", desk / "runs" / "small", "--out", out)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"emc2dist: {out}: ")
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_what_is_near_a_run_folder_is_told_the_run(desk):
+    run = desk / "runs" / "small"
+    for near in (run / checkpoint_name(12), run / "spec.yaml", f"{run}/{checkpoint_name(12)}/"):
+        done = in_process("evaluate", near)
+        assert done.returncode == 1
+        assert done.stderr.endswith(f"(it has no spec.yaml); it lies in one, which is {run}\n")
+    assert "runs lie in it: small" in in_process("evaluate", desk / "runs").stderr
+    assert "give the one that `emc2dist train` named" in in_process("evaluate", desk).stderr
+
+
+def test_a_finished_run_without_rows_is_not_starting(desk):
+    (desk / "runs" / "small" / "metrics.jsonl").unlink()
+    done = in_process("watch", desk / "runs" / "small", "--once")
+    assert done.returncode == 1
+    assert "metrics.jsonl: holds no rows, though the run is finished" in done.stderr
+
+
+def test_what_evaluate_and_report_say_of_s3_reaches_the_data(desk, s3, monkeypatch):
+    """The run's own spec leads nowhere, nor does the environment."""
+    there = files.at(f"{s3.uri}/set/train.parquet")
+    there.write((write_set(desk / "local", 48) / "train.parquet").read_bytes())
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    words = ["s3.attempts=2", f"s3.endpoint={endpoint}"]
+    result, _ = evaluate(desk / "runs" / "small", "--data", f"{s3.uri}/set", *words)
+    assert result["queries"] == 5

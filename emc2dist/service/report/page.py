@@ -35,7 +35,7 @@ PAGE = "report.html"
 def report(runs: Sequence[str | Path], *, out: str | Path | None = None, s3: S3 | None = None) -> dict[str, Any]:
     """Write the page and its pictures into the folder `out`, by default `report` in the first run's folder.
 
-    `s3` says how run folders and `out` are reached where they are on S3; data is reached as each run's spec says.
+    What `s3` was given goes before what each run's spec says, for run folders, `out` and data.
 
     Returns:
         `page`, the HTML file, and `pictures`, the PNGs, as they would be written on the command line; and `remarks`.
@@ -45,13 +45,17 @@ def report(runs: Sequence[str | Path], *, out: str | Path | None = None, s3: S3 
     """
     subjects = Subject.open_all(runs, s3)
     folder = files.at(out, s3) if out is not None else subjects[0].folder.place / "report"
+    files.refuse_file(folder)  # before there is anything to write
     with _Steps(2 * len(subjects) + 1) as steps:
         chained = [_find(Chains.of, run, steps, "chains") for run in subjects]
         mapped = [_find(Atlas.of, run, steps, "map") for run in subjects]
         steps.begin("drawing and writing")
         sections = _sections(subjects, chained, mapped)
         written = _write(folder, _html(subjects, sections, _tables(subjects, chained)), sections)
-        return written | {"remarks": [remark for run in subjects for remark in run.remarks]}
+        missing = [f"{section.title}: {section.missing}" for section in sections if section.missing]
+        for remark in missing:
+            say(remark)
+        return written | {"remarks": [*(remark for run in subjects for remark in run.remarks), *missing]}
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,7 @@ def _results(run: Subject) -> dict[str, Any]:
         **numbers(run.rows),
         "steps": run.rows[-1]["step"] if run.rows else None,
         "resumed at step": ", ".join(map(str, resumed)) or None,
-        **({"checkpoints": "; ".join(run.remarks)} if run.remarks else {}),
+        **({"remarks": "; ".join(run.remarks)} if run.remarks else {}),
     }
 
 

@@ -9,7 +9,6 @@ Every trial is an ordinary run in the sweep's folder. The same command goes on: 
 resumes from its own checkpoint.
 """
 
-import difflib
 import signal
 from contextlib import ExitStack
 from time import monotonic
@@ -18,8 +17,7 @@ from typing import Any
 import emc2dist.service.cluster as cluster
 from emc2dist.config import Sweep
 from emc2dist.data.images import Images
-from emc2dist.errors import RunError, RunStopped, SpecError
-from emc2dist.metrics import ROW
+from emc2dist.errors import RunError, RunStopped
 from emc2dist.service import checkpoints
 from emc2dist.service.runs import RunFolder, changes
 from emc2dist.service.sweep import results, tuner
@@ -39,9 +37,6 @@ def sweep(spec: Sweep) -> dict[str, Any]:
         KeyboardInterrupt, RunStopped: SIGINT, or SIGTERM or SIGHUP, came; every trial wrote a
             checkpoint, and the results so far.
     """
-    if spec.metric not in ROW:
-        nearest = difflib.get_close_matches(spec.metric, sorted(ROW), n=1, cutoff=0.0)
-        raise SpecError(f"metric: {spec.metric!r} is none of a run's; the nearest is {nearest[0]}")
     spec = spec.model_copy(update={"base": resolved(spec.base)})
     images, remarks = check(spec.base)
     folder = SweepFolder.of(spec)
