@@ -88,6 +88,9 @@ def train(spec: Spec, *, onlooker: Onlooker | None = None, stop: threading.Event
         folder.drop_cut_row()
         # Once for the run: a cluster that has lost nodes must not turn it to CPUs.
         device = _device(spec, folder, onlooker)
+        if newest and (new := folder.new_values(spec)):
+            remarks.append(f"from step {newest.step} on with other values than before ({'; '.join(new)})")
+            onlooker.say(remarks[-1])
         RunFolder.prepare(spec)
         others = stack.enter_context(trackers.recorders(spec, folder))
         exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))

@@ -1,5 +1,6 @@
 """What a run's folder says of it: what is refused, or has nothing to do, changes none of it, and says so."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -81,6 +82,18 @@ def test_a_finished_run_says_which_of_the_values_given_now_it_does_not_have(desk
     assert said[-1] == remark
     assert contents(desk / "runs" / "small") == before
     assert train(desk)[1]["remarks"] == ["of its data"]
+
+
+def test_a_run_that_goes_on_says_which_of_its_values_are_new(desk, monkeypatch):
+    unfinished(desk)
+    monkeypatch.setattr("emc2dist.service.cluster.connected", lambda spec: contextlib.nullcontext())
+    monkeypatch.setattr("emc2dist.service.cluster.use_gpu", lambda spec: False)
+    monkeypatch.setattr("emc2dist.service.trainer._Run.go", lambda run: run.steps)
+    status, result, said = train(desk, "eval.neighbours=5", "device=cpu")
+    remark = "from step 12 on with other values than before (device: auto -> cpu; eval.neighbours: 3 -> 5)"
+    assert (status, result["remarks"]) == (0, [remark]), said
+    assert remark in said
+    assert RunFolder.open(desk / "runs" / "small").spec().eval.neighbours == 5
 
 
 @pytest.mark.parametrize("finished", [True, False])
