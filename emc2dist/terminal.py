@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from textwrap import shorten
 from typing import Any
 
 from tqdm import tqdm
@@ -49,6 +50,12 @@ class Progress:
         left = tqdm.format_interval((self._total - self._done) / rate) if rate else "unknown time"
         units, digits = f"{self._unit}s", 0 if rate >= 10 else 2
         return f"{self._done:,} of {self._total:,} {units}, {rate:,.{digits}f} {units}/s, {left} to go"
+
+
+def brief(error: object, longest: int = 300) -> str:
+    """The first line of what an error says, cut short: some of Ray's go on for pages."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return shorten(lines[0], longest)
 
 
 def say(text: str) -> None:

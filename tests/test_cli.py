@@ -137,3 +137,41 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("emc2dist.cli.runs.load_job", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["validate", "a.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("words", "usage", "told"),
+    [
+        (
+            "train a.yaml --batch_size 64",
+            "train",
+            "--batch_size 64; keys of a spec are no options: write batch_size=64",
+        ),
+        ("train a.yaml --lr=1e-3 --json", "train", "--lr=1e-3; keys of a spec are no options: write lr=1e-3"),
+        (
+            "train a.yaml --data.path --json",
+            "train",
+            "--data.path; keys of a spec are no options: write data.path=VALUE",
+        ),
+        ("train a.yaml --optimiser.weight-decay 0", "train", "write optimiser.weight_decay=0"),
+        ("sweep a.yaml --budget.trials 4", "sweep", "write budget.trials=4"),
+        ("evaluate runs/a --s3.endpoint http://x", "evaluate", "write s3.endpoint=http://x"),
+        ("evaluate runs/a --lr 3", "evaluate", "unrecognized arguments: --lr 3\n"),
+        ("train a.yaml --jsn", "train", "unrecognized arguments: --jsn\n"),
+        ("checkpoint ls runs/a --long", "checkpoint ls", "unrecognized arguments: --long\n"),
+        ("train", "train", "the following arguments are required: SPEC\n"),
+        ("export runs/a", "export", "the following arguments are required: OUT\n"),
+    ],
+)
+def test_words_that_are_not_understood_are_told_with_the_commands_own_usage(words, usage, told, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.parse(words.split())
+    said = capsys.readouterr().err
+    assert said.startswith(f"usage: emc2dist {usage} [-h]")
+    assert f"emc2dist {usage}: error: " in said
+    assert told in said
+
+
+def test_overrides_of_one_command_are_none_of_the_next():
+    assert cli.parse(["train", "a.yaml", "--json", "lr=1"]).overrides == ["lr=1"]
+    assert cli.parse(["train", "a.yaml"]).overrides == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emc2dist.config import OPERATIONAL, Spec, changed, differences, dump, load, load_job, parse, paths
+from emc2dist.config import OPERATIONAL, Spec, changed, differences, dump, load, load_job, parse, parse_s3, paths
 from emc2dist.errors import SpecError
 
 MINIMAL = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\n"
@@ -62,7 +62,7 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("lr=1 #2", ["lr", "'1 #2'", "number"]),
         ("data={limit: 3} #2", ["data: '#2' comes after the end"]),
         ("data.path.x=1", ["data.path", "{'x': 1}", "string"]),
-        ("a..b=1", ["a: unknown key"]),
+        ("a..b=1", ["a..b: unknown key"]),
         ("data.path=", ["data.path", "got nothing", "string"]),
         ("epochs=1.5e0", ["epochs", "1.5", "integer"]),
         ("name=../up", ["name", "../up"]),
@@ -81,6 +81,21 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("watch.mlflow=yes", ["watch.mlflow", "got True", "string, or null"]),
         ("s3.region=off", ["s3.region", "got False", "string, or null"]),
         ("launch.cluster=no", ["launch.cluster", "got False", "string, or null"]),
+        (
+            "s3.endpoint=127.0.0.1:9000",
+            ["s3.endpoint: got '127.0.0.1:9000'", "no URL", "write http://127.0.0.1:9000 or"],
+        ),
+        ("s3.endpoint=localhost", ["s3.endpoint", "write http://localhost or https://localhost"]),
+        ("s3.endpoint=ftp://host", ["s3.endpoint", "as in https://s3.example.org:9000"]),
+        ("s3.endpoint=http://host:99999", ["s3.endpoint", "as in https://"]),
+        ("s3.endpoint=http://[", ["s3.endpoint", "as in https://"]),
+        ("s3.endpoint=''", ["s3.endpoint", "as in https://"]),
+        ("training.lr=1e-3", ["training.lr: unknown key; the nearest valid key is lr"]),
+        ("momentum=0.5", ["momentum: unknown key; the nearest valid key is optimiser.momentum"]),
+        ("learning_rate=1", ["learning_rate: unknown key; the nearest valid key is lr"]),
+        ("optimizer.momentum=0", ["optimizer.momentum: unknown key; the nearest valid key is optimiser.momentum"]),
+        ("train.batch_sise=8", ["train.batch_sise: unknown key; the nearest valid key is batch_size"]),
+        ("training={lr: 1, limit: 2}", ["training.lr: unknown", "is lr; training.limit: unknown", "is data.limit"]),
         ("s3.endpoint=$S3_ENDPOINT", ["s3.endpoint", "'$S3_ENDPOINT' is a shell's", "write out"]),
         ("watch.wandb=${PROJECT}", ["watch.wandb", "'${PROJECT}' is a shell's"]),
         ("eval.asked={{ split }}", ["eval.asked", "'{{ split }}' is a template's"]),
@@ -515,3 +530,19 @@ def test_credentials_in_a_path_are_not_repeated():
         with pytest.raises(SpecError, match=f"{key}: the https URL holds credentials") as caught:
             parse(MINIMAL, [f"{key}=https://me:hidden@host/x"])
         assert "hidden" not in str(caught.value)
+
+
+def test_a_tab_is_told_to_be_spaces():
+    with pytest.raises(SpecError, match=r"not valid YAML \(.*line 2.*; indent with spaces"):
+        parse("data:\n\tlimit: 3\n")
+    with pytest.raises(SpecError, match="not valid YAML") as other:
+        parse("data: [1")
+    assert "spaces" not in str(other.value)
+
+
+def test_what_a_command_says_of_s3_goes_before_what_a_spec_says():
+    spec = parse(MINIMAL, ["s3.endpoint=http://of.spec", "s3.attempts=2", "s3.region=of-spec"]).s3
+    said = parse_s3(["s3.endpoint=http://of.command", "s3.attempts=6"])  # 6 is the default, and was said
+    found = spec.overridden(said)
+    assert (found.endpoint, found.attempts, found.region) == ("http://of.command", 6, "of-spec")
+    assert spec.overridden(None) == spec.overridden(parse_s3([])) == spec

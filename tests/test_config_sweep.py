@@ -65,7 +65,7 @@ def test_a_run_and_a_sweep_are_told_apart(sweep_file):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("space.tempreature=[1]", ["space: tempreature", "unknown key", "temperature"]),
+        ("space.tempreature=[1]", ["space.tempreature", "unknown key", "temperature"]),
         ("space.data.limt=[1]", ["data.limt", "data.limit"]),
         ("space.lr=uniform(0, 1)", ["space: lr: got 0.0", "greater than 0"]),
         ("space.negatives.burn_in_fraction=uniform(0, 1)", ["burn_in_fraction: got 1.0", "less than 1"]),
@@ -94,6 +94,9 @@ def test_a_run_and_a_sweep_are_told_apart(sweep_file):
         ("set.lr=-1", ["base.lr", "-1"]),
         ("set.eval.every=0", ["scheduler.name: asha", "eval.every"]),
         ("sed=3", ["sed: unknown key", "seeds"]),
+        ("metric=accuracy", ["metric: 'accuracy' is none of a run's; the nearest is knn_accuracy"]),
+        ("metric=passed_over", ["metric: 'passed_over' is none of a run's"]),
+        ("space.tempreature=unifrm(1", ["space.tempreature: unknown key; the nearest valid key is temperature"]),
         ("budget.trials=0", ["budget.trials", "0"]),
         ("base=nowhere.yaml", ["nowhere.yaml: cannot be read"]),
         ("space.data.path=[/a #1]", ["space.data.path: not valid YAML"]),

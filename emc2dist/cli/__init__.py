@@ -24,7 +24,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm.utils import ObjectWrapper
 
@@ -128,14 +128,42 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of a command line; ends the process where they are not understood."""
     from emc2dist.cli import checkpoints, clusters, data, jobs, reports, runs, sweeps, watching
 
-    parser = argparse.ArgumentParser(prog="emc2dist", description="Global contrastive learning on Ray.")
+    parser = _Parser(prog="emc2dist", description="Global contrastive learning on Ray.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (runs, sweeps, checkpoints, watching, reports, data, jobs, clusters):
         module.add_to(commands)
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives up on KEY=VALUE after an option, as in `train SPEC --json lr=1e-3`.
-    if any(word.startswith("-") for word in rest) or (rest and "overrides" not in arguments):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    unknown = [word for word in rest if word.startswith("-")]
+    if unknown or (rest and "overrides" not in arguments):
+        given = sys.argv[1:] if argv is None else argv
+        hint = _hint(unknown, given, prefix="" if "spec" in arguments else "s3.") if "overrides" in arguments else ""
+        arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if rest:
-        arguments.overrides += rest
+        arguments.overrides = [*arguments.overrides, *rest]
     return arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that what it parsed names: where arguments are left over, their own command is to blame."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        found, rest = super().parse_known_args(args, namespace)
+        found.parser = getattr(found, "parser", self)
+        return found, rest
+
+
+def _hint(unknown: Sequence[str], argv: Sequence[str], prefix: str) -> str:
+    """How keys of a spec are written, where an option is called as one of them that begins so."""
+    from emc2dist.config import is_key
+
+    for word in unknown:
+        name, equals, value = word.partition("=")
+        key = name.lstrip("-").replace("-", "_")
+        if not (key.startswith(prefix) and is_key(key)):
+            continue
+        after = argv[argv.index(word) + 1 :] if word in argv else []
+        if not equals:
+            value = after[0] if after and not after[0].startswith("-") else "VALUE"
+        return f"; keys of a spec are no options: write {key}={value}"
+    return ""

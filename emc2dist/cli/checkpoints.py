@@ -48,7 +48,7 @@ def _show(arguments: argparse.Namespace, *, contents: bool, limit: int | None = 
         if not arguments.json:
             print(_line(state), flush=True)
     if not states:
-        say(f"emc2dist: {run.place}: holds no checkpoint yet")
+        say(f"emc2dist: {run.without_checkpoints()}")
     if arguments.json:
         told = [state._asdict() | {"place": str(state.place)} for state in states]
         print_result({"run_dir": str(run.place), "checkpoints": told}, as_json=True)

@@ -12,12 +12,13 @@ Commands = Any
 def add_spec(parser: argparse.ArgumentParser) -> None:
     """A spec file and overrides of its keys."""
     parser.add_argument("spec", metavar="SPEC", help="a YAML spec, as in jobs/")
-    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="override a key, as in lr=1e-3")
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help="override a key, as in lr=1e-3")
 
 
 def add_s3(parser: argparse.ArgumentParser) -> None:
     """How S3 is reached, for commands that have no spec to say it."""
-    parser.add_argument("overrides", metavar="s3.KEY=VALUE", nargs="*", help="how S3 is reached: s3.endpoint=URL")
+    text = "how S3 is reached, before what a run's spec says: s3.endpoint=URL"
+    parser.add_argument("overrides", metavar="s3.KEY=VALUE", nargs="*", default=[], help=text)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

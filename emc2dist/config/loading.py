@@ -161,6 +161,10 @@ def _sweep(tree: dict[str, Any], source: str) -> Sweep:
     if isinstance(base, dict):
         tree["base"] = _with(base, changes)
     if isinstance(space, dict):
+        for key, value in space.items():
+            # Before its values, which mean nothing then; without any it is a piece of one that wants quotes.
+            if value and _place(Spec, key)[1] is Any:
+                raise SpecError(f"{source}: space.{_unknown(key, Spec)}")
         tree["space"] = {key: _choices(key, value) for key, value in space.items()}
     sweep = _checked(Sweep, tree, source)
     for key, values in sweep.ends().items():
@@ -378,10 +382,7 @@ def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
         section, _, option = key.partition(".")
         if section in _CHOSEN and key in _keys(model):
             return f"{section}: {error['loc'][1]} takes no {option}: {_shown(error['input'])} would be read by nobody"
-        nearest = difflib.get_close_matches(key, list(_keys(model)), n=1, cutoff=0.0)
-        if nearest == [key]:
-            return f"{key}: with a dot this is for the command line; in a file it stands in its section"
-        return f"{_shown(key)[1:-1]}: unknown key; the nearest valid key is {nearest[0]}"
+        return "; ".join(_unknown(one, model) for one in _held(key, error["input"]))
     if error["type"] == "missing":
         return f"{key}: missing; give it a value"
     if error["type"] == HIDDEN:
@@ -402,6 +403,35 @@ def _untagged(place: tuple[int | str, ...]) -> Iterator[str]:
         if not chosen:
             yield str(part)
         chosen = part in _CHOSEN and not chosen
+
+
+def _held(key: str, value: Any) -> list[str]:
+    """The keys within an unknown section, for each may be known elsewhere; or the key itself."""
+    names = [str(name) for name in value] if isinstance(value, dict) else []
+    return [f"{key}.{name}" for name in names[:_TOLD]] or [key]
+
+
+def _unknown(key: str, model: type[BaseModel]) -> str:
+    if key in _keys(model):
+        return f"{key}: with a dot this is for the command line; in a file it stands in its section"
+    return f"{_shown(key)[1:-1]}: unknown key; the nearest valid key is {nearest_key(key, _keys(model))}"
+
+
+def nearest_key(key: str, known: Iterable[str]) -> str:
+    """The most alike of the known keys, as a whole or by its last part: a section is easily another one."""
+
+    def likeness(other: str) -> tuple[float, float]:
+        whole = difflib.SequenceMatcher(None, key, other).ratio()
+        ends = difflib.SequenceMatcher(None, key.rpartition(".")[2], other.rpartition(".")[2]).ratio()
+        return max(whole, ends if "." in key or ends == 1 else 0), whole
+
+    key = key.replace("learning_rate", "lr")
+    return max(known, key=likeness)
+
+
+def is_key(key: str) -> bool:
+    """Whether a run's spec or a sweep's has this key, as in `optimiser.weight_decay`."""
+    return key in {*_keys(Spec), *_keys(Sweep)}
 
 
 def _shown(value: Any) -> str:

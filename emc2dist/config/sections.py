@@ -2,6 +2,7 @@
 
 import re
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -66,6 +67,19 @@ def _written_out(text: str) -> str:
     return text
 
 
+def _of_a_server(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return url
+    except ValueError:  # of the port, or of brackets
+        pass
+    written = (
+        f"; write http://{url} or https://{url}" if url and "://" not in url else ", as in https://s3.example.org:9000"
+    )
+    raise _refusal(f"is no URL of a server{written}")
+
+
 def _refusal(message: str) -> PydanticCustomError:
     """Told with the key and the value, unlike a ValueError."""
     return PydanticCustomError(REFUSED, "{message}", {"message": message})
@@ -76,6 +90,8 @@ AnyPath = Annotated[str, AfterValidator(_anywhere)]
 Word = Annotated[str, AfterValidator(_written_out)]
 """A name that is somebody else's."""
 Url = Annotated[str, AfterValidator(_refuse_credentials), AfterValidator(_written_out)]
+
+Endpoint = Annotated[Url, AfterValidator(_of_a_server)]
 
 
 class Section(BaseModel):
@@ -249,7 +265,7 @@ class S3(Section):
     Credentials come from the ordinary AWS chain (environment, ~/.aws, the machine's role), never from a spec.
     """
 
-    endpoint: Url | None = None
+    endpoint: Endpoint | None = None
     """URL of a server other than AWS, as in https://s3.example.org:9000; AWS_ENDPOINT_URL sets it too."""
     region: Word | None = None
     """Region, as in eu-central-1; AWS_DEFAULT_REGION and ~/.aws/config set it too."""
@@ -257,6 +273,10 @@ class S3(Section):
     """Times that a request is tried. The pauses between are random, up to 0.2, 0.4, 0.8 ... 10 s."""
     timeout_s: Seconds = 30.0
     """Seconds to wait for a connection, and for an answer, in one attempt."""
+
+    def overridden(self, said: "S3 | None") -> "S3":
+        """With the keys that `said` was given, as those of a command go before those of a spec."""
+        return self if said is None else self.model_copy(update=said.model_dump(exclude_unset=True))
 
 
 class Resources(Section):

@@ -5,6 +5,7 @@ numbers from a to b, both included). Whatever a key can become is checked agains
 starts, by `emc2dist.config.load_sweep`.
 """
 
+import difflib
 import math
 import re
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -13,7 +14,9 @@ from pydantic import Field, field_validator, model_validator
 
 from emc2dist.config.sections import PositiveFloat, PositiveInt, Section, SmallPositiveInt
 from emc2dist.config.spec import Spec
+from emc2dist.metrics import METRICS, ROW
 
+_JUDGED = {name for name in ROW if METRICS[name].kind != "event"}
 MOST_TRIALS = 100_000
 """Of a sweep."""
 
@@ -118,6 +121,14 @@ class Sweep(Section):
     scheduler: Scheduler = Scheduler()
     search: Search = Search()
     budget: Budget = Budget()
+
+    @field_validator("metric")
+    @classmethod
+    def _is_one_of_a_run(cls, metric: str) -> str:
+        if metric not in _JUDGED:
+            nearest = difflib.get_close_matches(metric, sorted(_JUDGED), n=1, cutoff=0.0)
+            raise ValueError(f"metric: {metric!r} is none of a run's; the nearest is {nearest[0]}")
+        return metric
 
     @field_validator("space", mode="before")
     @classmethod

@@ -68,7 +68,8 @@ def tree(text: str, source: str) -> Any:
         node = yaml.compose(text, _Loader)
         return None if node is None else _Tree().value(node, ())
     except yaml.YAMLError as error:
-        raise SpecError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from None
+        tab = "; indent with spaces, for YAML takes no tabs there" if r"'\t'" in str(error) else ""
+        raise SpecError(f"{source}: not valid YAML ({' '.join(str(error).split())}){tab}") from None
     except ValueError as error:
         raise SpecError(f"{source}: {error}") from None
 

@@ -130,7 +130,7 @@ def open_labelled(data: Data, choice: Eval, train: Images, s3: S3 | None = None)
         if reason is None:
             return Labelled(voters, images, remarks)
         remarks.append(f"{split} is not asked about: {reason}")
-    return Labelled(voters, None, [*remarks, "every tenth voter is asked about instead"] if remarks else [])
+    return Labelled(voters, None, remarks)
 
 
 def _asked(data: Data, split: str, train: Images, s3: S3 | None) -> Images:

@@ -32,6 +32,7 @@ __all__ = [
     "explained",
     "is_remote",
     "local",
+    "refuse_file",
     "refuse_folder",
     "retries",
     "text",
@@ -90,6 +91,23 @@ def refuse_folder(path: str | Path) -> None:
     """Raise StorageError where a path, on disk or S3, can only mean a folder, though a file is to be written there."""
     if str(path).endswith(("/", "/.", "/..")):
         raise StorageError(f"{path}: means a folder; name a file in it")
+
+
+def refuse_file(folder: Place) -> None:
+    """Raise StorageError where what is to be a folder is a file, or lies in one, or may not be written to."""
+    if folder.remote:
+        if folder.entry():
+            raise StorageError(f"{folder}: is a file; name a folder")
+        return
+    path = Path(str(folder))
+    with explained(folder):
+        there = next(one for one in (path, *path.absolute().parents) if os.path.lexists(one))
+        if not there.is_dir():
+            raise StorageError(
+                f"{folder}: {'is' if there == path else f'{there} is'} no folder; name one, or a new one"
+            )
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise StorageError(f"{folder}: {there} may not be written to; name a folder that may")
 
 
 def writable(path: str | Path) -> Path:

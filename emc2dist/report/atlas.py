@@ -42,6 +42,7 @@ class Atlas:
             DataError, StorageError: the images are gone, or too few.
         """
         newest, test = run.newest, run.images("test")
+        run.remark_on_change()
         images = test or run.images("train")
         assert images is not None, "open_images raises where there are no training images"
         if len(images) < _FEWEST:

@@ -33,7 +33,7 @@ PAGE = "report.html"
 def report(runs: Sequence[str | Path], *, out: str | Path | None = None, s3: S3 | None = None) -> dict[str, Any]:
     """Write the page and its pictures into the folder `out`, by default `report` in the first run's folder.
 
-    `s3` says how run folders and `out` are reached where they are on S3; data is reached as each run's spec says.
+    What `s3` was given goes before what each run's spec says, for run folders, `out` and data.
 
     Returns:
         `page`, the HTML file, and `pictures`, the PNGs, as they would be written on the command line; and `remarks`.
@@ -43,12 +43,16 @@ def report(runs: Sequence[str | Path], *, out: str | Path | None = None, s3: S3 
     """
     shown = ReportedRun.open_all(runs, s3)
     folder = files.at(out, s3) if out is not None else shown[0].folder.place / "report"
+    files.refuse_file(folder)  # before there is anything to write
     chained = [_find(Chains.of, run, "chains") for run in shown]
     mapped = [_find(Atlas.of, run, "map") for run in shown]
     say("report: drawing and writing")
     sections = _sections(shown, chained, mapped)
     written = _write(folder, _html(shown, sections, _tables(shown, chained)), sections)
-    return written | {"remarks": [remark for run in shown for remark in run.remarks]}
+    missing = [f"{section.title}: {section.missing}" for section in sections if section.missing]
+    for remark in missing:
+        say(remark)
+    return written | {"remarks": [*(remark for run in shown for remark in run.remarks), *missing]}
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ def _results(run: ReportedRun) -> dict[str, Any]:
         **numbers(run.rows),
         "steps": run.rows[-1]["step"] if run.rows else None,
         "resumed at step": ", ".join(map(str, resumed)) or None,
-        **({"checkpoints": "; ".join(run.remarks)} if run.remarks else {}),
+        **({"remarks": "; ".join(run.remarks)} if run.remarks else {}),
     }
 
 

@@ -13,6 +13,7 @@ from emc2dist.data.images import Images, open_images
 from emc2dist.errors import DataError, RunError
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
+from emc2dist.terminal import say
 
 MOST_RUNS = 10
 """As many as there are colours."""
@@ -28,7 +29,9 @@ class ReportedRun:
     spec: Spec
     rows: list[dict[str, Any]]
     remarks: list[str] = field(default_factory=list)
-    """What checkpoints were passed over, once one has been opened."""
+    """What checkpoints were passed over, once one has been opened, and what has become of its images; said."""
+    s3: S3 | None = None
+    """What the command says of how S3 is reached."""
 
     @classmethod
     def open_all(cls, runs: Sequence[str | Path], s3: S3 | None) -> "list[ReportedRun]":
@@ -44,7 +47,8 @@ class ReportedRun:
         names = [spec.name for spec in specs]
         labels = [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
         return [
-            cls(label, folder, spec, folder.rows()) for label, folder, spec in zip(labels, folders, specs, strict=True)
+            cls(label, folder, spec, folder.rows(), s3=s3)
+            for label, folder, spec in zip(labels, folders, specs, strict=True)
         ]
 
     @cached_property
@@ -56,7 +60,17 @@ class ReportedRun:
 
     def images(self, split: str) -> Images | None:
         """A split of the run's data; raises what `open_images` does."""
-        return open_images(self.spec.data, split, self.spec.s3)
+        return open_images(self.spec.data, split, self.spec.s3.overridden(self.s3))
+
+    def remark_on_change(self) -> None:
+        """Say, and keep, what has become of the training images, beside which held-out ones lie."""
+        train = self.images("train")
+        assert train is not None, "open_images raises where there are no training images"
+        change = self.newest.manifest.change(train)
+        if change:
+            remark = f"{self.spec.data.path}: now holds {change} that {self.label} was trained on"
+            self.remarks.append(remark)
+            say(remark)
 
     def trained_on(self) -> Images:
         """The training images, those that the checkpoint knows of. Raises DataError where they have changed."""

@@ -17,12 +17,15 @@ from typing import Any, Protocol
 import emc2dist.run.cluster as cluster  # before ray: sets its defaults
 
 import ray  # isort: skip
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
 
 from emc2dist.errors import Emc2Error, StorageError, StorageUnreachable
 from emc2dist.metrics import Row
+from emc2dist.terminal import brief
 
 TIMEOUT_S = 60.0
+DEAD = (ActorDiedError, OutOfMemoryError)
+"""What Ray says of an actor that will never answer again: the latter where it ended it itself, for want of memory."""
 _POLL_S = 0.1
 
 logger = logging.getLogger(__name__)
@@ -172,7 +175,7 @@ def _answer(reference: Any, otherwise: Any) -> Any:
     """The channel's answer to the driver; `otherwise` where it has died."""
     try:
         return ray.get(reference, timeout=TIMEOUT_S)
-    except ActorDiedError:
+    except DEAD:
         return otherwise
 
 
@@ -189,11 +192,11 @@ class StopPoller:
     def __init__(self, source: StopSource, interval_s: float = 1.0) -> None:
         self._source, self._interval_s = source, interval_s
         self._seen, self._over = threading.Event(), threading.Event()
-        self._dead: ActorDiedError | None = None
+        self._dead: RayError | None = None
         self._thread = threading.Thread(target=self._run, name="stop poller", daemon=True)
 
     def is_set(self) -> bool:
-        """Whether the run is asked to stop. Raises ActorDiedError where nobody will ever answer again."""
+        """Whether the run is asked to stop. Raises one of `DEAD` where nobody will ever answer again."""
         if self._dead:
             raise self._dead
         return self._seen.is_set()
@@ -212,8 +215,8 @@ class StopPoller:
             try:
                 if self._source.stopping():
                     self._seen.set()
-            except ActorDiedError as error:
+            except DEAD as error:
                 self._dead = error
                 return
             except RayError as error:  # the channel's node may be cut off for a while, and training goes on without it
-                logger.warning("cannot tell whether the run is asked to stop: %s", error)
+                logger.warning("cannot tell whether the run is asked to stop: %s", brief(error))

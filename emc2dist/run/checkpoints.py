@@ -99,6 +99,20 @@ def choose(run: RunFolder, layout: Layout, scratch: Path, expendable: int) -> Ch
     return Choice(None, 0, passed_over)
 
 
+def newest(run: RunFolder) -> checkpoint.Manifest | None:
+    """The newest checkpoint's manifest that can be read and is this run's; None where there is none."""
+    for place in run.checkpoints():
+        try:
+            manifest = checkpoint.read_manifest(place)
+            spec_of(place, manifest, run.spec())
+            return manifest
+        except StorageUnreachable:
+            raise
+        except (RunError, StorageError):  # unfinished, damaged or another run's, as the workers will say
+            continue
+    return None
+
+
 def send(folder: Path, place: Place) -> None:
     """Move this rank's files of a checkpoint to `place`, its list last, and remove the folder."""
     for path in sorted(folder.iterdir(), key=lambda path: (path.name.startswith("checksums-"), path.name)):

@@ -54,6 +54,7 @@ def connected(spec: Spec, *, runs: int = 1, dashboard: bool = False) -> Iterator
         SpecError: RAY_ADDRESS is no address, or the cluster is too small for the workers or the shards.
         LaunchError: no Ray can be joined where RAY_ADDRESS says (`emc2dist.run.address`), or none starts here; or
             the cluster is not on this machine, and there is no token for it; or it was lost meanwhile.
+        RunError: Ray ended what ran there for want of memory.
     """
     ours = not ray.is_initialized()
     if ours:
@@ -62,6 +63,10 @@ def connected(spec: Spec, *, runs: int = 1, dashboard: bool = False) -> Iterator
         _check_room(spec)
         yield
     except RayError as error:
+        from emc2dist.run import failures  # late: it asks for this module first
+
+        if failure := failures.fatal_text(str(error), spec):
+            raise failure from error
         raise LaunchError(f"the Ray that this ran on was lost ({_chain(error)}); the same command resumes") from error
     finally:
         if ours:

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import shorten
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -31,7 +30,6 @@ import emc2dist.run.cluster as cluster  # before ray: sets its defaults
 
 import ray.train  # isort: skip
 import torch
-from ray.exceptions import ActorDiedError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
@@ -39,14 +37,14 @@ from ray.train.v2.api.config import LoggingConfig
 from emc2dist import files
 from emc2dist.config import BUILT_IN, Spec, dump, paths
 from emc2dist.data.images import Images, open_images, open_labelled
-from emc2dist.errors import RunError, RunStopped, SpecError, StorageError, StorageUnreachable, StoreError
+from emc2dist.errors import RunError, RunStopped, SpecError, StorageUnreachable, StoreError
 from emc2dist.metrics import Recorder
 from emc2dist.run import checkpoints, failures, lock
-from emc2dist.run.channel import ChannelHandle
+from emc2dist.run.channel import DEAD, ChannelHandle
 from emc2dist.run.elastic import NodeMonitor
 from emc2dist.run.folder import RunFolder, numbers
 from emc2dist.run.listeners import Listener, trackers
-from emc2dist.run.listeners.prometheus import Exporter, watched
+from emc2dist.run.listeners.prometheus import Exporter, refuse_taken, watched
 from emc2dist.run.listeners.terminal import Display
 from emc2dist.run.monitor import Monitor
 from emc2dist.run.start_limit import StartLimit
@@ -68,7 +66,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
     Raises:
         SpecError, DataError, RunError: before anything starts, where it can be known.
         NonFiniteError, StoreError: while it runs.
-        RunStopped: SIGTERM came, or `stop` was set; the run wrote a checkpoint of the step it was at, and ended.
+        RunStopped: SIGTERM or SIGHUP came, or `stop` was set; the run wrote a checkpoint of its step, and ended.
     """
     spec = resolved(spec)
     trackers.refuse_missing(spec)
@@ -78,23 +76,32 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
     order = loop.order_for(spec, images)
     steps = spec.epochs * order.steps_per_epoch
     with ExitStack() as stack:
-        stack.enter_context(lock.held(RunFolder.of(spec).place))
-        folder = RunFolder.prepare(spec)
-        done = folder.summary()
-        if done is not None:
-            say(f"{folder.place}: this run is finished; give it another name to run it again")
-            return done
-        folder.rows()  # what is damaged is said before anything starts
-        newest = _newest(folder)
+        folder = RunFolder.of(spec)
+        stack.enter_context(lock.held(folder.place))
+        # What may refuse the run comes first: until it is accepted, its folder says what ran there before.
+        folder.refuse_other_spec(spec)
+        folder.rows()
+        newest = checkpoints.newest(folder)
         if newest:
             checkpoint.refuse_other_data(folder.place, newest, images)
-        others = stack.enter_context(trackers.recorders(spec, folder))
+        done = folder.summary()
+        if done is not None:
+            return _of_finished(folder, spec, done)
+        if spec.watch.port:
+            refuse_taken(spec.watch.port)
         stack.enter_context(cluster.connected(spec))
-        stop = stop or stack.enter_context(set_on(signal.SIGTERM))
-        exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
+        stop = stop or stack.enter_context(set_on(*ENDING))
         listener = listener or stack.enter_context(closing(Display(steps)))
+        folder.drop_cut_row()
         # Once for the run: a cluster that has lost nodes must not turn it to CPUs.
-        spec = spec.model_copy(update={"device": _device(spec, folder, listener)})
+        device = _device(spec, folder, listener)
+        if newest and (new := folder.new_values(spec)):
+            remarks.append(f"from step {newest.step} on with other values than before ({'; '.join(new)})")
+            listener.say(remarks[-1])
+        RunFolder.prepare(spec)
+        others = stack.enter_context(trackers.recorders(spec, folder))
+        exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
+        spec = spec.model_copy(update={"device": device})
         taken = _Run(spec, folder, len(images), steps, listener, exporter, others, stop).go()
         checkpoints.prune(folder, spec.checkpoint.keep)
     if taken < steps:
@@ -105,10 +112,23 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
     return summary
 
 
+def _of_finished(folder: RunFolder, spec: Spec, done: dict[str, Any]) -> dict[str, Any]:
+    """The summary of a finished run, and what it cannot have heeded of the spec that it is asked for with."""
+    say(f"{folder.place}: this run is finished; give it another name to run it again")
+    remarks = []
+    if new := folder.new_values(spec):
+        remarks.append(f"the finished run's values stand, not those given now ({'; '.join(new)})")
+    if done["checkpoint"] is None:
+        remarks.append(folder.without_checkpoints())
+    for remark in remarks:
+        say(remark)
+    return done | ({"remarks": [*done.get("remarks", []), *remarks]} if remarks else {})
+
+
 def _device(spec: Spec, folder: RunFolder, listener: Listener) -> str:
     """The workers' device. Raises SpecError where `auto` would have the run go on with another kind."""
     device = "cuda" if cluster.use_gpu(spec) else "cpu"
-    newest = _newest(folder)
+    newest = checkpoints.newest(folder)
     before, step = (newest.parsed_spec().device, newest.step) if newest else (device, 0)
     if before == device:
         return device
@@ -120,20 +140,6 @@ def _device(spec: Spec, folder: RunFolder, listener: Listener) -> str:
     listener.say(f"device: {device} from step {step} on, {before} before: the numbers are not those of one device")
     folder.append([{"step": step, "device_changed": f"{before} -> {device}"}])
     return device
-
-
-def _newest(folder: RunFolder) -> checkpoint.Manifest | None:
-    """The newest checkpoint's manifest that can be read and is this run's; None where there is none."""
-    for place in folder.checkpoints():
-        try:
-            manifest = checkpoint.read_manifest(place)
-            checkpoints.spec_of(place, manifest, folder.spec())
-            return manifest
-        except StorageUnreachable:
-            raise
-        except (RunError, StorageError):  # unfinished, damaged or another run's, as the workers will say
-            continue
-    return None
 
 
 def check(spec: Spec) -> tuple[Images, list[str]]:
@@ -180,23 +186,34 @@ def _kept_after_the_job(spec: Spec) -> Spec:
 
 
 @contextmanager
-def set_on(number: signal.Signals) -> Iterator[threading.Event]:
-    """An event that the first such signal sets; a second one does what it did before. (Threads get no signals.)"""
+def set_on(*numbers: signal.Signals) -> Iterator[threading.Event]:
+    """An event that the first of such signals sets; the same once more does what it did before. (Threads get none.)
+
+    But for SIGHUP, which kernel and shell both send where a terminal goes. What is ignored stays so, as under nohup.
+    """
     wanted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield wanted
         return
-    before = signal.getsignal(number)
+    found = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in found.items() if handler != signal.SIG_IGN}
 
     def handle(number: int, frame: FrameType | None) -> None:
         wanted.set()
-        signal.signal(number, before)
+        if number != signal.SIGHUP:
+            signal.signal(number, before[signal.Signals(number)])
 
-    signal.signal(number, handle)
+    for number in before:
+        signal.signal(number, handle)
     try:
         yield wanted
     finally:
-        signal.signal(number, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""What asks a run to end: whoever manages it, and a terminal that is gone."""
 
 
 class _Lost(Exception):
@@ -284,7 +301,7 @@ class _Run:
         try:
             return RayStore.create(layout, schema, **limits, memory=memory, labels=labels)
         except StoreError as error:
-            raise _Lost(f"the shards did not start ({error})") from error
+            raise failures.fatal_text(str(error), self.spec) or _Lost(f"the shards did not start ({error})") from error
 
 
 def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandle, avoid: set[str]) -> int:
@@ -317,10 +334,12 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandl
     try:
         return _interruptible(trainer.fit).return_value
     except ray.train.TrainingFailedError as error:
-        reason = _reason(error)
-        failure = channel.failure() or failures.fatal_text(reason, spec)
-        raise failure or _Lost(f"workers or shards were lost ({reason})") from error
-    except ActorDiedError as error:
+        said = _said(error)
+        failure = channel.failure() or failures.fatal_text(said, spec)
+        raise failure or _Lost(f"workers or shards were lost ({failures.gist(said)})") from error
+    except DEAD as error:
+        if failure := failures.fatal_text(str(error), spec):
+            raise failure from error
         late = channel.late()
         if late is None:
             raise _Lost("Ray Train's controller was lost") from error
@@ -329,10 +348,10 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandl
         raise _Lost(f"workers did not start in {spec.resources.start_s:g} s (resources.start_s){where}") from error
 
 
-def _reason(error: ray.train.TrainingFailedError) -> str:
-    """The last line of what the first rank's traceback says, or of the whole error, cut short."""
-    by_rank = getattr(error, "worker_failures", None) or {0: error}
-    return shorten(str(by_rank[min(by_rank)]).strip().splitlines()[-1], 300)
+def _said(error: ray.train.TrainingFailedError) -> str:
+    """What the first rank's traceback says, or the whole error."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    return str(failures[min(failures)])
 
 
 def _interruptible(fit: Callable[[], Any]) -> Any:

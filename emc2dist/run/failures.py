@@ -17,6 +17,7 @@ from ray.train.v2._internal.exceptions import RayTrainError
 from emc2dist.config import Spec
 from emc2dist.errors import Emc2Error, RunError, StorageError, StorageUnreachable, StoreError
 from emc2dist.files import explained
+from emc2dist.terminal import brief
 
 _MEMORY = re.compile(r"out of memory|(can't|cannot) allocate memory|ALLOC_FAILED", re.IGNORECASE)
 _KILLED = re.compile(r"OutOfMemoryError|running low on memory|memory monitor", re.IGNORECASE)
@@ -49,12 +50,14 @@ def fatal(error: BaseException, spec: Spec) -> Emc2Error | None:
 
 
 def fatal_text(text: str, spec: Spec) -> RunError | None:
-    """The same for what Ray says of a worker that could say nothing itself."""
+    """The same for what Ray says of a worker, or of what works for it, that could say nothing itself."""
+    text = gist(text)
     if _KILLED.search(text):
         return RunError(
-            f"a node ran out of memory, and Ray ended a worker there ({text}); lower data.loaders (now "
+            f"a node ran out of memory, and Ray ended what ran there ({text}); lower data.loaders (now "
             f"{spec.data.loaders}), batch_size (now {spec.batch_size}) or views.size (now {spec.views.size}), raise "
-            "resources.worker_cpus so that fewer workers share a node, or use larger nodes"
+            f"optimiser.accumulate (now {spec.optimiser.accumulate}), which divides a batch, or resources.worker_cpus "
+            "so that fewer workers share a node, or use larger nodes"
         )
     if _IMPORT.search(text):
         return RunError(
@@ -62,6 +65,12 @@ def fatal_text(text: str, spec: Spec) -> RunError | None:
             "folder of the same name as one of Python's or of theirs may stand before them"
         )
     return None
+
+
+def gist(text: str) -> str:
+    """Of a traceback: what was raised, in a line. What Ray says of memory goes on for pages after it."""
+    lines = text.strip().splitlines() or [""]
+    return brief(next((line for line in lines if _KILLED.search(line)), lines[-1]))
 
 
 def _too_large(said: str, spec: Spec) -> str:

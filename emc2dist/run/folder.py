@@ -4,7 +4,7 @@ RUN/spec.yaml           the resolved spec
 RUN/versions.json       Python, packages, git commit
 RUN/metrics.jsonl       one row per reporting interval; rows past a restored checkpoint are dropped
 RUN/summary.json        what a finished run came to
-RUN/prometheus.json     with `watch.port`: where the run's metrics are, as Prometheus' file_sd_configs reads it
+RUN/prometheus.json     with `watch.port`, while it runs: where its metrics are, as Prometheus' file_sd_configs reads it
 RUN/trackers.json       with `watch.wandb` or `watch.mlflow`: the run's id there
 RUN/checkpoint-*/       see `emc2dist.train.checkpoint`; Ray Train keeps its own list beside them, which is not used
 RUN/driver.lock         one driver at a time, see `emc2dist.run.lock`; on disk alone
@@ -17,19 +17,23 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from emc2dist import files
-from emc2dist.config import S3, Spec, differences, dump, parse
-from emc2dist.errors import RunError
+from emc2dist.config import S3, Spec, differences, dump, leaves, parse
+from emc2dist.errors import RunError, StorageError
 from emc2dist.files import Place
 from emc2dist.metrics import METRICS, Row
 from emc2dist.terminal import as_json, say
 
 _PACKAGES = ("emc2dist", "torch", "torchvision", "ray", "numpy", "numba", "pyarrow", "pillow", "scikit-learn")
 
+_MOST_NAMED = 5
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
@@ -44,7 +48,7 @@ class RunFolder:
         """An existing run's folder. Raises RunError where there is none."""
         folder = cls(files.at(path, s3))
         if not folder.exists():
-            raise RunError(f"{path}: not a run folder (it has no spec.yaml); give the one that `emc2dist train` named")
+            raise RunError(f"{path}: not a run folder (it has no spec.yaml); {_meant(str(path), s3)}")
         return folder
 
     @classmethod
@@ -57,17 +61,13 @@ class RunFolder:
     def prepare(cls, spec: Spec) -> "RunFolder":
         """The folder of `spec`, new or of an earlier start of the same run, or of one that never trained.
 
+        Its spec.yaml says `spec` from here on, so whatever may refuse the run comes first.
+
         Raises:
-            RunError: the name is taken by a run with another spec.
+            RunError: see `refuse_other_spec`.
         """
         folder = cls.of(spec)
-        changed = "; ".join(differences(folder.spec(), spec)) if folder.exists() else ""
-        # On S3 nothing tells a run that never trained from one that begins just now: see `lock`.
-        if changed and (folder.place.remote or folder._has_trained()):
-            raise RunError(
-                f"{folder.place}: an earlier run of this name had another spec ({changed}); give this one a new name, "
-                "or go back to the old values to resume"
-            )
+        changed = folder.refuse_other_spec(spec)
         if changed:
             say(f"{folder.place}: an earlier run of this name had another spec ({changed}) and never trained")
             (folder.place / "trackers.json").remove()
@@ -75,12 +75,41 @@ class RunFolder:
         folder._write("versions.json", json.dumps(versions(), indent=1))
         return folder
 
+    def refuse_other_spec(self, spec: Spec) -> str:
+        """What differs in the spec of an earlier run of this name that never trained; empty where nothing does.
+
+        Raises:
+            RunError: the name is taken by a run that trained with another spec, or whose spec.yaml is gone.
+        """
+        if not self.exists():
+            if self._has_trained():
+                raise RunError(
+                    f"{self.place}: a run trained here, and its spec.yaml is gone; put it back, or give this one a new "
+                    "name"
+                )
+            return ""
+        changed = "; ".join(differences(self.spec(), spec))
+        # On S3 nothing tells a run that never trained from one that begins just now: see `lock`.
+        if changed and (self.place.remote or self._has_trained()):
+            raise RunError(
+                f"{self.place}: an earlier run of this name had another spec ({changed}); give this one a new name, "
+                "or go back to the old values to resume"
+            )
+        return changed
+
+    def new_values(self, spec: Spec) -> list[str]:
+        """The values of `spec` that the run's spec.yaml does not have, as lines `key: there -> here`."""
+        return changes(self.spec(), spec)
+
     def exists(self) -> bool:
         """Whether there is a run."""
         return (self.place / "spec.yaml").entry() is not None
 
     def _has_trained(self) -> bool:
-        return bool(self.lines() or self.checkpoints()) or (self.place / "summary.json").entry() is not None
+        return bool(self._data() or self.checkpoints()) or self._is_finished()
+
+    def _is_finished(self) -> bool:
+        return (self.place / "summary.json").entry() is not None
 
     def spec(self) -> Spec:
         """The resolved spec. Raises RunError or SpecError where its file is damaged."""
@@ -88,12 +117,18 @@ class RunFolder:
         return parse(text_of(place), source=str(place))
 
     def summary(self) -> dict[str, Any] | None:
-        """The run's summary, if it is finished. Raises RunError where its file is damaged."""
+        """The run's summary, if it is finished. Raises RunError where its file is damaged.
+
+        The paths in it are those of now, for the folder may have moved; `checkpoint` is None where none is left.
+        """
         place = self.place / "summary.json"
         found = json_of(place) if place.entry() else None
-        if found is not None and "run_dir" not in found:
+        if found is None:
+            return None
+        if "run_dir" not in found:
             raise RunError(f"{place}: names no run_dir, so it is no summary of a run; {_MEND}")
-        return found
+        newest = self.checkpoints()[:1]
+        return found | {"run_dir": str(self.place), "checkpoint": str(newest[0]) if newest else None}
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary."""
@@ -110,12 +145,32 @@ class RunFolder:
         return self.place / "metrics.jsonl"
 
     def lines(self) -> list[bytes]:
-        """The rows of metrics so far as they stand in the file, but for one that is only half written."""
-        return self.metrics.read().split(b"\n")[:-1] if self.metrics.entry() else []
+        """The rows of metrics so far as they stand in the file, but for one that is only half written.
+
+        Raises:
+            RunError: the run is finished, so that the last row is not being written: it was cut off.
+        """
+        *whole, rest = self._data().split(b"\n")
+        if rest and self._is_finished():
+            raise RunError(
+                f"{self.metrics}: line {len(whole) + 1} is cut off, and the run is finished; put the whole file back, "
+                "or remove that line to go on without its row"
+            )
+        return whole
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows of metrics so far. Raises RunError where one is damaged."""
+        """All rows of metrics so far. Raises RunError where one is damaged, or the last one of a finished run cut."""
         return self.parsed(self.lines())
+
+    def drop_cut_row(self) -> None:
+        """Remove a last row that was cut off as it was written, and say so: what is added next begins a line."""
+        whole, newline, rest = self._data().rpartition(b"\n")
+        if rest:
+            say(f"{self.metrics}: its last row was cut off as it was written, and is dropped")
+            self.metrics.write(whole + newline)
+
+    def _data(self) -> bytes:
+        return self.metrics.read() if self.metrics.entry() else b""
 
     def parsed(self, lines: Sequence[bytes], before: int = 0) -> list[dict[str, Any]]:
         """The rows of lines of the file, before which `before` others stand. Raises RunError where one is damaged."""
@@ -144,6 +199,11 @@ class RunFolder:
         """Say where the run's metrics are served, HOST:PORT."""
         self._write("prometheus.json", json.dumps([{"targets": [address], "labels": {"job": "emc2dist"}}]))
 
+    def withdraw(self) -> None:
+        """Say no more where they are: the port may be somebody else's next. That it cannot be written ends no run."""
+        with suppress(StorageError):
+            (self.place / "prometheus.json").remove()
+
     def trackers(self) -> dict[str, str]:
         """The run's id at each service that tracks it."""
         place = self.place / "trackers.json"
@@ -158,11 +218,40 @@ class RunFolder:
         names = [name for name in self.place.folders() if _CHECKPOINT.fullmatch(name)]
         return sorted((self.place / name for name in names), key=step_of, reverse=True)
 
+    def without_checkpoints(self) -> str:
+        """Why there is no checkpoint where there is none, and what would help."""
+        if self._is_finished():
+            return (
+                f"{self.place}: its checkpoints are gone, so it can be neither evaluated nor exported; put one back, "
+                f"or remove {self.place / 'summary.json'} and train it again"
+            )
+        return f"{self.place}: holds no checkpoint yet; train for at least one epoch"
+
     def _write(self, name: str, text: str) -> None:
         (self.place / name).write(text.encode())
 
 
+def changes(old: BaseModel, new: BaseModel) -> list[str]:
+    """All values that differ, but for where the folder lies, as lines `key: old -> new`."""
+    before, after = (dict(leaves(one.model_dump(mode="json"))) for one in (old, new))
+    keys = [key for key in before | after if not key.endswith("run_dir") and before.get(key) != after.get(key)]
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys]
+
+
 _MEND = "it was damaged or changed since it was written; put it right, or remove it"
+
+
+def _meant(path: str, s3: S3 | None) -> str:
+    """What to give instead of a path that is no run folder: the run that it lies in, or those that lie in it."""
+    above = path.rstrip("/").rpartition("/")[0]
+    if above and RunFolder(files.at(above, s3)).exists():
+        return f"it lies in one, which is {above}"
+    place = files.at(path, s3)
+    within = [name for name in place.folders() if RunFolder(place / name).exists()]
+    if within:
+        more = f" and {len(within) - _MOST_NAMED} more" if len(within) > _MOST_NAMED else ""
+        return f"runs lie in it: {', '.join(within[:_MOST_NAMED])}{more}"
+    return "give the one that `emc2dist train` named"
 
 
 def text_of(place: Place) -> str:

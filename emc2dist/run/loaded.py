@@ -50,7 +50,7 @@ class LoadedCheckpoint:
                 raise
             except (RunError, StorageError) as error:  # the newest one may still be on its way here
                 problems.append(f"{place}: {error}")
-        raise RunError("; ".join(problems) or f"{folder.place}: holds no checkpoint yet; train for at least one epoch")
+        raise RunError("; ".join(problems) or folder.without_checkpoints())
 
     @classmethod
     def _load(cls, place: Place, spec: Spec) -> "LoadedCheckpoint":

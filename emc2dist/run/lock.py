@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TextIO
 
-from emc2dist.errors import RunError
+from emc2dist.errors import RunError, StorageError
 from emc2dist.files import Place, explained
 from emc2dist.terminal import say
 
@@ -22,14 +22,15 @@ from emc2dist.terminal import say
 def held(place: Place) -> Iterator[None]:
     """Hold the run folder's lock, where its file system has locks; where not, that is said.
 
+    A folder that is made for it, and into which nothing else is written, goes with it.
+
     Raises:
         RunError: another driver holds it; says which. StorageError: the folder cannot be written to.
     """
     if place.remote:
         yield
         return
-    path = place / "driver.lock"
-    path.append(b"")
+    path, new = place / "driver.lock", not os.path.lexists(str(place))
     with _opened(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -39,13 +40,31 @@ def held(place: Place) -> Iterator[None]:
             ) from None
         except OSError as error:
             say(f"{place}: not locked ({error.strerror}); see that no other driver trains it")
+        if not os.fstat(file.fileno()).st_nlink:  # the driver that held it was refused, and has just removed it
+            with held(place):
+                yield
+            return
         with suppress(OSError):  # no room: whom it names is a convenience
             file.truncate()
             file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%F %T} UTC")
             file.flush()
-        yield
+        try:
+            yield
+        finally:
+            if new:
+                _remove_unused(place, path)
 
 
 def _opened(path: Place) -> TextIO:
+    """The lock's file, made where it is missing."""
+    path.append(b"")
     with explained(path):
         return open(str(path), "r+", errors="replace")
+
+
+def _remove_unused(place: Place, path: Place) -> None:
+    """Remove the folder of a run that was refused before anything was written into it."""
+    with suppress(OSError, StorageError):
+        if os.listdir(str(place)) == ["driver.lock"]:
+            path.remove()
+            os.rmdir(str(place))

@@ -1,6 +1,5 @@
 """The driver's monitor: rows go to `metrics.jsonl` and the listeners as they come, and the stop request goes back."""
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -17,14 +16,13 @@ from emc2dist.run.folder import RunFolder
 from emc2dist.run.listeners import Listener
 from emc2dist.run.listeners.prometheus import Exporter
 from emc2dist.store import ChainStore
+from emc2dist.terminal import brief, say
 
 _INTERVAL_S = 0.5
 _SURVEY_S = 10.0
 _SURVEY_TIMEOUT_S = 5.0
 _PROBLEM_S = 10.0
 _REMOTE_S = 10.0  # S3 cannot append: each time the whole of metrics.jsonl is written
-
-logger = logging.getLogger(__name__)
 
 
 class Monitor:
@@ -49,6 +47,7 @@ class Monitor:
         self._channel, self._folder, self._listener = channel, folder, listener
         self._exporter, self._store, self._recorders = exporter, store, (exporter, *others)
         self._why_stop, self._stop_left = why_stop, False
+        self._told_of = ""
         self._pending: list[Row] = []
         self._problem: StorageError | None = None
         self._failure: Exception | None = None
@@ -86,9 +85,15 @@ class Monitor:
             try:
                 self._look()
             except RayError as error:  # an answer that comes late; the workers themselves find out who is lost
-                logger.warning("the run cannot be watched for now: %s", error)
-            except Exception as error:  # of a listener or a service: whatever it is, workers wait for what this does
+                self._tell(f"the run cannot be watched for now: {brief(error)}")
+            except Exception as error:  # of an listener or a service: whatever it is, workers wait for what this does
                 self._failure = self._failure or error
+
+    def _tell(self, problem: str) -> None:
+        """Say what goes on for a while once."""
+        if problem != self._told_of:
+            say(problem)
+        self._told_of = problem
 
     def _look(self) -> None:
         rows = self._take()

@@ -9,8 +9,8 @@ import numpy as np
 from safetensors.torch import save
 
 from emc2dist import files
-from emc2dist.config import S3, dump, parse
-from emc2dist.data.images import open_images, open_labelled
+from emc2dist.config import S3, Data, dump, parse
+from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import NonFiniteError, SpecError
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
@@ -22,8 +22,8 @@ from emc2dist.train.evaluation import Evaluation
 def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = None) -> dict[str, Any]:
     """kNN accuracy and linear probe of the newest checkpoint, on all images of the run's data.
 
-    `overrides` are KEY=VALUE, of the run's spec: `data.path=PATH` where the data have moved. `s3` says how a run folder
-    on S3 is reached.
+    `overrides` are KEY=VALUE, of the run's spec: `data.path=PATH` where the data have moved. What `s3` was given goes
+    before what the run's spec says, for the run folder and for the data.
 
     Raises:
         SpecError: an override is none of the spec's.
@@ -32,10 +32,12 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
     """
     newest = LoadedCheckpoint.newest(RunFolder.open(run, s3))
     spec = parse(dump(newest.spec), overrides, source=str(newest.place)) if overrides else newest.spec
-    train = open_images(spec.data, "train", spec.s3)
+    s3 = spec.s3.overridden(s3)
+    train = open_images(spec.data, "train", s3)
     assert train is not None, "open_images raises where there are no training images"
-    evaluation = Evaluation(spec, open_labelled(spec.data, spec.eval, train, spec.s3), whole=True)
-    for remark in evaluation.remarks:
+    evaluation = Evaluation(spec, open_labelled(spec.data, spec.eval, train, s3), whole=True)
+    remarks = [*_others(newest, train, spec.data), *train.remarks, *evaluation.remarks]
+    for remark in remarks:
         say(remark)
     with closing(Progress(evaluation.images, unit="image")) as progress:
         bank, queries = evaluation.represent(newest.encoder, newest.device, progress.add)
@@ -48,8 +50,19 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
         "queries": len(queries),
         "knn_accuracy": evaluation.knn_accuracy(bank, queries),
         "linear_probe_accuracy": evaluation.linear_probe(bank, queries),
-        "remarks": [*newest.remarks, *evaluation.remarks],
+        "remarks": [*newest.remarks, *remarks],
     }
+
+
+def _others(newest: LoadedCheckpoint, train: Images, data: Data) -> list[str]:
+    """Remarks on training images that are not those of the run."""
+    own = newest.spec.data
+    change = newest.manifest.change(train)
+    if data == own and change:
+        return [f"{data.path}: now holds {change} that the run was trained on"]
+    if data != own and data.limit == own.limit == len(train):
+        return [f"data.limit: no more than the first {data.limit:,} training images are taken, as in the run"]
+    return []
 
 
 def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from emc2dist.errors import SpecError, StoreError, StoreTimeout
 from emc2dist.store.base import ShardedStore
 from emc2dist.store.layout import Layout
 from emc2dist.store.shard import Shard, nbytes
+from emc2dist.terminal import brief
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class RayStore(ShardedStore):
         except RayError as error:
             raise StoreError(
                 f"{where} was lost with all it remembered; the run resumes from its last checkpoint, to which all "
-                f"shards are restored ({type(error).__name__}: {error})"
+                f"shards are restored ({type(error).__name__}: {brief(error)})"
             ) from error
 
 

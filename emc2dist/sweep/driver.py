@@ -1,6 +1,5 @@
 """A sweep from its spec to its summary: what to try, trials until all have ended, results."""
 
-import difflib
 import signal
 from contextlib import ExitStack
 from time import monotonic
@@ -8,12 +7,16 @@ from typing import Any
 
 import emc2dist.run.cluster as cluster
 from emc2dist.config import Sweep
-from emc2dist.errors import RunError, RunStopped, SpecError
-from emc2dist.metrics import ROW
-from emc2dist.run.driver import check, resolved, set_on
+from emc2dist.data.images import Images
+from emc2dist.errors import RunError, RunStopped
+from emc2dist.run import checkpoints
+from emc2dist.run.driver import ENDING, check, resolved, set_on
+from emc2dist.run.folder import RunFolder, changes
 from emc2dist.sweep import results, tuner
 from emc2dist.sweep.folder import ENDED, Ledger, SweepFolder, scores
 from emc2dist.sweep.space import Points, points_of
+from emc2dist.terminal import say
+from emc2dist.train import checkpoint
 
 
 def sweep(spec: Sweep) -> dict[str, Any]:
@@ -22,30 +25,57 @@ def sweep(spec: Sweep) -> dict[str, Any]:
     Raises:
         SpecError, DataError, RunError: before anything starts, where it can be known; RunError also where no trial
             finished.
-        KeyboardInterrupt, RunStopped: SIGINT or SIGTERM came; every trial wrote a checkpoint, and the results so far.
+        KeyboardInterrupt, RunStopped: SIGINT, or SIGTERM or SIGHUP, came; every trial wrote a
+            checkpoint, and the results so far.
     """
-    if spec.metric not in ROW:
-        nearest = difflib.get_close_matches(spec.metric, sorted(ROW), n=1, cutoff=0.0)
-        raise SpecError(f"metric: {spec.metric!r} is none of a run's; the nearest is {nearest[0]}")
     spec = spec.model_copy(update={"base": resolved(spec.base)})
-    check(spec.base)
-    folder = SweepFolder.prepare(spec)
+    images, remarks = check(spec.base)
+    folder = SweepFolder.of(spec)
+    folder.refuse_other_sweep(spec)
+    _refuse_other_data(folder, spec, images)
     ledger = Ledger(spec, folder)
     begun = ledger.all()
     known = {record.point: record.values for record in begun}
     points = points_of(spec, [known[point] for point in sorted(known)], scores(spec, begun))
     signalled = None
     if len(begun) < len(points) * spec.seeds or any(record.state not in ENDED for record in begun):
+        for remark in remarks:
+            say(remark)
         signalled = _run(ledger, folder, points)
+    elif ended := folder.sweep():
+        remarks += _not_heeded(ended, spec, folder)
+        here = {"run_dir": spec.base.run_dir}
+        spec = ended.model_copy(update={"base": ended.base.model_copy(update=here)})
     records = ledger.all()
-    summary = results.write(spec, records, folder)
+    summary = results.write(spec, records, folder) | {"remarks": remarks}
     if signalled == signal.SIGINT:
         raise KeyboardInterrupt
-    if signalled == signal.SIGTERM:
+    if signalled:
         raise RunStopped(f"{folder.place}: stopped with {summary['unfinished']} trials begun and not ended")
     if records and all(record.state in ENDED for record in records) and summary["best_spec"] is None:
         raise RunError(f"{folder.place}: no trial finished; results.csv tells why, as in: {records[0].reason}")
     return summary
+
+
+def _refuse_other_data(folder: SweepFolder, spec: Sweep, images: Images) -> None:
+    """Raise RunError where trials were trained on other images than those that the others would be."""
+    if any(key.split(".")[0] == "data" for key in spec.space):
+        return  # to each its own, and each looks after them
+    for record in folder.records():
+        trial = RunFolder(folder.place / record.name)
+        newest = checkpoints.newest(trial)
+        if newest:
+            checkpoint.refuse_other_data(trial.place, newest, images)
+
+
+def _not_heeded(ended: Sweep, asked: Sweep, folder: SweepFolder) -> list[str]:
+    """A remark on what an ended sweep cannot heed of what it is asked for with; said here."""
+    new = changes(ended, asked)
+    if not new:
+        return []
+    remark = f"{folder.place}: all trials have ended, so their values stand, not those given now ({'; '.join(new)})"
+    say(remark)
+    return [remark]
 
 
 def _run(ledger: Ledger, folder: SweepFolder, points: Points) -> signal.Signals | None:
@@ -54,7 +84,8 @@ def _run(ledger: Ledger, folder: SweepFolder, points: Points) -> signal.Signals 
     deadline = monotonic() + spec.budget.hours * 3600 if spec.budget.hours else None
     with ExitStack() as stack:
         stack.enter_context(cluster.connected(spec.base, runs=spec.budget.concurrent or 1, dashboard=True))
-        signals = {number: stack.enter_context(set_on(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+        SweepFolder.prepare(spec)
+        signals = {number: stack.enter_context(set_on(number)) for number in (signal.SIGINT, *ENDING)}
 
         def ends() -> str | None:
             came = [number.name for number, event in signals.items() if event.is_set()]

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from emc2dist.config import Sweep, differences, dump, parse_sweep
 from emc2dist.errors import RunError
 from emc2dist.files import Place
-from emc2dist.run.folder import RunFolder, json_of, text_of
+from emc2dist.run.folder import RunFolder, changes, json_of, text_of
 from emc2dist.terminal import say
 
 State = Literal["running", "finished", "stopped", "failed", "lost"]
@@ -77,28 +77,48 @@ class SweepFolder:
 
     @classmethod
     def prepare(cls, sweep: Sweep) -> "SweepFolder":
-        """The folder of `sweep`, new or of an earlier start of it. Only `budget` and `scheduler` may have changed.
+        """The folder of `sweep`, new or of an earlier start of it, as of one that never began a trial.
 
-        Of one that never began a trial all may have changed.
+        Its sweep.yaml says `sweep` from here on, so whatever may refuse the sweep comes first.
 
         Raises:
-            RunError: the name is taken by another sweep, or by a run.
+            RunError: see `refuse_other_sweep`.
         """
-        folder = cls(RunFolder.of(sweep.base.model_copy(update={"name": sweep.name})).place)
-        if (folder.place / "spec.yaml").entry() is not None:
-            raise RunError(f"{folder.place}: is the folder of a run; give the sweep a name of its own")
-        earlier = folder.place / "sweep.yaml"
-        if earlier.entry() is not None:
-            changes = "; ".join(_changes(parse_sweep(text_of(earlier), source=str(earlier)), sweep))
-            if changes and (folder.place.remote or folder.records()):  # see `RunFolder.prepare`
-                raise RunError(
-                    f"{folder.place}: an earlier sweep of this name was another one ({changes}); give this one a new "
-                    "name, or go back to the old values to go on"
-                )
-            if changes:
-                say(f"{folder.place}: an earlier sweep of this name was another one ({changes}) and began no trial")
+        folder = cls.of(sweep)
+        other = folder.refuse_other_sweep(sweep)
+        if other:
+            say(f"{folder.place}: an earlier sweep of this name was another one ({other}) and began no trial")
         folder.write("sweep.yaml", dump(sweep).encode())
         return folder
+
+    @classmethod
+    def of(cls, sweep: Sweep) -> "SweepFolder":
+        """The folder of `sweep`, whether it is there or not."""
+        return cls(RunFolder.of(sweep.base.model_copy(update={"name": sweep.name})).place)
+
+    def refuse_other_sweep(self, sweep: Sweep) -> str:
+        """What differs in an earlier sweep of this name that began no trial; empty where nothing does.
+
+        `budget` and `scheduler` may always differ, and what only moves work around.
+
+        Raises:
+            RunError: the name is taken by another sweep that began, or by a run.
+        """
+        if (self.place / "spec.yaml").entry() is not None:
+            raise RunError(f"{self.place}: is the folder of a run; give the sweep a name of its own")
+        earlier = self.sweep()
+        other = "; ".join(_changes(earlier, sweep)) if earlier else ""
+        if other and (self.place.remote or self.records()):  # see `RunFolder.prepare`
+            raise RunError(
+                f"{self.place}: an earlier sweep of this name was another one ({other}); give this one a new "
+                "name, or go back to the old values to go on"
+            )
+        return other
+
+    def sweep(self) -> Sweep | None:
+        """The resolved sweep, if there is one. Raises RunError or SpecError where its file is damaged."""
+        place = self.place / "sweep.yaml"
+        return parse_sweep(text_of(place), source=str(place)) if place.entry() else None
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, whole or not at all."""
@@ -177,6 +197,9 @@ def _changes(old: Sweep, new: Sweep) -> list[str]:
     """The differences that decide which trials there are and what they come to."""
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     keys = ("space", "seeds", "metric", "goal", "search")
+    # Within one run an evaluation is a row among others; here the rows of many runs are compared.
+    evaluations = [f"base.eval.{line}" for line in changes(old.base.eval, new.base.eval)]
     return [f"{key}: {before[key]} -> {after[key]}" for key in keys if before[key] != after[key]] + [
-        f"base.{line}" for line in differences(old.base, new.base)
+        *(f"base.{line}" for line in differences(old.base, new.base)),
+        *evaluations,
     ]

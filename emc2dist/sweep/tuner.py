@@ -24,6 +24,7 @@ from typing_extensions import override
 
 from emc2dist.config import Spec, dump
 from emc2dist.errors import SpecError
+from emc2dist.run import failures
 from emc2dist.sweep.folder import ENDED, Ledger, Record, State, SweepFolder, scores
 from emc2dist.sweep.prometheus import Gauges
 from emc2dist.sweep.results import table
@@ -143,7 +144,8 @@ class SweepCallback(tune.Callback):
     @override
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The actor itself has died, and was started again as often as it may be."""
-        self._searcher.close(self._ledger.get(trial.config["name"]), "lost", f"its driver died: {trial.get_error()}")
+        reason = failures.gist(str(trial.get_error()))
+        self._searcher.close(self._ledger.get(trial.config["name"]), "lost", f"its driver died: {reason}")
 
     @override
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:

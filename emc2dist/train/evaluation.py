@@ -37,10 +37,14 @@ class Evaluation:
         if reason := voters.unlabelled():
             raise DataError(f"{reason}; use data with labels, or set eval.voters to a split that has some")
         self.spec = spec
-        bank = _labelled(voters)
+        bank, self.remarks = _labelled(voters), [*images.remarks]
         if asked is None:
             every_tenth = np.arange(len(bank)) % 10 == 0
             asked, queries, bank = voters, bank[every_tenth], bank[~every_tenth]
+            self.remarks.append(
+                f"no other images are there to ask about: every tenth voter is, {len(queries)}, and the other "
+                f"{len(bank)} vote"
+            )
         else:
             queries = _labelled(asked)
         if not len(bank) or not len(queries):
@@ -54,7 +58,7 @@ class Evaluation:
                 "is which cannot be told; give both the same kind of labels"
             )
         strangers = _strangers(voters.labels(bank), _numbered_as(voters, asked, queries), voters.classes)
-        self.remarks = [*images.remarks, *strangers]
+        self.remarks += strangers
         self._bank = voters, _sample(bank, None if whole else spec.eval.bank)
         self._queries = asked, _sample(queries, None if whole else spec.eval.queries)
 

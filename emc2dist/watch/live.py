@@ -53,6 +53,8 @@ def newest(run: str | Path, s3: S3 | None = None) -> dict[str, float]:
         for name in row.keys() & EXPORTED.keys():
             values[name] = row[name] + (values.get(name, 0) if EXPORTED[name].kind == "counter" else 0)
     if not values:
+        if folder.summary():
+            raise RunError(f"{folder.metrics}: holds no rows, though the run is finished; put it back")
         raise RunError(f"{folder.place}: no rows yet; the run is starting, or ended before its first step")
     return {name: values[name] for name in EXPORTED if name in values}
 

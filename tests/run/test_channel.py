@@ -10,7 +10,7 @@ import pytest
 from train.harness import Run, small_spec
 
 from emc2dist.errors import StorageError, StorageUnreachable
-from emc2dist.run.channel import StopPoller
+from emc2dist.run.channel import StopPoller, _answer
 from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.run.scratch import scratch
 
@@ -72,6 +72,23 @@ def test_one_that_has_died_ends_its_segment(channel):
     assert (channel.take(), channel.nodes(), channel.failure(), channel.late()) == ([], set(), None, None)
     assert not channel.report_saved(1)
     channel.stop()
+
+
+def test_one_that_ray_ended_for_want_of_memory_has_died_too(monkeypatch):
+    import ray
+
+    class Ended:
+        def stopping(self):
+            raise ray.exceptions.OutOfMemoryError("1 worker(s) were killed due to the node running low on memory")
+
+    with StopPoller(Ended(), 0.01) as poller, pytest.raises(ray.exceptions.OutOfMemoryError):
+        wait_until(poller.is_set)
+
+    def refused(reference, timeout):
+        Ended().stopping()
+
+    monkeypatch.setattr("ray.get", refused)
+    assert _answer(None, "otherwise") == "otherwise"
 
 
 def wait_until(condition):

@@ -13,7 +13,7 @@ from emc2dist import files
 from emc2dist.cli import main
 from emc2dist.config import dump
 from emc2dist.errors import RunError
-from emc2dist.run import checkpoints, driver, lock
+from emc2dist.run import checkpoints, lock
 from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.store import Layout
@@ -180,7 +180,7 @@ def test_a_checkpoint_that_was_copied_or_renamed_is_no_checkpoint_of_the_run(for
     newest = LoadedCheckpoint.newest(run)
     assert (newest.manifest.step, newest.spec.seed) == (6, 0)
     assert newest.remarks == [f"passed over, as not whole: {problem}"]
-    assert driver._newest(run).step == 6
+    assert checkpoints.newest(run).step == 6
 
 
 def test_a_checkpoint_on_s3_is_read_from_there(run, trained, s3, tmp_path):

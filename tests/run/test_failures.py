@@ -10,15 +10,32 @@ import pyarrow
 import pytest
 import requests
 import torch
-from command import in_process
+from command import emc2dist, in_process
 from PIL import UnidentifiedImageError
 from raising import exceptions_of
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    OutOfMemoryError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from train.harness import SMALL, small_spec
 
-from emc2dist.errors import DataError, NonFiniteError, RunError, StorageError, StorageUnreachable, StoreTimeout
+from emc2dist.errors import (
+    DataError,
+    NonFiniteError,
+    RunError,
+    StorageError,
+    StorageUnreachable,
+    StoreError,
+    StoreTimeout,
+)
+from emc2dist.run import cluster
 from emc2dist.run.failures import fatal, fatal_text
 from emc2dist.run.worker import _reported
+from emc2dist.terminal import brief
 
 SPEC = small_spec()
 
@@ -133,7 +150,45 @@ def test_what_ray_says_of_a_worker_that_could_not():
     assert fatal_text("The actor died because of an error raised in its creation task", SPEC) is None
 
 
-def test_the_channel_is_told_of_what_ends_the_run_alone():
+OUT_OF_MEMORY = """9 worker(s) were killed due to the node running low on memory. Memory on the node was 9GB / 9GB
+Object store memory usage: [- objects spillable: 1
+Refer to the documentation on how to address the out of memory issue: https://docs.ray.io"""
+
+
+def test_what_ray_says_of_memory_for_pages_is_one_line_wherever_it_comes(ray_cluster):
+    def named(error):
+        (line,) = str(error).splitlines()
+        assert (
+            "(9 worker(s) were killed due to the node running low on memory. Memory on the node was 9GB / 9GB)" in line
+        )
+        return [key for key in ("batch_size", "views.size", "optimiser.accumulate", "data.loaders") if key in line]
+
+    traceback = f"Traceback (most recent call last):\nray.exceptions.OutOfMemoryError: {OUT_OF_MEMORY}"
+    assert "OutOfMemoryError: 9 worker(s)" in str(fatal_text(traceback, SPEC))
+    assert len(named(fatal_text(OUT_OF_MEMORY, SPEC))) == 4
+    with pytest.raises(RunError) as told, cluster.connected(SPEC):
+        raise OutOfMemoryError(OUT_OF_MEMORY)
+    assert len(named(told.value)) == 4
+    lost = StoreError(f"shard 0 was lost (OutOfMemoryError: {brief(OUT_OF_MEMORY)})")
+    assert "lower data.loaders" in str(fatal_text(str(lost), SPEC))
+
+
+@pytest.mark.slow
+def test_a_run_that_rays_memory_monitor_ends_says_so_in_one_line(tmp_path, monkeypatch):
+    """All of it: channel, controller, shards and workers, as any memory in use is too much here."""
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.001")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    (tmp_path / "small.yaml").write_text(f"{SMALL}run_dir: {tmp_path / 'runs'}\nthreads: 1\n")
+    done = emc2dist("train", tmp_path / "small.yaml", "watch.port=0")
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if "authentication" not in line]
+    assert said[-1].startswith("emc2dist: a node ran out of memory, and Ray ended what ran there (")
+    assert "batch_size (now 8)" in said[-1]
+    assert len(said) <= 3, said  # with the address of its metrics, and that it could not be watched for a while
+    assert not (tmp_path / "runs" / "small" / "prometheus.json").exists()
+
+
+def test_the_board_is_told_of_what_ends_the_run_alone():
     class Told(list):
         fail = list.append
 

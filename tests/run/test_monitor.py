@@ -25,7 +25,7 @@ class Channel:
     def take(self):
         if self.late:
             self.late -= 1
-            raise GetTimeoutError
+            raise GetTimeoutError("late\nand how it came to that")
         rows, self.rows = self.rows, []
         return rows
 
@@ -89,10 +89,11 @@ def raises(error):
     raise error
 
 
-def test_an_answer_that_comes_late_is_waited_for(watch):
+def test_an_answer_that_comes_late_is_waited_for_and_said_once_in_a_line(watch, capsys):
     channel, listener = Channel(), Listener()
     channel.late = 2
     with watch(channel, listener):
         assert channel.saved.wait(60)
+    assert capsys.readouterr().err == "the run cannot be watched for now: late\n"
     assert not channel.stopped.is_set()
     assert listener.shown == watch.folder.rows() == ROWS

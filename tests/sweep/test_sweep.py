@@ -128,8 +128,9 @@ def test_trials_at_once_are_those_whose_workers_and_shards_fit(ray_cluster):
 def test_the_metric_is_one_of_a_run(tmp_path):
     done = in_process("sweep", write_sweep(tmp_path / "s.yaml", tmp_path, {"lr": [1, 2]}, metric="knn_acuracy"))
     assert done.returncode == 2
-    *_, said = done.stderr.splitlines()  # of the points, that two differ
-    assert said == "emc2dist: metric: 'knn_acuracy' is none of a run's; the nearest is knn_accuracy"
+    said = f"emc2dist: {tmp_path / 's.yaml'}: metric: 'knn_acuracy' is none of a run's; the nearest is knn_accuracy\n"
+    assert done.stderr == said
+    assert in_process("validate", tmp_path / "s.yaml").stderr == said
     assert not (tmp_path / "s").exists()
 
 

@@ -12,6 +12,7 @@ Counters go through Ray as gauges that only rise: a counter of Ray's first appea
 Prometheus would miss that rise, and stays for ever when its process is gone.
 """
 
+import socket
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -103,6 +104,15 @@ def watched(spec: Spec, folder: RunFolder, steps_per_epoch: int) -> Iterator[Exp
         yield exporter
     finally:
         endpoint.close()
+        folder.withdraw()
+
+
+def refuse_taken(port: int) -> None:
+    """Raise SpecError where the port cannot be had, before there is anything to serve at it."""
+    try:
+        socket.create_server((_HOST, port)).close()
+    except OSError as error:
+        raise _taken(port, error) from error
 
 
 class Endpoint:
@@ -116,9 +126,7 @@ class Endpoint:
         try:
             self._server, self._thread = start_http_server(port, _HOST, registry)
         except OSError as error:
-            raise SpecError(
-                f"watch.port: {port} cannot be used ({error.strerror}); name another one, or 0 for any that is free"
-            ) from error
+            raise _taken(port, error) from error
         self.address = f"{_HOST}:{self._server.server_port}"
 
     def close(self, patience_s: float = _PATIENCE_S) -> None:
@@ -129,6 +137,12 @@ class Endpoint:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(timeout=60)
+
+
+def _taken(port: int, error: OSError) -> SpecError:
+    return SpecError(
+        f"watch.port: {port} cannot be used ({error.strerror}); name another one, or 0 for any that is free"
+    )
 
 
 class _Reader(Collector):

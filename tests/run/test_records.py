@@ -1,0 +1,357 @@
+"""What a run's folder says of it: what is refused, or has nothing to do, changes none of it, and says so."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from command import in_process, start, wait_for
+from emc2dist.run.trainer import resolved, set_on, summarise
+from pictures import png
+from train.harness import SMALL, Run
+
+from emc2dist import files
+from emc2dist.config import parse
+from emc2dist.errors import LaunchError, RunError
+from emc2dist.files import at
+from emc2dist.run import lock, trainer
+from emc2dist.run.checkpoints import examine
+from emc2dist.run.folder import RunFolder, checkpoint_name
+from emc2dist.train import checksums
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run on the digits, made without Ray; copy it before changing it."""
+    root = tmp_path_factory.mktemp("records")
+    (root / "small.yaml").write_text(f"{SMALL}run_dir: {root / 'runs'}\n")
+    folder = RunFolder.prepare(resolved(parse(SMALL, [f"run_dir={root / 'runs'}"])))
+    run = Run(folder.spec(), root).go()
+    for step, path in run.checkpoints.items():
+        path.rename(folder.place.path / checkpoint_name(step))
+    folder.append([{"step": 0, "resumed": 0}, *run.rows])
+    folder.finish(summarise(folder, 12) | {"remarks": ["of its data"]})
+    return root
+
+
+@pytest.fixture
+def desk(trained, tmp_path, monkeypatch):
+    """A copy of it, where no cluster can be had."""
+
+    def connected(spec):
+        raise LaunchError("this test has no cluster")
+
+    monkeypatch.setattr("emc2dist.run.cluster.connected", connected)
+    shutil.copytree(trained, tmp_path / "desk")
+    (tmp_path / "desk" / "small.yaml").write_text(f"{SMALL}run_dir: {tmp_path / 'desk' / 'runs'}\n")
+    return tmp_path / "desk"
+
+
+def unfinished(desk):
+    (desk / "runs" / "small" / "summary.json").unlink()
+
+
+def train(desk, *overrides):
+    """Its exit status, the result and what was said."""
+    done = in_process("train", desk / "small.yaml", *overrides, "--json")
+    return done.returncode, json.loads(done.stdout or "null"), done.stderr.splitlines()
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.suffix != ".lock"}
+
+
+def write_set(folder, images):
+    folder.mkdir()
+    rows = [{"bytes": png(np.full((8, 8), 5 * n), 8, 0), "path": None} for n in range(images)]
+    pq.write_table(pa.table({"image": rows, "label": [n % 2 for n in range(images)]}), folder / "train.parquet")
+    return folder
+
+
+def test_a_finished_run_says_which_of_the_values_given_now_it_does_not_have(desk):
+    before = contents(desk / "runs" / "small")
+    status, result, said = train(desk, "eval.neighbours=5", "threads=2")
+    remark = "the finished run's values stand, not those given now (threads: 0 -> 2; eval.neighbours: 3 -> 5)"
+    assert (status, result["remarks"]) == (0, ["of its data", remark])
+    assert said[-1] == remark
+    assert contents(desk / "runs" / "small") == before
+    assert train(desk)[1]["remarks"] == ["of its data"]
+
+
+def test_a_run_that_goes_on_says_which_of_its_values_are_new(desk, monkeypatch):
+    unfinished(desk)
+    monkeypatch.setattr("emc2dist.run.cluster.connected", lambda spec: contextlib.nullcontext())
+    monkeypatch.setattr("emc2dist.run.cluster.use_gpu", lambda spec: False)
+    monkeypatch.setattr("emc2dist.run.trainer._Run.go", lambda run: run.steps)
+    status, result, said = train(desk, "eval.neighbours=5", "device=cpu")
+    remark = "from step 12 on with other values than before (device: auto -> cpu; eval.neighbours: 3 -> 5)"
+    assert (status, result["remarks"]) == (0, [remark]), said
+    assert remark in said
+    assert RunFolder.open(desk / "runs" / "small").spec().eval.neighbours == 5
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_data_are_refused_and_the_spec_stays(desk, finished):
+    if not finished:
+        unfinished(desk)
+    before = contents(desk / "runs" / "small")
+    other = write_set(desk / "other", 48)
+    status, _, said = train(desk, f"data.path={other}", f"data.cache_dir={desk / 'cache'}")
+    assert status == 1
+    assert "the data now hold other training images than the 48" in said[-1]
+    assert contents(desk / "runs" / "small") == before
+
+
+def test_what_refuses_a_run_at_last_changes_nothing_either(desk):
+    unfinished(desk)
+    before = contents(desk / "runs" / "small")
+    assert train(desk, "eval.neighbours=5")[::2] == (1, ["emc2dist: this test has no cluster"])
+    assert contents(desk / "runs" / "small") == before
+    assert train(desk, "name=new")[0] == 1
+    assert [path.name for path in (desk / "runs").iterdir()] == ["small"]
+
+
+def test_a_run_without_its_spec_is_no_new_one(desk):
+    (desk / "runs" / "small" / "spec.yaml").unlink()
+    status, _, (said,) = train(desk)
+    assert status == 1
+    assert "a run trained here, and its spec.yaml is gone; put it back" in said
+
+
+def test_a_run_that_was_moved_answers_with_its_new_place(desk):
+    shutil.move(desk / "runs", desk / "moved")
+    status, result, _ = train(desk, f"run_dir={desk / 'moved'}")
+    assert status == 0
+    assert result["run_dir"] == str(desk / "moved" / "small")
+    assert result["checkpoint"] == str(desk / "moved" / "small" / checkpoint_name(12))
+    assert result["remarks"] == ["of its data"]
+
+
+def test_a_finished_run_whose_checkpoints_are_gone_says_so_and_what_to_do(desk):
+    run = desk / "runs" / "small"
+    for step in (6, 12):
+        shutil.rmtree(run / checkpoint_name(step))
+    status, result, said = train(desk)
+    assert (status, result["checkpoint"]) == (0, None)
+    assert result["remarks"][-1] == said[-1]
+    assert said[-1].startswith(f"{run}: its checkpoints are gone, ")
+    assert said[-1].endswith(f"; put one back, or remove {run / 'summary.json'} and train it again")
+    for words in (["evaluate", run], ["export", run, desk / "out.safetensors"]):
+        done = in_process(*words)
+        assert (done.returncode, done.stderr) == (1, f"emc2dist: {said[-1]}\n")
+    assert said[-1] in in_process("checkpoint", "ls", run).stderr
+    (run / "summary.json").unlink()
+    assert train(desk)[2][-1] == "emc2dist: this test has no cluster"  # it would be trained again
+    assert "holds no checkpoint yet" in in_process("evaluate", run).stderr
+
+
+@pytest.mark.parametrize("command", ["report", "watch --once", "train"])
+def test_a_row_that_is_cut_off_in_a_finished_run_is_named(desk, command):
+    run = desk / "runs" / "small"
+    rows = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(rows[:-9])
+    name, *options = command.split()
+    done = in_process(name, desk / "small.yaml" if name == "train" else run, *options)
+    assert done.returncode == 1
+    assert f"{run / 'metrics.jsonl'}: line {rows.count(10)} is cut off, and the run is finished" in done.stderr
+    unfinished(desk)
+    assert len(RunFolder.open(run).rows()) == rows.count(10) - 1  # as on its way
+
+
+def test_what_follows_a_row_that_was_cut_off_begins_a_line(desk, capsys):
+    unfinished(desk)
+    folder = RunFolder.open(desk / "runs" / "small")
+    rows = folder.rows()
+    folder.metrics.append(b'{"step": 13, "lo')
+    folder.drop_cut_row()
+    assert "its last row was cut off as it was written, and is dropped" in capsys.readouterr().err
+    folder.append([{"step": 12, "device_changed": "cuda -> cpu"}])
+    assert folder.rows() == [*rows, {"step": 12, "device_changed": "cuda -> cpu"}]
+    folder.drop_cut_row()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_port_that_is_taken_is_found_before_ray_starts_and_leaves_no_run(desk):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, _, (said,) = train(desk, "name=new", f"watch.port={port}")
+        assert status == 2
+        assert said.startswith(f"emc2dist: watch.port: {port} cannot be used")
+        assert not (desk / "runs" / "new").exists()
+        assert train(desk, f"watch.port={port}")[0] == 0  # of a finished run nothing is served
+    assert train(desk, "name=new", f"watch.port={port}")[2] == ["emc2dist: this test has no cluster"]
+
+
+def test_the_lock_leaves_a_folder_only_where_something_was_written(tmp_path):
+    with lock.held(at(tmp_path / "refused")):
+        assert (tmp_path / "refused" / "driver.lock").exists()
+    assert not (tmp_path / "refused").exists()
+    for name in ("written", "there"):
+        if name == "there":
+            (tmp_path / name).mkdir()
+        with lock.held(at(tmp_path / name)):
+            if name == "written":
+                (tmp_path / name / "spec.yaml").touch()
+        assert (tmp_path / name / "driver.lock").exists()
+
+
+def test_a_lock_whose_file_was_just_removed_is_taken_on_the_new_one(tmp_path, monkeypatch):
+    """As where one that is refused removes the file between another's opening and locking it."""
+    real, opened = lock._opened, []
+
+    def late(path):
+        file = real(path)
+        if not opened:
+            path.remove()
+        opened.append(path)
+        return file
+
+    monkeypatch.setattr(lock, "_opened", late)
+    with lock.held(at(tmp_path / "run")):
+        assert len(opened) == 2
+        monkeypatch.setattr(lock, "_opened", real)
+        with pytest.raises(RunError, match="another driver trains this run"), lock.held(at(tmp_path / "run")):
+            pass
+
+
+def test_a_terminal_that_goes_asks_as_sigterm_does_and_may_ask_twice():
+    ended = []
+    before = {number: signal.signal(number, lambda *_: ended.append(_)) for number in trainer.ENDING}
+    try:
+        with set_on(*trainer.ENDING) as wanted:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert wanted.is_set()
+            os.kill(os.getpid(), signal.SIGHUP)  # its shell's, after its kernel's
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert ended == []
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert len(ended) == 1
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert len(ended) == 2
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
+        with set_on(*trainer.ENDING) as wanted:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not wanted.is_set()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_run_whose_terminal_is_gone_leaves_a_checkpoint_of_its_step(tmp_path):
+    (tmp_path / "small.yaml").write_text(f"{SMALL}run_dir: {tmp_path / 'runs'}\nthreads: 1\n")
+    process = start("train", tmp_path / "small.yaml", "epochs=500", "watch.port=0", "checkpoint.every=500")
+    run = tmp_path / "runs" / "small"
+    rows = run / "metrics.jsonl"
+    wait_for(lambda: rows.exists() and '"step": 8,' in rows.read_text(), process)
+    assert (run / "prometheus.json").exists()
+    os.killpg(process.pid, signal.SIGHUP)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 143, stderr
+    (state,) = examine(RunFolder.open(run), contents=True)
+    assert state.problem is None
+    assert f"stopped at step {state.step} of 3000, which a checkpoint holds" in stderr
+    assert state.step == max(row["step"] for row in RunFolder.open(run).rows())
+    assert not (run / "prometheus.json").exists()
+
+
+def evaluate(*words):
+    """The result, and what was said."""
+    done = in_process("evaluate", *words, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr.splitlines()
+
+
+def on_a_set(desk, images):
+    """Has the run say that it trained on a set of so many images, which it did not."""
+    data = f"path: {write_set(desk / 'set', images)}"
+    (path,) = (desk / "runs" / "small").glob("checkpoint-*/manifest.json")
+    for file in (path, path.parents[1] / "spec.yaml"):
+        file.write_text(file.read_text().replace("path: digits", data, 1))
+    (path.parent / checksums.list_name(0, 1)).unlink()
+    checksums.seal(path.parent, json.loads(path.read_text())["generation"])
+
+
+def test_evaluation_says_where_its_images_are_others_than_those_of_the_run(desk):
+    run = desk / "runs" / "small"
+    assert evaluate(run)[0]["remarks"] == []
+    shutil.rmtree(run / checkpoint_name(6))
+    on_a_set(desk, 50)
+    result, said = evaluate(run)
+    change = f"{desk / 'set'}: now holds other training images than the 48 that the run was trained on"
+    tenth = "no other images are there to ask about: every tenth voter is, 5, and the other 43 vote"
+    assert result["remarks"] == [change, tenth]
+    assert (result["bank"], result["queries"]) == (43, 5)
+    assert {change, tenth} <= set(said)
+    drawn = in_process("report", run, "--json")
+    assert json.loads(drawn.stdout)["remarks"][0] == change.replace("the run was", "small was")
+    assert change.replace("the run was", "small was") in drawn.stderr
+
+
+def test_evaluation_on_other_data_says_what_of_the_run_holds_there(desk):
+    other = write_set(desk / "other", 60)
+    result, said = evaluate(desk / "runs" / "small", f"data.path={other}")
+    limit = "data.limit: no more than the first 48 training images are taken, as in the run"
+    assert result["remarks"][0] == limit
+    assert limit in said
+
+
+def test_what_a_report_leaves_out_is_said(desk):
+    run = desk / "runs" / "small"
+    shutil.rmtree(run / checkpoint_name(6))
+    on_a_set(desk, 48)
+    shutil.rmtree(desk / "set")
+    done = in_process("report", run, "--json")
+    assert done.returncode == 0
+    remarks = json.loads(done.stdout)["remarks"]
+    gone = f"{desk / 'set'}: no such file or folder"
+    assert [remark.split("; ")[0] for remark in remarks] == [
+        f"Negatives of small: No negatives to show: {gone}",
+        f"Map of small: No map to show: {gone}",
+    ]
+    assert set(remarks) <= set(done.stderr.splitlines())
+
+
+def test_where_a_report_cannot_go_is_told_before_it_is_drawn(desk, monkeypatch):
+    monkeypatch.setattr("emc2dist.run.report.page.Chains.of", lambda run: pytest.fail("drawn too early"))
+    (desk / "file").touch()
+    for out, words in ((desk / "file", "is no folder"), (desk / "file" / "in" / "it", f"{desk / 'file'} is no folder")):
+        done = in_process("report", desk / "runs" / "small", "--out", out)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"emc2dist: {out}: ")
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_what_is_near_a_run_folder_is_told_the_run(desk):
+    run = desk / "runs" / "small"
+    for near in (run / checkpoint_name(12), run / "spec.yaml", f"{run}/{checkpoint_name(12)}/"):
+        done = in_process("evaluate", near)
+        assert done.returncode == 1
+        assert done.stderr.endswith(f"(it has no spec.yaml); it lies in one, which is {run}\n")
+    assert "runs lie in it: small" in in_process("evaluate", desk / "runs").stderr
+    assert "give the one that `emc2dist train` named" in in_process("evaluate", desk).stderr
+
+
+def test_a_finished_run_without_rows_is_not_starting(desk):
+    (desk / "runs" / "small" / "metrics.jsonl").unlink()
+    done = in_process("watch", desk / "runs" / "small", "--once")
+    assert done.returncode == 1
+    assert "metrics.jsonl: holds no rows, though the run is finished" in done.stderr
+
+
+def test_what_evaluate_and_report_say_of_s3_reaches_the_data(desk, s3, monkeypatch):
+    """The run's own spec leads nowhere, nor does the environment."""
+    there = files.at(f"{s3.uri}/set/train.parquet")
+    there.write((write_set(desk / "local", 48) / "train.parquet").read_bytes())
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    words = ["s3.attempts=2", f"s3.endpoint={endpoint}"]
+    result, _ = evaluate(desk / "runs" / "small", f"data.path={s3.uri}/set", *words)
+    assert result["queries"] == 5
