@@ -19,10 +19,11 @@ def table(spec: Spec, summary: dict[str, Any], report: str | None) -> str:
     rows = [(what, f"{score:.3f}") for what, score in scores.items()]
     if rows:
         rows.insert(0, (f"kNN accuracy, k = {spec.eval.neighbours}", ""))
-    rows.append(("checkpoint", summary["checkpoint"]))
+    if summary["checkpoint"] is not None:  # a finished run's may have been removed
+        rows.append(("checkpoint", summary["checkpoint"]))
     if report is not None:
         rows.append(("report", report))
-    return columns(rows)
+    return columns(rows) if rows else ""
 
 
 def write_report(run: str) -> str | None:

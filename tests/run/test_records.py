@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command import in_process, start, wait_for
-from emc2dist.run.trainer import resolved, set_on, summarise
 from pictures import png
 from train.harness import SMALL, Run
 
@@ -20,8 +19,9 @@ from emc2dist import files
 from emc2dist.config import parse
 from emc2dist.errors import LaunchError, RunError
 from emc2dist.files import at
-from emc2dist.run import lock, trainer
+from emc2dist.run import driver, lock
 from emc2dist.run.checkpoints import examine
+from emc2dist.run.driver import resolved, set_on, summarise
 from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.train import checksums
 
@@ -79,7 +79,7 @@ def test_a_finished_run_says_which_of_the_values_given_now_it_does_not_have(desk
     status, result, said = train(desk, "eval.neighbours=5", "threads=2")
     remark = "the finished run's values stand, not those given now (threads: 0 -> 2; eval.neighbours: 3 -> 5)"
     assert (status, result["remarks"]) == (0, ["of its data", remark])
-    assert said[-1] == remark
+    assert said.count(remark) == 1
     assert contents(desk / "runs" / "small") == before
     assert train(desk)[1]["remarks"] == ["of its data"]
 
@@ -88,7 +88,7 @@ def test_a_run_that_goes_on_says_which_of_its_values_are_new(desk, monkeypatch):
     unfinished(desk)
     monkeypatch.setattr("emc2dist.run.cluster.connected", lambda spec: contextlib.nullcontext())
     monkeypatch.setattr("emc2dist.run.cluster.use_gpu", lambda spec: False)
-    monkeypatch.setattr("emc2dist.run.trainer._Run.go", lambda run: run.steps)
+    monkeypatch.setattr("emc2dist.run.driver._Run.go", lambda run: run.steps)
     status, result, said = train(desk, "eval.neighbours=5", "device=cpu")
     remark = "from step 12 on with other values than before (device: auto -> cpu; eval.neighbours: 3 -> 5)"
     assert (status, result["remarks"]) == (0, [remark]), said
@@ -222,9 +222,9 @@ def test_a_lock_whose_file_was_just_removed_is_taken_on_the_new_one(tmp_path, mo
 
 def test_a_terminal_that_goes_asks_as_sigterm_does_and_may_ask_twice():
     ended = []
-    before = {number: signal.signal(number, lambda *_: ended.append(_)) for number in trainer.ENDING}
+    before = {number: signal.signal(number, lambda *_: ended.append(_)) for number in driver.ENDING}
     try:
-        with set_on(*trainer.ENDING) as wanted:
+        with set_on(*driver.ENDING) as wanted:
             os.kill(os.getpid(), signal.SIGHUP)
             assert wanted.is_set()
             os.kill(os.getpid(), signal.SIGHUP)  # its shell's, after its kernel's
@@ -235,7 +235,7 @@ def test_a_terminal_that_goes_asks_as_sigterm_does_and_may_ask_twice():
         os.kill(os.getpid(), signal.SIGHUP)
         assert len(ended) == 2
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
-        with set_on(*trainer.ENDING) as wanted:
+        with set_on(*driver.ENDING) as wanted:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not wanted.is_set()
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -319,7 +319,7 @@ def test_what_a_report_leaves_out_is_said(desk):
 
 
 def test_where_a_report_cannot_go_is_told_before_it_is_drawn(desk, monkeypatch):
-    monkeypatch.setattr("emc2dist.run.report.page.Chains.of", lambda run: pytest.fail("drawn too early"))
+    monkeypatch.setattr("emc2dist.report.page.Chains.of", lambda run: pytest.fail("drawn too early"))
     (desk / "file").touch()
     for out, words in ((desk / "file", "is no folder"), (desk / "file" / "in" / "it", f"{desk / 'file'} is no folder")):
         done = in_process("report", desk / "runs" / "small", "--out", out)

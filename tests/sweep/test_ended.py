@@ -5,13 +5,13 @@ import json
 import pytest
 import yaml
 from command import in_process
-from emc2dist.run.sweep.folder import Record, SweepFolder
-from emc2dist.run.trainer import resolved
 from train.harness import SMALL
 
 from emc2dist.config import dump, load, load_sweep, parse
 from emc2dist.errors import LaunchError
+from emc2dist.run.driver import resolved
 from emc2dist.run.folder import RunFolder, checkpoint_name
+from emc2dist.sweep.folder import Record, SweepFolder
 from emc2dist.train.checkpoint import MANIFEST, Manifest
 
 
