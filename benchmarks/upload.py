@@ -2,7 +2,7 @@
 
     python benchmarks/upload.py [--rate 40]
 
-A small run in this process, whose keeper is that of the training job. In Ray Train's place stands what it does with a
+A small run in this process, whose writer is that of the training job. In Ray Train's place stands what it does with a
 checkpoint: it has it sent at once (SYNC), or on a thread (ASYNC). Storage takes `--rate` MiB/s, which is what a small
 S3 server on one machine took; sending costs no CPU here. Prints the seconds that training stood still for each
 checkpoint besides writing it to the local disk, and their ratio.
@@ -51,15 +51,15 @@ class SlowPlace(DiskPlace):
 
 
 class Timed:
-    """A keeper, and how long training stood in it."""
+    """A writer, and how long training stood in it."""
 
-    def __init__(self, keeper: loop.Keeper) -> None:
-        self.keeper = keeper
+    def __init__(self, writer: loop.CheckpointWriter) -> None:
+        self.writer = writer
         self.stood_s: list[float] = []
 
-    def keep(self, step: int, folder: Path, row: Row) -> None:
+    def write(self, step: int, folder: Path, row: Row) -> None:
         began = perf_counter()
-        self.keeper.keep(step, folder, row)
+        self.writer.write(step, folder, row)
         self.stood_s.append(perf_counter() - began)
 
 
@@ -86,11 +86,11 @@ def train(take: Callable[..., Any]) -> tuple[list[float], float]:
         take(checkpoint_upload_fn, checkpoint, checkpoint_dir_name)
 
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(ray.train, "report", report):
-        keeper = Timed(_CheckpointWriter(SPEC, RunFolder(SlowPlace(Path(folder))), Silent()))  # type: ignore[arg-type]
+        writer = Timed(_CheckpointWriter(SPEC, RunFolder(SlowPlace(Path(folder))), Silent()))  # type: ignore[arg-type]
         began = perf_counter()
-        parts = (store, Silent(), keeper, torch.device("cpu"), Silent(), Path(folder))
+        parts = (store, Silent(), writer, torch.device("cpu"), Silent(), Path(folder))
         loop.run(loop.Job(SPEC, images, Labelled(images, None, []), *parts))
-        return keeper.stood_s, perf_counter() - began
+        return writer.stood_s, perf_counter() - began
 
 
 def main() -> None:

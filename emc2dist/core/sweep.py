@@ -132,10 +132,10 @@ def _check(proposals: Tensor, carried: Tensor, kernel: str, burn_in_fraction: fl
 def _importance_resample(scores: Tensor, carried: Tensor, streams: Tensor) -> Sweep:
     weights = _softmax(torch.cat([scores, carried.unsqueeze(1)], 1))
     exists = weights.any(1)
-    ladder = weights.cumsum(1)
-    rung = uniforms(streams, 1, lane=_DRAW).to(weights.dtype) * ladder[:, -1:]
-    state = torch.searchsorted(ladder, rung, right=True).squeeze(1)
-    # Rounding can put the rung on the very top; the last candidate with weight owns it.
+    cdf = weights.cumsum(1)
+    threshold = uniforms(streams, 1, lane=_DRAW).to(weights.dtype) * cdf[:, -1:]
+    state = torch.searchsorted(cdf, threshold, right=True).squeeze(1)
+    # Rounding can put the threshold on the very top; the last candidate with weight owns it.
     last = scores.shape[1] - (weights.flip(1) > 0).int().argmax(1)
     state = torch.where(exists, torch.minimum(state, last), scores.shape[1])
     return Sweep(weights, state, (1 - weights[:, -1]) * exists, (scores != -torch.inf).sum(1))

@@ -70,7 +70,7 @@ def _train_rank(spec: Spec, run: RunFolder, store: ChainStore, channel: ChannelH
         return loop.run(loop.Job(spec, train, labelled, store, channel, writer, device, stop, own), choice.folder)
 
 
-class _CheckpointWriter(loop.Keeper):
+class _CheckpointWriter(loop.CheckpointWriter):
     """The sending of checkpoints to the run folder while training goes on, registered with Ray Train."""
 
     def __init__(self, spec: Spec, run: RunFolder, channel: ChannelHandle) -> None:
@@ -81,7 +81,7 @@ class _CheckpointWriter(loop.Keeper):
         self._idle = threading.Semaphore()
 
     @override
-    def keep(self, step: int, folder: Path, row: Row) -> None:
+    def write(self, step: int, folder: Path, row: Row) -> None:
         self._idle.acquire()  # one at a time: where storage is slow, local copies must not pile up
         try:
             ray.train.report(

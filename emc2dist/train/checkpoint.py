@@ -124,7 +124,7 @@ def _save(
             created=datetime.now(UTC).isoformat(timespec="seconds"), spec=dump(spec), version=emc2dist.__version__,
         )  # fmt: skip
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1))
-    checksums.seal(folder, generation)
+    checksums.write(folder, generation)
 
 
 def refuse_other_data(where: object, manifest: Manifest, images: Images) -> None:
@@ -156,8 +156,8 @@ def verify(place: Place, names: Collection[str] | None = None, *, contents: bool
         RunError: something is missing or damaged; names it.
     """
     manifest = read_manifest(place)
-    seals = checksums.seals(place, manifest.ranks, manifest.generation)
-    checksums.check(place, seals, seals if names is None else names, contents=contents)
+    listed = checksums.read(place, manifest.ranks, manifest.generation)
+    checksums.check(place, listed, listed if names is None else names, contents=contents)
     return manifest
 
 
@@ -172,7 +172,7 @@ def fetch(place: Place, scratch: Path, layout: Layout | None) -> Path:
     manifest = verify(place, contents=False)
     names = {MANIFEST, TRAINER}
     if layout is not None:
-        written = checksums.seals(place, manifest.ranks, manifest.generation)
+        written = checksums.read(place, manifest.ranks, manifest.generation)
         names |= {name for name in written if name.startswith("pending-")} | _share(manifest, layout)
     lists = {checksums.list_name(rank, manifest.ranks) for rank in range(manifest.ranks)}
     folder = place.fetch(scratch, names | lists)

@@ -24,8 +24,8 @@ from emc2dist.train import collectives
 _BUFFER = 2**24  # bytes read at a time: a GET each on S3
 
 
-class Seal(BaseModel):
-    """What a file was when it was written."""
+class Checksum(BaseModel):
+    """A file as it was written."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -38,12 +38,12 @@ class _List(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     generation: str
-    files: dict[str, Seal]
+    files: dict[str, Checksum]
 
 
-def seal(folder: Path, generation: str) -> None:
+def write(folder: Path, generation: str) -> None:
     """List all files of `folder`, which this rank wrote; the list is the last file to be written there."""
-    files = {path.name: _seal(path) for path in sorted(folder.iterdir())}
+    files = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
     text = _List(generation=generation, files=files).model_dump_json()
     (folder / list_name(collectives.rank(), collectives.world_size())).write_text(text)
 
@@ -53,9 +53,9 @@ def list_name(rank: int, ranks: int) -> str:
     return f"checksums-{rank:05d}-of-{ranks:05d}.json"
 
 
-def seals(place: Place, ranks: int, generation: str) -> dict[str, Seal]:
+def read(place: Place, ranks: int, generation: str) -> dict[str, Checksum]:
     """All files of the checkpoint in `place`, by its lists. Raises RunError where a list is missing or damaged."""
-    found: dict[str, Seal] = {}
+    found: dict[str, Checksum] = {}
     names = {entry.name for entry in place.entries()}
     for name in (list_name(rank, ranks) for rank in range(ranks)):
         if name not in names:
@@ -67,19 +67,19 @@ def seals(place: Place, ranks: int, generation: str) -> dict[str, Seal]:
     return found
 
 
-def check(place: Place, seals: Mapping[str, Seal], names: Collection[str], *, contents: bool = True) -> None:
+def check(place: Place, checksums: Mapping[str, Checksum], names: Collection[str], *, contents: bool = True) -> None:
     """Raise RunError unless these files are there, with the size and, if `contents`, the content that is listed."""
     entries = {entry.name: entry for entry in place.entries()}
     for name in sorted(names):
         if name not in entries:
             raise RunError(f"{name} is missing")
-        if name not in seals:
+        if name not in checksums:
             raise RunError(f"{name} is in no list of the checkpoint's files")
-        if entries[name].size != seals[name].size:
-            raise RunError(f"{name} has {entries[name].size} bytes, {seals[name].size} were written")
+        if entries[name].size != checksums[name].size:
+            raise RunError(f"{name} has {entries[name].size} bytes, {checksums[name].size} were written")
     for name in sorted(names) if contents else ():
         with io.BufferedReader(cast(io.RawIOBase, (place / name).open(entries[name])), _BUFFER) as stream:
-            if _digest(stream) != seals[name].sha256:
+            if _digest(stream) != checksums[name].sha256:
                 raise RunError(f"{name} is damaged: its SHA-256 is not the one that was written")
 
 
@@ -90,9 +90,9 @@ def _parse(place: Place) -> _List:
         raise RunError(f"{place.name} is damaged ({error.errors()[0]['msg']})") from error
 
 
-def _seal(path: Path) -> Seal:
+def _checksum(path: Path) -> Checksum:
     with path.open("rb") as stream:
-        return Seal(size=path.stat().st_size, sha256=_digest(stream))
+        return Checksum(size=path.stat().st_size, sha256=_digest(stream))
 
 
 def _digest(stream: "io.BufferedReader[Any]") -> str:

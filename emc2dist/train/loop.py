@@ -31,13 +31,13 @@ from emc2dist.train.meter import Meter
 from emc2dist.train.step import Trainer
 
 
-class Keeper(Protocol):
+class CheckpointWriter(Protocol):
     """Where checkpoints go."""
 
-    def keep(self, step: int, folder: Path, row: Row) -> None:
+    def write(self, step: int, folder: Path, row: Row) -> None:
         """Make one checkpoint of the files that all ranks wrote into their `folder`s; every rank calls it.
 
-        The folder is the keeper's from now on. It may be copied while training goes on, and is removed then.
+        The folder is the writer's from now on. It may be copied while training goes on, and is removed then.
         """
 
 
@@ -80,11 +80,11 @@ class Job:
     """What evaluation takes its images from; there is none where the voters have no labels."""
     store: ChainStore
     recorder: Recorder
-    keeper: Keeper
+    writer: CheckpointWriter
     device: torch.device
     stop: StopRequest
     scratch: Path
-    """A folder on this machine, this process's own; takes a checkpoint's files until the keeper has moved them."""
+    """A folder on this machine, this process's own; takes a checkpoint's files until the writer has moved them."""
 
 
 def run(job: Job, resume: Path | None = None) -> int:
@@ -107,7 +107,7 @@ class _Loop:
         spec, train, device = job.spec, job.train, job.device
         torch.manual_seed(spec.seed)
         self.spec, self.train, self.store, self.device = spec, train, job.store, device
-        self.recorder, self.keeper, self.stop, self.scratch = job.recorder, job.keeper, job.stop, job.scratch
+        self.recorder, self.writer, self.stop, self.scratch = job.recorder, job.writer, job.stop, job.scratch
         self.vote = collectives.Vote()
         self.order = order_for(spec, train)
         self.steps = spec.epochs * self.order.steps_per_epoch
@@ -119,7 +119,7 @@ class _Loop:
         self.loader = ViewLoader(train, RandomView(spec.views), spec.views.size, processes=spec.data.loaders)
         self.evaluation = Evaluation.of(spec, job.labelled)[0]
         self.stopping, self.due = False, False
-        self.kept, self.kept_at = 0, monotonic()
+        self.written, self.written_at = 0, monotonic()
 
     def close(self) -> None:
         self.loader.close()
@@ -193,36 +193,36 @@ class _Loop:
             return False
         stop, due = self.vote.cast(self.stop.is_set(), self._overdue())
         self.stopping, self.due = self.stopping or stop, self.due or due
-        if step == self.kept:
+        if step == self.written:
             self.due = False
-        elif (self.stopping or self.due) and self._may_keep(step):
+        elif (self.stopping or self.due) and self._may_write(step):
             applied = self.memory.park(step - 1)
-            self._keep(step, applied, {})
+            self._write_checkpoint(step, applied, {})
             if not self.stopping:
                 self.memory.start(step, applied)
-        return self.stopping and step == self.kept
+        return self.stopping and step == self.written
 
-    def _may_keep(self, step: int) -> bool:
+    def _may_write(self, step: int) -> bool:
         """Whether a checkpoint after `step` steps loses nothing: no part of an update, nor of what reads have seen."""
         return step % self.spec.optimiser.accumulate == 0 and self.memory.may_park(step - 1)
 
     def _overdue(self) -> bool:
         minutes = self.spec.checkpoint.minutes
-        return minutes is not None and monotonic() - self.kept_at > 60 * minutes
+        return minutes is not None and monotonic() - self.written_at > 60 * minutes
 
     def _checkpoint(self, step: int, row: Row) -> None:
-        self._keep(step, self.memory.settle(step - 1), row)
+        self._write_checkpoint(step, self.memory.settle(step - 1), row)
         if step < self.steps:
             self.memory.start(step, settled=step - 1)
 
-    def _keep(self, step: int, applied: int, row: Row) -> None:
+    def _write_checkpoint(self, step: int, applied: int, row: Row) -> None:
         collectives.barrier()
         parts = (self.spec, self.encoder, self.optimiser, self.store, self.generation, self.train.fingerprint)
         folder = self.scratch / f"checkpoint-{step}"
         folder.mkdir()
         checkpoint.save(folder, step, applied, *parts)
-        self.keeper.keep(step, folder, {"step": step, **row})
-        self.kept, self.kept_at, self.due = step, monotonic(), False
+        self.writer.write(step, folder, {"step": step, **row})
+        self.written, self.written_at, self.due = step, monotonic(), False
         self._record({"step": step, "last_checkpoint_timestamp_seconds": time()})
 
     def _record(self, row: Row) -> None:

@@ -297,7 +297,7 @@ def test_what_comes_from_a_run_is_escaped(copied, tmp_path):
     for path in copied.glob("checkpoint-*/manifest.json"):
         path.write_text(path.read_text().replace("path: digits", f"path: '{evil}'"))
         (path.parent / checksums.list_name(0, 1)).unlink()
-        checksums.seal(path.parent, json.loads(path.read_text())["generation"])
+        checksums.write(path.parent, json.loads(path.read_text())["generation"])
     (copied / "spec.yaml").write_text(spec.replace("path: digits", f"path: '{evil}'"))
     folder = copied.rename(tmp_path / "<b onclick=alert(3)>")
     other = shutil.copytree(folder, tmp_path / "other")  # of the same name, so both go by their folders

@@ -162,7 +162,7 @@ def foreign(run, tmp_path):
         manifest.write_text(manifest.read_text().replace("seed: 0", "seed: 7"))
         listed = path_of(run, 12) / "checksums-00000-of-00001.json"
         listed.unlink()
-        checksums.seal(path_of(run, 12), json.loads(manifest.read_text())["generation"])
+        checksums.write(path_of(run, 12), json.loads(manifest.read_text())["generation"])
         return 12, "is of another run than spec.yaml beside it (seed: 7 -> 0)"
 
     return of

@@ -275,7 +275,7 @@ def on_a_set(desk, images):
     for file in (path, path.parents[1] / "spec.yaml"):
         file.write_text(file.read_text().replace("path: digits", data, 1))
     (path.parent / checksums.list_name(0, 1)).unlink()
-    checksums.seal(path.parent, json.loads(path.read_text())["generation"])
+    checksums.write(path.parent, json.loads(path.read_text())["generation"])
 
 
 def test_evaluation_says_where_its_images_are_others_than_those_of_the_run(desk):

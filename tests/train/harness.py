@@ -54,7 +54,7 @@ class Run:
     def record(self, row):
         self.rows.append(dict(row))
 
-    def keep(self, step, folder, row):
+    def write(self, step, folder, row):
         self.checkpoints[step] = self.folder / f"{self.spec.name}-{step}"
         shutil.move(folder, self.checkpoints[step])
 
@@ -100,7 +100,7 @@ class Rank:
         CountedParallel.reductions = 0
         dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=spec.workers)
         run = Run(spec, Path(folder), stop_after)
-        run.keep = lambda step, source, row: send(source, files.at(folder))
+        run.write = lambda step, source, row: send(source, files.at(folder))
         train = open_images(spec.data, "train")
         labelled = open_labelled(spec.data, spec.eval, train)
         try:

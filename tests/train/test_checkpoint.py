@@ -112,7 +112,7 @@ def test_names_and_sizes_alone_tell_what_is_missing_or_short(whole, tmp_path):
 def test_files_of_two_attempts_never_make_one_checkpoint(whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "mixed")
     (folder / "checksums-00000-of-00001.json").unlink()
-    checksums.seal(folder, "second")
+    checksums.write(folder, "second")
     with pytest.raises(RunError, match="belongs to another attempt"):
         checkpoint.verify(files.at(folder), contents=False)
 

@@ -46,7 +46,7 @@ def propose(stale_rows: Tensor, stale_carried: Tensor, streams: Tensor) -> Propo
     -inf marks a row that is no proposal (own sample, carried sample, no feature), and a chain not yet visited.
     """
     scores = torch.cat([stale_rows, stale_carried.unsqueeze(1)], 1)
-    # Gumbel-max: exact, and no ladder of partial sums to round.
+    # Gumbel-max: exact, and no partial sums to round.
     noise = -(-uniforms(streams, scores.shape[1], lane=_CHOICE).log()).log()
     drawn = (scores.double() + noise).argmax(1)
     drawn_score = scores.gather(1, drawn.unsqueeze(1)).squeeze(1)
