@@ -219,10 +219,10 @@ BURNS = [("mh", ["negatives.burn_in_fraction=0"]), ("mh", []), ("isir", [])]
 def test_the_average_gradient_is_the_exact_one(kernel, more):
     """Few samples, many sweeps: the mean gradient is as near the exact one as independent samples would come."""
     z = digit_features(16)[:1]
-    found = certify(FrozenRun(chain(kernel, *more), z, 4, 0.2), 2_400)
+    found = certify(FrozenRun(chain(kernel, *more), z, 4, 0.2), 1_200)
     assert found.ratio < 1.5
-    assert found.relbias < 0.06
-    assert certify(FrozenRun(contrast("dcl", "in_batch"), z, 4, 0.2), 600).relbias > 0.2
+    assert found.relbias < 0.12
+    assert certify(FrozenRun(contrast("dcl", "in_batch"), z, 4, 0.2), 600).relbias > 0.24
 
 
 @pytest.mark.parametrize(("kernel", "more"), BURNS)
@@ -238,8 +238,15 @@ def test_carried_states_carry_gradient(kernel, more):
     assert gradient[:, outside].norm() > 0.05 * gradient.norm()
 
 
-@pytest.mark.parametrize("batch_size", [4, 16, 64])
-@pytest.mark.parametrize("kernel", ["mh", "isir"])
+@pytest.mark.parametrize(
+    ("kernel", "batch_size"),
+    [
+        ("mh", 16),
+        ("isir", 4),
+        *(pytest.param("mh", size, marks=pytest.mark.slow) for size in (4, 64)),
+        *(pytest.param("isir", size, marks=pytest.mark.slow) for size in (16, 64)),
+    ],
+)
 def test_unbiased(kernel, batch_size):
     """Certificate 2, short: at most 1.5 times what independent samples would leave. The long one is slow."""
     steps = {4: 2_000, 16: 1_500, 64: 800}[batch_size]

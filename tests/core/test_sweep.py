@@ -129,8 +129,15 @@ def test_refuses(arguments, message):
         kernels.sweep(torch.zeros(2, 3), torch.zeros(2, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("kernel", ["mh", "isir"])
-@pytest.mark.parametrize("temperature", [0.07, 0.2])
+@pytest.mark.parametrize(
+    ("kernel", "temperature"),
+    [
+        ("mh", 0.07),
+        ("isir", 0.2),
+        pytest.param("mh", 0.2, marks=pytest.mark.slow),
+        pytest.param("isir", 0.07, marks=pytest.mark.slow),
+    ],
+)
 def test_chains_visit_their_target(kernel, temperature):
     """Certificate 1: frozen features of 64 digits; histograms approach pi as 1/sqrt(visits), below 0.03 by 20,000."""
     samples, batch, visits = 64, 16, 20_000
