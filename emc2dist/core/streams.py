@@ -23,7 +23,9 @@ def fork(stream: int | Tensor, *labels: int | Tensor) -> Tensor:
         if isinstance(label, int):  # as a number: a tensor of it would be a copy to the GPU, which waits
             state = _mix(_mix(state) + _signed((label * _GOLDEN + 1) & _MASK))
         else:
-            state = _mix(_mix(state.to(label.device)) + label.long() * _signed(_GOLDEN) + 1)
+            # A number on the CPU goes along as it is: moved to the GPU, it would be waited for.
+            state = state if state.ndim == 0 and state.device.type == "cpu" else state.to(label.device)
+            state = _mix(_mix(state) + label.long() * _signed(_GOLDEN) + 1)
     return state & ((1 << 63) - 1)
 
 

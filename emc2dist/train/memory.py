@@ -29,6 +29,7 @@ from emc2dist.core.estimators import FEATURES, CachedRows, Recall
 from emc2dist.core.streams import seed_of
 from emc2dist.data.sampler import EpochOrder, rank_slice
 from emc2dist.store import ChainStore, Commit, Pending, Rows, Tables
+from emc2dist.train import transfer
 
 _CACHE_DRAW = 1  # label of the random stream that draws cache rows
 
@@ -111,13 +112,15 @@ class Memory:
 
     def remember(self, step: int, columns: Mapping[str, Mapping[str, Tensor]], encoded: Encoded) -> None:
         """Keep what step `step` found out, to be sent with the next exchange: columns by anchor [A], and features."""
-        own = self._samples(step)
-        writes = {
-            table: Rows(own, {name: self._samples_of(values) for name, values in named.items()})
-            for table, named in columns.items()
-        }
+        found = {(table, name): self._samples_of(v) for table, named in columns.items() for name, v in named.items()}
         if FEATURES in self.schema:
-            writes[FEATURES] = self._features(step, encoded)
+            dtype = getattr(torch, self.schema[FEATURES]["feature"].dtype)
+            found |= {(FEATURES, "index"): encoded.index, (FEATURES, "feature"): encoded.features.to(dtype)}
+        arrays = dict(zip(found, transfer.to_numpy(found.values()), strict=True))
+        own = self._samples(step)
+        writes = {table: Rows(own, {name: arrays[table, name] for name in named}) for table, named in columns.items()}
+        if FEATURES in self.schema:
+            writes[FEATURES] = _features(step, arrays[FEATURES, "index"], arrays[FEATURES, "feature"])
         self._commit = Commit(step, self._rank, writes) if writes else None
 
     def settle(self, step: int) -> int:
@@ -193,19 +196,9 @@ class Memory:
         named = {name: self._tensor(values) for name, values in columns.items()}
         return CachedRows(self._tensor(index), named["feature"], named["present"], named["written_at"])
 
-    def _features(self, step: int, encoded: Encoded) -> Rows:
-        index = _numpy(encoded.index)
-        dtype = self.schema[FEATURES]["feature"].dtype
-        columns = {
-            "feature": _numpy(encoded.features.to(getattr(torch, dtype))),
-            "present": np.ones(len(index), bool),
-            "written_at": np.full(len(index), step, np.int32),
-        }
-        return Rows(index, columns)
-
-    def _samples_of(self, values: Tensor) -> NDArray:
+    def _samples_of(self, values: Tensor) -> Tensor:
         """[V * b, ...] by anchor -> [b, V, ...] by sample."""
-        return _numpy(values.unflatten(0, (self._spec.views.count, -1)).transpose(0, 1))
+        return values.unflatten(0, (self._spec.views.count, -1)).transpose(0, 1)
 
     def _anchors(self, column: NDArray) -> Tensor:
         """[b, V, ...] by sample -> [V * b, ...] by anchor."""
@@ -213,8 +206,13 @@ class Memory:
 
     def _tensor(self, column: NDArray) -> Tensor:
         column = column.astype(np.int64) if column.dtype == np.int32 else column
-        return torch.from_numpy(np.ascontiguousarray(column)).to(self._device)
+        return transfer.to_device(torch.from_numpy(np.ascontiguousarray(column)), self._device)
 
 
-def _numpy(tensor: Tensor) -> NDArray:
-    return tensor.detach().cpu().contiguous().numpy()
+def _features(step: int, index: NDArray[np.int64], features: NDArray) -> Rows:
+    columns = {
+        "feature": features,
+        "present": np.ones(len(index), bool),
+        "written_at": np.full(len(index), step, np.int32),
+    }
+    return Rows(index, columns)

@@ -30,7 +30,7 @@ from emc2dist.data.sampler import EpochOrder, rank_slice
 from emc2dist.errors import DataError, NonFiniteError
 from emc2dist.towers.encoder import running_statistics
 from emc2dist.towers.optim import learning_rate, set_learning_rate
-from emc2dist.train import collectives
+from emc2dist.train import collectives, transfer
 from emc2dist.train.memory import Encoded, Memory
 from emc2dist.train.timing import Stopwatch
 
@@ -176,15 +176,16 @@ class Trainer:
 
     def _encode_again(self, index: Tensor, step: int) -> Tensor:
         """[m, D]: one fresh view of each sample, encoded with gradient."""
-        seeds = fork(self.spec.seed, _VIEWS, step, index.cpu(), self.spec.views.count)
+        samples = index.cpu()
+        seeds = fork(self.spec.seed, _VIEWS, step, samples, self.spec.views.count)
         with self.stopwatch.phase("data_wait"):
-            (images,) = _made(self._loader.submit(index.cpu().numpy(), seeds.unsqueeze(0).numpy(), urgent=True))
+            (images,) = _made(self._loader.submit(samples.numpy(), seeds.unsqueeze(0).numpy(), urgent=True))
         # Past DDP's wrapper: the parameters already took part in this step's forward, and a rank may have nothing to
         # encode again. A handful of negatives has no batch statistics of its own, hence the running ones.
         encoder = collectives.unwrapped(self.model)
         with self.stopwatch.phase("forward"), running_statistics(encoder):
-            features = self._encode(encoder, images.to(self.device))
-        _check_finite(features, lambda slot: (self._rank, int(index[slot])), step)
+            features = self._encode(encoder, transfer.to_device(images, self.device))
+        _check_finite(features, lambda slot: (self._rank, int(samples[slot])), step)
         return features
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -194,7 +195,7 @@ class Trainer:
 
     def _gathered(self, step: int, features: Tensor) -> Batch:
         gathered = collectives.gather_features(features)
-        index = torch.from_numpy(self._order.batch(step)).to(self.device)
+        index = transfer.to_device(torch.from_numpy(self._order.batch(step)), self.device)
         own = features.shape[1]
         _check_finite(gathered.transpose(0, 1).flatten(1), lambda slot: (slot // own, int(index[slot])), step)
         first = self._rank * own
@@ -229,7 +230,7 @@ class _Again:
     def __call__(self, side: str, samples: Tensor) -> Tensor:
         """Features [m, D] of samples int64 [m], with gradient."""
         missing = samples.unique()
-        missing = missing[~torch.isin(missing, self._index)]
+        missing = missing[~torch.isin(missing, self._index, assume_unique=True)]
         if len(missing):
             self._index = torch.cat([self._index, missing])
             self._features = torch.cat([self._features, self._encode(missing)])

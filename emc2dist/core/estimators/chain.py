@@ -164,10 +164,11 @@ class _Pool:
         """[A]: one sample per anchor at `where` [A], by the batch's features or encoded again; any elsewhere."""
         score, here = self.find(samples)
         outside = where & ~here
-        if not outside.any():
+        rows = outside.nonzero().squeeze(1)  # once: every mask that indexes makes the host wait for a GPU
+        if not len(rows):
             return score
         keys = torch.zeros_like(self._batch.anchors(self._what.anchors))
-        keys[outside] = self._encode(self._what.keys, samples[outside]).to(keys.dtype)
+        keys = keys.index_copy(0, rows, self._encode(self._what.keys, samples[rows]).to(keys.dtype))
         return torch.where(outside, self._what.score_each(self._batch, keys, samples), score)
 
     def refreshed(self, carried: Carried, where: Tensor) -> Carried:

@@ -46,6 +46,6 @@ class MovingAverage(Estimator):
 
     def _blended(self, before: Tensor, now: Tensor, visited: Tensor) -> Tensor:
         """[A]: the new log u; a first visit takes the batch's mean as it stands."""
-        kept, fresh = torch.tensor([1 - self.rate, self.rate], dtype=now.dtype, device=now.device).log()
-        blended = torch.logaddexp(kept + before.to(now.dtype), fresh + now)
+        kept = math.log(1 - self.rate) if self.rate < 1 else -math.inf
+        blended = torch.logaddexp(kept + before.to(now.dtype), math.log(self.rate) + now)
         return torch.where(visited, blended, now)
