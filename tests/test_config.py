@@ -55,6 +55,8 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("epochs=true", ["epochs", "True", "integer"]),
         ("epochs=1.5", ["epochs", "1.5", "integer"]),
         ("negatives.kernel=gibbs", ["kernel", "gibbs", "'mh' or 'isir'"]),
+        ("objective=", ["objective: got nothing", "objective=emc2"]),
+        ("objective=SimCLR", ["objective: got 'SimCLR'", "the nearest is simclr"]),
         ("objective=byol", ["objective: got 'byol'", "emc2", "sogclr"]),
         ("negatives.cache_proposals=-8", ["cache_proposals", "-8"]),
         ("lr=nan", ["lr", "nan", "finite"]),
@@ -132,6 +134,16 @@ def test_an_objective_by_its_bare_name_brings_its_negatives(before, said, object
     spec = parse(MINIMAL + before, said)
     assert (spec.objective.name, spec.negatives.name) == (objective, negatives)
     assert parse(dump(spec)) == spec
+
+
+def test_negatives_of_the_file_that_an_objective_takes_the_place_of_are_told(capsys):
+    chain = MINIMAL + "negatives: {name: chain, kernel: isir}\n"
+    parse(chain, ["objective=dclw"])
+    said = "objective=dclw: takes the place of the file's negatives too; objective.name=dclw keeps them"
+    assert said in capsys.readouterr().err
+    assert parse(chain, ["objective.name=dclw"]).negatives.kernel == "isir"
+    parse(MINIMAL, ["objective=dclw"])
+    assert capsys.readouterr().err == ""
 
 
 def test_a_sweep_takes_presets_and_what_they_are_of():

@@ -37,8 +37,8 @@ _FORMS = {
     "dict_type": "write keys and their values, as in {KEY: VALUE}",
     "model_type": "write keys and their values, as in {KEY: VALUE}",
 }
-_CHOSEN = ("objective", "negatives")
-"""Sections that are one of several, chosen by their name."""
+_CHOSEN = {"objective": "emc2", "negatives": "chain"}
+"""Sections that are one of several, chosen by their name, and a name for example."""
 _SHOWN = 200  # characters of a value that a message repeats
 _TOLD = 5  # errors of one spec that a message tells
 
@@ -204,13 +204,17 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str], model: type[Base
             raise SpecError(f"{override!r}: an override is written key=value, as in lr=1e-3 or data.limit=512")
         _, kind = _place(model, key)
         if _fields(kind) and value in ("", *_NULL):
-            raise SpecError(f"{key}: got nothing; give it keys and their values, as in {key}={{KEY: VALUE}}")
+            form = f"{key}={_CHOSEN[key]}" if key in _CHOSEN else f"{key}={{KEY: VALUE}}"
+            wanted = "its name" if key in _CHOSEN else "keys and their values"
+            raise SpecError(f"{key}: got nothing; give it {wanted}, as in {form}")
         meant = spec_text.unquoted(value) if _takes_text(kind) else spec_text.flow(value, key)
         for parts, item in _flat(model, key, meant):
             if said.get(parts, override) != override:  # as where a script has its own before what it is given
                 say(f"{'.'.join(parts)}: given more than once on the command line; the last one holds")
             said[parts] = override
             pairs.append((parts, item))
+            if parts == ("objective",) and isinstance(item, str) and "negatives" in tree:
+                say(f"objective={item}: takes the place of the file's negatives too; objective.name={item} keeps them")
     _put_all(tree, pairs)
     return tree
 

@@ -63,6 +63,6 @@ def _section(key: str, given: Any, names: Sequence[str]) -> dict[str, Any]:
     name = section.get("name")
     if name is None or (isinstance(name, str) and name in names):
         return section
-    nearest = difflib.get_close_matches(str(name), names, n=1)
+    nearest = difflib.get_close_matches(str(name).lower(), names, n=1)
     hint = f"; the nearest is {nearest[0]}" if nearest else ""
     raise ValueError(f"{key}: got {name!r}; allowed are {', '.join(names)}{hint}")
