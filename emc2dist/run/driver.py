@@ -116,7 +116,7 @@ def _of_finished(folder: RunFolder, spec: Spec, done: dict[str, Any]) -> dict[st
     """The summary of a finished run, and what it cannot have heeded of the spec that it is asked for with."""
     say(f"{folder.place}: this run is finished; give it another name to run it again")
     remarks = []
-    if new := folder.new_values(spec):
+    if new := [value for value in folder.new_values(spec) if not value.startswith("watch.report:")]:  # it is heeded
         remarks.append(f"the finished run's values stand, not those given now ({'; '.join(new)})")
     if done["checkpoint"] is None:
         remarks.append(folder.without_checkpoints())

@@ -98,7 +98,7 @@ def test_two_workers_two_shards_leave_a_run_folder(spec_file, tmp_path):
     assert in_process("export", folder, out).returncode == 0
     exported = load_file(out)
     trained = load_file(Path(result["checkpoint"]) / "trainer.safetensors")
-    assert exported["layer1.0.conv1.weight"].equal(trained["encoder/backbone.layer1.0.conv1.weight"])
+    assert exported["blocks.1.0.weight"].equal(trained["encoder/backbone.blocks.1.0.weight"])
     assert not any(name.startswith("fc") for name in exported)
 
     other = in_process("train", spec_file, "temperature=0.5")

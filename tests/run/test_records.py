@@ -140,12 +140,13 @@ def test_a_finished_run_whose_checkpoints_are_gone_says_so_and_what_to_do(desk):
     status, result, said = train(desk)
     assert (status, result["checkpoint"]) == (0, None)
     assert said.count(result["remarks"][-1]) == 1
-    assert said[-1].startswith(f"{run}: its checkpoints are gone, ")
-    assert said[-1].endswith(f"; put one back, or remove {run / 'summary.json'} and train it again")
+    gone = result["remarks"][-1]
+    assert gone.startswith(f"{run}: its checkpoints are gone, ")
+    assert gone.endswith(f"; put one back, or remove {run / 'summary.json'} and train it again")
     for words in (["evaluate", run], ["export", run, desk / "out.safetensors"]):
         done = in_process(*words)
-        assert (done.returncode, done.stderr) == (1, f"emc2dist: {said[-1]}\n")
-    assert said[-1] in in_process("checkpoint", "ls", run).stderr
+        assert (done.returncode, done.stderr) == (1, f"emc2dist: {gone}\n")
+    assert gone in in_process("checkpoint", "ls", run).stderr
     (run / "summary.json").unlink()
     assert train(desk)[2][-1] == "emc2dist: this test has no cluster"  # it would be trained again
     assert "holds no checkpoint yet" in in_process("evaluate", run).stderr
