@@ -1335,6 +1335,66 @@ def test_a_table_that_contradicts_the_folders_is_refused(run, tmp_path):
     assert summary["remarks"] == ["2 classes, by the names of folders: batch_0, batch_1"]
 
 
+@pytest.mark.parametrize("folder", ["", "cat/"], ids=["labels by the table", "labels by folders"])
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "labels.tsv"])
+def test_a_table_that_tells_other_splits_than_the_folders_is_refused(run, tmp_path, name, folder):
+    frame = pd.DataFrame(
+        {
+            "file_name": [f"{n}.png" for n in range(8)],
+            "label": ["cat", "dog"] * 4,
+            "Split": ["train"] * 6 + ["test"] * 2,
+        }
+    )
+    if folder:
+        frame = frame.drop(columns="label")
+    source = plant(tmp_path / "pets", {f"{folder}{n}.png": picture() for n in range(8)} | {"dog/8.png": picture()})
+    if not folder:
+        (source / "dog" / "8.png").unlink()
+
+    def write() -> None:
+        if name.endswith("jsonl"):
+            frame.to_json(source / name, orient="records", lines=True)
+        else:
+            frame.to_csv(source / name, index=False, sep="\t" if name.endswith("tsv") else ",")
+
+    write()
+    with pytest.raises(
+        DataError,
+        match=rf"{name}: column `Split` tells other splits of 2 of 8 images than their folders, which tell train "
+        r"\('test' of 6\.png\); move each into a folder called as its split, or rename the column",
+    ):
+        run(source)
+    frame = frame.rename(columns={"Split": "split as published"})
+    write()
+    assert run(source)[0]["rows"] == {"train": 8 + bool(folder)}
+
+
+def test_a_table_that_tells_the_splits_of_the_folders_is_read(run, tmp_path):
+    images = {f"{name}.png": picture() for name in ("train/0", "train/1", "valid/2", "valid/3")}
+    rows = b"file,label,split\n0,cat,TRAIN\n1,dog,train\n2,dog,val\n3,cat,validation\n"
+    _, dest = run(plant(tmp_path / "pets", images | {"labels.csv": rows}))
+    assert (table_of(dest, "train"), table_of(dest, "validation")) == ([0, 1], [1, 0])
+
+
+def test_rows_of_a_table_that_name_no_image_are_counted(run, tmp_path):
+    images = {f"{name}.png": picture() for name in ("train/0", "train/1", "test/2", "test/3")}
+    rows = "file,label\ntrain/0.png,cat\n1,dog\n2,dog\n3.png,cat\n" + "".join(f"g{n}.png,bird\n" for n in range(50))
+    source = plant(tmp_path / "pets", images | {"labels.csv": rows.encode()})
+    summary, dest = run(source)
+    assert (table_of(dest, "train"), table_of(dest, "test")) == ([0, 1], [1, 0])
+    assert "50 of 54 rows of labels.csv name no image, such as 'g0.png'" in summary["remarks"]
+    (source / "labels.csv").write_text(rows.partition("g0")[0])
+    assert not any("name no image" in remark for remark in run(source, "b")[0]["remarks"])
+
+
+def test_tables_are_named_where_folders_tell_the_classes_too(run, pets):
+    plant(pets, {"HAM_metadata.csv": b"image_id,dx\n0,nv\n", "train_test_split.txt": b"0 1\n"})
+    assert run(pets)[0]["remarks"][1:3] == [
+        "1 tables (HAM_metadata.csv) were not read: there are labels without them",
+        "1 lists of splits (train_test_split.txt) were not read: images are of the splits of their folders",
+    ]
+
+
 def test_tables_and_lists_that_were_not_read_are_named(run, tmp_path):
     images = {f"{name}.png": picture() for name in ("0", "1")}
     nih = plant(
