@@ -33,8 +33,7 @@ def split_of(name: str) -> str | None:
     Raises:
         DataError: it tells two.
     """
-    words = [token.lower() for token in _TOKEN.findall(name)]
-    told = [_SPLIT_OF[word] for each in words if (word := _OF_A_SPLIT.sub("", each)) in _SPLIT_OF]
+    told = [_SPLIT_OF[word] for each in words(name) if (word := _OF_A_SPLIT.sub("", each)) in _SPLIT_OF]
     others = [split for split in told if split != told[0]]
     if others:
         raise DataError(f"{name}: its name tells two splits, {told[0]} and {others[0]}; rename it so that it tells one")
@@ -44,6 +43,19 @@ def split_of(name: str) -> str | None:
 def is_plain(name: str) -> bool:
     """Whether a name is that of a split and nothing more, but for digits."""
     return name.lower().rstrip("0123456789_-") in _SPLIT_OF
+
+
+def words(name: str) -> list[str]:
+    """The words of a name, in lower case: of `trainA_1`, train and a."""
+    return [token.lower() for token in _TOKEN.findall(name)]
+
+
+def tells_split(name: str) -> bool:
+    """Whether a name tells a split, and one alone."""
+    try:
+        return split_of(name) is not None
+    except DataError:
+        return False
 
 
 def series(name: str) -> str:

@@ -992,6 +992,21 @@ def test_every_folder_may_be_told_to_be_a_class(run, tmp_path):
         run(source, "other", kind="classes")
 
 
+def test_images_beside_the_splits_that_are_named_are_left_out(run, tmp_path):
+    names = ("train/good/0", "train/good/1", "test/good/2", "test/broken/3")
+    source = plant(tmp_path / "bottle", {f"{name}.png": picture() for name in names})
+    plant(source, {f"{name}.png": picture() for name in ("ground_truth/broken/3_mask", "ground_truth/broken/4", "5")})
+    plant(source, {"labels.csv": b"name,label\n0,good\n4,good\n5,good\n"})
+    with pytest.raises(DataError, match=r"bottle: ground_truth/ is .*; or name .*: --split test --split train$"):
+        run(source)
+    summary, dest = run(source, splits=["train", "test=validation"])
+    assert summary["rows"] == {"train": 2, "validation": 2}
+    assert read_manifest(files.at(dest)).classes == ["broken", "good"]
+    assert (table_of(dest, "train"), table_of(dest, "validation")) == ([1, 1], [0, 1])
+    said = "3 images in no folder of a split were left out, such as 5.png"
+    assert [remark for remark in summary["remarks"] if "left out" in remark or "no image" in remark] == [said]
+
+
 def test_a_class_that_no_training_image_has_is_said(run, tmp_path):
     source = plant(
         tmp_path / "pets",
@@ -1321,18 +1336,18 @@ def test_names_that_two_splits_have_are_none_in_a_table_of_both(run, tmp_path):
 
 
 def test_a_table_that_contradicts_the_folders_is_refused(run, tmp_path):
-    images = {f"train/batch_{n % 2}/{n}.png": picture() for n in range(4)}
+    images = {f"train/site_{n % 2}/{n}.png": picture() for n in range(4)}
     source = plant(tmp_path / "pets", images | {"train/metadata.csv": b"file_name,label\n0.png,a\n1.png,a\n2.png,b\n"})
     with pytest.raises(
         DataError,
         match=r"train/metadata\.csv: column `label` tells other classes than the images' folders "
-        r"\('a' in batch_0/, 'b' in batch_0/\); if the folders are right, move the file elsewhere",
+        r"\('a' in site_0/, 'b' in site_0/\); if the folders are right, move the file elsewhere",
     ):
         run(source)
     (source / "train" / "metadata.csv").write_text("file_name,label\n0.png,7\n1.png,8\n2.png,7\n3.png,8\n")
     summary, dest = run(source)  # the same, by other names
-    assert read_manifest(files.at(dest)).classes == ["batch_0", "batch_1"]
-    assert summary["remarks"] == ["2 classes, by the names of folders: batch_0, batch_1"]
+    assert read_manifest(files.at(dest)).classes == ["site_0", "site_1"]
+    assert summary["remarks"] == ["2 classes, by the names of folders: site_0, site_1"]
 
 
 @pytest.mark.parametrize("folder", ["", "cat/"], ids=["labels by the table", "labels by folders"])
