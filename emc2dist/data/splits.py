@@ -58,6 +58,11 @@ def tells_split(name: str) -> bool:
         return False
 
 
+def is_of_split(name: str) -> bool:
+    """Whether a name is a split's and says no more than of what: `val2017`, `train_images`; not `test tube`."""
+    return tells_split(name) and all(len(w) == 1 or _OF_A_SPLIT.sub("", w) in ("", *_SPLIT_OF) for w in words(name))
+
+
 def series(name: str) -> str:
     """What the parts of one whole have in common: a name without its numbers. Of `train_0` and `train_1`: train."""
     return _NUMBERS.sub("", name).lower()

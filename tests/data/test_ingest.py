@@ -371,7 +371,7 @@ def test_tar_shards(run, tmp_path, capsys):
     assert made.label.tolist() == [1, 0, 0]
     assert "label" not in table(dest, "validation")
     said = capsys.readouterr().err
-    assert "1 samples without an image were passed over" in said
+    assert "1 labels of no image were passed over (d.*)" in said
     assert "1 files that are no images were passed over (.txt 1)" in said
     assert "validation: 1 of 1 images have no label" in summary["remarks"]
     assert summary["duplicates"] == 2
@@ -1047,6 +1047,56 @@ def test_further_images_of_the_samples_of_a_tar_are_passed_over(run, tmp_path):
     pairs = {f"{n}.{side}.png": picture() for n in range(2) for side in ("left", "right")}
     with pytest.raises(DataError, match=r"x\.tar, 0\.right\.png: a second image of its sample, beside 0\.left\.png"):
         run(shard(tmp_path / "b" / "x.tar", pairs), "pairs")
+
+
+def test_folders_in_a_shard_that_tell_other_splits_are_refused(run, tmp_path):
+    members = {f"data/{split}/{kind}/{n}.png": picture() for split in ("train", "test") for kind in "ab" for n in "01"}
+    source = shard(tmp_path / "shards" / "data.tar", members)
+    message = (
+        r"data\.tar: its folders tell other splits than train, as which it is read: data/train/ \(4 images\), "
+        r"data/test/ \(4 images\); unpack it and give the folder"
+    )
+    for options in ({}, {"splits": ["train", "test"]}):
+        with pytest.raises(DataError, match=message):
+            run(source, **options)
+    (source / "data.tar").unlink()
+    for split in ("train", "val"):
+        folder = "validation_images" if split == "val" else split
+        shard(source / f"{split}-0.tar", {f"{folder}/test tube/{n}.png": picture() for n in range(2)})
+    assert run(source)[0]["rows"] == {"train": 2, "validation": 2}
+    assert run(source / "val-0.tar", "alone")[0]["rows"] == {"train": 2}  # which is said
+    (source / "val-0.tar").rename(source / "test-0.tar")
+    with pytest.raises(DataError, match=r"test-0\.tar: .* than test, .*: validation_images/ \(2 images\)"):
+        run(source, "b")
+
+
+def test_a_label_is_that_of_the_one_image_of_its_sample(run, tmp_path):
+    images = {f"{n}.input.png": picture() for n in range(3)}
+    labels = {"0.output.cls": b"cat", "1.output.cls": b"dog", "2.output.cls": b"cat"}
+    summary, dest = run(shard(tmp_path / "shards" / "x.tar", images | labels))
+    assert table_of(dest, "train") == [0, 1, 0]
+    assert not any("passed over" in remark for remark in summary["remarks"])
+    shard(tmp_path / "shards" / "x.tar", images | labels | {"2.fine.cls": b"tabby"})
+    with pytest.raises(DataError, match=r"x\.tar, 2\.input\.png: 2\.output\.\* and 2\.fine\.\* tell labels of its"):
+        run(tmp_path / "shards", "b")
+    dots = {"scan v1.0.png": picture(), "scan v1.0.cls": b"cat", "scan v2.3.png": picture(), "scan v2.7.cls": b"dog"}
+    with pytest.raises(DataError, match=r"scan v2\.3\.png: has no label"):  # that of another image, which is gone
+        run(shard(tmp_path / "dots" / "x.tar", dots), "d")
+    shard(tmp_path / "shards" / "x.tar", images | labels | {"2.fine.cls": b"tabby", "2.cls": b"emu"})
+    summary, dest = run(tmp_path / "shards", "c")
+    assert table_of(dest, "train") == [0, 1, 2]
+    assert "2 labels of no image were passed over (2.fine.*)" in summary["remarks"]
+
+
+@pytest.mark.parametrize("name", ["train.tar", "a/x.zip", "0.parquet"])
+def test_a_shard_of_what_is_packed_is_told_to_be_unpacked(run, tmp_path, name):
+    source = shard(tmp_path / "shards" / "x.tar", {name: b"x", ".hidden": b"", "README": b""})
+    with pytest.raises(
+        DataError,
+        match=rf"no images in 1 shards \(1 hidden files .*\) \(2 files that are no images were passed over \(.*"
+        rf"{Path(name).suffix} 1.*; unpack \S+/x\.tar, and give what is in it, as {name}",
+    ):
+        run(source)
 
 
 def test_shards_tell_their_splits_wherever_the_word_stands(run, tmp_path):
