@@ -13,6 +13,8 @@ from emc2dist.errors import DataError
 
 EVALUATED = ("test", "validation")
 """Splits that are asked about in evaluation, the first that has labels."""
+COLUMNS = ("split", "splits", "set", "subset", "dataset", "partition", "usage", "phase")
+"""Headings of columns that tell splits, in lower case."""
 
 _WORDS = {
     "train": ("train", "training"),

@@ -1188,6 +1188,10 @@ def test_what_is_packed_is_refused_with_what_to_do(run, tmp_path, name):
         ("state.arrow", r"write it as Parquet, as with datasets\.load_from_disk"),
         ("train.pq", r"Parquet is known by its name: call it \*\.parquet"),
         ("a/b/train-0.parquet", r"give \S+/source/a/b, which holds train-0\.parquet"),
+        (
+            "test/label=cat/0.parquet",
+            r"\S+/source/test/label=cat is a partition of Hive, whose name is a value of a col",
+        ),
         ("a/b/0.tar", r"give \S+/source/a/b, which holds 0\.tar"),
         ("cifar-10-batches-py/batches.meta", r"give \S+/source/cifar-10-batches-py, which holds batches\.meta"),
         ("stl10_binary/train_X.bin", r"give \S+/source/stl10_binary, which holds train_X\.bin"),
@@ -1198,6 +1202,12 @@ def test_what_lies_where_no_images_are_is_told_how_to_give(run, tmp_path, name, 
     source = plant(tmp_path / "source", {name: b"x", **archives})
     with pytest.raises(DataError, match=rf"source: no images .*; {advice}"):
         run(source)
+
+
+def test_what_lies_where_a_kind_was_given_is_told_too(run, tmp_path):
+    source = shard(tmp_path / "shards" / "x.tar", {"0.png": picture()})
+    with pytest.raises(DataError, match=r"no images .*; leave out --kind or give --kind tar, for it holds x\.tar"):
+        run(source, kind="imagefolder")
 
 
 @pytest.mark.parametrize("name", [b"a:b #2 'q' \"d\"", b"\xff\xfe", b"new\nline"], ids=repr)
@@ -1634,6 +1644,15 @@ def test_parquet_in_folders_belongs_to_the_set(run, tmp_path):
     write_parquet(tmp_path / "hive" / "label=cat" / "0.parquet", [picture()], [0])
     with pytest.raises(DataError, match=r"label=cat: a partition of Hive"):
         run(tmp_path / "hive", "b")
+    with pytest.raises(DataError, match=r"label=cat: a partition of Hive"):
+        run(tmp_path / "hive" / "label=cat", "b")
+
+
+def test_a_column_of_splits_is_named(run, tmp_path):
+    old = write_parquet(tmp_path / "old" / "data.parquet", [picture()] * 3, [0, 1, 0])
+    table = pq.read_table(old / "data.parquet")
+    pq.write_table(table.append_column("Split", pa.array(["train", "train", "test"])), old / "data.parquet")
+    assert "column `Split` was not read: the names of files tell the splits" in run(old)[0]["remarks"]
 
 
 def test_a_set_without_training_images_says_so(run, tmp_path):

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from emc2dist.data import pointers
 from emc2dist.data.ingest.source import printable
-from emc2dist.data.splits import split_of
+from emc2dist.data.splits import COLUMNS, split_of
 from emc2dist.errors import DataError
 
 TEXTS = (".txt", ".csv", ".tsv", ".jsonl")
@@ -38,8 +38,6 @@ _HEADINGS = (
     "predictionstring",
 )  # fmt: skip
 """In lower case, without spaces and the like; the first that is there counts. The last is Kaggle's for ImageNet."""
-_SPLITS = ("split", "set", "subset", "dataset", "partition", "usage", "phase")
-"""Headings of columns that tell splits, in lower case."""
 _WITHHELD = ("", "-1", "-1.0", "null", "nan")
 _WHOLE = re.compile(r"\d+\.0")  # as pandas writes whole numbers where some are missing
 _BOXES = re.compile(r"(\S+)( -?[\d.]+)+( \1( -?[\d.]+)+)*")  # as LOC_val_solution.csv has them after the class
@@ -222,7 +220,7 @@ class Annotations:
 
     def _check_splits(self, file: str, split: str, heading: Row, rows: list[tuple[str, Row]]) -> None:
         """Raise _OtherSplit where a column tells another split of an image than its folder; `rows` are by images."""
-        for column in (n for n, word in enumerate(map(_word, heading)) if word in _SPLITS):
+        for column in (n for n, word in enumerate(map(_word, heading)) if word in COLUMNS):
             told = [(row[column], image) for image, row in rows if column < len(row)]
             others = [(cell, image) for cell, image in told if _tells_other(cell, split_of(split))]
             if others:

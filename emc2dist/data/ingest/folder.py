@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from emc2dist.data.catalogue import PARTITION
 from emc2dist.data.ingest.annotations import TABLES, TEXTS, Annotations
 from emc2dist.data.ingest.layout import Where, arrange, masks_among
 from emc2dist.data.ingest.pixels import is_cifar, is_stl10
@@ -227,7 +228,12 @@ def _help(root: Path, listing: Listing) -> str:
     examples = sorted(listing.examples.values())
     for name in examples:
         above = root / name.rpartition("/")[0]
-        if is_stl10(above) or is_cifar(above) or Path(name).suffix.lower() in (".parquet", ".tar"):
+        suffix = Path(name).suffix.lower()
+        if suffix == ".parquet" and "=" in above.name:
+            return f"{printable(str(above))} is {PARTITION}"
+        if above == root and suffix in (".parquet", ".tar"):
+            return f"leave out --kind or give --kind {suffix[1:]}, for it holds {printable(name)}"
+        if is_stl10(above) or is_cifar(above) or suffix in (".parquet", ".tar"):
             return f"give {printable(str(above))}, which holds {printable(Path(name).name)}"
     helped = [told for name in examples if (told := instead(printable(name)))]
     if helped:
