@@ -1088,6 +1088,14 @@ def test_a_label_is_that_of_the_one_image_of_its_sample(run, tmp_path):
     assert "2 labels of no image were passed over (2.fine.*)" in summary["remarks"]
 
 
+def test_splits_in_members_of_a_shard_are_named(run, tmp_path):
+    members = {f"{n}.png": picture() for n in range(3)}
+    members |= {f"{n}.json": json.dumps({"label": n, "split": "test" if n else ""}).encode() for n in range(3)}
+    summary, _ = run(shard(tmp_path / "shards" / "x.tar", members))
+    assert summary["rows"] == {"train": 3}
+    assert "`split` of 2 .json members was not read: the names of shards tell the splits" in summary["remarks"]
+
+
 @pytest.mark.parametrize("name", ["train.tar", "a/x.zip", "0.parquet"])
 def test_a_shard_of_what_is_packed_is_told_to_be_unpacked(run, tmp_path, name):
     source = shard(tmp_path / "shards" / "x.tar", {name: b"x", ".hidden": b"", "README": b""})

@@ -41,7 +41,7 @@ from emc2dist.data.ingest.source import (
     printable,
     read_range,
 )
-from emc2dist.data.splits import alone, by_split, is_of_split, left_out, split_of, together
+from emc2dist.data.splits import COLUMNS, alone, by_split, is_of_split, left_out, split_of, tells_split, together
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, entry_of
 
@@ -214,7 +214,7 @@ class _Contents:
 
     def __init__(self) -> None:
         self._shards: list[tuple[str, dict[str, list[_Image]], dict[str, int | str]]] = []
-        self._others, self._fields = Counter[str](), Counter[str]()
+        self._others, self._fields, self._splits = Counter[str](), Counter[str](), Counter[str]()
         self._bare, self._again = list[str](), 0
         self._examples: dict[str, tuple[str, str]] = {}
         """Of other members, by extension, the first: its shard and name."""
@@ -233,7 +233,9 @@ class _Contents:
                 self._again += member.name in images
                 images[member.name] = member
             elif extension.lower() in _LABELS and member.isreg():
-                label = _label(shard, member, extension.lower())
+                told = _told(shard, member, extension.lower())
+                self._splits.update(key for key in told if key.lower() in COLUMNS and tells_split(str(told[key])))
+                label = _label(shard, member, told.get("label", ...))
                 if labels.get(stem, label) != label:
                     raise DataError(f"{shard}, {member.name}: tells label {label!r}, and {labels[stem]!r} is told too")
                 labels |= {} if label is None else {stem: label}
@@ -309,6 +311,10 @@ class _Contents:
         found += [f"{self._again} images stand twice under one name, and the later ones count"] if self._again else []
         bare = f"{len(self._bare)} labels of no image were passed over"
         found += [f"{bare} ({printable(self._bare[0])}.*)"] if self._bare else []
+        found += [
+            f"`{printable(key)}` of {count} .json members was not read: the names of shards tell the splits"
+            for key, count in self._splits.items()
+        ]
         return found + passed_over(self._others)
 
     def help(self) -> str:
@@ -373,16 +379,24 @@ def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
             rest = content.read(_PIECE)
 
 
-def _label(shard: Path, member: tarfile.TarInfo, extension: str) -> int | str | None:
-    """The label in a .cls or .json member; None where the latter holds none."""
+def _told(shard: Path, member: tarfile.TarInfo, extension: str) -> dict[str, Any]:
+    """What a .json member holds, or a .cls member as its `label`."""
     content = read_range(shard, member.offset_data, min(member.size, _LONGEST_LABEL))
     try:
-        value: Any = content.decode().strip() if extension == "cls" else json.loads(content).get("label", ...)
-    except (ValueError, AttributeError, RecursionError) as error:
-        what = "text" if extension == "cls" else "a JSON object"
-        raise DataError(f"{shard}, {member.name}: not {what}: {content[:40]!r}; correct it") from error
-    if extension == "cls" and re.fullmatch(r"-?\d{1,18}", value):
-        return int(value)
+        if extension == "cls":
+            text = content.decode().strip()
+            return {"label": int(text) if re.fullmatch(r"-?\d{1,18}", text) else text}
+        told = json.loads(content)
+        if isinstance(told, dict):
+            return told
+    except (ValueError, RecursionError):
+        pass
+    what = "text" if extension == "cls" else "a JSON object"
+    raise DataError(f"{shard}, {member.name}: not {what}: {content[:40]!r}; correct it")
+
+
+def _label(shard: Path, member: tarfile.TarInfo, value: Any) -> int | str | None:
+    """The label that a member tells as `value`; None where that is `...`, for it tells none."""
     if value is None or value is ...:
         return None if value is ... else -1
     if not isinstance(value, int | str) or isinstance(value, bool) or value == "":
