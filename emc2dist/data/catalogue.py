@@ -39,6 +39,11 @@ from emc2dist.files import Entry, Place
 MANIFEST = "manifest.json"
 _USABLE = f"set data.path to a Parquet file, a folder of them, or one of {', '.join(BUILT_IN)}"
 _SHARD = re.compile(r"(.*)-\d+-of-(\d+)")
+PARTITION = (
+    "a partition of Hive, whose name is a value of a column that the files lack; write that column into the files, or "
+    "rename the folder if it is none"
+)
+"""What is wrong with a folder whose name holds a `=`."""
 UNFINISHED = ".ingest"
 """Folder of notes that `emc2dist ingest` keeps until the set is whole."""
 
@@ -233,6 +238,8 @@ def list_set(place: Place) -> dict[str, Entry]:
         DataError: the folders are values of a column, which would be lost.
     """
     listing = {entry.name: entry for entry in place.entries()}
+    if "=" in place.name and MANIFEST not in listing and any(is_parquet(name) for name in listing):
+        raise DataError(f"{place}: {PARTITION}")
     for folder in place.folders() if MANIFEST not in listing else ():
         found = (place / folder).entries()
         if MANIFEST in {entry.name for entry in found}:  # a set of its own, known by that
@@ -240,10 +247,7 @@ def list_set(place: Place) -> dict[str, Entry]:
             continue
         inside = [entry for entry in found if is_parquet(entry.name)]
         if inside and "=" in folder and not is_hidden(folder):
-            raise DataError(
-                f"{place / folder}: a partition of Hive, whose name is a value of a column that the files lack; write "
-                "that column into the files"
-            )
+            raise DataError(f"{place / folder}: {PARTITION}")
         listing |= {f"{folder}/{entry.name}": entry for entry in inside}
     return listing
 

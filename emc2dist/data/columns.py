@@ -6,6 +6,8 @@
              pandas writes numbers some of which are missing), booleans, or strings, which name the classes. -1, null,
              NaN and the empty string say that an image has no label
 
+A column that is called as one of splits is not read, for files tell the splits, and that is said.
+
 What was guessed is a remark. Labels that cannot be read are no error until somebody needs them.
 """
 
@@ -21,6 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from emc2dist.data.foreign import opened
+from emc2dist.data.splits import COLUMNS
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place
 
@@ -44,6 +47,8 @@ class Footer(NamedTuple):
     """Names of the classes, where the footer tells them."""
     digest: str
     """SHA-256 of the footer, which says of every column how long it is, packed and unpacked, and where it lies."""
+    split: str | None
+    """A column that is called as one of splits, where there is one."""
 
     @property
     def rows(self) -> int:
@@ -69,14 +74,17 @@ def read_footer(place: Place, entry: Entry) -> Footer:
         raise DataError(f"{place}: has {schema.names.count(twice)} columns `{twice}`; leave one of them")
     kind = _kind(schema.field(label).type) if label else ""
     image, classes = _image_column(place, schema), _class_names(place, schema, label)
-    return Footer(counts, image, label, kind, classes, hashlib.sha256(footer).hexdigest())
+    split = next((name for name in schema.names if name.lower() in COLUMNS and name != label), None)
+    return Footer(counts, image, label, kind, classes, hashlib.sha256(footer).hexdigest(), split)
 
 
 def remarks_on(footers: list[Footer]) -> list[str]:
     """What a person should know of the columns that were chosen."""
     image, label = footers[0].image.split(".")[0], footers[0].label
     found = [f"the images are those of column `{image}`"] if image != "image" else []
-    return found + ([f"the labels are those of column `{label}`"] if label not in (None, "label") else [])
+    found += [f"the labels are those of column `{label}`"] if label not in (None, "label") else []
+    splits = sorted({footer.split for footer in footers if footer.split})
+    return found + [f"column `{name}` was not read: the names of files tell the splits" for name in splits]
 
 
 def label_problem(places: list[Place], footers: list[Footer]) -> str | None:

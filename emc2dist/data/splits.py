@@ -13,6 +13,8 @@ from emc2dist.errors import DataError
 
 EVALUATED = ("test", "validation")
 """Splits that are asked about in evaluation, the first that has labels."""
+COLUMNS = ("split", "splits", "set", "subset", "dataset", "partition", "usage", "phase")
+"""Headings of columns that tell splits, in lower case."""
 
 _WORDS = {
     "train": ("train", "training"),
@@ -33,8 +35,7 @@ def split_of(name: str) -> str | None:
     Raises:
         DataError: it tells two.
     """
-    words = [token.lower() for token in _TOKEN.findall(name)]
-    told = [_SPLIT_OF[word] for each in words if (word := _OF_A_SPLIT.sub("", each)) in _SPLIT_OF]
+    told = [_SPLIT_OF[word] for each in words(name) if (word := _OF_A_SPLIT.sub("", each)) in _SPLIT_OF]
     others = [split for split in told if split != told[0]]
     if others:
         raise DataError(f"{name}: its name tells two splits, {told[0]} and {others[0]}; rename it so that it tells one")
@@ -44,6 +45,24 @@ def split_of(name: str) -> str | None:
 def is_plain(name: str) -> bool:
     """Whether a name is that of a split and nothing more, but for digits."""
     return name.lower().rstrip("0123456789_-") in _SPLIT_OF
+
+
+def words(name: str) -> list[str]:
+    """The words of a name, in lower case: of `trainA_1`, train and a."""
+    return [token.lower() for token in _TOKEN.findall(name)]
+
+
+def tells_split(name: str) -> bool:
+    """Whether a name tells a split, and one alone."""
+    try:
+        return split_of(name) is not None
+    except DataError:
+        return False
+
+
+def is_of_split(name: str) -> bool:
+    """Whether a name is a split's and says no more than of what: `val2017`, `train_images`; not `test tube`."""
+    return tells_split(name) and all(len(w) == 1 or _OF_A_SPLIT.sub("", w) in ("", *_SPLIT_OF) for w in words(name))
 
 
 def series(name: str) -> str:

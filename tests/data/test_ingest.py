@@ -371,7 +371,7 @@ def test_tar_shards(run, tmp_path, capsys):
     assert made.label.tolist() == [1, 0, 0]
     assert "label" not in table(dest, "validation")
     said = capsys.readouterr().err
-    assert "1 samples without an image were passed over" in said
+    assert "1 labels of no image were passed over (d.*)" in said
     assert "1 files that are no images were passed over (.txt 1)" in said
     assert "validation: 1 of 1 images have no label" in summary["remarks"]
     assert summary["duplicates"] == 2
@@ -992,6 +992,21 @@ def test_every_folder_may_be_told_to_be_a_class(run, tmp_path):
         run(source, "other", kind="classes")
 
 
+def test_images_beside_the_splits_that_are_named_are_left_out(run, tmp_path):
+    names = ("train/good/0", "train/good/1", "test/good/2", "test/broken/3")
+    source = plant(tmp_path / "bottle", {f"{name}.png": picture() for name in names})
+    plant(source, {f"{name}.png": picture() for name in ("ground_truth/broken/3_mask", "ground_truth/broken/4", "5")})
+    plant(source, {"labels.csv": b"name,label\n0,good\n4,good\n5,good\n"})
+    with pytest.raises(DataError, match=r"bottle: ground_truth/ is .*; or name .*: --split test --split train$"):
+        run(source)
+    summary, dest = run(source, splits=["train", "test=validation"])
+    assert summary["rows"] == {"train": 2, "validation": 2}
+    assert read_manifest(files.at(dest)).classes == ["broken", "good"]
+    assert (table_of(dest, "train"), table_of(dest, "validation")) == ([1, 1], [0, 1])
+    said = "3 images in no folder of a split were left out, such as 5.png"
+    assert [remark for remark in summary["remarks"] if "left out" in remark or "no image" in remark] == [said]
+
+
 def test_a_class_that_no_training_image_has_is_said(run, tmp_path):
     source = plant(
         tmp_path / "pets",
@@ -1032,6 +1047,64 @@ def test_further_images_of_the_samples_of_a_tar_are_passed_over(run, tmp_path):
     pairs = {f"{n}.{side}.png": picture() for n in range(2) for side in ("left", "right")}
     with pytest.raises(DataError, match=r"x\.tar, 0\.right\.png: a second image of its sample, beside 0\.left\.png"):
         run(shard(tmp_path / "b" / "x.tar", pairs), "pairs")
+
+
+def test_folders_in_a_shard_that_tell_other_splits_are_refused(run, tmp_path):
+    members = {f"data/{split}/{kind}/{n}.png": picture() for split in ("train", "test") for kind in "ab" for n in "01"}
+    source = shard(tmp_path / "shards" / "data.tar", members)
+    message = (
+        r"data\.tar: its folders tell other splits than train, as which it is read: data/train/ \(4 images\), "
+        r"data/test/ \(4 images\); unpack it and give the folder"
+    )
+    for options in ({}, {"splits": ["train", "test"]}):
+        with pytest.raises(DataError, match=message):
+            run(source, **options)
+    (source / "data.tar").unlink()
+    for split in ("train", "val"):
+        folder = "validation_images" if split == "val" else split
+        shard(source / f"{split}-0.tar", {f"{folder}/test tube/{n}.png": picture() for n in range(2)})
+    assert run(source)[0]["rows"] == {"train": 2, "validation": 2}
+    assert run(source / "val-0.tar", "alone")[0]["rows"] == {"train": 2}  # which is said
+    (source / "val-0.tar").rename(source / "test-0.tar")
+    with pytest.raises(DataError, match=r"test-0\.tar: .* than test, .*: validation_images/ \(2 images\)"):
+        run(source, "b")
+
+
+def test_a_label_is_that_of_the_one_image_of_its_sample(run, tmp_path):
+    images = {f"{n}.input.png": picture() for n in range(3)}
+    labels = {"0.output.cls": b"cat", "1.output.cls": b"dog", "2.output.cls": b"cat"}
+    summary, dest = run(shard(tmp_path / "shards" / "x.tar", images | labels))
+    assert table_of(dest, "train") == [0, 1, 0]
+    assert not any("passed over" in remark for remark in summary["remarks"])
+    shard(tmp_path / "shards" / "x.tar", images | labels | {"2.fine.cls": b"tabby"})
+    with pytest.raises(DataError, match=r"x\.tar, 2\.input\.png: 2\.output\.\* and 2\.fine\.\* tell labels of its"):
+        run(tmp_path / "shards", "b")
+    dots = {"scan v1.0.png": picture(), "scan v1.0.cls": b"cat", "scan v2.3.png": picture(), "scan v2.7.cls": b"dog"}
+    with pytest.raises(DataError, match=r"scan v2\.3\.png: has no label"):  # that of another image, which is gone
+        run(shard(tmp_path / "dots" / "x.tar", dots), "d")
+    shard(tmp_path / "shards" / "x.tar", images | labels | {"2.fine.cls": b"tabby", "2.cls": b"emu"})
+    summary, dest = run(tmp_path / "shards", "c")
+    assert table_of(dest, "train") == [0, 1, 2]
+    assert "2 labels of no image were passed over (2.fine.*)" in summary["remarks"]
+
+
+def test_splits_in_members_of_a_shard_are_named(run, tmp_path):
+    members = {f"{n}.png": picture() for n in range(3)}
+    members |= {f"{n}.json": json.dumps({"label": n, "split": "test" if n else ""}).encode() for n in range(3)}
+    summary, _ = run(shard(tmp_path / "shards" / "x.tar", members))
+    assert summary["rows"] == {"train": 3}
+    assert "`split` of 2 .json members was not read: the names of shards tell the splits" in summary["remarks"]
+
+
+@pytest.mark.parametrize("name", ["train.tar", "a/x.zip", "0.parquet"])
+def test_a_shard_of_what_is_packed_is_told_to_be_unpacked(run, tmp_path, name):
+    source = shard(tmp_path / "shards" / "x.tar", {name: b"x", ".hidden": b"", "README": b""})
+    with pytest.raises(
+        DataError,
+        match=rf"no images in 1 shards \(1 hidden files .*\) \(2 files that are no images were passed over \(.*"
+        rf"{Path(name).suffix} 1.*; unpack \S+/x\.tar, and give what is in it, as {name}",
+    ):
+        run(source)
 
 
 def test_shards_tell_their_splits_wherever_the_word_stands(run, tmp_path):
@@ -1123,6 +1196,10 @@ def test_what_is_packed_is_refused_with_what_to_do(run, tmp_path, name):
         ("state.arrow", r"write it as Parquet, as with datasets\.load_from_disk"),
         ("train.pq", r"Parquet is known by its name: call it \*\.parquet"),
         ("a/b/train-0.parquet", r"give \S+/source/a/b, which holds train-0\.parquet"),
+        (
+            "test/label=cat/0.parquet",
+            r"\S+/source/test/label=cat is a partition of Hive, whose name is a value of a col",
+        ),
         ("a/b/0.tar", r"give \S+/source/a/b, which holds 0\.tar"),
         ("cifar-10-batches-py/batches.meta", r"give \S+/source/cifar-10-batches-py, which holds batches\.meta"),
         ("stl10_binary/train_X.bin", r"give \S+/source/stl10_binary, which holds train_X\.bin"),
@@ -1133,6 +1210,12 @@ def test_what_lies_where_no_images_are_is_told_how_to_give(run, tmp_path, name, 
     source = plant(tmp_path / "source", {name: b"x", **archives})
     with pytest.raises(DataError, match=rf"source: no images .*; {advice}"):
         run(source)
+
+
+def test_what_lies_where_a_kind_was_given_is_told_too(run, tmp_path):
+    source = shard(tmp_path / "shards" / "x.tar", {"0.png": picture()})
+    with pytest.raises(DataError, match=r"no images .*; leave out --kind or give --kind tar, for it holds x\.tar"):
+        run(source, kind="imagefolder")
 
 
 @pytest.mark.parametrize("name", [b"a:b #2 'q' \"d\"", b"\xff\xfe", b"new\nline"], ids=repr)
@@ -1321,18 +1404,78 @@ def test_names_that_two_splits_have_are_none_in_a_table_of_both(run, tmp_path):
 
 
 def test_a_table_that_contradicts_the_folders_is_refused(run, tmp_path):
-    images = {f"train/batch_{n % 2}/{n}.png": picture() for n in range(4)}
+    images = {f"train/site_{n % 2}/{n}.png": picture() for n in range(4)}
     source = plant(tmp_path / "pets", images | {"train/metadata.csv": b"file_name,label\n0.png,a\n1.png,a\n2.png,b\n"})
     with pytest.raises(
         DataError,
         match=r"train/metadata\.csv: column `label` tells other classes than the images' folders "
-        r"\('a' in batch_0/, 'b' in batch_0/\); if the folders are right, move the file elsewhere",
+        r"\('a' in site_0/, 'b' in site_0/\); if the folders are right, move the file elsewhere",
     ):
         run(source)
     (source / "train" / "metadata.csv").write_text("file_name,label\n0.png,7\n1.png,8\n2.png,7\n3.png,8\n")
     summary, dest = run(source)  # the same, by other names
-    assert read_manifest(files.at(dest)).classes == ["batch_0", "batch_1"]
-    assert summary["remarks"] == ["2 classes, by the names of folders: batch_0, batch_1"]
+    assert read_manifest(files.at(dest)).classes == ["site_0", "site_1"]
+    assert summary["remarks"] == ["2 classes, by the names of folders: site_0, site_1"]
+
+
+@pytest.mark.parametrize("folder", ["", "cat/"], ids=["labels by the table", "labels by folders"])
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "labels.tsv"])
+def test_a_table_that_tells_other_splits_than_the_folders_is_refused(run, tmp_path, name, folder):
+    frame = pd.DataFrame(
+        {
+            "file_name": [f"{n}.png" for n in range(8)],
+            "label": ["cat", "dog"] * 4,
+            "Split": ["train"] * 6 + ["test"] * 2,
+        }
+    )
+    if folder:
+        frame = frame.drop(columns="label")
+    source = plant(tmp_path / "pets", {f"{folder}{n}.png": picture() for n in range(8)} | {"dog/8.png": picture()})
+    if not folder:
+        (source / "dog" / "8.png").unlink()
+
+    def write() -> None:
+        if name.endswith("jsonl"):
+            frame.to_json(source / name, orient="records", lines=True)
+        else:
+            frame.to_csv(source / name, index=False, sep="\t" if name.endswith("tsv") else ",")
+
+    write()
+    with pytest.raises(
+        DataError,
+        match=rf"{name}: column `Split` tells other splits of 2 of 8 images than their folders, which tell train "
+        r"\('test' of 6\.png\); move each into a folder called as its split, or rename the column",
+    ):
+        run(source)
+    frame = frame.rename(columns={"Split": "split as published"})
+    write()
+    assert run(source)[0]["rows"] == {"train": 8 + bool(folder)}
+
+
+def test_a_table_that_tells_the_splits_of_the_folders_is_read(run, tmp_path):
+    images = {f"{name}.png": picture() for name in ("train/0", "train/1", "valid/2", "valid/3")}
+    rows = b"file,label,split\n0,cat,TRAIN\n1,dog,train\n2,dog,val\n3,cat,validation\n"
+    _, dest = run(plant(tmp_path / "pets", images | {"labels.csv": rows}))
+    assert (table_of(dest, "train"), table_of(dest, "validation")) == ([0, 1], [1, 0])
+
+
+def test_rows_of_a_table_that_name_no_image_are_counted(run, tmp_path):
+    images = {f"{name}.png": picture() for name in ("train/0", "train/1", "test/2", "test/3")}
+    rows = "file,label\ntrain/0.png,cat\n1,dog\n2,dog\n3.png,cat\n" + "".join(f"g{n}.png,bird\n" for n in range(50))
+    source = plant(tmp_path / "pets", images | {"labels.csv": rows.encode()})
+    summary, dest = run(source)
+    assert (table_of(dest, "train"), table_of(dest, "test")) == ([0, 1], [1, 0])
+    assert "50 of 54 rows of labels.csv name no image, such as 'g0.png'" in summary["remarks"]
+    (source / "labels.csv").write_text(rows.partition("g0")[0])
+    assert not any("name no image" in remark for remark in run(source, "b")[0]["remarks"])
+
+
+def test_tables_are_named_where_folders_tell_the_classes_too(run, pets):
+    plant(pets, {"HAM_metadata.csv": b"image_id,dx\n0,nv\n", "train_test_split.txt": b"0 1\n"})
+    assert run(pets)[0]["remarks"][1:3] == [
+        "1 tables (HAM_metadata.csv) were not read: there are labels without them",
+        "1 lists of splits (train_test_split.txt) were not read: images are of the splits of their folders",
+    ]
 
 
 def test_tables_and_lists_that_were_not_read_are_named(run, tmp_path):
@@ -1509,6 +1652,15 @@ def test_parquet_in_folders_belongs_to_the_set(run, tmp_path):
     write_parquet(tmp_path / "hive" / "label=cat" / "0.parquet", [picture()], [0])
     with pytest.raises(DataError, match=r"label=cat: a partition of Hive"):
         run(tmp_path / "hive", "b")
+    with pytest.raises(DataError, match=r"label=cat: a partition of Hive"):
+        run(tmp_path / "hive" / "label=cat", "b")
+
+
+def test_a_column_of_splits_is_named(run, tmp_path):
+    old = write_parquet(tmp_path / "old" / "data.parquet", [picture()] * 3, [0, 1, 0])
+    table = pq.read_table(old / "data.parquet")
+    pq.write_table(table.append_column("Split", pa.array(["train", "train", "test"])), old / "data.parquet")
+    assert "column `Split` was not read: the names of files tell the splits" in run(old)[0]["remarks"]
 
 
 def test_a_set_without_training_images_says_so(run, tmp_path):

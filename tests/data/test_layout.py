@@ -112,6 +112,21 @@ def test_a_class_of_one_split_alone_stays_one_where_training_has_it():
         (["covid/images", "covid/lung masks", "normal/images"], r"^covid/images/ .* covid/lung masks/ lies beside it"),
         (["scans", "ground truth"], r"^ground truth/ is called .*, but scans/ lies beside it"),
         (["images_001/images", "images_002/images"], r"^images_001/ is called .* images_002/ lies beside it"),
+        (
+            ["HAM_images_part_1", "HAM_images_part_2"],
+            r"^HAM_images_part_1/ and HAM_images_part_2/ are called as parts ",
+        ),
+        (["train/batch_a/cat", "train/batch_b/dog"], r"^batch_a/ and batch_b/ are called as parts of one whole"),
+        (
+            ["bottle/train/good", "bottle/test/bad", "bottle/ground_truth/bad"],
+            r"^bottle/ground_truth/ .*, but bottle/test/ lies .* a split; move bottle/ground_truth/ elsewhere$",
+        ),
+        (
+            ["train/good", "test/bad", "ground_truth/bad"],
+            r"; move ground_truth/ elsewhere; or name the splits that are meant: --split test --split train$",
+        ),
+        (["val_256", "data_256"], r"^val_256/ .*, data_256/ like none; rename data_256/ to train if it holds what is "),
+        (["train", "test", "custom"], r"like none; move one of them, name .* \(--split test --split train\), or take"),
     ],
 )
 def test_what_can_be_read_in_two_ways_is_refused(paths, message):
@@ -125,6 +140,9 @@ def test_classes_of_masks_to_wear_are_classes():
         ["with_mask", "without_mask"],
         ["label", "imagery"],
         ["hot_images", "cold_images"],
+        ["spare_part", "car_part"],
+        ["n02110341", "n02110342"],
+        ["s1", "s2"],
     ):
         found, _ = arrange(folders(kinds))
         assert [place.kind for place in found] == kinds

@@ -95,7 +95,7 @@ def ingest(
             say(f"{dest}: data.path={name} is {what}; this set is data.path=./{name}")
     kind = kind or recognise(source)
     say(f"listing {source} ({kind})")
-    listed = open_source(source, kind, s3, cache_dir, labels=labels)
+    listed = open_source(source, kind, s3, cache_dir, splits, labels=labels)
     chosen = select(listed, splits, None if classes is None else read_classes(classes), labels=labels)
     plan = _Plan(kind, listed, chosen, None if keep_order else seed, rows_per_file)
     if is_done(place, plan.job):

@@ -8,7 +8,8 @@
 Such a file lies in a folder of the images or above it. Its name tells the split; or it is called labels, metadata or
 annotations, has a heading and is for all splits below. One column holds the images' names (with or without folders and
 extension). With a heading, the labels are the column that it calls `label` or `class`; without one, the only column
-that holds nothing but names of the classes that folders tell. It must tell every image of a split, and each once.
+that holds nothing but names of the classes that folders tell. It must tell every image of a split, and each once. A
+column that is headed `split` must tell the splits that the images' folders tell.
 """
 
 import csv
@@ -23,7 +24,7 @@ from typing import NamedTuple
 
 from emc2dist.data import pointers
 from emc2dist.data.ingest.source import printable
-from emc2dist.data.splits import split_of
+from emc2dist.data.splits import COLUMNS, split_of
 from emc2dist.errors import DataError
 
 TEXTS = (".txt", ".csv", ".tsv", ".jsonl")
@@ -42,6 +43,10 @@ _WHOLE = re.compile(r"\d+\.0")  # as pandas writes whole numbers where some are 
 _BOXES = re.compile(r"(\S+)( -?[\d.]+)+( \1( -?[\d.]+)+)*")  # as LOC_val_solution.csv has them after the class
 _SHOWN = 3  # files that a remark names
 _SHOWN_CHARACTERS = 60  # of a line
+_LABELS_ARE = (
+    "labels are those of a labels.csv or metadata.csv, or of a table called as its split, beside the images or above, "
+    "in the column that a heading calls `label`"
+)
 _HELP = "move the file elsewhere to do without it"
 
 Row = list[str]
@@ -49,6 +54,10 @@ Row = list[str]
 
 class _Unusable(Exception):
     """Why a file tells no labels."""
+
+
+class _OtherSplit(DataError):
+    """A file tells other splits than the folders."""
 
 
 class _Labels(NamedTuple):
@@ -70,6 +79,10 @@ class Annotations:
     used: set[str] = field(default_factory=set)
     """Those that gave labels."""
     _unused: dict[str, str] = field(default_factory=dict)
+    _rows: dict[str, int] = field(default_factory=dict)
+    """Of each file that was read, without the heading."""
+    _strays: dict[str, dict[int, str]] = field(default_factory=dict)
+    """Of each, by their numbers, what those rows name that name no image of any split."""
 
     def read(
         self, split: str, names: Sequence[str], classes: set[str] | None
@@ -101,11 +114,13 @@ class Annotations:
         return kinds, [f"{split}: {len(names)} labels are those of {self._named(first)}, column {column}"]
 
     def check(self, split: str, kinds: Mapping[str, str]) -> None:
-        """Raise DataError where a heading calls labels what other classes than these, told by folders, come of."""
+        """Raise DataError where a file tells other classes or splits than the folders do; `kinds` are the former."""
         names = list(kinds)
         for file in self._candidates(split, names):
             try:
                 found = self._labels(file, split, names, None)
+            except _OtherSplit:
+                raise
             except (_Unusable, DataError):
                 continue
             self.used.add(file)
@@ -124,16 +139,22 @@ class Annotations:
         """What was not read, after all splits were; `labelled` says that no label is wanting."""
         left = [name for name in self.texts if name not in self.used]
         reasons = [] if labelled else [reason for name, reason in self._unused.items() if name in left]
-        tables = [name for name in left if name not in self._unused and PurePosixPath(name).suffix.lower() in TABLES]
-        lists = [name for name in left if name not in self._unused and name not in tables and _tells_any_split(name)]
-        if tables and not labelled:
-            reasons.append(
-                f"{_listed(tables, 'tables')} not read: labels are those of a labels.csv or metadata.csv, or of a "
-                "table called as its split, beside the images or above, in the column that a heading calls `label`"
-            )
-        lists += [name for name in tables if labelled and _tells_any_split(name)]
+        left = [name for name in left if name not in self._unused]
+        tables = [name for name in left if PurePosixPath(name).suffix.lower() in TABLES]
+        lists = [name for name in left if (labelled or name not in tables) and _tells_any_split(name)]
+        if labelled:
+            tables = [name for name in tables if name not in lists]
+        if tables:
+            told = "there are labels without them" if labelled else _LABELS_ARE
+            reasons.append(f"{_listed(tables, 'tables')} not read: {told}")
         if lists:
             reasons.append(f"{_listed(lists, 'lists of splits')} not read: images are of the splits of their folders")
+        for file, strays in sorted(self._strays.items()):
+            if file in self.used and strays:
+                example = printable(next(iter(strays.values()))[:_SHOWN_CHARACTERS])
+                reasons.append(
+                    f"{len(strays)} of {self._rows[file]} rows of {printable(file)} name no image, such as {example!r}"
+                )
         return reasons
 
     def _candidates(self, split: str, names: Sequence[str]) -> list[str]:
@@ -161,7 +182,10 @@ class Annotations:
             line = ", ".join(rows[min(1, len(rows) - 1)])[:_SHOWN_CHARACTERS]
             raise _Unusable(f"its line {line!r} names no image of {split}, such as {names[0]}")
         heading = rows[0] if labels or _is_heading(rows[0], of_images, images, classes) else None
+        self._note_strays(file, rows, 0 if heading is None else 1, of_images, images)
         rows = [row for row in rows if of_images < len(row) and images.find(row[of_images])]
+        if heading is not None:
+            self._check_splits(file, split, heading, [(row[of_images], row) for row in rows])
         if heading is None and (classes is None or _is_of_all(file)):
             raise _Unusable("it has no heading that calls a column `label`")
         if not labels:
@@ -186,6 +210,27 @@ class Annotations:
                 raise DataError(f"{self._named(file)}: {two}; keep the right one")
         return _Labels(kinds, f"`{heading[column]}`" if heading else str(column + 1))
 
+    def _note_strays(self, file: str, rows: list[Row], first: int, of_images: int, images: "_Images") -> None:
+        """Note the rows that name no image of a split, nor of those before."""
+        numbered = list(enumerate(rows))[first:]
+        told = {n: row[of_images] if of_images < len(row) else "" for n, row in numbered if any(row)}
+        strays = {n: cell for n, cell in told.items() if not images.is_known(cell)}
+        before = self._strays.get(file, strays)
+        self._rows[file], self._strays[file] = len(told), {n: cell for n, cell in strays.items() if n in before}
+
+    def _check_splits(self, file: str, split: str, heading: Row, rows: list[tuple[str, Row]]) -> None:
+        """Raise _OtherSplit where a column tells another split of an image than its folder; `rows` are by images."""
+        for column in (n for n, word in enumerate(map(_word, heading)) if word in COLUMNS):
+            told = [(row[column], image) for image, row in rows if column < len(row)]
+            others = [(cell, image) for cell, image in told if _tells_other(cell, split_of(split))]
+            if others:
+                cell, image = others[0]
+                raise _OtherSplit(
+                    f"{self._named(file)}: column `{heading[column]}` tells other splits of {len(others)} of "
+                    f"{len(rows)} images than their folders, which tell {split} ({cell!r} of {image}); move each "
+                    "into a folder called as its split, or rename the column to do without it"
+                )
+
 
 class _Images:
     """Images of a split by what a cell may call them: a path, from the table's folder or the root, or a mere name.
@@ -205,13 +250,21 @@ class _Images:
                 self._by_name[key] = name if self._by_name.get(key, name) == name else None
 
     def find(self, cell: str) -> str | None:
-        """The image that a cell names, if any."""
+        """The image of the split that a cell names, if any."""
+        path, last = self._keys(cell)
+        found = self._by_path.get(path, self._by_name.get(last))
+        return found if found in self._own else None
+
+    def is_known(self, cell: str) -> bool:
+        """Whether a cell names an image, or several, of this split or another."""
+        path, last = self._keys(cell)
+        return path in self._by_path or last in self._by_name
+
+    def _keys(self, cell: str) -> tuple[str, str]:
+        """The path that a cell is, and the mere name; no name where its folders tell another split."""
         path = cell.replace("\\", "/").removeprefix("./")
         folders, _, last = path.rpartition("/")
-        found = self._by_path.get(path)
-        if found is None and not any(_tells_other(part, self._split) for part in folders.split("/")):
-            found = self._by_name.get(last)
-        return found if found in self._own else None
+        return path, "" if any(_tells_other(part, self._split) for part in folders.split("/")) else last
 
 
 def _complete(file: str, split: str, names: Sequence[str], found: _Labels) -> list[str | None]:

@@ -9,7 +9,8 @@ The labels of a split whose images lie in no folders of classes are looked for i
 Tiny-ImageNet's val_annotations.txt, ImageNet's LOC_val_solution.csv or Hugging Face's metadata.csv (`annotations`).
 
 Images are known by their extension. Hidden files and folders, and those of file systems and their tools, are passed
-over, and counted; links are followed. An image is written as the very bytes of its file.
+over, and counted; links are followed. Where --split names folders of the root, what lies in none that tells a split is
+left out. An image is written as the very bytes of its file.
 """
 
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from emc2dist.data.catalogue import PARTITION
 from emc2dist.data.ingest.annotations import TABLES, TEXTS, Annotations
 from emc2dist.data.ingest.layout import Where, arrange, masks_among
 from emc2dist.data.ingest.pixels import is_cifar, is_stl10
@@ -37,7 +39,7 @@ from emc2dist.data.ingest.source import (
     passed_over,
     printable,
 )
-from emc2dist.data.splits import split_of
+from emc2dist.data.splits import split_of, tells_split
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Entry
 
@@ -58,18 +60,24 @@ class Folder(Source):
         DataError: no images there, or their places say two things at once; names one of them.
     """
 
-    def __init__(self, root: Path, kind: str, *, labels: bool = True) -> None:
+    def __init__(self, root: Path, kind: str, splits: Sequence[str] = (), *, labels: bool = True) -> None:
         self.root = str(root)
         listing = Listing(root)
-        self._images = listing.images
-        self._names = [image.name for image in listing.images]
+        beside = _beside(listing.images, splits) if kind == "imagefolder" else []
+        left = set(beside)
+        self._images = [image for image in listing.images if image not in left]
+        self._names = [image.name for image in self._images]
         if not self._names:
             others = "".join(f" ({remark})" for remark in hidden(listing.hidden) + passed_over(listing.others))
             raise DataError(f"{root}: no images{others}; {_help(root, listing)}")
-        self.digest = listing_digest(listing.images)
+        self.digest = listing_digest(self._images)
         self.remarks = []
+        if beside:
+            example = printable(beside[0].name)
+            self.remarks.append(f"{len(beside)} images in no folder of a split were left out, such as {example}")
         places = self._arranged(kind)
-        self._annotations = Annotations(root, listing.texts if labels and kind == "imagefolder" else [], self._names)
+        texts = listing.texts if labels and kind == "imagefolder" else []
+        self._annotations = Annotations(root, texts, [image.name for image in listing.images])
         self.splits = self._labelled(places)
         self.remarks += self._annotations.remarks(labelled=all(s.labels is not None for s in self.splits.values()))
         listing.others.subtract(Path(name).suffix.lower() for name in self._annotations.used)
@@ -206,12 +214,26 @@ class Listing:
             self.texts.append(prefix + entry.name)
 
 
+def _beside(images: list[Entry], splits: Sequence[str]) -> list[Entry]:
+    """The images in no folder of a split, where `splits`, written as --split, name such folders of the root."""
+    wanted = {text.partition("=")[0] for text in splits}
+    tops = [next(iter(_folders(image.name)), "") for image in images]
+    if not wanted or not wanted.issubset(top for top in tops if tells_split(top)):
+        return []
+    return [image for image, top in zip(images, tops, strict=True) if not tells_split(top)]
+
+
 def _help(root: Path, listing: Listing) -> str:
     """What would help where a folder holds no images."""
     examples = sorted(listing.examples.values())
     for name in examples:
         above = root / name.rpartition("/")[0]
-        if is_stl10(above) or is_cifar(above) or Path(name).suffix.lower() in (".parquet", ".tar"):
+        suffix = Path(name).suffix.lower()
+        if suffix == ".parquet" and "=" in above.name:
+            return f"{printable(str(above))} is {PARTITION}"
+        if above == root and suffix in (".parquet", ".tar"):
+            return f"leave out --kind or give --kind {suffix[1:]}, for it holds {printable(name)}"
+        if is_stl10(above) or is_cifar(above) or suffix in (".parquet", ".tar"):
             return f"give {printable(str(above))}, which holds {printable(Path(name).name)}"
     helped = [told for name in examples if (told := instead(printable(name)))]
     if helped:

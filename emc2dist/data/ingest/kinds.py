@@ -1,7 +1,7 @@
 """Which kind of source lies at a path, by what is there."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from emc2dist import files
@@ -50,8 +50,11 @@ def recognise(path: str) -> str:
         return kinds[0] if kinds else "imagefolder"
 
 
-def open_source(path: str, kind: str, s3: S3 | None, cache_dir: str, *, labels: bool = True) -> Source:
-    """List the source of a given kind at `path`. `s3` and `cache_dir` are for Parquet sets. Without `labels` those of
+def open_source(
+    path: str, kind: str, s3: S3 | None, cache_dir: str, splits: Sequence[str] = (), *, labels: bool = True
+) -> Source:
+    """List the source of a given kind at `path`. `s3` and `cache_dir` are for Parquet sets. `splits`, written SOURCE or
+    SOURCE=NAME, are those that will be asked for; folders of images beside them are left out. Without `labels` those of
     Parquet sets and in text files beside images are not even looked at.
 
     Raises:
@@ -68,7 +71,7 @@ def open_source(path: str, kind: str, s3: S3 | None, cache_dir: str, *, labels: 
             raise DataError(f"{path}: no such file or folder; give the folder or file that holds the images")
         if not place.is_dir() and kind != "tar":
             raise DataError(f"{path}: a source of kind {kind} is a folder, and this is a file")
-        return Folder(place, kind, labels=labels) if kind in _FOLDERS else _OPEN[kind](place)
+        return Folder(place, kind, splits, labels=labels) if kind in _FOLDERS else _OPEN[kind](place)
 
 
 def _holds(folder: Path, extension: str) -> bool:

@@ -6,8 +6,9 @@
     SPLIT/image, image               no labels
 
 A folder that everything lies in (`images/`) is no class, nor is one that a whole split lies in though training has
-classes and none of that name. Folders that are called as those of images or of masks (`images/` beside `masks/`), and
-images called as masks of others, are refused, as is whatever can be read in two ways. Names only: nothing is read here.
+classes and none of that name. Folders that are called as those of images or of masks (`images/` beside `masks/`), or as
+parts of one whole (`part_1/`, `part_2/`), and images called as masks of others, are refused, as is whatever can be read
+in two ways. Names only: nothing is read here.
 """
 
 import re
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from emc2dist.data.splits import is_plain, series, split_of
+from emc2dist.data.splits import is_plain, series, split_of, tells_split, words
 from emc2dist.errors import DataError
 
 _NO_CLASS = re.compile(
@@ -23,6 +24,11 @@ _NO_CLASS = re.compile(
     "|ground_?truths?|gt(fine|coarse)?|segmentations?(class|object)?(aug|raw)?"
 )
 """Folders that a set for segmentation or detection has, called without numbers."""
+_PARTS = frozenset(
+    ("image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "part", "batch", "chunk", "shard",
+     "fold", "archive")
+)  # fmt: skip
+"""Words in the names of folders that, where only numbers or single letters differ, are parts of one whole."""
 _A_MASK = re.compile(r"(.+?)[ _-]?(masks?|seg|segmentation|gt|ground_?truth|labels?|trimap)([ _-]?\d+)?", re.IGNORECASE)
 _MANY = 1 / 3  # of all images: below that, masks are an accident of names
 
@@ -91,10 +97,29 @@ def companions(folders: Iterable[Folders]) -> tuple[str, str] | None:
 def _refuse_companions(folders: Sequence[Folders]) -> None:
     """Raise DataError where a folder of images or masks stands among others, as if it were a class."""
     found = companions(folders)
-    if found:
+    if found is None:
+        return
+    own, other = found
+    what = f"{own}/ is called as what holds images, or what belongs to them, and not as a class, but {other}/ "
+    if tells_split(other.rpartition("/")[2]):
+        named = "" if "/" in own else f"; or name the splits that are meant: {_named_splits(folders)}"
+        raise DataError(f"{what}lies beside it and tells a split; move {own}/ elsewhere{named}")
+    raise DataError(
+        f"{what}lies beside it; give the folder with the images alone, or take every folder for a class with --kind "
+        "classes, or all images without labels with --kind flat"
+    )
+
+
+def _refuse_parts(classes: set[str]) -> None:
+    """Raise DataError where folders, each taken for a class, are called as parts of one whole."""
+    wholes: dict[tuple[str, ...], list[str]] = {}
+    for name in sorted(classes):
+        wholes.setdefault(tuple(word for word in words(name) if len(word) > 1), []).append(name)
+    parts = next((names for whole, names in wholes.items() if len(names) > 1 and _PARTS.intersection(whole)), None)
+    if parts:
         raise DataError(
-            f"{found[0]}/ is called as what holds images, or what belongs to them, and not as a class, but {found[1]}/ "
-            "lies beside it; give the folder with the images alone, or take every folder for a class with --kind "
+            f"{parts[0]}/ and {parts[1]}/ are called as parts of one whole, and not as classes; move their images into "
+            "one folder, beside which a table may tell the classes, or take every folder for a class with --kind "
             "classes, or all images without labels with --kind flat"
         )
 
@@ -145,11 +170,20 @@ def _by_split(folders: list[Folders]) -> tuple[list[str], list[Folders]]:
             return [one[level] for one in folders], [one[:level] + one[level + 1 :] for one in folders]
         if any(tells):
             told, other = (folders[tells.index(which)][: level + 1] for which in (True, False))
+            trains = any(split_of(one[level]) == "train" for one, tell in zip(folders, tells, strict=True) if tell)
+            rename = "" if trains or not other else f"rename {'/'.join(other)}/ to train if it holds what is to train, "
+            name = f", name the splits that are meant ({_named_splits(folders)})" if level == 0 else ""
             raise DataError(
-                f"{'/'.join(told)}/ looks like a split, {'/'.join(other) or 'the folder itself'}/ like none; move one "
-                "of them, or take every folder for a class with --kind classes, or all without labels with --kind flat"
+                f"{'/'.join(told)}/ looks like a split, {'/'.join(other) or 'the folder itself'}/ like none; {rename}"
+                f"move one of them{name}, or take every folder for a class with --kind classes, or all without labels "
+                "with --kind flat"
             )
     return ["train"] * len(folders), folders
+
+
+def _named_splits(folders: Iterable[Folders]) -> str:
+    """The options that name the outermost folders which tell splits."""
+    return " ".join(f"--split {name}" for name in sorted({one[0] for one in folders if one}) if tells_split(name))
 
 
 def _kinds(folders: list[Folders], known: set[str]) -> tuple[Sequence[str | None], str]:
@@ -166,4 +200,5 @@ def _kinds(folders: list[Folders], known: set[str]) -> tuple[Sequence[str | None
             f"some images lie in folders of their classes ({passed}{example}/), {inside.count(False)} in none; move "
             "them, or take all images without labels with --kind flat"
         )
+    _refuse_parts({one[0] for one in folders if one})
     return [one[0] if one else None for one in folders], remark

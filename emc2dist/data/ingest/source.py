@@ -19,7 +19,7 @@ from emc2dist.errors import StorageError
 from emc2dist.files import Entry
 
 _OF_SYSTEMS = ("@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
-_PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_PACKED = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _INSTEAD = {
     ".pq": "Parquet is known by its name: call it *.parquet",
     ".arrow": "write it as Parquet, as with datasets.load_from_disk(FOLDER)[SPLIT].to_parquet(FILE)",

@@ -3,8 +3,10 @@
 `n01440764/17.jpg` is an image, and its label stands in `n01440764/17.cls` (a whole number, or the name of a class) or
 in `n01440764/17.json` under `label`. A member whose last extension is an image's is an image, whatever dots come
 before: `cat 2.0 (clean).jpg`. But beside `17.jpg`, `17.seg.png` is another field of that sample where other samples
-have one too, and is passed over. Names of classes that labels number stand one per line in `classes.txt` beside the
-shards. The names of the shards tell the splits (`emc2dist.data.splits`).
+have one too, and is passed over. Where a sample has one image and one label, they belong together whatever is added to
+their names: `17.input.jpg`, `17.output.cls`. Names of classes that labels number stand one per line in `classes.txt`
+beside the shards. The names of these tell the splits (`emc2dist.data.splits`); folders in them that tell others are
+refused.
 
 The headers of each shard are read once, from first to last; from then on an image is a range of bytes of its shard.
 """
@@ -33,12 +35,13 @@ from emc2dist.data.ingest.source import (
     Split,
     hidden,
     hidden_by,
+    instead,
     listing_digest,
     passed_over,
     printable,
     read_range,
 )
-from emc2dist.data.splits import alone, by_split, left_out, together
+from emc2dist.data.splits import COLUMNS, alone, by_split, is_of_split, left_out, split_of, tells_split, together
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, entry_of
 
@@ -89,7 +92,10 @@ class Tar(Source):
                 contents.add(name, file)
         self._images = contents.images()
         if not self._images:
-            raise DataError(f"{path}: no images in {len(shards)} shards; WebDataset names them KEY.jpg, KEY.png, ...")
+            found = "".join(f" ({remark})" for remark in hidden(contents.hidden) + contents.remarks())
+            raise DataError(f"{path}: no images in {len(shards)} shards{found}; {contents.help()}")
+        for split, names in members.items():
+            self._check_folders(split, names)
         self.remarks = left_out(left) + (alone(path.name) if path.is_file() else together(members))
         self.remarks += hidden(hidden_ones + contents.hidden) + contents.remarks()
         self.remarks += (
@@ -109,10 +115,25 @@ class Tar(Source):
             )
         self.splits = self._split({shard: split for split, names in members.items() for shard in names})
 
-    def _split(self, split_of: dict[str, str]) -> dict[str, Split]:
+    def _check_folders(self, split: str, shards: list[str]) -> None:
+        """Raise DataError where folders in the shards of a split tell others."""
+        own, told = {shard: split_of(shard) or split for shard in shards}, dict[str, Counter[str]]()
+        for image in self._images:
+            folder = _split_folder(image.name)
+            if folder and image.shard in own:
+                told.setdefault(image.shard, Counter())[folder] += 1
+        for shard, folders in told.items():
+            if any(split_of(folder.rpartition("/")[2]) != own[shard] for folder in folders):
+                counted = ", ".join(f"{printable(folder)}/ ({count} images)" for folder, count in folders.items())
+                raise DataError(
+                    f"{self.root}/{shard}: its folders tell other splits than {own[shard]}, as which it is read: "
+                    f"{counted}; unpack it and give the folder, or write a shard for each split, called so"
+                )
+
+    def _split(self, of_shard: dict[str, str]) -> dict[str, Split]:
         positions: dict[str, list[int]] = {}
         for position, image in enumerate(self._images):
-            positions.setdefault(split_of[image.shard], []).append(position)
+            positions.setdefault(of_shard[image.shard], []).append(position)
         return {split: Split(np.array(found), *self._labels(found)) for split, found in positions.items()}
 
     def _labels(self, positions: list[int]) -> tuple[NDArray[np.int64] | None, list[str]]:
@@ -193,8 +214,10 @@ class _Contents:
 
     def __init__(self) -> None:
         self._shards: list[tuple[str, dict[str, list[_Image]], dict[str, int | str]]] = []
-        self._others, self._fields = Counter[str](), Counter[str]()
-        self._bare, self._again = 0, 0
+        self._others, self._fields, self._splits = Counter[str](), Counter[str](), Counter[str]()
+        self._bare, self._again = list[str](), 0
+        self._examples: dict[str, tuple[str, str]] = {}
+        """Of other members, by extension, the first: its shard and name."""
         self.hidden = Counter[str]()
 
     def add(self, name: str, shard: Path) -> None:
@@ -210,12 +233,16 @@ class _Contents:
                 self._again += member.name in images
                 images[member.name] = member
             elif extension.lower() in _LABELS and member.isreg():
-                label = _label(shard, member, extension.lower())
+                told = _told(shard, member, extension.lower())
+                self._splits.update(key for key in told if key.lower() in COLUMNS and tells_split(str(told[key])))
+                label = _label(shard, member, told.get("label", ...))
                 if labels.get(stem, label) != label:
                     raise DataError(f"{shard}, {member.name}: tells label {label!r}, and {labels[stem]!r} is told too")
                 labels |= {} if label is None else {stem: label}
             else:
-                self._others[f".{extension}".lower() if stem else ""] += 1
+                kind = f".{extension}".lower() if stem else ""
+                self._others[kind] += 1
+                self._examples.setdefault(kind, (str(shard), member.name))
         samples: dict[str, list[_Image]] = {}
         for member in images.values():
             if member.isreg() or self._found(member, images):
@@ -247,7 +274,10 @@ class _Contents:
     def _of_shard(
         self, shard: str, samples: dict[str, list[_Image]], labels: dict[str, int | str], shared: set[str]
     ) -> Iterator[_Image]:
-        used = set[str]()
+        used, of_key = set[str](), dict[str, list[str]]()
+        for stem in labels:
+            if _A_FIELD.fullmatch(f"{stem.removeprefix(_key(stem))}.cls"):
+                of_key.setdefault(_key(stem), []).append(stem)
         for key, members in samples.items():
             plain = [image for image in members if _field(key, image).count(".") == 1]
             further = [image for image in members if _field(key, image) in shared]
@@ -266,17 +296,49 @@ class _Contents:
                 if image not in passed:
                     own = image.name.rpartition(".")[0]
                     stem = own if own in labels else key
+                    field = _field(key, image)
+                    is_whole = field.count(".") == 1 or _A_FIELD.fullmatch(field)
+                    if stem not in labels and is_whole and len(members) - len(passed) == 1:
+                        stem = _only(shard, image.name, of_key.get(key, []), labels) or stem
                     used.add(stem)
                     yield image._replace(label=labels.get(stem))
-        self._bare += len(labels.keys() - used)
+        self._bare += sorted(labels.keys() - used)
 
     def remarks(self) -> list[str]:
         """What was passed over."""
         fields = ", ".join(sorted(self._fields))
         found = [f"{self._fields.total()} further images of samples were passed over ({fields})"] if fields else []
         found += [f"{self._again} images stand twice under one name, and the later ones count"] if self._again else []
-        found += [f"{self._bare} samples without an image were passed over"] if self._bare else []
+        bare = f"{len(self._bare)} labels of no image were passed over"
+        found += [f"{bare} ({printable(self._bare[0])}.*)"] if self._bare else []
+        found += [
+            f"`{printable(key)}` of {count} .json members was not read: the names of shards tell the splits"
+            for key, count in self._splits.items()
+        ]
         return found + passed_over(self._others)
+
+    def help(self) -> str:
+        """What would help where there are no images."""
+        for shard, name in self._examples.values():
+            if name.lower().endswith(".parquet") or instead(name):
+                return f"unpack {shard}, and give what is in it, as {printable(name)}"
+        return "WebDataset names them KEY.jpg, KEY.png, ..."
+
+
+def _only(shard: str, image: str, stems: list[str], labels: dict[str, int | str]) -> str | None:
+    """The one name of a label that a sample's image can have, if any. Raises DataError where two tell others."""
+    if len({labels[stem] for stem in stems}) > 1:
+        raise DataError(
+            f"{shard}, {image}: {stems[0]}.* and {stems[1]}.* tell labels of its sample; call the right one KEY.cls"
+        )
+    return stems[0] if stems else None
+
+
+def _split_folder(name: str) -> str | None:
+    """The folder of a member that is called as a split, with those above it; None where there is none."""
+    folders = name.split("/")[:-1]
+    level = next((level for level, folder in enumerate(folders, 1) if is_of_split(folder)), 0)
+    return "/".join(folders[:level]) or None
 
 
 def _key(name: str) -> str:
@@ -317,16 +379,24 @@ def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
             rest = content.read(_PIECE)
 
 
-def _label(shard: Path, member: tarfile.TarInfo, extension: str) -> int | str | None:
-    """The label in a .cls or .json member; None where the latter holds none."""
+def _told(shard: Path, member: tarfile.TarInfo, extension: str) -> dict[str, Any]:
+    """What a .json member holds, or a .cls member as its `label`."""
     content = read_range(shard, member.offset_data, min(member.size, _LONGEST_LABEL))
     try:
-        value: Any = content.decode().strip() if extension == "cls" else json.loads(content).get("label", ...)
-    except (ValueError, AttributeError, RecursionError) as error:
-        what = "text" if extension == "cls" else "a JSON object"
-        raise DataError(f"{shard}, {member.name}: not {what}: {content[:40]!r}; correct it") from error
-    if extension == "cls" and re.fullmatch(r"-?\d{1,18}", value):
-        return int(value)
+        if extension == "cls":
+            text = content.decode().strip()
+            return {"label": int(text) if re.fullmatch(r"-?\d{1,18}", text) else text}
+        told = json.loads(content)
+        if isinstance(told, dict):
+            return told
+    except (ValueError, RecursionError):
+        pass
+    what = "text" if extension == "cls" else "a JSON object"
+    raise DataError(f"{shard}, {member.name}: not {what}: {content[:40]!r}; correct it")
+
+
+def _label(shard: Path, member: tarfile.TarInfo, value: Any) -> int | str | None:
+    """The label that a member tells as `value`; None where that is `...`, for it tells none."""
     if value is None or value is ...:
         return None if value is ... else -1
     if not isinstance(value, int | str) or isinstance(value, bool) or value == "":
