@@ -118,6 +118,11 @@ def parse_s3(overrides: Sequence[str], others: Sequence[str] = ()) -> S3:
         raise SpecError(_explained(error, Spec)) from None
 
 
+def given_keys(overrides: Sequence[str]) -> list[str]:
+    """The keys of a run's spec that overrides set, each by itself. Raises `SpecError`."""
+    return [".".join(parts) for override in overrides for parts, _ in _pairs(override, Spec)]
+
+
 def dump(spec: Spec | Sweep) -> str:
     """The resolved spec as YAML that `parse`, or `parse_sweep`, reads back to an equal one."""
     return yaml.dump(spec.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
@@ -199,20 +204,24 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str], model: type[Base
     said: dict[Parts, str] = {}  # by which of them
     pairs: list[tuple[Parts, Any]] = []
     for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise SpecError(f"{override!r}: an override is written key=value, as in lr=1e-3 or data.limit=512")
-        _, kind = _place(model, key)
-        if _fields(kind) and value in ("", *_NULL):
-            raise SpecError(f"{key}: got nothing; give it keys and their values, as in {key}={{KEY: VALUE}}")
-        meant = spec_text.unquoted(value) if _takes_text(kind) else spec_text.flow(value, key)
-        for parts, item in _flat(model, key, meant):
+        for parts, item in _pairs(override, model):
             if said.get(parts, override) != override:  # as where a script has its own before what it is given
                 say(f"{'.'.join(parts)}: given more than once on the command line; the last one holds")
             said[parts] = override
             pairs.append((parts, item))
     _put_all(tree, pairs)
     return tree
+
+
+def _pairs(override: str, model: type[BaseModel]) -> Iterator[tuple[Parts, Any]]:
+    """The keys that `key=value` sets, and their values."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise SpecError(f"{override!r}: an override is written key=value, as in lr=1e-3 or data.limit=512")
+    _, kind = _place(model, key)
+    if _fields(kind) and value in ("", *_NULL):
+        raise SpecError(f"{key}: got nothing; give it keys and their values, as in {key}={{KEY: VALUE}}")
+    yield from _flat(model, key, spec_text.unquoted(value) if _takes_text(kind) else spec_text.flow(value, key))
 
 
 def _with(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

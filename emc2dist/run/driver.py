@@ -70,7 +70,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
     """
     spec = resolved(spec)
     trackers.refuse_missing(spec)
-    images, remarks = check(spec)
+    images, remarks, neighbours = check(spec)
     for remark in remarks:
         say(remark)
     order = loop.order_for(spec, images)
@@ -107,7 +107,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
     if taken < steps:
         where = f"at step {taken} of {steps}, which a checkpoint holds" if taken else "while it waited for its places"
         raise RunStopped(f"{folder.place}: stopped {where}")
-    summary = summarise(folder, steps) | {"remarks": remarks}
+    summary = summarise(folder, steps) | {"neighbours": neighbours, "remarks": remarks}
     folder.finish(summary)
     return summary
 
@@ -142,8 +142,10 @@ def _device(spec: Spec, folder: RunFolder, listener: Listener) -> str:
     return device
 
 
-def check(spec: Spec) -> tuple[Images, list[str]]:
-    """Open the data and see that data and encoder fit the spec; returns the training images, and remarks on the data.
+def check(spec: Spec) -> tuple[Images, list[str], int | None]:
+    """Open the data and see that data and encoder fit the spec.
+
+    Returns the training images, remarks on the data, and k of kNN, which is None where nothing is evaluated.
 
     Raises:
         SpecError: the encoder cannot be built. DataError: the data cannot be opened, or are fewer than a batch.
@@ -154,7 +156,8 @@ def check(spec: Spec) -> tuple[Images, list[str]]:
     assert images is not None, "open_images raises where there is nothing to train on"
     loop.order_for(spec, images)
     labelled = open_labelled(spec.data, spec.eval, images, spec.s3)
-    return images, [*images.remarks, *Evaluation.of(spec, labelled)[1]]
+    evaluation, remarks = Evaluation.of(spec, labelled)
+    return images, [*images.remarks, *remarks], evaluation.neighbours if evaluation else None
 
 
 def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def sweep(spec: Sweep) -> dict[str, Any]:
             checkpoint, and the results so far.
     """
     spec = spec.model_copy(update={"base": resolved(spec.base)})
-    images, remarks = check(spec.base)
+    images, remarks, _ = check(spec.base)
     folder = SweepFolder.of(spec)
     folder.refuse_other_sweep(spec)
     _refuse_other_data(folder, spec, images)
