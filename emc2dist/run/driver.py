@@ -66,7 +66,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
     Raises:
         SpecError, DataError, RunError: before anything starts, where it can be known.
         NonFiniteError, StoreError: while it runs.
-        RunStopped: SIGTERM or SIGHUP came, or `stop` was set; the run wrote a checkpoint of its step, and ended.
+        RunStopped: a signal of ENDING came, or `stop` was set; the run wrote a checkpoint of its step, and ended.
     """
     spec = resolved(spec)
     trackers.refuse_missing(spec)
@@ -171,12 +171,16 @@ def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:
 
 
 def resolved(spec: Spec) -> Spec:
-    """Paths made absolute, for workers have working directories of their own; and `auto` made what it stands for."""
+    """Paths made absolute, for workers, and whoever starts the saved spec later, have working directories of their own;
+    and `auto` made what it stands for.
+    """
     spec = _kept_after_the_job(spec) if cluster.in_job() else spec
     data, remote = spec.data, files.is_remote(spec.data.path)
     path = data.path if remote or data.path in BUILT_IN else paths.absolute(data.path)
+    run_dir = spec.run_dir if files.is_remote(spec.run_dir) else paths.absolute(spec.run_dir)
     shuffle = ("block" if remote else "full") if data.shuffle == "auto" else data.shuffle
-    return spec.model_copy(update={"data": data.model_copy(update={"path": path, "shuffle": shuffle})})
+    here = {"run_dir": run_dir, "data": data.model_copy(update={"path": path, "shuffle": shuffle})}
+    return spec.model_copy(update=here)
 
 
 def _kept_after_the_job(spec: Spec) -> Spec:
@@ -215,8 +219,8 @@ def set_on(*numbers: signal.Signals) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-ENDING = (signal.SIGTERM, signal.SIGHUP)
-"""What asks a run to end: whoever manages it, and a terminal that is gone."""
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""What asks a run to end: whoever manages it, a terminal that is gone, a scheduler whose time limit is near."""
 
 
 class _Lost(Exception):

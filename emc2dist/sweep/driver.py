@@ -25,8 +25,8 @@ def sweep(spec: Sweep) -> dict[str, Any]:
     Raises:
         SpecError, DataError, RunError: before anything starts, where it can be known; RunError also where no trial
             finished.
-        KeyboardInterrupt, RunStopped: SIGINT, or SIGTERM or SIGHUP, came; every trial wrote a
-            checkpoint, and the results so far.
+        KeyboardInterrupt, RunStopped: SIGINT, or a signal of `ENDING`, came; every trial wrote a checkpoint, and the
+            results so far.
     """
     spec = spec.model_copy(update={"base": resolved(spec.base)})
     images, remarks, _ = check(spec.base)
