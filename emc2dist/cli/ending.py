@@ -37,7 +37,7 @@ def write_report(run: str) -> str | None:
     page = Path(run) / "report" / PAGE
     try:
         if not page.exists() or page.stat().st_mtime < (Path(run) / "summary.json").stat().st_mtime:
-            report([run])
+            report([run], asked=False)
     except Exception as error:  # the run is finished, whatever a picture fails of
         reason = " ".join(str(error).split())
         say(f"no report: {type(error).__name__}: {reason}; `emc2dist report {run}` tries once more")
