@@ -15,7 +15,7 @@ from emc2dist.errors import NonFiniteError, SpecError
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.terminal import Progress, say
-from emc2dist.towers.encoder import backbone_state_dict
+from emc2dist.towers.encoder import backbone_state_dict, not_torchvisions
 from emc2dist.train.evaluation import Evaluation
 
 _HEEDED = (
@@ -90,7 +90,8 @@ def _others(newest: LoadedCheckpoint, train: Images, data: Data) -> list[str]:
 def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[str, Any]:
     """Write the newest checkpoint's backbone as safetensors.
 
-    A ResNet's keys are torchvision's (no `fc`); those of conv4 are of `emc2dist.towers.encoder.Conv4`.
+    A ResNet's keys are torchvision's (no `fc`); those of conv4 are of `emc2dist.towers.encoder.Conv4`. What a model has
+    to be like to give the same representations is in `remarks`, where it is not torchvision's own.
 
     Raises:
         RunError: there is no run or no whole checkpoint. StorageError: `out`, on disk or S3, cannot be written.
@@ -107,4 +108,7 @@ def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[st
     metadata = {"backbone": spec.encoder.backbone, "stem": spec.encoder.stem, "norm": spec.encoder.norm}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(newest.encoder).items()}
     place.write(save(tensors, metadata))
-    return {"checkpoint": str(newest.place), "out": str(place), **metadata, "remarks": newest.remarks}
+    remarks = not_torchvisions(spec.encoder)
+    for remark in remarks:
+        say(remark)
+    return {"checkpoint": str(newest.place), "out": str(place), **metadata, "remarks": [*newest.remarks, *remarks]}

@@ -40,6 +40,11 @@ def test_the_backbone_is_written_over_what_was_there(run, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.safetensors", "exp: 3 #1"]
     found = load_file(tmp_path / "b.safetensors")
     assert found["blocks.1.0.weight"].shape == (64, 32, 3, 3)
+    assert main(["export", str(run), str(tmp_path / "c"), "--json"]) == 0
+    told = capsys.readouterr()
+    (remark,) = json.loads(told.out)["remarks"]
+    assert remark in told.err.splitlines()
+    assert "build emc2dist.towers.encoder.Conv4('none') for it" in remark
 
 
 def test_where_it_cannot_be_written_is_told_before_anything_is_read(run, tmp_path, capsys, monkeypatch):
