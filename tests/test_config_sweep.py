@@ -3,6 +3,7 @@
 import pytest
 
 from emc2dist.config import Range, dump, load, load_job, load_sweep, parse_sweep
+from emc2dist.config.points import remarks
 from emc2dist.errors import SpecError
 
 BASE = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\n"
@@ -52,6 +53,26 @@ def test_bounds_are_numbers_as_elsewhere_and_points_that_are_equal_are_counted(s
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("trials", "told"),
+    [
+        (3, ["budget.trials: 1 of 3 are left over, for every point takes 2, one a seed", "1 of the grid's 4 points"]),
+        (4, ["budget.trials: 4 are for 2 of the grid's 4 points, the first; 8 trials would be all of them"]),
+        (8, []),
+    ],
+)
+def test_a_grid_that_the_budget_cuts_is_said_with_its_numbers(sweep_file, capsys, trials, told):
+    sweep_file.write_text(
+        "name: s\nbase: jobs/base.yaml\nset:\nspace: {lr: [1, 2], temperature: [0.1, 0.2]}\nseeds: 2\n"
+    )
+    sweep = load_sweep(sweep_file, ["search.name=grid", f"budget.trials={trials}"])
+    found = remarks(sweep)
+    assert capsys.readouterr().err.splitlines() == [f"{sweep_file}: {remark}" for remark in found]
+    assert len(found) == len(told)
+    for remark, words in zip(found, told, strict=True):
+        assert words in remark
+
+
 def test_a_run_and_a_sweep_are_told_apart(sweep_file):
     base = sweep_file.parent / "jobs" / "base.yaml"
     assert load_job(base) == load(base)
@@ -74,6 +95,10 @@ def test_a_run_and_a_sweep_are_told_apart(sweep_file):
         ("space.lr=0.1", ["space.lr: got 0.1", "list of choices"]),
         ("space={lr: uniform(1, 2)}", ["space.2)", "quotes"]),
         ("space.lr=[]", ["space.lr", "empty"]),
+        ("space.lr={min: 1e-4, max: 1e-1}", ["space.lr: got keys and their values; write a list", "loguniform(a, b)"]),
+        ("space.optimiser.weight_decay={low: 1}", ["space.optimiser.weight_decay: got keys and their values; write"]),
+        ("space.lr=[loguniform(1e-4, 1e-1)]", ["space.lr: got loguniform(1e-4, 1e-1) in brackets", "leave them out"]),
+        ("space.epochs=['randint(1, 9)']", ["space.epochs: got randint(1, 9) in brackets", "leave them out"]),
         ("space.lr=uniform(2, 1)", ["space.lr", "uniform(2, 1)", "smaller one first"]),
         ("space.lr=uniform(1, inf)", ["space.lr", "finite"]),
         ("space.lr=loguniform(0, 1)", ["space.lr", "above 0"]),

@@ -4,10 +4,12 @@ import builtins
 import http.server
 import os
 import pickle
+import re
 import socket
 import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import ClassVar
 
 import aiohttp
@@ -237,6 +239,19 @@ def test_wrong_credentials_say_so_and_are_not_repeated(s3, monkeypatch):
         assert "wrong-secret-of-mine" not in str(caught.value)
         assert s3.server.access_key not in str(caught.value)
         assert not isinstance(caught.value, StorageUnreachable)
+
+
+def test_a_profile_that_is_not_there_is_named_and_so_is_a_configuration_that_is_none(s3, monkeypatch, tmp_path):
+    monkeypatch.setenv("AWS_PROFILE", "nope")
+    with pytest.raises(StorageError, match=r"AWS_PROFILE: nope is no profile of ~/\.aws/config .* or unset it$"):
+        files.at(f"{s3.uri}/x", S3(timeout_s=13)).read()
+    monkeypatch.delenv("AWS_PROFILE")
+    (tmp_path / "config").write_text("[default\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    with pytest.raises(
+        StorageError, match=r"the AWS configuration cannot be used: .*config; put ~/\.aws/config right$"
+    ):
+        files.at(f"{s3.uri}/x", S3(timeout_s=14)).read()
 
 
 def test_no_credentials_say_where_they_come_from(s3, monkeypatch, tmp_path):
@@ -482,9 +497,34 @@ def test_folders_that_tools_make_on_s3_are_no_files(s3):
 def test_a_url_of_another_kind_never_becomes_a_folder(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for understand in (files.at, files.local):
-        with pytest.raises(StorageError, match=rf"{path}: {path.split(':')[0]}:// cannot be used here"):
+        with pytest.raises(StorageError, match=rf"{path}: {re.match('.*:/+', path)[0]} cannot be used here"):
             understand(path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    {
+        "s3:/bucket/set": "s3:/ cannot be used here; give a path on disk, or s3://bucket/set ",
+        "S3://bucket/set": "S3:// cannot be used here; give a path on disk, or s3://bucket/set ",
+        "s3a://bucket/set": "s3a:// cannot be used here; give a path on disk, or s3://bucket/set ",
+        "arn:aws:s3:::bucket/runs": "'arn:aws:s3:::bucket' is an ARN; write s3://bucket/folder",
+        "arn:aws-cn:s3:::bucket": "is an ARN; write s3://bucket/folder",
+        "s3.amazonaws.com/bucket/set": "'s3.amazonaws.com' is a host of the network; for S3 write s3://bucket/folder",
+        "bucket.s3.eu-central-1.amazonaws.com/set": "is a host of the network; ",
+        "localhost:9000/bucket": "'localhost:9000' is a host of the network; ",
+        "10.0.0.1:9000/bucket": "'10.0.0.1:9000' is a host of the network; ",
+        "me@login.cluster:set": "'me@login.cluster:' is another machine; ",
+    }.items(),
+)
+def test_a_place_on_the_network_never_becomes_a_folder(path, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for understand in (files.at, files.local):
+        with pytest.raises(StorageError, match=words):
+            understand(path)
+    assert files.local(f"./{path}") == Path(path)
+    for name in ("imagenet-1.0/set", "set.v2/train.parquet", "a@b/c", "1.2.3.4/set", "resnet.ai-2/x"):
+        assert str(files.local(name)) == name
 
 
 def test_a_path_is_taken_as_a_person_means_it(tmp_path, monkeypatch):

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from emc2dist import files
-from emc2dist.config import Spec
 from emc2dist.terminal import columns, say
 
 _ENCODERS = {"raw pixels": "knn_pixels", "untrained encoder": "knn_untrained", "trained encoder": "knn_accuracy"}
 
 
-def table(spec: Spec, summary: dict[str, Any], report: str | None) -> str:
+def table(summary: dict[str, Any], report: str | None) -> str:
     """Lines that compare the trained encoder with what it has to beat, and name its checkpoint and its report.
 
     `summary` is that of `emc2dist.run.driver.train`. Where nothing was evaluated there is nothing to compare.
@@ -18,7 +17,7 @@ def table(spec: Spec, summary: dict[str, Any], report: str | None) -> str:
     scores = {what: summary[name] for what, name in _ENCODERS.items() if summary.get(name) is not None}
     rows = [(what, f"{score:.3f}") for what, score in scores.items()]
     if rows:
-        rows.insert(0, (f"kNN accuracy, k = {spec.eval.neighbours}", ""))
+        rows.insert(0, (f"kNN accuracy, k = {summary['neighbours']}", ""))
     if summary["checkpoint"] is not None:  # a finished run's may have been removed
         rows.append(("checkpoint", summary["checkpoint"]))
     if report is not None:
@@ -38,7 +37,7 @@ def write_report(run: str) -> str | None:
     page = Path(run) / "report" / PAGE
     try:
         if not page.exists() or page.stat().st_mtime < (Path(run) / "summary.json").stat().st_mtime:
-            report([run])
+            report([run], asked=False)
     except Exception as error:  # the run is finished, whatever a picture fails of
         reason = " ".join(str(error).split())
         say(f"no report: {type(error).__name__}: {reason}; `emc2dist report {run}` tries once more")

@@ -27,7 +27,7 @@ def add_to(commands: Commands) -> None:
         "overrides",
         metavar="KEY=VALUE",
         nargs="*",
-        help="override a key of data, eval or s3, as in data.path=PATH where the data have moved",
+        help="override a key of data, eval or s3 that evaluation reads, as in data.path=PATH where the data have moved",
     )
     add_s3(export)
     for sub in (train, evaluate, export):
@@ -42,7 +42,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
     summary = train(spec)
     report = ending.write_report(summary["run_dir"]) if spec.watch.report else None
-    table = ending.table(spec, summary, report)
+    table = ending.table(summary, report)
     if arguments.json:
         say(table.rstrip())
         print_result(summary | {"report": report}, as_json=True)

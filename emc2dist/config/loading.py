@@ -13,13 +13,12 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from emc2dist.config import paths
+from emc2dist.config import paths, points
 from emc2dist.config import text as spec_text
-from emc2dist.config.points import known_points
 from emc2dist.config.presets import expanded
 from emc2dist.config.sections import BUILT_IN, HIDDEN, REFUSED, S3
 from emc2dist.config.spec import Spec
-from emc2dist.config.sweep import Sweep
+from emc2dist.config.sweep import WANTED, Sweep
 from emc2dist.config.text import Plain
 from emc2dist.errors import SpecError
 from emc2dist.terminal import say
@@ -87,10 +86,8 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Spec | Sweep:
         base = _beside(source, tree["base"])
         tree["base"] = _tree(spec_text.read(base), str(base))
     sweep = _sweep(tree, source)
-    points = known_points(sweep) or []
-    different = len({repr(point) for point in points})
-    if different < len(points):
-        say(f"{source}: {different} of {len(points)} points differ; search.name=grid tries each of a few values once")
+    for remark in points.remarks(sweep):
+        say(f"{source}: {remark}")
     _refuse_two_readings([sweep.base.data.path, *sweep.ends().get("data.path", ())], source)
     return sweep
 
@@ -116,6 +113,11 @@ def parse_s3(overrides: Sequence[str], others: Sequence[str] = ()) -> S3:
         return TypeAdapter(dict[str, S3]).validate_python(tree).get("s3", S3())
     except ValidationError as error:
         raise SpecError(_explained(error, Spec)) from None
+
+
+def given_keys(overrides: Sequence[str]) -> list[str]:
+    """The keys of a run's spec that overrides set, each by itself. Raises `SpecError`."""
+    return [".".join(parts) for override in overrides for parts, _ in _pairs(override, Spec)]
 
 
 def dump(spec: Spec | Sweep) -> str:
@@ -164,7 +166,12 @@ def _sweep(tree: dict[str, Any], source: str) -> Sweep:
         for key, value in space.items():
             # Before its values, which mean nothing then; without any it is a piece of one that wants quotes.
             if value and _place(Spec, key)[1] is Any:
-                raise SpecError(f"{source}: space.{_unknown(key, Spec)}")
+                outer = _key_of_a_value(key)
+                wrong = f"{outer}: got keys and their values; {WANTED}" if outer else _unknown(key, Spec)
+                raise SpecError(f"{source}: space.{wrong}")
+            if isinstance(value, list) and any(re.match(r"(log)?uniform\(|randint\(", str(one)) for one in value):
+                told = ", ".join(map(str, value))
+                raise SpecError(f"{source}: space.{key}: got {told} in brackets, which are for choices; leave them out")
         tree["space"] = {key: _choices(key, value) for key, value in space.items()}
     sweep = _checked(Sweep, tree, source)
     for key, values in sweep.ends().items():
@@ -174,9 +181,16 @@ def _sweep(tree: dict[str, Any], source: str) -> Sweep:
             if meant in seen:
                 raise SpecError(f"{source}: space.{key}: holds {_shown(value)} twice; keep one")
             seen.add(meant)
-    for number, point in enumerate(known_points(sweep) or ()):
+    for number, point in enumerate(points.known_points(sweep) or ()):
         changed(sweep.base, point, source=f"{source}: point {number}")
     return sweep
+
+
+def _key_of_a_value(key: str) -> str | None:
+    """The part of an unknown key that is a key with a value, under which there are no others; None where none is."""
+    parts = key.split(".")
+    outer = (".".join(parts[:count]) for count in range(1, len(parts)))
+    return next((one for one in outer if (kind := _place(Spec, one)[1]) is not Any and not _fields(kind)), None)
 
 
 def _choices(key: str, value: Any) -> Any:
@@ -199,16 +213,7 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str], model: type[Base
     said: dict[Parts, str] = {}  # by which of them
     pairs: list[tuple[Parts, Any]] = []
     for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise SpecError(f"{override!r}: an override is written key=value, as in lr=1e-3 or data.limit=512")
-        _, kind = _place(model, key)
-        if _fields(kind) and value in ("", *_NULL):
-            form = f"{key}={_CHOSEN[key]}" if key in _CHOSEN else f"{key}={{KEY: VALUE}}"
-            wanted = "its name" if key in _CHOSEN else "keys and their values"
-            raise SpecError(f"{key}: got nothing; give it {wanted}, as in {form}")
-        meant = spec_text.unquoted(value) if _takes_text(kind) else spec_text.flow(value, key)
-        for parts, item in _flat(model, key, meant):
+        for parts, item in _pairs(override, model):
             if said.get(parts, override) != override:  # as where a script has its own before what it is given
                 say(f"{'.'.join(parts)}: given more than once on the command line; the last one holds")
             said[parts] = override
@@ -217,6 +222,19 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str], model: type[Base
                 say(f"objective={item}: takes the place of the file's negatives too; objective.name={item} keeps them")
     _put_all(tree, pairs)
     return tree
+
+
+def _pairs(override: str, model: type[BaseModel]) -> Iterator[tuple[Parts, Any]]:
+    """The keys that `key=value` sets, and their values."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise SpecError(f"{override!r}: an override is written key=value, as in lr=1e-3 or data.limit=512")
+    _, kind = _place(model, key)
+    if _fields(kind) and value in ("", *_NULL):
+        form = f"{key}={_CHOSEN[key]}" if key in _CHOSEN else f"{key}={{KEY: VALUE}}"
+        wanted = "its name" if key in _CHOSEN else "keys and their values"
+        raise SpecError(f"{key}: got nothing; give it {wanted}, as in {form}")
+    yield from _flat(model, key, spec_text.unquoted(value) if _takes_text(kind) else spec_text.flow(value, key))
 
 
 def _with(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from urllib.parse import unquote
 S3_SCHEME = "s3://"
 _FILE = "file:///"
 _UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # by a spec, one line of UTF-8 for a value
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/+")
+_S3S = ("s3", "s3a", "s3n")  # as Hadoop and others call it
 _ENCODED = re.compile("%[0-9A-Fa-f]{2}")
 _UNSEEN = r"[\s\u200b-\u200f\u202a-\u202e\u2060\ufeff]"
 
@@ -21,6 +22,14 @@ _STAND_INS = {  # a $ or a { within a name may be one of its characters
     re.compile(r"\$[({][^/]*|(?<![^/])\$[A-Za-z_]\w*|\$[A-Z_]{2,}|`[^/]*"): f"is a shell's, {_WRITE}",
     re.compile(r"%[A-Za-z_][\w()]*%|%\(\w+\)s"): f"is a variable, {_WRITE}",
     re.compile(r"\{[{%][^/]*|(?<![^/])<[^/<>]+>(?![^/])"): f"is a template's, {_WRITE}",
+}
+_ELSEWHERE = {  # at the start, where `./` says that a folder is meant
+    re.compile(r"(?i)arn:[^:/]*:[^/]*"): "is an ARN; write s3://bucket/folder",
+    re.compile(
+        r"(?i)(?:[\w-]+\.)+(?:com|org|net|edu|gov|io|co|ai|dev|cloud|cn|eu|de|uk|us)(?::\d+)?(?=/|$)"
+        r"|(?:localhost|\d+(?:\.\d+){3}):\d+(?=/|$)"
+    ): "is a host of the network; for S3 write s3://bucket/folder, and s3.endpoint=URL for a server other than AWS",
+    re.compile(r"[\w.-]+@[\w.-]+:"): "is another machine; give a path that this one has",
 }
 _SLIPS = {
     re.compile(r"^[A-Za-z]:[\\/]|\\"): "is of a path of Windows; give the path that this machine has, with /",
@@ -39,19 +48,21 @@ def on_disk(text: str) -> Path:
 
     Raises:
         ValueError: it is empty, holds a NUL, or begins as what would become a folder of that name and is not meant: a
-            URL of another kind, a variable, another user's home that is not here. The caller names the path.
+            URL of another kind, a host, an ARN, a variable, another user's home that is not here. The caller names the
+            path.
     """
     path = text
     if path.startswith(_FILE):
         path = unquote(path.removeprefix(_FILE.removesuffix("/")), errors="surrogateescape")
-    for pattern, reason in (_STAND_INS | _SLIPS).items():
+    for pattern, reason in (_STAND_INS | _SLIPS | _ELSEWHERE).items():
         if found := pattern.match(path):
-            literal = f" (a folder of this name is ./{path})" if pattern in _STAND_INS and "\\" not in path else ""
+            literal = f" (a folder of this name is ./{path})" if pattern not in _SLIPS and "\\" not in path else ""
             raise ValueError(f"{found[0]!r} {reason}{literal}")
     url = _URL.match(path)
     if url:
-        where = "a path on disk" if is_remote(path) else "a path on disk, or s3://bucket/folder"
-        raise ValueError(f"{url[1]}:// cannot be used here; give {where} (a folder of this name is ./{path})")
+        there = path[url.end() :] if url[1].lower() in _S3S else "bucket/folder"
+        where = "a path on disk" if is_remote(path) else f"a path on disk, or s3://{there}"
+        raise ValueError(f"{url[0]} cannot be used here; give {where} (a folder of this name is ./{path})")
     if not path or "\0" in path:
         raise ValueError(f"no path, for it {'holds a NUL' if path else 'is empty'}; correct it")
     expanded = os.path.expanduser(path)  # Path.expanduser raises where there is no such user

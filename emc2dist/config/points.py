@@ -39,6 +39,26 @@ def known_points(sweep: Sweep) -> list[Point] | None:
     return [draw(sweep, index) for index in range(count_of(sweep))]
 
 
+def remarks(sweep: Sweep) -> list[str]:
+    """What a person should know of which points are tried: those of a grid that are not, and draws that come twice."""
+    told = []
+    trials, points = sweep.budget.trials, known_points(sweep) or []
+    if trials and (over := trials % sweep.seeds):
+        told.append(f"budget.trials: {over} of {trials} are left over, for every point takes {sweep.seeds}, one a seed")
+    if sweep.search.name == "grid":
+        whole = _size(sweep)
+        if len(points) < whole:
+            told.append(
+                f"budget.trials: {trials} are for {len(points):,} of the grid's {whole:,} points, the first; "
+                f"{whole * sweep.seeds:,} trials would be all of them"
+            )
+        return told
+    different = len({repr(point) for point in points})
+    if different < len(points):
+        told.append(f"{different} of {len(points)} points differ; search.name=grid tries each of a few values once")
+    return told
+
+
 def draw(sweep: Sweep, index: int) -> Point:
     """The point with this number."""
     import numpy as np  # here, for a spec is read without it
@@ -56,14 +76,18 @@ def rounded(known: Range, value: float) -> float:
 
 def _grid(sweep: Sweep, count: int | None) -> list[Point]:
     """Every combination of the lists, the last key changing fastest, or the first `count`."""
-    lists = sweep.distributions()
-    points = math.prod(map(len, lists.values()))
+    lists, points = sweep.distributions(), _size(sweep)
     if min(points, count or points) > MOST_TRIALS:
         raise SpecError(
             f"space: a grid of {points:,} points is more than {MOST_TRIALS:,}; give fewer values, or budget.trials"
         )
     combinations = itertools.islice(itertools.product(*lists.values()), count)
     return [dict(zip(lists, values, strict=True)) for values in combinations]
+
+
+def _size(sweep: Sweep) -> int:
+    """Points of the whole grid."""
+    return math.prod(map(len, sweep.distributions().values()))
 
 
 def _drawn(known: Range | tuple[Any, ...], generator: "np.random.Generator") -> Any:

@@ -234,7 +234,7 @@ class Eval(Section):
     """Split whose labelled images are asked about; None: `test`, else `validation`, whichever has labels first; where
     neither is there, every tenth voter."""
     neighbours: PositiveInt = 20
-    """k of kNN (cosine)."""
+    """k of kNN (cosine); fewer, which is said, where fewer vote."""
     bank: PositiveInt = 10_000
     """Most labelled training images that vote."""
     queries: PositiveInt = 2_000

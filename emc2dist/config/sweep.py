@@ -21,9 +21,10 @@ MOST_TRIALS = 100_000
 """Of a sweep."""
 
 _RANGE = re.compile(r"^(uniform|loguniform|randint)\(([^,()]+),([^,()]+)\)$")
-_WANTED = (
+WANTED = (
     "write a list of choices, or uniform(a, b), loguniform(a, b) or randint(a, b), in quotes where it stands in braces"
 )
+"""Of a value of `space`."""
 _OURS = {"name", "run_dir", "seed"}
 _FIXED = {"workers", "resources", "launch"}
 
@@ -40,7 +41,7 @@ class Range(NamedTuple):
         """From `loguniform(0.05, 0.5)`; raises ValueError where it is none, or has no room."""
         match = _RANGE.match(text.strip())
         if match is None:
-            raise ValueError(_WANTED)
+            raise ValueError(WANTED)
         kind: Any = match[1]
         low, high = (_number(bound, whole=kind == "randint") for bound in match.groups()[1:])
         if not low < high or not math.isfinite(high - low):
@@ -54,7 +55,7 @@ def _number(text: str, *, whole: bool) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise ValueError(f"{text.strip()} is no number; {_WANTED}") from None
+        raise ValueError(f"{text.strip()} is no number; {WANTED}") from None
     if whole and not number.is_integer():
         raise ValueError(f"{text.strip()} is no whole number, as randint needs them")
     return int(number) if whole else number
@@ -135,7 +136,7 @@ class Sweep(Section):
     def _holds_lists_and_ranges(cls, space: Any) -> Any:
         for key, value in space.items() if isinstance(space, dict) else ():
             if not isinstance(value, str | tuple):
-                raise ValueError(f"space.{key}: got {value!r}; {_WANTED}")
+                raise ValueError(f"space.{key}: got {value!r}; {WANTED}")
         return space
 
     def distributions(self) -> dict[str, Range | tuple[Any, ...]]:

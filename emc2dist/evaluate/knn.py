@@ -7,7 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 def accuracy(bank: NDArray, voters: NDArray, queries: NDArray, asked: NDArray, *, neighbours: int) -> float:
     """Share of `queries` [m, R] of labels `asked` [m] whose nearest rows of `bank` [n, R], by cosine, vote for that.
 
-    `voters` [n] are the bank's labels; of n < `neighbours` rows all vote.
+    `voters` [n] are the bank's labels; `neighbours` is at most n.
     """
-    nearest = KNeighborsClassifier(min(neighbours, len(bank)), metric="cosine", algorithm="brute")
+    nearest = KNeighborsClassifier(neighbours, metric="cosine", algorithm="brute")
     return float(nearest.fit(bank, voters).score(queries, asked))

@@ -21,9 +21,13 @@ from aiobotocore.session import AioSession
 from aiohttp import ClientError as TransferError
 from botocore.exceptions import (
     ClientError,
+    ConfigParseError,
     HTTPClientError,
+    InfiniteLoopConfigError,
+    InvalidConfigError,
     NoCredentialsError,
     PartialCredentialsError,
+    ProfileNotFound,
 )
 from botocore.exceptions import ConnectionError as NoConnection
 from botocore.handlers import add_expect_header
@@ -347,6 +351,14 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
             f"{uri}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, fill ~/.aws, or give "
             "the machine a role"
         )
+    if isinstance(error, ProfileNotFound):
+        name = "AWS_PROFILE" if "AWS_PROFILE" in os.environ else "AWS_DEFAULT_PROFILE"
+        return StorageError(
+            f"{uri}: {name}: {os.environ.get(name)} is no profile of ~/.aws/config or ~/.aws/credentials; name one of "
+            "theirs, or unset it"
+        )
+    if isinstance(error, ConfigParseError | InvalidConfigError | InfiniteLoopConfigError):
+        return StorageError(f"{uri}: the AWS configuration cannot be used: {_said(error)}; put ~/.aws/config right")
     if code == "NoSuchBucket":
         missing = _Missing(f"{uri}: no such bucket: {bucket}; create it, or check its name, s3.endpoint and s3.region")
         missing.bucket = True

@@ -30,10 +30,13 @@ _What = TypeVar("_What")
 PAGE = "report.html"
 
 
-def report(runs: Sequence[str | Path], *, out: str | Path | None = None, s3: S3 | None = None) -> dict[str, Any]:
+def report(
+    runs: Sequence[str | Path], *, out: str | Path | None = None, s3: S3 | None = None, asked: bool = True
+) -> dict[str, Any]:
     """Write the page and its pictures into the folder `out`, by default `report` in the first run's folder.
 
-    What `s3` was given goes before what each run's spec says, for run folders, `out` and data.
+    What `s3` was given goes before what each run's spec says, for run folders, `out` and data. Where nobody has `asked`
+    for the page, it alone says what it does not show.
 
     Returns:
         `page`, the HTML file, and `pictures`, the PNGs, as they would be written on the command line; and `remarks`.
@@ -50,7 +53,7 @@ def report(runs: Sequence[str | Path], *, out: str | Path | None = None, s3: S3 
     sections = _sections(shown, chained, mapped)
     written = _write(folder, _html(shown, sections, _tables(shown, chained)), sections)
     missing = [f"{section.title}: {section.missing}" for section in sections if section.missing]
-    for remark in missing:
+    for remark in missing if asked else ():
         say(remark)
     return written | {"remarks": [*(remark for run in shown for remark in run.remarks), *missing]}
 

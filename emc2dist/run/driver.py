@@ -66,11 +66,11 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
     Raises:
         SpecError, DataError, RunError: before anything starts, where it can be known.
         NonFiniteError, StoreError: while it runs.
-        RunStopped: SIGTERM or SIGHUP came, or `stop` was set; the run wrote a checkpoint of its step, and ended.
+        RunStopped: a signal of ENDING came, or `stop` was set; the run wrote a checkpoint of its step, and ended.
     """
     spec = resolved(spec)
     trackers.refuse_missing(spec)
-    images, remarks = check(spec)
+    images, remarks, neighbours = check(spec)
     for remark in remarks:
         say(remark)
     order = loop.order_for(spec, images)
@@ -107,7 +107,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
     if taken < steps:
         where = f"at step {taken} of {steps}, which a checkpoint holds" if taken else "while it waited for its places"
         raise RunStopped(f"{folder.place}: stopped {where}")
-    summary = summarise(folder, steps) | {"remarks": remarks}
+    summary = summarise(folder, steps) | {"neighbours": neighbours, "remarks": remarks}
     folder.finish(summary)
     return summary
 
@@ -142,8 +142,10 @@ def _device(spec: Spec, folder: RunFolder, listener: Listener) -> str:
     return device
 
 
-def check(spec: Spec) -> tuple[Images, list[str]]:
-    """Open the data and see that data and encoder fit the spec; returns the training images, and remarks on the data.
+def check(spec: Spec) -> tuple[Images, list[str], int | None]:
+    """Open the data and see that data and encoder fit the spec.
+
+    Returns the training images, remarks on the data, and k of kNN, which is None where nothing is evaluated.
 
     Raises:
         SpecError: the encoder cannot be built. DataError: the data cannot be opened, or are fewer than a batch.
@@ -154,7 +156,8 @@ def check(spec: Spec) -> tuple[Images, list[str]]:
     assert images is not None, "open_images raises where there is nothing to train on"
     loop.order_for(spec, images)
     labelled = open_labelled(spec.data, spec.eval, images, spec.s3)
-    return images, [*images.remarks, *Evaluation.of(spec, labelled)[1]]
+    evaluation, remarks = Evaluation.of(spec, labelled)
+    return images, [*images.remarks, *remarks], evaluation.neighbours if evaluation else None
 
 
 def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:
@@ -168,12 +171,16 @@ def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:
 
 
 def resolved(spec: Spec) -> Spec:
-    """Paths made absolute, for workers have working directories of their own; and `auto` made what it stands for."""
+    """Paths made absolute, for workers, and whoever starts the saved spec later, have working directories of their own;
+    and `auto` made what it stands for.
+    """
     spec = _kept_after_the_job(spec) if cluster.in_job() else spec
     data, remote = spec.data, files.is_remote(spec.data.path)
     path = data.path if remote or data.path in BUILT_IN else paths.absolute(data.path)
+    run_dir = spec.run_dir if files.is_remote(spec.run_dir) else paths.absolute(spec.run_dir)
     shuffle = ("block" if remote else "full") if data.shuffle == "auto" else data.shuffle
-    return spec.model_copy(update={"data": data.model_copy(update={"path": path, "shuffle": shuffle})})
+    here = {"run_dir": run_dir, "data": data.model_copy(update={"path": path, "shuffle": shuffle})}
+    return spec.model_copy(update=here)
 
 
 def _kept_after_the_job(spec: Spec) -> Spec:
@@ -212,8 +219,8 @@ def set_on(*numbers: signal.Signals) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-ENDING = (signal.SIGTERM, signal.SIGHUP)
-"""What asks a run to end: whoever manages it, and a terminal that is gone."""
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""What asks a run to end: whoever manages it, a terminal that is gone, a scheduler whose time limit is near."""
 
 
 class _Lost(Exception):

@@ -7,6 +7,7 @@ from typing import Any
 
 import emc2dist.run.cluster as cluster
 from emc2dist.config import Sweep
+from emc2dist.config.points import remarks as remarks_on_points
 from emc2dist.data.images import Images
 from emc2dist.errors import RunError, RunStopped
 from emc2dist.run import checkpoints
@@ -25,11 +26,11 @@ def sweep(spec: Sweep) -> dict[str, Any]:
     Raises:
         SpecError, DataError, RunError: before anything starts, where it can be known; RunError also where no trial
             finished.
-        KeyboardInterrupt, RunStopped: SIGINT, or SIGTERM or SIGHUP, came; every trial wrote a
-            checkpoint, and the results so far.
+        KeyboardInterrupt, RunStopped: SIGINT, or a signal of `ENDING`, came; every trial wrote a checkpoint, and the
+            results so far.
     """
     spec = spec.model_copy(update={"base": resolved(spec.base)})
-    images, remarks = check(spec.base)
+    images, remarks, _ = check(spec.base)
     folder = SweepFolder.of(spec)
     folder.refuse_other_sweep(spec)
     _refuse_other_data(folder, spec, images)
@@ -47,7 +48,7 @@ def sweep(spec: Sweep) -> dict[str, Any]:
         here = {"run_dir": spec.base.run_dir}
         spec = ended.model_copy(update={"base": ended.base.model_copy(update=here)})
     records = ledger.all()
-    summary = results.write(spec, records, folder) | {"remarks": remarks}
+    summary = results.write(spec, records, folder) | {"remarks": [*remarks, *remarks_on_points(spec)]}
     if signalled == signal.SIGINT:
         raise KeyboardInterrupt
     if signalled:

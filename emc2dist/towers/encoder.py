@@ -91,6 +91,30 @@ def backbone_state_dict(encoder: Encoder) -> dict[str, Tensor]:
     return dict(encoder.backbone.state_dict())
 
 
+def not_torchvisions(config: EncoderConfig) -> list[str]:
+    """How torchvision's own model has to be built for an exported backbone to give there what it gives here.
+
+    Keys alone do not tell: a BatchNorm takes the weights of a GroupNorm.
+    """
+    if config.backbone == "conv4":
+        norm = config.norm
+        return [
+            f"encoder.backbone: conv4 is none of torchvision's; build emc2dist.towers.encoder.Conv4({norm!r}) for it"
+        ]
+    model = f"torchvision.models.{config.backbone}"
+    layers = {"group": "lambda channels: torch.nn.GroupNorm(32, channels)", "none": "torch.nn.Identity"}
+    remarks = []
+    if config.norm in layers:
+        build = f"{model}(norm_layer={layers[config.norm]})"
+        remarks.append(f"encoder.norm: {config.norm} is not torchvision's BatchNorm; build the model as {build}")
+    if config.stem == "cifar":
+        remarks.append(
+            f"encoder.stem: cifar is not {model}'s; set its conv1 to torch.nn.Conv2d(3, 64, 3, padding=1, bias=False), "
+            "its maxpool to torch.nn.Identity()"
+        )
+    return remarks
+
+
 def _group_norm(channels: int) -> nn.Module:
     """GroupNorm of 32 groups, or of the most that divide the channels."""
     groups = next(g for g in range(min(32, channels), 0, -1) if channels % g == 0)

@@ -61,6 +61,11 @@ class Evaluation:
         self.remarks += strangers
         self._bank = voters, _sample(bank, None if whole else spec.eval.bank)
         self._queries = asked, _sample(queries, None if whole else spec.eval.queries)
+        if self.neighbours < spec.eval.neighbours:
+            self.remarks.append(
+                f"eval.neighbours: {spec.eval.neighbours:,} neighbours asked for, {self.neighbours:,} voters: all of "
+                "them vote on each image"
+            )
 
     def labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Labels of bank and queries, both numbered as the voters' are; a class that these do not name is below -1."""
@@ -80,6 +85,11 @@ class Evaluation:
                 raise
             return None, [*images.remarks, f"nothing is evaluated: {error}"]
         return evaluation, evaluation.remarks
+
+    @property
+    def neighbours(self) -> int:
+        """k of kNN: `eval.neighbours`, or all voters where these are fewer."""
+        return min(self.spec.eval.neighbours, len(self._bank[1]))
 
     @property
     def images(self) -> int:
@@ -111,7 +121,7 @@ class Evaluation:
     def knn_accuracy(self, bank: NDArray, queries: NDArray) -> float:
         """Share of queries whose k nearest voters by cosine name the right class."""
         voters, asked = self.labels()
-        return knn.accuracy(bank, voters, queries, asked, neighbours=self.spec.eval.neighbours)
+        return knn.accuracy(bank, voters, queries, asked, neighbours=self.neighbours)
 
     def linear_probe(self, bank: NDArray, queries: NDArray) -> float:
         """Accuracy of multinomial logistic regression on standardised representations, fitted by L-BFGS.

@@ -60,6 +60,7 @@ def test_two_workers_two_shards_leave_a_run_folder(spec_file, tmp_path):
     told = in_process("train", spec_file, *words, "watch.report=true")
     page = folder / "report" / "report.html"
     assert page.read_text().startswith("<!DOCTYPE html>")
+    assert "not recorded" not in told.stderr.lower()  # the page says it, for which nobody asked
     *_, title, pixels, untrained, trained, newest, report = told.stdout.splitlines()
     assert title == "kNN accuracy, k = 3"
     scores = [f"{result[f'knn_{name}']:.3f}" for name in ("pixels", "untrained", "accuracy")]
@@ -81,7 +82,7 @@ def test_two_workers_two_shards_leave_a_run_folder(spec_file, tmp_path):
     # Pictures of an earlier state are drawn anew; where they cannot be, that is said, and the run is finished still.
     os.utime(page, (0, 0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("emc2dist.report.page.report", lambda runs: 1 / 0)
+        patch.setattr("emc2dist.report.page.report", lambda runs, asked: 1 / 0)
         failed = in_process("train", spec_file, *words, "watch.report=true")
     assert failed.returncode == 0
     assert failed.stderr.count("no report: ZeroDivisionError: division by zero; `emc2dist report ") == 1

@@ -16,7 +16,7 @@ from pictures import png
 from train.harness import SMALL, Run
 
 from emc2dist import files
-from emc2dist.config import parse
+from emc2dist.config import load, parse
 from emc2dist.errors import LaunchError, RunError
 from emc2dist.files import at
 from emc2dist.run import driver, lock
@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
     for step, path in run.checkpoints.items():
         path.rename(folder.place.path / checkpoint_name(step))
     folder.append([{"step": 0, "resumed": 0}, *run.rows])
-    folder.finish(summarise(folder, 12) | {"remarks": ["of its data"]})
+    folder.finish(summarise(folder, 12) | {"neighbours": 3, "remarks": ["of its data"]})
     return root
 
 
@@ -233,6 +233,11 @@ def test_a_terminal_that_goes_asks_as_sigterm_does_and_may_ask_twice():
             assert ended == []
             os.kill(os.getpid(), signal.SIGTERM)
             assert len(ended) == 1
+        for warning in (signal.SIGUSR1, signal.SIGUSR2):  # of a time limit
+            with set_on(*driver.ENDING) as wanted:
+                os.kill(os.getpid(), warning)
+                assert wanted.is_set()
+        assert len(ended) == 1
         os.kill(os.getpid(), signal.SIGHUP)
         assert len(ended) == 2
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
@@ -243,6 +248,16 @@ def test_a_terminal_that_goes_asks_as_sigterm_does_and_may_ask_twice():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_the_saved_spec_finds_its_run_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder.prepare(resolved(parse(SMALL, ["run_dir=runs"])))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    saved = load("../runs/small/spec.yaml")
+    assert RunFolder.of(saved).place.path == folder.place.path == tmp_path / "runs" / "small"
+    assert RunFolder.of(resolved(saved)).place.path == folder.place.path
 
 
 def test_a_run_whose_terminal_is_gone_leaves_a_checkpoint_of_its_step(tmp_path):

@@ -13,6 +13,8 @@ from train.harness import Run, small_spec
 
 from emc2dist import files
 from emc2dist.cli import main
+from emc2dist.config import changed
+from emc2dist.run.driver import check
 from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.run.results import evaluate
 
@@ -38,6 +40,11 @@ def test_the_backbone_is_written_over_what_was_there(run, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.safetensors", "exp: 3 #1"]
     found = load_file(tmp_path / "b.safetensors")
     assert found["blocks.1.0.weight"].shape == (64, 32, 3, 3)
+    assert main(["export", str(run), str(tmp_path / "c"), "--json"]) == 0
+    told = capsys.readouterr()
+    (remark,) = json.loads(told.out)["remarks"]
+    assert remark in told.err.splitlines()
+    assert "build emc2dist.towers.encoder.Conv4('none') for it" in remark
 
 
 def test_where_it_cannot_be_written_is_told_before_anything_is_read(run, tmp_path, capsys, monkeypatch):
@@ -103,7 +110,7 @@ def moved(tmp_path_factory):
     images = {"image": [pixel(n) for n in range(48)], "label": [n // 24 for n in range(48)]}
     (root / "set").mkdir()
     pq.write_table(pa.table(images), root / "set" / "train.parquet")
-    options = (f"run_dir={root}/runs", f"data.path={root}/set", f"data.cache_dir={root}/cache")
+    options = (f"run_dir={root}/runs", f"data.path={root}/set", f"data.cache_dir={root}/cache", "data.limit=null")
     spec = small_spec("epochs=1", "eval.every=0", *options)
     folder = RunFolder.prepare(spec)
     Run(spec, folder.place.path).go().checkpoints[6].rename(folder.place.path / checkpoint_name(6))
@@ -130,3 +137,26 @@ def test_evaluation_takes_keys_of_evaluation_and_no_others(moved, capsys):
     assert "'lr=1': only keys of data, eval, s3 can be set here" in capsys.readouterr().err
     assert main(["evaluate", str(run), "data.pth=x"]) == 2
     assert "data.pth: unknown key; the nearest valid key is data.path" in capsys.readouterr().err
+    for words in ("eval.bank=5", "eval.every=9", "data.shuffle=block", "data.loaders=2"):
+        assert main(["evaluate", str(run), f"data.path={place}", words]) == 2
+        assert f"emc2dist: {words.partition('=')[0]}: is for training; " in capsys.readouterr().err
+
+
+def test_more_neighbours_than_voters_are_all_voters_and_that_is_said(moved, capsys):
+    run, place, before = moved
+    where = f"data.path={place}"
+    assert main(["evaluate", str(run), where, "eval.neighbours=500", "--json"]) == 0
+    many = capsys.readouterr()
+    remark = f"eval.neighbours: 500 neighbours asked for, {before['bank']} voters: all of them vote on each image"
+    assert remark in many.err.splitlines()
+    assert remark in json.loads(many.out)["remarks"]
+    assert main(["evaluate", str(run), where, f"eval.neighbours={before['bank']}", "--json"]) == 0
+    all_of_them = json.loads(capsys.readouterr().out)
+    assert all_of_them["neighbours"] == before["bank"]
+    assert all_of_them | {"remarks": json.loads(many.out)["remarks"]} == json.loads(many.out)
+    spec = RunFolder.open(run).spec()
+    spec = changed(spec, {"data.path": str(place), "eval.neighbours": 500}, source="test")
+    _, remarks, neighbours = check(spec)  # as training does
+    # In training no more vote than eval.bank.
+    assert remark.replace(str(before["bank"]), str(spec.eval.bank)) in remarks
+    assert neighbours == spec.eval.bank == 40

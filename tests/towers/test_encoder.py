@@ -1,5 +1,7 @@
 """The encoder: norm policies, stems, unit norm in every precision, exported keys."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 from emc2dist.config import Encoder as Config
 from emc2dist.errors import SpecError
 from emc2dist.towers._torchvision import models
-from emc2dist.towers.encoder import Conv4, Encoder, backbone_state_dict, running_statistics
+from emc2dist.towers.encoder import Conv4, Encoder, backbone_state_dict, not_torchvisions, running_statistics
 
 
 def images(n: int, size: int = 32) -> torch.Tensor:
@@ -139,6 +141,25 @@ def test_exported_backbone_loads_into_torchvision_without_its_head():
     assert sorted(missing) == ["fc.bias", "fc.weight"]
     assert unexpected == []
     assert torch.equal(other.layer4[1].conv2.weight, model.backbone.layer4[1].conv2.weight)
+
+
+@pytest.mark.parametrize("norm", ["group", "none", "batch"])
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_a_model_built_as_export_says_gives_the_same_representations(norm, stem):
+    model = encoder(norm=norm, stem=stem).eval()
+    remarks = not_torchvisions(Config(norm=norm, stem=stem))
+    assert len(remarks) == (norm != "batch") + (stem == "cifar")
+    known = {"torch": torch, "torchvision": SimpleNamespace(models=models)}
+    builds = [remark.partition("build the model as ")[2] for remark in remarks if "encoder.norm" in remark]
+    other = eval(builds[0], known) if builds else models.resnet18()
+    for remark in remarks:
+        if "encoder.stem" in remark:
+            conv1, maxpool = remark.partition("set its conv1 to ")[2].split(", its maxpool to ")
+            other.conv1, other.maxpool = eval(conv1, known), eval(maxpool, known)
+    other.fc = nn.Identity()
+    other.load_state_dict(backbone_state_dict(model))
+    normalised = (images(2) - model.mean) / model.std
+    assert torch.equal(other.eval()(normalised), model.representation(images(2)))
 
 
 @pytest.mark.parametrize("backbone", ["resnet19", "googlenet", "regnet_y_400mf", "vit_b_16"])
