@@ -103,8 +103,8 @@ def _status(argv: Sequence[str] | None) -> int:
         say(f"emc2dist: {error}")
         unusable = isinstance(error, SpecError | DataError | StorageError)
         return 2 if unusable and not isinstance(error, StorageUnreachable) else 1
-    except KeyboardInterrupt:
-        say("emc2dist: interrupted; the same command resumes from what is finished")
+    except KeyboardInterrupt as interrupt:
+        say(f"emc2dist: {str(interrupt) or 'interrupted; the same command resumes from what is finished'}")
         return 130
     except MemoryError:
         say("emc2dist: out of memory; lower batch_size, views.size or data.loaders, or use a machine with more")

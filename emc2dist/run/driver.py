@@ -67,6 +67,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
         SpecError, DataError, RunError: before anything starts, where it can be known.
         NonFiniteError, StoreError: while it runs.
         RunStopped: a signal of ENDING came, or `stop` was set; the run wrote a checkpoint of its step, and ended.
+        KeyboardInterrupt: the same by Ctrl-C; or it came once more, and no checkpoint was waited for.
     """
     spec = resolved(spec)
     trackers.refuse_missing(spec)
@@ -90,7 +91,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
         if spec.watch.port:
             refuse_taken(spec.watch.port)
         stack.enter_context(cluster.connected(spec))
-        stop = stop or stack.enter_context(set_on(*ENDING))
+        stop = stop or stack.enter_context(set_on(signal.SIGINT, *ENDING))
         listener = listener or stack.enter_context(closing(Display(steps)))
         folder.drop_cut_row()
         # Once for the run: a cluster that has lost nodes must not turn it to CPUs.
@@ -102,10 +103,17 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
         others = stack.enter_context(trackers.recorders(spec, folder))
         exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
         spec = spec.model_copy(update={"device": device})
-        taken = _Run(spec, folder, len(images), steps, listener, exporter, others, stop).go()
+        try:
+            taken = _Run(spec, folder, len(images), steps, listener, exporter, others, stop).go()
+        except KeyboardInterrupt:
+            newest = checkpoints.newest(folder)
+            kept = f"resumes at step {newest.step}" if newest else "begins anew, for no checkpoint holds any of it"
+            raise KeyboardInterrupt(f"{folder.place}: interrupted; the same command {kept}") from None
         checkpoints.prune(folder, spec.checkpoint.keep)
     if taken < steps:
         where = f"at step {taken} of {steps}, which a checkpoint holds" if taken else "while it waited for its places"
+        if isinstance(stop, Asked) and stop.number == signal.SIGINT:
+            raise KeyboardInterrupt(f"{folder.place}: stopped {where}; the same command resumes")
         raise RunStopped(f"{folder.place}: stopped {where}")
     summary = summarise(folder, steps) | {"neighbours": neighbours, "remarks": remarks}
     folder.finish(summary)
@@ -192,13 +200,19 @@ def _kept_after_the_job(spec: Spec) -> Spec:
     return spec.model_copy(update={"run_dir": run_dir})
 
 
+class Asked(threading.Event):
+    """Set by a signal, whose number it knows."""
+
+    number: int | None = None
+
+
 @contextmanager
-def set_on(*numbers: signal.Signals) -> Iterator[threading.Event]:
+def set_on(*numbers: signal.Signals) -> Iterator[Asked]:
     """An event that the first of such signals sets; the same once more does what it did before. (Threads get none.)
 
     But for SIGHUP, which kernel and shell both send where a terminal goes. What is ignored stays so, as under nohup.
     """
-    wanted = threading.Event()
+    wanted = Asked()
     if threading.current_thread() is not threading.main_thread():
         yield wanted
         return
@@ -206,6 +220,7 @@ def set_on(*numbers: signal.Signals) -> Iterator[threading.Event]:
     before = {number: handler for number, handler in found.items() if handler != signal.SIG_IGN}
 
     def handle(number: int, frame: FrameType | None) -> None:
+        wanted.number = wanted.number or number
         wanted.set()
         if number != signal.SIGHUP:
             signal.signal(number, before[signal.Signals(number)])
@@ -295,7 +310,7 @@ class _Run:
 
     def _reason_to_stop(self, nodes: NodeMonitor) -> str | None:
         if self.stop.is_set():
-            return "stopping: a checkpoint is written first; a second SIGTERM ends the run without one"
+            return "stopping: a checkpoint is written first; the same signal once more ends the run without one"
         return nodes.reason_to_move()
 
     def _create_store(self) -> ChainStore:
@@ -318,7 +333,7 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandl
     """
     filesystem, path = folder.place.arrow()
     checkpoints.drop_rays_list(folder)
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         work,
         train_loop_config={"spec": dump(spec), "run": folder, "store": store, "channel": channel},
         scaling_config=ScalingConfig(
@@ -353,6 +368,23 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandl
         avoid |= late
         where = f" on {cluster.addresses(late)}" if late else ""
         raise _Lost(f"workers did not start in {spec.resources.start_s:g} s (resources.start_s){where}") from error
+
+
+class _Trainer(TorchTrainer):
+    """Ray's, but for the first Ctrl-C: that is the driver's, and Ray, which would abort at once, has the second."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        drivers = signal.getsignal(signal.SIGINT)
+        super()._register_sigint_handler(controller)
+        rays = signal.getsignal(signal.SIGINT)
+        if not callable(drivers) or drivers is signal.default_int_handler:
+            return
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            drivers(number, frame)
+            signal.signal(signal.SIGINT, rays)
+
+        signal.signal(signal.SIGINT, handle)
 
 
 def _said(error: ray.train.TrainingFailedError) -> str:

@@ -126,10 +126,12 @@ def test_interrupted_and_damaged_a_run_ends_where_it_would_have(ray_cluster, spe
     family = signal_group(process, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    assert "resumes" in stderr
     assert psutil.wait_procs(family, 30)[1] == []
 
     newest, before, *_ = [s for s in examine(RunFolder.open(run), contents=True) if s.problem is None]
+    # No step is lost to it.
+    assert newest.step == max(row["step"] for row in RunFolder.open(run).rows())
+    assert f"small: stopped at step {newest.step} of 60, which a checkpoint holds; the same command resumes\n" in stderr
     damage(Path(str(newest.place)) / "shard-00001-of-00002.safetensors")
     snapshot = run / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
     snapshot.write_text(snapshot.read_text()[:100])
@@ -250,7 +252,7 @@ def test_cifar10_learns_survives_ctrl_c_and_resumes(tmp_path):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     resumed = emc2dist(*arguments, timeout=900)
-    assert re.search("resumed from the checkpoint at step (31|62)", resumed.stderr)
+    assert re.search(r"resumed from the checkpoint at step \d+", resumed.stderr)
     result = json.loads(resumed.stdout.splitlines()[-1])
     accuracies = [
         row["knn_accuracy"] for row in map(json.loads, rows.read_text().splitlines()) if "knn_accuracy" in row

@@ -96,6 +96,49 @@ def test_a_run_that_goes_on_says_which_of_its_values_are_new(desk, monkeypatch):
     assert RunFolder.open(desk / "runs" / "small").spec().eval.neighbours == 5
 
 
+def test_an_interrupted_run_says_at_which_step_it_resumes(desk, monkeypatch):
+    unfinished(desk)
+    monkeypatch.setattr("emc2dist.run.cluster.connected", lambda spec: contextlib.nullcontext())
+    monkeypatch.setattr("emc2dist.run.cluster.use_gpu", lambda spec: False)
+
+    def twice(run):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert run.stop.is_set()  # so it writes a checkpoint
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def once(run):
+        os.kill(os.getpid(), signal.SIGINT)
+        return 7
+
+    run, known = desk / "runs" / "small", "device=cpu"  # the CPU whose numbers a checkpoint has, whatever is here
+    monkeypatch.setattr("emc2dist.run.driver._Run.go", once)
+    status, _, said = train(desk, known)
+    told = f"emc2dist: {run}: stopped at step 7 of 12, which a checkpoint holds; the same command resumes"
+    assert (status, said[-1]) == (130, told)
+    monkeypatch.setattr("emc2dist.run.driver._Run.go", twice)
+    status, _, said = train(desk, known)
+    assert (status, said[-1]) == (130, f"emc2dist: {run}: interrupted; the same command resumes at step 12")
+    for step in (6, 12):
+        shutil.rmtree(run / checkpoint_name(step))
+    status, _, said = train(desk, known)
+    told = f"emc2dist: {run}: interrupted; the same command begins anew, for no checkpoint holds any of it"
+    assert (status, said[-1]) == (130, told)
+
+
+def test_the_first_ctrl_c_is_the_runs_and_the_second_rays(monkeypatch):
+    rays = []
+    monkeypatch.setattr(
+        "emc2dist.run.driver.TorchTrainer._register_sigint_handler",
+        lambda trainer, controller: signal.signal(signal.SIGINT, lambda *_: rays.append(_)),
+    )
+    with set_on(signal.SIGINT) as wanted:
+        driver._Trainer.__new__(driver._Trainer)._register_sigint_handler(None)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (wanted.number, rays) == (signal.SIGINT, [])
+        os.kill(os.getpid(), signal.SIGINT)
+        assert len(rays) == 1
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_other_data_are_refused_and_the_spec_stays(desk, finished):
     if not finished:

@@ -81,3 +81,16 @@ def test_trials_on_other_images_are_not_compared(swept):
     done = in_process("sweep", file)
     assert done.returncode == 1
     assert f"{trial.place}: the data now hold other training images than the 48" in done.stderr
+
+
+def test_a_grid_that_the_budget_cuts_is_in_the_remarks(swept):
+    file, _ = swept
+    words = ["name=cut", "space.lr=[1e-3, 2e-3, 3e-3]", "budget.trials=1"]
+    sweep = load_sweep(file, words)
+    folder = SweepFolder.prepare(sweep.model_copy(update={"base": resolved(sweep.base)}))
+    folder.save(Record("cut-000-seed0", 0, 0, {"lr": 1e-3}, "finished", [[2, 0.5]]))
+    done = in_process("sweep", file, *words, "--json")
+    assert done.returncode == 0, done.stderr
+    (remark,) = json.loads(done.stdout)["remarks"]
+    assert remark == "budget.trials: 1 are for 1 of the grid's 3 points, the first; 3 trials would be all of them"
+    assert f"{file}: {remark}" in done.stderr.splitlines()
