@@ -305,7 +305,9 @@ def test_the_saved_spec_finds_its_run_from_anywhere(tmp_path, monkeypatch):
 
 def test_a_run_whose_terminal_is_gone_leaves_a_checkpoint_of_its_step(tmp_path):
     (tmp_path / "small.yaml").write_text(f"{SMALL}run_dir: {tmp_path / 'runs'}\nthreads: 1\n")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     process = start("train", tmp_path / "small.yaml", "epochs=500", "watch.port=0", "checkpoint.every=500")
+    signal.signal(signal.SIGHUP, before)
     run = tmp_path / "runs" / "small"
     rows = run / "metrics.jsonl"
     wait_for(lambda: rows.exists() and '"step": 8,' in rows.read_text(), process)
