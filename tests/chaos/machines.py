@@ -26,9 +26,10 @@ class Machines(LocalCluster):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.folder.mkdir(mode=0o700)
+        self._clocks = folder.with_name("clocks")  # the cluster's own folder is for its own files alone
+        self._clocks.mkdir(mode=0o700)
         self._network = f"{folder.parent.name}-"  # before the names of our namespaces, for all see them
-        self._shim = compile_clock(self.folder)
+        self._shim = compile_clock(self._clocks)
         _ip("netns", "add", self._namespace("switch"))
         _ip("-n", self._namespace("switch"), "link", "add", "bridge", "type", "bridge")
         _ip("-n", self._namespace("switch"), "link", "set", "bridge", "up")
@@ -92,7 +93,7 @@ class Machines(LocalCluster):
         return self._network + name
 
     def _clock(self, name: str) -> Path:
-        return self.folder / f"{name}.clock"
+        return self._clocks / f"{name}.clock"
 
 
 def compile_clock(folder: Path) -> Path:
