@@ -113,8 +113,7 @@ class FrozenRun:
         return recalls
 
     def _rows(self, index: Tensor) -> CachedRows:
-        cache = {name: values[index] for name, values in self.tables[FEATURES].items()}
-        return CachedRows(index, cache["feature"], cache["present"], cache["written_at"])
+        return CachedRows(index, **{name: values[index] for name, values in self.tables[FEATURES].items()})
 
     def _remember(self, outcome: Outcome, index: Tensor) -> None:
         for table, columns in outcome.remember.items():

@@ -95,7 +95,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
         listener = listener or stack.enter_context(closing(Display(steps)))
         folder.drop_cut_row()
         # Once for the run: a cluster that has lost nodes must not turn it to CPUs.
-        device = _device(spec, folder, listener)
+        device = _device(spec, folder, newest, listener)
         if newest and (new := folder.new_values(spec)):
             remarks.append(f"from step {newest.step} on with other values than before ({'; '.join(new)})")
             listener.say(remarks[-1])
@@ -133,10 +133,9 @@ def _of_finished(folder: RunFolder, spec: Spec, done: dict[str, Any]) -> dict[st
     return done | ({"remarks": [*done.get("remarks", []), *remarks]} if remarks else {})
 
 
-def _device(spec: Spec, folder: RunFolder, listener: Listener) -> str:
+def _device(spec: Spec, folder: RunFolder, newest: checkpoint.Manifest | None, listener: Listener) -> str:
     """The workers' device. Raises SpecError where `auto` would have the run go on with another kind."""
     device = "cuda" if cluster.use_gpu(spec) else "cpu"
-    newest = checkpoints.newest(folder)
     before, step = (newest.parsed_spec().device, newest.step) if newest else (device, 0)
     if before == device:
         return device

@@ -174,7 +174,8 @@ class Memory:
         if not self._chains:
             return
         columns = reply[FEATURES]
-        drawn = self._rows(ahead.draws, {name: v[len(v) - len(ahead.draws) :] for name, v in columns.items()})
+        drawn_rows = {name: self._tensor(v[len(v) - len(ahead.draws) :]) for name, v in columns.items()}
+        drawn = CachedRows(self._tensor(ahead.draws), **drawn_rows)
         first = 0
         for table, visited in ahead.carried.items():
             last = first + int(visited.sum())
@@ -189,12 +190,7 @@ class Memory:
         rows = {name: np.zeros((*visited.shape, *values.shape[1:]), values.dtype) for name, values in asked.items()}
         for name, values in asked.items():
             rows[name][visited] = values
-        named = {name: self._anchors(values) for name, values in rows.items()}
-        return CachedRows(self._anchors(state), named["feature"], named["present"], named["written_at"])
-
-    def _rows(self, index: NDArray[np.int64], columns: Mapping[str, NDArray]) -> CachedRows:
-        named = {name: self._tensor(values) for name, values in columns.items()}
-        return CachedRows(self._tensor(index), named["feature"], named["present"], named["written_at"])
+        return CachedRows(self._anchors(state), **{name: self._anchors(values) for name, values in rows.items()})
 
     def _samples_of(self, values: Tensor) -> Tensor:
         """[V * b, ...] by anchor -> [b, V, ...] by sample."""

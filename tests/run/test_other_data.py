@@ -3,14 +3,14 @@
 from types import SimpleNamespace
 
 import pytest
+from train.harness import leave_manifest
 
 from emc2dist.config import dump, parse, paths
 from emc2dist.data.images import open_images
 from emc2dist.errors import DataError, RunError
 from emc2dist.report.runs import ReportedRun
 from emc2dist.run.driver import resolved, train
-from emc2dist.run.folder import RunFolder, checkpoint_name
-from emc2dist.train.checkpoint import MANIFEST, Manifest
+from emc2dist.run.folder import RunFolder
 
 RUN = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\ndata: {limit: 48}\n"
 
@@ -19,12 +19,8 @@ RUN = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\ndata: {limit: 48}\n"
 def run(tmp_path):
     """A run of 48 images, none of which is a digit."""
     spec = resolved(parse(RUN, [f"run_dir={tmp_path}"]))
-    manifest = Manifest(
-        step=6, applied=5, samples=48, fingerprint="others", shards=1, ranks=1, generation="g", created="now",
-        version="0", spec=dump(spec),
-    )  # fmt: skip
     folder = RunFolder.prepare(spec)
-    (folder.place / checkpoint_name(6) / MANIFEST).write(manifest.model_dump_json().encode())
+    manifest = leave_manifest(folder, spec, 6)
     return spec, folder, manifest
 
 

@@ -5,14 +5,13 @@ import json
 import pytest
 import yaml
 from command import in_process
-from train.harness import SMALL
+from train.harness import SMALL, leave_manifest
 
-from emc2dist.config import dump, load, load_sweep, parse
+from emc2dist.config import load, load_sweep, parse
 from emc2dist.errors import LaunchError
 from emc2dist.run.driver import resolved
-from emc2dist.run.folder import RunFolder, checkpoint_name
+from emc2dist.run.folder import RunFolder
 from emc2dist.sweep.folder import Record, SweepFolder
-from emc2dist.train.checkpoint import MANIFEST, Manifest
 
 
 @pytest.fixture
@@ -72,12 +71,8 @@ def test_trials_that_are_evaluated_otherwise_are_not_compared(swept):
 def test_trials_on_other_images_are_not_compared(swept):
     file, folder = swept
     spec = parse(SMALL, ["name=s-000-seed0", "lr=1e-3", f"run_dir={folder.place}", "data.shuffle=full"])
-    manifest = Manifest(
-        step=12, applied=11, samples=48, fingerprint="others", shards=1, ranks=1, generation="g", created="now",
-        version="0", spec=dump(spec),
-    )  # fmt: skip
     trial = RunFolder.prepare(spec)
-    (trial.place / checkpoint_name(12) / MANIFEST).write(manifest.model_dump_json().encode())
+    leave_manifest(trial, spec, 12)
     done = in_process("sweep", file)
     assert done.returncode == 1
     assert f"{trial.place}: the data now hold other training images than the 48" in done.stderr

@@ -11,11 +11,13 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from emc2dist import files
-from emc2dist.config import Spec, parse
+from emc2dist.config import Spec, dump, parse
 from emc2dist.data.images import open_images, open_labelled
 from emc2dist.run.checkpoints import send
+from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.store import Layout, LocalStore
 from emc2dist.train import collectives, loop
+from emc2dist.train.checkpoint import MANIFEST, Manifest
 from emc2dist.train.memory import schema_for
 
 SMALL = """
@@ -70,6 +72,16 @@ class Run:
 
     def column(self, name: str) -> list[float]:
         return [row[name] for row in self.rows if name in row]
+
+
+def leave_manifest(folder: RunFolder, spec: Spec, step: int) -> Manifest:
+    """The manifest, and nothing else, of a checkpoint of 48 images that are nobody's, left in the run's folder."""
+    manifest = Manifest(
+        step=step, applied=step - 1, samples=48, fingerprint="others", shards=1, ranks=1, generation="g", created="now",
+        version="0", spec=dump(spec),
+    )  # fmt: skip
+    (folder.place / checkpoint_name(step) / MANIFEST).write(manifest.model_dump_json().encode())
+    return manifest
 
 
 class CountedParallel(DistributedDataParallel):
