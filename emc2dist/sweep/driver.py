@@ -79,20 +79,19 @@ def _not_heeded(ended: Sweep, asked: Sweep, folder: SweepFolder) -> list[str]:
     return [remark]
 
 
-def _run(ledger: Ledger, folder: SweepFolder, points: Points) -> signal.Signals | None:
-    """Run what has not ended; returns the signal that ended it before, if one did."""
+def _run(ledger: Ledger, folder: SweepFolder, points: Points) -> int | None:
+    """Run what has not ended; returns the number of the first signal that ended it before, if one did."""
     spec = ledger.sweep
     deadline = monotonic() + spec.budget.hours * 3600 if spec.budget.hours else None
     with ExitStack() as stack:
         stack.enter_context(cluster.connected(spec.base, runs=spec.budget.concurrent or 1, dashboard=True))
         SweepFolder.prepare(spec)
-        signals = {number: stack.enter_context(set_on(number)) for number in (signal.SIGINT, *ENDING)}
+        asked = stack.enter_context(set_on(signal.SIGINT, *ENDING))
 
         def ends() -> str | None:
-            came = [number.name for number, event in signals.items() if event.is_set()]
-            if came:
-                return f"{came[0]}; a second one ends at once"
+            if asked.number is not None:
+                return f"{signal.Signals(asked.number).name}; a second one ends at once"
             return "budget.hours are spent" if deadline and monotonic() > deadline else None
 
         tuner.run(ledger, folder, points, ends)
-        return next((number for number, event in signals.items() if event.is_set()), None)
+        return asked.number
