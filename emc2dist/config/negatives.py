@@ -3,7 +3,7 @@
 The estimators stand in `emc2dist.core.estimators`, a file each, with the same fields.
 """
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,8 +14,6 @@ class InBatch(Named):
     """The samples of the gathered batch, and nothing else."""
 
     name: Literal["in_batch"]
-    valued: ClassVar[bool] = True
-    """Whether it knows the denominator itself, not its gradient alone."""
 
 
 class Chain(Named):
@@ -28,11 +26,14 @@ class Chain(Named):
     """Share of an `mh` sweep's valid proposals that is dropped; None: half. `isir` drops none, and takes none."""
     cache_proposals: Annotated[int, Field(ge=0, le=2**20)] = 0
     """K: rows of the feature cache to which a chain may move before its sweep, by delayed acceptance. 0: none."""
-    carried: Literal["reencode", "cached"] = "reencode"
-    """`reencode`: carried negatives are encoded again and get a gradient; `cached`: the stored feature stands in."""
+    carried: Literal["reencode", "complete", "cached"] = "reencode"
+    """`reencode`: the view that a chain carries is encoded again and gets a gradient; `complete`: so are V - 1 fresh
+    views of its sample beside it, which is exact and costs as many encodings more; `cached`: the sample's newest cached
+    feature stands in."""
     feature_dtype: Literal["float16", "float32"] = "float16"
     """Type of a cached feature."""
-    valued: ClassVar[bool] = False
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Weight of the newest value in each anchor's average of log Z, for objectives that need log Z itself."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -50,7 +51,6 @@ class MovingAverage(Named):
     name: Literal["moving_average"]
     rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Weight of the newest estimate, SogCLR's gamma."""
-    valued: ClassVar[bool] = True
 
 
 Negatives = Annotated[InBatch | Chain | MovingAverage, Field(discriminator="name")]

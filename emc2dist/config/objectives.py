@@ -3,7 +3,7 @@
 The formulas stand in `emc2dist.core.objectives`, a file each, with the same fields.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -26,8 +26,6 @@ class Dcl(Named):
     """Decoupled contrastive learning: the positive is not in the denominator."""
 
     name: Literal["dcl"]
-    valued: ClassVar[bool] = False
-    """Whether the loss needs the denominator itself, not its gradient alone."""
 
 
 class Dclw(Named):
@@ -36,14 +34,12 @@ class Dclw(Named):
     name: Literal["dclw"]
     sigma: Width = 0.5
     """Width of the weight, in cosines. The larger, the nearer to DCL."""
-    valued: ClassVar[bool] = False
 
 
 class InfoNce(Named):
     """Cross-entropy of picking the positive among all candidates."""
 
     name: Literal["infonce"]
-    valued: ClassVar[bool] = True
 
 
 Objective = Annotated[Dcl | Dclw | InfoNce, Field(discriminator="name")]

@@ -142,12 +142,6 @@ class Spec(Section):
             )
         if self.watch.tensorboard and is_remote(self.run_dir):
             raise ValueError(f"watch.tensorboard: true needs a run_dir on disk, got {self.run_dir}")
-        if self.objective.valued and not self.negatives.valued:
-            raise ValueError(
-                f"negatives: {self.negatives.name} estimates a denominator's gradient alone, and objective: "
-                f"{self.objective.name} needs its value too; use objective: dcl, or negatives: in_batch or "
-                "moving_average"
-            )
         if self.temperature_period is not None and self.temperature_end is None:
             raise ValueError(
                 f"temperature_period: {self.temperature_period} needs temperature_end, the other bound of the cosine"

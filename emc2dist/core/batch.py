@@ -2,6 +2,10 @@
 
 A *side* is a kind of thing that one tower encodes: images are one side; queries and passages would be two. Anchors are
 laid out view by view: anchor v * b + i is view v of the worker's i-th sample.
+
+A *view's number* says which step drew it, and in which of the step's 2V slots: slots 0 to V - 1 are the batch's views,
+the others are drawn when a sample is encoded again. A view is a function of its sample and its number, so whoever
+remembers the number can have the view again.
 """
 
 from collections.abc import Mapping
@@ -43,6 +47,16 @@ class Batch:
         """int64 [b], the worker's samples."""
         return self.index[self.first : self.first + self.sides[side].own.shape[1]]
 
+    def view_numbers(self, first: int, count: int) -> Tensor:
+        """int64 [count, 1]: the numbers of this step's views in slots `first` and on."""
+        slots = torch.arange(first, first + count, device=self.index.device)
+        return view_number(self.step, slots, self.views).unsqueeze(1)
+
+    @property
+    def views(self) -> int:
+        """V."""
+        return len(next(iter(self.sides.values())).own)
+
     def anchors(self, side: str) -> Tensor:
         """[A, D], the worker's features, view by view."""
         return self.sides[side].own.flatten(0, 1)
@@ -50,6 +64,16 @@ class Batch:
     def anchor_index(self, side: str) -> Tensor:
         """int64 [A], the sample of each anchor."""
         return self.own_index(side).repeat(self.sides[side].own.shape[0])
+
+
+def view_number(step: int, slot: Tensor, views: int) -> Tensor:
+    """The number of the view of step `step` in slot int64 [n] in 0..2V - 1."""
+    return step * 2 * views + slot
+
+
+def drawn_in(number: Tensor, views: int) -> tuple[Tensor, Tensor]:
+    """The step that drew each view, and its slot there."""
+    return number // (2 * views), number % (2 * views)
 
 
 def locate(wanted: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

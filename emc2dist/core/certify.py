@@ -1,7 +1,8 @@
 """Is the averaged gradient the exact one? A contrast run for many steps over features that stand still.
 
-Each step draws B of the N samples, contrasts them as training does (the same `Contrast`, with what it remembers in
-plain tensors), and takes the gradient g_t of its loss with respect to all features. Over the last 5/6 of T steps:
+Each step draws B of the N samples and views of them, contrasts them as training does (the same `Contrast`, with what it
+remembers in plain tensors), and takes the gradient g_t of its loss with respect to a shift of every sample's features,
+all of its views alike. Over the last 5/6 of T steps:
 
     relbias   |mean_t g_t - grad L| / |grad L|
     floor     sqrt(mean_t |g_t - grad L|^2 / T_kept) / |grad L|: what T_kept independent unbiased samples would leave
@@ -14,18 +15,20 @@ A biased estimator's relbias stops falling; its ratio grows without bound.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from emc2dist.core.batch import Batch, Side
+from emc2dist.core.batch import Batch, Side, drawn_in, view_number
 from emc2dist.core.contrast import Contrast, Outcome
 from emc2dist.core.estimators import FEATURES, CachedRows, Recall
 from emc2dist.core.exact import exact_loss
-from emc2dist.core.objectives import Objective
-from emc2dist.core.streams import fork
+from emc2dist.core.streams import fork, uniforms
 
 _BLOCKS = 20  # block means from which the autocorrelation time is read
+_VIEWS, _VISIT = 2, 3  # labels of random streams
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,26 @@ class Report:
 class FrozenRun:
     """Steps of a contrast over features that stand still.
 
-    With R = 1 distinct view all V views of a sample are alike, and the one that is encoded again stands for its sample
-    exactly. With R = V it is a random one of them, as in training.
+    M views of each sample are stored, and a step's views are drawn from them: the V of the batch without repeats, as
+    are those that stand beside a remembered one. With M = 1 all views of a sample are alike, so that one stands for
+    its sample exactly.
     """
 
     def __init__(
-        self, contrast: Contrast, features: Tensor, batch_size: int, temperature: float, seed: int = 0, views: int = 2
+        self,
+        contrast: Contrast,
+        features: Tensor,
+        batch_size: int,
+        temperature: float,
+        seed: int = 0,
+        views: int = 2,
+        anchors: Literal["fresh", "fixed"] = "fresh",
     ) -> None:
-        """Begin; `features` [R, N, D] with R = 1 or R = `views`."""
-        self.features = features.clone().requires_grad_()
+        """Begin; `features` [M, N, D], M = 1 or M >= V = `views`; `anchors: fixed` are the first V at every visit."""
+        self.shift = torch.zeros_like(features[0], requires_grad=True)
+        self.features = features + self.shift
         self.contrast, self.batch_size, self.temperature, self.seed = contrast, batch_size, temperature, seed
-        self.all = self.features.expand(views, -1, -1)
+        self.views, self.anchors = views, anchors
         self._generator = torch.Generator().manual_seed(seed)
         samples, width = features.shape[1:]
         self.tables = {
@@ -68,35 +80,71 @@ class FrozenRun:
         }
 
     def step(self, t: int) -> Tensor:
-        """Visit a random batch; returns the gradient of its loss, as the features are shaped."""
-        (gradient,) = torch.autograd.grad(self.outcome(t).loss, self.features)
+        """Visit a random batch; returns the gradient [N, D] of its loss."""
+        (gradient,) = torch.autograd.grad(self.outcome(t).loss, self.shift, retain_graph=True)
+        return gradient
+
+    def exact(self) -> Tensor:
+        """The gradient [N, D] of the exact loss."""
+        objective = self.contrast.objective
+        every = self.features.expand(max(self.views, len(self.features)), -1, -1)
+        # Where a loss bends in log Z or in the positive, it is the mean over the views that stand together in a step.
+        together = every.split(len(every))
+        if self.anchors == "fixed":
+            together = every[: self.views].split(self.views)
+        elif any(what.valued for what in objective.denominators):
+            together = tuple(every[list(views)] for views in combinations(range(len(every)), self.views))
+        gradient = torch.zeros_like(self.shift)
+        for anchors in together:
+            loss = exact_loss(objective, every, self.temperature, anchors)
+            gradient += torch.autograd.grad(loss, self.shift, retain_graph=True)[0] / len(together)
         return gradient
 
     def outcome(self, t: int) -> Outcome:
         """Visit a random batch, and remember what was found."""
         index = torch.randperm(self.features.shape[1], generator=self._generator)[: self.batch_size]
         batch = self.batch(index, t)
-        view = torch.randint(len(self.features), (self.features.shape[1],), generator=self._generator)
-        again: list[Tensor] = []
+        again: list[tuple[Tensor, Tensor]] = []
 
-        def encode(side: str, samples: Tensor) -> Tensor:
-            again.append(samples)
-            return self.features[view[samples], samples]
+        def encode(side: str, samples: Tensor, numbers: Tensor) -> Tensor:
+            features = self.encode(side, samples, numbers)
+            again.append((samples, features[0]))
+            return features
 
         outcome = self.contrast(batch, self._recall(index), encode)
         self._remember(outcome, index)
         if FEATURES in self.tables:
-            self._cache(index, self.all[-1, index], t)
-            for samples in again:
-                self._cache(samples, self.features[view[samples], samples], t)
+            for samples, features in [(index, batch.sides["x"].all[-1]), *again]:
+                self._cache(samples, features, t)
         return outcome
+
+    def encode(self, side: str, samples: Tensor, numbers: Tensor) -> Tensor:
+        """[R, m, D]: samples [m] by their views numbered [R, m]; no later view of one repeats the first."""
+        stored = self._stored(samples, numbers)
+        spare = self._stored(samples, numbers // (2 * self.views) * (2 * self.views) + 2 * self.views - 1)
+        repeats = stored == stored[:1]
+        repeats[0] = False
+        return self.features[torch.where(repeats, spare, stored), samples]
+
+    def _stored(self, samples: Tensor, numbers: Tensor) -> Tensor:
+        """int64 [R, m]: which of the M stored views each number stands for; those of one step are a permutation."""
+        if len(self.features) == 1:
+            return torch.zeros_like(numbers)
+        step, slot = drawn_in(numbers, self.views)
+        order = uniforms(fork(self.seed, _VIEWS, step, samples), len(self.features)).argsort(-1)
+        return order.gather(-1, (slot % len(self.features)).unsqueeze(-1)).squeeze(-1)
 
     def batch(self, index: Tensor, step: int, first: int = 0, own: int | None = None) -> Batch:
         """The batch of samples int64 [B], as the worker sees it that has `own` of them from slot `first` on."""
-        views, samples, _ = self.all.shape
-        mine = index[first : first + (len(index) if own is None else own)]
-        streams = fork(self.seed, step, mine, torch.arange(views).unsqueeze(1)).flatten()
-        side = Side(own=self.all[:, mine], all=self.all[:, index])
+        samples = self.features.shape[1]
+        last = first + (len(index) if own is None else own)
+        slots = torch.arange(self.views).unsqueeze(1)
+        streams = fork(self.seed, _VISIT, step, index[first:last], slots).flatten()
+        numbers = view_number(step, slots, self.views).expand(-1, len(index))
+        every = self.features[self._stored(index, numbers), index]
+        fixed = self.features[: self.views, index].expand(self.views, -1, -1)
+        anchors = fixed if self.anchors == "fixed" else every
+        side = Side(own=anchors[:, first:last], all=every)
         return Batch(index, first, {"x": side}, self.temperature, samples, step, streams)
 
     def _recall(self, index: Tensor) -> dict[str, Recall]:
@@ -128,16 +176,9 @@ class FrozenRun:
         cache["written_at"][index] = step
 
 
-def exact_gradient(objective: Objective, features: Tensor, temperature: float, views: int = 2) -> Tensor:
-    """Gradient of the exact loss with respect to `features` [R, N, D], see `FrozenRun`; as they are shaped."""
-    leaf = features.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(exact_loss(objective, leaf.expand(views, -1, -1), temperature), leaf)
-    return gradient
-
-
 def certify(run: FrozenRun, steps: int, tell: Callable[[], object] = lambda: None) -> Report:
     """Take `steps` >= 24 steps and compare the average gradient of the last 5/6 with the exact one; `tell` of each."""
-    exact = exact_gradient(run.contrast.objective, run.features.detach(), run.temperature, len(run.all))
+    exact = run.exact()
     block = (steps - steps // 6) // _BLOCKS
     kept = block * _BLOCKS
     blocks, square = torch.zeros(_BLOCKS, *exact.shape, dtype=exact.dtype), 0.0

@@ -44,7 +44,7 @@ class Denominator:
 
         Args:
             batch: whose anchors.
-            keys: [R, C, D], R of the V views of each candidate; for views `same` R is V, or 1 that stands for any.
+            keys: [R, C, D], R views of each candidate, which stand for V; for views `same` R is V, or 1 for any.
             index: int64 [C], their samples.
         """
         own = batch.sides[self.anchors].own
@@ -54,22 +54,30 @@ class Denominator:
             scores = (torch.einsum("vnd,vcd->vnc", own, keys) / temperature).flatten(0, 1)
         else:
             scores = sample_scores(own.flatten(0, 1), keys, temperature)
-            scores = scores + log_ratio(len(own), len(keys)) if len(keys) < len(own) else scores
+            scores = scores + log_ratio(len(own), len(keys))
         return self._weighed(batch, scores, index.unsqueeze(0))
 
     def score_each(self, batch: Batch, keys: Tensor, index: Tensor) -> Tensor:
-        """[A]: each anchor against one candidate of its own, of which one view is at hand.
+        """[A]: each anchor against one candidate of its own.
 
         Args:
             batch: whose anchors.
-            keys: [A, D].
+            keys: [V, A, D], or [1, A, D]: one view that stands for all.
             index: int64 [A], their samples.
         """
-        own = batch.sides[self.anchors].own
-        scores = torch.einsum("ad,ad->a", own.flatten(0, 1), keys) / self._temperature(batch)
-        if self.views == "all":
-            scores = scores + log_ratio(len(own), 1)
+        keys = keys.expand(batch.views, -1, -1)
+        scores = self.view_scores(batch, keys).logsumexp(0)
         return self._weighed(batch, scores.unsqueeze(1), index.unsqueeze(1)).squeeze(1)
+
+    def view_scores(self, batch: Batch, keys: Tensor) -> Tensor:
+        """[V, A]: each anchor against the views [V, A, D] of a candidate of its own; -inf on what is not contrasted."""
+        own = batch.sides[self.anchors].own
+        scores = torch.einsum("ad,vad->va", own.flatten(0, 1), keys) / self._temperature(batch)
+        if self.views == "all":
+            return scores
+        slot = torch.arange(len(own), device=scores.device)
+        same = slot.unsqueeze(1) == slot.repeat_interleave(own.shape[1])
+        return scores.masked_fill(~same, -torch.inf)
 
     def _temperature(self, batch: Batch) -> float:
         return batch.temperature if self.scale is None else 1 / self.scale

@@ -15,13 +15,14 @@ from emc2dist.core.objectives import Objective
 _BLOCK_ELEMENTS = 1 << 24  # scores held at once: 64 MiB in float32, a few times that while differentiating
 
 
-def exact_loss(objective: Objective, features: Tensor, temperature: float) -> Tensor:
+def exact_loss(objective: Objective, features: Tensor, temperature: float, anchors: Tensor | None = None) -> Tensor:
     """The loss over the whole dataset; differentiable.
 
     Args:
         objective: whose formula.
         features: [V, N, D] unit-norm features, V >= 2 views of N >= 2 samples; the loss has their type.
         temperature: > 0; scores are inner products divided by it.
+        anchors: [U, N, D], the views that are anchors and each other's positives; by default all of `features`.
 
     Raises:
         ValueError: if the shape has fewer than two views or samples, or the temperature is not positive.
@@ -31,20 +32,22 @@ def exact_loss(objective: Objective, features: Tensor, temperature: float) -> Te
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     views, samples, _ = features.shape
+    anchors = features if anchors is None else anchors
     block = max(1, _BLOCK_ELEMENTS // (views * views * samples))
     losses = [
-        checkpoint(
-            _block_loss, objective, features, first, min(first + block, samples), temperature, use_reentrant=False
-        )
+        checkpoint(_block_loss, objective, anchors, features, first, block, temperature, use_reentrant=False)
         for first in range(0, samples, block)
     ]
     return torch.stack(losses).sum()
 
 
-def _block_loss(objective: Objective, features: Tensor, first: int, last: int, temperature: float) -> Tensor:
-    """The part of the mean that samples first .. last-1 bring."""
+def _block_loss(
+    objective: Objective, anchors: Tensor, features: Tensor, first: int, block: int, temperature: float
+) -> Tensor:
+    """The part of the mean that up to `block` samples from `first` on bring."""
     samples = features.shape[1]
-    side = Side(own=features[:, first:last], all=features)
+    last = min(first + block, samples)
+    side = Side(own=anchors[:, first:last], all=features)
     batch = Batch(torch.arange(samples, device=features.device), first, {"x": side}, temperature, samples)
     estimates = {what.name: in_batch(what, batch) for what in objective.denominators}
     terms = objective.terms(batch, estimates)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from emc2dist.config import Spec
-from emc2dist.core.batch import Batch, Side, locate
+from emc2dist.core.batch import Batch, Side, drawn_in, locate
 from emc2dist.core.contrast import contrast_for
 from emc2dist.core.diagnostics import alignment, effective_rank, uniformity
 from emc2dist.core.estimators import FEATURES, Fact
@@ -137,7 +137,7 @@ class Trainer:
         with phase("store_wait"):
             self.memory.exchange(step)
         with phase("sweep"):
-            again = _Again(features, lambda index: self._encode_again(index, step))
+            again = _Again(features, self._order.samples, lambda *views: self._encode_again(step, *views))
             outcome = self._contrast(batch, recall, again)
         facts = {**outcome.facts, **self._update(step, outcome.loss)}
         if FEATURES in self.memory.schema:
@@ -174,10 +174,11 @@ class Trainer:
         with self._autocast():
             return model(images)
 
-    def _encode_again(self, index: Tensor, step: int) -> Tensor:
-        """[m, D]: one fresh view of each sample, encoded with gradient."""
-        samples = index.cpu()
-        seeds = fork(self.spec.seed, _VIEWS, step, samples, self.spec.views.count)
+    def _encode_again(self, step: int, index: Tensor, numbers: Tensor) -> Tensor:
+        """[m, D]: samples [m] by their views numbered [m], encoded with gradient."""
+        samples, numbers = torch.stack([index, numbers]).cpu()
+        drawn, slot = drawn_in(numbers, self.spec.views.count)
+        seeds = fork(self.spec.seed, _VIEWS, drawn, samples, slot)
         with self.stopwatch.phase("data_wait"):
             (images,) = _made(self._loader.submit(samples.numpy(), seeds.unsqueeze(0).numpy(), urgent=True))
         # Past DDP's wrapper: the parameters already took part in this step's forward, and a rank may have nothing to
@@ -220,30 +221,39 @@ class Trainer:
 
 
 class _Again:
-    """Samples outside the batch that are encoded again in one step, each once."""
+    """Views that are encoded again in one step, each once."""
 
-    def __init__(self, features: Tensor, encode: Callable[[Tensor], Tensor]) -> None:
-        self._own, self._encode = features, encode
-        self._index = torch.zeros(0, dtype=torch.int64, device=features.device)
+    def __init__(self, features: Tensor, samples: int, encode: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """None yet; `encode` takes samples and the numbers of their views, of a dataset of so many `samples`."""
+        self._own, self._samples, self._encode = features, samples, encode
+        self._views = torch.zeros(0, dtype=torch.int64, device=features.device)
+        """number * N + sample, each once."""
         self._features = features.new_zeros(0, features.shape[-1])
 
-    def __call__(self, side: str, samples: Tensor) -> Tensor:
-        """Features [m, D] of samples int64 [m], with gradient."""
-        missing = samples.unique()
-        missing = missing[~torch.isin(missing, self._index, assume_unique=True)]
+    def __call__(self, side: str, samples: Tensor, numbers: Tensor) -> Tensor:
+        """Features [R, m, D] of samples int64 [m] by their views numbered [R, m], with gradient."""
+        views = numbers * self._samples + samples
+        missing = views.unique()
+        missing = missing[~torch.isin(missing, self._views, assume_unique=True)]
         if len(missing):
-            self._index = torch.cat([self._index, missing])
-            self._features = torch.cat([self._features, self._encode(missing)])
-        slot, _ = locate(samples, self._index)
-        return self._features[slot]
+            self._views = torch.cat([self._views, missing])
+            features = self._encode(missing % self._samples, missing // self._samples)
+            self._features = torch.cat([self._features, features])
+        slot, _ = locate(views.flatten(), self._views)
+        return self._features[slot].unflatten(0, views.shape)
 
     def __len__(self) -> int:
         """How many there are."""
-        return len(self._index)
+        return len(self._views)
 
     def encoded(self, own: Tensor) -> Encoded:
-        """All that has a feature of this step: the worker's own samples int64 [b], by their last view, and these."""
-        return Encoded(torch.cat([own, self._index]), torch.cat([self._own[-1], self._features]).detach())
+        """One feature of this step of each sample that has one: the worker's own int64 [b] by their last view."""
+        newest = self._views.argsort(descending=True)  # by number, so a sample's newest view comes first
+        samples, place = (self._views[newest] % self._samples).sort(stable=True)
+        keep = ~torch.isin(samples, own)
+        keep[1:] &= samples[1:] != samples[:-1]
+        features = self._features.detach()[newest[place[keep]]]
+        return Encoded(torch.cat([own, samples[keep]]), torch.cat([self._own[-1].detach(), features]))
 
 
 def _check_finite(rows: Tensor, name: Callable[[int], tuple[int, int]], step: int) -> None:

@@ -13,8 +13,8 @@ from emc2dist.core.denominator import Denominator, Estimate
 FEATURES = "feature"
 """The table of cached features, one row per sample; all other tables hold one value per anchor, [V] for each sample."""
 
-Encode = Callable[[str, Tensor], Tensor]
-"""(side, samples int64 [m]) -> features [m, D], of one fresh view of each distinct sample, with gradient."""
+Encode = Callable[[str, Tensor, Tensor], Tensor]
+"""(side, samples int64 [m], numbers int64 [R, m] of their views) -> features [R, m, D], with gradient."""
 
 Fact = Tensor | tuple[Tensor, Tensor]
 """A diagnostic: a scalar, or the total of a mean and its weight."""

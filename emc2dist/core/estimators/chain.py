@@ -6,15 +6,21 @@ A visit of the worker's chains, in this order:
 2. With K > 0 cache proposals, chains may move by delayed acceptance (`delayed_acceptance`).
 3. The sweep over the batch and the carried state (`emc2dist.core.sweep`). `isir` weighs every candidate, so with
    `carried: reencode` all carried states are encoded again before it; `mh` needs only those that end up with weight,
-   which are encoded again after it.
+   which are encoded again after it. With `carried: complete` both have them encoded before.
 4. The weights of the kept steps estimate the gradient of log Z, fresh scores with gradient to both sides. With
    `carried: cached` the cached features stand in, with gradient to the anchor alone.
+5. Of the sample that a chain ends on one view is drawn, by its share of the sample's weight, and remembered.
 
 A sample is a candidate at most once: a carried sample that is in the batch is taken out of the batch's columns, and
-stands with its fresh views as the carried state, the last column.
+stands as the carried state, the last column.
+
+**The view is part of the state.** A chain carries one *view* of a sample, the one that it was drawn with, and encodes
+that view again; a fresh one would have another weight than the one by which it was chosen. Alone it stands for all V
+(`reencode`); completed by V - 1 fresh views (`complete`) the visit is exact for views drawn at random, as conditional
+importance sampling has it (docs/algorithm.md has the proof), at the price of so many encodings more.
 """
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +33,11 @@ from emc2dist.core.columns import Column, Schema
 from emc2dist.core.denominator import Denominator, Estimate
 from emc2dist.core.estimators.base import FEATURES, CachedRows, Encode, Estimator, Fact, Recall, Visit
 from emc2dist.core.estimators.delayed_acceptance import accept, propose
+from emc2dist.core.estimators.moving_average import blended
+from emc2dist.core.streams import uniforms
 from emc2dist.core.sweep import Kernel, Sweep, sweep
+
+_CARRIED_VIEW, _VIEW = 5, 6  # lanes of a chain's random stream; sweeps and moves use 0 to 4
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,8 @@ class Carried:
     """int64 [A]: the sample; any where not visited."""
     score: Tensor
     """[A]; -inf where not visited."""
+    view: Tensor
+    """int64 [A]: the number of the view of it that goes on, see `emc2dist.core.batch`."""
     fresh: Tensor
     """bool [A]: the score is of this step's features, not of cached ones."""
 
@@ -46,11 +58,10 @@ class Carried:
         """bool [A]: visited."""
         return self.score > -torch.inf
 
-    def replaced(self, where: Tensor, state: Tensor, score: Tensor) -> "Carried":
-        """With other states and fresh scores [A] at `where` [A]."""
-        state = torch.where(where, state, self.state)
-        score = torch.where(where, score, self.score)
-        return Carried(state, score, self.fresh | where)
+    def replaced(self, where: Tensor, other: "Carried") -> "Carried":
+        """With what `other` has at `where` [A]."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Carried(*(torch.where(where, theirs, ours) for ours, theirs in pairs))
 
 
 @dataclass(frozen=True)
@@ -62,8 +73,10 @@ class Chain(Estimator):
     """Share in [0, 1) of an `mh` sweep's valid proposals that is dropped; None: half of them."""
     cache_proposals: int = 0
     """K."""
-    carried: Literal["reencode", "cached"] = "reencode"
+    carried: Literal["reencode", "complete", "cached"] = "reencode"
     feature_dtype: Literal["float16", "float32"] = "float16"
+    rate: float = 0.1
+    """Weight of the newest value in the average of log Z, in (0, 1]; used where an objective needs log Z itself."""
 
     @property
     @override
@@ -72,12 +85,14 @@ class Chain(Estimator):
 
     @override
     def tables(self, what: Denominator, views: int, width: int) -> Schema:
+        chains = {
+            "state": Column("int64", (views,)),
+            "view": Column("int64", (views,)),
+            "visited": Column("bool", (views,)),
+            "visited_at": Column("int32", (views,)),
+        }
         return {
-            what.name: {
-                "state": Column("int64", (views,)),
-                "visited": Column("bool", (views,)),
-                "visited_at": Column("int32", (views,)),
-            },
+            what.name: chains | ({"log_mean": Column("float32", (views,))} if what.valued else {}),
             FEATURES: {
                 "feature": Column(self.feature_dtype, (width,)),
                 "present": Column("bool"),
@@ -87,13 +102,13 @@ class Chain(Estimator):
 
     @override
     def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:
-        pool = _Pool(what, batch, encode)
+        pool = _Pool(what, batch, encode, complete=self.carried == "complete")
         carried = self._recalled(pool, recall)
         facts: dict[str, Fact] = {}
         if self.cache_proposals:
             carried, moved = self._move(pool, carried, recall)
             facts["cache_moves_ratio"] = moved.double().mean()
-        if self.kernel == "isir" and self.carried == "reencode":
+        if self.carried == "complete" or (self.kernel == "isir" and self.carried == "reencode"):
             carried = pool.refreshed(carried, carried.exists)
         visit = sweep(
             pool.proposals(carried),
@@ -107,16 +122,38 @@ class Chain(Estimator):
         ages = _ages(batch, recall)
         facts |= _facts(visit) | {f"{name}_steps": _known(age) for name, age in ages.items()}
         facts["visited_ratio"] = recall.columns["visited"].double().mean()
-        estimate = pool.estimate(carried, visit.weights)
-        return Visit(estimate, _remembered(batch, visit, estimate.index), facts, ages)
+        log_mean = self._log_mean(pool, recall)
+        estimate = pool.estimate(carried, visit.weights, log_mean)
+        state = estimate.index.gather(1, visit.state.unsqueeze(1)).squeeze(1)
+        remember = {
+            "state": state,
+            "view": pool.view_of(visit.state, carried),
+            # A chain that had no proposal and no state still has none.
+            "visited": visit.weights.sum(1) > 0,
+            "visited_at": torch.full_like(state, batch.step, dtype=torch.int32),
+        }
+        remember |= {} if log_mean is None else {"log_mean": log_mean.float()}
+        return Visit(estimate, remember, facts, ages)
 
     def _recalled(self, pool: "_Pool", recall: Recall) -> Carried:
         """What the chains carry, scored by what is at hand."""
         assert recall.carried is not None
-        state, visited = recall.columns["state"], recall.columns["visited"]
-        score, here = pool.find(state)
-        score = torch.where(here, score, pool.score_cached(recall.carried))
-        return Carried(state, torch.where(visited, score, -torch.inf), visited & here)
+        columns = recall.columns
+        cached = Carried(
+            columns["state"],
+            pool.score_cached(recall.carried).masked_fill(~columns["visited"], -torch.inf),
+            columns["view"],
+            torch.zeros_like(columns["visited"]),
+        )
+        if pool.complete:
+            return cached
+        here = pool.find(cached.state)
+        return cached.replaced(cached.exists & here.fresh, here)
+
+    def _log_mean(self, pool: "_Pool", recall: Recall) -> Tensor | None:
+        """[A]: the average of log Z - log(N - 1), with this batch's; None where nobody needs it."""
+        before = recall.columns.get("log_mean")
+        return None if before is None else blended(before, pool.log_mean(), recall.columns["visited"], self.rate)
 
     def _move(self, pool: "_Pool", carried: Carried, recall: Recall) -> tuple[Carried, Tensor]:
         """Delayed acceptance of one of the K drawn rows by each chain; also which chains moved, bool [A]."""
@@ -129,74 +166,106 @@ class Chain(Estimator):
             stale_carried = pool.score_cached(recall.carried).masked_fill(~carried.exists, -torch.inf)
             proposal = propose(stale, stale_carried, pool.streams)
         carried = pool.refreshed(carried, carried.exists & proposal.moves)
-        state = rows.index[proposal.row]
-        score = pool.score_fresh(state, proposal.moves)
-        moved = accept(proposal, score.detach(), carried.score.detach(), pool.streams)
-        return carried.replaced(moved, state, score), moved
+        row = pool.fresh(rows.index[proposal.row], pool.fresh_views(), proposal.moves)
+        moved = accept(proposal, row.score.detach(), carried.score.detach(), pool.streams)
+        return carried.replaced(moved, row), moved
 
 
 class _Pool:
     """Everything that one visit can be contrasted with: the batch, cached rows, and what is encoded again."""
 
-    def __init__(self, what: Denominator, batch: Batch, encode: Encode) -> None:
+    def __init__(self, what: Denominator, batch: Batch, encode: Encode, complete: bool) -> None:
+        """Begin; `complete`: what is encoded again has all V views, else one that stands for all."""
         assert batch.streams is not None, "a chain draws"
         self._what, self._batch, self._encode = what, batch, encode
-        self._scores = what.scores(batch, batch.sides[what.keys].all, batch.index)
+        self._keys = batch.sides[what.keys].all
+        self._scores = what.scores(batch, self._keys, batch.index)
         self.streams = batch.streams
+        self.complete = complete and what.views == "all"  # a slot's own views need none of the others
 
-    def find(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Of one sample per anchor [A]: its score, and bool whether it is in the batch at all (else -inf)."""
+    def log_mean(self) -> Tensor:
+        """[A]: log of the mean of w exp s over the batch's candidates."""
+        scores = self._scores.detach()
+        return scores.logsumexp(1) - (scores > -torch.inf).sum(1).to(scores.dtype).log()
+
+    def find(self, samples: Tensor) -> Carried:
+        """One sample per anchor [A], as it is in the batch; `fresh` tells where it is."""
         slot, here = locate(samples, self._batch.index)
         score = self._scores.gather(1, slot.unsqueeze(1)).squeeze(1)
-        return score.masked_fill(~here, -torch.inf), here
+        return Carried(samples, score.masked_fill(~here, -torch.inf), self._batch_view(slot, _CARRIED_VIEW), here)
 
     def score_cached(self, rows: CachedRows) -> Tensor:
         """[A]: one cached row per anchor; -inf where it holds no feature. Gradient to the anchor alone."""
-        scores = self._what.score_each(self._batch, rows.feature.to(self._scores.dtype), rows.index)
-        return scores.masked_fill(~rows.present, -torch.inf)
+        keys = rows.feature.to(self._scores.dtype).unsqueeze(0)
+        return self._what.score_each(self._batch, keys, rows.index).masked_fill(~rows.present, -torch.inf)
 
     def score_drawn(self, rows: CachedRows) -> Tensor:
         """[A, K]: all anchors against the drawn rows; -inf where one holds no feature."""
         keys = rows.feature.to(self._scores.dtype).unsqueeze(0)
         return self._what.scores(self._batch, keys, rows.index).masked_fill(~rows.present, -torch.inf)
 
-    def score_fresh(self, samples: Tensor, where: Tensor) -> Tensor:
-        """[A]: one sample per anchor at `where` [A], by the batch's features or encoded again; any elsewhere."""
-        score, here = self.find(samples)
-        outside = where & ~here
+    def fresh_views(self) -> Tensor:
+        """int64 [V or 1, 1]: the numbers of this step's fresh views, as many as stand for a sample."""
+        views = self._batch.views
+        return self._batch.view_numbers(views, views if self.complete else 1)
+
+    def fresh(self, samples: Tensor, views: Tensor, where: Tensor) -> Carried:
+        """One sample per anchor at `where` [A], encoded again by views numbered [R, A or 1]; any elsewhere.
+
+        A sample that is in the batch is taken from there instead, unless views are to be complete.
+        """
+        found = self.find(samples)
+        outside = where if self.complete else where & ~found.fresh
         rows = outside.nonzero().squeeze(1)  # once: every mask that indexes makes the host wait for a GPU
         if not len(rows):
-            return score
-        keys = torch.zeros_like(self._batch.anchors(self._what.anchors))
-        keys = keys.index_copy(0, rows, self._encode(self._what.keys, samples[rows]).to(keys.dtype))
-        return torch.where(outside, self._what.score_each(self._batch, keys, samples), score)
+            return found
+        views = views.expand(-1, len(samples))
+        again = self._encode(self._what.keys, samples[rows], views[:, rows])
+        keys = again.new_zeros(len(again), *samples.shape, again.shape[-1]).index_copy(1, rows, again)
+        keys = keys.to(self._scores.dtype)
+        score = self._what.score_each(self._batch, keys, samples)
+        view = self._drawn_view(keys.detach(), views, _CARRIED_VIEW)
+        return found.replaced(outside, Carried(samples, score, view, torch.ones_like(where)))
 
     def refreshed(self, carried: Carried, where: Tensor) -> Carried:
         """Carried states at `where` [A] scored by fresh features, where they are not yet."""
         where = where & ~carried.fresh
-        return carried.replaced(where, carried.state, self.score_fresh(carried.state, where))
+        views = carried.view.unsqueeze(0)
+        if self.complete:
+            others = self._batch.view_numbers(self._batch.views, self._batch.views - 1)
+            views = torch.cat([views, others.expand(-1, len(where))])
+        return carried.replaced(where, self.fresh(carried.state, views, where))
+
+    def view_of(self, state: Tensor, carried: Carried) -> Tensor:
+        """int64 [A]: the number of the view that goes on with each chain, by the column int64 [A] that it ended on."""
+        slot = state.clamp(max=len(self._batch.index) - 1)
+        return torch.where(state == len(self._batch.index), carried.view, self._batch_view(slot, _VIEW))
+
+    def _batch_view(self, slot: Tensor, lane: int) -> Tensor:
+        """int64 [A]: a view drawn of the batch's sample in slot int64 [A]."""
+        return self._drawn_view(self._keys.detach()[:, slot], self._batch.view_numbers(0, self._batch.views), lane)
+
+    def _drawn_view(self, keys: Tensor, numbers: Tensor, lane: int) -> Tensor:
+        """int64 [A]: of each anchor's candidate one of the views numbered [R, A or 1], by its share of the weight."""
+        numbers = numbers.expand(-1, len(self.streams))
+        if len(keys) == 1:
+            return numbers[0]
+        noise = -(-uniforms(self.streams, len(keys), lane=lane).log()).log()
+        drawn = (self._what.view_scores(self._batch, keys).double() + noise.T).argmax(0)
+        return numbers.gather(0, drawn.unsqueeze(0)).squeeze(0)
 
     def proposals(self, carried: Carried) -> Tensor:
         """[A, B]: the batch's scores, without those of what is carried."""
         taken = (self._batch.index == carried.state.unsqueeze(1)) & carried.exists.unsqueeze(1)
         return self._scores.masked_fill(taken, -torch.inf)
 
-    def estimate(self, carried: Carried, weights: Tensor) -> Estimate:
+    def estimate(self, carried: Carried, weights: Tensor, log_mean: Tensor | None) -> Estimate:
         """The estimate, by weights [A, B + 1] of a sweep over the proposals and the carried state."""
         proposals = self.proposals(carried)
         scores = torch.cat([proposals, carried.score.unsqueeze(1)], 1)
         index = torch.cat([self._batch.index.expand(len(scores), -1), carried.state.unsqueeze(1)], 1)
-        return Estimate(proposals.detach().logsumexp(1), scores, weights, index)
-
-
-def _remembered(batch: Batch, visit: Sweep, index: Tensor) -> Mapping[str, Tensor]:
-    state = index.gather(1, visit.state.unsqueeze(1)).squeeze(1)
-    return {
-        "state": state,
-        # A chain that had no proposal and no state still has none.
-        "visited": visit.weights.sum(1) > 0,
-        "visited_at": torch.full_like(state, batch.step, dtype=torch.int32),
-    }
+        log_mean = self.log_mean() if log_mean is None else log_mean
+        return Estimate(math.log(self._batch.samples - 1) + log_mean, scores, weights, index)
 
 
 def _facts(visit: Sweep) -> dict[str, Fact]:

@@ -37,15 +37,16 @@ class MovingAverage(Estimator):
         visited = recall.columns["visited"]
         constant = scores.detach()
         log_count = (constant > -torch.inf).sum(1).to(scores.dtype).log()
-        log_mean = self._blended(recall.columns["log_mean"], constant.logsumexp(1) - log_count, visited)
+        log_mean = blended(recall.columns["log_mean"], constant.logsumexp(1) - log_count, visited, self.rate)
         weights = (constant - (log_count + log_mean).unsqueeze(1)).exp()
         value = math.log(batch.samples - 1) + log_mean
         estimate = Estimate(value, scores, weights, batch.index.unsqueeze(0))
         remember = {"log_mean": log_mean.float(), "visited": torch.ones_like(visited)}
         return Visit(estimate, remember, {"visited_ratio": visited.double().mean()})
 
-    def _blended(self, before: Tensor, now: Tensor, visited: Tensor) -> Tensor:
-        """[A]: the new log u; a first visit takes the batch's mean as it stands."""
-        kept = math.log(1 - self.rate) if self.rate < 1 else -math.inf
-        blended = torch.logaddexp(kept + before.to(now.dtype), math.log(self.rate) + now)
-        return torch.where(visited, blended, now)
+
+def blended(before: Tensor, now: Tensor, visited: Tensor, rate: float) -> Tensor:
+    """[A]: log((1 - rate) exp before + rate exp now); a first visit takes `now` as it stands."""
+    kept = math.log(1 - rate) if rate < 1 else -math.inf
+    mean = torch.logaddexp(kept + before.to(now.dtype), math.log(rate) + now)
+    return torch.where(visited, mean, now)
