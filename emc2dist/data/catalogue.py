@@ -34,7 +34,7 @@ from emc2dist.data import columns, kept
 from emc2dist.data.columns import Footer, Labels
 from emc2dist.data.splits import alone, by_split, left_out, split_of, together
 from emc2dist.errors import DataError
-from emc2dist.files import Entry, Place
+from emc2dist.files import Entry, Place, refuse_lost
 
 MANIFEST = "manifest.json"
 _USABLE = f"set data.path to a Parquet file, a folder of them, or one of {', '.join(BUILT_IN)}"
@@ -194,9 +194,13 @@ class Catalogue:
         """The file that a row group lies in, as it was when the set was opened."""
         return self.places[group.file], self.entries[group.file]
 
+    def group(self, index: int) -> Group:
+        """The row group in which an index lies."""
+        return self.groups[bisect.bisect_right(self.groups, index, key=lambda group: group.first_index) - 1]
+
     def where(self, index: int) -> str:
         """File and row of an index, for messages."""
-        group = self.groups[bisect.bisect_right(self.groups, index, key=lambda group: group.first_index) - 1]
+        group = self.group(index)
         return f"{self.places[group.file]}, row {group.first_row + index - group.first_index}"
 
 
@@ -236,7 +240,9 @@ def list_set(place: Place) -> dict[str, Entry]:
 
     Raises:
         DataError: the folders are values of a column, which would be lost.
+        StorageError: a file is a link that leads nowhere.
     """
+    _refuse_lost(place)
     listing = {entry.name: entry for entry in place.entries()}
     if "=" in place.name and MANIFEST not in listing and any(is_parquet(name) for name in listing):
         raise DataError(f"{place}: {PARTITION}")
@@ -245,11 +251,19 @@ def list_set(place: Place) -> dict[str, Entry]:
         if MANIFEST in {entry.name for entry in found}:  # a set of its own, known by that
             listing |= {f"{folder}/{entry.name}": entry for entry in found if entry.name == MANIFEST}
             continue
+        _refuse_lost(place / folder)
         inside = [entry for entry in found if is_parquet(entry.name)]
         if inside and "=" in folder and not is_hidden(folder):
             raise DataError(f"{place / folder}: {PARTITION}")
         listing |= {f"{folder}/{entry.name}": entry for entry in inside}
     return listing
+
+
+def _refuse_lost(folder: Place) -> None:
+    """Raise StorageError where a Parquet file is a link that leads nowhere, which no listing has."""
+    for file in () if folder.remote else Path(str(folder)).glob("*"):
+        if is_parquet(file.name) and not is_hidden(file.name):
+            refuse_lost(file)
 
 
 def splits_of(place: Place) -> list[str]:

@@ -35,6 +35,7 @@ _MAY_BE_TURNED = (b"Exif\0\0", b"tiff:Orientation")  # EXIF, and the same in XMP
 _SEGMENT = struct.Struct(">HH")  # marker, and the length of what follows
 _LEAST_MARKER, _START_OF_SCAN, _APP1, _APP2, _FILL = 0xFFC0, 0xFFDA, 0xFFE1, 0xFFE2, 0xFFFF
 _BROKEN = re.compile("premature end|bad huffman|instead of rst", re.IGNORECASE)  # libjpeg, of pixels that are lost
+_UNREAD = {b"ftyphe": "HEIC", b"ftypmif1": "HEIC", b"ftypmsf1": "HEIC", b"ftypavi": "AVIF", b"DICM": "DICOM"}
 _ORIENTATION = 0x0112  # EXIF
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -80,7 +81,9 @@ def _decoded(encoded: bytes) -> tuple[NDArray[np.uint8], str | None]:
     except (MemoryError, _Refused):
         raise
     except UnidentifiedImageError:  # whose message is an address in memory
-        raise ValueError("no image of any kind that Pillow reads; write it as PNG or JPEG") from None
+        found = next((kind for mark, kind in _UNREAD.items() if mark in encoded[:132]), None)
+        what = f"{found} by its content, and so " if found else ""
+        raise ValueError(f"{what}no image of any kind that Pillow reads; write it as PNG or JPEG") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"more than {MAX_PIXELS} pixels; scale it down") from error
     except Exception as error:  # Pillow's plugins raise whatever they like on damaged bytes

@@ -131,10 +131,13 @@ class ParquetImages:
         self._check(indices)
         found = self._encoded.read(indices)
         if None in found:
-            where = self.catalogue.where(int(indices[found.index(None)]))
+            index = int(indices[found.index(None)])
+            rows = self._encoded.all_null(index)
+            also = f", as all {rows} of its row group are" if rows else ""
+            advice = "write the bytes of the files into `bytes`" if rows else "remove the row or give it an image"
             raise DataError(
-                f"{where}: the image is null (only its bytes are read, no file that it may name); remove the row or "
-                "give it an image"
+                f"{self.catalogue.where(index)}: the image is null{also} (only its bytes are read, no file that it may "
+                f"name); {advice}"
             )
         return found  # type: ignore[return-value]
 

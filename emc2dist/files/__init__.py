@@ -31,9 +31,11 @@ __all__ = [
     "entry_of",
     "explained",
     "is_remote",
+    "leads_nowhere",
     "local",
     "refuse_file",
     "refuse_folder",
+    "refuse_lost",
     "retries",
     "text",
     "writable",
@@ -85,6 +87,18 @@ def text(path: Path) -> str:
         return decoded(content)
     except ValueError as error:
         raise StorageError(f"{path}: {error}; save the file as UTF-8") from None
+
+
+def leads_nowhere(path: str | Path) -> str | None:
+    """What is wrong with a link whose target is not there, and that; None of anything else."""
+    is_lost = os.path.islink(path) and not os.path.exists(path)
+    return f"a link that leads nowhere ({os.readlink(path)})" if is_lost else None
+
+
+def refuse_lost(path: str | Path) -> None:
+    """Raise StorageError where a file that counts is a link that leads nowhere."""
+    if lost := leads_nowhere(path):
+        raise StorageError(f"{path}: {lost}; bring back what it leads to, or remove the link")
 
 
 def refuse_folder(path: str | Path) -> None:

@@ -374,6 +374,8 @@ CASES: dict[str, list[tuple[bytes, np.ndarray | str]]] = {
     "damaged or cut short": [
         *((cut(NOISE, form), "damaged: ") for form in ("png", "gif", "bmp", "ppm", "qoi", "webp", "tiff")),
         (b"no image", "no image of any kind that Pillow reads; write it as PNG or JPEG"),
+        *((b"\0\0\0\x18ftyp" + brand + bytes(40), "HEIC by its content, and so no") for brand in (b"heic", b"mif1")),
+        (bytes(128) + b"DICM", "DICOM by its content, and so no image of any kind that Pillow reads"),
         (tiff(RAMP, form=3), "no image of any kind"),
         *((data[: len(data) // 2] + end, "damaged: .*remature end") for data in JPEGS for end in (b"", b"\xff\xd9")),
     ],

@@ -3,7 +3,7 @@
     SOURCE   -> names, sizes, labels            kinds, source and folder, pixels, tar, parquet
              -> which, in which order           selection
              -> SPLIT-00000-of-00013.parquet    workers, writer: side by side, each file whole or not at all
-             -> SPLIT.index.npz, ingest.json, and last of all manifest.json
+             -> SPLIT.index.npz, ingest.json, and last of all manifest.json, which tells copies of images too (copies)
 
 Rows are shuffled once, here: later, row groups are fetched and shuffled as blocks, and so each has to be a random part
 of the set. A run that was stopped goes on with the files it had not finished (`unfinished`), and the set is the same
@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,9 @@ from emc2dist.data.catalogue import (
     open_catalogue,
     read_manifest,
 )
+from emc2dist.data.ingest.copies import Rows, on_copies
 from emc2dist.data.ingest.kinds import KINDS, open_source, recognise
-from emc2dist.data.ingest.selection import Selection, ordered, read_classes, select
+from emc2dist.data.ingest.selection import Selection, ordered, read_classes, select, such_as
 from emc2dist.data.ingest.source import Source, Split
 from emc2dist.data.ingest.unfinished import JOB, Job, Unfinished, is_done
 from emc2dist.data.ingest.workers import write_files
@@ -110,6 +112,8 @@ def ingest(
                 "give --skip-unreadable if that is meant, or remove the set and repair them"
             )
     else:
+        if not skip_unreadable:
+            listed.check(np.concatenate([split.positions for split in plan.splits.values()]))
         manifest, images = _write(plan, place, skip_unreadable, plan.workers if workers is None else workers)
     return _summary(place, manifest, images, time.monotonic() - began)
 
@@ -244,6 +248,9 @@ def _finish(plan: _Plan, dest: Place, notes: dict[str, Note]) -> Manifest:
         (dest / index_name(name)).write(index_bytes(lengths, np.concatenate([note.labels for note in found])))
     digests = np.concatenate([note.digests for note in notes.values()])
     converted = sum((Counter(note.converted) for note in notes.values()), Counter[str]())
+    duplicates = len(digests) - len(np.unique(digests))
+    done = _on_unreadable(plan, of_split) + (_on_copies(plan, of_split) if duplicates else [])
+    done += [f"{images} images: {what}" for what, images in sorted(converted.items())]
     manifest = Manifest(
         version=__version__,
         classes=plan.classes,
@@ -252,12 +259,45 @@ def _finish(plan: _Plan, dest: Place, notes: dict[str, Note]) -> Manifest:
             for name, found in of_split.items()
         },
         unreadable=unreadable,
-        duplicates=len(digests) - len(np.unique(digests)),
-        remarks=[*plan.remarks, *(f"{images} images: {what}" for what, images in sorted(converted.items()))],
+        duplicates=duplicates,
+        remarks=plan.remarks + done,
     )
     (dest / JOB).write(json.dumps(plan.job).encode())
     (dest / MANIFEST).write(manifest.model_dump_json(indent=1).encode())
     return manifest
+
+
+def _on_unreadable(plan: _Plan, of_split: dict[str, list[Note]]) -> list[str]:
+    """Remarks on classes of which no image could be read."""
+    remarks = []
+    for name, notes in of_split.items():
+        labels = plan.splits[name].labels
+        planned = np.unique(labels[labels >= 0]) if labels is not None else np.empty(0, np.int64)
+        lost = np.setdiff1d(planned, np.concatenate([note.labels for note in notes]))
+        if len(lost):
+            example = such_as(plan.classes, lost[0])
+            remarks.append(f"{name}: no image of {len(lost)} of {len(planned)} classes could be read{example}")
+    return remarks
+
+
+def _on_copies(plan: _Plan, of_split: dict[str, list[Note]]) -> list[str]:
+    """Remarks on images that stand several times in the set."""
+
+    def where(split: str, row: int) -> str:
+        for note in of_split[split]:
+            if row < len(note.lengths):
+                break
+            row -= len(note.lengths)
+        samples = next(task.samples for task in plan.tasks() if task.name == note.file.name)
+        found = (samples.where(k) for k in range(len(samples)))
+        read = (one for one in found if not any(line.startswith(f"{one}: ") for line in note.unreadable))
+        return next(islice(read, row, None))
+
+    rows = {
+        name: Rows(np.concatenate([note.digests for note in notes]), np.concatenate([note.labels for note in notes]))
+        for name, notes in of_split.items()
+    }
+    return on_copies(rows, where)
 
 
 def _summary(dest: Place, manifest: Manifest, images: int, seconds: float) -> dict[str, Any]:

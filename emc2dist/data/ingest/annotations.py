@@ -7,7 +7,8 @@
 
 Such a file lies in a folder of the images or above it. Its name tells the split; or it is called labels, metadata or
 annotations, has a heading and is for all splits below. One column holds the images' names (with or without folders and
-extension). With a heading, the labels are the column that it calls `label` or `class`; without one, the only column
+extension). With a heading, the labels are the column that it calls `label` or `class`, or the headings of columns of
+which one holds 1 in each row and the others 0; without one, the only column
 that holds nothing but names of the classes that folders tell. It must tell every image of a split, and each once. A
 column that is headed `split` must tell the splits that the images' folders tell.
 """
@@ -24,7 +25,7 @@ from typing import NamedTuple
 
 from emc2dist.data import pointers
 from emc2dist.data.ingest.source import printable
-from emc2dist.data.splits import COLUMNS, split_of
+from emc2dist.data.splits import COLUMNS, split_of, tells_split
 from emc2dist.errors import DataError
 
 TEXTS = (".txt", ".csv", ".tsv", ".jsonl")
@@ -39,6 +40,7 @@ _HEADINGS = (
 )  # fmt: skip
 """In lower case, without spaces and the like; the first that is there counts. The last is Kaggle's for ImageNet."""
 _WITHHELD = ("", "-1", "-1.0", "null", "nan")
+_BITS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 _WHOLE = re.compile(r"\d+\.0")  # as pandas writes whole numbers where some are missing
 _BOXES = re.compile(r"(\S+)( -?[\d.]+)+( \1( -?[\d.]+)+)*")  # as LOC_val_solution.csv has them after the class
 _SHOWN = 3  # files that a remark names
@@ -77,7 +79,9 @@ class Annotations:
     texts: Sequence[str]
     names: Sequence[str]
     used: set[str] = field(default_factory=set)
-    """Those that gave labels."""
+    """Those that gave labels, or were compared with those of folders."""
+    told: set[str] = field(default_factory=set)
+    """Those, and those that the `remarks` name."""
     _unused: dict[str, str] = field(default_factory=dict)
     _rows: dict[str, int] = field(default_factory=dict)
     """Of each file that was read, without the heading."""
@@ -144,6 +148,7 @@ class Annotations:
         lists = [name for name in left if (labelled or name not in tables) and _tells_any_split(name)]
         if labelled:
             tables = [name for name in tables if name not in lists]
+        self.told |= {*self.used, *tables, *lists, *(self._unused if reasons else ())}
         if tables:
             told = "there are labels without them" if labelled else _LABELS_ARE
             reasons.append(f"{_listed(tables, 'tables')} not read: {told}")
@@ -181,6 +186,8 @@ class Annotations:
         if of_images is None:
             line = ", ".join(rows[min(1, len(rows) - 1)])[:_SHOWN_CHARACTERS]
             raise _Unusable(f"its line {line!r} names no image of {split}, such as {names[0]}")
+        if not labels and (hot := _one_hot(rows, of_images, images, classes)):
+            labels, rows = [len(rows[0])], _with_class(rows, hot)
         heading = rows[0] if labels or _is_heading(rows[0], of_images, images, classes) else None
         self._note_strays(file, rows, 0 if heading is None else 1, of_images, images)
         rows = [row for row in rows if of_images < len(row) and images.find(row[of_images])]
@@ -306,6 +313,44 @@ def _is_heading(row: Row, of_images: int, images: _Images, classes: set[str] | N
     """Whether a first line names neither an image nor a class."""
     names_image = of_images < len(row) and images.find(row[of_images]) is not None
     return not names_image and not any(_kind(row, n, classes or set()) for n in range(len(row)))
+
+
+def _one_hot(rows: list[Row], of_images: int, images: _Images, classes: set[str] | None) -> list[int]:
+    """The columns headed by classes, where each row holds 1 in one of these and 0 in the others; else none.
+
+    Raises _Unusable where there are such columns with other numbers of 1 in a row, and nothing else tells classes.
+    """
+    heading, *others = rows
+    told = [row for row in others if of_images < len(row) and images.find(row[of_images])]
+    columns = [n for n, word in enumerate(heading) if n != of_images and word and not tells_split(word)]
+    columns = [n for n in columns if all(n < len(row) and row[n].lower() in _BITS for row in told)]
+    if not told or len(columns) < 2 or images.find(heading[of_images]):
+        return []
+    if len({heading[n] for n in columns}) == len(columns) and all(
+        sum(_BITS[row[n].lower()] for n in columns) == 1 for row in told
+    ):
+        return columns
+    if classes is None:
+        raise _Unusable(
+            f"its columns {_several(heading, columns)} hold 0 and 1, and not one 1 in each row; write the class of "
+            "each image into a column `label`"
+        )
+    return []
+
+
+def _with_class(rows: list[Row], columns: list[int]) -> list[Row]:
+    """The rows with a further column, the class: what heads the one of these columns that holds 1."""
+    heading, *others = rows
+    headed = [*heading, f"{_several(heading, columns)}: the one that holds 1"]
+    kinds = [[heading[n] for n in columns if n < len(row) and _BITS.get(row[n].lower())] for row in others]
+    width = len(heading)
+    return [headed] + [
+        [*row[:width], *[""] * (width - len(row)), *kind[:1]] for row, kind in zip(others, kinds, strict=True)
+    ]
+
+
+def _several(heading: Row, columns: list[int]) -> str:
+    return ", ".join(heading[n] for n in columns[:_SHOWN]) + (", ..." if len(columns) > _SHOWN else "")
 
 
 def _by_content(file: str, rows: list[Row], of_images: int, heading: Row | None, classes: set[str]) -> list[int]:

@@ -16,7 +16,7 @@ left out. An image is written as the very bytes of its file.
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from emc2dist import files
 from emc2dist.data.catalogue import PARTITION
 from emc2dist.data.ingest.annotations import TABLES, TEXTS, Annotations
 from emc2dist.data.ingest.layout import Where, arrange, masks_among
@@ -38,6 +39,7 @@ from emc2dist.data.ingest.source import (
     listing_digest,
     passed_over,
     printable,
+    unread,
 )
 from emc2dist.data.splits import split_of, tells_split
 from emc2dist.errors import DataError, StorageError
@@ -80,10 +82,9 @@ class Folder(Source):
         self._annotations = Annotations(root, texts, [image.name for image in listing.images])
         self.splits = self._labelled(places)
         self.remarks += self._annotations.remarks(labelled=all(s.labels is not None for s in self.splits.values()))
-        listing.others.subtract(Path(name).suffix.lower() for name in self._annotations.used)
-        self.remarks = (
-            hidden(listing.hidden) + passed_over(+listing.others) + self.remarks + _on_classes(self._names, places)
-        )
+        listing.others.subtract(Path(name).suffix.lower() for name in self._annotations.told)
+        passed = hidden(listing.hidden) + passed_over(+listing.others) + _on_bare(listing.bare)
+        self.remarks = passed + self.remarks + _on_classes(self._names, places)
 
     def _arranged(self, kind: str) -> list[Where]:
         folders = [_folders(name) for name in self._names]
@@ -141,6 +142,17 @@ class Folder(Source):
         self.remarks += remarks
         return found
 
+    def check(self, positions: NDArray[np.int64]) -> None:
+        """Raise DataError where some of these images are links that lead nowhere."""
+        odd = [f"{self.root}/{self._names[n]}" for n in positions if self._images[n].size < 0]
+        lost = [(file, why) for file in odd if (why := files.leads_nowhere(file))]
+        if lost:
+            file, why = map(printable, lost[0])
+            raise DataError(
+                f"{file}: {why}, as {len(lost)} of {len(positions)} images are; bring back what they lead to, or leave "
+                "them out with --skip-unreadable"
+            )
+
     def samples(self, positions: NDArray[np.int64]) -> Samples:
         """The images at some positions, in that order."""
         return _Files(self.root, [self._images[position] for position in positions])
@@ -167,13 +179,14 @@ class _Files(Samples):
         except OSError as error:
             if not file.parent.is_dir():  # the disk is gone, and not one image
                 raise StorageError(f"{file.parent}: gone while it was read; bring it back, then run again") from error
-            raise DataError(f"cannot be read ({error.strerror or error})") from error
+            what = files.leads_nowhere(file) or f"cannot be read ({error.strerror or error})"
+            raise DataError(printable(what)) from error
 
 
 class Listing:
     """The files below a folder: `images` by their names from the folder on, sorted; `texts`, which may tell labels, by
-    theirs; all but images by extension, as `others`, with an example of each; and by what hides them, files that are
-    hidden.
+    theirs; all but images by extension, as `others`, with an example of each; by what hides them, files that are
+    hidden; and as `bare`, folders without an image, each with how many there are of kinds that are not read.
 
     A link to a folder is followed, unless it leads to one that it lies in.
     """
@@ -182,32 +195,35 @@ class Listing:
         self.others, self.hidden = Counter[str](), Counter[str]()
         self.texts: list[str] = []
         self.examples: dict[str, str] = {}
+        self.bare: dict[str, int] = {}
         self.images = sorted(self._images(str(root), "", ()))
 
-    def _images(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
+    def _images(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> list[Entry]:
         identity, entries = _scan(folder)
         if identity in above:
-            return
+            return []
+        images, before = list[Entry](), unread(self.others)
         for entry in entries:
             if entry.is_dir():
                 name = f"{entry.name}/"
                 if hidden_by(name):
-                    self.hidden[name] += sum(len(files) for _, _, files in os.walk(entry.path))
+                    self.hidden[name] += sum(len(names) for _, _, names in os.walk(entry.path))
                 else:
-                    yield from self._images(entry.path, prefix + name, (*above, identity))
+                    images += self._images(entry.path, prefix + name, (*above, identity))
             elif what := hidden_by(entry.name):
                 self.hidden[what] += 1
             elif Path(entry.name).suffix.lower() in EXTENSIONS and (image := _image(entry, prefix)):
-                yield image
+                images.append(image)
             else:
                 self._pass_over(entry, prefix)
+        if not images:
+            self.bare[prefix] = unread(self.others) - before
+        return images
 
     def _pass_over(self, entry: os.DirEntry[str], prefix: str) -> None:
         extension = Path(entry.name).suffix.lower()
-        if not extension and entry.is_symlink() and not Path(entry.path).exists():
-            raise StorageError(
-                f"{entry.path}: a link that leads nowhere; bring back what it leads to, or remove the link"
-            )
+        if extension in ("", *TEXTS, *TABLES):  # a folder of images, or a table of labels
+            files.refuse_lost(entry.path)
         self.others[extension] += 1
         self.examples.setdefault(extension, prefix + entry.name)
         if extension in (*TEXTS, *TABLES) and entry.is_file():
@@ -254,6 +270,14 @@ def _folders(name: str) -> tuple[str, ...]:
     return tuple(unicodedata.normalize("NFC", printable(name)).split("/")[:-1])
 
 
+def _on_bare(folders: dict[str, int]) -> list[str]:
+    """Remarks on the outermost folders without an image."""
+    outermost = {name: n for name, n in sorted(folders.items()) if _above(name) not in folders}
+    closed, empty = ([printable(name) for name, n in outermost.items() if bool(n) == held] for held in (True, False))
+    remarks = [f"{len(closed)} folders hold no image that can be read, and so are no classes: {_some(closed)}"]
+    return remarks * bool(closed) + [f"{len(empty)} folders without an image: {_some(empty)}"] * bool(empty)
+
+
 def _on_classes(names: list[str], places: list[Where]) -> list[str]:
     """What was taken for classes; and pairs of them that hold the same names, as images and their masks do."""
     stems: dict[str, set[str]] = {}
@@ -280,6 +304,11 @@ def _some(kinds: list[str]) -> str:
 
 def _stem(name: str) -> str:
     return name.rpartition(".")[0]
+
+
+def _above(folder: str) -> str:
+    """The folder that a folder lies in, both with a slash at their end; of those at the root, nothing."""
+    return folder[: folder.rstrip("/").rfind("/") + 1]
 
 
 def _scan(folder: str) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:

@@ -79,12 +79,15 @@ def select(source: Source, splits: Sequence[str], wanted: list[str] | None, *, l
     remarks += [f"{', '.join(members)} are written as {name}" for name, members in chosen.items() if len(members) > 1]
     classes, parts, told = _united(parts)
     kept = classes if wanted is None else _kept(source, classes, wanted)
+    told += [f"{len(kept)} of {len(classes)} classes are taken, by --classes"] if len(kept) < len(classes) else []
     written = {}
     for name, members in chosen.items():
         renumbered = [_filtered(source, member, parts[member], classes, kept, wanted is not None) for member in members]
         written[name] = _joined(source, members, renumbered)
         if not len(written[name].positions):
             raise DataError(f"{source.root}: no images of the listed classes in split {', '.join(members)}")
+        if wanted is not None:
+            told += _left_out(name, [parts[member] for member in members], classes, kept)
     if "train" not in written:
         remarks.append(f"no split `train`, which a run needs: name one with --split {next(iter(parts))}=train")
     return Selection(kept, written, remarks + told + (_on_labels(kept, written) if labels else []))
@@ -157,24 +160,38 @@ def _united(parts: dict[str, Split]) -> tuple[list[str], dict[str, Split], list[
 
 
 def _on_labels(classes: list[str], splits: dict[str, Split]) -> list[str]:
-    """Remarks on images without labels, and on classes that no training image has."""
+    """Remarks on images without labels, on classes without images, and on those that no training image has."""
     train = splits.get("train")
     taught = np.unique(train.labels) if train is not None and train.labels is not None else None
-    remarks = [] if any(split.labels is not None for split in splits.values()) else ["no image has a label"]
+    told = [split.labels for split in splits.values() if split.labels is not None]
+    remarks = [] if told else ["no image has a label"]
+    empty = np.setdiff1d(np.arange(len(classes)), np.concatenate(told)) if told else np.empty(0, np.int64)
+    if len(empty):
+        remarks.append(f"{len(empty)} of {len(classes)} classes have no image{such_as(classes, empty[0])}")
     for name, split in splits.items():
         labels = np.full(len(split.positions), -1) if split.labels is None else split.labels
         bare = int((labels < 0).sum())
         if bare and any(other.labels is not None for other in splits.values()):
             remarks.append(f"{name}: {bare} of {len(labels)} images have no label")
+        asked = taught[taught >= 0] if taught is not None and (labels >= 0).any() else labels[:0]
+        missing = np.setdiff1d(asked, labels)
+        if len(missing):
+            remarks.append(
+                f"{name}: no image of {len(missing)} of {len(asked)} training classes{such_as(classes, missing[0])}"
+            )
         strange = labels[(labels >= 0) & ~np.isin(labels, taught)] if taught is not None else labels[:0]
         if len(strange):
             kinds = np.unique(strange)
-            example = f", as {classes[kinds[0]]!r}" if kinds[0] < len(classes) else ""
             remarks.append(
                 f"{name}: {len(strange)} of {len(labels)} images are of {len(kinds)} classes that no training image "
-                f"has{example}"
+                f"has{such_as(classes, kinds[0])}"
             )
     return remarks
+
+
+def such_as(classes: list[str], label: int) -> str:
+    """An example, where classes have names."""
+    return f", as {classes[label]!r}" if label < len(classes) else ""
 
 
 def _kept(source: Source, classes: list[str], wanted: list[str]) -> list[str]:
@@ -199,6 +216,14 @@ def _filtered(source: Source, name: str, split: Split, classes: list[str], kept:
     renumbered = np.array([*(number.get(one, -1) for one in classes), -1])  # the last one: label -1
     labels: NDArray[np.int64] = renumbered[split.labels]
     return Split(split.positions[labels >= 0], labels[labels >= 0])
+
+
+def _left_out(name: str, members: list[Split], classes: list[str], kept: list[str]) -> list[str]:
+    """Remarks on the images of a split that a list of classes leaves out."""
+    labels = np.concatenate([member.labels for member in members if member.labels is not None])
+    others = (labels >= 0) & ~np.isin(classes, kept)[labels]
+    lost = {"are of other classes": others.sum(), "have no label": (labels < 0).sum()}
+    return [f"{name}: {n} of {len(labels)} images {what} and were left out" for what, n in lost.items() if n]
 
 
 def _joined(source: Source, names: list[str], parts: list[Split]) -> Split:

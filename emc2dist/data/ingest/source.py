@@ -20,11 +20,23 @@ from emc2dist.files import Entry
 
 _OF_SYSTEMS = ("@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 _PACKED = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_AS_FILES = "write each image as a file into train/CLASS/, and give the folder that train/ lies in"
+_AS_PNG = f"with PIL.Image.fromarray(ARRAY).save(PNG), {_AS_FILES}"
 _INSTEAD = {
     ".pq": "Parquet is known by its name: call it *.parquet",
     ".arrow": "write it as Parquet, as with datasets.load_from_disk(FOLDER)[SPLIT].to_parquet(FILE)",
     ".feather": "write it as Parquet, as with pandas.read_feather(FILE).to_parquet(OTHER)",
+    **dict.fromkeys((".npy", ".npz"), f"arrays of numpy (numpy.load): {_AS_PNG}"),
+    ".mat": f"arrays of MATLAB (scipy.io.loadmat, or h5py from version 7.3 on): {_AS_PNG}",
+    **dict.fromkeys((".h5", ".hdf5"), f"arrays in HDF5 (h5py): {_AS_PNG}"),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth"), f"arrays that were pickled: {_AS_PNG}"),
+    **dict.fromkeys((".idx3-ubyte", ".idx1-ubyte"), f"arrays of MNIST's kind: {_AS_PNG}"),
+    **dict.fromkeys((".tfrecord", ".tfrecords", ".lmdb", ".mdb", ".beton"), f"records of another loader: {_AS_FILES}"),
 }
+_UNREAD = (
+    ".heic", ".heif", ".hif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".dcm", ".exr",
+    ".svg",
+)  # fmt: skip
 _SHOWN = 3  # kinds of files that were passed over
 
 
@@ -80,15 +92,25 @@ class Source(ABC):
     remarks: list[str]
     """What a person should know of how the source was read."""
 
+    def check(self, positions: NDArray[np.int64]) -> None:  # noqa: B027
+        """Raise DataError where the listing tells that some of these images cannot be read."""
+
     @abstractmethod
     def samples(self, positions: NDArray[np.int64]) -> Samples:
         """The images at some positions, in that order."""
 
 
 def passed_over(others: "Counter[str]") -> list[str]:
-    """A remark on files that are no images, counted by extension, if there are any."""
-    most = ", ".join(f"{extension or 'no extension'} {count}" for extension, count in others.most_common(_SHOWN))
-    return [f"{others.total()} files that are no images were passed over ({most})"] if others else []
+    """Remarks on files that are no images, and on images of kinds that are not read, counted by extension."""
+    photos = Counter({kind: others[kind] for kind in _UNREAD if others[kind]})
+    rest, said = others - photos, "were passed over"
+    remarks = [f"{photos.total()} images that Pillow cannot read {said} ({_most(photos)}); write them as JPEG"]
+    return remarks * bool(photos) + [f"{rest.total()} files that are no images {said} ({_most(rest)})"] * bool(rest)
+
+
+def unread(others: "Counter[str]") -> int:
+    """How many files are images of kinds that are not read, by their extensions."""
+    return sum(others[kind] for kind in _UNREAD)
 
 
 def instead(name: str) -> str | None:
@@ -110,8 +132,11 @@ def hidden_by(path: str) -> str | None:
 
 def hidden(files: "Counter[str]") -> list[str]:
     """A remark on hidden files, counted by what hides them, if there are any."""
-    most = ", ".join(f"{printable(what)} {count}" for what, count in files.most_common(_SHOWN))
-    return [f"{files.total()} hidden files were passed over ({most})"] if files.total() else []
+    return [f"{files.total()} hidden files were passed over ({_most(files)})"] if files.total() else []
+
+
+def _most(files: "Counter[str]") -> str:
+    return ", ".join(f"{printable(what) or 'no extension'} {count}" for what, count in files.most_common(_SHOWN))
 
 
 def listing_digest(listed: Iterable[Entry]) -> str:

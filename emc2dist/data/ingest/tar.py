@@ -198,6 +198,8 @@ def _listed(folder: Path) -> tuple[dict[str, Path], "Counter[str]", "Counter[str
     found, others, hidden_ones = {}, Counter[str](), Counter[str]()
     for file in sorted([*folder.iterdir(), *folder.glob("*/*.tar")]):
         name = file.relative_to(folder).as_posix()
+        if file.suffix.lower() == ".tar" and not hidden_by(name):
+            files.refuse_lost(file)
         if not file.is_file():
             continue
         if what := hidden_by(name):

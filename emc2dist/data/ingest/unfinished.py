@@ -60,8 +60,8 @@ class Unfinished:
         known = {entry.name for entry in self.notes.entries()}
         if _NOTED_JOB in known:
             noted = _read_job(self.notes / _NOTED_JOB)
-            changed = _differences(noted | {"source": job["source"]}, job)  # each note tells what it was made from
-            if changed:
+            if _differences(noted | {"source": job["source"]}, job):  # each note tells what it was made from
+                changed = _differences(noted, job)
                 raise DataError(f"{dest}: another job is unfinished here: {changed}; give another DEST, or remove it")
             return
         if dest.entry() is not None:
@@ -137,5 +137,6 @@ def _read_job(place: Place) -> Job:
 def _differences(old: Job, new: Job) -> str:
     """What differs, in words; empty where nothing does."""
     changed = [key for key in new if old.get(key) != new[key]]
-    shown = ("kind", "seed", "rows_per_file")
-    return ", ".join(f"{key} {old.get(key)} there, {new[key]} here" if key in shown else key for key in changed)
+    told = {key: f"{key} {old.get(key)} there, {new[key]} here" for key in ("kind", "seed", "rows_per_file")}
+    told["source"] = "source (its files have other names, sizes or times)"
+    return ", ".join(told.get(key, key) for key in changed)
