@@ -9,7 +9,7 @@ from emc2dist.core.batch import Batch, Side
 from emc2dist.core.certify import FrozenRun, certify
 from emc2dist.core.contrast import loss_estimate
 from emc2dist.core.denominator import Denominator, Estimate
-from emc2dist.core.estimators import MovingAverage, Recall, in_batch
+from emc2dist.core.estimators import CachedRows, Chain, MovingAverage, Recall, in_batch
 from emc2dist.core.estimators.delayed_acceptance import accept, propose
 from emc2dist.core.exact import exact_loss
 from emc2dist.core.objectives import Dcl
@@ -234,6 +234,92 @@ def test_carried_states_carry_gradient(kernel, more):
         gradient[batch] = 0
         elsewhere += gradient.norm().item()
     assert elsewhere > 0.05 * all_in_all
+
+
+def scattered(views, samples, width=5, seed=0):
+    """Unit-norm features [views, samples, width] whose views of a sample differ about as much as samples do."""
+    generator = torch.Generator().manual_seed(seed)
+    sample = torch.randn(1, samples, width, generator=generator, dtype=torch.float64)
+    view = torch.randn(views, samples, width, generator=generator, dtype=torch.float64)
+    return torch.nn.functional.normalize(sample + 0.6 * view, dim=-1)
+
+
+class Redrawn(FrozenRun):
+    """Encodes a fresh view of a carried sample, not the one that its chain carries."""
+
+    def encode(self, side, samples, numbers):
+        newest = numbers.max() // (2 * self.views)
+        fresh = torch.full_like(numbers[:1], (newest + 1) * 2 * self.views)
+        return super().encode(side, samples, torch.cat([fresh, numbers[1:]]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["mh", "isir"])
+def test_a_completed_view_is_exact_and_a_redrawn_one_is_not(kernel):
+    """Views that differ, of anchors that stand still: what one view's weight costs, and that completion mends it."""
+    z = scattered(6, 12)
+
+    def relbias(how, kind=FrozenRun):
+        run = kind(chain(kernel, f"negatives.carried={how}"), z, 4, 0.15, anchors="fixed")
+        return certify(run, 4_000)
+
+    exact, redrawn = relbias("complete"), relbias("reencode", Redrawn)
+    assert exact.ratio < 1.3
+    assert redrawn.ratio > 2.5
+    assert exact.relbias < 0.7 * redrawn.relbias
+
+
+def test_the_view_that_a_chain_carries_is_the_one_that_is_encoded_again():
+    """It was one of the batch's views in the step that drew it."""
+    run, offered, asked = FrozenRun(chain("isir"), scattered(6, 12), 4, 0.15), set(), []
+    chains = run.tables["negatives"]
+
+    def encode(side, samples, numbers):
+        asked.extend(zip(samples.tolist(), numbers[0].tolist(), strict=True))
+        return FrozenRun.encode(run, side, samples, numbers)
+
+    run.encode = encode
+    for t in range(60):
+        asked.clear()
+        carried = set(zip(chains["state"].flatten().tolist(), chains["view"].flatten().tolist(), strict=True))
+        index = torch.randperm(12, generator=run._generator.clone_state())[:4]
+        run.outcome(t)
+        assert set(asked) <= carried & offered
+        offered |= {(sample, t * 4 + slot) for sample in index.tolist() for slot in range(2)}
+    assert {view % 4 for _, view in asked} == {0, 1}
+
+
+def test_of_a_sample_the_view_is_drawn_by_its_share_of_the_weight():
+    """Many anchors alike end on the only other sample; its views are remembered as often as they weigh."""
+    anchors, z = 4_000, scattered(2, 2, seed=3)
+    own = z[:1, :1].expand(2, anchors, -1)
+    index = torch.arange(anchors + 1)
+    every = torch.cat([own, z[:, 1:]], 1)
+    streams = fork(0, torch.arange(2 * anchors))
+    batch = Batch(index, 0, {"x": Side(own, every)}, 0.5, anchors + 1, 3, streams)
+    state = torch.full((2 * anchors,), anchors)
+    never = torch.zeros(2 * anchors, dtype=torch.bool)
+    columns = {"state": state * 0, "view": state * 0, "visited": never, "visited_at": state * 0}
+    rows = CachedRows(state * 0, torch.zeros(2 * anchors, 5), never, state * 0)
+    closed = Denominator(log_weight=lambda batch, anchor, candidate: torch.where(candidate == anchors, 0.0, -INF))
+    visit = Chain("isir").estimate(closed, batch, Recall(columns, rows), None)
+    assert (visit.remember["state"] == anchors).all()
+    shares = visit.remember["view"].sub(3 * 4).bincount() / (2 * anchors)
+    expected = (z[0, 0] @ z[:, 1].T / 0.5).softmax(0)
+    assert (expected[0] - 0.5).abs() > 0.1
+    torch.testing.assert_close(shares, expected.float(), atol=0.02, rtol=0)
+
+
+def test_infonce_over_a_chain_remembers_log_z():
+    """On features that stand still the average comes to log Z, and the loss's gradient to the exact one."""
+    z = features(1, 24, seed=5)
+    run = FrozenRun(contrast("infonce", "chain", "negatives.kernel=isir"), z, 8, 0.3)
+    for t in range(200):
+        run.outcome(t)
+    exact = in_batch(Denominator(), batch_of(z.expand(2, -1, -1), temperature=0.3)).value.view(2, 24)
+    found = run.tables["negatives"]["log_mean"].T + torch.tensor(23.0).log()
+    assert (found - exact).abs().mean() < 0.12
+    assert (found - exact).mean().abs() < 0.05
 
 
 @pytest.mark.parametrize(
