@@ -18,6 +18,7 @@ from emc2dist.data.digits import DigitsImages
 from emc2dist.store import Layout, LocalStore
 from emc2dist.train.loop import order_for
 from emc2dist.train.memory import Encoded, Memory, schema_for
+from emc2dist.train.profile import alone
 
 SAMPLES = 16
 
@@ -100,3 +101,28 @@ def test_cached_negatives_give_the_anchor_a_gradient_and_get_none():
         assert run.encoded == []
     assert outside == 0
     assert outcome.facts["carried_weight_ratio"] > 0.01
+
+
+@pytest.mark.parametrize("carried", ["reencode", "complete"])
+def test_what_is_encoded_again_are_the_pixels_that_the_chain_was_drawn_with(carried, monkeypatch):
+    """A view's seed names its pixels: those asked for in a hurry were drawn in an earlier step, or go beside such."""
+    spec = small_spec("negatives.kernel=isir", f"negatives.carried={carried}", "data.loaders=0")
+    drawn: set[tuple[int, int]] = set()
+    remembered, beside = [], []
+    with alone(spec, DigitsImages("train", limit=48), torch.device("cpu")) as trainer:
+        submit = trainer._loader.submit
+
+        def recorded(indices, seeds, *, urgent=False):
+            views = {(int(i), int(seed)) for row in seeds for i, seed in zip(indices, row, strict=True)}
+            if urgent:
+                remembered.append(len(views & drawn))
+                beside.append(len(views - drawn))
+            drawn.update(views)
+            return submit(indices, seeds, urgent=urgent)
+
+        monkeypatch.setattr(trainer._loader, "submit", recorded)
+        for step in range(24):
+            trainer.step(step)
+    assert sum(remembered) > 100
+    assert sum(beside) == 0 if carried == "reencode" else sum(beside) > 50
+    assert all(few <= many for few, many in zip(beside, remembered, strict=True))
