@@ -5,7 +5,7 @@ laid out view by view: anchor v * b + i is view v of the worker's i-th sample.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class Batch:
     """Counted from 0."""
     streams: Tensor | None = None
     """int64 [A], one random stream per anchor (`emc2dist.core.streams`); None where nothing is drawn."""
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    """int64 [N] each, by name: what is known of every sample of the dataset, say its `label`; -1: nothing."""
 
     def own_index(self, side: str) -> Tensor:
         """int64 [b], the worker's samples."""
@@ -50,6 +52,11 @@ class Batch:
     def anchor_index(self, side: str) -> Tensor:
         """int64 [A], the sample of each anchor."""
         return self.own_index(side).repeat(self.sides[side].own.shape[0])
+
+    def same(self, column: str, one: Tensor, other: Tensor) -> Tensor:
+        """bool: whether samples int64 (broadcast) have one value in a column; -1 is nobody's."""
+        values = self.columns[column]
+        return (values[one] == values[other]) & (values[one] >= 0)
 
 
 def locate(wanted: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,14 @@ plain tensors), and takes the gradient g_t of its loss with respect to all featu
 A biased estimator's relbias stops falling; its ratio grows without bound.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from emc2dist.core.batch import Batch, Side
+from emc2dist.core.closing import Closing
 from emc2dist.core.contrast import Contrast, Outcome
 from emc2dist.core.estimators import FEATURES, CachedRows, Recall
 from emc2dist.core.exact import exact_loss
@@ -51,12 +52,19 @@ class FrozenRun:
     """
 
     def __init__(
-        self, contrast: Contrast, features: Tensor, batch_size: int, temperature: float, seed: int = 0, views: int = 2
+        self,
+        contrast: Contrast,
+        features: Tensor,
+        batch_size: int,
+        temperature: float,
+        seed: int = 0,
+        views: int = 2,
+        columns: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Begin; `features` [R, N, D] with R = 1 or R = `views`."""
+        """Begin; `features` [R, N, D] with R = 1 or R = `views`, `columns` as of `Batch`."""
         self.features = features.clone().requires_grad_()
         self.contrast, self.batch_size, self.temperature, self.seed = contrast, batch_size, temperature, seed
-        self.all = self.features.expand(views, -1, -1)
+        self.all, self.columns = self.features.expand(views, -1, -1), columns or {}
         self._generator = torch.Generator().manual_seed(seed)
         samples, width = features.shape[1:]
         self.tables = {
@@ -97,7 +105,7 @@ class FrozenRun:
         mine = index[first : first + (len(index) if own is None else own)]
         streams = fork(self.seed, step, mine, torch.arange(views).unsqueeze(1)).flatten()
         side = Side(own=self.all[:, mine], all=self.all[:, index])
-        return Batch(index, first, {"x": side}, self.temperature, samples, step, streams)
+        return Batch(index, first, {"x": side}, self.temperature, samples, step, streams, self.columns)
 
     def _recall(self, index: Tensor) -> dict[str, Recall]:
         recalls = {}
@@ -128,16 +136,26 @@ class FrozenRun:
         cache["written_at"][index] = step
 
 
-def exact_gradient(objective: Objective, features: Tensor, temperature: float, views: int = 2) -> Tensor:
+def exact_gradient(
+    objective: Objective,
+    features: Tensor,
+    temperature: float,
+    views: int = 2,
+    closing: Closing = Closing(),
+    columns: Mapping[str, Tensor] | None = None,
+) -> Tensor:
     """Gradient of the exact loss with respect to `features` [R, N, D], see `FrozenRun`; as they are shaped."""
     leaf = features.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(exact_loss(objective, leaf.expand(views, -1, -1), temperature), leaf)
+    loss = exact_loss(objective, leaf.expand(views, -1, -1), temperature, closing, columns)
+    (gradient,) = torch.autograd.grad(loss, leaf)
     return gradient
 
 
 def certify(run: FrozenRun, steps: int, tell: Callable[[], object] = lambda: None) -> Report:
     """Take `steps` >= 24 steps and compare the average gradient of the last 5/6 with the exact one; `tell` of each."""
-    exact = exact_gradient(run.contrast.objective, run.features.detach(), run.temperature, len(run.all))
+    contrast, features = run.contrast, run.features.detach()
+    closed = (contrast.closing, run.columns)
+    exact = exact_gradient(contrast.objective, features, run.temperature, len(run.all), *closed)
     block = (steps - steps // 6) // _BLOCKS
     kept = block * _BLOCKS
     blocks, square = torch.zeros(_BLOCKS, *exact.shape, dtype=exact.dtype), 0.0

@@ -10,6 +10,10 @@ A visit of the worker's chains, in this order:
 4. The weights of the kept steps estimate the gradient of log Z, fresh scores with gradient to both sides. With
    `carried: cached` the cached features stand in, with gradient to the anchor alone.
 
+What is closed (`emc2dist.core.closing`) is no proposal, of the batch and of cached rows alike, and a carried state that
+is closed today is dropped: the chain goes on as if not yet visited. With a ceiling and `reencode` that is judged by a
+fresh feature, so what is carried is then encoded again in step 1, with `mh` too.
+
 A sample is a candidate at most once: a carried sample that is in the batch is taken out of the batch's columns, and
 stands with its fresh views as the carried state, the last column.
 """
@@ -37,13 +41,13 @@ class Carried:
     state: Tensor
     """int64 [A]: the sample; any where not visited."""
     score: Tensor
-    """[A]; -inf where not visited."""
+    """[A]; -inf where not visited, or closed."""
     fresh: Tensor
     """bool [A]: the score is of this step's features, not of cached ones."""
 
     @property
     def exists(self) -> Tensor:
-        """bool [A]: visited."""
+        """bool [A]: visited, and not closed."""
         return self.score > -torch.inf
 
     def replaced(self, where: Tensor, state: Tensor, score: Tensor) -> "Carried":
@@ -89,6 +93,7 @@ class Chain(Estimator):
     def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:
         pool = _Pool(what, batch, encode)
         carried = self._recalled(pool, recall)
+        dropped = recall.columns["visited"] & ~carried.exists
         facts: dict[str, Fact] = {}
         if self.cache_proposals:
             carried, moved = self._move(pool, carried, recall)
@@ -106,7 +111,10 @@ class Chain(Estimator):
             carried = pool.refreshed(carried, carried.exists & (visit.carried_weight > 0))
         ages = _ages(batch, recall)
         facts |= _facts(visit) | {f"{name}_steps": _known(age) for name, age in ages.items()}
-        facts["visited_ratio"] = recall.columns["visited"].double().mean()
+        visited = recall.columns["visited"]
+        facts["visited_ratio"] = visited.double().mean()
+        if what.closing:
+            facts["carried_closed_ratio"] = dropped.sum(), visited.sum()
         estimate = pool.estimate(carried, visit.weights)
         return Visit(estimate, _remembered(batch, visit, estimate.index), facts, ages)
 
@@ -114,6 +122,8 @@ class Chain(Estimator):
         """What the chains carry, scored by what is at hand."""
         assert recall.carried is not None
         state, visited = recall.columns["state"], recall.columns["visited"]
+        if pool.what.closing.ceiling is not None and self.carried == "reencode":
+            return Carried(state, torch.where(visited, pool.score_fresh(state, visited), -torch.inf), visited)
         score, here = pool.find(state)
         score = torch.where(here, score, pool.score_cached(recall.carried))
         return Carried(state, torch.where(visited, score, -torch.inf), visited & here)
@@ -140,7 +150,7 @@ class _Pool:
 
     def __init__(self, what: Denominator, batch: Batch, encode: Encode) -> None:
         assert batch.streams is not None, "a chain draws"
-        self._what, self._batch, self._encode = what, batch, encode
+        self.what, self._batch, self._encode = what, batch, encode
         self._scores = what.scores(batch, batch.sides[what.keys].all, batch.index)
         self.streams = batch.streams
 
@@ -152,13 +162,13 @@ class _Pool:
 
     def score_cached(self, rows: CachedRows) -> Tensor:
         """[A]: one cached row per anchor; -inf where it holds no feature. Gradient to the anchor alone."""
-        scores = self._what.score_each(self._batch, rows.feature.to(self._scores.dtype), rows.index)
+        scores = self.what.score_each(self._batch, rows.feature.to(self._scores.dtype), rows.index)
         return scores.masked_fill(~rows.present, -torch.inf)
 
     def score_drawn(self, rows: CachedRows) -> Tensor:
         """[A, K]: all anchors against the drawn rows; -inf where one holds no feature."""
         keys = rows.feature.to(self._scores.dtype).unsqueeze(0)
-        return self._what.scores(self._batch, keys, rows.index).masked_fill(~rows.present, -torch.inf)
+        return self.what.scores(self._batch, keys, rows.index).masked_fill(~rows.present, -torch.inf)
 
     def score_fresh(self, samples: Tensor, where: Tensor) -> Tensor:
         """[A]: one sample per anchor at `where` [A], by the batch's features or encoded again; any elsewhere."""
@@ -167,9 +177,9 @@ class _Pool:
         rows = outside.nonzero().squeeze(1)  # once: every mask that indexes makes the host wait for a GPU
         if not len(rows):
             return score
-        keys = torch.zeros_like(self._batch.anchors(self._what.anchors))
-        keys = keys.index_copy(0, rows, self._encode(self._what.keys, samples[rows]).to(keys.dtype))
-        return torch.where(outside, self._what.score_each(self._batch, keys, samples), score)
+        keys = torch.zeros_like(self._batch.anchors(self.what.anchors))
+        keys = keys.index_copy(0, rows, self._encode(self.what.keys, samples[rows]).to(keys.dtype))
+        return torch.where(outside, self.what.score_each(self._batch, keys, samples), score)
 
     def refreshed(self, carried: Carried, where: Tensor) -> Carried:
         """Carried states at `where` [A] scored by fresh features, where they are not yet."""
@@ -186,7 +196,8 @@ class _Pool:
         proposals = self.proposals(carried)
         scores = torch.cat([proposals, carried.score.unsqueeze(1)], 1)
         index = torch.cat([self._batch.index.expand(len(scores), -1), carried.state.unsqueeze(1)], 1)
-        return Estimate(proposals.detach().logsumexp(1), scores, weights, index)
+        closed = self.what.closed(self._batch, self._scores.detach())
+        return Estimate(proposals.detach().logsumexp(1), scores, weights, index, closed)
 
 
 def _remembered(batch: Batch, visit: Sweep, index: Tensor) -> Mapping[str, Tensor]:
