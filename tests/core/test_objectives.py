@@ -75,9 +75,9 @@ def test_gradcheck(name):
     assert torch.autograd.gradcheck(lambda x: exact_loss(OBJECTIVES[name](), normalize(x, dim=-1), 0.5), free)
 
 
-def losses_of(contrast, index, ranks):
+def losses_of(contrast, index, ranks, columns=None):
     """Each rank's loss and its gradient, over one gathered batch, after the same past."""
-    run = FrozenRun(contrast, features(2, 24, seed=2), 8, 0.2, seed=3)
+    run = FrozenRun(contrast, features(2, 24, seed=2), 8, 0.2, seed=3, columns=columns)
     for t in range(6):
         run.outcome(t)
     recalls = run._recall(index)
