@@ -20,8 +20,11 @@ class Closing(Named):
     ceiling: float | None = None
     """Closed is whatever is nearer to the anchor than this share of its positive's cosine, in (0, 1]; 0.95 is usual.
     None: nothing is."""
+    ceiling_after: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    """Epochs before the ceiling holds; None: one. Of an untrained encoder all cosines are alike: it would close all
+    candidates, and where nothing is repelled they stay alike."""
     close: tuple[Literal["label", "duplicates"], ...] = ()
-    """Closed are candidates with the anchor's label (`label`), or with an image of the very same bytes (`duplicates`)."""
+    """Closed are candidates with the anchor's label (`label`), and images of the very same bytes (`duplicates`)."""
 
     @override
     def options(self) -> dict[str, Any]:
@@ -33,6 +36,10 @@ class Closing(Named):
             raise ValueError(
                 f"negatives.ceiling: got {self.ceiling}; it is the share of the positive's cosine above which a "
                 "candidate is closed: more than 0, at most 1, and 0.95 is usual"
+            )
+        if self.ceiling is None and self.ceiling_after is not None:
+            raise ValueError(
+                f"negatives.ceiling_after: {self.ceiling_after} needs negatives.ceiling, which then holds from there on"
             )
         if len(set(self.close)) < len(self.close):
             raise ValueError(f"negatives.close: got {', '.join(self.close)}; name each once")

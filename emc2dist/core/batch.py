@@ -4,6 +4,7 @@ A *side* is a kind of thing that one tower encodes: images are one side; queries
 laid out view by view: anchor v * b + i is view v of the worker's i-th sample.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -38,6 +39,8 @@ class Batch:
     """Counted from 0."""
     streams: Tensor | None = None
     """int64 [A], one random stream per anchor (`emc2dist.core.streams`); None where nothing is drawn."""
+    epoch: float = math.inf
+    """Epochs before this step, a fraction; infinite where nothing is trained."""
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     """int64 [N] each, by name: what is known of every sample of the dataset, say its `label`; -1: nothing."""
 

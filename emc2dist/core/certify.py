@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from emc2dist.core.batch import Batch, Side
-from emc2dist.core.closing import Closing
+from emc2dist.core.closing import OPEN, Closing
 from emc2dist.core.contrast import Contrast, Outcome
 from emc2dist.core.estimators import FEATURES, CachedRows, Recall
 from emc2dist.core.exact import exact_loss
@@ -105,7 +105,7 @@ class FrozenRun:
         mine = index[first : first + (len(index) if own is None else own)]
         streams = fork(self.seed, step, mine, torch.arange(views).unsqueeze(1)).flatten()
         side = Side(own=self.all[:, mine], all=self.all[:, index])
-        return Batch(index, first, {"x": side}, self.temperature, samples, step, streams, self.columns)
+        return Batch(index, first, {"x": side}, self.temperature, samples, step, streams, columns=self.columns)
 
     def _recall(self, index: Tensor) -> dict[str, Recall]:
         recalls = {}
@@ -141,7 +141,7 @@ def exact_gradient(
     features: Tensor,
     temperature: float,
     views: int = 2,
-    closing: Closing = Closing(),
+    closing: Closing = OPEN,
     columns: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Gradient of the exact loss with respect to `features` [R, N, D], see `FrozenRun`; as they are shaped."""

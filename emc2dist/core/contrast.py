@@ -11,7 +11,7 @@ from torch import Tensor
 
 from emc2dist.config import Spec
 from emc2dist.core.batch import Batch
-from emc2dist.core.closing import Closing
+from emc2dist.core.closing import OPEN, Closing
 from emc2dist.core.columns import Schema
 from emc2dist.core.denominator import Denominator, Estimate
 from emc2dist.core.estimators import ESTIMATORS, Encode, Estimator, Fact, Recall
@@ -39,7 +39,7 @@ class Contrast:
 
     objective: Objective
     estimator: Estimator
-    closing: Closing = Closing()
+    closing: Closing = OPEN
     """Of all its denominators."""
 
     @property
@@ -78,12 +78,14 @@ def contrast_for(spec: Spec) -> Contrast:
     """The contrast that a spec names."""
     objective = OBJECTIVES[spec.objective.name](**spec.objective.options())
     estimator = ESTIMATORS[spec.negatives.name](**spec.negatives.options())
-    return Contrast(objective, estimator, Closing(spec.negatives.ceiling, spec.negatives.close))
+    negatives = spec.negatives
+    after = 1.0 if negatives.ceiling_after is None else negatives.ceiling_after
+    return Contrast(objective, estimator, Closing(negatives.ceiling, after, negatives.close))
 
 
 def _false_negatives(what: Denominator, batch: Batch, estimate: Estimate) -> dict[str, Fact]:
     """How many of the batch's candidates are closed, and what those with the anchor's label weigh, where labels are."""
-    closed, weights, facts = estimate.closed, estimate.weights.double(), dict[str, Fact]()
+    closed, weights, facts = estimate.closed, estimate.weights, dict[str, Fact]()
     anchor = batch.anchor_index(what.anchors).unsqueeze(1)
     others = batch.index != anchor
     if what.closing:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from emc2dist.core.batch import Batch
-from emc2dist.core.closing import Closing
+from emc2dist.core.closing import OPEN, Closing
 from emc2dist.core.scores import log_ratio, sample_scores, view_scores
 
 LogWeight = Callable[[Batch, Tensor, Tensor], Tensor]
@@ -37,7 +37,7 @@ class Denominator:
     """s = scale * cosine; None: cosine / temperature."""
     log_weight: LogWeight | None = None
     """Part of the target, and so of what chains accept."""
-    closing: Closing = Closing()
+    closing: Closing = OPEN
     """Which candidates are closed; the spec's negatives say so, no objective does."""
     valued: bool = False
     """Whether the loss needs log Z itself, not its gradient alone."""
@@ -110,7 +110,7 @@ class Estimate:
 
     @property
     def mean_log_z(self) -> Tensor:
-        """Scalar: mean of `log_z` over the anchors; one whose candidates are all closed counts as 0, without gradient."""
+        """Scalar: mean of `log_z` over the anchors; one whose candidates are all closed counts as 0."""
         value = self.value.detach()
         return (value.masked_fill(value == -torch.inf, 0) + self._pull).mean()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from emc2dist.core.batch import Batch, Side
-from emc2dist.core.closing import Closing
+from emc2dist.core.closing import OPEN, Closing
 from emc2dist.core.estimators import in_batch
 from emc2dist.core.objectives import Objective
 
@@ -23,7 +23,7 @@ def exact_loss(
     objective: Objective,
     features: Tensor,
     temperature: float,
-    closing: Closing = Closing(),
+    closing: Closing = OPEN,
     columns: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """The loss over the whole dataset; differentiable.

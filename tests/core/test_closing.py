@@ -23,7 +23,7 @@ INF = torch.inf
 LABEL = torch.tensor([0, 1, 0, -1, 1, -1, 2, 2] * 3)
 TWINS = torch.tensor([-1, -1, 7, -1, -1, 7, -1, -1] * 3)
 COLUMNS = {"label": LABEL, "duplicates": TWINS}
-CLOSING = Closing(0.8, ("label", "duplicates"))
+CLOSING = Closing(0.8, columns=("label", "duplicates"))
 OPTIONS = ["negatives.ceiling=0.8", "negatives.close=[label, duplicates]"]
 
 
@@ -32,7 +32,7 @@ def more_for(negatives):
 
 
 @pytest.mark.parametrize("views", [2, 3])
-@pytest.mark.parametrize("closing", [Closing(0.9), Closing(None, ("label",)), CLOSING, Closing(0.01)])
+@pytest.mark.parametrize("closing", [Closing(0.9), Closing(columns=("label",)), CLOSING, Closing(0.01)])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_exact_loss_equals_explicit_loops_with_gradient(name, closing, views):
     z = features(views, 6, width=3, seed=8).requires_grad_()
@@ -75,7 +75,7 @@ def test_over_the_whole_dataset_every_estimator_is_exact_at_first(objective, neg
 
 def test_sogclr_averages_what_is_closed_as_nothing():
     """(N - 1) u is the sum over open candidates: its mean over batches of two, one of them closed, is unbiased."""
-    what = Denominator(closing=Closing(None, ("label",)))
+    what = Denominator(closing=Closing(columns=("label",)))
     z = features(1, 3).expand(2, -1, -1)
     columns = {"label": torch.tensor([0, 0, 1])}
     sogclr = contrast("sogclr", "moving_average", "negatives.rate=1").estimator
@@ -175,6 +175,24 @@ def test_a_row_that_is_closed_after_all_is_not_moved_to():
     assert accept(proposal, fresh, never, zeros.long()).tolist() == [True, False]
 
 
+def test_a_ceiling_holds_from_its_epoch_on():
+    z = features(2, 8, seed=3)
+    contrasts = [
+        contrast("emc2", "chain", "negatives.ceiling=0.7", *more) for more in ([], ["negatives.ceiling_after=3"])
+    ]
+    assert [one.closing for one in contrasts] == [Closing(0.7, 1.0), Closing(0.7, 3.0)]
+    for closing in (Closing(0.7, 1.0), Closing(0.7, 1.0, ("label",))):
+        what = Denominator(closing=closing)
+        young, old = (
+            what.scores(replace(batch_of(z), epoch=epoch, columns=COLUMNS), z, torch.arange(8)) == -INF
+            for epoch in (0.99, 1.0)
+        )
+        columns_alone = Denominator(closing=Closing(columns=closing.columns))
+        whole = replace(batch_of(z), columns=COLUMNS)
+        assert (young == (columns_alone.scores(whole, z, torch.arange(8)) == -INF)).all()
+        assert old.sum() > young.sum()
+
+
 def clusters():
     """[1, 24, 5] in four clusters, and their labels: every anchor's hardest negatives are false."""
     generator = torch.Generator().manual_seed(0)
@@ -237,6 +255,7 @@ def test_what_is_refused():
     spec = "name: a\nepochs: 1\nbatch_size: 4\nlr: 1\n"
     for option, message in [
         ("negatives.ceiling=1.5", r"negatives.ceiling: got 1.5; .* at most 1, and 0.95 is usual"),
+        ("negatives.ceiling_after=2", r"negatives.ceiling_after: 2.0 needs negatives.ceiling"),
         ("negatives.ceiling=0", r"negatives.ceiling: got 0.0; .* more than 0"),
         ("negatives.close=[label, label]", r"negatives.close: got label, label; name each once"),
         ("negatives.close=[colour]", r"negatives.close.0: got 'colour'; input should be 'label' or 'duplicates'"),

@@ -92,7 +92,7 @@ class Chain(Estimator):
     @override
     def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:
         pool = _Pool(what, batch, encode)
-        carried = self._recalled(pool, recall)
+        carried = self._recalled(what, pool, recall)
         dropped = recall.columns["visited"] & ~carried.exists
         facts: dict[str, Fact] = {}
         if self.cache_proposals:
@@ -118,11 +118,11 @@ class Chain(Estimator):
         estimate = pool.estimate(carried, visit.weights)
         return Visit(estimate, _remembered(batch, visit, estimate.index), facts, ages)
 
-    def _recalled(self, pool: "_Pool", recall: Recall) -> Carried:
+    def _recalled(self, what: Denominator, pool: "_Pool", recall: Recall) -> Carried:
         """What the chains carry, scored by what is at hand."""
         assert recall.carried is not None
         state, visited = recall.columns["state"], recall.columns["visited"]
-        if pool.what.closing.ceiling is not None and self.carried == "reencode":
+        if what.closing.ceiling is not None and self.carried == "reencode":
             return Carried(state, torch.where(visited, pool.score_fresh(state, visited), -torch.inf), visited)
         score, here = pool.find(state)
         score = torch.where(here, score, pool.score_cached(recall.carried))
@@ -150,7 +150,7 @@ class _Pool:
 
     def __init__(self, what: Denominator, batch: Batch, encode: Encode) -> None:
         assert batch.streams is not None, "a chain draws"
-        self.what, self._batch, self._encode = what, batch, encode
+        self._what, self._batch, self._encode = what, batch, encode
         self._scores = what.scores(batch, batch.sides[what.keys].all, batch.index)
         self.streams = batch.streams
 
@@ -162,13 +162,13 @@ class _Pool:
 
     def score_cached(self, rows: CachedRows) -> Tensor:
         """[A]: one cached row per anchor; -inf where it holds no feature. Gradient to the anchor alone."""
-        scores = self.what.score_each(self._batch, rows.feature.to(self._scores.dtype), rows.index)
+        scores = self._what.score_each(self._batch, rows.feature.to(self._scores.dtype), rows.index)
         return scores.masked_fill(~rows.present, -torch.inf)
 
     def score_drawn(self, rows: CachedRows) -> Tensor:
         """[A, K]: all anchors against the drawn rows; -inf where one holds no feature."""
         keys = rows.feature.to(self._scores.dtype).unsqueeze(0)
-        return self.what.scores(self._batch, keys, rows.index).masked_fill(~rows.present, -torch.inf)
+        return self._what.scores(self._batch, keys, rows.index).masked_fill(~rows.present, -torch.inf)
 
     def score_fresh(self, samples: Tensor, where: Tensor) -> Tensor:
         """[A]: one sample per anchor at `where` [A], by the batch's features or encoded again; any elsewhere."""
@@ -177,9 +177,9 @@ class _Pool:
         rows = outside.nonzero().squeeze(1)  # once: every mask that indexes makes the host wait for a GPU
         if not len(rows):
             return score
-        keys = torch.zeros_like(self._batch.anchors(self.what.anchors))
-        keys = keys.index_copy(0, rows, self._encode(self.what.keys, samples[rows]).to(keys.dtype))
-        return torch.where(outside, self.what.score_each(self._batch, keys, samples), score)
+        keys = torch.zeros_like(self._batch.anchors(self._what.anchors))
+        keys = keys.index_copy(0, rows, self._encode(self._what.keys, samples[rows]).to(keys.dtype))
+        return torch.where(outside, self._what.score_each(self._batch, keys, samples), score)
 
     def refreshed(self, carried: Carried, where: Tensor) -> Carried:
         """Carried states at `where` [A] scored by fresh features, where they are not yet."""
@@ -196,7 +196,7 @@ class _Pool:
         proposals = self.proposals(carried)
         scores = torch.cat([proposals, carried.score.unsqueeze(1)], 1)
         index = torch.cat([self._batch.index.expand(len(scores), -1), carried.state.unsqueeze(1)], 1)
-        closed = self.what.closed(self._batch, self._scores.detach())
+        closed = self._what.closed(self._batch, self._scores.detach())
         return Estimate(proposals.detach().logsumexp(1), scores, weights, index, closed)
 
 

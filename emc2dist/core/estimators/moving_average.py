@@ -43,7 +43,7 @@ class MovingAverage(Estimator):
         weights = (constant - (log_count + log_mean).unsqueeze(1)).exp().masked_fill(constant == -torch.inf, 0)
         value = math.log(batch.samples - 1) + log_mean
         estimate = Estimate(value, scores, weights, batch.index.unsqueeze(0), what.closed(batch, constant))
-        # The average begins with the first batch that has an open candidate: from 0 it would push 1 / rate times as hard.
+        # The average begins with the first batch that has an open candidate: from 0 on it would push 1 / rate as hard.
         remember = {"log_mean": log_mean.float(), "visited": log_mean > -torch.inf}
         return Visit(estimate, remember, {"visited_ratio": visited.double().mean()})
 

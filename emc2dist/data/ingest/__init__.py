@@ -34,6 +34,7 @@ from emc2dist.data.catalogue import (
     open_catalogue,
     read_manifest,
 )
+from emc2dist.data.columns import groups_of
 from emc2dist.data.ingest.kinds import KINDS, open_source, recognise
 from emc2dist.data.ingest.selection import Selection, ordered, read_classes, select
 from emc2dist.data.ingest.source import Source, Split
@@ -241,7 +242,9 @@ def _finish(plan: _Plan, dest: Place, notes: dict[str, Note]) -> Manifest:
             raise DataError(f"{plan.source.root}: no image of split {name} can be read; {unreadable[0]}")
     for name, found in of_split.items():
         lengths = np.concatenate([note.lengths for note in found])
-        (dest / index_name(name)).write(index_bytes(lengths, np.concatenate([note.labels for note in found])))
+        labels = np.concatenate([note.labels for note in found])
+        duplicates = groups_of(np.concatenate([note.digests for note in found]))
+        (dest / index_name(name)).write(index_bytes(lengths, labels, duplicates))
     digests = np.concatenate([note.digests for note in notes.values()])
     converted = sum((Counter(note.converted) for note in notes.values()), Counter[str]())
     manifest = Manifest(
