@@ -48,6 +48,9 @@ METRICS: dict[str, Metric] = {
     "carried_weight_ratio": Metric(
         "chains", "Visited and carried", "ratio", "share of the kept weight on carried states"
     ),
+    "carried_closed_ratio": Metric(
+        "chains", "Visited and carried", "ratio", "share of carried states that are closed by now, and so dropped"
+    ),
     "carried_age_steps": Metric(
         "chains", "Age of carried states", "steps", "mean steps since the carried states' chains were last visited"
     ),
@@ -69,6 +72,18 @@ METRICS: dict[str, Metric] = {
     "loss": Metric(
         "learning", "Loss", "",
         "estimate of the global loss L: log-partition from the batch, scaled to N - 1 samples (biased low)",
+    ),
+    "closed_ratio": Metric(
+        "learning", "False negatives", "ratio", "share of the batch's candidates that negatives.ceiling or close closes"
+    ),
+    "closed_anchors_ratio": Metric(
+        "learning", "False negatives", "ratio", "share of anchors that have no open candidate, and so no repulsion"
+    ),
+    "same_label_weight_ratio": Metric(
+        "learning", "False negatives", "ratio", "share of the negatives' weight on those with their anchor's label"
+    ),
+    "same_label_closed_ratio": Metric(
+        "learning", "False negatives", "ratio", "share of the same label's candidates that is closed"
     ),
     "alignment": Metric(
         "learning", "Alignment", "", "mean squared distance between views of a sample; 0 is perfect"

@@ -3,20 +3,56 @@
 The estimators stand in `emc2dist.core.estimators`, a file each, with the same fields.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
+from typing_extensions import override
 
 from emc2dist.config.objectives import Named
 
 
-class InBatch(Named):
+class Closing(Named):
+    """Which candidates are closed: no negatives of an anchor, wherever they turn up. Every estimator takes these.
+
+    What is compared is written down in `emc2dist.core.closing`.
+    """
+
+    ceiling: float | None = None
+    """Closed is whatever is nearer to the anchor than this share of its positive's cosine, in (0, 1]; 0.95 is usual.
+    None: nothing is."""
+    ceiling_after: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    """Epochs before the ceiling holds; None: one. Of an untrained encoder all cosines are alike: it would close all
+    candidates, and where nothing is repelled they stay alike."""
+    close: tuple[Literal["label", "duplicates"], ...] = ()
+    """Closed are candidates with the anchor's label (`label`), and images of the very same bytes (`duplicates`)."""
+
+    @override
+    def options(self) -> dict[str, Any]:
+        return self.model_dump(exclude={"name", *Closing.model_fields})
+
+    @model_validator(mode="after")
+    def _closes_some(self) -> Self:
+        if self.ceiling is not None and not 0 < self.ceiling <= 1:
+            raise ValueError(
+                f"negatives.ceiling: got {self.ceiling}; it is the share of the positive's cosine above which a "
+                "candidate is closed: more than 0, at most 1, and 0.95 is usual"
+            )
+        if self.ceiling is None and self.ceiling_after is not None:
+            raise ValueError(
+                f"negatives.ceiling_after: {self.ceiling_after} needs negatives.ceiling, which then holds from there on"
+            )
+        if len(set(self.close)) < len(self.close):
+            raise ValueError(f"negatives.close: got {', '.join(self.close)}; name each once")
+        return self
+
+
+class InBatch(Closing):
     """The samples of the gathered batch, and nothing else."""
 
     name: Literal["in_batch"]
 
 
-class Chain(Named):
+class Chain(Closing):
     """Samples that a Markov chain of each anchor draws from the whole dataset."""
 
     name: Literal["chain"]
@@ -45,7 +81,7 @@ class Chain(Named):
         return self
 
 
-class MovingAverage(Named):
+class MovingAverage(Closing):
     """The gathered batch, and each anchor's moving average of its denominator (SogCLR)."""
 
     name: Literal["moving_average"]

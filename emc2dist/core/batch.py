@@ -8,8 +8,9 @@ the others are drawn when a sample is encoded again. A view is a function of its
 remembers the number can have the view again.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -42,6 +43,10 @@ class Batch:
     """Counted from 0."""
     streams: Tensor | None = None
     """int64 [A], one random stream per anchor (`emc2dist.core.streams`); None where nothing is drawn."""
+    epoch: float = math.inf
+    """Epochs before this step, a fraction; infinite where nothing is trained."""
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    """int64 [N] each, by name: what is known of every sample of the dataset, say its `label`; -1: nothing."""
 
     def own_index(self, side: str) -> Tensor:
         """int64 [b], the worker's samples."""
@@ -64,6 +69,11 @@ class Batch:
     def anchor_index(self, side: str) -> Tensor:
         """int64 [A], the sample of each anchor."""
         return self.own_index(side).repeat(self.sides[side].own.shape[0])
+
+    def same(self, column: str, one: Tensor, other: Tensor) -> Tensor:
+        """bool: whether samples int64 (broadcast) have one value in a column; -1 is nobody's."""
+        values = self.columns[column]
+        return (values[one] == values[other]) & (values[one] >= 0)
 
 
 def view_number(step: int, slot: Tensor, views: int) -> Tensor:

@@ -13,7 +13,7 @@ all of its views alike. Over the last 5/6 of T steps:
 A biased estimator's relbias stops falling; its ratio grows without bound.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -63,12 +63,16 @@ class FrozenRun:
         seed: int = 0,
         views: int = 2,
         anchors: Literal["fresh", "fixed"] = "fresh",
+        columns: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Begin; `features` [M, N, D], M = 1 or M >= V = `views`; `anchors: fixed` are the first V at every visit."""
+        """Begin; `features` [M, N, D], M = 1 or M >= V = `views`; `anchors: fixed` are the first V at every visit.
+
+        `columns` as of `Batch`.
+        """
         self.shift = torch.zeros_like(features[0], requires_grad=True)
         self.features = features + self.shift
         self.contrast, self.batch_size, self.temperature, self.seed = contrast, batch_size, temperature, seed
-        self.views, self.anchors = views, anchors
+        self.views, self.anchors, self.columns = views, anchors, columns or {}
         self._generator = torch.Generator().manual_seed(seed)
         samples, width = features.shape[1:]
         self.tables = {
@@ -96,7 +100,7 @@ class FrozenRun:
             together = tuple(every[list(views)] for views in combinations(range(len(every)), self.views))
         gradient = torch.zeros_like(self.shift)
         for anchors in together:
-            loss = exact_loss(objective, every, self.temperature, anchors)
+            loss = exact_loss(objective, every, self.temperature, anchors, self.contrast.closing, self.columns)
             gradient += torch.autograd.grad(loss, self.shift, retain_graph=True)[0] / len(together)
         return gradient
 
@@ -145,7 +149,7 @@ class FrozenRun:
         fixed = self.features[: self.views, index].expand(self.views, -1, -1)
         anchors = fixed if self.anchors == "fixed" else every
         side = Side(own=anchors[:, first:last], all=every)
-        return Batch(index, first, {"x": side}, self.temperature, samples, step, streams)
+        return Batch(index, first, {"x": side}, self.temperature, samples, step, streams, columns=self.columns)
 
     def _recall(self, index: Tensor) -> dict[str, Recall]:
         recalls = {}

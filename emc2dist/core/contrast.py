@@ -3,16 +3,17 @@
 Only here do an objective and its estimator meet. What is remembered comes in by anchor and goes out by anchor.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from emc2dist.config import Spec
 from emc2dist.core.batch import Batch
+from emc2dist.core.closing import OPEN, Closing
 from emc2dist.core.columns import Schema
-from emc2dist.core.denominator import Estimate
+from emc2dist.core.denominator import Denominator, Estimate
 from emc2dist.core.estimators import ESTIMATORS, Encode, Estimator, Fact, Recall
 from emc2dist.core.objectives import OBJECTIVES, Objective
 from emc2dist.core.scores import positive_scores
@@ -38,11 +39,18 @@ class Contrast:
 
     objective: Objective
     estimator: Estimator
+    closing: Closing = OPEN
+    """Of all its denominators."""
+
+    @property
+    def denominators(self) -> Sequence[Denominator]:
+        """The objective's, without what is closed."""
+        return [replace(what, closing=self.closing) for what in self.objective.denominators]
 
     def tables(self, views: int, width: int) -> Schema:
         """What is remembered of each sample with `views` views and features `width` wide."""
         schema: Schema = {}
-        for what in self.objective.denominators:
+        for what in self.denominators:
             schema |= self.estimator.tables(what, views, width)
         return schema
 
@@ -50,7 +58,7 @@ class Contrast:
         """Contrast a batch; `recalls` by the denominators' names."""
         visits = {
             what.name: self.estimator.estimate(what, batch, recalls.get(what.name, Recall({})), encode)
-            for what in self.objective.denominators
+            for what in self.denominators
         }
         estimates = {name: visit.estimate for name, visit in visits.items()}
         loss = torch.stack(list(self.objective.terms(batch, estimates).values())).sum()
@@ -59,7 +67,9 @@ class Contrast:
         for visit in visits.values():
             facts |= visit.facts
             ages |= visit.ages
-        facts["loss"] = loss_estimate(batch, next(iter(estimates.values())))
+        what, estimate = self.denominators[0], next(iter(estimates.values()))
+        facts |= _false_negatives(what, batch, estimate)
+        facts["loss"] = loss_estimate(batch, estimate)
         remember = {name: visit.remember for name, visit in visits.items() if visit.remember}
         return Outcome(loss, remember, facts, ages)
 
@@ -68,17 +78,37 @@ def contrast_for(spec: Spec) -> Contrast:
     """The contrast that a spec names."""
     objective = OBJECTIVES[spec.objective.name](**spec.objective.options())
     estimator = ESTIMATORS[spec.negatives.name](**spec.negatives.options())
-    return Contrast(objective, estimator)
+    negatives = spec.negatives
+    after = 1.0 if negatives.ceiling_after is None else negatives.ceiling_after
+    return Contrast(objective, estimator, Closing(negatives.ceiling, after, negatives.close))
+
+
+def _false_negatives(what: Denominator, batch: Batch, estimate: Estimate) -> dict[str, Fact]:
+    """How many of the batch's candidates are closed, and what those with the anchor's label weigh, where labels are."""
+    closed, weights, facts = estimate.closed, estimate.weights, dict[str, Fact]()
+    anchor = batch.anchor_index(what.anchors).unsqueeze(1)
+    others = batch.index != anchor
+    if what.closing:
+        facts["closed_ratio"] = closed.sum(), others.sum()
+        facts["closed_anchors_ratio"] = (weights.sum(1) == 0).double().mean()
+    if "label" in batch.columns:
+        facts["same_label_weight_ratio"] = (weights * batch.same("label", anchor, estimate.index)).sum(), weights.sum()
+        if what.closing:
+            same = others & batch.same("label", anchor, batch.index)
+            facts["same_label_closed_ratio"] = (closed & same).sum(), same.sum()
+    return facts
 
 
 def loss_estimate(batch: Batch, estimate: Estimate) -> Tensor:
     """The logged loss: the global loss with its denominator estimated from the batch, scaled up to N - 1 samples.
 
     mean_a [ -s(a, a+) + log((N - 1) / |batch|) + logsumexp_batch ]: biased low by Jensen's inequality, the less the
-    larger the batch; the same for every objective, so that runs can be compared.
+    larger the batch; the same for every objective, so that runs can be compared. What is closed counts as a candidate
+    of weight 0, and an anchor that has no other counts as `Estimate.mean_log_z` has it.
     """
     scores = estimate.scores.detach()[:, : len(batch.index)]
-    count = (scores > -torch.inf).sum(1)
+    is_open = scores > -torch.inf
+    count = (is_open | estimate.closed).sum(1)
     scale = torch.log((batch.samples - 1) / count.clamp(min=1).to(scores.dtype))
-    positive = positive_scores(batch, "x", "x").detach()
-    return (scale + scores.logsumexp(1) - positive).mean()
+    log_z = torch.where(is_open.any(1), scale + scores.logsumexp(1), 0)
+    return (log_z - positive_scores(batch, "x", "x").detach()).mean()

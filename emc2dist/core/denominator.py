@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from emc2dist.core.batch import Batch
-from emc2dist.core.scores import log_ratio, sample_scores
+from emc2dist.core.closing import OPEN, Closing
+from emc2dist.core.scores import log_ratio, over_views, sample_scores, view_scores
 
 LogWeight = Callable[[Batch, Tensor, Tensor], Tensor]
 """(batch, samples of the anchors int64 [A, 1], candidates int64 [A or 1, C]) -> log w [A, C]; -inf closes a pair."""
@@ -36,11 +37,13 @@ class Denominator:
     """s = scale * cosine; None: cosine / temperature."""
     log_weight: LogWeight | None = None
     """Part of the target, and so of what chains accept."""
+    closing: Closing = OPEN
+    """Which candidates are closed; the spec's negatives say so, no objective does."""
     valued: bool = False
     """Whether the loss needs log Z itself, not its gradient alone."""
 
     def scores(self, batch: Batch, keys: Tensor, index: Tensor) -> Tensor:
-        """[A, C]: all anchors against the same C candidates; -inf on the anchor's own sample.
+        """[A, C]: all anchors against the same C candidates; -inf on the anchor's own sample and on what is closed.
 
         Args:
             batch: whose anchors.
@@ -48,13 +51,12 @@ class Denominator:
             index: int64 [C], their samples.
         """
         own = batch.sides[self.anchors].own
-        temperature = self._temperature(batch)
+        temperature, highest = self._temperature(batch), self.closing.highest(batch, self.anchors, self.keys)
         if self.views == "same":
             keys = keys.expand(len(own), -1, -1)
-            scores = (torch.einsum("vnd,vcd->vnc", own, keys) / temperature).flatten(0, 1)
+            scores = view_scores(torch.einsum("vnd,vcd->vnc", own, keys).flatten(0, 1), temperature, highest)
         else:
-            scores = sample_scores(own.flatten(0, 1), keys, temperature)
-            scores = scores + log_ratio(len(own), len(keys))
+            scores = sample_scores(own.flatten(0, 1), keys, temperature, highest) + log_ratio(len(own), len(keys))
         return self._weighed(batch, scores, index.unsqueeze(0))
 
     def score_each(self, batch: Batch, keys: Tensor, index: Tensor) -> Tensor:
@@ -65,14 +67,19 @@ class Denominator:
             keys: [V, A, D], or [1, A, D]: one view that stands for all.
             index: int64 [A], their samples.
         """
-        keys = keys.expand(batch.views, -1, -1)
-        scores = self.view_scores(batch, keys).logsumexp(0)
+        scores = over_views(self.view_scores(batch, keys.expand(batch.views, -1, -1)))
         return self._weighed(batch, scores.unsqueeze(1), index.unsqueeze(1)).squeeze(1)
 
+    def closed(self, batch: Batch, scores: Tensor) -> Tensor:
+        """bool [A, B]: which of the gathered batch's candidates are closed, by their scores."""
+        return (scores == -torch.inf) & (batch.index != batch.anchor_index(self.anchors).unsqueeze(1))
+
     def view_scores(self, batch: Batch, keys: Tensor) -> Tensor:
-        """[V, A]: each anchor against the views [V, A, D] of a candidate of its own; -inf on what is not contrasted."""
+        """[V, A]: each anchor against the views [V, A, D] of a candidate of its own; -inf where it has no part."""
         own = batch.sides[self.anchors].own
-        scores = torch.einsum("ad,vad->va", own.flatten(0, 1), keys) / self._temperature(batch)
+        cosines = torch.einsum("ad,vad->va", own.flatten(0, 1), keys).unsqueeze(-1)
+        highest = self.closing.highest(batch, self.anchors, self.keys)
+        scores = view_scores(cosines, self._temperature(batch), highest).squeeze(-1)
         if self.views == "all":
             return scores
         slot = torch.arange(len(own), device=scores.device)
@@ -84,7 +91,7 @@ class Denominator:
 
     def _weighed(self, batch: Batch, scores: Tensor, index: Tensor) -> Tensor:
         anchor = batch.anchor_index(self.anchors).unsqueeze(1)
-        scores = scores.masked_fill(index == anchor, -torch.inf)
+        scores = scores.masked_fill((index == anchor) | self.closing.closes(batch, anchor, index), -torch.inf)
         return scores if self.log_weight is None else scores + self.log_weight(batch, anchor, index)
 
 
@@ -100,11 +107,24 @@ class Estimate:
     """[A, C], the share of each candidate, 0 where there is none; constants of the differentiation."""
     index: Tensor
     """int64 [A or 1, C], the candidates' samples; any where there is no candidate."""
+    closed: Tensor
+    """bool [A, B]: which of the gathered batch's candidates are closed (`emc2dist.core.closing`)."""
 
     @property
     def log_z(self) -> Tensor:
-        """[A]: `value`, with the gradient sum_c weights_c grad scores_c."""
+        """[A]: `value`, with the gradient sum_c weights_c grad scores_c; -inf where all candidates are closed."""
+        return self.value.detach() + self._pull
+
+    @property
+    def mean_log_z(self) -> Tensor:
+        """Scalar: mean of `log_z` over the anchors; one whose candidates are all closed counts as 0."""
+        value = self.value.detach()
+        return (value.masked_fill(value == -torch.inf, 0) + self._pull).mean()
+
+    @property
+    def _pull(self) -> Tensor:
+        """[A]: 0, with the gradient."""
         # Where the weight is 0 the score may be -inf; 0 * -inf is NaN, in the gradient too.
         scores = torch.where(self.weights > 0, self.scores, 0)
         pull = (self.weights.detach() * scores).sum(1)
-        return self.value.detach() + pull - pull.detach()
+        return pull - pull.detach()

@@ -15,17 +15,39 @@ from emc2dist.core.batch import Batch
 
 
 def positive_scores(batch: Batch, anchors: str, keys: str) -> Tensor:
-    """[A]: each anchor against its positive: the mean over its sample's other views, or its pair on the other side."""
+    """[A]: each anchor against its positive, see `positive_cosines`."""
+    return positive_cosines(batch, anchors, keys) / batch.temperature
+
+
+def positive_cosines(batch: Batch, anchors: str, keys: str) -> Tensor:
+    """[A]: each anchor with its positive: the mean over its sample's other views, or its pair on the other side."""
     own, other = batch.sides[anchors].own, batch.sides[keys].own
     if anchors != keys:
-        return (own * other).sum(-1).flatten() / batch.temperature
+        return (own * other).sum(-1).flatten()
     others = own.sum(0) - own
-    return (own * others).sum(-1).flatten() / ((len(own) - 1) * batch.temperature)
+    return (own * others).sum(-1).flatten() / (len(own) - 1)
 
 
-def sample_scores(anchors: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """[A, C]: scores of `anchors` [A, D] against C samples with all their views, `keys` [V, C, D]."""
-    return (torch.einsum("ad,vcd->vac", anchors, keys) / temperature).logsumexp(0)
+def view_scores(cosines: Tensor, temperature: float, highest: Tensor | None = None) -> Tensor:
+    """[..., A, C]: scores of single views by their cosines; -inf where these are above `highest` [A]."""
+    scores = cosines / temperature
+    return scores if highest is None else scores.masked_fill(cosines.detach() > highest.unsqueeze(1), -torch.inf)
+
+
+def sample_scores(anchors: Tensor, keys: Tensor, temperature: float, highest: Tensor | None = None) -> Tensor:
+    """[A, C]: scores of `anchors` [A, D] against C samples with all their views, `keys` [V, C, D].
+
+    Views whose cosine is above `highest` [A] are left out; -inf where that leaves none.
+    """
+    scores = view_scores(torch.einsum("ad,vcd->vac", anchors, keys), temperature, highest)
+    return scores.logsumexp(0) if highest is None else over_views(scores)
+
+
+def over_views(scores: Tensor) -> Tensor:
+    """log-sum-exp of `scores` [V, ...] over the views; -inf, without gradient, where all of them are."""
+    none = (scores == -torch.inf).all(0)
+    # Not over -inf alone, whose gradient is NaN.
+    return scores.masked_fill(none, 0).logsumexp(0).masked_fill(none, -torch.inf)
 
 
 def view_shares(anchors: Tensor, keys: Tensor, temperature: float) -> Tensor:

@@ -99,14 +99,16 @@ class Manifest(BaseModel):
 
 
 def index_name(split: str) -> str:
-    """File beside the manifest that holds `lengths` (uint32, bytes of each image) and `labels` (int64; -1: none)."""
+    """File beside the manifest that holds `lengths` (uint32, bytes of each image), `labels` (int64; -1: none) and
+    `duplicates` (int64, see `emc2dist.data.columns.groups_of`).
+    """
     return f"{split}.index.npz"
 
 
-def index_bytes(lengths: NDArray[np.uint32], labels: NDArray[np.int64]) -> bytes:
+def index_bytes(lengths: NDArray[np.uint32], labels: NDArray[np.int64], duplicates: NDArray[np.int64]) -> bytes:
     """The content of an index file."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, lengths=lengths, labels=labels)
+    np.savez_compressed(buffer, lengths=lengths, labels=labels, duplicates=duplicates)
     return buffer.getvalue()
 
 
@@ -145,6 +147,8 @@ class Catalogue:
     """Whether any row may have a label."""
     kept_labels: Labels | None
     """Where they are known already."""
+    duplicates: NDArray[np.int64] | None = None
+    """The group of images with the same bytes that each is of, -1 where it is alone; where the set was ingested."""
     label_problem: str | None = None
     """Why labels that are there cannot be read."""
     footers: list[Footer] = field(default_factory=list)
@@ -359,7 +363,7 @@ def _of_manifest(folder: Place, split: str, listing: dict[str, Entry]) -> Catalo
         _check_pinned(folder, file, listing.get(file.name))
     own = {file.name for part in manifest.splits.values() for file in part.files}
     strange = [name for name in listing if is_parquet(name) and name not in own]
-    lengths, labels = _read_index(folder / index_name(split))
+    lengths, labels, duplicates = _read_index(folder / index_name(split))
     if len(lengths) != manifest.splits[split].rows or len(labels) != len(lengths):
         raise DataError(f"{folder / index_name(split)}: does not belong to {MANIFEST}; remove the set, ingest it again")
     return Catalogue(
@@ -373,14 +377,15 @@ def _of_manifest(folder: Place, split: str, listing: dict[str, Entry]) -> Catalo
         digests=[file.sha256 for file in files],
         labelled=manifest.splits[split].labelled,
         kept_labels=Labels(labels, manifest.classes),
+        duplicates=duplicates,
     )
 
 
-def _read_index(place: Place) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+def _read_index(place: Place) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64]]:
     content = place.read()
     try:
         with np.load(io.BytesIO(content)) as index:
-            return index["lengths"], index["labels"]
+            return index["lengths"], index["labels"], index["duplicates"]
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{place}: damaged ({error}); remove the set, ingest it again") from error
 

@@ -143,6 +143,12 @@ def check_labels(labels: NDArray[np.int64], classes: list[str], where: Callable[
         raise DataError(f"{where(first)}: has label {labels[first]}, but {known}; correct the label or the classes")
 
 
+def groups_of(contents: NDArray[Any]) -> NDArray[np.int64]:
+    """Number of the group of equal contents that each is of, [n]; -1 where it is alone."""
+    _, group, members = np.unique(contents, return_inverse=True, return_counts=True)
+    return np.where(members[group] > 1, group, -1)
+
+
 def _read_column(place: Place, entry: Entry, footer: Footer, missing: str | int) -> NDArray[Any]:
     if not footer.labelled:
         return np.full(footer.rows, missing)

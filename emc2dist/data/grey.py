@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from emc2dist.data.columns import groups_of
 from emc2dist.data.encoded import Traffic
 
 
@@ -52,6 +53,10 @@ class GreyImages:
         """Class of each image, [n]. Raises IndexError where an index is out of range."""
         self._check(indices)
         return self._labels[indices]
+
+    def duplicates(self) -> NDArray[np.int64]:
+        """The group of images with the very same pixels that each is of, [N]; -1 where it is alone."""
+        return groups_of(self._pixels.reshape(len(self), -1).view(f"V{self._pixels[0].nbytes}").squeeze(1))
 
     def _check(self, indices: NDArray[np.int64]) -> None:
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):

@@ -71,6 +71,13 @@ class Images(Protocol):
         """Class of each image, [n]; -1 where it has none. Raises `DataError` where the set has no labels."""
         ...
 
+    def duplicates(self) -> NDArray[np.int64]:
+        """The group of images with the very same content that each is of, int64 [N]; -1 where it is alone.
+
+        Raises `DataError` where that is not known.
+        """
+        ...
+
 
 _BUILT_IN: dict[str, type[DigitsImages | OmniglotImages]] = {
     "digits": DigitsImages,
@@ -94,6 +101,33 @@ def open_images(data: Data, split: str, s3: S3 | None = None) -> Images | None:
         built_in = _BUILT_IN[data.path]
         return built_in(split, limit=limit) if split in built_in.splits else None
     return ParquetImages.open(data.path, split, s3=s3, limit=limit, cache_dir=data.cache_dir, cache_mib=data.cache_mib)
+
+
+def known_of_each(images: Images, wanted: Sequence[str] = ()) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
+    """What is known of every training image, int64 [N] by name: `label` where there are any, and `duplicates` where
+    that is `wanted`; -1 is nothing. And remarks.
+
+    Raises:
+        DataError: what is `wanted`, which is `negatives.close`, is not known.
+    """
+    columns, remarks = dict[str, NDArray[np.int64]](), list[str]()
+    reason = images.unlabelled()
+    if reason is None:
+        columns["label"] = images.labels(np.arange(len(images)))
+    if "label" in wanted:
+        if reason is not None:
+            raise DataError(f"negatives.close: label, but no training image has one ({reason}); leave label out")
+        if without := int((columns["label"] < 0).sum()):
+            remarks.append(f"negatives.close: {without:,} of {len(images):,} images have no label to close others by")
+    if "duplicates" in wanted:
+        try:
+            columns["duplicates"] = images.duplicates()
+        except DataError as error:
+            raise DataError(f"negatives.close: duplicates, but {error}, or leave duplicates out") from error
+        of_groups = columns["duplicates"]
+        groups = len(np.unique(of_groups[of_groups >= 0]))
+        remarks.append(f"negatives.close: {(of_groups >= 0).sum():,} images are duplicates, in {groups:,} groups")
+    return columns, remarks
 
 
 class Labelled(NamedTuple):

@@ -151,6 +151,19 @@ class ParquetImages:
         self._check(indices)
         return self.catalogue.labels().numbers[indices]
 
+    def duplicates(self) -> NDArray[np.int64]:
+        """The group of images with the very same bytes that each is of, [N]; -1 where it is alone.
+
+        Raises:
+            DataError: the set was not ingested, so nobody has read them all yet.
+        """
+        if self.catalogue.duplicates is None:
+            raise DataError(
+                f"{self.catalogue.places[0]}: which images are the same is known of sets that `emc2dist ingest` wrote; "
+                "ingest this one"
+            )
+        return self.catalogue.duplicates[: len(self)]
+
     def _check(self, indices: NDArray[np.int64]) -> None:
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"indices {indices.min()}..{indices.max()} are outside 0..{len(self) - 1}")

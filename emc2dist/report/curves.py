@@ -44,6 +44,8 @@ class Panel:
     log: bool = False
     """Where the values differ by a factor of 30 or more."""
     from_zero: bool = True
+    optional: bool = False
+    """Whether nothing is amiss where it was not recorded."""
 
 
 PANELS = (
@@ -60,6 +62,13 @@ PANELS = (
         from_zero=False,
     ),
     Panel("weights", "Negatives with weight", "samples", ("effective_sample_size", "distinct_negatives")),
+    Panel(
+        "false-negatives",
+        "False negatives",
+        "share",
+        ("same_label_weight_ratio", "closed_ratio", "same_label_closed_ratio"),
+        optional=True,
+    ),
     Panel("gradient", "Gradient norm", "norm", ("gradient_norm",), log=True),
     Panel("lr", "Learning rate", "lr", ("lr",)),
     Panel("speed", "Speed", "images/s", ("images_per_second",)),
@@ -112,10 +121,10 @@ def draw(runs: Sequence[ReportedRun]) -> Iterator[Picture]:
 
 
 def not_recorded(runs: Sequence[ReportedRun]) -> list[str]:
-    """Metrics of the panels that no run recorded."""
+    """Metrics of the panels that no run recorded, though runs do."""
     return [
         metric for panel in PANELS for metric in panel.metrics
-        if not any(len(series(run.rows, metric).values) for run in runs)
+        if not panel.optional and not any(len(series(run.rows, metric).values) for run in runs)
     ]  # fmt: skip
 
 

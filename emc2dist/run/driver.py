@@ -36,7 +36,7 @@ from ray.train.v2.api.config import LoggingConfig
 
 from emc2dist import files
 from emc2dist.config import BUILT_IN, Spec, dump, paths
-from emc2dist.data.images import Images, open_images, open_labelled
+from emc2dist.data.images import Images, known_of_each, open_images, open_labelled
 from emc2dist.errors import RunError, RunStopped, SpecError, StorageUnreachable, StoreError
 from emc2dist.metrics import Recorder
 from emc2dist.run import checkpoints, failures, lock
@@ -155,16 +155,18 @@ def check(spec: Spec) -> tuple[Images, list[str], int | None]:
     Returns the training images, remarks on the data, and k of kNN, which is None where nothing is evaluated.
 
     Raises:
-        SpecError: the encoder cannot be built. DataError: the data cannot be opened, or are fewer than a batch.
+        SpecError: the encoder cannot be built. DataError: the data cannot be opened, are fewer than a batch, or lack
+            what `negatives.close` asks for.
     """
     with torch.device("meta"):  # no memory, no arithmetic
         Encoder(spec.encoder)
     images = open_images(spec.data, "train", spec.s3)
     assert images is not None, "open_images raises where there is nothing to train on"
     loop.order_for(spec, images)
+    _, closing = known_of_each(images, spec.negatives.close)
     labelled = open_labelled(spec.data, spec.eval, images, spec.s3)
     evaluation, remarks = Evaluation.of(spec, labelled)
-    return images, [*images.remarks, *remarks], evaluation.neighbours if evaluation else None
+    return images, [*images.remarks, *closing, *remarks], evaluation.neighbours if evaluation else None
 
 
 def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:

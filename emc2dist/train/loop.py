@@ -15,7 +15,7 @@ import torch
 
 from emc2dist import files
 from emc2dist.config import Spec
-from emc2dist.data.images import Images, Labelled
+from emc2dist.data.images import Images, Labelled, known_of_each
 from emc2dist.data.loader import ViewLoader
 from emc2dist.data.sampler import EpochOrder
 from emc2dist.errors import SpecError
@@ -126,7 +126,9 @@ class _Loop:
 
     def run(self, resume: Path | None) -> int:
         first = self._restore(resume) if resume else self._start()
-        trainer = Trainer(self.spec, self.encoder, self.optimiser, self.memory, self.loader, self.order, self.device)
+        columns, _ = known_of_each(self.train, self.spec.negatives.close)
+        parts = (self.memory, self.loader, self.order, self.device, columns)
+        trainer = Trainer(self.spec, self.encoder, self.optimiser, *parts)
         meter = Meter(self.spec.micro_batch_size, trainer.stopwatch)
         done = first
         for step in range(first, self.steps):

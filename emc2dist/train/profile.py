@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, record_function
 from emc2dist import files
 from emc2dist.config import Spec, dump, parse
 from emc2dist.core.estimators import Fact
-from emc2dist.data.images import Images, open_images
+from emc2dist.data.images import Images, known_of_each, open_images
 from emc2dist.data.loader import ViewLoader
 from emc2dist.errors import SpecError
 from emc2dist.store import Layout, LocalStore
@@ -114,6 +114,7 @@ def alone(spec: Spec, images: Images, device: torch.device) -> Iterator[Trainer]
     """A Trainer of `spec` (of one worker), as `emc2dist.train.loop` makes it, over a store in this process."""
     torch.manual_seed(spec.seed)
     order = order_for(spec, images)
+    columns, _ = known_of_each(images, spec.negatives.close)
     encoder = Encoder(spec.encoder)
     encoder = (encoder.double() if spec.precision == "float64" else encoder).to(device)
     optimiser = build_optimiser(encoder, spec.optimiser, spec.lr)
@@ -122,7 +123,7 @@ def alone(spec: Spec, images: Images, device: torch.device) -> Iterator[Trainer]
     memory = Memory(spec, store, order, 0, _GENERATION, device)
     memory.start(0, settled=-1)
     with ViewLoader(images, RandomView(spec.views), spec.views.size, processes=spec.data.loaders) as loader:
-        yield Trainer(spec, encoder, optimiser, memory, loader, order, device)
+        yield Trainer(spec, encoder, optimiser, memory, loader, order, device, columns)
 
 
 class _Traced(Stopwatch):

@@ -15,7 +15,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emc2dist.config import Spec
@@ -105,13 +107,16 @@ class Trainer:
         loader: ViewLoader,
         order: EpochOrder,
         device: torch.device,
+        columns: Mapping[str, NDArray[np.int64]],
     ) -> None:
+        """Begin; `columns` are what is known of every image (`emc2dist.data.images.known_of_each`)."""
         self.spec, self.optimiser, self.memory, self.device = spec, optimiser, memory, device
         self.model = collectives.data_parallel(encoder)
         self.schedule = Schedule.of(spec, order.steps_per_epoch)
         self.temperature = Temperature.of(spec, order.steps_per_epoch)
         self._loader, self._order = loader, order
         self._contrast = contrast_for(spec)
+        self._columns = {name: torch.from_numpy(values).to(device) for name, values in columns.items()}
         self._rank = collectives.rank()
         self.stopwatch = Stopwatch(device)
         self._seen = loader.traffic
@@ -202,7 +207,8 @@ class Trainer:
         first = self._rank * own
         streams = self._streams(_VISIT, step, index[first : first + own]).flatten()
         side = Side(own=features, all=gathered)
-        return Batch(index, first, {SIDE: side}, self.temperature.at(step), self._order.samples, step, streams)
+        temperature, epoch = self.temperature.at(step), step / self._order.steps_per_epoch
+        return Batch(index, first, {SIDE: side}, temperature, self._order.samples, step, streams, epoch, self._columns)
 
     def _update(self, step: int, loss: Tensor) -> dict[str, Fact]:
         """Backward and, at the end of an accumulated update, the optimiser's step; then returns the gradient norm."""

@@ -1,4 +1,7 @@
-"""Every objective by explicit loops, as its paper writes it, over all samples of `z` [V, N, D]."""
+"""Every objective by explicit loops, as its paper writes it, over all samples of `z` [V, N, D].
+
+`closed(z, v, i, w, j)` says whether view w of sample j is closed to view v of sample i.
+"""
 
 import torch
 
@@ -12,22 +15,46 @@ def _positives(z):
     ]
 
 
-def _negatives(z, v, i, temperature):
+def nothing(z, v, i, w, j):
+    return False
+
+
+def closed_by(ceiling=None, *columns):
+    """As of `emc2dist.core.closing`."""
+
+    def closed(z, v, i, w, j):
+        near = max(0, _positives(z)[v][i])
+        too_near = ceiling is not None and z[v, i] @ z[w, j] > ceiling * near
+        return too_near or any(column[i] == column[j] >= 0 for column in columns)
+
+    return closed
+
+
+def _negatives(z, v, i, temperature, closed):
+    """Scores [n] of the views of other samples that are open."""
     views, samples, _ = z.shape
-    return torch.stack([z[v, i] @ z[w, j] / temperature for j in range(samples) if j != i for w in range(views)])
+    others = [(w, j) for j in range(samples) if j != i for w in range(views)]
+    scores = [z[v, i] @ z[w, j] / temperature for w, j in others if not closed(z, v, i, w, j)]
+    return torch.stack(scores) if scores else z.new_zeros(0)
 
 
-def dcl(z, temperature):
+def _repulsion(negatives):
+    """log Z; where all candidates are closed nothing is repelled."""
+    return negatives.logsumexp(0) if len(negatives) else 0
+
+
+def dcl(z, temperature, closed=nothing):
     views, samples, _ = z.shape
     near = _positives(z)
     total = 0
     for v in range(views):
         for i in range(samples):
-            total = total - near[v][i] / temperature + _negatives(z, v, i, temperature).logsumexp(0)
+            repulsion = _repulsion(_negatives(z, v, i, temperature, closed))
+            total = total - near[v][i] / temperature + repulsion
     return total / (views * samples)
 
 
-def dclw(z, temperature, sigma=0.5):
+def dclw(z, temperature, closed=nothing, sigma=0.5):
     views, samples, _ = z.shape
     near = _positives(z)
     total = 0
@@ -35,18 +62,20 @@ def dclw(z, temperature, sigma=0.5):
         mean = sum((near[v][i].detach() / sigma).exp() for i in range(samples)) / samples
         for i in range(samples):
             weight = 2 - (near[v][i].detach() / sigma).exp() / mean
-            total = total - weight * near[v][i] / temperature + _negatives(z, v, i, temperature).logsumexp(0)
+            repulsion = _repulsion(_negatives(z, v, i, temperature, closed))
+            total = total - weight * near[v][i] / temperature + repulsion
     return total / (views * samples)
 
 
-def infonce(z, temperature):
+def infonce(z, temperature, closed=nothing):
     views, samples, _ = z.shape
     near = _positives(z)
     total = 0
     for v in range(views):
         for i in range(samples):
             positive = (near[v][i] / temperature).reshape(1)
-            total = total - positive[0] + torch.cat([positive, _negatives(z, v, i, temperature)]).logsumexp(0)
+            negatives = _negatives(z, v, i, temperature, closed)
+            total = total - positive[0] + torch.cat([positive, negatives]).logsumexp(0)
     return total / (views * samples)
 
 

@@ -46,7 +46,8 @@ def test_option_class_formula_oracle_and_row_of_the_docs_belong_together():
     for name, options in {**OBJECTIVE_OPTIONS, **ESTIMATOR_OPTIONS}.items():
         built = {**OBJECTIVES, **ESTIMATORS}[name]
         defaults = {field.name: field.default for field in dataclasses.fields(built)}
-        assert defaults == {k: v.default for k, v in options.model_fields.items() if k != "name"}
+        closing = negatives_options.Closing.model_fields  # the contrast's, not the estimator's own
+        assert defaults == {k: v.default for k, v in options.model_fields.items() if k not in closing}
     text = (ROOT / "docs" / "objectives.md").read_text()
     for name in [*OBJECTIVES, *ESTIMATORS]:
         assert f"| `{name}` |" in text
@@ -67,9 +68,9 @@ def test_gradcheck(name):
     assert torch.autograd.gradcheck(lambda x: exact_loss(OBJECTIVES[name](), normalize(x, dim=-1), 0.5), free)
 
 
-def losses_of(contrast, index, ranks):
+def losses_of(contrast, index, ranks, columns=None):
     """Each rank's loss and its gradient, over one gathered batch, after the same past."""
-    run = FrozenRun(contrast, features(2, 24, seed=2), 8, 0.2, seed=3)
+    run = FrozenRun(contrast, features(2, 24, seed=2), 8, 0.2, seed=3, columns=columns)
     for t in range(6):
         run.outcome(t)
     recalls = run._recall(index)

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from emc2dist.config import Data
 from emc2dist.data.digits import DigitsImages
-from emc2dist.data.images import open_images
+from emc2dist.data.images import known_of_each, open_images
 from emc2dist.data.ingest import ingest
 from emc2dist.errors import DataError
 
@@ -132,3 +132,39 @@ def test_digits_limit_order_and_bounds():
     for ask in (few.get, few.labels):
         with pytest.raises(IndexError, match=r"outside 0\.\.9"):
             ask(np.array([-1]))
+
+
+def labelled_set(path: Path, labels: list[int] | None) -> Data:
+    rows = {"image": [{"bytes": b"", "path": ""}] * 4} | ({} if labels is None else {"label": labels})
+    path.mkdir()
+    pq.write_table(pa.table(rows), path / "train.parquet")
+    return Data(path=str(path), cache_dir=str(path / "cache"))
+
+
+def test_labels_are_known_where_there_are_any_and_what_negatives_close_must_be(tmp_path):
+    some = open_images(labelled_set(tmp_path / "some", [0, -1, 1, 0]), "train")
+    columns, remarks = known_of_each(some)
+    assert ({name: values.tolist() for name, values in columns.items()}, remarks) == ({"label": [0, -1, 1, 0]}, [])
+    assert known_of_each(some, ("label",))[1] == ["negatives.close: 1 of 4 images have no label to close others by"]
+    with pytest.raises(
+        DataError, match=r"negatives\.close: duplicates, but .* ingest this one, or leave duplicates out"
+    ):
+        known_of_each(some, ("duplicates",))
+    none = open_images(labelled_set(tmp_path / "none", None), "train")
+    assert known_of_each(none) == ({}, [])
+    with pytest.raises(
+        DataError, match=r"negatives\.close: label, but no training image has one \(.*no `label` column"
+    ):
+        known_of_each(none, ("label",))
+
+
+def test_drawings_that_are_the_same_are_of_one_group():
+    images = open_images(Data(path="omniglot-small"), "train")
+    columns, remarks = known_of_each(images, ("label", "duplicates"))
+    pixels = [image.numpy().tobytes() for image in images.get(np.arange(len(images)))]
+    groups: dict[bytes, set[int]] = {}
+    for content, group in zip(pixels, columns["duplicates"].tolist(), strict=True):
+        groups.setdefault(content, set()).add(group)
+    assert all(len(found) == 1 for found in groups.values())
+    assert all((found == {-1}) == (pixels.count(content) == 1) for content, found in groups.items())
+    assert len(remarks) == 1

@@ -667,6 +667,22 @@ def test_duplicates_are_counted_over_all_splits(run, tmp_path):
     assert run(plant(tmp_path / "a", images))[0]["duplicates"] == 2
 
 
+def test_an_ingested_set_knows_which_images_are_the_same(run, tmp_path):
+    same, other, third = picture(), picture(), picture()
+    contents = [same, other, same, third, other, same]
+    _, dest = run(plant(tmp_path / "a", {f"{n}.png": content for n, content in enumerate(contents)}))
+    images = ParquetImages.open(dest, cache_dir=tmp_path / "cache")
+    here, groups = images.encoded(np.arange(6)), images.duplicates()
+    assert [here[n] == third for n in range(6)] == (groups == -1).tolist()
+    for one in range(6):
+        for another in range(6):
+            assert (here[one] == here[another]) == (groups[one] == groups[another])
+    assert ParquetImages.open(dest, cache_dir=tmp_path / "cache", limit=4).duplicates().tolist() == groups[:4].tolist()
+    (dest / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"0\.parquet|of-00001\.parquet: .* `emc2dist ingest` wrote; ingest this one"):
+        ParquetImages.open(dest, cache_dir=tmp_path / "cache").duplicates()
+
+
 # Classes.
 
 

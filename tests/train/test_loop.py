@@ -25,6 +25,7 @@ KINDS = [
     ["objective=sogclr"],
     ["objective=simclr"],
     ["negatives.kernel=isir", "negatives.cache_proposals=12", "temperature_end=0.5", "temperature_period=1.5"],
+    ["negatives.ceiling=0.99", "negatives.close=[label, duplicates]"],
     # Each differs little from one of those:
     pytest.param(["negatives.kernel=isir"], marks=pytest.mark.slow),
     pytest.param(["negatives.kernel=isir", "negatives.cache_proposals=12"], marks=pytest.mark.slow),
@@ -65,6 +66,19 @@ def test_resuming_equals_never_having_stopped(kind, tmp_path):
     again = Run(spec, tmp_path / "again2").go(resume=stopped.checkpoints[8])
     assert_equal(whole, again, 12)
     assert whole.column("loss") == stopped.column("loss") + again.column("loss")
+
+
+def test_false_negatives_are_counted_and_a_ceiling_waits_for_its_epoch(tmp_path):
+    plain = Run(small_spec(), tmp_path / "plain").go()
+    assert len(plain.column("same_label_weight_ratio")) == 12
+    assert plain.column("closed_ratio") == []
+    closing = Run(small_spec("negatives.ceiling=0.95"), tmp_path / "ceiling").go()
+    ratios = closing.column("closed_ratio")
+    assert ratios[:6] == [0] * 6
+    assert min(ratios[6:]) > 0
+    labels = Run(small_spec("negatives.close=[label]"), tmp_path / "label").go()
+    assert labels.column("same_label_weight_ratio") == [0] * 12
+    assert set(labels.column("same_label_closed_ratio")) == {1}
 
 
 def test_checkpoints_within_an_epoch_change_nothing(tmp_path):

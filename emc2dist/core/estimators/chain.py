@@ -11,6 +11,10 @@ A visit of the worker's chains, in this order:
    `carried: cached` the cached features stand in, with gradient to the anchor alone.
 5. Of the sample that a chain ends on one view is drawn, by its share of the sample's weight, and remembered.
 
+What is closed (`emc2dist.core.closing`) is no proposal, of the batch and of cached rows alike, and a carried state that
+is closed today is dropped: the chain goes on as if not yet visited. With a ceiling and `reencode` that is judged by a
+fresh feature, so what is carried is then encoded again in step 1, with `mh` too.
+
 A sample is a candidate at most once: a carried sample that is in the batch is taken out of the batch's columns, and
 stands as the carried state, the last column.
 
@@ -47,7 +51,7 @@ class Carried:
     state: Tensor
     """int64 [A]: the sample; any where not visited."""
     score: Tensor
-    """[A]; -inf where not visited."""
+    """[A]; -inf where not visited, or closed."""
     view: Tensor
     """int64 [A]: the number of the view of it that goes on, see `emc2dist.core.batch`."""
     fresh: Tensor
@@ -55,7 +59,7 @@ class Carried:
 
     @property
     def exists(self) -> Tensor:
-        """bool [A]: visited."""
+        """bool [A]: visited, and not closed."""
         return self.score > -torch.inf
 
     def replaced(self, where: Tensor, other: "Carried") -> "Carried":
@@ -103,7 +107,8 @@ class Chain(Estimator):
     @override
     def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:
         pool = _Pool(what, batch, encode, complete=self.carried == "complete")
-        carried = self._recalled(pool, recall)
+        carried = self._recalled(what, pool, recall)
+        dropped = recall.columns["visited"] & ~carried.exists
         facts: dict[str, Fact] = {}
         if self.cache_proposals:
             carried, moved = self._move(pool, carried, recall)
@@ -121,7 +126,10 @@ class Chain(Estimator):
             carried = pool.refreshed(carried, carried.exists & (visit.carried_weight > 0))
         ages = _ages(batch, recall)
         facts |= _facts(visit) | {f"{name}_steps": _known(age) for name, age in ages.items()}
-        facts["visited_ratio"] = recall.columns["visited"].double().mean()
+        visited = recall.columns["visited"]
+        facts["visited_ratio"] = visited.double().mean()
+        if what.closing:
+            facts["carried_closed_ratio"] = dropped.sum(), visited.sum()
         log_mean = self._log_mean(pool, recall)
         estimate = pool.estimate(carried, visit.weights, log_mean)
         state = estimate.index.gather(1, visit.state.unsqueeze(1)).squeeze(1)
@@ -135,20 +143,18 @@ class Chain(Estimator):
         remember |= {} if log_mean is None else {"log_mean": log_mean.float()}
         return Visit(estimate, remember, facts, ages)
 
-    def _recalled(self, pool: "_Pool", recall: Recall) -> Carried:
+    def _recalled(self, what: Denominator, pool: "_Pool", recall: Recall) -> Carried:
         """What the chains carry, scored by what is at hand."""
         assert recall.carried is not None
-        columns = recall.columns
-        cached = Carried(
-            columns["state"],
-            pool.score_cached(recall.carried).masked_fill(~columns["visited"], -torch.inf),
-            columns["view"],
-            torch.zeros_like(columns["visited"]),
-        )
-        if pool.complete:
-            return cached
-        here = pool.find(cached.state)
-        return cached.replaced(cached.exists & here.fresh, here)
+        columns, visited = recall.columns, recall.columns["visited"]
+        cached = pool.score_cached(recall.carried).masked_fill(~visited, -torch.inf)
+        carried = Carried(columns["state"], cached, columns["view"], torch.zeros_like(visited))
+        if not pool.complete:
+            here = pool.find(carried.state)
+            carried = carried.replaced(visited & here.fresh, here)
+        if what.closing.ceiling is not None and self.carried != "cached":
+            carried = pool.refreshed(carried, visited)
+        return carried
 
     def _log_mean(self, pool: "_Pool", recall: Recall) -> Tensor | None:
         """[A]: the average of log Z - log(N - 1), with this batch's; None where nobody needs it."""
@@ -184,9 +190,8 @@ class _Pool:
         self.complete = complete and what.views == "all"  # a slot's own views need none of the others
 
     def log_mean(self) -> Tensor:
-        """[A]: log of the mean of w exp s over the batch's candidates."""
-        scores = self._scores.detach()
-        return scores.logsumexp(1) - (scores > -torch.inf).sum(1).to(scores.dtype).log()
+        """[A]: log of the mean of w exp s over the batch's candidates; a closed one counts as 0."""
+        return self._scores.detach().logsumexp(1) - math.log(len(self._batch.index) - 1)
 
     def find(self, samples: Tensor) -> Carried:
         """One sample per anchor [A], as it is in the batch; `fresh` tells where it is."""
@@ -265,7 +270,8 @@ class _Pool:
         scores = torch.cat([proposals, carried.score.unsqueeze(1)], 1)
         index = torch.cat([self._batch.index.expand(len(scores), -1), carried.state.unsqueeze(1)], 1)
         log_mean = self.log_mean() if log_mean is None else log_mean
-        return Estimate(math.log(self._batch.samples - 1) + log_mean, scores, weights, index)
+        log_z = math.log(self._batch.samples - 1) + log_mean
+        return Estimate(log_z, scores, weights, index, self._what.closed(self._batch, self._scores.detach()))
 
 
 def _facts(visit: Sweep) -> dict[str, Fact]:

@@ -55,8 +55,11 @@ def propose(stale_rows: Tensor, stale_carried: Tensor, streams: Tensor) -> Propo
 
 
 def accept(proposal: Proposal, fresh_row: Tensor, fresh_carried: Tensor, streams: Tensor) -> Tensor:
-    """bool [A]: which chains move, given fresh scores [A] of row and carried state; -inf carried: not yet visited."""
+    """bool [A]: which chains move, given fresh scores [A] of row and carried state; -inf carried: not yet visited.
+
+    A row whose score is -inf, being closed after all, is taken by no chain.
+    """
     log_u = uniforms(streams, 1, lane=_DECISION).squeeze(1).log()
-    unvisited = fresh_carried == -torch.inf
+    unvisited = (fresh_carried == -torch.inf) & (fresh_row > -torch.inf)
     # A NaN compares false: a rejection.
     return proposal.moves & (unvisited | (log_u < fresh_row - fresh_carried - proposal.stale_ratio))

@@ -5,6 +5,7 @@ Biased in a small batch. Over the whole dataset it is exact, and so the oracle (
 
 from dataclasses import dataclass
 
+import torch
 from typing_extensions import override
 
 from emc2dist.core.batch import Batch
@@ -32,4 +33,7 @@ def in_batch(what: Denominator, batch: Batch) -> Estimate:
     """The estimate from the gathered batch alone."""
     scores = what.scores(batch, batch.sides[what.keys].all, batch.index)
     constant = scores.detach()
-    return Estimate(constant.logsumexp(1), scores, constant.softmax(1), batch.index.unsqueeze(0))
+    # Where all are closed the softmax is NaN.
+    weights = constant.softmax(1).masked_fill(constant == -torch.inf, 0)
+    closed = what.closed(batch, constant)
+    return Estimate(constant.logsumexp(1), scores, weights, batch.index.unsqueeze(0), closed)

@@ -2,7 +2,8 @@
 
     u <- (1 - rate) u + rate * mean_c w(a, c) exp s(a, c)        over the batch's candidates, in log space
 
-The weights are exp s / (|batch| u), which do not sum to 1: a batch that is harder than the average pushes harder.
+The weights are exp s / (|batch| u), which do not sum to 1: a batch that is harder than the average pushes harder. A
+closed candidate counts as one of weight 0, so that (N - 1) u is the sum over those that are open.
 """
 
 import math
@@ -36,12 +37,14 @@ class MovingAverage(Estimator):
         scores = what.scores(batch, batch.sides[what.keys].all, batch.index)
         visited = recall.columns["visited"]
         constant = scores.detach()
-        log_count = (constant > -torch.inf).sum(1).to(scores.dtype).log()
+        log_count = math.log(len(batch.index) - 1)
         log_mean = blended(recall.columns["log_mean"], constant.logsumexp(1) - log_count, visited, self.rate)
-        weights = (constant - (log_count + log_mean).unsqueeze(1)).exp()
+        # Where all were closed so far, u is 0, and the difference NaN.
+        weights = (constant - (log_count + log_mean).unsqueeze(1)).exp().masked_fill(constant == -torch.inf, 0)
         value = math.log(batch.samples - 1) + log_mean
-        estimate = Estimate(value, scores, weights, batch.index.unsqueeze(0))
-        remember = {"log_mean": log_mean.float(), "visited": torch.ones_like(visited)}
+        estimate = Estimate(value, scores, weights, batch.index.unsqueeze(0), what.closed(batch, constant))
+        # The average begins with the first batch that has an open candidate: from 0 on it would push 1 / rate as hard.
+        remember = {"log_mean": log_mean.float(), "visited": log_mean > -torch.inf}
         return Visit(estimate, remember, {"visited_ratio": visited.double().mean()})
 
 

@@ -26,5 +26,5 @@ class Dcl(Objective):
     def terms(self, batch: Batch, estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
         return {
             "attraction": -positive_scores(batch, "x", "x").mean(),
-            "repulsion": estimates["negatives"].log_z.mean(),
+            "repulsion": estimates["negatives"].mean_log_z,
         }

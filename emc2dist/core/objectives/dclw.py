@@ -30,7 +30,7 @@ class Dclw(Objective):
     @override
     def terms(self, batch: Batch, estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
         attraction = self.weights(batch) * positive_scores(batch, "x", "x")
-        return {"attraction": -attraction.mean(), "repulsion": estimates["negatives"].log_z.mean()}
+        return {"attraction": -attraction.mean(), "repulsion": estimates["negatives"].mean_log_z}
 
     def weights(self, batch: Batch) -> Tensor:
         """w [A]."""

@@ -35,6 +35,7 @@ from emc2dist.data.catalogue import (
     open_catalogue,
     read_manifest,
 )
+from emc2dist.data.columns import groups_of
 from emc2dist.data.ingest.copies import Rows, on_copies
 from emc2dist.data.ingest.kinds import KINDS, open_source, recognise
 from emc2dist.data.ingest.selection import Selection, ordered, read_classes, select, such_as
@@ -245,7 +246,9 @@ def _finish(plan: _Plan, dest: Place, notes: dict[str, Note]) -> Manifest:
             raise DataError(f"{plan.source.root}: no image of split {name} can be read; {unreadable[0]}")
     for name, found in of_split.items():
         lengths = np.concatenate([note.lengths for note in found])
-        (dest / index_name(name)).write(index_bytes(lengths, np.concatenate([note.labels for note in found])))
+        labels = np.concatenate([note.labels for note in found])
+        twins = groups_of(np.concatenate([note.digests for note in found]))
+        (dest / index_name(name)).write(index_bytes(lengths, labels, twins))
     digests = np.concatenate([note.digests for note in notes.values()])
     converted = sum((Counter(note.converted) for note in notes.values()), Counter[str]())
     duplicates = len(digests) - len(np.unique(digests))
