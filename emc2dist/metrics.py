@@ -48,6 +48,7 @@ METRICS: dict[str, Metric] = {
     "carried_weight_ratio": Metric(
         "chains", "Visited and carried", "ratio", "share of the kept weight on carried states"
     ),
+    "drawn_weight_ratio": Metric("chains", "Visited and carried", "ratio", "share of the weight on draws"),
     "carried_age_steps": Metric(
         "chains", "Age of carried states", "steps", "mean steps since the carried states' chains were last visited"
     ),

@@ -23,8 +23,9 @@ from emc2dist.core.contrast import Contrast, Outcome
 from emc2dist.core.estimators import FEATURES, CachedRows, Recall
 from emc2dist.core.exact import exact_loss
 from emc2dist.core.objectives import Objective
-from emc2dist.core.streams import fork
+from emc2dist.core.streams import fork, uniforms
 
+_DRAWS = 4  # label of their random streams
 _BLOCKS = 20  # block means from which the autocorrelation time is read
 
 
@@ -86,6 +87,9 @@ class FrozenRun:
         outcome = self.contrast(batch, self._recall(index), encode)
         self._remember(outcome, index)
         if FEATURES in self.tables:
+            drawn = batch.sides["x"].drawn
+            if batch.drawn is not None and drawn is not None:
+                self._cache(batch.drawn, drawn[0], t)
             self._cache(index, self.all[-1, index], t)
             for samples in again:
                 self._cache(samples, self.features[view[samples], samples], t)
@@ -96,8 +100,20 @@ class FrozenRun:
         views, samples, _ = self.all.shape
         mine = index[first : first + (len(index) if own is None else own)]
         streams = fork(self.seed, step, mine, torch.arange(views).unsqueeze(1)).flatten()
-        side = Side(own=self.all[:, mine], all=self.all[:, index])
-        return Batch(index, first, {"x": side}, self.temperature, samples, step, streams)
+        drawn, features = self._draw(step)
+        side = Side(own=self.all[:, mine], all=self.all[:, index], drawn=features)
+        return Batch(index, first, {"x": side}, self.temperature, samples, step, streams, drawn)
+
+    def _draw(self, step: int) -> tuple[Tensor | None, Tensor | None]:
+        """The step's draws int64 [M], by a permutation of their own, and a random view of each, [1, M, D]."""
+        count, (views, samples, _) = self.contrast.estimator.draws, self.features.shape
+        if not count:
+            return None, None
+        turn, position = divmod(step, samples // count)
+        order = uniforms(fork(self.seed, _DRAWS, turn, torch.arange(samples)), 1).squeeze(1).argsort()
+        drawn = order[position * count : (position + 1) * count]
+        view = (uniforms(fork(self.seed, _DRAWS, step, drawn), 1, lane=1).squeeze(1) * views).long()
+        return drawn, self.features[view, drawn].detach().unsqueeze(0)
 
     def _recall(self, index: Tensor) -> dict[str, Recall]:
         recalls = {}
@@ -107,8 +123,8 @@ class FrozenRun:
             mine = {name: values[index].transpose(0, 1).flatten(0, 1) for name, values in columns.items()}
             recalls[table] = Recall(mine)
             if FEATURES in self.tables:
-                drawn = torch.randperm(self.features.shape[1], generator=self._generator)
-                rows = drawn[: self.contrast.estimator.draws]
+                shuffled = torch.randperm(self.features.shape[1], generator=self._generator)
+                rows = shuffled[: self.contrast.estimator.cache_proposals]
                 recalls[table] = Recall(mine, self._rows(mine["state"]), self._rows(rows))
         return recalls
 

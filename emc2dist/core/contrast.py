@@ -4,12 +4,13 @@ Only here do an objective and its estimator meet. What is remembered comes in by
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from emc2dist.config import Spec
+from emc2dist.core import balance
 from emc2dist.core.batch import Batch
 from emc2dist.core.columns import Schema
 from emc2dist.core.denominator import Estimate
@@ -38,6 +39,8 @@ class Contrast:
 
     objective: Objective
     estimator: Estimator
+    balanced: bool = True
+    """False leaves the pull of positives against candidates without gradient, for studies of what that does."""
 
     def tables(self, views: int, width: int) -> Schema:
         """What is remembered of each sample with `views` views and features `width` wide."""
@@ -53,15 +56,24 @@ class Contrast:
             for what in self.objective.denominators
         }
         estimates = {name: visit.estimate for name, visit in visits.items()}
-        loss = torch.stack(list(self.objective.terms(batch, estimates).values())).sum()
+        loss = self._loss(batch, estimates)
         facts: dict[str, Fact] = {}
         ages: dict[str, Tensor] = {}
         for visit in visits.values():
             facts |= visit.facts
             ages |= visit.ages
+        if batch.drawn is not None:
+            facts["drawn_weight_ratio"] = drawn_weight(batch, next(iter(estimates.values())))
         facts["loss"] = loss_estimate(batch, next(iter(estimates.values())))
         remember = {name: visit.remember for name, visit in visits.items() if visit.remember}
         return Outcome(loss, remember, facts, ages)
+
+    def _loss(self, batch: Batch, estimates: Mapping[str, Estimate]) -> Tensor:
+        if self.balanced and (self.estimator.balance or balance.DEFAULT) == "push":
+            estimates = {name: balance.pushed(estimate) for name, estimate in estimates.items()}
+        elif self.balanced:
+            batch = replace(batch, pull=balance.pull(estimates.values()))
+        return torch.stack(list(self.objective.terms(batch, estimates).values())).sum()
 
 
 def contrast_for(spec: Spec) -> Contrast:
@@ -69,6 +81,14 @@ def contrast_for(spec: Spec) -> Contrast:
     objective = OBJECTIVES[spec.objective.name](**spec.objective.options())
     estimator = ESTIMATORS[spec.negatives.name](**spec.negatives.options())
     return Contrast(objective, estimator)
+
+
+def drawn_weight(batch: Batch, estimate: Estimate) -> Fact:
+    """The weight on draws, and the whole weight."""
+    assert batch.drawn is not None
+    first, last = len(batch.index), len(batch.index) + len(batch.drawn)
+    weights = estimate.weights.double()
+    return weights[:, first:last].sum(), weights.sum()
 
 
 def loss_estimate(batch: Batch, estimate: Estimate) -> Tensor:

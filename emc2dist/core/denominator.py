@@ -8,12 +8,12 @@ estimate's, so a formula reads as in its paper and autograd does the rest.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from emc2dist.core.batch import Batch
+from emc2dist.core.batch import Batch, locate
 from emc2dist.core.scores import log_ratio, sample_scores
 
 LogWeight = Callable[[Batch, Tensor, Tensor], Tensor]
@@ -57,6 +57,18 @@ class Denominator:
             scores = scores + log_ratio(len(own), len(keys)) if len(keys) < len(own) else scores
         return self._weighed(batch, scores, index.unsqueeze(0))
 
+    def candidates(self, batch: Batch) -> "Candidates":
+        """The batch's samples and then its draws; of a draw that is in the batch, too, the column holds -inf."""
+        side = batch.sides[self.keys]
+        scores = self.scores(batch, side.all, batch.index)
+        mutual = torch.zeros_like(batch.index, dtype=torch.bool)
+        if batch.drawn is None or side.drawn is None:
+            return Candidates(scores, batch.index, mutual)
+        _, here = locate(batch.drawn, batch.index)
+        drawn = self.scores(batch, side.drawn, batch.drawn).masked_fill(here, -torch.inf)
+        one_sided = torch.cat([mutual, torch.ones_like(here)])
+        return Candidates(torch.cat([scores, drawn], 1), torch.cat([batch.index, batch.drawn]), one_sided)
+
     def score_each(self, batch: Batch, keys: Tensor, index: Tensor) -> Tensor:
         """[A]: each anchor against one candidate of its own, of which one view is at hand.
 
@@ -80,6 +92,17 @@ class Denominator:
         return scores if self.log_weight is None else scores + self.log_weight(batch, anchor, index)
 
 
+class Candidates(NamedTuple):
+    """What a step brings along as candidates for every anchor: P = B + M of them."""
+
+    scores: Tensor
+    """[A, P]; -inf where one is none."""
+    samples: Tensor
+    """int64 [P]."""
+    one_sided: Tensor
+    """bool [P]: its feature carries no gradient."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """One denominator in one step, as an estimator has it."""
@@ -87,11 +110,14 @@ class Estimate:
     value: Tensor
     """[A], log Z as far as the estimator knows it; a constant of the differentiation."""
     scores: Tensor
-    """[A, C], with gradient; -inf where there is no candidate. The first B columns are the gathered batch's."""
+    """[A, C], with gradient; -inf where there is no candidate. The first B columns are the gathered batch's, the next
+    M its draws."""
     weights: Tensor
     """[A, C], the share of each candidate, 0 where there is none; constants of the differentiation."""
     index: Tensor
     """int64 [A or 1, C], the candidates' samples; any where there is no candidate."""
+    one_sided: Tensor
+    """bool [A or 1, C]: the candidate's feature carries no gradient."""
 
     @property
     def log_z(self) -> Tensor:

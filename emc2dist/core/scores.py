@@ -15,12 +15,16 @@ from emc2dist.core.batch import Batch
 
 
 def positive_scores(batch: Batch, anchors: str, keys: str) -> Tensor:
-    """[A]: each anchor against its positive: the mean over its sample's other views, or its pair on the other side."""
+    """[A]: each anchor against its positive: the mean over its sample's other views, or its pair on the other side.
+
+    The positive gets the share `batch.pull` of its gradient as key; the anchor gets all of its own.
+    """
     own, other = batch.sides[anchors].own, batch.sides[keys].own
-    if anchors != keys:
-        return (own * other).sum(-1).flatten() / batch.temperature
-    others = own.sum(0) - own
-    return (own * others).sum(-1).flatten() / ((len(own) - 1) * batch.temperature)
+    positive = other if anchors != keys else (own.sum(0) - own) / (len(own) - 1)
+    if batch.pull is not None:
+        share = batch.pull.view(*positive.shape[:-1], 1)
+        positive = positive.detach() + share * (positive - positive.detach())
+    return (own * positive).sum(-1).flatten() / batch.temperature
 
 
 def sample_scores(anchors: Tensor, keys: Tensor, temperature: float) -> Tensor:

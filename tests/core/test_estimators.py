@@ -195,7 +195,9 @@ def test_a_chain_never_visited_moves_to_what_it_is_offered_and_nothing_offered_m
 
 def test_weight_zero_on_what_is_no_candidate_gives_no_nan():
     z = torch.zeros(1, requires_grad=True)
-    estimate = Estimate(torch.zeros(1), torch.full((1, 2), -INF) + z, torch.zeros(1, 2), torch.zeros(1, 2))
+    estimate = Estimate(
+        torch.zeros(1), torch.full((1, 2), -INF) + z, torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2).bool()
+    )
     estimate.log_z.sum().backward()
     assert z.grad.isfinite().all()
 
@@ -203,7 +205,7 @@ def test_weight_zero_on_what_is_no_candidate_gives_no_nan():
 def test_log_z_has_the_value_and_the_gradient_of_the_estimate():
     scores = torch.tensor([[1.0, 2.0, -INF]], requires_grad=True)
     weights = torch.tensor([[0.25, 0.75, 0.0]])
-    log_z = Estimate(torch.tensor([7.0]), scores, weights, torch.zeros(1, 3)).log_z
+    log_z = Estimate(torch.tensor([7.0]), scores, weights, torch.zeros(1, 3), torch.zeros(1, 3).bool()).log_z
     assert log_z.item() == 7
     assert torch.autograd.grad(log_z.sum(), scores)[0].tolist() == weights.tolist()
 

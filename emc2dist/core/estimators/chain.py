@@ -11,7 +11,8 @@ A visit of the worker's chains, in this order:
    `carried: cached` the cached features stand in, with gradient to the anchor alone.
 
 A sample is a candidate at most once: a carried sample that is in the batch is taken out of the batch's columns, and
-stands with its fresh views as the carried state, the last column.
+stands with its fresh views as the carried state, the last column. Draws are proposals as the batch's samples are; one
+that is carried is taken out, and the carried state scored as ever.
 """
 
 from collections.abc import Mapping
@@ -65,11 +66,6 @@ class Chain(Estimator):
     carried: Literal["reencode", "cached"] = "reencode"
     feature_dtype: Literal["float16", "float32"] = "float16"
 
-    @property
-    @override
-    def draws(self) -> int:
-        return self.cache_proposals
-
     @override
     def tables(self, what: Denominator, views: int, width: int) -> Schema:
         return {
@@ -119,13 +115,13 @@ class Chain(Estimator):
         return Carried(state, torch.where(visited, score, -torch.inf), visited & here)
 
     def _move(self, pool: "_Pool", carried: Carried, recall: Recall) -> tuple[Carried, Tensor]:
-        """Delayed acceptance of one of the K drawn rows by each chain; also which chains moved, bool [A]."""
+        """Delayed acceptance of one of the K cached rows by each chain; also which chains moved, bool [A]."""
         assert recall.carried is not None
-        assert recall.drawn is not None
-        rows = recall.drawn
+        assert recall.proposed is not None
+        rows = recall.proposed
         with torch.no_grad():
             is_carried = (rows.index == carried.state.unsqueeze(1)) & carried.exists.unsqueeze(1)
-            stale = pool.score_drawn(rows).masked_fill(is_carried, -torch.inf)
+            stale = pool.score_rows(rows).masked_fill(is_carried, -torch.inf)
             stale_carried = pool.score_cached(recall.carried).masked_fill(~carried.exists, -torch.inf)
             proposal = propose(stale, stale_carried, pool.streams)
         carried = pool.refreshed(carried, carried.exists & proposal.moves)
@@ -136,12 +132,12 @@ class Chain(Estimator):
 
 
 class _Pool:
-    """Everything that one visit can be contrasted with: the batch, cached rows, and what is encoded again."""
+    """Everything that one visit can be contrasted with: batch, draws, cached rows, and what is encoded again."""
 
     def __init__(self, what: Denominator, batch: Batch, encode: Encode) -> None:
         assert batch.streams is not None, "a chain draws"
         self._what, self._batch, self._encode = what, batch, encode
-        self._scores = what.scores(batch, batch.sides[what.keys].all, batch.index)
+        self._scores, self._index, self._one_sided = what.candidates(batch)
         self.streams = batch.streams
 
     def find(self, samples: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,8 +151,8 @@ class _Pool:
         scores = self._what.score_each(self._batch, rows.feature.to(self._scores.dtype), rows.index)
         return scores.masked_fill(~rows.present, -torch.inf)
 
-    def score_drawn(self, rows: CachedRows) -> Tensor:
-        """[A, K]: all anchors against the drawn rows; -inf where one holds no feature."""
+    def score_rows(self, rows: CachedRows) -> Tensor:
+        """[A, K]: all anchors against cached rows; -inf where one holds no feature."""
         keys = rows.feature.to(self._scores.dtype).unsqueeze(0)
         return self._what.scores(self._batch, keys, rows.index).masked_fill(~rows.present, -torch.inf)
 
@@ -177,16 +173,17 @@ class _Pool:
         return carried.replaced(where, carried.state, self.score_fresh(carried.state, where))
 
     def proposals(self, carried: Carried) -> Tensor:
-        """[A, B]: the batch's scores, without those of what is carried."""
-        taken = (self._batch.index == carried.state.unsqueeze(1)) & carried.exists.unsqueeze(1)
+        """[A, P]: scores of the P = B + M proposals, the batch and its draws, without those of what is carried."""
+        taken = (self._index == carried.state.unsqueeze(1)) & carried.exists.unsqueeze(1)
         return self._scores.masked_fill(taken, -torch.inf)
 
     def estimate(self, carried: Carried, weights: Tensor) -> Estimate:
-        """The estimate, by weights [A, B + 1] of a sweep over the proposals and the carried state."""
+        """The estimate, by weights [A, P + 1] of a sweep over the proposals and the carried state."""
         proposals = self.proposals(carried)
         scores = torch.cat([proposals, carried.score.unsqueeze(1)], 1)
-        index = torch.cat([self._batch.index.expand(len(scores), -1), carried.state.unsqueeze(1)], 1)
-        return Estimate(proposals.detach().logsumexp(1), scores, weights, index)
+        index = torch.cat([self._index.expand(len(scores), -1), carried.state.unsqueeze(1)], 1)
+        one_sided = torch.cat([self._one_sided.expand_as(proposals), ~carried.fresh.unsqueeze(1)], 1)
+        return Estimate(proposals.detach().logsumexp(1), scores, weights, index, one_sided)
 
 
 def _remembered(batch: Batch, visit: Sweep, index: Tensor) -> Mapping[str, Tensor]:

@@ -1,6 +1,6 @@
 """A moving average of each anchor's denominator (SogCLR, Yuan et al. 2022).
 
-    u <- (1 - rate) u + rate * mean_c w(a, c) exp s(a, c)        over the batch's candidates, in log space
+    u <- (1 - rate) u + rate * mean_c w(a, c) exp s(a, c)        over batch and draws, in log space
 
 The weights are exp s / (|batch| u), which do not sum to 1: a batch that is harder than the average pushes harder.
 """
@@ -25,22 +25,20 @@ class MovingAverage(Estimator):
     rate: float = 0.1
     """SogCLR's gamma, in (0, 1]."""
 
-    draws = 0
-
     @override
     def tables(self, what: Denominator, views: int, width: int) -> Schema:
         return {what.name: {"log_mean": Column("float32", (views,)), "visited": Column("bool", (views,))}}
 
     @override
     def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:
-        scores = what.scores(batch, batch.sides[what.keys].all, batch.index)
+        scores, index, one_sided = what.candidates(batch)
         visited = recall.columns["visited"]
         constant = scores.detach()
         log_count = (constant > -torch.inf).sum(1).to(scores.dtype).log()
         log_mean = self._blended(recall.columns["log_mean"], constant.logsumexp(1) - log_count, visited)
         weights = (constant - (log_count + log_mean).unsqueeze(1)).exp()
         value = math.log(batch.samples - 1) + log_mean
-        estimate = Estimate(value, scores, weights, batch.index.unsqueeze(0))
+        estimate = Estimate(value, scores, weights, index.unsqueeze(0), one_sided.unsqueeze(0))
         remember = {"log_mean": log_mean.float(), "visited": torch.ones_like(visited)}
         return Visit(estimate, remember, {"visited_ratio": visited.double().mean()})
 
