@@ -19,6 +19,7 @@ KINDS = [
     (ISIR, [(1, 3), (2, 1)]),
     (MH, [(2, 3), (4, 1)]),
     (["objective=sogclr"], [(2, 3)]),
+    ([*ISIR, "negatives.draws=12"], [(2, 3)]),
     pytest.param(ISIR, [(2, 3), (4, 1), (4, 3)], marks=pytest.mark.slow),
     pytest.param(MH, [(1, 3), (2, 1), (4, 3)], marks=pytest.mark.slow),
 ]
