@@ -68,7 +68,7 @@ class BothSides(FrozenRun):
         return drawn, self.features[:1, drawn]
 
 
-@pytest.mark.parametrize("cached", [0, 16])
+@pytest.mark.parametrize("cached", [pytest.param(0, marks=pytest.mark.slow), 16])
 def test_chains_with_draws_are_unbiased(cached):
     """Views alike: a draw's one view, with log V for those that are not at hand, weighs as a sample of the batch."""
     more = ["negatives.kernel=isir", "negatives.draws=4", f"negatives.cache_proposals={cached}"]
@@ -133,7 +133,7 @@ def mean_gradient(contrast, z, batch_size, temperature, steps):
     ("objective", "negatives", "more"),
     [
         ("dcl", "in_batch", []),
-        ("dcl", "chain", ["negatives.kernel=isir"]),
+        pytest.param("dcl", "chain", ["negatives.kernel=isir"], marks=pytest.mark.slow),
         *(pytest.param(*pair, [], marks=pytest.mark.slow) for pair in PAIRS[1:] if pair[1] != "chain"),
     ],
 )
