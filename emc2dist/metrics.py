@@ -51,6 +51,7 @@ METRICS: dict[str, Metric] = {
     "carried_closed_ratio": Metric(
         "chains", "Visited and carried", "ratio", "share of carried states that are closed by now, and so dropped"
     ),
+    "drawn_weight_ratio": Metric("chains", "Visited and carried", "ratio", "share of the weight on draws"),
     "carried_age_steps": Metric(
         "chains", "Age of carried states", "steps", "mean steps since the carried states' chains were last visited"
     ),

@@ -158,6 +158,7 @@ def test_what_nobody_reads_is_refused_by_the_name_of_what_it_is_given_to():
     for said, words in [
         (["objective=simclr", "negatives.kernel=isir"], "negatives: in_batch takes no kernel: 'isir'"),
         (["objective=dcl", "negatives.cache_proposals=8"], "negatives: in_batch takes no cache_proposals: 8"),
+        (["negatives.balance=push"], "negatives.balance: push is for candidates whose features carry no gradient"),
         (["objective.sigma=0.2"], "objective: dcl takes no sigma: 0.2"),
         (["kernel=isir"], "kernel: unknown key; the nearest valid key is negatives.kernel"),
         (["negatives.kernel=isir", "negatives.burn_in_fraction=0.1"], "burn_in_fraction: 0.1 is of kernel: mh"),
@@ -177,6 +178,15 @@ def test_what_does_not_combine_is_refused_with_the_reason():
         parse(MINIMAL, ["objective=emc2", "negatives=in_batch"])
     with pytest.raises(SpecError, match=r"objective.name: missing"):
         parse(MINIMAL + "objective: {sigma: 0.1}\n")
+    with pytest.raises(SpecError, match=r"negatives.draws: 9 does not divide among 2 workers; use a multiple of 2"):
+        parse(MINIMAL, ["negatives.draws=9", "workers=2"])
+
+
+def test_what_has_no_gradient_can_be_balanced_and_is_shared_by_workers():
+    for said in ["negatives.carried=cached", "negatives.draws=6"]:
+        assert parse(MINIMAL, [said, "negatives.balance=push"]).negatives.balance == "push"
+    fitting = parse(MINIMAL, ["batch_size=24", "negatives.draws=8", "workers=8", "min_workers=1"]).fitting
+    assert [fitting(places) for places in (8, 7, 3, 1)] == [8, 4, 2, 1]
 
 
 def test_a_run_and_its_resumption_are_compared_by_what_is_used():

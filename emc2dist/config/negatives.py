@@ -46,13 +46,38 @@ class Closing(Named):
         return self
 
 
-class InBatch(Closing):
-    """The samples of the gathered batch, and nothing else."""
+class Drawing(Closing):
+    """Draws, and how candidates without gradient are balanced. Every estimator takes these."""
+
+    draws: Annotated[int, Field(ge=0, le=2**20)] = 0
+    """M: samples of the dataset that are drawn in every step and encoded without a graph, for all anchors. Workers
+    share them evenly. 0: none."""
+    balance: Literal["pull", "push"] | None = None
+    """What makes up for candidates whose features carry no gradient (draws; carried: cached). `pull`: positives get
+    less of their gradient as keys; `push`: weights on such candidates count twice. None: `pull`."""
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether there are candidates whose features carry no gradient."""
+        return self.draws > 0
+
+    @model_validator(mode="after")
+    def _has_what_it_balances(self) -> Self:
+        if self.balance is not None and not self.one_sided:
+            raise ValueError(
+                f"negatives.balance: {self.balance} is for candidates whose features carry no gradient, and there are "
+                "none here; give negatives.draws (or, to a chain, carried: cached), or leave it out"
+            )
+        return self
+
+
+class InBatch(Drawing):
+    """The samples of the gathered batch and the draws, and nothing else."""
 
     name: Literal["in_batch"]
 
 
-class Chain(Closing):
+class Chain(Drawing):
     """Samples that a Markov chain of each anchor draws from the whole dataset."""
 
     name: Literal["chain"]
@@ -71,6 +96,11 @@ class Chain(Closing):
     rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Weight of the newest value in each anchor's average of log Z, for objectives that need log Z itself."""
 
+    @property
+    @override
+    def one_sided(self) -> bool:
+        return self.draws > 0 or self.carried == "cached"
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.kernel == "isir" and self.burn_in_fraction is not None:
@@ -81,8 +111,8 @@ class Chain(Closing):
         return self
 
 
-class MovingAverage(Closing):
-    """The gathered batch, and each anchor's moving average of its denominator (SogCLR)."""
+class MovingAverage(Drawing):
+    """The gathered batch and the draws, and each anchor's moving average of its denominator (SogCLR)."""
 
     name: Literal["moving_average"]
     rate: Annotated[float, Field(gt=0, le=1)] = 0.1

@@ -99,7 +99,7 @@ class Spec(Section):
         """The most workers, `min_workers` to `workers`, that so many places hold and that share the batch evenly."""
         fewest = self.workers if self.min_workers is None else self.min_workers
         for workers in range(min(places, self.workers), fewest - 1, -1):
-            if self.batch_size % (workers * self.optimiser.accumulate) == 0:
+            if self.batch_size % (workers * self.optimiser.accumulate) == self.negatives.draws % workers == 0:
                 return workers
         return None
 
@@ -121,6 +121,11 @@ class Spec(Section):
                 f"batch_size: {self.batch_size} does not divide among workers x optimiser.accumulate = {parts}; "
                 f"use a multiple of {parts}"
             )
+        if self.negatives.draws % self.workers:
+            raise ValueError(
+                f"negatives.draws: {self.negatives.draws} does not divide among {self.workers} workers; "
+                f"use a multiple of {self.workers}"
+            )
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers: {self.min_workers} is more than workers: {self.workers}")
         if self.micro_batch_size < 2:
@@ -128,7 +133,8 @@ class Spec(Section):
                 f"batch_size: {self.batch_size} leaves micro-batches of one sample, which has no negatives; "
                 f"use at least {2 * self.optimiser.accumulate}"
             )
-        pixels = 3 * self.views.size**2 * self.views.count * (self.batch_size // parts)
+        views = self.views.count * (self.batch_size // parts) + self.negatives.draws // self.workers
+        pixels = 3 * self.views.size**2 * views
         if pixels > _MOST_PIXELS:
             raise ValueError(
                 f"batch_size: {self.batch_size} with views.count: {self.views.count} and views.size: {self.views.size} "

@@ -24,6 +24,8 @@ class Side:
     """[V, b, D], this worker's samples, with gradient."""
     all: Tensor
     """[V, B, D], every worker's samples, with gradient; the worker's own lie in slots first .. first + b - 1."""
+    drawn: Tensor | None = None
+    """[1, M, D], one view of each draw, without gradient, the same on every worker; None without draws."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class Batch:
     """Epochs before this step, a fraction; infinite where nothing is trained."""
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     """int64 [N] each, by name: what is known of every sample of the dataset, say its `label`; -1: nothing."""
+    drawn: Tensor | None = None
+    """int64 [M], the step's draws: samples of the dataset without repeats, some of which may be in the batch too."""
+    pull: Tensor | None = None
+    """[A], the share of its gradient that a positive gets as key (`emc2dist.core.balance`); None: all of it."""
 
     def own_index(self, side: str) -> Tensor:
         """int64 [b], the worker's samples."""

@@ -28,7 +28,7 @@ from emc2dist.core.exact import exact_loss
 from emc2dist.core.streams import fork, uniforms
 
 _BLOCKS = 20  # block means from which the autocorrelation time is read
-_VIEWS, _VISIT = 2, 3  # labels of random streams
+_VIEWS, _VISIT, _DRAWS = 2, 3, 4  # labels of random streams
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,11 @@ class FrozenRun:
         outcome = self.contrast(batch, self._recall(index), encode)
         self._remember(outcome, index)
         if FEATURES in self.tables:
-            for samples, features in [(index, batch.sides["x"].all[-1]), *again]:
+            newest = [(index, batch.sides["x"].all[-1]), *again]
+            drawn = batch.sides["x"].drawn
+            if batch.drawn is not None and drawn is not None:
+                newest.insert(0, (batch.drawn, drawn[0]))
+            for samples, features in newest:
                 self._cache(samples, features, t)
         return outcome
 
@@ -148,8 +152,30 @@ class FrozenRun:
         every = self.features[self._stored(index, numbers), index]
         fixed = self.features[: self.views, index].expand(self.views, -1, -1)
         anchors = fixed if self.anchors == "fixed" else every
-        side = Side(own=anchors[:, first:last], all=every)
-        return Batch(index, first, {"x": side}, self.temperature, samples, step, streams, columns=self.columns)
+        drawn, features = self._draw(step)
+        side = Side(own=anchors[:, first:last], all=every, drawn=features)
+        return Batch(
+            index,
+            first,
+            {"x": side},
+            self.temperature,
+            samples,
+            step,
+            streams,
+            columns=self.columns,
+            drawn=drawn,
+        )
+
+    def _draw(self, step: int) -> tuple[Tensor | None, Tensor | None]:
+        """The step's draws int64 [M], by a permutation of their own, and their fresh view, [1, M, D]."""
+        count, samples = self.contrast.estimator.draws, self.features.shape[1]
+        if not count:
+            return None, None
+        turn, position = divmod(step, samples // count)
+        order = uniforms(fork(self.seed, _DRAWS, turn, torch.arange(samples)), 1).squeeze(1).argsort()
+        drawn = order[position * count : (position + 1) * count]
+        view = self._stored(drawn, torch.full_like(drawn, step * 2 * self.views + self.views))
+        return drawn, self.features[view, drawn].detach().unsqueeze(0)
 
     def _recall(self, index: Tensor) -> dict[str, Recall]:
         recalls = {}
@@ -159,8 +185,8 @@ class FrozenRun:
             mine = {name: values[index].transpose(0, 1).flatten(0, 1) for name, values in columns.items()}
             recalls[table] = Recall(mine)
             if FEATURES in self.tables:
-                drawn = torch.randperm(self.features.shape[1], generator=self._generator)
-                rows = drawn[: self.contrast.estimator.draws]
+                shuffled = torch.randperm(self.features.shape[1], generator=self._generator)
+                rows = shuffled[: self.contrast.estimator.cache_proposals]
                 recalls[table] = Recall(mine, self._rows(mine["state"]), self._rows(rows))
         return recalls
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from emc2dist.config import Spec
+from emc2dist.core import balance
 from emc2dist.core.batch import Batch
 from emc2dist.core.closing import OPEN, Closing
 from emc2dist.core.columns import Schema
@@ -41,6 +42,8 @@ class Contrast:
     estimator: Estimator
     closing: Closing = OPEN
     """Of all its denominators."""
+    balanced: bool = True
+    """False leaves the pull of positives against candidates without gradient, for studies of what that does."""
 
     @property
     def denominators(self) -> Sequence[Denominator]:
@@ -61,17 +64,26 @@ class Contrast:
             for what in self.denominators
         }
         estimates = {name: visit.estimate for name, visit in visits.items()}
-        loss = torch.stack(list(self.objective.terms(batch, estimates).values())).sum()
+        loss = self._loss(batch, estimates)
         facts: dict[str, Fact] = {}
         ages: dict[str, Tensor] = {}
         for visit in visits.values():
             facts |= visit.facts
             ages |= visit.ages
         what, estimate = self.denominators[0], next(iter(estimates.values()))
+        if batch.drawn is not None:
+            facts["drawn_weight_ratio"] = drawn_weight(batch, estimate)
         facts |= _false_negatives(what, batch, estimate)
         facts["loss"] = loss_estimate(batch, estimate)
         remember = {name: visit.remember for name, visit in visits.items() if visit.remember}
         return Outcome(loss, remember, facts, ages)
+
+    def _loss(self, batch: Batch, estimates: Mapping[str, Estimate]) -> Tensor:
+        if self.balanced and (self.estimator.balance or balance.DEFAULT) == "push":
+            estimates = {name: balance.pushed(estimate) for name, estimate in estimates.items()}
+        elif self.balanced:
+            batch = replace(batch, pull=balance.pull(estimates.values()))
+        return torch.stack(list(self.objective.terms(batch, estimates).values())).sum()
 
 
 def contrast_for(spec: Spec) -> Contrast:
@@ -97,6 +109,14 @@ def _false_negatives(what: Denominator, batch: Batch, estimate: Estimate) -> dic
             same = others & batch.same("label", anchor, batch.index)
             facts["same_label_closed_ratio"] = (closed & same).sum(), same.sum()
     return facts
+
+
+def drawn_weight(batch: Batch, estimate: Estimate) -> Fact:
+    """The weight on draws, and the whole weight."""
+    assert batch.drawn is not None
+    first, last = len(batch.index), len(batch.index) + len(batch.drawn)
+    weights = estimate.weights.double()
+    return weights[:, first:last].sum(), weights.sum()
 
 
 def loss_estimate(batch: Batch, estimate: Estimate) -> Tensor:

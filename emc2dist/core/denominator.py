@@ -8,12 +8,12 @@ estimate's, so a formula reads as in its paper and autograd does the rest.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from emc2dist.core.batch import Batch
+from emc2dist.core.batch import Batch, locate
 from emc2dist.core.closing import OPEN, Closing
 from emc2dist.core.scores import log_ratio, over_views, sample_scores, view_scores
 
@@ -59,6 +59,20 @@ class Denominator:
             scores = sample_scores(own.flatten(0, 1), keys, temperature, highest) + log_ratio(len(own), len(keys))
         return self._weighed(batch, scores, index.unsqueeze(0))
 
+    def candidates(self, batch: Batch) -> "Candidates":
+        """The batch's samples and then its draws; of a draw that is in the batch, too, the column holds -inf."""
+        side = batch.sides[self.keys]
+        scores = self.scores(batch, side.all, batch.index)
+        mutual = torch.zeros_like(batch.index, dtype=torch.bool)
+        count = torch.full((), len(batch.index) - 1, dtype=scores.dtype, device=scores.device)
+        if batch.drawn is None or side.drawn is None:
+            return Candidates(scores, batch.index, mutual, count)
+        _, here = locate(batch.drawn, batch.index)
+        drawn = self.scores(batch, side.drawn, batch.drawn).masked_fill(here, -torch.inf)
+        one_sided = torch.cat([mutual, torch.ones_like(here)])
+        index = torch.cat([batch.index, batch.drawn])
+        return Candidates(torch.cat([scores, drawn], 1), index, one_sided, count + (~here).sum())
+
     def score_each(self, batch: Batch, keys: Tensor, index: Tensor) -> Tensor:
         """[A]: each anchor against one candidate of its own.
 
@@ -71,8 +85,10 @@ class Denominator:
         return self._weighed(batch, scores.unsqueeze(1), index.unsqueeze(1)).squeeze(1)
 
     def closed(self, batch: Batch, scores: Tensor) -> Tensor:
-        """bool [A, B]: which of the gathered batch's candidates are closed, by their scores."""
-        return (scores == -torch.inf) & (batch.index != batch.anchor_index(self.anchors).unsqueeze(1))
+        """bool [A, B]: which of the gathered batch's candidates are closed, by the scores of all [A, P]."""
+        return (scores[:, : len(batch.index)] == -torch.inf) & (
+            batch.index != batch.anchor_index(self.anchors).unsqueeze(1)
+        )
 
     def view_scores(self, batch: Batch, keys: Tensor) -> Tensor:
         """[V, A]: each anchor against the views [V, A, D] of a candidate of its own; -inf where it has no part."""
@@ -95,6 +111,19 @@ class Denominator:
         return scores if self.log_weight is None else scores + self.log_weight(batch, anchor, index)
 
 
+class Candidates(NamedTuple):
+    """What a step brings along as candidates for every anchor: P = B + M of them."""
+
+    scores: Tensor
+    """[A, P]; -inf where one is none."""
+    samples: Tensor
+    """int64 [P]."""
+    one_sided: Tensor
+    """bool [P]: its feature carries no gradient."""
+    number: Tensor
+    """Scalar: how many there are for an anchor, closed ones included."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """One denominator in one step, as an estimator has it."""
@@ -102,11 +131,14 @@ class Estimate:
     value: Tensor
     """[A], log Z as far as the estimator knows it; a constant of the differentiation."""
     scores: Tensor
-    """[A, C], with gradient; -inf where there is no candidate. The first B columns are the gathered batch's."""
+    """[A, C], with gradient; -inf where there is no candidate. The first B columns are the gathered batch's, the next
+    M its draws."""
     weights: Tensor
     """[A, C], the share of each candidate, 0 where there is none; constants of the differentiation."""
     index: Tensor
     """int64 [A or 1, C], the candidates' samples; any where there is no candidate."""
+    one_sided: Tensor
+    """bool [A or 1, C]: the candidate's feature carries no gradient."""
     closed: Tensor
     """bool [A, B]: which of the gathered batch's candidates are closed (`emc2dist.core.closing`)."""
 

@@ -15,17 +15,26 @@ from emc2dist.core.batch import Batch
 
 
 def positive_scores(batch: Batch, anchors: str, keys: str) -> Tensor:
-    """[A]: each anchor against its positive, see `positive_cosines`."""
-    return positive_cosines(batch, anchors, keys) / batch.temperature
+    """[A]: each anchor against its positive, see `positive_cosines`.
+
+    The positive gets the share `batch.pull` of its gradient as key; the anchor gets all of its own.
+    """
+    own, positive = batch.sides[anchors].own, _positives(batch, anchors, keys)
+    if batch.pull is not None:
+        share = batch.pull.view(*positive.shape[:-1], 1)
+        positive = positive.detach() + share * (positive - positive.detach())
+    return (own * positive).sum(-1).flatten() / batch.temperature
 
 
 def positive_cosines(batch: Batch, anchors: str, keys: str) -> Tensor:
     """[A]: each anchor with its positive: the mean over its sample's other views, or its pair on the other side."""
-    own, other = batch.sides[anchors].own, batch.sides[keys].own
-    if anchors != keys:
-        return (own * other).sum(-1).flatten()
-    others = own.sum(0) - own
-    return (own * others).sum(-1).flatten() / (len(own) - 1)
+    return (batch.sides[anchors].own * _positives(batch, anchors, keys)).sum(-1).flatten()
+
+
+def _positives(batch: Batch, anchors: str, keys: str) -> Tensor:
+    """[V, b, D]: what each anchor is pulled to."""
+    own = batch.sides[anchors].own
+    return batch.sides[keys].own if anchors != keys else (own.sum(0) - own) / (len(own) - 1)
 
 
 def view_scores(cosines: Tensor, temperature: float, highest: Tensor | None = None) -> Tensor:

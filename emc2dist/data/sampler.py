@@ -47,6 +47,10 @@ class EpochOrder:
         self.steps_per_epoch = samples // batch_size * parts
         self._permutations: dict[int, NDArray[np.int64]] = {}
 
+    def unrelated(self, batch_size: int, seed: int) -> "EpochOrder":
+        """Another order of the same samples, that of other batches."""
+        return EpochOrder(self.samples, batch_size, seed, blocks=self._blocks, window=self.window)
+
     def epoch(self, step: int) -> int:
         """The epoch, from 0, that the step, from 0, belongs to."""
         return step // self.steps_per_epoch

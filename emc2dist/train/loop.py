@@ -18,7 +18,7 @@ from emc2dist.config import Spec
 from emc2dist.data.images import Images, Labelled, known_of_each
 from emc2dist.data.loader import ViewLoader
 from emc2dist.data.sampler import EpochOrder
-from emc2dist.errors import SpecError
+from emc2dist.errors import DataError, SpecError
 from emc2dist.metrics import Recorder, Row
 from emc2dist.store import ChainStore
 from emc2dist.towers.encoder import Encoder
@@ -53,7 +53,14 @@ _MOST_STEPS = 2**31 - 1
 
 
 def order_for(spec: Spec, images: Images) -> EpochOrder:
-    """The order of the samples. Raises DataError if the batch is larger than the data, SpecError if it goes too far."""
+    """The order of the samples.
+
+    Raises DataError if the batch or the draws are more than the data, SpecError if it goes too far.
+    """
+    if spec.negatives.draws > len(images):
+        raise DataError(
+            f"negatives.draws: {spec.negatives.draws} is more than the {len(images)} training images; use fewer"
+        )
     order = EpochOrder(
         len(images),
         spec.batch_size,

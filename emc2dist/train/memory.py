@@ -31,7 +31,7 @@ from emc2dist.data.sampler import EpochOrder, rank_slice
 from emc2dist.store import ChainStore, Commit, Pending, Rows, Tables
 from emc2dist.train import transfer
 
-_CACHE_DRAW = 1  # label of the random stream that draws cache rows
+_CACHE_PROPOSALS = 1  # label of the random stream that draws them
 
 
 def schema_for(spec: Spec) -> Schema:
@@ -44,7 +44,7 @@ class Encoded:
     """Samples with a feature of this step, to be cached."""
 
     index: Tensor
-    """int64 [n], without repeats."""
+    """int64 [n]; of a sample that comes twice the last one counts."""
     features: Tensor
     """[n, D]"""
 
@@ -57,7 +57,7 @@ class _Ahead:
     reply: Pending
     carried: Mapping[str, NDArray[np.bool_]]
     """For each table of chains [b, V]: which anchors of `step` carry a state, in the order of the features read."""
-    draws: NDArray[np.int64]
+    proposals: NDArray[np.int64]
 
 
 class Memory:
@@ -71,7 +71,7 @@ class Memory:
     ) -> None:
         self.store, self.schema, self.generation = store, store.schema, generation
         self._spec, self._order, self._rank, self._device = spec, order, rank, device
-        self._draws = contrast_for(spec).estimator.draws
+        self._proposals = contrast_for(spec).estimator.cache_proposals
         self._by_anchor = [table for table in self.schema if table != FEATURES]
         self._chains = [table for table in self._by_anchor if "state" in self.schema[table]]
         self._read_ahead: dict[int, Tables] = {}
@@ -149,38 +149,38 @@ class Memory:
         if ahead is not None:
             read = dict.fromkeys(self._by_anchor, self._samples(ahead))
         carried: dict[str, NDArray[np.bool_]] = {}
-        draws = np.zeros(0, np.int64)
+        proposals = np.zeros(0, np.int64)
         if FEATURES in self.schema:
-            draws = self._draw(step)
+            proposals = self._propose(step)
             rows = self._read_ahead[step]
             carried = {table: rows[table]["visited"] for table in self._chains}
             states = [rows[table]["state"][visited] for table, visited in carried.items()]
-            read[FEATURES] = np.concatenate([*states, draws])
+            read[FEATURES] = np.concatenate([*states, proposals])
         commit, self._commit = self._commit, None
-        return _Ahead(step, self.store.exchange(self.generation, commit, read, as_of), carried, draws)
+        return _Ahead(step, self.store.exchange(self.generation, commit, read, as_of), carried, proposals)
 
     def _samples(self, step: int) -> NDArray[np.int64]:
         """[b], this rank's samples."""
         return rank_slice(self._order.batch(step), self._rank, self._spec.workers)
 
-    def _draw(self, step: int) -> NDArray[np.int64]:
+    def _propose(self, step: int) -> NDArray[np.int64]:
         """K samples, uniform without repeats; those that hold no feature yet are told apart by `present`."""
-        count = min(self._draws, self._order.samples)
-        generator = np.random.default_rng(seed_of(self._spec.seed, _CACHE_DRAW, step))
+        count = min(self._proposals, self._order.samples)
+        generator = np.random.default_rng(seed_of(self._spec.seed, _CACHE_PROPOSALS, step))
         return generator.choice(self._order.samples, count, replace=False, shuffle=False).astype(np.int64)
 
     def _cached(self, reply: Tables, ahead: _Ahead) -> Iterator[tuple[str, tuple[CachedRows, CachedRows]]]:
-        """For each table of chains: the cached features of what they carry, and the rows drawn."""
+        """For each table of chains: the cached features of what they carry, and the cache proposals."""
         if not self._chains:
             return
         columns = reply[FEATURES]
-        drawn_rows = {name: self._tensor(v[len(v) - len(ahead.draws) :]) for name, v in columns.items()}
-        drawn = CachedRows(self._tensor(ahead.draws), **drawn_rows)
+        last_rows = {name: self._tensor(v[len(v) - len(ahead.proposals) :]) for name, v in columns.items()}
+        proposed = CachedRows(self._tensor(ahead.proposals), **last_rows)
         first = 0
         for table, visited in ahead.carried.items():
             last = first + int(visited.sum())
             asked = {name: values[first:last] for name, values in columns.items()}
-            yield table, (self._carried(self._read_ahead[ahead.step][table]["state"], visited, asked), drawn)
+            yield table, (self._carried(self._read_ahead[ahead.step][table]["state"], visited, asked), proposed)
             first = last
 
     def _carried(

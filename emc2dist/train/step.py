@@ -1,7 +1,7 @@
 """One training step: encode, gather, contrast, backward, remember.
 
-    views (made ahead) -> encode -> gather with gradient -> [store: write t-1, read ahead] -> contrast (the sweep,
-    encoding carried negatives again) -> backward through DDP's buckets -> update -> remember
+    views (made ahead) -> encode, the draws without a graph -> gather -> [store: write t-1, read ahead] -> contrast
+    (the sweep, encoding carried negatives again) -> backward through DDP's buckets -> update -> remember
 
 Every random number derives from (seed, purpose, step, sample, view), so the outcome does not depend on how many
 workers share the batch, and the step number is the whole state of the generators.
@@ -9,10 +9,11 @@ workers share the batch, and the step number is the whole state of the generator
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from emc2dist.core.batch import Batch, Side, drawn_in, locate
 from emc2dist.core.contrast import contrast_for
 from emc2dist.core.diagnostics import alignment, effective_rank, uniformity
 from emc2dist.core.estimators import FEATURES, Fact
-from emc2dist.core.streams import fork
+from emc2dist.core.streams import fork, seed_of
 from emc2dist.data.encoded import Traffic
 from emc2dist.data.loader import ViewLoader
 from emc2dist.data.sampler import EpochOrder, rank_slice
@@ -40,7 +41,7 @@ _DATA_TIMEOUT_S = 600
 SIDE = "x"
 """The one side that there is, images (see `emc2dist.core.batch`)."""
 
-_VIEWS, _VISIT = 2, 3  # labels of random streams; `emc2dist.train.memory` uses 1
+_VIEWS, _VISIT, _DRAWS = 2, 3, 4  # labels of random streams; `emc2dist.train.memory` uses 1
 
 
 class Schedule(NamedTuple):
@@ -95,6 +96,16 @@ class Facts:
     """What the views that came in meanwhile asked of the images."""
 
 
+class _Ahead(NamedTuple):
+    """The views of a step to come, in the making."""
+
+    step: int
+    views: Future[Tensor]
+    """uint8 [V, b, 3, S, S] of this rank's samples."""
+    drawn: Future[Tensor] | None
+    """uint8 [1, M / W, 3, S, S] of this rank's draws; None without."""
+
+
 class Trainer:
     """Takes training steps on one rank."""
 
@@ -115,12 +126,14 @@ class Trainer:
         self.schedule = Schedule.of(spec, order.steps_per_epoch)
         self.temperature = Temperature.of(spec, order.steps_per_epoch)
         self._loader, self._order = loader, order
-        self._contrast = contrast_for(spec)
+        draws = spec.negatives.draws
+        self._draws = order.unrelated(draws, seed_of(spec.seed, _DRAWS)) if draws else None
+        self.contrast = contrast_for(spec)
         self._columns = {name: torch.from_numpy(values).to(device) for name, values in columns.items()}
         self._rank = collectives.rank()
         self.stopwatch = Stopwatch(device)
         self._seen = loader.traffic
-        self._ahead: deque[tuple[int, Future[Tensor]]] = deque()
+        self._ahead: deque[_Ahead] = deque()
 
     def step(self, step: int, *, health: bool = False) -> Facts:
         """Take step number `step`; `health` adds what is dear to measure. Raises NonFiniteError when it diverged."""
@@ -132,33 +145,42 @@ class Trainer:
     def _step(self, step: int, health: bool) -> Facts:
         phase = self.stopwatch.phase
         with phase("data_wait"):
-            views = self._views(step)
+            views, drawn_views = self._views(step)
         with phase("store_wait"):
             recall = self.memory.recall(step)
         with phase("forward"):
             features = self._encode(self.model, views.flatten(0, 1)).unflatten(0, views.shape[:2])
+        with torch.no_grad():
+            drawn = None if drawn_views is None else self._encode_alone(drawn_views)
         with phase("communication"):
-            batch = self._gathered(step, features)
+            batch = self._gathered(step, features, drawn)
         with phase("store_wait"):
             self.memory.exchange(step)
         with phase("sweep"):
             again = _Again(features, self._order.samples, lambda *views: self._encode_again(step, *views))
-            outcome = self._contrast(batch, recall, again)
+            outcome = self.contrast(batch, recall, again)
         facts = {**outcome.facts, **self._update(step, outcome.loss)}
         if FEATURES in self.memory.schema:
             facts["reencoded_images"] = torch.full((), float(len(again)), device=self.device)
-        self.memory.remember(step, outcome.remember, again.encoded(batch.own_index(SIDE)))
+        encoded = again.encoded(batch.own_index(SIDE))
+        if drawn is not None:
+            encoded = self._drawn_too(step, encoded, drawn)
+        self.memory.remember(step, outcome.remember, encoded)
         if not health:
             return Facts(facts, {}, self._traffic())
         return Facts({**facts, **_health(batch)}, outcome.ages, self._traffic())
 
-    def _views(self, step: int) -> Tensor:
-        """uint8 [V, b, 3, S, S] of this rank's samples, on the device; those of the next steps are begun."""
-        while not self._ahead or self._ahead[-1][0] < step + self.spec.data.prefetch:
-            self._begin(self._ahead[-1][0] + 1 if self._ahead else step)
-        due, views = self._ahead.popleft()
+    def _views(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """uint8 [V, b, 3, S, S] of this rank's samples, on the device, and [M / W, 3, S, S] of its draws, on the CPU.
+
+        Those of the next steps are begun.
+        """
+        while not self._ahead or self._ahead[-1].step < step + self.spec.data.prefetch:
+            self._begin(self._ahead[-1].step + 1 if self._ahead else step)
+        due, views, drawn = self._ahead.popleft()
         assert due == step, f"steps are taken one after the other, and {due} was next"
-        return _made(views).to(self.device, non_blocking=True)
+        on_device = _made(views).to(self.device, non_blocking=True)
+        return on_device, None if drawn is None else _made(drawn).squeeze(0)
 
     def _traffic(self) -> Traffic:
         """Since the last call."""
@@ -166,9 +188,18 @@ class Trainer:
         return self._seen - before
 
     def _begin(self, step: int) -> None:
-        index = rank_slice(self._order.batch(step), self._rank, self.spec.workers)
+        index = self._share(self._order, step)
         seeds = self._streams(_VIEWS, step, torch.from_numpy(index))
-        self._ahead.append((step, self._loader.submit(index, seeds.numpy())))
+        views, drawn = self._loader.submit(index, seeds.numpy()), None
+        if self._draws is not None:
+            index = self._share(self._draws, step)
+            seeds = fork(self.spec.seed, _VIEWS, step, torch.from_numpy(index), self.spec.views.count)
+            drawn = self._loader.submit(index, seeds.unsqueeze(0).numpy())
+        self._ahead.append(_Ahead(step, views, drawn))
+
+    def _share(self, order: EpochOrder, step: int) -> NDArray[np.int64]:
+        """[n / W], this rank's samples."""
+        return rank_slice(order.batch(step), self._rank, self.spec.workers)
 
     def _streams(self, purpose: int, step: int, index: Tensor) -> Tensor:
         """int64 [V, n]: one stream per view of each sample."""
@@ -186,29 +217,71 @@ class Trainer:
         seeds = fork(self.spec.seed, _VIEWS, drawn, samples, slot)
         with self.stopwatch.phase("data_wait"):
             (images,) = _made(self._loader.submit(samples.numpy(), seeds.unsqueeze(0).numpy(), urgent=True))
+        features = self._encode_alone(images)
+        _check_finite(features, lambda slot: (self._rank, int(samples[slot])), step)
+        return features
+
+    def _encode_alone(self, images: Tensor) -> Tensor:
+        """Features [m, D] of images that are not of the batch, of which every rank may have another number."""
         # Past DDP's wrapper: the parameters already took part in this step's forward, and a rank may have nothing to
         # encode again. A handful of negatives has no batch statistics of its own, hence the running ones.
         encoder = collectives.unwrapped(self.model)
         with self.stopwatch.phase("forward"), running_statistics(encoder):
-            features = self._encode(encoder, transfer.to_device(images, self.device))
-        _check_finite(features, lambda slot: (self._rank, int(samples[slot])), step)
-        return features
+            return self._encode(encoder, transfer.to_device(images, self.device))
+
+    def _drawn_too(self, step: int, encoded: Encoded, drawn: Tensor) -> Encoded:
+        """With this rank's draws [M / W, D], but for those of the batch: some rank has newer views of them to cache."""
+        assert self._draws is not None
+        index = self._share(self._draws, step)
+        (outside,) = np.nonzero(~np.isin(index, self._order.batch(step)))
+        samples, rows = (
+            transfer.to_device(torch.from_numpy(numbers), self.device) for numbers in (index[outside], outside)
+        )
+        # Of a sample that is encoded again, too, that feature comes last and counts.
+        return Encoded(torch.cat([samples, encoded.index]), torch.cat([drawn[rows], encoded.features]))
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.spec.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
-    def _gathered(self, step: int, features: Tensor) -> Batch:
-        gathered = collectives.gather_features(features)
-        index = transfer.to_device(torch.from_numpy(self._order.batch(step)), self.device)
-        own = features.shape[1]
-        _check_finite(gathered.transpose(0, 1).flatten(1), lambda slot: (slot // own, int(index[slot])), step)
-        first = self._rank * own
+    def _gathered(self, step: int, features: Tensor, drawn: Tensor | None) -> Batch:
+        """The batch of all ranks' features, and of all their draws [M / W, D]."""
+        side = Side(own=features, all=collectives.gather_features(features))
+        index, drawn_index = self._index(self._order, step), None
+        gathered = [(index, side.all.transpose(0, 1))]
+        if drawn is not None and self._draws is not None:
+            rows, drawn_index = collectives.gather_rows(drawn), self._index(self._draws, step)
+            side = replace(side, drawn=rows.unsqueeze(0))
+            gathered.append((drawn_index, rows))
+        self._check_gathered(gathered, step)
+        first, own = self._rank * features.shape[1], features.shape[1]
         streams = self._streams(_VISIT, step, index[first : first + own]).flatten()
-        side = Side(own=features, all=gathered)
         temperature, epoch = self.temperature.at(step), step / self._order.steps_per_epoch
-        return Batch(index, first, {SIDE: side}, temperature, self._order.samples, step, streams, epoch, self._columns)
+        return Batch(
+            index,
+            first,
+            {SIDE: side},
+            temperature,
+            self._order.samples,
+            step,
+            streams,
+            epoch,
+            self._columns,
+            drawn_index,
+        )
+
+    def _check_gathered(self, gathered: Collection[tuple[Tensor, Tensor]], step: int) -> None:
+        """Raise for the first of all ranks' rows [n, ...] of samples [n] that is not finite. A GPU is asked once."""
+        if torch.stack([rows.isfinite().all() for _, rows in gathered]).all():
+            return
+        for samples, rows in gathered:
+            share = len(samples) // self.spec.workers
+            _check_finite(rows, partial(_owner, samples, share), step)
+
+    def _index(self, order: EpochOrder, step: int) -> Tensor:
+        """int64 [n], the samples of all ranks, on the device."""
+        return transfer.to_device(torch.from_numpy(order.batch(step)), self.device)
 
     def _update(self, step: int, loss: Tensor) -> dict[str, Fact]:
         """Backward and, at the end of an accumulated update, the optimiser's step; then returns the gradient norm."""
@@ -260,6 +333,11 @@ class _Again:
         keep[1:] &= samples[1:] != samples[:-1]
         features = self._features.detach()[newest[place[keep]]]
         return Encoded(torch.cat([own, samples[keep]]), torch.cat([self._own[-1].detach(), features]))
+
+
+def _owner(samples: Tensor, share: int, slot: int) -> tuple[int, int]:
+    """(rank, sample) of a slot of gathered samples, of which each rank brought `share`."""
+    return slot // share, int(samples[slot])
 
 
 def _check_finite(rows: Tensor, name: Callable[[int], tuple[int, int]], step: int) -> None:

@@ -194,7 +194,7 @@ def test_a_chain_never_visited_moves_to_what_it_is_offered_and_nothing_offered_m
 def test_weight_zero_on_what_is_no_candidate_gives_no_nan():
     z = torch.zeros(1, requires_grad=True)
     none = torch.zeros(1, 2)
-    estimate = Estimate(torch.zeros(1), torch.full((1, 2), -INF) + z, none, none, none.bool())
+    estimate = Estimate(torch.zeros(1), torch.full((1, 2), -INF) + z, none, none, none.bool(), none.bool())
     estimate.log_z.sum().backward()
     assert z.grad.isfinite().all()
 

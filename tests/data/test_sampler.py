@@ -52,6 +52,16 @@ def test_prefetching_over_the_end_of_an_epoch_draws_each_permutation_once(monkey
     assert seeds == [[0, 0], [0, 1], [0, 2]]
 
 
+def test_an_unrelated_order_is_of_the_same_samples_in_other_batches():
+    order = EpochOrder(24, 6, seed=0)
+    other = order.unrelated(8, seed=1)
+    assert other.steps_per_epoch == 3
+    assert sorted(epoch_of(other, 0)) == list(range(24))
+    assert not np.array_equal(epoch_of(other, 0), epoch_of(order, 0))
+    blocks = EpochOrder(24, 6, seed=0, blocks=np.array([12, 12]), window=1)
+    assert set(epoch_of(blocks.unrelated(12, seed=1), 0)[:12]) in ({*range(12)}, {*range(12, 24)})
+
+
 def test_a_caller_may_change_its_batch():
     order = EpochOrder(8, 4, seed=0)
     order.batch(0)[:] = -1

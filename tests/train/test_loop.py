@@ -23,7 +23,8 @@ KINDS = [
     ["negatives.kernel=mh", "negatives.cache_proposals=12", "negatives.carried=cached"],
     ["negatives.kernel=isir", "negatives.carried=cached", "shards=3"],
     ["objective=sogclr"],
-    ["objective=simclr"],
+    ["objective=simclr", "negatives.draws=12"],
+    ["negatives.kernel=isir", "negatives.cache_proposals=12", "negatives.draws=12"],
     ["negatives.kernel=isir", "negatives.cache_proposals=12", "temperature_end=0.5", "temperature_period=1.5"],
     ["negatives.ceiling=0.99", "negatives.close=[label, duplicates]"],
     # Each differs little from one of those:
@@ -79,6 +80,24 @@ def test_false_negatives_are_counted_and_a_ceiling_waits_for_its_epoch(tmp_path)
     labels = Run(small_spec("negatives.close=[label]"), tmp_path / "label").go()
     assert labels.column("same_label_weight_ratio") == [0] * 12
     assert set(labels.column("same_label_closed_ratio")) == {1}
+
+
+def test_more_draws_than_images_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"negatives.draws: 49 is more than the 48 training images; use fewer"):
+        Run(small_spec("negatives.draws=49"), tmp_path).go()
+
+
+def test_draws_write_the_cache(tmp_path):
+    """24 draws of 48 samples: every second step all have been drawn."""
+    drawing = small_spec("negatives.kernel=isir", "negatives.draws=24", "negatives.carried=cached", "epochs=1")
+    plain = small_spec("negatives.kernel=isir", "negatives.carried=cached", "epochs=1")
+    written = []
+    for spec, folder in ((drawing, "drawing"), (plain, "plain")):
+        run = Run(spec, tmp_path / folder).go()
+        tables = load_file(run.checkpoints[6] / "shard-00000-of-00001.safetensors")
+        written.append(next(values for name, values in tables.items() if name.endswith("written_at")))
+    assert (written[0] >= 4).all()
+    assert sorted(written[1]) == sorted([*range(6)] * 8)
 
 
 def test_checkpoints_within_an_epoch_change_nothing(tmp_path):

@@ -84,8 +84,8 @@ def test_cache_rows_are_drawn_uniformly_without_repeats_and_alike_for_all_ranks(
     order = order_for(spec, DigitsImages("train", limit=SAMPLES))
     store = LocalStore(Layout(SAMPLES, 1), schema_for(spec))
     ranks = [Memory(spec, store, order, rank, "g", torch.device("cpu")) for rank in range(2)]
-    draws = np.stack([ranks[0]._draw(step) for step in range(4_000)])
-    assert all((memory._draw(7) == draws[7]).all() for memory in ranks)
+    draws = np.stack([ranks[0]._propose(step) for step in range(4_000)])
+    assert all((memory._propose(7) == draws[7]).all() for memory in ranks)
     assert all(len(set(row)) == 12 for row in draws[:100])
     counts, expected = np.bincount(draws.ravel(), minlength=SAMPLES), 4_000 * 12 / SAMPLES
     assert ((counts - expected) ** 2 / (expected * (1 - 12 / SAMPLES))).sum() < 90  # chi-square, 47 degrees, p = 0.0002

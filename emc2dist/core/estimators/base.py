@@ -1,11 +1,13 @@
 """What an estimator is: from a denominator and what is remembered of it to its estimate and what to remember."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from torch import Tensor
 
+from emc2dist.core.balance import Balance
 from emc2dist.core.batch import Batch
 from emc2dist.core.columns import Schema
 from emc2dist.core.denominator import Denominator, Estimate
@@ -41,8 +43,8 @@ class Recall(NamedTuple):
     """Each [A], by anchor; empty where the estimator remembers nothing."""
     carried: CachedRows | None = None
     """The cached features of the carried states, A rows (any content where not visited); None without a cache."""
-    drawn: CachedRows | None = None
-    """The K rows drawn for this step, the same for all workers; None without a cache."""
+    proposed: CachedRows | None = None
+    """The K cache proposals of this step, the same for all workers; None without a cache."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,24 @@ class Visit:
     """Steps, [A] by anchor; -1 where there is none."""
 
 
-class Estimator(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Estimator(ABC):
     """One way to estimate denominators; its fields are the options of `emc2dist.config.negatives` of the same name."""
 
-    @property
-    def draws(self) -> int:
-        """K, rows of the feature cache that it wants drawn for every step."""
+    draws: int = 0
+    """M, samples that are drawn in every step and encoded without a graph; candidates like the batch's."""
+    balance: Balance | None = None
+    """What makes up for candidates without gradient (`emc2dist.core.balance`); None: its default."""
 
+    @property
+    def cache_proposals(self) -> int:
+        """K, rows of the feature cache that it wants proposed in every step."""
+        return 0
+
+    @abstractmethod
     def tables(self, what: Denominator, views: int, width: int) -> Schema:
         """What it remembers of each sample with `views` views and features `width` wide."""
 
+    @abstractmethod
     def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:
         """Estimate one denominator for the worker's anchors."""

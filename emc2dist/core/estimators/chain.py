@@ -16,7 +16,8 @@ is closed today is dropped: the chain goes on as if not yet visited. With a ceil
 fresh feature, so what is carried is then encoded again in step 1, with `mh` too.
 
 A sample is a candidate at most once: a carried sample that is in the batch is taken out of the batch's columns, and
-stands as the carried state, the last column.
+stands as the carried state, the last column. Draws are proposals as the batch's samples are; one that is carried is
+taken out, and the carried state scored as ever.
 
 **The view is part of the state.** A chain carries one *view* of a sample, the one that it was drawn with, and encodes
 that view again; a fresh one would have another weight than the one by which it was chosen. Alone it stands for all V
@@ -81,11 +82,6 @@ class Chain(Estimator):
     feature_dtype: Literal["float16", "float32"] = "float16"
     rate: float = 0.1
     """Weight of the newest value in the average of log Z, in (0, 1]; used where an objective needs log Z itself."""
-
-    @property
-    @override
-    def draws(self) -> int:
-        return self.cache_proposals
 
     @override
     def tables(self, what: Denominator, views: int, width: int) -> Schema:
@@ -162,13 +158,13 @@ class Chain(Estimator):
         return None if before is None else blended(before, pool.log_mean(), recall.columns["visited"], self.rate)
 
     def _move(self, pool: "_Pool", carried: Carried, recall: Recall) -> tuple[Carried, Tensor]:
-        """Delayed acceptance of one of the K drawn rows by each chain; also which chains moved, bool [A]."""
+        """Delayed acceptance of one of the K cached rows by each chain; also which chains moved, bool [A]."""
         assert recall.carried is not None
-        assert recall.drawn is not None
-        rows = recall.drawn
+        assert recall.proposed is not None
+        rows = recall.proposed
         with torch.no_grad():
             is_carried = (rows.index == carried.state.unsqueeze(1)) & carried.exists.unsqueeze(1)
-            stale = pool.score_drawn(rows).masked_fill(is_carried, -torch.inf)
+            stale = pool.score_rows(rows).masked_fill(is_carried, -torch.inf)
             stale_carried = pool.score_cached(recall.carried).masked_fill(~carried.exists, -torch.inf)
             proposal = propose(stale, stale_carried, pool.streams)
         carried = pool.refreshed(carried, carried.exists & proposal.moves)
@@ -178,20 +174,20 @@ class Chain(Estimator):
 
 
 class _Pool:
-    """Everything that one visit can be contrasted with: the batch, cached rows, and what is encoded again."""
+    """Everything that one visit can be contrasted with: batch, draws, cached rows, and what is encoded again."""
 
     def __init__(self, what: Denominator, batch: Batch, encode: Encode, complete: bool) -> None:
         """Begin; `complete`: what is encoded again has all V views, else one that stands for all."""
         assert batch.streams is not None, "a chain draws"
         self._what, self._batch, self._encode = what, batch, encode
         self._keys = batch.sides[what.keys].all
-        self._scores = what.scores(batch, self._keys, batch.index)
+        self._scores, self._index, self._one_sided, self._count = what.candidates(batch)
         self.streams = batch.streams
         self.complete = complete and what.views == "all"  # a slot's own views need none of the others
 
     def log_mean(self) -> Tensor:
-        """[A]: log of the mean of w exp s over the batch's candidates; a closed one counts as 0."""
-        return self._scores.detach().logsumexp(1) - math.log(len(self._batch.index) - 1)
+        """[A]: log of the mean of w exp s over batch and draws; a closed one counts as 0."""
+        return self._scores.detach().logsumexp(1) - self._count.log()
 
     def find(self, samples: Tensor) -> Carried:
         """One sample per anchor [A], as it is in the batch; `fresh` tells where it is."""
@@ -204,8 +200,8 @@ class _Pool:
         keys = rows.feature.to(self._scores.dtype).unsqueeze(0)
         return self._what.score_each(self._batch, keys, rows.index).masked_fill(~rows.present, -torch.inf)
 
-    def score_drawn(self, rows: CachedRows) -> Tensor:
-        """[A, K]: all anchors against the drawn rows; -inf where one holds no feature."""
+    def score_rows(self, rows: CachedRows) -> Tensor:
+        """[A, K]: all anchors against cached rows; -inf where one holds no feature."""
         keys = rows.feature.to(self._scores.dtype).unsqueeze(0)
         return self._what.scores(self._batch, keys, rows.index).masked_fill(~rows.present, -torch.inf)
 
@@ -243,8 +239,10 @@ class _Pool:
 
     def view_of(self, state: Tensor, carried: Carried) -> Tensor:
         """int64 [A]: the number of the view that goes on with each chain, by the column int64 [A] that it ended on."""
-        slot = state.clamp(max=len(self._batch.index) - 1)
-        return torch.where(state == len(self._batch.index), carried.view, self._batch_view(slot, _VIEW))
+        count = len(self._batch.index)
+        view = self._batch_view(state.clamp(max=count - 1), _VIEW)
+        view = torch.where(state < count, view, self._batch.view_numbers(self._batch.views, 1)[0])
+        return torch.where(state == len(self._index), carried.view, view)
 
     def _batch_view(self, slot: Tensor, lane: int) -> Tensor:
         """int64 [A]: a view drawn of the batch's sample in slot int64 [A]."""
@@ -260,18 +258,20 @@ class _Pool:
         return numbers.gather(0, drawn.unsqueeze(0)).squeeze(0)
 
     def proposals(self, carried: Carried) -> Tensor:
-        """[A, B]: the batch's scores, without those of what is carried."""
-        taken = (self._batch.index == carried.state.unsqueeze(1)) & carried.exists.unsqueeze(1)
+        """[A, P]: scores of the P = B + M proposals, the batch and its draws, without those of what is carried."""
+        taken = (self._index == carried.state.unsqueeze(1)) & carried.exists.unsqueeze(1)
         return self._scores.masked_fill(taken, -torch.inf)
 
     def estimate(self, carried: Carried, weights: Tensor, log_mean: Tensor | None) -> Estimate:
-        """The estimate, by weights [A, B + 1] of a sweep over the proposals and the carried state."""
+        """The estimate, by weights [A, P + 1] of a sweep over the proposals and the carried state."""
         proposals = self.proposals(carried)
         scores = torch.cat([proposals, carried.score.unsqueeze(1)], 1)
-        index = torch.cat([self._batch.index.expand(len(scores), -1), carried.state.unsqueeze(1)], 1)
+        index = torch.cat([self._index.expand(len(scores), -1), carried.state.unsqueeze(1)], 1)
+        one_sided = torch.cat([self._one_sided.expand_as(proposals), ~carried.fresh.unsqueeze(1)], 1)
         log_mean = self.log_mean() if log_mean is None else log_mean
         log_z = math.log(self._batch.samples - 1) + log_mean
-        return Estimate(log_z, scores, weights, index, self._what.closed(self._batch, self._scores.detach()))
+        closed = self._what.closed(self._batch, self._scores.detach())
+        return Estimate(log_z, scores, weights, index, one_sided, closed)
 
 
 def _facts(visit: Sweep) -> dict[str, Fact]:

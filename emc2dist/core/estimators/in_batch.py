@@ -1,6 +1,7 @@
-"""The gathered batch as all there is: softmax over it (SimCLR, Chen et al. 2020; DCL, Yeh et al. 2021).
+"""The gathered batch and the step's draws as all there is: softmax over them (SimCLR, Chen et al. 2020; DCL, Yeh et al.
+2021).
 
-Biased in a small batch. Over the whole dataset it is exact, and so the oracle (`emc2dist.core.exact`).
+Biased where they are few. Over the whole dataset it is exact, and so the oracle (`emc2dist.core.exact`).
 """
 
 from dataclasses import dataclass
@@ -16,9 +17,7 @@ from emc2dist.core.estimators.base import Encode, Estimator, Recall, Visit
 
 @dataclass(frozen=True)
 class InBatch(Estimator):
-    """log Z over the batch's own samples; nothing is remembered."""
-
-    draws = 0
+    """log Z over the batch's own samples and the draws; nothing is remembered."""
 
     @override
     def tables(self, what: Denominator, views: int, width: int) -> Schema:
@@ -30,10 +29,10 @@ class InBatch(Estimator):
 
 
 def in_batch(what: Denominator, batch: Batch) -> Estimate:
-    """The estimate from the gathered batch alone."""
-    scores = what.scores(batch, batch.sides[what.keys].all, batch.index)
+    """The estimate from the gathered batch and its draws alone."""
+    scores, index, one_sided, _ = what.candidates(batch)
     constant = scores.detach()
     # Where all are closed the softmax is NaN.
     weights = constant.softmax(1).masked_fill(constant == -torch.inf, 0)
     closed = what.closed(batch, constant)
-    return Estimate(constant.logsumexp(1), scores, weights, batch.index.unsqueeze(0), closed)
+    return Estimate(constant.logsumexp(1), scores, weights, index.unsqueeze(0), one_sided.unsqueeze(0), closed)

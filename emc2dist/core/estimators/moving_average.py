@@ -1,6 +1,6 @@
 """A moving average of each anchor's denominator (SogCLR, Yuan et al. 2022).
 
-    u <- (1 - rate) u + rate * mean_c w(a, c) exp s(a, c)        over the batch's candidates, in log space
+    u <- (1 - rate) u + rate * mean_c w(a, c) exp s(a, c)        over batch and draws, in log space
 
 The weights are exp s / (|batch| u), which do not sum to 1: a batch that is harder than the average pushes harder. A
 closed candidate counts as one of weight 0, so that (N - 1) u is the sum over those that are open.
@@ -26,23 +26,22 @@ class MovingAverage(Estimator):
     rate: float = 0.1
     """SogCLR's gamma, in (0, 1]."""
 
-    draws = 0
-
     @override
     def tables(self, what: Denominator, views: int, width: int) -> Schema:
         return {what.name: {"log_mean": Column("float32", (views,)), "visited": Column("bool", (views,))}}
 
     @override
     def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:
-        scores = what.scores(batch, batch.sides[what.keys].all, batch.index)
+        scores, index, one_sided, count = what.candidates(batch)
         visited = recall.columns["visited"]
         constant = scores.detach()
-        log_count = math.log(len(batch.index) - 1)
+        log_count = count.log()
         log_mean = blended(recall.columns["log_mean"], constant.logsumexp(1) - log_count, visited, self.rate)
         # Where all were closed so far, u is 0, and the difference NaN.
         weights = (constant - (log_count + log_mean).unsqueeze(1)).exp().masked_fill(constant == -torch.inf, 0)
         value = math.log(batch.samples - 1) + log_mean
-        estimate = Estimate(value, scores, weights, batch.index.unsqueeze(0), what.closed(batch, constant))
+        closed = what.closed(batch, constant)
+        estimate = Estimate(value, scores, weights, index.unsqueeze(0), one_sided.unsqueeze(0), closed)
         # The average begins with the first batch that has an open candidate: from 0 on it would push 1 / rate as hard.
         remember = {"log_mean": log_mean.float(), "visited": log_mean > -torch.inf}
         return Visit(estimate, remember, {"visited_ratio": visited.double().mean()})

@@ -1,0 +1,43 @@
+"""Balance: what makes up for candidates whose features carry no gradient.
+
+The gradient moves a sample in three roles: as anchor, as positive, and as somebody's negative. A candidate without
+gradient (a draw, a cached feature) pushes its anchor and is not pushed itself, while a positive pulls on both sides.
+Let q be the share of such candidates in an anchor's weight. Over all anchors a sample is pushed about as much as anchor
+as it is as negative, so of a push of 2 there is 2 - q left, against a pull of 2: attraction wins, and representations
+suffer. Two ways back, by the same symmetry; both have the exact direction, up to what the symmetry neglects:
+
+    push    weights on candidates without gradient count twice: push 2 (1 - q) + 2 q = 2, pull 2
+    pull    a positive gets the share 1 - q of its gradient as key: push 2 - q, pull 2 - q, a shorter step
+
+Where an estimator's weights do not sum to 1 (moving averages), q is still a share: both ways keep the ratio of pull to
+push that gradients to both sides would have had. docs/draws.md has the numbers.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from emc2dist.core.denominator import Estimate
+
+Balance = Literal["pull", "push"]
+DEFAULT: Balance = "pull"
+
+
+def one_sided_share(estimate: Estimate) -> Tensor:
+    """q [A] in [0, 1]: the share of an anchor's weight on candidates without gradient; 0 where it has no weight."""
+    weights = estimate.weights.detach()
+    one_sided = (weights * estimate.one_sided).sum(1)
+    return one_sided / weights.sum(1).clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def pushed(estimate: Estimate) -> Estimate:
+    """The estimate with weights on candidates without gradient counted twice."""
+    return replace(estimate, weights=estimate.weights * (1 + estimate.one_sided.to(estimate.weights.dtype)))
+
+
+def pull(estimates: Collection[Estimate]) -> Tensor:
+    """1 - q [A], the mean over denominators: what positives keep of their gradient as keys."""
+    return 1 - torch.stack([one_sided_share(estimate) for estimate in estimates]).mean(0)

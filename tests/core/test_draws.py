@@ -1,0 +1,151 @@
+"""Draws as candidates, and what balances a gradient that only one side gets."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from core.test_objectives import PAIRS, contrast, features
+from torch.nn.functional import normalize
+
+from benchmarks.certificate import digit_features
+from emc2dist.core import balance
+from emc2dist.core.batch import Batch, Side
+from emc2dist.core.certify import FrozenRun, certify
+from emc2dist.core.denominator import Denominator, Estimate
+from emc2dist.core.scores import positive_scores
+
+INF = torch.inf
+DRAWS = "negatives.draws=32"
+
+
+def drawing(z, index, drawn, pull=None):
+    """A batch of samples `index` of `z` [V, N, D], and `drawn` of its samples by their first view."""
+    side = Side(z[:, index], z[:, index], z[:1, drawn].detach())
+    return Batch(index, 0, {"x": side}, 0.2, z.shape[1], drawn=drawn, pull=pull)
+
+
+def test_draws_are_candidates_as_the_batch_is_but_not_twice():
+    z, index, drawn = features(1, 12).expand(2, -1, -1), torch.tensor([4, 1, 9]), torch.tensor([7, 1, 0, 11])
+    scores, samples, one_sided = Denominator().candidates(drawing(z, index, drawn))
+    assert samples.tolist() == [4, 1, 9, 7, 1, 0, 11]
+    assert one_sided.tolist() == [False] * 3 + [True] * 4
+    everything = torch.arange(12)
+    whole, *_ = Denominator().candidates(Batch(everything, 0, {"x": Side(z, z)}, 0.2, 12))
+    expected = whole[index.repeat(2) + torch.tensor([0] * 3 + [12] * 3)][:, samples]
+    expected[:, 4] = -INF  # in the batch already
+    torch.testing.assert_close(scores, expected)
+
+
+def test_a_draw_gets_no_gradient_and_gives_its_anchors_theirs():
+    z = features(2, 12).requires_grad_()
+    index, drawn = torch.tensor([4, 1, 9]), torch.tensor([7, 0, 11])
+    scores, *_ = Denominator().candidates(drawing(z, index, drawn))
+    (gradient,) = torch.autograd.grad(scores[:, 3:].sum(), z)
+    assert gradient.norm(dim=2).sum(0).nonzero().flatten().tolist() == [1, 4, 9]
+
+
+def test_no_sample_is_a_candidate_twice_of_a_chain_with_draws():
+    run = FrozenRun(contrast("emc2", "chain", "negatives.kernel=isir", "negatives.draws=5"), features(1, 12), 4, 0.2)
+    among_draws = 0
+    for t in range(40):
+        run.outcome(t)
+        index = torch.randperm(12, generator=run._generator)[:4]
+        batch, recall = run.batch(index, t), run._recall(index)["negatives"]
+        visit = run.contrast.estimator.estimate(Denominator(), batch, recall, run.encode)
+        for a, anchor in enumerate(index.repeat(2).tolist()):
+            there = visit.estimate.index[a][visit.estimate.scores[a] > -INF].tolist()
+            carried = {recall.columns["state"][a].item()} if recall.columns["visited"][a] else set()
+            among_draws += bool(carried & set(batch.drawn.tolist()))
+            assert sorted(there) == sorted({*index.tolist(), *batch.drawn.tolist(), *carried} - {anchor})
+    assert among_draws > 20
+
+
+class BothSides(FrozenRun):
+    """Draws get their gradient, so that the exact one must come out."""
+
+    def _draw(self, step):
+        drawn, _ = super()._draw(step)
+        return drawn, self.features[:1, drawn]
+
+
+@pytest.mark.parametrize("cached", [pytest.param(0, marks=pytest.mark.slow), 16])
+def test_chains_with_draws_are_unbiased(cached):
+    """Views alike: a draw's one view, with log V for those that are not at hand, weighs as a sample of the batch."""
+    more = ["negatives.kernel=isir", "negatives.draws=4", f"negatives.cache_proposals={cached}"]
+    run = BothSides(replace(contrast("emc2", "chain", *more), balanced=False), digit_features(32)[:1], 4, 0.1)
+    found = certify(run, 1_200)
+    assert found.ratio < 1.5
+    assert found.relbias < 0.16
+
+
+def test_pulled_positives_keep_their_share_as_keys_and_anchors_all_of_theirs():
+    z, index = features(3, 4), torch.arange(4)
+    own = z.requires_grad_()
+    share = torch.linspace(0, 1, 12, dtype=torch.float64)
+    weights = torch.rand(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scores = positive_scores(drawing(own, index, index[:0], share), "x", "x")
+    torch.testing.assert_close(scores, positive_scores(drawing(own, index, index[:0]), "x", "x"))
+    (gradient,) = torch.autograd.grad((weights * scores).sum(), own)
+    expected = torch.zeros_like(z)
+    for v in range(3):
+        for i in range(4):
+            for w in {0, 1, 2} - {v}:
+                weight = weights[v * 4 + i] / 2 / 0.2
+                expected[v, i] += weight * z[w, i].detach()
+                expected[w, i] += weight * share[v * 4 + i] * z[v, i].detach()
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_the_share_without_gradient_is_of_the_whole_weight():
+    weights = torch.tensor([[0.5, 0.25, 0.25], [2.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    one_sided = torch.tensor([[False, True, True]])
+    none = torch.zeros(3, 3)
+    estimate = Estimate(torch.zeros(3), none, weights, torch.zeros(1, 3), one_sided, none.bool())
+    assert balance.one_sided_share(estimate).tolist() == [0.5, 0.5, 0.0]
+    assert balance.pull([estimate]).tolist() == [0.5, 0.5, 1.0]
+    assert balance.pushed(estimate).weights.tolist() == [[0.5, 0.5, 0.5], [2.0, 2.0, 2.0], [0.0, 0.0, 0.0]]
+
+
+def clusters(views=2, samples=64, width=16, count=8):
+    """Samples near others: where a negative pushes hard, it matters who is pushed back."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape):
+        return torch.randn(*shape, width, generator=generator, dtype=torch.float64)
+
+    centres = noise(count)[torch.arange(samples) % count]
+    return normalize(centres + 0.6 * noise(samples) + 0.4 * noise(views, samples), dim=-1)
+
+
+def mean_gradient(contrast, z, batch_size, temperature, steps):
+    """Cosine with the exact gradient, and length in units of its length."""
+    run = FrozenRun(contrast, z, batch_size, temperature)
+    exact, skipped = run.exact(), steps // 6
+    mean = sum(run.step(t) * (t >= skipped) for t in range(steps)) / (steps - skipped)
+    return ((mean * exact).sum() / (mean.norm() * exact.norm())).item(), (mean.norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize(
+    ("objective", "negatives", "more"),
+    [
+        ("dcl", "in_batch", []),
+        pytest.param("dcl", "chain", ["negatives.kernel=isir"], marks=pytest.mark.slow),
+        *(pytest.param(*pair, [], marks=pytest.mark.slow) for pair in PAIRS[1:] if pair[1] != "chain"),
+    ],
+)
+def test_balanced_draws_give_the_sum_of_all_roles(objective, negatives, more):
+    """The certificate of balance: a sample moved as anchor, positive and negative; one role less turns it aside.
+
+    With gradient to both sides of 32 draws the cosine is 0.990 (0.7 of the rest is the noise of 800 steps).
+    """
+
+    def found(*balance, balanced=True):
+        made = replace(contrast(objective, negatives, DRAWS, *more, *balance), balanced=balanced)
+        return mean_gradient(made, clusters(), 8, 0.2, 800)
+
+    cosine, _ = found(balanced=False)
+    assert cosine < 0.98
+    for kind, shortest, longest in (("push", 0.85, 1.1), ("pull", 0.5, 0.7)):
+        cosine, length = found(f"negatives.balance={kind}")
+        assert cosine > 0.985
+        assert shortest < length < longest
