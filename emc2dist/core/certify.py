@@ -1,7 +1,8 @@
 """Is the averaged gradient the exact one? A contrast run for many steps over features that stand still.
 
-Each step draws B of the N samples, contrasts them as training does (the same `Contrast`, with what it remembers in
-plain tensors), and takes the gradient g_t of its loss with respect to all features. Over the last 5/6 of T steps:
+Each step takes B of the N samples, and M draws, contrasts them as training does (the same `Contrast`, with what it
+remembers in plain tensors), and takes the gradient g_t of its loss with respect to all features. Over the last 5/6 of T
+steps:
 
     relbias   |mean_t g_t - grad L| / |grad L|
     floor     sqrt(mean_t |g_t - grad L|^2 / T_kept) / |grad L|: what T_kept independent unbiased samples would leave
