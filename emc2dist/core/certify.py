@@ -1,8 +1,8 @@
 """Is the averaged gradient the exact one? A contrast run for many steps over features that stand still.
 
-Each step draws B of the N samples and views of them, contrasts them as training does (the same `Contrast`, with what it
-remembers in plain tensors), and takes the gradient g_t of its loss with respect to a shift of every sample's features,
-all of its views alike. Over the last 5/6 of T steps:
+Each step takes B of the N samples, views of them, and M draws, contrasts them as training does (the same `Contrast`,
+with what it remembers in plain tensors), and takes the gradient g_t of its loss with respect to a shift of every
+sample's features, all of its views alike, before they are brought to unit length. Over the last 5/6 of T steps:
 
     relbias   |mean_t g_t - grad L| / |grad L|
     floor     sqrt(mean_t |g_t - grad L|^2 / T_kept) / |grad L|: what T_kept independent unbiased samples would leave

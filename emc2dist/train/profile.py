@@ -145,8 +145,11 @@ def _device(spec: Spec) -> torch.device:
 def _share(spec: Spec, batches: int) -> Spec:
     """What one worker of `spec` does, as a spec of one worker and so many of its batches of images."""
     batch = spec.batch_size // spec.workers
-    limit = min(batches * batch, spec.data.limit or batches * batch)
+    draws = spec.negatives.draws // spec.workers
+    images = max(batches * batch, draws)
+    limit = min(images, spec.data.limit or images)
     overrides = ["workers=1", "min_workers=null", f"batch_size={batch}", f"data.limit={limit}"]
+    overrides.append(f"negatives.draws={draws}")
     return parse(dump(spec), overrides, source=f"one worker of {spec.workers}")
 
 
