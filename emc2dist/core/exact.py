@@ -4,18 +4,28 @@ O((N V)^2 D) work. Memory is linear in N: blocks of anchors are taken one after 
 part of one batch, and recomputed in the backward pass.
 """
 
+from itertools import combinations
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from emc2dist.core.batch import Batch, Side
+from emc2dist.core.denominator import Estimate
 from emc2dist.core.estimators import in_batch
 from emc2dist.core.objectives import Objective
+from emc2dist.core.scores import log_ratio
 
 _BLOCK_ELEMENTS = 1 << 24  # scores held at once: 64 MiB in float32, a few times that while differentiating
 
 
-def exact_loss(objective: Objective, features: Tensor, temperature: float, anchors: Tensor | None = None) -> Tensor:
+def exact_loss(
+    objective: Objective,
+    features: Tensor,
+    temperature: float,
+    anchors: Tensor | None = None,
+    together: int | None = None,
+) -> Tensor:
     """The loss over the whole dataset; differentiable.
 
     Args:
@@ -23,6 +33,8 @@ def exact_loss(objective: Objective, features: Tensor, temperature: float, ancho
         features: [V, N, D] unit-norm features, V >= 2 views of N >= 2 samples; the loss has their type.
         temperature: > 0; scores are inner products divided by it.
         anchors: [U, N, D], the views that are anchors and each other's positives; by default all of `features`.
+        together: of the U only so many stand together, as the V of a step do; the mean over all ways to choose them.
+            By default all of them do.
 
     Raises:
         ValueError: if the shape has fewer than two views or samples, or the temperature is not positive.
@@ -35,20 +47,53 @@ def exact_loss(objective: Objective, features: Tensor, temperature: float, ancho
     anchors = features if anchors is None else anchors
     block = max(1, _BLOCK_ELEMENTS // (views * views * samples))
     losses = [
-        checkpoint(_block_loss, objective, anchors, features, first, block, temperature, use_reentrant=False)
+        checkpoint(_block_loss, objective, anchors, features, first, block, temperature, together, use_reentrant=False)
         for first in range(0, samples, block)
     ]
     return torch.stack(losses).sum()
 
 
 def _block_loss(
-    objective: Objective, anchors: Tensor, features: Tensor, first: int, block: int, temperature: float
+    objective: Objective,
+    anchors: Tensor,
+    features: Tensor,
+    first: int,
+    block: int,
+    temperature: float,
+    together: int | None,
 ) -> Tensor:
     """The part of the mean that up to `block` samples from `first` on bring."""
     samples = features.shape[1]
     last = min(first + block, samples)
-    side = Side(own=anchors[:, first:last], all=features)
-    batch = Batch(torch.arange(samples, device=features.device), first, {"x": side}, temperature, samples)
+    index = torch.arange(samples, device=features.device)
+
+    def batch_of(own: Tensor, every: Tensor) -> Batch:
+        return Batch(index, first, {"x": Side(own=own[:, first:last], all=every)}, temperature, samples)
+
+    batch = batch_of(anchors, features)
     estimates = {what.name: in_batch(what, batch) for what in objective.denominators}
-    terms = objective.terms(batch, estimates)
-    return torch.stack(list(terms.values())).sum() * ((last - first) / samples)
+    if together is None:
+        loss = _sum(objective, batch, estimates)
+    else:
+        # An anchor's log Z does not depend on who stands with it.
+        log_z = {
+            name: estimate.log_z.unflatten(0, (len(anchors), -1)) + log_ratio(together, len(anchors))
+            for name, estimate in estimates.items()
+        }
+        each, losses = anchors.unbind(), []  # apart, for the gradient of a slice is as large as the whole
+        for views in combinations(range(len(anchors)), together):
+            stand = torch.stack([each[view] for view in views])
+            some = {name: _known(values[list(views)].flatten()) for name, values in log_z.items()}
+            losses.append(_sum(objective, batch_of(stand, stand), some))
+        loss = torch.stack(losses).mean()
+    return loss * ((last - first) / samples)
+
+
+def _sum(objective: Objective, batch: Batch, estimates: dict[str, Estimate]) -> Tensor:
+    return torch.stack(list(objective.terms(batch, estimates).values())).sum()
+
+
+def _known(log_z: Tensor) -> Estimate:
+    """log Z [A], with gradient, as an estimate."""
+    column = log_z.unsqueeze(1)
+    return Estimate(log_z, column, torch.ones_like(column), torch.zeros(1, 1, dtype=torch.int64, device=log_z.device))
