@@ -1,4 +1,4 @@
-"""What all pictures of reports and sweeps share: colours, fonts, frames, and how one becomes a PNG.
+"""What all pictures of reports and sweeps share: colours, fonts, frames, and how one becomes a file.
 
 Figures are built as objects, never through pyplot, so there is no global state. The ten colours are told apart by
 colour-blind readers (Petroff 2021, "Accessible color sequences for data visualization"). Sizes are chosen for a page
@@ -9,6 +9,7 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -71,8 +72,10 @@ def label(text: str, longest: int = 40) -> str:
     return ("\u200b" + cut if cut.startswith("_") else cut).replace("$", r"\$")  # "_..." is left out of legends
 
 
-def render(figure: Figure) -> bytes:
-    """The figure as PNG; the same figure gives the same bytes."""
+def render(figure: Figure, kind: str = "png") -> bytes:
+    """The figure as `png`, `pdf` or `svg`; the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    dated = {"png": "Software", "pdf": "CreationDate", "svg": "Date"}
+    with rc_context({"svg.hashsalt": ""}):
+        figure.savefig(buffer, format=kind, metadata={dated[kind]: None})
     return buffer.getvalue()

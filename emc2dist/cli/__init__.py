@@ -4,6 +4,7 @@
     ending.py       what train leaves a person with
     sweeps.py       sweep: many runs of one spec with other values of some keys
     checkpoints.py  checkpoint: what a run could resume from
+    certificates.py certify: what a sampler buys, before a cluster is paid for
     watching.py     watch, profile: a live run's rows, and where a step goes
     reports.py      report: pictures of runs
     data.py         ingest
@@ -126,11 +127,11 @@ def _let_go(stream: TextIO) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of a command line; ends the process where they are not understood."""
-    from emc2dist.cli import checkpoints, clusters, data, jobs, reports, runs, sweeps, watching
+    from emc2dist.cli import certificates, checkpoints, clusters, data, jobs, reports, runs, sweeps, watching
 
     parser = _Parser(prog="emc2dist", description="Global contrastive learning on Ray.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (runs, sweeps, checkpoints, watching, reports, data, jobs, clusters):
+    for module in (runs, sweeps, checkpoints, certificates, watching, reports, data, jobs, clusters):
         module.add_to(commands)
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives up on KEY=VALUE after an option, as in `train SPEC --json lr=1e-3`.

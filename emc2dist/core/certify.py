@@ -13,21 +13,24 @@ sample's features, all of its views alike, before they are brought to unit lengt
 A biased estimator's relbias stops falling; its ratio grows without bound.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from emc2dist.core.batch import Batch, Side, drawn_in, view_number
 from emc2dist.core.contrast import Contrast, Outcome
-from emc2dist.core.estimators import FEATURES, CachedRows, Recall
+from emc2dist.core.estimators import FEATURES, CachedRows, Fact, Recall
 from emc2dist.core.exact import exact_loss
 from emc2dist.core.streams import fork, uniforms
 
 _BLOCKS = 20  # block means from which the autocorrelation time is read
+_DROPPED = 6  # of T steps the first of so many parts is dropped
+_PER_PART = 4  # points of the curve while T grows by that factor
 _VIEWS, _VISIT, _DRAWS = 2, 3, 4  # labels of random streams
 
 
@@ -39,6 +42,10 @@ class Report:
     floor: float
     iact: float
     error: float
+    curve: tuple[tuple[int, float], ...] = ()
+    """(T, relbias after T steps) for T on a geometric grid; the last one is of all steps."""
+    facts: Mapping[str, float] = field(default_factory=dict)
+    """Means over the kept steps of what the contrast told of itself, see `emc2dist.metrics`."""
 
     @property
     def ratio(self) -> float:
@@ -70,7 +77,7 @@ class FrozenRun:
         `columns` as of `Batch`.
         """
         self.shift = torch.zeros_like(features[0], requires_grad=True)
-        self.features = features + self.shift
+        self.features = features
         self.contrast, self.batch_size, self.temperature, self.seed = contrast, batch_size, temperature, seed
         self.views, self.anchors, self.columns = views, anchors, columns or {}
         self._generator = torch.Generator().manual_seed(seed)
@@ -85,37 +92,45 @@ class FrozenRun:
 
     def step(self, t: int) -> Tensor:
         """Visit a random batch; returns the gradient [N, D] of its loss."""
-        (gradient,) = torch.autograd.grad(self.outcome(t).loss, self.shift, retain_graph=True)
+        return self.gradient(self.outcome(t))
+
+    def gradient(self, outcome: Outcome) -> Tensor:
+        """The gradient [N, D] of a visit's loss."""
+        (gradient,) = torch.autograd.grad(outcome.loss, self.shift)
         return gradient
 
     def exact(self) -> Tensor:
         """The gradient [N, D] of the exact loss."""
         objective = self.contrast.objective
-        every = self.features.expand(max(self.views, len(self.features)), -1, -1)
-        # Where a loss bends in log Z or in the positive, it is the mean over the views that stand together in a step.
-        together = every.split(len(every))
+        every = normalize(self.features + self.shift, dim=-1).expand(max(self.views, len(self.features)), -1, -1)
+        anchors, together = None, None
         if self.anchors == "fixed":
-            together = every[: self.views].split(self.views)
-        elif any(what.valued for what in objective.denominators):
-            together = tuple(every[list(views)] for views in combinations(range(len(every)), self.views))
-        gradient = torch.zeros_like(self.shift)
-        for anchors in together:
-            loss = exact_loss(objective, every, self.temperature, anchors, self.contrast.closing, self.columns)
-            gradient += torch.autograd.grad(loss, self.shift, retain_graph=True)[0] / len(together)
-        return gradient
+            anchors = every[: self.views]
+        elif self.contrast.closing.ceiling is not None or any(what.valued for what in objective.denominators):
+            # Where a loss bends in log Z or in the positive, or a ceiling closes by the positive, it is the mean over
+            # the views that stand together in a step.
+            together = self.views
+        closing, columns = self.contrast.closing, self.columns
+        loss = exact_loss(objective, every, self.temperature, anchors, together, closing, columns)
+        return torch.autograd.grad(loss, self.shift)[0]
 
     def outcome(self, t: int) -> Outcome:
         """Visit a random batch, and remember what was found."""
         index = torch.randperm(self.features.shape[1], generator=self._generator)[: self.batch_size]
         batch = self.batch(index, t)
         again: list[tuple[Tensor, Tensor]] = []
+        views: list[Tensor] = []
 
         def encode(side: str, samples: Tensor, numbers: Tensor) -> Tensor:
             features = self.encode(side, samples, numbers)
             again.append((samples, features[0]))
+            views.append((numbers * self.features.shape[1] + samples).flatten())
             return features
 
         outcome = self.contrast(batch, self._recall(index), encode)
+        if FEATURES in self.tables:  # as training counts them, each view once
+            encoded = torch.tensor(float(len(torch.cat(views).unique()) if views else 0))
+            outcome = replace(outcome, facts={**outcome.facts, "reencoded_images": encoded})
         self._remember(outcome, index)
         if FEATURES in self.tables:
             newest = [(index, batch.sides["x"].all[-1]), *again]
@@ -132,7 +147,11 @@ class FrozenRun:
         spare = self._stored(samples, numbers // (2 * self.views) * (2 * self.views) + 2 * self.views - 1)
         repeats = stored == stored[:1]
         repeats[0] = False
-        return self.features[torch.where(repeats, spare, stored), samples]
+        return self._taken(torch.where(repeats, spare, stored), samples)
+
+    def _taken(self, stored: Tensor, samples: Tensor) -> Tensor:
+        """[R, m, D]: the stored views int64 [R, m] of samples [m]. Only what is taken is shifted: that is quicker."""
+        return normalize(self.features[stored, samples] + self.shift[samples], dim=-1)
 
     def _stored(self, samples: Tensor, numbers: Tensor) -> Tensor:
         """int64 [R, m]: which of the M stored views each number stands for; those of one step are a permutation."""
@@ -149,15 +168,15 @@ class FrozenRun:
         slots = torch.arange(self.views).unsqueeze(1)
         streams = fork(self.seed, _VISIT, step, index[first:last], slots).flatten()
         numbers = view_number(step, slots, self.views).expand(-1, len(index))
-        every = self.features[self._stored(index, numbers), index]
-        fixed = self.features[: self.views, index].expand(self.views, -1, -1)
-        anchors = fixed if self.anchors == "fixed" else every
+        every = self._taken(self._stored(index, numbers), index)
+        anchors = every
+        if self.anchors == "fixed":
+            anchors = self._taken(slots.clamp(max=len(self.features) - 1), index)
         drawn, features = self._draw(step)
-        side = Side(own=anchors[:, first:last], all=every, drawn=features)
         return Batch(
             index,
             first,
-            {"x": side},
+            {"x": Side(own=anchors[:, first:last], all=every, drawn=features)},
             self.temperature,
             samples,
             step,
@@ -175,7 +194,7 @@ class FrozenRun:
         order = uniforms(fork(self.seed, _DRAWS, turn, torch.arange(samples)), 1).squeeze(1).argsort()
         drawn = order[position * count : (position + 1) * count]
         view = self._stored(drawn, torch.full_like(drawn, step * 2 * self.views + self.views))
-        return drawn, self.features[view, drawn].detach().unsqueeze(0)
+        return drawn, self._taken(view, drawn).detach().unsqueeze(0)
 
     def _recall(self, index: Tensor) -> dict[str, Recall]:
         recalls = {}
@@ -206,24 +225,80 @@ class FrozenRun:
         cache["written_at"][index] = step
 
 
-def certify(run: FrozenRun, steps: int, tell: Callable[[], object] = lambda: None) -> Report:
-    """Take `steps` >= 24 steps and compare the average gradient of the last 5/6 with the exact one; `tell` of each."""
-    exact = run.exact()
-    block = (steps - steps // 6) // _BLOCKS
+def certify(
+    run: FrozenRun, steps: int, tell: Callable[[], object] = lambda: None, exact: Tensor | None = None
+) -> Report:
+    """Take `steps` >= 24 steps and compare the average gradient of the last 5/6 with the exact one; `tell` of each.
+
+    `exact` is `run.exact()`, where it is known already.
+    """
+    exact = run.exact() if exact is None else exact
+    block = (steps - steps // _DROPPED) // _BLOCKS
     kept = block * _BLOCKS
     blocks, square = torch.zeros(_BLOCKS, *exact.shape, dtype=exact.dtype), 0.0
+    curve, facts = _Curve(exact, steps), _Means()
     for t in range(steps):
-        gradient = run.step(t)
+        outcome = run.outcome(t)
+        gradient = run.gradient(outcome)
         tell()
+        curve.add(gradient)
         if t >= steps - kept:
             blocks[(t - (steps - kept)) // block] += gradient / block
             square += (gradient - exact).square().sum().item() / kept
+            facts.add(outcome.facts)
     mean = blocks.mean(0)
     bias = (mean - exact).square().sum().item()
     scatter = (blocks - mean).square().flatten(1).sum(1).sum().item() / (_BLOCKS - 1)
     iact = max(1.0, block * scatter / (square - bias))
     norm = exact.square().sum().item()
-    return Report((bias / norm) ** 0.5, (square / kept / norm) ** 0.5, iact, square / norm)
+    relbias = (bias / norm) ** 0.5
+    points = (*curve.points()[:-1], (steps, relbias))
+    return Report(relbias, (square / kept / norm) ** 0.5, iact, square / norm, points, facts.read())
+
+
+class _Curve:
+    """relbias of the last 5/6 of T steps, for every T of a grid that goes down from all steps by equal factors."""
+
+    def __init__(self, exact: Tensor, steps: int) -> None:
+        self._exact = exact
+        self._sum, self._taken = torch.zeros_like(exact), 0
+        factor = _DROPPED ** (1 / _PER_PART)
+        self._grid = [steps]
+        while self._grid[-1] > 1:
+            self._grid.append(min(self._grid[-1] - 1, round(steps / factor ** len(self._grid))))
+        self._sums = {0: self._sum.clone()}
+        """The sum of the first gradients, by how many."""
+
+    def add(self, gradient: Tensor) -> None:
+        self._sum += gradient
+        self._taken += 1
+        if self._taken in self._grid:
+            self._sums[self._taken] = self._sum.clone()
+
+    def points(self) -> list[tuple[int, float]]:
+        """(T, relbias), T ascending."""
+        norm, found = self._exact.norm(), []
+        for last, first in zip(self._grid, self._grid[_PER_PART:], strict=False):
+            mean = (self._sums[last] - self._sums[first]) / (last - first)
+            found.append((last, ((mean - self._exact).norm() / norm).item()))
+        return found[::-1]
+
+
+class _Means:
+    """Means of facts, each weighed as it says."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, float] = defaultdict(float)
+        self._weights: dict[str, float] = defaultdict(float)
+
+    def add(self, facts: Mapping[str, Fact]) -> None:
+        for name, fact in facts.items():
+            total, weight = fact if isinstance(fact, tuple) else (fact, 1.0)
+            self._totals[name] += float(total)
+            self._weights[name] += float(weight)
+
+    def read(self) -> dict[str, float]:
+        return {name: total / self._weights[name] for name, total in self._totals.items() if self._weights[name]}
 
 
 def _dtype(name: str, features: torch.dtype) -> torch.dtype:

@@ -6,6 +6,7 @@ part of one batch, and recomputed in the backward pass.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -13,8 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from emc2dist.core.batch import Batch, Side
 from emc2dist.core.closing import OPEN, Closing
+from emc2dist.core.denominator import Estimate
 from emc2dist.core.estimators import in_batch
 from emc2dist.core.objectives import Objective
+from emc2dist.core.scores import log_ratio
 
 _BLOCK_ELEMENTS = 1 << 24  # scores held at once: 64 MiB in float32, a few times that while differentiating
 
@@ -24,6 +27,7 @@ def exact_loss(
     features: Tensor,
     temperature: float,
     anchors: Tensor | None = None,
+    together: int | None = None,
     closing: Closing = OPEN,
     columns: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
@@ -34,6 +38,8 @@ def exact_loss(
         features: [V, N, D] unit-norm features, V >= 2 views of N >= 2 samples; the loss has their type.
         temperature: > 0; scores are inner products divided by it.
         anchors: [U, N, D], the views that are anchors and each other's positives; by default all of `features`.
+        together: of the U only so many stand together, as the V of a step do; the mean over all ways to choose them.
+            By default all of them do.
         closing: which candidates are closed.
         columns: int64 [N] each, what is known of the samples (`Batch.columns`).
 
@@ -55,6 +61,7 @@ def exact_loss(
             features,
             (first, min(first + block, samples)),
             temperature,
+            together,
             closing,
             columns or {},
             use_reentrant=False,
@@ -70,15 +77,44 @@ def _block_loss(
     features: Tensor,
     block: tuple[int, int],
     temperature: float,
+    together: int | None,
     closing: Closing,
     columns: Mapping[str, Tensor],
 ) -> Tensor:
-    """The part of the mean that samples first .. last-1 of the block (first, last) bring."""
+    """The part of the mean that samples first .. last - 1 of the block (first, last) bring."""
     samples, (first, last) = features.shape[1], block
-    side = Side(own=anchors[:, first:last], all=features)
     index = torch.arange(samples, device=features.device)
-    batch = Batch(index, first, {"x": side}, temperature, samples, columns=columns)
     denominators = [replace(what, closing=closing) for what in objective.denominators]
-    estimates = {what.name: in_batch(what, batch) for what in denominators}
-    terms = objective.terms(batch, estimates)
-    return torch.stack(list(terms.values())).sum() * ((last - first) / samples)
+
+    def batch_of(own: Tensor, every: Tensor) -> Batch:
+        side = Side(own=own[:, first:last], all=every)
+        return Batch(index, first, {"x": side}, temperature, samples, columns=columns)
+
+    def estimates(own: Tensor) -> dict[str, Estimate]:
+        return {what.name: in_batch(what, batch_of(own, features)) for what in denominators}
+
+    if together is None:
+        loss = _sum(objective, batch_of(anchors, features), estimates(anchors))
+        return loss * ((last - first) / samples)
+    # Without a ceiling an anchor's log Z does not depend on who stands with it.
+    log_z = {
+        name: estimate.log_z.unflatten(0, (len(anchors), -1)) + log_ratio(together, len(anchors))
+        for name, estimate in ({} if closing.ceiling is not None else estimates(anchors)).items()
+    }
+    each, losses = anchors.unbind(), []  # apart, for the gradient of a slice is as large as the whole
+    for views in combinations(range(len(anchors)), together):
+        stand = torch.stack([each[view] for view in views])
+        some = {name: _known(values[list(views)].flatten()) for name, values in log_z.items()} or estimates(stand)
+        losses.append(_sum(objective, batch_of(stand, stand), some))
+    return torch.stack(losses).mean() * ((last - first) / samples)
+
+
+def _sum(objective: Objective, batch: Batch, estimates: dict[str, Estimate]) -> Tensor:
+    return torch.stack(list(objective.terms(batch, estimates).values())).sum()
+
+
+def _known(log_z: Tensor) -> Estimate:
+    """log Z [A], with gradient, as an estimate."""
+    column = log_z.unsqueeze(1)
+    none = torch.zeros(1, 1, dtype=torch.int64, device=log_z.device)
+    return Estimate(log_z, column, torch.ones_like(column), none, none.bool(), none.bool())

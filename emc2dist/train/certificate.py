@@ -1,0 +1,303 @@
+"""What a sampler buys on a spec's own features: its certificate (`emc2dist.core.certify`), beside those of others.
+
+    freeze    a uniform choice of the training images in M random views each, encoded once
+    certify   the spec's own negatives, the batch alone, and other chains, over those features, for as many steps each
+
+All of them are held against the same exact gradient, that of the spec's objective over the frozen views. The rows are
+told apart by one number, `Row.distance`: how far an average of gradients is from the exact one when as many images
+were encoded as `AVERAGED` steps of the batch alone encode.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import product
+from math import comb
+from time import perf_counter
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from emc2dist.config import Spec
+from emc2dist.config.negatives import Chain, InBatch, Negatives
+from emc2dist.core.certify import FrozenRun, Report, certify
+from emc2dist.core.contrast import contrast_for
+from emc2dist.core.streams import fork
+from emc2dist.data.images import Images
+from emc2dist.data.loader import ViewLoader
+from emc2dist.errors import DataError, NonFiniteError, SpecError
+from emc2dist.terminal import Progress, say
+from emc2dist.towers.encoder import Encoder
+from emc2dist.towers.views import RandomView
+
+SAMPLES, VIEWS, SECONDS = 500, 20, 45.0
+"""Images, views of each, and seconds of all steps together, where nobody says otherwise."""
+AVERAGED = 100
+"""Steps whose gradients an optimiser averages, about."""
+NOISE = 1.5
+"""Ratio up to which a bias cannot be told apart from none."""
+ROOM = 4
+"""How many batches the frozen images have to be, at least, and how many times K."""
+
+Role = Literal["own", "batch", "other", "half"]
+"""The spec's own negatives, the batch alone, other ones; or the spec's own over half of the images."""
+
+_VIEWS = 2  # label of random streams, as in `emc2dist.train.step`
+_CHUNK = 256  # views encoded at once
+_MOST_VIEWS = 2**17  # the exact gradient contrasts each with each
+_MOST_BYTES = 2**30  # of features
+_MOST_WAYS = 1200  # in which views stand together, where an exact loss is a mean over them
+_FEWEST_STEPS, _MOST_STEPS = 120, 20_000
+_TRIED = 12  # steps that are timed
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to take negatives, certified."""
+
+    role: Role
+    spec: Spec
+    """The spec with these negatives."""
+    temperature: float
+    samples: int
+    """N."""
+    steps: int
+    """T."""
+    report: Report
+
+    @property
+    def is_biased(self) -> bool:
+        """Whether its bias can be told apart from none."""
+        return self.report.ratio > NOISE
+
+    @property
+    def noise(self) -> float:
+        """relbias that an unbiased estimator would have after these steps."""
+        return self.report.floor * self.report.iact**0.5
+
+    @property
+    def bias(self) -> float:
+        """relbias beyond what noise explains."""
+        return max(0.0, self.report.relbias**2 - self.noise**2) ** 0.5
+
+    @property
+    def images(self) -> int:
+        """Images of the batch in all their views, which every step encodes."""
+        return self.spec.micro_batch_size * self.spec.views.count
+
+    @property
+    def reencoded_images(self) -> float:
+        """Images that a step encodes beside the batch, mean."""
+        return self.report.facts.get("reencoded_images", 0.0)
+
+    @property
+    def distance(self) -> float:
+        """Of an average of gradients from the exact one, over its length, for the encodings of `AVERAGED` plain steps.
+
+        sqrt(bias^2 + variance iact / steps), where dearer steps are fewer.
+        """
+        steps = AVERAGED * self.images / (self.images + self.reencoded_images)
+        variance = max(0.0, self.report.error - self.bias**2)
+        return (self.bias**2 + variance * self.report.iact / steps) ** 0.5
+
+
+def samples_for(spec: Spec, images: Images, samples: int | None, views: int) -> int:
+    """N, how many images are to be frozen in so many `views`; None: 500, or more where the batch asks for more.
+
+    Raises:
+        SpecError: it is too little for the batch and its views, or too much. DataError: the images are fewer than a
+            batch.
+    """
+    batch, count = spec.micro_batch_size, spec.views.count
+    if len(images) < batch:
+        raise DataError(f"{len(images):,} training images are fewer than a batch of {batch:,}; lower batch_size")
+    least = min(ROOM * batch, len(images))
+    chosen = min(max(SAMPLES, least) if samples is None else samples, len(images))
+    if chosen < least:
+        raise SpecError(
+            f"--samples {chosen:,}: too few for batches of {batch:,}, in which every image would be met again at once; "
+            f"give at least {least:,}, or a smaller batch_size"
+        )
+    if views < 2 * count:
+        raise SpecError(
+            f"--views {views}: a step takes views.count: {count} of an image for its batch, and as many others may "
+            f"stand beside them; give at least {2 * count}"
+        )
+    valued = any(what.valued for what in contrast_for(spec).objective.denominators)
+    if valued and comb(views, count) > _MOST_WAYS:
+        within = [most for most in range(2 * count, views) if comb(most, count) <= _MOST_WAYS]
+        advice = f"give --views {within[-1]}" if within else "set views.count=2"
+        raise SpecError(
+            f"--views {views}: the exact loss of {spec.objective.name} is a mean over the {comb(views, count):,} ways "
+            f"in which {count} of them stand together, which is too dear; {advice}"
+        )
+    nbytes = 4 * chosen * views * spec.encoder.features
+    if chosen * views > _MOST_VIEWS or nbytes > _MOST_BYTES:
+        raise SpecError(
+            f"--samples {chosen:,} --views {views}: {chosen * views:,} features of {spec.encoder.features} numbers, "
+            f"{nbytes / 2**20:,.0f} MiB, are too many to contrast each with each; at most {_MOST_VIEWS:,}, and "
+            f"{_MOST_BYTES // 2**20:,} MiB"
+        )
+    return chosen
+
+
+def choose(images: Images, samples: int, seed: int) -> NDArray[np.int64]:
+    """A uniform choice of so many images, int64 [samples], in random order."""
+    return np.random.default_rng(seed).permutation(len(images))[:samples]
+
+
+@torch.no_grad()
+def freeze(spec: Spec, encoder: Encoder, device: torch.device, images: Images, index: NDArray, views: int) -> Tensor:
+    """Unit-norm features [views, n, D], on the CPU, of the images at `index` [n] in random views, as training has them.
+
+    Where the encoder is in training mode, batch norms take the statistics of a few hundred views.
+
+    Raises:
+        NonFiniteError: one is NaN or infinite.
+    """
+    there = np.sort(index)  # neighbours lie together
+    parts = []
+    with (
+        ViewLoader(images, RandomView(spec.views), spec.views.size, processes=spec.data.loaders) as loader,
+        closing(Progress(len(index) * views, unit="view")) as progress,
+    ):
+        for pixels in _views(loader, spec.seed, there, views):
+            parts.append(encoder(pixels.flatten(0, 1).to(device)).cpu().unflatten(0, pixels.shape[:2]))
+            progress.add(pixels.shape[0] * pixels.shape[1])
+    features = torch.cat(parts, 1)
+    if not features.isfinite().all():
+        raise NonFiniteError("the encoder's features are not finite: it has diverged, or its weights are damaged")
+    return features[:, np.searchsorted(there, index)]
+
+
+def _views(loader: ViewLoader, seed: int, index: NDArray, views: int) -> Iterator[Tensor]:
+    """uint8 [views, n, 3, S, S] of a few images after the other; the next ones are begun."""
+    numbers = torch.arange(views).unsqueeze(1)
+    ahead: deque[Future[Tensor]] = deque()
+    chunk = max(1, _CHUNK // views)
+    for part in np.split(index, range(chunk, len(index), chunk)):
+        # As the first views of so many steps are drawn.
+        seeds = fork(seed, _VIEWS, numbers, torch.from_numpy(part), 0)
+        ahead.append(loader.submit(part, seeds.numpy()))
+        if len(ahead) > 1:
+            yield ahead.popleft().result()
+    yield from (made.result() for made in ahead)
+
+
+def untrained(spec: Spec, device: torch.device) -> Encoder:
+    """The encoder with which training begins; in training mode where it has batch norms, which have seen nothing."""
+    torch.manual_seed(spec.seed)
+    encoder = Encoder(spec.encoder)
+    encoder = (encoder.double() if spec.precision == "float64" else encoder).to(device)
+    return encoder.train(any(isinstance(layer, _BatchNorm) for layer in encoder.modules()))
+
+
+def certificates(spec: Spec, features: Tensor, seconds: float = SECONDS, steps: int | None = None) -> list[Row]:
+    """The rows of all ways to take negatives, over features [M, N, D], at the temperatures of the spec.
+
+    As many steps for each as `seconds` allow for all of them together, or `steps` >= 24.
+    """
+    plans = list(_plans(spec, features))
+    if steps is None:
+        steps = _steps_within(seconds, plans)
+    say(f"the exact gradient of {spec.objective.name} over {features.shape[1]:,} images in {len(features)} views")
+    exact: dict[tuple[float, int], Tensor] = {}
+    for plan in plans:
+        if plan.target not in exact:
+            exact[plan.target] = plan.run().exact()
+    rows = []
+    with _one_thread(), closing(Progress(len(plans) * steps, unit="step")) as progress:
+        for plan in plans:
+            report = certify(plan.run(), steps, progress.add, exact[plan.target])
+            rows.append(Row(plan.role, plan.spec, *plan.target, steps, report))
+    return rows
+
+
+class _Plan(NamedTuple):
+    """A row to come."""
+
+    role: Role
+    spec: Spec
+    temperature: float
+    features: Tensor
+
+    @property
+    def target(self) -> tuple[float, int]:
+        """What its exact gradient depends on: the temperature and N."""
+        return self.temperature, self.features.shape[1]
+
+    def run(self) -> FrozenRun:
+        """A fresh one."""
+        spec = self.spec
+        contrast = contrast_for(spec)
+        return FrozenRun(contrast, self.features, spec.micro_batch_size, self.temperature, spec.seed, spec.views.count)
+
+
+def _plans(spec: Spec, features: Tensor) -> Iterator[_Plan]:
+    samples = features.shape[1]
+    half = features[:, : samples // 2]
+    end = spec.temperature if spec.temperature_end is None else spec.temperature_end
+    for temperature in dict.fromkeys([spec.temperature, end]):
+        for role, negatives in ways(spec, samples):
+            yield _Plan(role, spec.model_copy(update={"negatives": negatives}), temperature, features)
+        if half.shape[1] >= 2 * spec.micro_batch_size:
+            yield _Plan("half", spec, temperature, half)
+
+
+def ways(spec: Spec, samples: int) -> Iterator[tuple[Role, Negatives]]:
+    """The spec's own negatives, the batch alone, and chains: of either kernel with every `carried`, and with more K."""
+    own = spec.negatives
+    common = {key: getattr(own, key) for key in InBatch.model_fields if key != "name"}
+    batch = InBatch(name="in_batch", **common)
+    chain = own if isinstance(own, Chain) else Chain(name="chain", kernel="isir", carried="cached", **common)
+    yield "own", own
+    seen: list[Negatives] = [own]
+    others: list[tuple[Role, Negatives]] = [("batch", batch)]
+    for kernel, carried in product(("mh", "isir"), ("reencode", "complete", "cached")):
+        others.append(("other", _changed(chain, kernel=kernel, carried=carried)))
+    for proposals in (0, 64, 512):
+        if ROOM * proposals <= samples:
+            others.append(("other", _changed(chain, cache_proposals=proposals)))
+    for role, negatives in others:
+        if negatives not in seen:
+            seen.append(negatives)
+            yield role, negatives
+
+
+def _changed(chain: Chain, **keys: object) -> Chain:
+    """The chain with other keys; `isir` takes no burn-in."""
+    values = chain.model_dump() | keys
+    return Chain(**values | ({"burn_in_fraction": None} if values["kernel"] == "isir" else {}))
+
+
+def _steps_within(seconds: float, plans: list[_Plan]) -> int:
+    """Steps of each, such that all together take about so long."""
+    with _one_thread():
+        cost = sum(_step_seconds(plan.run()) for plan in plans)
+    return round(min(max(seconds / cost, _FEWEST_STEPS), _MOST_STEPS))
+
+
+def _step_seconds(run: FrozenRun) -> float:
+    """Of a step, once chains carry something."""
+    for t in range(_TRIED):
+        if t == _TRIED // 2:
+            began = perf_counter()
+        run.step(t)
+    return (perf_counter() - began) / (_TRIED - _TRIED // 2)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The tensors of a step are small: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
