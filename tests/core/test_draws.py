@@ -26,7 +26,7 @@ def drawing(z, index, drawn, pull=None):
 
 def test_draws_are_candidates_as_the_batch_is_but_not_twice():
     z, index, drawn = features(1, 12).expand(2, -1, -1), torch.tensor([4, 1, 9]), torch.tensor([7, 1, 0, 11])
-    scores, samples, one_sided = Denominator().candidates(drawing(z, index, drawn))
+    scores, samples, one_sided, _ = Denominator().candidates(drawing(z, index, drawn))
     assert samples.tolist() == [4, 1, 9, 7, 1, 0, 11]
     assert one_sided.tolist() == [False] * 3 + [True] * 4
     everything = torch.arange(12)
