@@ -32,6 +32,7 @@ import ray.train  # isort: skip
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2.api.config import LoggingConfig
 
 from emc2dist import files
@@ -370,7 +371,12 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandl
 
 
 class _Trainer(TorchTrainer):
-    """Ray's, but for the first Ctrl-C: that is the driver's, and Ray, which would abort at once, has the second."""
+    """Ray's, but without a process that would share out Ray Data's sets, of which there are none; and but for the first
+    Ctrl-C: that is the driver's, and Ray, which would abort at once, has the second.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         drivers = signal.getsignal(signal.SIGINT)

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -108,6 +109,13 @@ def test_two_workers_two_shards_leave_a_run_folder(spec_file, tmp_path):
     assert "negatives.kernel: isir -> mh" in other.stderr
 
 
+def test_the_driver_imports_nothing_heavy_that_not_every_run_needs():
+    heavy = ["torchvision", "torch._dynamo", "sklearn", "scipy", "s3fs", "botocore", "matplotlib", "numba"]
+    code = f"import sys, emc2dist.run.driver; print(set({heavy}) & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "set()\n", done.stderr
+
+
 def test_a_second_driver_of_a_run_is_refused(spec_file, tmp_path):
     with lock.held(files_at(tmp_path / "runs" / "small")):
         another = emc2dist("train", spec_file)
@@ -123,10 +131,12 @@ def test_interrupted_and_damaged_a_run_ends_where_it_would_have(ray_cluster, spe
     rows = run / "metrics.jsonl"
     # Once a row of the fourth epoch is there, the checkpoint of the second one is whole.
     wait_for(lambda: rows.exists() and '"step": 19,' in rows.read_text(), process)
+    unneeded = [pids_of(name, process.pid) for name in ("PreemptionWatcher", "DatasetManager")]
     family = signal_group(process, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert psutil.wait_procs(family, 30)[1] == []
+    assert unneeded == [[], []]  # of Ray Train, each a process that takes seconds to start
 
     newest, before, *_ = [s for s in examine(RunFolder.open(run), contents=True) if s.problem is None]
     # No step is lost to it.
