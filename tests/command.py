@@ -29,9 +29,9 @@ def in_process(*arguments):
     return subprocess.CompletedProcess(arguments, status, stdout.getvalue(), stderr.getvalue())
 
 
-def start(*arguments):
+def start(*arguments, **options):
     """Start it as a shell would, in a process group of its own; what a test leaves running is ended after it."""
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "process_group": 0}
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "process_group": 0}
     STARTED.append(subprocess.Popen([*COMMAND, *map(str, arguments)], **options))
     return STARTED[-1]
 
@@ -50,11 +50,16 @@ def end_all_started():
         process.communicate(timeout=60)
 
 
-def wait_for(condition, process, seconds=120):
+def on(ray):
+    """The environment in which it runs on the session's cluster: a Ray of its own takes seconds to start and to end."""
+    return os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+
+
+def wait_for(condition, process=None, seconds=120):
     """Poll until the condition holds; a process that ends first is a failure."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

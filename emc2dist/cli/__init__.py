@@ -19,7 +19,9 @@ imports what it needs when it runs, so help and `validate` wait for neither torc
 """
 
 import argparse
+import atexit
 import errno
+import gc
 import io
 import os
 import sys
@@ -31,6 +33,9 @@ from tqdm.utils import ObjectWrapper
 
 from emc2dist.errors import DataError, Emc2Error, RunStopped, SpecError, StorageError, StorageUnreachable
 from emc2dist.terminal import Patient, say
+
+# Python looks through all of torch and Ray for garbage once more before it ends: a second or two for nothing.
+atexit.register(gc.freeze)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,6 @@
 """The vote of the nearest neighbours."""
 
 from numpy.typing import NDArray
-from sklearn.neighbors import KNeighborsClassifier
 
 
 def accuracy(bank: NDArray, voters: NDArray, queries: NDArray, asked: NDArray, *, neighbours: int) -> float:
@@ -9,5 +8,7 @@ def accuracy(bank: NDArray, voters: NDArray, queries: NDArray, asked: NDArray, *
 
     `voters` [n] are the bank's labels; `neighbours` is at most n.
     """
+    from sklearn.neighbors import KNeighborsClassifier  # here: it takes a second, and not all evaluate
+
     nearest = KNeighborsClassifier(neighbours, metric="cosine", algorithm="brute")
     return float(nearest.fit(bank, voters).score(queries, asked))

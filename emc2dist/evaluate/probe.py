@@ -2,9 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from emc2dist.errors import DataError
 
@@ -17,6 +14,10 @@ def accuracy(bank: NDArray, voters: NDArray, queries: NDArray, asked: NDArray) -
     Raises:
         DataError: all of the bank are of one class.
     """
+    from sklearn.linear_model import LogisticRegression  # here, as in `emc2dist.evaluate.knn`
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     if len(np.unique(voters)) == 1:
         raise DataError(f"all {len(voters)} voters are of one class, which no probe can tell from another")
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))

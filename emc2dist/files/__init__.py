@@ -10,7 +10,8 @@ rule for retries: what may pass (no connection, a 5xx, "slow down", an answer cu
 with random, doubling pauses; what will not pass is not tried again. Every error is a `StorageError` that names the URI
 and says what to do. Credentials come from the ordinary AWS chain alone, and no message repeats them.
 
-    place   what a file or a folder can do        disk   on this machine        s3   on S3: retries, clear errors
+    place   what a file or a folder can do        disk   on this machine        s3   on S3: attempts, clear errors
+    retries how often S3 was asked again
 """
 
 import os
@@ -21,7 +22,7 @@ from emc2dist.config.text import decoded
 from emc2dist.errors import StorageError
 from emc2dist.files.disk import DiskPlace, entry_of, explained, followed
 from emc2dist.files.place import Entry, Place
-from emc2dist.files.s3 import LONGEST_PAUSE_S, S3Place, retries
+from emc2dist.files.retries import LONGEST_PAUSE_S, retries
 
 __all__ = [
     "LONGEST_PAUSE_S",
@@ -53,6 +54,8 @@ def at(path: str | Path, s3: S3 | None = None) -> Place:
     uri = str(path)
     if not is_remote(uri):
         return DiskPlace(local(uri))
+    from emc2dist.files.s3 import S3Place  # here, for S3's libraries take half a second that most runs need not spend
+
     try:
         return S3Place(paths.bucket_and_key(uri), s3 or S3())
     except ValueError as error:

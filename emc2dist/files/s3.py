@@ -5,7 +5,6 @@ Neither s3fs nor botocore tries anything again here: `S3Place._try` alone does.
 
 import os
 import socket
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -34,18 +33,17 @@ from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 from pyarrow import fs as arrow
 from s3fs import S3FileSystem
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from emc2dist.config import S3
 from emc2dist.errors import StorageError, StorageUnreachable
 from emc2dist.files.loopback import is_loopback
 from emc2dist.files.place import CHANGED, Entry, Place, whole
+from emc2dist.files.retries import LONGEST_PAUSE_S, count_retry
 
 T = TypeVar("T")
 
 SCHEME = "s3://"
-LONGEST_PAUSE_S = 10.0
-"""Between two attempts."""
 
 
 class S3Place(Place):
@@ -137,7 +135,7 @@ class S3Place(Place):
             stop=stop_after_attempt(self.s3.attempts),
             wait=wait_random_exponential(multiplier=0.2, max=LONGEST_PAUSE_S),
             retry=retry_if_exception(_may_pass),
-            before_sleep=_count_retry,
+            before_sleep=lambda _: count_retry(),
             reraise=True,
         )
         try:
@@ -159,21 +157,6 @@ class S3Place(Place):
             code = _code(told)
             return told if code and code not in ("NoSuchKey", "InvalidRange") and not _is_bare(code) else error
         return error
-
-
-_retries = 0
-_retries_lock = threading.Lock()
-
-
-def retries() -> int:
-    """How many times this process has tried a request again so far."""
-    return _retries
-
-
-def _count_retry(_: RetryCallState) -> None:
-    global _retries
-    with _retries_lock:
-        _retries += 1
 
 
 class _Missing(StorageError):

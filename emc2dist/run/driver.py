@@ -32,6 +32,8 @@ import ray.train  # isort: skip
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.config import LoggingConfig
 
 from emc2dist import files
@@ -372,7 +374,18 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandl
 
 
 class _Trainer(TorchTrainer):
-    """Ray's, but for the first Ctrl-C: that is the driver's, and Ray, which would abort at once, has the second."""
+    """Ray's, but without processes that have nothing to do here, and but for the first Ctrl-C: that is the driver's,
+    and Ray, which would abort at once, has the second.
+
+    One would share out Ray Data's sets, of which there are none. One gives back the places of a controller that has
+    died: `cluster.drop_leftovers` does while the driver lives, and Ray itself when the driver's job ends, which only a
+    driver in an actor does not end with itself.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        in_actor = ray.get_runtime_context().get_actor_id() is not None
+        idle = (DatasetsCallback,) if in_actor else (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, idle)]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         drivers = signal.getsignal(signal.SIGINT)

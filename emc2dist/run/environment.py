@@ -12,6 +12,8 @@ DEFAULTS = {
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
     # On a loaded machine it takes more than the default minute until all workers have imported torch.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    # The driver itself looks for nodes that are about to go (`emc2dist.run.elastic`): no process for that beside it.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Where there is no GPU, leave CUDA_VISIBLE_DEVICES alone.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Between SIGTERM and SIGKILL for a job that is stopped: 3 s by default, too short for a checkpoint.

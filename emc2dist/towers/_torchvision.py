@@ -1,4 +1,7 @@
-"""The one place that imports torchvision; everything else takes `models` and `v2` from here.
+"""The one place that imports torchvision; everything else takes `models` and `v2` from here, where it builds with them.
+
+torchvision brings torch's compiler with it, which takes seconds that a process which builds neither a ResNet nor a view
+need not spend: the driver of a run of Conv4, Ray Train's controller, every command on a finished run.
 
 A CUDA build of torchvision cannot load its compiled library beside a CPU build of torch, and then `import torchvision`
 fails: it describes the operators `nms` and `qnms`, which that library would have defined. emc2dist uses only

@@ -26,7 +26,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from emc2dist.config import Encoder as EncoderConfig
 from emc2dist.config import Norm
 from emc2dist.errors import SpecError
-from emc2dist.towers._torchvision import models
 
 # ImageNet's, in units of a pixel value.
 MEAN = (123.675, 116.28, 103.53)
@@ -185,6 +184,8 @@ def _conv4(config: EncoderConfig) -> tuple[nn.Module, int]:
 
 
 def _resnet(config: EncoderConfig) -> tuple[nn.Module, int]:
+    from emc2dist.towers._torchvision import models
+
     backbone = models.get_model(config.backbone, weights=None, norm_layer=_NORM_2D[config.norm])
     width = backbone.fc.in_features
     backbone.fc = nn.Identity()
@@ -199,6 +200,8 @@ def _resnet(config: EncoderConfig) -> tuple[nn.Module, int]:
 
 def _resnets() -> list[str]:
     """Names of the models that torchvision builds from its `ResNet`: the ones with `fc`, `norm_layer` and this stem."""
+    from emc2dist.towers._torchvision import models
+
     names = models.list_models(module=models)
     return [name for name in names if models.get_model_builder(name).__module__ == models.resnet.__name__]
 
@@ -210,6 +213,8 @@ def _shrink_residuals(backbone: nn.Module) -> None:
     the depth; with this scale it grows by a constant (Hayou et al. 2021, "Stable ResNet"; after Zhang, Dauphin & Ma
     2019, "Fixup"). Not zero, as Fixup has it: LARS's steps are relative to |w| and would hardly leave zero.
     """
+    from emc2dist.towers._torchvision import models
+
     blocks = [m for m in backbone.modules() if isinstance(m, models.resnet.BasicBlock | models.resnet.Bottleneck)]
     for block in blocks:
         last = [m for name, m in block.named_children() if name.startswith("conv")][-1]

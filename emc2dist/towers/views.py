@@ -7,7 +7,6 @@ seeds that generator decides the view; see `emc2dist.data.loader`.
 from torch import Tensor
 
 from emc2dist.config import Views
-from emc2dist.towers._torchvision import v2
 
 
 class RandomView:
@@ -18,6 +17,8 @@ class RandomView:
     """
 
     def __init__(self, config: Views) -> None:
+        from emc2dist.towers._torchvision import v2
+
         steps = [v2.RandomResizedCrop(config.size, scale=config.crop, ratio=config.aspect, antialias=True)]
         if config.flip:
             steps.append(v2.RandomHorizontalFlip(config.flip))
@@ -47,6 +48,8 @@ class PlainView:
     LONGEST = 8
 
     def __init__(self, size: int) -> None:
+        from emc2dist.towers._torchvision import v2
+
         self.transform = v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)])
 
     def __call__(self, image: Tensor) -> Tensor:

@@ -116,11 +116,11 @@ def test_a_job_is_stopped_goes_on_from_its_checkpoint_and_is_not_started_twice(c
     long = cluster.shrunk("epochs=24", "checkpoint.every=24", "eval.every=0", "launch.environment={COLOUR: blue}")
     words = [CIFAR10, *long, *resources]
     first = json.loads(cluster.emc2dist("submit", *words, "--json").stdout)
-    wait_for(lambda: any("loss" in row for row in cluster.rows("cifar10")))
     other = cluster.emc2dist("submit", *words, "log_every=2")
     assert other.returncode == 1
     assert f"job {first['job']} runs under this name" in other.stderr
 
+    wait_for(lambda: any("loss" in row for row in cluster.rows("cifar10")))
     stopped = cluster.emc2dist("stop", "cifar10", "--json")
     assert stopped.returncode == 0, stopped.stderr
     assert json.loads(stopped.stdout)["status"] == "stopped"

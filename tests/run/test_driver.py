@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -25,6 +27,9 @@ from emc2dist.files import at as files_at
 from emc2dist.run import lock
 from emc2dist.run.checkpoints import examine
 from emc2dist.run.folder import RunFolder
+
+IDLE = ("PreemptionWatcher", "DatasetManager", "PlacementGroup")
+"""Processes of Ray Train, seconds each to start, that have nothing to do in a run."""
 
 CIFAR = ROOT.parent / "shared" / "data" / "cifar10"
 
@@ -108,6 +113,13 @@ def test_two_workers_two_shards_leave_a_run_folder(spec_file, tmp_path):
     assert "negatives.kernel: isir -> mh" in other.stderr
 
 
+def test_the_driver_imports_nothing_heavy_that_not_every_run_needs():
+    heavy = ["torchvision", "torch._dynamo", "sklearn", "scipy", "s3fs", "botocore", "matplotlib", "numba"]
+    code = f"import sys, emc2dist.run.driver; print(set({heavy}) & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "set()\n", done.stderr
+
+
 def test_a_second_driver_of_a_run_is_refused(spec_file, tmp_path):
     with lock.held(files_at(tmp_path / "runs" / "small")):
         another = emc2dist("train", spec_file)
@@ -123,10 +135,12 @@ def test_interrupted_and_damaged_a_run_ends_where_it_would_have(ray_cluster, spe
     rows = run / "metrics.jsonl"
     # Once a row of the fourth epoch is there, the checkpoint of the second one is whole.
     wait_for(lambda: rows.exists() and '"step": 19,' in rows.read_text(), process)
+    unneeded = [pids_of(name, process.pid) for name in IDLE]
     family = signal_group(process, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert psutil.wait_procs(family, 30)[1] == []
+    assert unneeded == [[], [], []]
 
     newest, before, *_ = [s for s in examine(RunFolder.open(run), contents=True) if s.problem is None]
     # No step is lost to it.
@@ -156,19 +170,24 @@ def damage(path):
     path.write_bytes(data)
 
 
-def test_after_a_killed_worker_and_a_killed_shard_the_run_goes_on_from_the_checkpoint(spec_file, tmp_path):
-    process = start("train", spec_file, "epochs=8", "--json")
+def test_after_a_killed_worker_and_a_killed_shard_the_run_goes_on_from_the_checkpoint(ray_cluster, spec_file, tmp_path):
     rows = tmp_path / "runs" / "small" / "metrics.jsonl"
-    # Once a row of the third epoch is there, the checkpoint of the first one is whole.
-    for victim, step in (("RayTrainWorker", 13), ("ray::_ShardActor", 25)):
-        wait_for(lambda due=step: rows.exists() and f'"step": {due},' in rows.read_text(), process)
-        os.kill(pid_of(victim, process.pid), signal.SIGKILL)
-    stdout, stderr = process.communicate(timeout=180)
-    assert process.returncode == 0, stderr
-    assert len(re.findall(r"resumed from the checkpoint at step \d+", stderr)) == 2
+
+    def kill():
+        # Once a row of the third epoch is there, the checkpoint of the first one is whole.
+        for victim, step in (("RayTrainWorker", 13), ("ray::_ShardActor", 25)):
+            wait_for(lambda due=step: rows.exists() and f'"step": {due},' in rows.read_text())
+            os.kill(pid_of(victim, os.getpid()), signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as beside:
+        killed = beside.submit(kill)
+        done = in_process("train", spec_file, "epochs=8", "--json")
+    assert done.returncode == 0, done.stderr
+    killed.result()
+    assert len(re.findall(r"resumed from the checkpoint at step \d+", done.stderr)) == 2
     losses = [row["loss"] for row in map(json.loads, rows.read_text().splitlines()) if "loss" in row]
     assert losses == Run(parse(SMALL, ["epochs=8"]), tmp_path).go().column("loss")
-    assert json.loads(stdout.splitlines()[-1])["steps"] == 48
+    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 48
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
 """The jobs as they are run, shrunk, on tiny sets in the real formats: ingested, trained, evaluated."""
 
+import contextlib
+import io
 import json
 import runpy
-import subprocess
 import sys
 
 import numpy as np
@@ -19,13 +20,19 @@ SHRUNK = [
 ]  # fmt: skip
 
 
-def run(job, tmp_path, *overrides):
-    """What the job prints last, as JSON."""
-    arguments = [f"data.path={tmp_path / 'set'}", f"run_dir={tmp_path / 'runs'}", *SHRUNK, *overrides, "--json"]
-    command = [sys.executable, ROOT / "jobs" / job, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture
+def run(ray_cluster, tmp_path, monkeypatch):
+    """A function that runs a job's script as Python does, on the session's cluster; returns what it prints, as JSON."""
+
+    def run(job, *overrides):
+        arguments = [f"data.path={tmp_path / 'set'}", f"run_dir={tmp_path / 'runs'}", *SHRUNK, *overrides, "--json"]
+        monkeypatch.setattr(sys, "argv", [job, *arguments])
+        with contextlib.redirect_stdout(io.StringIO()) as stdout, pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "jobs" / job), run_name="__main__")
+        assert ended.value.code == 0
+        return json.loads(stdout.getvalue().splitlines()[-1])
+
+    return run
 
 
 def write_stl10(folder):
@@ -41,11 +48,11 @@ def write_stl10(folder):
             labels.tofile(folder / f"{split}_y.bin")
 
 
-def test_stl10_trains_on_the_unlabelled_and_asks_the_labelled(tmp_path):
+def test_stl10_trains_on_the_unlabelled_and_asks_the_labelled(run, tmp_path):
     write_stl10(tmp_path / "binary")
     splits = ["--split", "unlabeled=train", "--split", "train=labelled", "--split", "test"]
     assert in_process("ingest", tmp_path / "binary", tmp_path / "set", *splits, "--workers", "1").returncode == 0
-    result = run("stl10.py", tmp_path)
+    result = run("stl10.py")
     assert result["steps"] == 2
     assert 0 <= result["knn_accuracy"] <= 1
     evaluated = in_process("evaluate", result["run_dir"], "--json")
@@ -57,7 +64,7 @@ def test_stl10_trains_on_the_unlabelled_and_asks_the_labelled(tmp_path):
     assert "has no split gone; set eval.voters" in refused.stderr
 
 
-def test_imagenet100_takes_the_pinned_classes_of_an_image_folder(tmp_path):
+def test_imagenet100_takes_the_pinned_classes_of_an_image_folder(run, tmp_path):
     rng = np.random.default_rng(0)
     for split, classes in (
         ("train", [*read_classes("imagenet100"), "n01440764"]),
@@ -72,7 +79,7 @@ def test_imagenet100_takes_the_pinned_classes_of_an_image_folder(tmp_path):
     assert done.returncode == 0, done.stderr
     written = json.loads(done.stdout.splitlines()[-1])
     assert (written["rows"], written["classes"]) == ({"train": 100, "validation": 100}, 100)
-    result = run("imagenet100.py", tmp_path, "data.limit=32")
+    result = run("imagenet100.py", "data.limit=32")
     assert result["steps"] == 2
 
 

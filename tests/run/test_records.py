@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command import in_process, start, wait_for
+from command import in_process, on, start, wait_for
 from pictures import png
 from train.harness import SMALL, Run
 
@@ -303,10 +303,11 @@ def test_the_saved_spec_finds_its_run_from_anywhere(tmp_path, monkeypatch):
     assert RunFolder.of(resolved(saved)).place.path == folder.place.path
 
 
-def test_a_run_whose_terminal_is_gone_leaves_a_checkpoint_of_its_step(tmp_path):
+def test_a_run_whose_terminal_is_gone_leaves_a_checkpoint_of_its_step(ray_cluster, tmp_path):
     (tmp_path / "small.yaml").write_text(f"{SMALL}run_dir: {tmp_path / 'runs'}\nthreads: 1\n")
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
-    process = start("train", tmp_path / "small.yaml", "epochs=500", "watch.port=0", "checkpoint.every=500")
+    words = ["epochs=500", "watch.port=0", "checkpoint.every=500", "eval.every=0"]
+    process = start("train", tmp_path / "small.yaml", *words, env=on(ray_cluster))
     signal.signal(signal.SIGHUP, before)
     run = tmp_path / "runs" / "small"
     rows = run / "metrics.jsonl"

@@ -54,7 +54,8 @@ def job(s3, tmp_path):
 
 def test_stopped_with_its_whole_process_group_and_resumed_on_s3_equals_never_having_stopped(job, s3, tmp_path):
     folder = files.at(f"{s3.uri}/runs/cifar10")
-    one_worker = [*job, "workers=1", "shards=2"]
+    # A small encoder, for every checkpoint goes through a server that is slow.
+    one_worker = [*job, "workers=1", "shards=2", "encoder.backbone=conv4"]
     process = start("train", *one_worker)
     wait_for(lambda: (folder / "checkpoint-000000010" / "checksums-00000-of-00001.json").entry(), process)
     family = signal_group(process, signal.SIGTERM)
