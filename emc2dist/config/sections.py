@@ -266,9 +266,10 @@ class S3(Section):
     """
 
     endpoint: Endpoint | None = None
-    """URL of a server other than AWS, as in https://s3.example.org:9000; AWS_ENDPOINT_URL sets it too."""
+    """URL of a server other than AWS, as in https://s3.example.org:9000; AWS_ENDPOINT_URL, and endpoint_url in
+    ~/.aws/config, set it too."""
     region: Word | None = None
-    """Region, as in eu-central-1; AWS_DEFAULT_REGION and ~/.aws/config set it too."""
+    """Region, as in eu-central-1; AWS_DEFAULT_REGION, AWS_REGION and ~/.aws/config set it too."""
     attempts: Annotated[int, Field(ge=1, le=1000)] = 6
     """Times that a request is tried. The pauses between are random, up to 0.2, 0.4, 0.8 ... 10 s."""
     timeout_s: Seconds = 30.0

@@ -363,7 +363,7 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandl
             raise failure from error
         late = channel.late()
         if late is None:
-            raise _Lost("Ray Train's controller was lost") from error
+            raise _Lost(f"Ray Train's controller was lost{failures.cause_of_death(error)}") from error
         avoid |= late
         where = f" on {cluster.addresses(late)}" if late else ""
         raise _Lost(f"workers did not start in {spec.resources.start_s:g} s (resources.start_s){where}") from error

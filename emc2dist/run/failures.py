@@ -67,6 +67,11 @@ def fatal_text(text: str, spec: Spec) -> RunError | None:
     return None
 
 
+def cause_of_death(error: RayError) -> str:
+    """Of an actor: what it raised when it was made, in brackets; empty where that is not what ended it."""
+    return f" ({gist(str(error))})" if getattr(error, "actor_init_failed", False) else ""
+
+
 def gist(text: str) -> str:
     """Of a traceback: what was raised, in a line. What Ray says of memory goes on for pages after it."""
     lines = text.strip().splitlines() or [""]
@@ -106,7 +111,7 @@ def _place(error: BaseException) -> str:
 
 def _is_of_clients(error: OSError) -> bool:
     """Whether an error without a number is one of a client of HTTP: those of pyarrow and Pillow are not."""
-    return not (type(error) is OSError or type(error).__module__.startswith("PIL")) or "AWS Error" in str(error)
+    return not (type(error) is OSError or type(error).__module__.startswith("PIL"))
 
 
 def _may_pass(error: Exception) -> bool:
