@@ -105,7 +105,7 @@ class Section(BaseModel):
     @classmethod
     def _is_text(cls, value: Any) -> Any:
         if _unwritable(value):
-            raise _refusal("holds a NUL, or a byte that is not UTF-8; a spec is text")
+            raise _refusal("holds a control character, or a byte that is not UTF-8; a spec is text")
         return value
 
 
@@ -114,7 +114,7 @@ def _unwritable(value: Any) -> bool:
         return any(_unwritable(one) for item in value.items() for one in item)
     if isinstance(value, tuple):
         return any(map(_unwritable, value))
-    return isinstance(value, str) and re.search("[\0\ud800-\udfff]", value) is not None
+    return isinstance(value, str) and re.search(r"[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", value) is not None
 
 
 BUILT_IN = {
