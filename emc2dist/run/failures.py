@@ -25,6 +25,7 @@ _IMPORT = re.compile(
     r"\b(ModuleNotFoundError|ImportError|SyntaxError|IndentationError): "
     r"|\bAttributeError: (partially initialized )?module '[\w.]+' has no attribute "
 )
+_NO_CUDA = re.compile("NCCL built in|no GPUs found|not compiled with CUDA|No CUDA GPUs are available")
 _NETWORK = {
     getattr(errno, name)
     for name in ("ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH", "EADDRINUSE", "EADDRNOTAVAIL")
@@ -63,6 +64,11 @@ def fatal_text(text: str, spec: Spec) -> RunError | None:
         return RunError(
             f"a worker did not start: {text}; every node must have the packages that this machine has, and no file or "
             "folder of the same name as one of Python's or of theirs may stand before them"
+        )
+    if _NO_CUDA.search(text):
+        return RunError(
+            f"a worker has a GPU by Ray's count, and a torch that cannot use it ({text}); install a CUDA build of "
+            "torch that fits the driver on every node, or give device=cpu"
         )
     return None
 

@@ -40,6 +40,14 @@ from emc2dist.terminal import brief
 SPEC = small_spec()
 
 
+@pytest.mark.parametrize("said", ["Distributed package doesn't have NCCL built in", "No CUDA GPUs are available"])
+def test_a_torch_that_cannot_use_its_gpu_is_told_what_helps(said):
+    failure = fatal_text(f"Traceback\nRuntimeError: {said}", SPEC)
+    assert re.fullmatch(
+        rf"a worker has a GPU .* \(RuntimeError: {said}\); install a CUDA build .* device=cpu", str(failure)
+    )
+
+
 def test_an_actor_that_could_not_be_made_says_of_what(ray_cluster):
     @ray_cluster.remote(num_cpus=0)
     class Controller:
