@@ -26,6 +26,7 @@ import torch  # noqa: E402
 from ray._private import services  # noqa: E402
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager  # noqa: E402
 from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader  # noqa: E402
+from ray._private.utils import validate_socket_filepath  # noqa: E402
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData  # noqa: E402
 from ray.exceptions import RayError  # noqa: E402
 from ray.job_config import JobConfig  # noqa: E402
@@ -225,13 +226,15 @@ def _connect(spec: Spec, runs: int, dashboard: bool) -> None:
 def _start(cpus: int, dashboard: bool) -> None:
     """Start a Ray of our own on this machine."""
     _make_token()
+    name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"  # Ray asks them in this order
+    folder = os.environ.get(name) or tempfile.gettempdir()
     try:
+        # Ray sees this too, but leaves the session's folder there.
+        validate_socket_filepath(f"{folder}/ray/session_{'0' * 26}_{os.getpid()}/sockets/plasma_store")
         with _sessions_of_their_own():
             ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, job_config=_job_config(), **_QUIET)
     except Exception as error:  # Ray raises anything, bare Exceptions too
         ray.shutdown()
-        name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"  # Ray asks them in this order
-        folder = os.environ.get(name) or tempfile.gettempdir()
         raise LaunchError(
             f"Ray does not start on this machine ({_chain(error)}); it keeps sockets and logs in {folder}: set "
             f"{name} to a folder with a short name that may be written to and has room"

@@ -78,7 +78,8 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
     steps = spec.epochs * order.steps_per_epoch
     with ExitStack() as stack:
         folder = RunFolder.of(spec)
-        stack.enter_context(lock.held(folder.place))
+        if folder.summary() is None:  # a finished one is only read, perhaps by somebody who may do no more
+            stack.enter_context(lock.held(folder.place))
         # What may refuse the run comes first: until it is accepted, its folder says what ran there before.
         folder.refuse_other_spec(spec)
         folder.rows()
