@@ -172,6 +172,25 @@ def test_words_that_are_not_understood_are_told_with_the_commands_own_usage(word
     assert told in said
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["report", "runs/a", "--out", "pics\r"], ["profile", "a.yaml", "--trace", "t.json\r"], ["validate", "a.yaml\r"],
+     ["train", "a.yaml", "watch.wandb=proj\r"], ["list\r"]],
+)  # fmt: skip
+def test_a_script_with_windows_line_ends_is_told_so(words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    said = f"emc2dist: {words[-1]!r}: ends in a carriage return: the script has Windows line ends; run dos2unix on it\n"
+    assert capsys.readouterr().err == said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_variable_with_a_windows_line_end_is_told_without_its_value(capsys, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret\r")
+    assert cli.main(["list"]) == 2
+    assert capsys.readouterr().err.startswith("emc2dist: AWS_SECRET_ACCESS_KEY: ends in a carriage return: the script")
+
+
 def test_overrides_of_one_command_are_none_of_the_next():
     assert cli.parse(["train", "a.yaml", "--json", "lr=1"]).overrides == ["lr=1"]
     assert cli.parse(["train", "a.yaml"]).overrides == []

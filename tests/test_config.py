@@ -100,6 +100,8 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("training={lr: 1, limit: 2}", ["training.lr: unknown", "is lr; training.limit: unknown", "is data.limit"]),
         ("s3.endpoint=$S3_ENDPOINT", ["s3.endpoint", "'$S3_ENDPOINT' is a shell's", "write out"]),
         ("watch.wandb=${PROJECT}", ["watch.wandb", "'${PROJECT}' is a shell's"]),
+        ("watch.wandb=pro\x1bj", ["watch.wandb: got 'pro\\x1bj'", "holds a control character"]),
+        ('watch.mlflow="proj\\n"', ["watch.mlflow", "holds a control character"]),
         ("eval.asked={{ split }}", ["eval.asked", "'{{ split }}' is a template's"]),
     ],
 )

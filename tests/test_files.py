@@ -5,7 +5,10 @@ import http.server
 import os
 import pickle
 import re
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -17,6 +20,7 @@ import botocore.exceptions
 import botocore.parsers
 import fsspec.exceptions
 import pytest
+from pyarrow.fs import FileSelector, S3FileSystem, copy_files
 from raising import exceptions_of
 from recording import PROXIES, listening
 
@@ -53,10 +57,15 @@ def test_what_is_written_is_read_listed_and_removed(folder):
     folder.remove()
 
 
+def mark_folder(uri: str) -> None:
+    """Put an empty object there whose name ends with a slash, as consoles and pyarrow make folders."""
+    arrow = S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"])
+    arrow.create_dir(uri.removeprefix("s3://"))
+
+
 def test_what_stands_for_a_folder_on_s3_goes_with_it(s3):
     folder = files.at(f"{s3.uri}/set")
-    filesystem, path = (folder / "of" / "arrow").arrow()
-    filesystem.create_dir(path)
+    mark_folder(f"{s3.uri}/set/of/arrow")
     assert folder.folders() == ["of"]
     (folder / "of").remove()
     assert folder.folders() == []
@@ -369,7 +378,7 @@ def test_s3_beyond_this_machine_is_reached_through_the_proxy_by_whatever_asks(ke
             place.entry()
         by_s3fs = len(asked)
         filesystem, path = place.arrow()
-        with pytest.raises(OSError, match="ACCESS_DENIED"):
+        with pytest.raises(PermissionError):
             filesystem.get_file_info(path)
     assert 0 < by_s3fs < len(asked)
     assert {target.split("/")[2] for _, target, _ in asked} == {"s3.invalid"}
@@ -389,7 +398,27 @@ def test_an_endpoint_that_is_none_is_named_with_the_place(keys, endpoint, monkey
 def test_an_endpoint_without_a_scheme_is_told_it(keys, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
     with pytest.raises(StorageError, match=r"s3\.endpoint .* 127\.0\.0\.1:9000 is no URL; write http://127"):
-        files.at("s3://bucket/x", S3()).read()
+        files.at("s3://bucket/x", S3(timeout_s=15)).read()
+
+
+@pytest.mark.parametrize("bundle", ["gone.pem", None])
+def test_a_certificate_that_is_not_trusted_is_told_at_once(keys, bundle, monkeypatch, tmp_path):
+    if not shutil.which("openssl"):
+        pytest.skip("openssl, which makes a certificate, is not here")
+    own = ["-subj", "/CN=127.0.0.1", "-keyout", tmp_path / "key.pem", "-out", tmp_path / "own.pem"]
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *own], check=True, capture_output=True)
+    if bundle:
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / bundle))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "own.pem", tmp_path / "key.pem")
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = files.at("s3://bucket/x", S3(endpoint=f"https://127.0.0.1:{server.server_port}"))
+        with pytest.raises(StorageError, match=r"certificate of https://127.* is not trusted .* AWS_CA") as told:
+            place.read()
+        server.shutdown()
+    assert type(told.value) is StorageError
 
 
 @pytest.mark.parametrize("bucket", ["Bad_Bucket!", "x", "a b", "-", "ü"])
@@ -474,18 +503,77 @@ def test_large_objects_have_tags_that_hold(s3, tmp_path):
     assert place.read_range(2**25 + 7, 3, entry.tag) == bytes([7, 8, 9])
 
 
-def test_pyarrow_reaches_the_same_places(folder):
+def test_pyarrow_reaches_the_same_places(folder, tmp_path):
     (folder / "x").write(b"seen")
-    filesystem, path = (folder / "x").arrow()
+    filesystem, path = pickle.loads(pickle.dumps(folder.arrow()))  # as another node gets it
+    with filesystem.open_input_stream(f"{path}/x") as stream:
+        assert stream.read() == b"seen"
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "y").write_bytes(b"sent")
+    (tmp_path / "own" / "empty").write_bytes(b"")
+    filesystem.create_dir(f"{path}/own", recursive=True)
+    copy_files(str(tmp_path / "own"), f"{path}/own", destination_filesystem=filesystem)
+    assert (folder / "own" / "y").read() == b"sent"
+    found = filesystem.get_file_info(FileSelector(f"{path}/own"))
+    assert sorted((one.base_name, one.size) for one in found) == [("empty", 0), ("y", 4)]
+    filesystem.delete_dir(f"{path}/own")
+    assert folder.folders() == []
+
+
+def test_pyarrow_makes_no_bucket(s3):
+    filesystem, path = files.at("s3://no-such-bucket-here/x").arrow()
+    filesystem.create_dir(path)
+    with pytest.raises(StorageError, match="no such bucket"):
+        files.at("s3://no-such-bucket-here/x").entries()
+
+
+def test_pyarrow_tries_again_as_often_as_the_spec_says(keys):
+    with listening(503) as (url, asked):
+        filesystem, path = files.at("s3://bucket/set", S3(endpoint=url, region="us-east-1", attempts=3)).arrow()
+        with pytest.raises(OSError, match="Service Unavailable"):
+            filesystem.get_file_info(path)
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "profile"),
+    [
+        ("[default]\nendpoint_url = {url}", None),
+        ("[default]\n[profile mine]\nendpoint_url = {url}", "mine"),
+        ("[default]\nservices = own\n[services own]\ns3 =\n  endpoint_url = {url}", None),
+    ],
+)
+def test_an_endpoint_of_aws_own_configuration_is_that_of_all_clients(s3, config, profile, monkeypatch, tmp_path):
+    (tmp_path / "config").write_text(config.format(url=s3.server.endpoint))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name)
+    for name in PROXIES:
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where loopback is not told by the endpoint, nothing is reached
+    if profile:
+        monkeypatch.setenv("AWS_PROFILE", profile)
+    place = files.at(f"{s3.uri}/x", S3(timeout_s=20 + len(config)))  # a client is kept for each configuration
+    place.write(b"seen")
+    filesystem, path = place.arrow()
     with filesystem.open_input_stream(path) as stream:
         assert stream.read() == b"seen"
 
 
+def test_settings_of_aws_are_read_as_botocore_reads_them(monkeypatch):
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    for name, region in (("AWS_REGION", "eu-one"), ("AWS_DEFAULT_REGION", "eu-two")):  # botocore asks but the second
+        monkeypatch.setenv(name, region)
+        endpoint = emc2dist.files.s3._endpoint.__wrapped__(S3())
+        assert endpoint == f"https://s3.{region}.amazonaws.com"
+
+
 def test_folders_that_tools_make_on_s3_are_no_files(s3):
-    """Consoles and pyarrow mark a folder by an empty object of its name."""
     place = files.at(f"{s3.uri}/set")
-    filesystem, path = place.arrow()
-    filesystem.create_dir(f"{path}/inner")
+    mark_folder(f"{place}/inner")
     (place / "a").write(b"1")
     assert [entry.name for entry in place.entries()] == ["a"]
     assert place.folders() == ["inner"]

@@ -98,6 +98,7 @@ def _told(argv: Sequence[str] | None) -> int:
 
 def _status(argv: Sequence[str] | None) -> int:
     try:
+        _refuse_returns(sys.argv[1:] if argv is None else argv)
         arguments = parse(argv)
         return arguments.command(arguments) or 0
     except _Refused:
@@ -120,6 +121,14 @@ def _status(argv: Sequence[str] | None) -> int:
         reason = " ".join(str(error.strerror or error).split())
         say(f"emc2dist: {' -> '.join(names) or type(error).__name__}: {reason}")
         return 2 if names else 1
+
+
+def _refuse_returns(words: Sequence[str]) -> None:
+    """Raise SpecError where a word, or a variable that is read here, was written with Windows line ends."""
+    ours = ("EMC2DIST_", "RAY_", "AWS_", "CUDA_", "TMPDIR", "MLFLOW_", "WANDB_")
+    variables = [name for name, value in os.environ.items() if value.endswith("\r") and name.startswith(ours)]
+    for what in [*(repr(word) for word in words if word.endswith("\r")), *variables]:  # no value: it may be a secret
+        raise SpecError(f"{what}: ends in a carriage return: the script has Windows line ends; run dos2unix on it")
 
 
 def _let_go(stream: TextIO) -> None:

@@ -106,7 +106,9 @@ def check(text: str, *, remote: bool = True) -> None:
 
 
 def refuse_stand_ins(text: str) -> None:
-    """Raise ValueError where a text holds what a shell or a template should have filled in."""
+    """Raise ValueError where a name holds what a shell or a template should have filled in, or is no line of text."""
+    if _UNWRITABLE.search(text):
+        raise ValueError("holds a control character, or a byte that is not UTF-8; leave it out")
     slip = _first(_STAND_INS, text)
     if slip:
         raise ValueError(slip)

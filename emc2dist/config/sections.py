@@ -105,7 +105,7 @@ class Section(BaseModel):
     @classmethod
     def _is_text(cls, value: Any) -> Any:
         if _unwritable(value):
-            raise _refusal("holds a NUL, or a byte that is not UTF-8; a spec is text")
+            raise _refusal("holds a control character, or a byte that is not UTF-8; a spec is text")
         return value
 
 
@@ -114,7 +114,7 @@ def _unwritable(value: Any) -> bool:
         return any(_unwritable(one) for item in value.items() for one in item)
     if isinstance(value, tuple):
         return any(map(_unwritable, value))
-    return isinstance(value, str) and re.search("[\0\ud800-\udfff]", value) is not None
+    return isinstance(value, str) and re.search(r"[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", value) is not None
 
 
 BUILT_IN = {
@@ -266,9 +266,10 @@ class S3(Section):
     """
 
     endpoint: Endpoint | None = None
-    """URL of a server other than AWS, as in https://s3.example.org:9000; AWS_ENDPOINT_URL sets it too."""
+    """URL of a server other than AWS, as in https://s3.example.org:9000; AWS_ENDPOINT_URL, and endpoint_url in
+    ~/.aws/config, set it too."""
     region: Word | None = None
-    """Region, as in eu-central-1; AWS_DEFAULT_REGION and ~/.aws/config set it too."""
+    """Region, as in eu-central-1; AWS_DEFAULT_REGION, AWS_REGION and ~/.aws/config set it too."""
     attempts: Annotated[int, Field(ge=1, le=1000)] = 6
     """Times that a request is tried. The pauses between are random, up to 0.2, 0.4, 0.8 ... 10 s."""
     timeout_s: Seconds = 30.0

@@ -71,7 +71,8 @@ class Spec(Section):
     """`bf16` runs the encoder under autocast; `float64` is for proofs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` trains on GPUs where the cluster has one for every worker. A run that would go on elsewhere than where it
-    trained so far is refused with `auto`, for its numbers would differ; `cpu` or `cuda` says that it is meant."""
+    trained so far is refused with `auto`, for its numbers would differ; `cpu` or `cuda` says that it is meant.
+    What it trains on is said when it begins."""
     threads: SmallInt = 0
     """CPU threads of a worker; 0: the machine's cores divided among the workers."""
     restarts: SmallInt = 3

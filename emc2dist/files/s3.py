@@ -1,6 +1,6 @@
 """Objects on S3, through s3fs; and what S3 says, in words that name the URI and what to do.
 
-Neither s3fs nor botocore tries anything again here: `S3Place._try` alone does.
+Neither s3fs nor botocore tries anything again here, but for pyarrow: `S3Place._try` alone does.
 """
 
 import os
@@ -12,9 +12,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
+import botocore.session
 import fsspec.asyn
 from aiobotocore.session import AioSession
 from aiohttp import ClientError as TransferError
@@ -27,6 +26,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
+    SSLError,
 )
 from botocore.exceptions import ConnectionError as NoConnection
 from botocore.handlers import add_expect_header
@@ -113,10 +113,8 @@ class S3Place(Place):
             self._try(lambda fs: fs.call_s3("delete_object", Bucket=bucket, Key=f"{key}/"))
 
     def arrow(self) -> tuple[arrow.FileSystem, str]:
-        try:
-            return _arrow_s3(self.s3), self.key
-        except (ValueError, OSError) as error:  # an endpoint or a proxy that is none
-            raise _explain(str(self), error, self.s3) from error
+        handler = self._try(lambda _: _Handler(self.s3))  # type: ignore[abstract]  # whose stubs lack the methods
+        return arrow.PyFileSystem(handler), self.key
 
     def _listing(self) -> list[dict[str, Any]]:
         try:
@@ -166,21 +164,21 @@ class _Missing(StorageError):
 
 
 @lru_cache
-def _s3fs(s3: S3) -> S3FileSystem:
-    endpoint, session = _endpoint(s3), AioSession()
+def _s3fs(s3: S3, attempts: int = 1) -> S3FileSystem:
+    session = AioSession()
     # A server that knows no Expect answers it with silence, for which aiohttp waits without a limit.
     session.unregister("before-call.s3", add_expect_header)
     fs = S3FileSystem(
         session=session,
         endpoint_url=s3.endpoint,
-        client_kwargs={"region_name": s3.region} if s3.region else {},
+        client_kwargs={"region_name": region} if (region := _region_of(s3)) else {},
         config_kwargs={
             "connect_timeout": s3.timeout_s,
             "read_timeout": s3.timeout_s,
-            "retries": {"total_max_attempts": 1},
+            "retries": {"total_max_attempts": attempts},
             "connector_args": {"socket_factory": partial(_socket, s3.timeout_s)},
             # A proxy of the environment is for what lies beyond it.
-            **({"proxies": {}} if endpoint and is_loopback(endpoint) else {}),
+            **({"proxies": {}} if is_loopback(_endpoint(s3)) else {}),
         },
         use_listings_cache=False,
         skip_instance_cache=True,
@@ -197,29 +195,31 @@ def _socket(timeout_s: float, address: tuple[Any, ...]) -> socket.socket:
     return made
 
 
+class _Handler(arrow.FSSpecHandler):
+    """s3fs for pyarrow, whose own client reads the variables and ~/.aws otherwise. It tries again."""
+
+    def __init__(self, s3: S3) -> None:
+        super().__init__(_s3fs(s3, s3.attempts))
+        self._s3 = s3
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Handler, (self._s3,)  # whoever gets it has an environment of its own
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        """Nothing: S3 has no folders, and s3fs would make a bucket."""
+
+
+def _region_of(s3: S3) -> str | None:
+    """A region that is set where botocore, which asks AWS_DEFAULT_REGION and ~/.aws, does not look."""
+    return s3.region or (None if os.environ.get("AWS_DEFAULT_REGION") else os.environ.get("AWS_REGION"))
+
+
 @lru_cache
-def _arrow_s3(s3: S3) -> arrow.S3FileSystem:
-    return arrow.S3FileSystem(
-        endpoint_override=_endpoint(s3),
-        proxy_options=_proxy(_endpoint(s3) or "https://s3.amazonaws.com"),  # which it would not look for itself
-        region=s3.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
-        connect_timeout=s3.timeout_s,
-        request_timeout=s3.timeout_s,
-        retry_strategy=arrow.AwsStandardS3RetryStrategy(max_attempts=s3.attempts),
-    )
-
-
-def _endpoint(s3: S3) -> str | None:
-    return s3.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-
-
-def _proxy(url: str) -> str | None:
-    """The environment's proxy for an endpoint, as botocore finds it."""
-    parts = urlsplit(url)
-    if is_loopback(url) or proxy_bypass(parts.netloc):
-        return None
-    proxies = getproxies()
-    return proxies.get(parts.scheme) or proxies.get("all")
+def _endpoint(s3: S3) -> str:
+    """The URL that is asked: that of the spec, or what botocore makes of the environment and ~/.aws."""
+    nobody = {"aws_access_key_id": "-", "aws_secret_access_key": "-"}  # else it would look for somebody, and may wait
+    session = botocore.session.Session()
+    return session.create_client("s3", endpoint_url=s3.endpoint, region_name=_region_of(s3), **nobody).meta.endpoint_url
 
 
 def _get(fs: S3FileSystem, path: str, **options: str) -> bytes:
@@ -282,9 +282,16 @@ def _is_bare(code: str) -> bool:
     return code.isdigit() and code[0] in "34" and code not in ("404", "412", "416", "429")
 
 
+def _is_of_trust(error: BaseException) -> bool:
+    """Whether the server's certificate is not trusted, or there is no file of those that are."""
+    if isinstance(error, SSLError):
+        return "CERTIFICATE_VERIFY_FAILED" in str(error)
+    return isinstance(error, HTTPClientError) and isinstance(error.__context__, FileNotFoundError)
+
+
 def _may_pass(error: BaseException) -> bool:
     """Whether the same request may succeed a little later."""
-    if _goes_round(error):
+    if _goes_round(error) or _is_of_trust(error):
         return False
     network = HTTPClientError | NoConnection | TransferError | ConnectionError | TimeoutError
     return _code(error) in _LATER or isinstance(error, network)
@@ -320,28 +327,41 @@ _CAUSES = {
 _CAUSE_OF = {code: cause for codes, cause in _CAUSES.items() for code in codes.split()}
 
 
+_NO_URL = "Invalid endpoint: "
+"""As botocore says it."""
+
+
 def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
     """What went wrong with a URI, whatever s3fs, botocore or aiohttp have raised."""
     code = _code(error)
     bucket = uri.removeprefix(SCHEME).split("/")[0]
     if isinstance(error, StorageError):
         return error
-    endpoint = _endpoint(s3)
-    if endpoint and "://" not in endpoint:
-        return StorageError(f"{uri}: s3.endpoint (or AWS_ENDPOINT_URL): {endpoint} is no URL; write http://{endpoint}")
+    if type(error) is ValueError and str(error).startswith(_NO_URL):
+        endpoint = str(error).removeprefix(_NO_URL)
+        written = "as in http://127.0.0.1:9000" if "://" in endpoint else f"http://{endpoint}"
+        return StorageError(
+            f"{uri}: s3.endpoint (or AWS_ENDPOINT_URL, or endpoint_url in ~/.aws/config): {endpoint} is no URL; write "
+            f"{written}"
+        )
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return StorageError(
             f"{uri}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, fill ~/.aws, or give "
             "the machine a role"
         )
     if isinstance(error, ProfileNotFound):
-        name = "AWS_PROFILE" if "AWS_PROFILE" in os.environ else "AWS_DEFAULT_PROFILE"
+        name = "AWS_DEFAULT_PROFILE" if "AWS_DEFAULT_PROFILE" in os.environ else "AWS_PROFILE"  # botocore's order
         return StorageError(
             f"{uri}: {name}: {os.environ.get(name)} is no profile of ~/.aws/config or ~/.aws/credentials; name one of "
             "theirs, or unset it"
         )
     if isinstance(error, ConfigParseError | InvalidConfigError | InfiniteLoopConfigError):
         return StorageError(f"{uri}: the AWS configuration cannot be used: {_said(error)}; put ~/.aws/config right")
+    if _is_of_trust(error):
+        return StorageError(
+            f"{uri}: the certificate of {_endpoint(s3)} is not trusted ({_said(error)}); the file of those that are is "
+            "named by AWS_CA_BUNDLE, or ca_bundle in ~/.aws/config"
+        )
     if code == "NoSuchBucket":
         missing = _Missing(f"{uri}: no such bucket: {bucket}; create it, or check its name, s3.endpoint and s3.region")
         missing.bucket = True
@@ -361,9 +381,9 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
             "and the network, or raise s3.attempts and s3.timeout_s"
         )
     if isinstance(error, _NoS3 | ResponseParserError | KeyError):  # KeyError: of what each S3 tells
-        where = endpoint or "the network"
         return StorageError(
-            f"{uri}: what answers is no S3; is s3.endpoint right, and does {where} want a login in a browser first?"
+            f"{uri}: what answers is no S3; is the endpoint {_endpoint(s3)} right, and does the network want a login "
+            "in a browser first?"
         )
     return StorageError(
         f"{uri}: {code or type(error).__name__}: {_said(error)}; check the path, s3.endpoint and s3.region"

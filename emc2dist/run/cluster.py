@@ -22,8 +22,11 @@ for _name, _value in DEFAULTS.items():
 os.environ.update(past_proxies(os.environ))
 
 import ray  # noqa: E402
+import torch  # noqa: E402
 from ray._private import services  # noqa: E402
+from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager  # noqa: E402
 from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader  # noqa: E402
+from ray._private.utils import validate_socket_filepath  # noqa: E402
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData  # noqa: E402
 from ray.exceptions import RayError  # noqa: E402
 from ray.job_config import JobConfig  # noqa: E402
@@ -88,6 +91,20 @@ def use_gpu(spec: Spec) -> bool:
     if spec.device != "auto":
         return spec.device == "cuda"
     return spec.fitting(_places({"GPU": spec.resources.worker_gpus}, spec.resources.worker_labels)) is not None
+
+
+def why_no_gpu(spec: Spec) -> str:
+    """What keeps the workers from GPUs, as far as the cluster and this machine tell; empty where there are none."""
+    asked, gpus = spec.resources, NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+    if ray.cluster_resources().get("GPU"):
+        places = _places({"GPU": asked.worker_gpus}, asked.worker_labels)
+        return f"the cluster's GPUs have room for {places} of {spec.workers} workers"
+    causes = [f"this machine has {gpus}"] if gpus else []
+    if not torch.backends.cuda.is_built():
+        causes.append(f"torch {torch.__version__} is built for CPUs")
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        causes.append(f"CUDA_VISIBLE_DEVICES is {visible!r}")
+    return ", ".join(causes) if gpus or spec.device == "cuda" else ""
 
 
 def room(spec: Spec) -> int:
@@ -209,13 +226,15 @@ def _connect(spec: Spec, runs: int, dashboard: bool) -> None:
 def _start(cpus: int, dashboard: bool) -> None:
     """Start a Ray of our own on this machine."""
     _make_token()
+    name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"  # Ray asks them in this order
+    folder = os.environ.get(name) or tempfile.gettempdir()
     try:
+        # Ray sees this too, but leaves the session's folder there.
+        validate_socket_filepath(f"{folder}/ray/session_{'0' * 26}_{os.getpid()}/sockets/plasma_store")
         with _sessions_of_their_own():
             ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, job_config=_job_config(), **_QUIET)
     except Exception as error:  # Ray raises anything, bare Exceptions too
         ray.shutdown()
-        name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"  # Ray asks them in this order
-        folder = os.environ.get(name) or tempfile.gettempdir()
         raise LaunchError(
             f"Ray does not start on this machine ({_chain(error)}); it keeps sockets and logs in {folder}: set "
             f"{name} to a folder with a short name that may be written to and has room"
@@ -287,11 +306,14 @@ def _check_room(spec: Spec) -> None:
     needs, labels = worker_needs(spec), spec.resources.worker_labels
     places = _places(needs, labels)
     if spec.fitting(places) is None:
+        if spec.device == "cuda" and not ray.cluster_resources().get("GPU"):
+            why = f" ({found})" if (found := why_no_gpu(spec)) else ""
+            raise SpecError(f"device: cuda, but Ray finds no GPU{why}; give device=auto or device=cpu, or add nodes")
         each = " and ".join(f"{amount:g} {kind}" for kind, amount in needs.items() if amount)
         where = f" on nodes with labels {labels}" if labels else ""
         raise SpecError(
             f"workers: {spec.workers} need {each} each, the cluster has room for {places}{where}; "
-            "lower workers or min_workers, change resources or add nodes"
+            f"lower workers or min_workers, change resources{' or device' * (spec.device == 'cuda')} or add nodes"
         )
     mib, labels = spec.resources.shard_mib, spec.resources.shard_labels
     if labels and not _nodes(labels):

@@ -80,7 +80,8 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
     steps = spec.epochs * order.steps_per_epoch
     with ExitStack() as stack:
         folder = RunFolder.of(spec)
-        stack.enter_context(lock.held(folder.place))
+        if folder.summary() is None:  # a finished one is only read, perhaps by somebody who may do no more
+            stack.enter_context(lock.held(folder.place))
         # What may refuse the run comes first: until it is accepted, its folder says what ran there before.
         folder.refuse_other_spec(spec)
         folder.rows()
@@ -98,6 +99,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
         folder.drop_cut_row()
         # Once for the run: a cluster that has lost nodes must not turn it to CPUs.
         device = _device(spec, folder, newest, listener)
+        remarks += on_device(spec, device, listener.say)
         if newest and (new := folder.new_values(spec)):
             remarks.append(f"from step {newest.step} on with other values than before ({'; '.join(new)})")
             listener.say(remarks[-1])
@@ -117,7 +119,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
         if isinstance(stop, Asked) and stop.number == signal.SIGINT:
             raise KeyboardInterrupt(f"{folder.place}: stopped {where}; the same command resumes")
         raise RunStopped(f"{folder.place}: stopped {where}")
-    summary = summarise(folder, steps) | {"neighbours": neighbours, "remarks": remarks}
+    summary = summarise(folder, steps) | {"device": device, "neighbours": neighbours, "remarks": remarks}
     folder.finish(summary)
     return summary
 
@@ -149,6 +151,14 @@ def _device(spec: Spec, folder: RunFolder, newest: checkpoint.Manifest | None, l
     listener.say(f"device: {device} from step {step} on, {before} before: the numbers are not those of one device")
     folder.append([{"step": step, "device_changed": f"{before} -> {device}"}])
     return device
+
+
+def on_device(spec: Spec, device: str, tell: Callable[[str], None]) -> list[str]:
+    """Tell what the run trains on; returns a remark where that is not the GPUs that there are."""
+    why = cluster.why_no_gpu(spec) if spec.device == "auto" and device == "cpu" else ""
+    line = f"trains on {device}" + (f", and not on GPUs: {why}; device=cuda would refuse that" if why else "")
+    tell(line)
+    return [line] if why else []
 
 
 def check(spec: Spec) -> tuple[Images, list[str], int | None]:
@@ -367,7 +377,7 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandl
             raise failure from error
         late = channel.late()
         if late is None:
-            raise _Lost("Ray Train's controller was lost") from error
+            raise _Lost(f"Ray Train's controller was lost{failures.cause_of_death(error)}") from error
         avoid |= late
         where = f" on {cluster.addresses(late)}" if late else ""
         raise _Lost(f"workers did not start in {spec.resources.start_s:g} s (resources.start_s){where}") from error

@@ -25,6 +25,7 @@ _IMPORT = re.compile(
     r"\b(ModuleNotFoundError|ImportError|SyntaxError|IndentationError): "
     r"|\bAttributeError: (partially initialized )?module '[\w.]+' has no attribute "
 )
+_NO_CUDA = re.compile("NCCL built in|no GPUs found|not compiled with CUDA|No CUDA GPUs are available")
 _NETWORK = {
     getattr(errno, name)
     for name in ("ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH", "EADDRINUSE", "EADDRNOTAVAIL")
@@ -64,7 +65,17 @@ def fatal_text(text: str, spec: Spec) -> RunError | None:
             f"a worker did not start: {text}; every node must have the packages that this machine has, and no file or "
             "folder of the same name as one of Python's or of theirs may stand before them"
         )
+    if _NO_CUDA.search(text):
+        return RunError(
+            f"a worker has a GPU by Ray's count, and a torch that cannot use it ({text}); install a CUDA build of "
+            "torch that fits the driver on every node, or give device=cpu"
+        )
     return None
+
+
+def cause_of_death(error: RayError) -> str:
+    """Of an actor: what it raised when it was made, in brackets; empty where that is not what ended it."""
+    return f" ({gist(str(error))})" if getattr(error, "actor_init_failed", False) else ""
 
 
 def gist(text: str) -> str:
@@ -106,7 +117,7 @@ def _place(error: BaseException) -> str:
 
 def _is_of_clients(error: OSError) -> bool:
     """Whether an error without a number is one of a client of HTTP: those of pyarrow and Pillow are not."""
-    return not (type(error) is OSError or type(error).__module__.startswith("PIL")) or "AWS Error" in str(error)
+    return not (type(error) is OSError or type(error).__module__.startswith("PIL"))
 
 
 def _may_pass(error: Exception) -> bool:

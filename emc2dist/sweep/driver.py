@@ -11,7 +11,7 @@ from emc2dist.config.points import remarks as remarks_on_points
 from emc2dist.data.images import Images
 from emc2dist.errors import RunError, RunStopped
 from emc2dist.run import checkpoints
-from emc2dist.run.driver import ENDING, check, resolved, set_on
+from emc2dist.run.driver import ENDING, check, on_device, resolved, set_on
 from emc2dist.run.folder import RunFolder, changes
 from emc2dist.sweep import results, tuner
 from emc2dist.sweep.folder import ENDED, Ledger, SweepFolder, scores
@@ -42,7 +42,7 @@ def sweep(spec: Sweep) -> dict[str, Any]:
     if len(begun) < len(points) * spec.seeds or any(record.state not in ENDED for record in begun):
         for remark in remarks:
             say(remark)
-        signalled = _run(ledger, folder, points)
+        signalled = _run(ledger, folder, points, remarks)
     elif ended := folder.sweep():
         remarks += _not_heeded(ended, spec, folder)
         here = {"run_dir": spec.base.run_dir}
@@ -79,13 +79,14 @@ def _not_heeded(ended: Sweep, asked: Sweep, folder: SweepFolder) -> list[str]:
     return [remark]
 
 
-def _run(ledger: Ledger, folder: SweepFolder, points: Points) -> int | None:
-    """Run what has not ended; returns the number of the first signal that ended it before, if one did."""
+def _run(ledger: Ledger, folder: SweepFolder, points: Points, remarks: list[str]) -> int | None:
+    """Run what has not ended; returns the number of the first signal that ended it before, if one did. Adds remarks."""
     spec = ledger.sweep
     deadline = monotonic() + spec.budget.hours * 3600 if spec.budget.hours else None
     with ExitStack() as stack:
         stack.enter_context(cluster.connected(spec.base, runs=spec.budget.concurrent or 1, dashboard=True))
         SweepFolder.prepare(spec)
+        remarks += on_device(spec.base, "cuda" if cluster.use_gpu(spec.base) else "cpu", say)
         asked = stack.enter_context(set_on(signal.SIGINT, *ENDING))
 
         def ends() -> str | None:

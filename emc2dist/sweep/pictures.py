@@ -44,7 +44,7 @@ def _parallel(sweep: Sweep, records: Sequence[Record]) -> Figure:
         colour = _SHADES(shade(_value(record)))
         axes.plot(heights, style, color=colour, linewidth=1.6, alpha=0.85)
     ticks = [marks for _, marks in scales]
-    ticks.append([(0.0, f"{low:.3g}"), (1.0, f"{high:.3g}")])
+    ticks.append(_ends(low, high))
     for position, marks in enumerate(ticks):
         axes.axvline(position, color="#9ca3af", linewidth=0.8, zorder=0)
         for height, text in marks:
@@ -52,9 +52,11 @@ def _parallel(sweep: Sweep, records: Sequence[Record]) -> Figure:
     axes.set_xticks(range(len(ticks)), [*sweep.space, sweep.metric], fontsize=9)
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(ticks) - 0.7)
+    axes.set_ylim(-0.05, 1.05)  # also where all lines are at one end: what is written at the other is no margin
     axes.spines[:].set_visible(False)
     axes.set_title("dashed: stopped early, at its last value", fontsize=8, color=GREY)
-    figure.colorbar(ScalarMappable(shade, _SHADES), ax=axes, pad=0.01).set_label(sweep.metric, fontsize=8)
+    if high > low:  # else there is but one colour
+        figure.colorbar(ScalarMappable(shade, _SHADES), ax=axes, pad=0.01).set_label(sweep.metric, fontsize=8)
     return figure
 
 
@@ -122,8 +124,12 @@ def _scale(sweep: Sweep, key: str, records: Sequence[Record]) -> tuple[Callable[
     low, high = known[1:] if isinstance(known, Range) else (min(own), max(own))
     bend = math.log if _logarithmic(sweep, key) else float
     width = bend(high) - bend(low) or 1.0
-    ends = [(0.0, f"{low:.3g}"), (1.0, f"{high:.3g}")]
-    return lambda value: (bend(value) - bend(low)) / width, ends
+    return lambda value: (bend(value) - bend(low)) / width, _ends(low, high)
+
+
+def _ends(low: float, high: float) -> list[tuple[float, str]]:
+    """What is written at the ends of a scale, which are one where there is one value."""
+    return [(0.0, f"{low:.3g}"), (1.0, f"{high:.3g}")][: 1 + (high > low)]
 
 
 def _axis(sweep: Sweep, key: str, records: Sequence[Record]) -> tuple[Callable[[Any], float], list[str]]:

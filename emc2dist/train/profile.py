@@ -138,7 +138,7 @@ class _Traced(Stopwatch):
 def _device(spec: Spec) -> torch.device:
     available = torch.cuda.is_available()
     if spec.device == "cuda" and not available:
-        raise SpecError("device: cuda, but this machine has no GPU that torch can use; profile with device=cpu")
+        raise SpecError("device: cuda, but this machine has no GPU that torch can use; profile with device=auto or cpu")
     return torch.device("cuda" if available and spec.device != "cpu" else "cpu")
 
 

@@ -8,7 +8,7 @@ from functools import reduce
 import pytest
 from train.harness import small_spec
 
-from emc2dist.errors import RunError, SpecError, StoreError
+from emc2dist.errors import LaunchError, RunError, SpecError, StoreError
 from emc2dist.run import cluster
 from emc2dist.run.elastic import NodeMonitor
 
@@ -40,6 +40,15 @@ def test_what_a_cluster_can_never_hold_is_refused_with_the_numbers(ray_cluster):
         with pytest.raises(SpecError) as refused, cluster.connected(small_spec(*overrides)):
             pass
         assert message in str(refused.value)
+
+
+def test_a_folder_too_long_for_rays_sockets_is_refused_before_anything_is_made_in_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was asked"))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 60)))
+    with pytest.raises(LaunchError, match=r"cannot exceed 10\d bytes: .* set RAY_TMPDIR to a folder with a short name"):
+        cluster._start(1, dashboard=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_workers_that_are_not_there_yet_do_not_take_their_own_places_for_room(ray_cluster, monkeypatch):

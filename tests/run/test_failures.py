@@ -33,11 +33,34 @@ from emc2dist.errors import (
     StoreTimeout,
 )
 from emc2dist.run import cluster
-from emc2dist.run.failures import fatal, fatal_text
+from emc2dist.run.failures import cause_of_death, fatal, fatal_text
 from emc2dist.run.worker import _reported
 from emc2dist.terminal import brief
 
 SPEC = small_spec()
+
+
+@pytest.mark.parametrize("said", ["Distributed package doesn't have NCCL built in", "No CUDA GPUs are available"])
+def test_a_torch_that_cannot_use_its_gpu_is_told_what_helps(said):
+    failure = fatal_text(f"Traceback\nRuntimeError: {said}", SPEC)
+    assert re.fullmatch(
+        rf"a worker has a GPU .* \(RuntimeError: {said}\); install a CUDA build .* device=cpu", str(failure)
+    )
+
+
+def test_an_actor_that_could_not_be_made_says_of_what(ray_cluster):
+    @ray_cluster.remote(num_cpus=0)
+    class Controller:
+        def __init__(self):
+            raise PermissionError("Access Denied")
+
+        def run(self):
+            pass
+
+    with pytest.raises(ActorDiedError) as died:
+        ray_cluster.get(Controller.remote().run.remote())
+    assert cause_of_death(died.value) == " (PermissionError: Access Denied)"
+    assert cause_of_death(ActorDiedError()) == ""
 
 
 @pytest.mark.parametrize(
@@ -53,7 +76,6 @@ SPEC = small_spec()
         BrokenPipeError(errno.EPIPE, "Broken pipe"),
         TimeoutError(errno.ETIMEDOUT, "timed out"),
         OSError(errno.EHOSTUNREACH, "No route to host"),
-        OSError("When uploading part: AWS Error NETWORK_CONNECTION during UploadPart"),
         requests.ConnectionError("away"),
         torch.distributed.DistBackendError("NCCL error: remote process exited"),
         torch.distributed.DistNetworkError("the client socket has timed out"),

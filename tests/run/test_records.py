@@ -84,6 +84,13 @@ def test_a_finished_run_says_which_of_the_values_given_now_it_does_not_have(desk
     assert train(desk)[1]["remarks"] == ["of its data"]
 
 
+def test_a_finished_run_answers_whoever_may_only_read_it(desk):
+    status, _, said = train(desk)
+    assert status == 0
+    assert said[0].endswith("this run is finished; give it another name to run it again")
+    assert not (desk / "runs" / "small" / "driver.lock").exists()
+
+
 def test_a_run_that_goes_on_says_which_of_its_values_are_new(desk, monkeypatch):
     unfinished(desk)
     monkeypatch.setattr("emc2dist.run.cluster.connected", lambda spec: contextlib.nullcontext())

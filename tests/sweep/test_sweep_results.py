@@ -13,6 +13,7 @@ from sweep.test_space import small_sweep
 from emc2dist.config import parse
 from emc2dist.sweep import results, tuner
 from emc2dist.sweep.folder import Record, SweepFolder
+from emc2dist.sweep.pictures import pictures
 from emc2dist.sweep.schedulers import CooperativeScheduler, scheduler_of
 
 SPACE = "{temperature: 'loguniform(0.05, 0.5)', precision: [float32, bf16]}"
@@ -93,6 +94,14 @@ def test_files_and_pictures(tmp_path):
     for name in ("parallel", "keys", "importance"):
         image = np.asarray(Image.open(tmp_path / "s" / f"{name}.png").convert("L"))
         assert image.std() > 5  # something is drawn
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("space", ["{temperature: [0.1]}", "{precision: [float32]}", SPACE])
+@pytest.mark.parametrize("values", [[0.6], [0.6, 0.6], [0.6, 0.6 + 1e-9], [0.0, 0.0], [-3.0, -3.0]])
+def test_trials_that_come_to_one_value_are_drawn_without_a_word(space, values):
+    records = [record(number, "finished", value) for number, value in enumerate(values)]
+    assert pictures(small_sweep(space), records, {}).keys() == {"parallel", "keys"}
 
 
 def test_the_table_shows_the_best_first():
