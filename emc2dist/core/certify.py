@@ -118,12 +118,13 @@ class FrozenRun:
         """Visit a random batch, and remember what was found."""
         index = torch.randperm(self.features.shape[1], generator=self._generator)[: self.batch_size]
         batch = self.batch(index, t)
-        again: list[tuple[Tensor, Tensor]] = []
+        fresh: list[tuple[Tensor, Tensor]] = []
         views: list[Tensor] = []
 
         def encode(side: str, samples: Tensor, numbers: Tensor) -> Tensor:
             features = self.encode(side, samples, numbers)
-            again.append((samples, features[0]))
+            cached = (numbers == batch.view_numbers(batch.views, 1)) & ~torch.isin(samples, index)
+            fresh.append((samples.expand_as(numbers)[cached], features[cached]))
             views.append((numbers * self.features.shape[1] + samples).flatten())
             return features
 
@@ -133,11 +134,10 @@ class FrozenRun:
             outcome = replace(outcome, facts={**outcome.facts, "reencoded_images": encoded})
         self._remember(outcome, index)
         if FEATURES in self.tables:
-            newest = [(index, batch.sides["x"].all[-1]), *again]
             drawn = batch.sides["x"].drawn
             if batch.drawn is not None and drawn is not None:
-                newest.insert(0, (batch.drawn, drawn[0]))
-            for samples, features in newest:
+                fresh.append((batch.drawn, drawn[0]))
+            for samples, features in [*fresh, (index, batch.sides["x"].all[-1])]:
                 self._cache(samples, features, t)
         return outcome
 

@@ -162,7 +162,7 @@ class Trainer:
         facts = {**outcome.facts, **self._update(step, outcome.loss)}
         if FEATURES in self.memory.schema:
             facts["reencoded_images"] = torch.full((), float(len(again)), device=self.device)
-        encoded = again.encoded(batch.own_index(SIDE))
+        encoded = again.encoded(batch)
         if drawn is not None:
             encoded = self._drawn_too(step, encoded, drawn)
         self.memory.remember(step, outcome.remember, encoded)
@@ -325,14 +325,16 @@ class _Again:
         """How many there are."""
         return len(self._views)
 
-    def encoded(self, own: Tensor) -> Encoded:
-        """One feature of this step of each sample that has one: the worker's own int64 [b] by their last view."""
-        newest = self._views.argsort(descending=True)  # by number, so a sample's newest view comes first
-        samples, place = (self._views[newest] % self._samples).sort(stable=True)
-        keep = ~torch.isin(samples, own)
-        keep[1:] &= samples[1:] != samples[:-1]
-        features = self._features.detach()[newest[place[keep]]]
-        return Encoded(torch.cat([own, samples[keep]]), torch.cat([self._own[-1].detach(), features]))
+    def encoded(self, batch: Batch) -> Encoded:
+        """What is cached of this step: the worker's own samples by their last view, and fresh views of others.
+
+        A view that a chain carries is not: it was chosen, and another rank may encode another one of its sample.
+        """
+        samples, numbers = self._views % self._samples, self._views // self._samples
+        fresh = (numbers == batch.view_numbers(batch.views, 1)[0]) & ~torch.isin(samples, batch.index)
+        own = batch.own_index(SIDE)
+        features = torch.cat([self._own[-1], self._features[fresh]]).detach()
+        return Encoded(torch.cat([own, samples[fresh]]), features)
 
 
 def _owner(samples: Tensor, share: int, slot: int) -> tuple[int, int]:

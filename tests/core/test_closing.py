@@ -127,7 +127,7 @@ def test_an_anchor_all_of_whose_candidates_are_closed_is_pulled_alone_and_counte
     run.columns = {"label": torch.zeros(8, dtype=torch.int64)}
     for t in range(2):
         outcome = run.outcome(t)
-        (gradient,) = torch.autograd.grad(outcome.loss, run.features)
+        (gradient,) = torch.autograd.grad(outcome.loss, run.shift)
         pull = -(z[0] * z[1]).sum(-1).mean() / 0.2
         if objective == "dcl":
             assert outcome.loss.item() == pytest.approx(pull.item())
@@ -142,8 +142,7 @@ def test_an_anchor_all_of_whose_candidates_are_closed_is_pulled_alone_and_counte
     fresh._generator.set_state(run._generator.get_state())
     outcome = run.outcome(2)
     assert outcome.facts["closed_anchors_ratio"] == 0
-    expected = torch.autograd.grad(fresh.outcome(2).loss, fresh.features)
-    torch.testing.assert_close(torch.autograd.grad(outcome.loss, run.features), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(run.gradient(outcome), fresh.step(2), atol=1e-6, rtol=0)
 
 
 def test_the_facts_count_what_is_closed_and_weigh_what_has_the_anchors_label():

@@ -202,7 +202,8 @@ def test_weight_zero_on_what_is_no_candidate_gives_no_nan():
 def test_log_z_has_the_value_and_the_gradient_of_the_estimate():
     scores = torch.tensor([[1.0, 2.0, -INF]], requires_grad=True)
     weights = torch.tensor([[0.25, 0.75, 0.0]])
-    log_z = Estimate(torch.tensor([7.0]), scores, weights, torch.zeros(1, 3), torch.zeros(1, 3).bool()).log_z
+    none = torch.zeros(1, 3)
+    log_z = Estimate(torch.tensor([7.0]), scores, weights, none, none.bool(), none.bool()).log_z
     assert log_z.item() == 7
     assert torch.autograd.grad(log_z.sum(), scores)[0].tolist() == weights.tolist()
 
@@ -327,14 +328,13 @@ def test_infonce_over_a_chain_remembers_log_z():
     ("kernel", "batch_size"),
     [
         ("mh", 16),
-        ("isir", 4),
-        *(pytest.param("mh", size, marks=pytest.mark.slow) for size in (4, 64)),
-        *(pytest.param("isir", size, marks=pytest.mark.slow) for size in (16, 64)),
+        ("isir", 16),
+        *(pytest.param(kernel, size, marks=pytest.mark.slow) for kernel in ("mh", "isir") for size in (4, 64)),
     ],
 )
 def test_unbiased(kernel, batch_size):
     """Certificate 2, short: at most 1.5 times what independent samples would leave. The long one is slow."""
-    steps = {4: 2_000, 16: 1_500, 64: 800}[batch_size]
+    steps = {4: 8_000, 16: 1_500, 64: 800}[batch_size]
     assert certify(FrozenRun(chain(kernel), digit_features(500)[:1], batch_size, 0.2), steps).ratio <= 1.5
 
 
