@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from emc2dist import files
 from emc2dist.config import S3, Spec
@@ -69,8 +70,8 @@ def worth(rows: Sequence[Row]) -> str:
         which, sampler, verb = "A sampler", min((row for row in rows if row.role == "other"), key=_distance), "would be"
     if _undecided(sampler, batch):
         return (
-            f"Whether a sampler is worth it cannot be told: in-batch softmax shows no bias in {batch.steps:,} steps that "
-            "one could remove; give more --seconds, or do without."
+            f"Whether a sampler is worth it cannot be told: in-batch softmax shows no bias in {batch.steps:,} steps "
+            "that one could remove; give more --seconds, or do without."
         )
     numbers = f"{sampler.distance:.2f} against {batch.distance:.2f} off for the encodings of {AVERAGED} plain steps"
     if _nearer(sampler, batch):
@@ -164,16 +165,11 @@ def table(certificate: Certificate) -> str:
     several = len(_by_temperature(certificate.rows)) > 1
     closed = any("closed_ratio" in row.report.facts for row in certificate.rows)
     heads = ["NEGATIVES", "N", *(["TEMPERATURE"] if several else []), "RELBIAS", "FLOOR", "IACT", "RATIO", "ERROR"]
+    names = ["acceptance_rate", "carried_weight_ratio", "effective_sample_size", *(["closed_ratio"] if closed else [])]
     heads += ["ACCEPTED", "CARRIED", "ESS", *(["CLOSED"] if closed else []), "AGAIN", "DISTANCE"]
     lines = [heads]
     for row in certificate.rows:
         report, facts = row.report, row.report.facts
-        names = (
-            "acceptance_rate",
-            "carried_weight_ratio",
-            "effective_sample_size",
-            *(["closed_ratio"] if closed else []),
-        )
         lines.append(
             [
                 f"{'your ' if row.role in ('own', 'half') else ''}{name_of(row.spec.negatives)}",
@@ -269,6 +265,10 @@ def _panel(axes: Axes, rows: Sequence[Row]) -> None:
     axes.plot([], [], ":", color=GREY, linewidth=1.0, label="noise alone")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("steps", fontsize=FONT)
     frame(axes)
 
