@@ -73,7 +73,7 @@ def worth(rows: Sequence[Row]) -> str:
             f"Whether a sampler is worth it cannot be told: in-batch softmax shows no bias in {batch.steps:,} steps "
             "that one could remove; give more --seconds, or do without."
         )
-    numbers = f"{sampler.distance:.2f} against {batch.distance:.2f} off for the encodings of {AVERAGED} plain steps"
+    numbers = f"{sampler.distance:.2f} against {batch.distance:.2f} off for the encodings of {AVERAGED:,} plain steps"
     if _nearer(sampler, batch):
         return f"{which} {verb} worth it at this batch size: {numbers}."
     verdict = "in-batch softmax is nearer" if _nearer(batch, sampler) else "it makes no difference"
@@ -141,7 +141,7 @@ def size(rows: Sequence[Row], images: int) -> str:
         told.append(
             f"These are {own.samples:,} of {images:,} images, and fewer flatter: an anchor comes back after "
             f"{own.samples / batch:.0f} steps here, after {images / batch:.0f} there, so expect at "
-            "least this bias"
+            "least this bias there"
         )
     half = next((row for row in rows if row.role == "half"), None)
     if half is not None:
