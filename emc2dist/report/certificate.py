@@ -144,10 +144,10 @@ def size(rows: Sequence[Row], images: int) -> str:
             "least this bias there"
         )
     half = next((row for row in rows if row.role == "half"), None)
-    if half is not None:
+    if half is not None and (half.is_biased or own.is_biased):
         told.append(
-            f"from {half.samples:,} to {own.samples:,} images yours went from {half.report.relbias:.2f} to "
-            f"{own.report.relbias:.2f} off"
+            f"from {half.samples:,} to {own.samples:,} images what noise does not explain of yours went from "
+            f"{half.bias:.2f} to {own.bias:.2f}"
         )
     text = "; ".join(told)
     return f"{text[0].upper()}{text[1:]}." if text else ""

@@ -39,7 +39,7 @@ from emc2dist.towers.views import RandomView
 SAMPLES, VIEWS, SECONDS = 500, 20, 45.0
 """Images, views of each, and seconds of all steps together, where nobody says otherwise."""
 AVERAGED = 1000
-"""Steps over which gradients are averaged where rows are compared: noise averages out, as the steps of a run average it;
+"""Steps over which gradients are averaged where rows are compared: noise averages out, as over the steps of a run, and
 bias stays."""
 NOISE = 1.5
 """Ratio up to which a bias cannot be told apart from none."""

@@ -95,6 +95,8 @@ def test_what_is_refused_leaves_nothing(run, spec, tmp_path, capsys, monkeypatch
 
 
 def test_a_full_disk_keeps_nothing_of_the_picture(spec, small_disk, capsys):
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(2**20 - 2**13))
     assert main(["certify", str(spec), *QUICK, "--out", str(small_disk / "a.png")]) == 2
     assert f"{small_disk}/a.png: No space left on device" in capsys.readouterr().err
-    assert list(small_disk.iterdir()) == []
+    assert list(small_disk.iterdir()) == [filler]
