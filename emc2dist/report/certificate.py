@@ -56,10 +56,11 @@ def off(rows: Sequence[Row]) -> str:
 
 
 def _off(row: Row) -> str:
-    told = f"{row.report.relbias:.2f} of its length off the exact one"
     if row.is_biased:
-        return f"{told}, {row.report.ratio:.1f} times what noise leaves"
-    return f"{told}, which is noise: a bias below {row.noise:.2f} cannot be told apart from none"
+        return f"off the exact one by a bias of {row.bias:.2f} of its length"
+    return (
+        f"no farther off the exact one than noise: a bias below {row.least:.2f} of its length cannot be told from none"
+    )
 
 
 def worth(rows: Sequence[Row]) -> str:
@@ -146,7 +147,7 @@ def size(rows: Sequence[Row], images: int) -> str:
     half = next((row for row in rows if row.role == "half"), None)
     if half is not None and (half.is_biased or own.is_biased):
         told.append(
-            f"from {half.samples:,} to {own.samples:,} images what noise does not explain of yours went from "
+            f"from {half.samples:,} to {own.samples:,} images the bias of yours went from "
             f"{half.bias:.2f} to {own.bias:.2f}"
         )
     text = "; ".join(told)
@@ -164,7 +165,7 @@ def table(certificate: Certificate) -> str:
     """A line for each row."""
     several = len(_by_temperature(certificate.rows)) > 1
     closed = any("closed_ratio" in row.report.facts for row in certificate.rows)
-    heads = ["NEGATIVES", "N", *(["TEMPERATURE"] if several else []), "RELBIAS", "FLOOR", "IACT", "RATIO", "ERROR"]
+    heads = ["NEGATIVES", "N", *(["TEMPERATURE"] if several else []), "RELBIAS", "BIAS", "FLOOR", "IACT", "ERROR"]
     names = ["acceptance_rate", "carried_weight_ratio", "effective_sample_size", *(["closed_ratio"] if closed else [])]
     heads += ["ACCEPTED", "CARRIED", "ESS", *(["CLOSED"] if closed else []), "AGAIN", "DISTANCE"]
     lines = [heads]
@@ -176,9 +177,9 @@ def table(certificate: Certificate) -> str:
                 f"{row.samples:,}",
                 *([f"{row.temperature:g}"] if several else []),
                 f"{report.relbias:.3f}",
+                f"{row.bias:.3f}" if row.is_biased else f"<{row.least:.3f}",
                 f"{report.floor:.3f}",
                 f"{report.iact:.1f}",
-                f"{report.ratio:.2f}",
                 f"{report.error:.1f}",
                 *(f"{facts[name]:.3g}" if name in facts else "-" for name in names),
                 f"{row.reencoded_images:.1f}",
@@ -219,6 +220,7 @@ def _row(row: Row) -> dict[str, Any]:
         "error": report.error,
         "biased": row.is_biased,
         "bias": row.bias,
+        "least_bias": row.least,
         "distance": row.distance,
         "batch_images": row.images,
         "reencoded_images": row.reencoded_images,

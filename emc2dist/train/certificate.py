@@ -41,8 +41,8 @@ SAMPLES, VIEWS, SECONDS = 500, 20, 45.0
 AVERAGED = 1000
 """Steps over which gradients are averaged where rows are compared: noise averages out, as over the steps of a run, and
 bias stays."""
-NOISE = 1.5
-"""Ratio up to which a bias cannot be told apart from none."""
+NOISE = 3.0
+"""Standard errors up to which a bias cannot be told apart from none."""
 ROOM = 4
 """How many batches the frozen images have to be, at least, and how many times K."""
 
@@ -75,17 +75,17 @@ class Row:
     @property
     def is_biased(self) -> bool:
         """Whether its bias can be told apart from none."""
-        return self.report.ratio > NOISE
+        return self.bias > self.least
 
     @property
-    def noise(self) -> float:
-        """relbias that an unbiased estimator would have after these steps."""
-        return self.report.floor * self.report.iact**0.5
+    def least(self) -> float:
+        """The least bias that could be told apart from none after these steps."""
+        return (NOISE * self.report.excess_error) ** 0.5
 
     @property
     def bias(self) -> float:
-        """relbias beyond what noise explains."""
-        return max(0.0, self.report.relbias**2 - self.noise**2) ** 0.5
+        """relbias without what noise leaves of it."""
+        return max(0.0, self.report.excess) ** 0.5
 
     @property
     def images(self) -> int:

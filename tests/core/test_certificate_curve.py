@@ -4,7 +4,7 @@ import pytest
 import torch
 from core.test_objectives import contrast, features
 
-from emc2dist.core.certify import FrozenRun, certify
+from emc2dist.core.certify import FrozenRun, _excess, certify
 
 
 def frozen():
@@ -42,3 +42,19 @@ def test_an_exact_gradient_that_is_known_is_used():
     exact = frozen().exact()
     assert certify(frozen(), 48, exact=exact) == certify(frozen(), 48)
     assert certify(frozen(), 48, exact=2 * exact).relbias != certify(frozen(), 48).relbias
+
+
+def test_an_excess_is_what_blocks_have_in_common():
+    generator = torch.Generator().manual_seed(0)
+    noise, bias = torch.randn(400, 20, 30, generator=generator, dtype=torch.float64), torch.zeros(30)
+    bias[:4] = 0.2
+    for common in (0 * bias, bias):
+        found = torch.tensor([_excess(blocks + common) for blocks in noise])
+        true, spread = common.square().sum().item(), found[:, 0].std().item()
+        assert found[:, 0].mean().item() == pytest.approx(true, abs=4 * spread / 20)
+        if not true:
+            assert found[:, 1].mean().item() == pytest.approx(spread, rel=0.15)
+    run = frozen()
+    blocks = torch.stack([run.step(t) for t in range(48)])[-40:].unflatten(0, (20, 2)).mean(1) - run.exact()
+    whole = sum((blocks[i] * blocks[j]).sum() for i in range(20) for j in range(20) if i != j) / 380
+    assert certify(frozen(), 48).excess == pytest.approx((whole / run.exact().square().sum()).item())

@@ -36,9 +36,9 @@ def certificate(*rows, spec=MH, trained=None, images=2000):
 
 def test_a_bias_beyond_noise_is_told_by_how_much_and_one_below_as_noise():
     told = report.off([own(relbias=0.14), batch()])
-    assert "(mh, reencode, K = 0) is 0.14 of its length off the exact one, which is noise: a bias below 0.10" in told
-    assert told.endswith("in-batch softmax is 0.60 of its length off the exact one, 6.0 times what noise leaves.")
-    assert "1.6 times" in report.off([own(relbias=0.16), batch()])
+    assert "(mh, reencode, K = 0) is no farther off the exact one than noise: a bias below 0.11 of its" in told
+    assert told.endswith("in-batch softmax is off the exact one by a bias of 0.59 of its length.")
+    assert "K = 0) is off the exact one by a bias of 0.12" in report.off([own(relbias=0.16), batch()])
     alone = report.off([row(IN_BATCH, relbias=0.6)])
     assert "your negatives (in batch)" in alone
     assert "in-batch softmax" not in alone
@@ -96,9 +96,9 @@ def test_what_a_part_of_the_images_says_of_all():
     half = row(MH, role="half", samples=250, relbias=0.15)
     told = report.size([own(), half], 2000)
     assert told.startswith("These are 500 of 2,000 images, and fewer flatter: an anchor comes back after 62 steps here")
-    assert "after 250 there, so expect at least this bias there; from 250 to 500 images what noise" in told
+    assert "after 250 there, so expect at least this bias there; from 250 to 500 images the bias of yours" in told
     assert told.endswith("went from 0.11 to 0.17.")
-    assert report.size([own(), half], 500).startswith("From 250 to 500 images what noise")
+    assert report.size([own(), half], 500).startswith("From 250 to 500 images the bias of yours")
     assert report.size([own()], 500) == ""
     quiet = row(MH, role="half", samples=250, relbias=0.05)
     assert report.size([own(relbias=0.1), quiet], 500) == ""
@@ -121,6 +121,8 @@ def test_the_table_has_a_line_for_each_row_and_closed_candidates_where_there_are
     lines = report.table(certificate(own(), batch())).splitlines()
     assert [line.split("  ")[0] for line in lines] == ["NEGATIVES", "your mh, reencode, K = 0", "in batch"]
     assert "CLOSED" not in lines[0]
+    assert "0.592" in lines[2].split()
+    assert "<0.112" in report.table(certificate(own(relbias=0.14), batch())).splitlines()[1].split()
     assert "TEMPERATURE" not in lines[0]
     closed = own()
     closed.report.facts["closed_ratio"] = 0.125
