@@ -44,6 +44,11 @@ class Report:
     error: float
     curve: tuple[tuple[int, float], ...] = ()
     """(T, relbias after T steps) for T on a geometric grid; the last one is of all steps."""
+    excess: float = 0.0
+    """relbias^2 without what noise leaves of it: from the products of different blocks, whose noise is independent. Its
+    mean is 0, and it may be below, for an unbiased estimator."""
+    excess_error: float = 0.0
+    """Standard error of that where there is no bias."""
     facts: Mapping[str, float] = field(default_factory=dict)
     """Means over the kept steps of what the contrast told of itself, see `emc2dist.metrics`."""
 
@@ -253,7 +258,15 @@ def certify(
     norm = exact.square().sum().item()
     relbias = (bias / norm) ** 0.5
     points = (*curve.points()[:-1], (steps, relbias))
-    return Report(relbias, (square / kept / norm) ** 0.5, iact, square / norm, points, facts.read())
+    excess = _excess((blocks - exact).flatten(1) / norm**0.5)
+    return Report(relbias, (square / kept / norm) ** 0.5, iact, square / norm, points, *excess, facts.read())
+
+
+def _excess(blocks: Tensor) -> tuple[float, float]:
+    """|.|^2 of what blocks [n, ...] have in common, and its standard error where that is nothing."""
+    products = (blocks @ blocks.T).fill_diagonal_(0)
+    pairs = len(blocks) * (len(blocks) - 1)
+    return products.sum().item() / pairs, (2 * products.square().sum()).sqrt().item() / pairs
 
 
 class _Curve:

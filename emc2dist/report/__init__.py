@@ -9,6 +9,8 @@
     atlas.py   where images lie in the space of features
     page.py    from pictures and tables to HTML
 
+    certificate.py    not on the page: the words, the table and the picture of `emc2dist certify`
+
 What a run does not have (a checkpoint, chains, labels) is said in a sentence where it would have stood. Samples and
 t-SNE are drawn with fixed seeds: the same run gives the same pictures.
 """

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from emc2dist import files
 from emc2dist.config import S3, Spec
@@ -28,9 +29,10 @@ _FORMATS = (".png", ".pdf", ".svg")
 
 def name_of(negatives: Negatives) -> str:
     """What a row is called."""
+    name = negatives.name.replace("_", " ")
     if isinstance(negatives, Chain):
-        return f"{negatives.kernel}, {negatives.carried}, K = {negatives.cache_proposals}"
-    return negatives.name.replace("_", " ")
+        name = f"{negatives.kernel}, {negatives.carried}, K = {negatives.cache_proposals}"
+    return f"{name}, {negatives.draws} draws" if negatives.draws else name
 
 
 def words(certificate: Certificate) -> str:
@@ -55,10 +57,11 @@ def off(rows: Sequence[Row]) -> str:
 
 
 def _off(row: Row) -> str:
-    told = f"{row.report.relbias:.2f} of its length off the exact one"
     if row.is_biased:
-        return f"{told}, {row.report.ratio:.1f} times what noise leaves"
-    return f"{told}, which is noise: a bias below {row.noise:.2f} cannot be told apart from none"
+        return f"off the exact one by a bias of {row.bias:.2f} of its length"
+    return (
+        f"no farther off the exact one than noise: a bias below {row.least:.2f} of its length cannot be told from none"
+    )
 
 
 def worth(rows: Sequence[Row]) -> str:
@@ -69,10 +72,10 @@ def worth(rows: Sequence[Row]) -> str:
         which, sampler, verb = "A sampler", min((row for row in rows if row.role == "other"), key=_distance), "would be"
     if _undecided(sampler, batch):
         return (
-            f"Whether a sampler is worth it cannot be told: in-batch softmax shows no bias in {batch.steps:,} steps that "
-            "one could remove; give more --seconds, or do without."
+            f"Whether a sampler is worth it cannot be told: in-batch softmax shows no bias in {batch.steps:,} steps "
+            "that one could remove; give more --seconds, or do without."
         )
-    numbers = f"{sampler.distance:.2f} against {batch.distance:.2f} off for the encodings of {AVERAGED} plain steps"
+    numbers = f"{sampler.distance:.2f} against {batch.distance:.2f} off for the encodings of {AVERAGED:,} plain steps"
     if _nearer(sampler, batch):
         return f"{which} {verb} worth it at this batch size: {numbers}."
     verdict = "in-batch softmax is nearer" if _nearer(batch, sampler) else "it makes no difference"
@@ -140,13 +143,13 @@ def size(rows: Sequence[Row], images: int) -> str:
         told.append(
             f"These are {own.samples:,} of {images:,} images, and fewer flatter: an anchor comes back after "
             f"{own.samples / batch:.0f} steps here, after {images / batch:.0f} there, so expect at "
-            "least this bias"
+            "least this bias there"
         )
     half = next((row for row in rows if row.role == "half"), None)
-    if half is not None:
+    if half is not None and (half.is_biased or own.is_biased):
         told.append(
-            f"from {half.samples:,} to {own.samples:,} images yours went from {half.report.relbias:.2f} to "
-            f"{own.report.relbias:.2f} off"
+            f"from {half.samples:,} to {own.samples:,} images the bias of yours went from "
+            f"{half.bias:.2f} to {own.bias:.2f}"
         )
     text = "; ".join(told)
     return f"{text[0].upper()}{text[1:]}." if text else ""
@@ -163,26 +166,21 @@ def table(certificate: Certificate) -> str:
     """A line for each row."""
     several = len(_by_temperature(certificate.rows)) > 1
     closed = any("closed_ratio" in row.report.facts for row in certificate.rows)
-    heads = ["NEGATIVES", "N", *(["TEMPERATURE"] if several else []), "RELBIAS", "FLOOR", "IACT", "RATIO", "ERROR"]
+    heads = ["NEGATIVES", "N", *(["TEMPERATURE"] if several else []), "RELBIAS", "BIAS", "FLOOR", "IACT", "ERROR"]
+    names = ["acceptance_rate", "carried_weight_ratio", "effective_sample_size", *(["closed_ratio"] if closed else [])]
     heads += ["ACCEPTED", "CARRIED", "ESS", *(["CLOSED"] if closed else []), "AGAIN", "DISTANCE"]
     lines = [heads]
     for row in certificate.rows:
         report, facts = row.report, row.report.facts
-        names = (
-            "acceptance_rate",
-            "carried_weight_ratio",
-            "effective_sample_size",
-            *(["closed_ratio"] if closed else []),
-        )
         lines.append(
             [
                 f"{'your ' if row.role in ('own', 'half') else ''}{name_of(row.spec.negatives)}",
                 f"{row.samples:,}",
                 *([f"{row.temperature:g}"] if several else []),
                 f"{report.relbias:.3f}",
+                f"{row.bias:.3f}" if row.is_biased else f"<{row.least:.3f}",
                 f"{report.floor:.3f}",
                 f"{report.iact:.1f}",
-                f"{report.ratio:.2f}",
                 f"{report.error:.1f}",
                 *(f"{facts[name]:.3g}" if name in facts else "-" for name in names),
                 f"{row.reencoded_images:.1f}",
@@ -223,6 +221,7 @@ def _row(row: Row) -> dict[str, Any]:
         "error": report.error,
         "biased": row.is_biased,
         "bias": row.bias,
+        "least_bias": row.least,
         "distance": row.distance,
         "batch_images": row.images,
         "reencoded_images": row.reencoded_images,
@@ -269,6 +268,10 @@ def _panel(axes: Axes, rows: Sequence[Row]) -> None:
     axes.plot([], [], ":", color=GREY, linewidth=1.0, label="noise alone")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("steps", fontsize=FONT)
     frame(axes)
 

@@ -14,6 +14,7 @@
     checkpoints.py  its checkpoints: sent, chosen to resume from, removed when old
     loaded.py       a checkpoint's encoder and store, read again
     results.py      evaluation and export of that
+    certificate.py  what a sampler buys with that encoder, or with a spec's untrained one
     scratch.py      temporary folders on this machine
 
     cluster.py      a Ray to run on: one that is there, or one of our own; its room and its nodes

@@ -8,7 +8,7 @@ import torch
 
 from emc2dist import files
 from emc2dist.config import Spec, dump, given_keys, load, parse, parse_s3
-from emc2dist.data.images import open_images
+from emc2dist.data.images import known_of_each, open_images
 from emc2dist.errors import SpecError
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
@@ -77,11 +77,15 @@ def certify(
         remarks.append(f"{spec.data.path}: now holds {change} that the run was trained on")
     if found.encoder.training:
         remarks.append(f"encoder.norm: {spec.encoder.norm} has seen nothing yet; it takes the views that are encoded")
+    columns, of_columns = known_of_each(images, spec.negatives.close)
+    remarks += of_columns
     for remark in remarks:
         say(remark)
     say(f"{chosen:,} of {len(images):,} training images, each in {views} random views")
-    features = freeze(spec, found.encoder, found.device, images, choose(images, chosen, spec.seed), views)
-    rows = certificates(spec, features, seconds, steps)
+    index = choose(images, chosen, spec.seed)
+    features = freeze(spec, found.encoder, found.device, images, index, views)
+    known = {name: torch.from_numpy(values[index]) for name, values in columns.items()}
+    rows = certificates(spec, features, known, seconds, steps)
     newest = found.newest
     remarks = [*(newest.remarks if newest else []), *remarks]
     trained = newest.manifest.step if newest else None

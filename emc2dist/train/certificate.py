@@ -9,7 +9,7 @@ were encoded as `AVERAGED` steps of the batch alone encode.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -38,10 +38,11 @@ from emc2dist.towers.views import RandomView
 
 SAMPLES, VIEWS, SECONDS = 500, 20, 45.0
 """Images, views of each, and seconds of all steps together, where nobody says otherwise."""
-AVERAGED = 100
-"""Steps whose gradients an optimiser averages, about."""
-NOISE = 1.5
-"""Ratio up to which a bias cannot be told apart from none."""
+AVERAGED = 1000
+"""Steps over which gradients are averaged where rows are compared: noise averages out, as over the steps of a run, and
+bias stays."""
+NOISE = 3.0
+"""Standard errors up to which a bias cannot be told apart from none."""
 ROOM = 4
 """How many batches the frozen images have to be, at least, and how many times K."""
 
@@ -74,17 +75,17 @@ class Row:
     @property
     def is_biased(self) -> bool:
         """Whether its bias can be told apart from none."""
-        return self.report.ratio > NOISE
+        return self.bias > self.least
 
     @property
-    def noise(self) -> float:
-        """relbias that an unbiased estimator would have after these steps."""
-        return self.report.floor * self.report.iact**0.5
+    def least(self) -> float:
+        """The least bias that could be told apart from none after these steps."""
+        return (NOISE * self.report.excess_error) ** 0.5
 
     @property
     def bias(self) -> float:
-        """relbias beyond what noise explains."""
-        return max(0.0, self.report.relbias**2 - self.noise**2) ** 0.5
+        """relbias without what noise leaves of it."""
+        return max(0.0, self.report.excess) ** 0.5
 
     @property
     def images(self) -> int:
@@ -93,8 +94,8 @@ class Row:
 
     @property
     def reencoded_images(self) -> float:
-        """Images that a step encodes beside the batch, mean."""
-        return self.report.facts.get("reencoded_images", 0.0)
+        """Images that a step encodes beside the batch, draws included, mean."""
+        return self.report.facts.get("reencoded_images", 0.0) + self.spec.negatives.draws
 
     @property
     def distance(self) -> float:
@@ -117,12 +118,12 @@ def samples_for(spec: Spec, images: Images, samples: int | None, views: int) -> 
     batch, count = spec.micro_batch_size, spec.views.count
     if len(images) < batch:
         raise DataError(f"{len(images):,} training images are fewer than a batch of {batch:,}; lower batch_size")
-    least = min(ROOM * batch, len(images))
+    least = min(ROOM * max(batch, spec.negatives.draws), len(images))
     chosen = min(max(SAMPLES, least) if samples is None else samples, len(images))
     if chosen < least:
         raise SpecError(
-            f"--samples {chosen:,}: too few for batches of {batch:,}, in which every image would be met again at once; "
-            f"give at least {least:,}, or a smaller batch_size"
+            f"--samples {chosen:,}: too few for batches of {batch:,} and {spec.negatives.draws:,} draws, in which "
+            f"every image would be met again at once; give at least {least:,}, or a smaller batch_size or fewer draws"
         )
     if views < 2 * count:
         raise SpecError(
@@ -198,12 +199,19 @@ def untrained(spec: Spec, device: torch.device) -> Encoder:
     return encoder.train(any(isinstance(layer, _BatchNorm) for layer in encoder.modules()))
 
 
-def certificates(spec: Spec, features: Tensor, seconds: float = SECONDS, steps: int | None = None) -> list[Row]:
+def certificates(
+    spec: Spec,
+    features: Tensor,
+    columns: Mapping[str, Tensor],
+    seconds: float = SECONDS,
+    steps: int | None = None,
+) -> list[Row]:
     """The rows of all ways to take negatives, over features [M, N, D], at the temperatures of the spec.
 
-    As many steps for each as `seconds` allow for all of them together, or `steps` >= 24.
+    What is known of the N images is in `columns`, as in `emc2dist.core.batch`. As many steps for each as `seconds`
+    allow for all of them together, or `steps` >= 24.
     """
-    plans = list(_plans(spec, features))
+    plans = list(_plans(spec, features, columns))
     if steps is None:
         steps = _steps_within(seconds, plans)
     say(f"the exact gradient of {spec.objective.name} over {features.shape[1]:,} images in {len(features)} views")
@@ -226,6 +234,7 @@ class _Plan(NamedTuple):
     spec: Spec
     temperature: float
     features: Tensor
+    columns: Mapping[str, Tensor]
 
     @property
     def target(self) -> tuple[float, int]:
@@ -235,26 +244,34 @@ class _Plan(NamedTuple):
     def run(self) -> FrozenRun:
         """A fresh one."""
         spec = self.spec
-        contrast = contrast_for(spec)
-        return FrozenRun(contrast, self.features, spec.micro_batch_size, self.temperature, spec.seed, spec.views.count)
+        return FrozenRun(
+            contrast_for(spec),
+            self.features,
+            spec.micro_batch_size,
+            self.temperature,
+            spec.seed,
+            spec.views.count,
+            columns=self.columns,
+        )
 
 
-def _plans(spec: Spec, features: Tensor) -> Iterator[_Plan]:
+def _plans(spec: Spec, features: Tensor, columns: Mapping[str, Tensor]) -> Iterator[_Plan]:
     samples = features.shape[1]
     half = features[:, : samples // 2]
+    of_half = {name: values[: samples // 2] for name, values in columns.items()}
     end = spec.temperature if spec.temperature_end is None else spec.temperature_end
     for temperature in dict.fromkeys([spec.temperature, end]):
         for role, negatives in ways(spec, samples):
-            yield _Plan(role, spec.model_copy(update={"negatives": negatives}), temperature, features)
-        if half.shape[1] >= 2 * spec.micro_batch_size:
-            yield _Plan("half", spec, temperature, half)
+            yield _Plan(role, spec.model_copy(update={"negatives": negatives}), temperature, features, columns)
+        if half.shape[1] >= 2 * max(spec.micro_batch_size, spec.negatives.draws):
+            yield _Plan("half", spec, temperature, half, of_half)
 
 
 def ways(spec: Spec, samples: int) -> Iterator[tuple[Role, Negatives]]:
     """The spec's own negatives, the batch alone, and chains: of either kernel with every `carried`, and with more K."""
     own = spec.negatives
-    common = {key: getattr(own, key) for key in InBatch.model_fields if key != "name"}
-    batch = InBatch(name="in_batch", **common)
+    common = {key: getattr(own, key) for key in InBatch.model_fields if key not in ("name", "balance")}
+    batch = InBatch(name="in_batch", **common | {"draws": 0})
     chain = own if isinstance(own, Chain) else Chain(name="chain", kernel="isir", carried="cached", **common)
     yield "own", own
     seen: list[Negatives] = [own]
@@ -273,7 +290,11 @@ def ways(spec: Spec, samples: int) -> Iterator[tuple[Role, Negatives]]:
 def _changed(chain: Chain, **keys: object) -> Chain:
     """The chain with other keys; `isir` takes no burn-in."""
     values = chain.model_dump() | keys
-    return Chain(**values | ({"burn_in_fraction": None} if values["kernel"] == "isir" else {}))
+    if values["kernel"] == "isir":
+        values["burn_in_fraction"] = None
+    if values["draws"] == 0 and values["carried"] != "cached":
+        values["balance"] = None  # nothing is one-sided
+    return Chain(**values)
 
 
 def _steps_within(seconds: float, plans: list[_Plan]) -> int:

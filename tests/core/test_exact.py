@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from itertools import combinations
 
 import pytest
 import torch
@@ -48,3 +49,13 @@ def test_twenty_thousand_samples_fit_in_4_gib():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
     assert int(result.stdout) < 4 * 1024**2  # KiB
+
+
+@pytest.mark.parametrize("name", ["dcl", "infonce"])
+def test_views_that_stand_together_are_all_ways_to_choose_them(name):
+    z = features(5, 6, 4, seed=3).requires_grad_()
+    pairs = [z[list(views)] for views in combinations(range(5), 2)]
+    oracle = sum(exact_loss(OBJECTIVES[name](), z, 0.3, anchors) for anchors in pairs) / len(pairs)
+    value = exact_loss(OBJECTIVES[name](), z, 0.3, together=2)
+    assert value.item() == pytest.approx(oracle.item(), abs=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(value, z), torch.autograd.grad(oracle, z), atol=1e-12, rtol=0)
