@@ -11,9 +11,12 @@ remembers the number can have the view again.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Slot = TypeVar("Slot", int, Tensor)
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,8 @@ class Batch:
         return (values[one] == values[other]) & (values[one] >= 0)
 
 
-def view_number(step: int, slot: Tensor, views: int) -> Tensor:
-    """The number of the view of step `step` in slot int64 [n] in 0..2V - 1."""
+def view_number(step: int, slot: Slot, views: int) -> Slot:
+    """The number of the view of step `step` in a slot in 0..2V - 1, or in int64 [n] of them."""
     return step * 2 * views + slot
 
 

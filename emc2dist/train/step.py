@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emc2dist.config import Spec
-from emc2dist.core.batch import Batch, Side, drawn_in, locate
+from emc2dist.core.batch import Batch, Side, drawn_in, locate, view_number
 from emc2dist.core.contrast import contrast_for
 from emc2dist.core.diagnostics import alignment, effective_rank, uniformity
 from emc2dist.core.estimators import FEATURES, Fact
@@ -162,7 +162,8 @@ class Trainer:
         facts = {**outcome.facts, **self._update(step, outcome.loss)}
         if FEATURES in self.memory.schema:
             facts["reencoded_images"] = torch.full((), float(len(again)), device=self.device)
-        encoded = again.encoded(batch)
+        first_fresh = view_number(step, batch.views, batch.views)
+        encoded = again.encoded(batch.own_index(SIDE), torch.from_numpy(self._order.batch(step)), first_fresh)
         if drawn is not None:
             encoded = self._drawn_too(step, encoded, drawn)
         self.memory.remember(step, outcome.remember, encoded)
@@ -210,9 +211,8 @@ class Trainer:
         with self._autocast():
             return model(images)
 
-    def _encode_again(self, step: int, index: Tensor, numbers: Tensor) -> Tensor:
-        """[m, D]: samples [m] by their views numbered [m], encoded with gradient."""
-        samples, numbers = torch.stack([index, numbers]).cpu()
+    def _encode_again(self, step: int, samples: Tensor, numbers: Tensor) -> Tensor:
+        """[m, D]: samples [m] by their views numbered [m], both on the CPU, encoded with gradient."""
         drawn, slot = drawn_in(numbers, self.spec.views.count)
         seeds = fork(self.spec.seed, _VIEWS, drawn, samples, slot)
         with self.stopwatch.phase("data_wait"):
@@ -307,6 +307,7 @@ class _Again:
         self._own, self._samples, self._encode = features, samples, encode
         self._views = torch.zeros(0, dtype=torch.int64, device=features.device)
         """number * N + sample, each once."""
+        self._on_cpu = self._views.cpu()
         self._features = features.new_zeros(0, features.shape[-1])
 
     def __call__(self, side: str, samples: Tensor, numbers: Tensor) -> Tensor:
@@ -315,8 +316,9 @@ class _Again:
         missing = views.unique()
         missing = missing[~torch.isin(missing, self._views, assume_unique=True)]
         if len(missing):
-            self._views = torch.cat([self._views, missing])
-            features = self._encode(missing % self._samples, missing // self._samples)
+            on_cpu = missing.cpu()
+            features = self._encode(on_cpu % self._samples, on_cpu // self._samples)
+            self._views, self._on_cpu = torch.cat([self._views, missing]), torch.cat([self._on_cpu, on_cpu])
             self._features = torch.cat([self._features, features])
         slot, _ = locate(views.flatten(), self._views)
         return self._features[slot].unflatten(0, views.shape)
@@ -325,16 +327,21 @@ class _Again:
         """How many there are."""
         return len(self._views)
 
-    def encoded(self, batch: Batch) -> Encoded:
-        """What is cached of this step: the worker's own samples by their last view, and fresh views of others.
+    def encoded(self, own: Tensor, batch: Tensor, number: int) -> Encoded:
+        """What is cached of this step: the worker's `own` samples by their last view, and fresh views of others.
 
         A view that a chain carries is not: it was chosen, and another rank may encode another one of its sample.
+
+        Args:
+            own: int64 [b].
+            batch: int64 [B] on the CPU, the samples of all ranks.
+            number: that of the step's first fresh view, which is the same on all ranks.
         """
-        samples, numbers = self._views % self._samples, self._views // self._samples
-        fresh = (numbers == batch.view_numbers(batch.views, 1)[0]) & ~torch.isin(samples, batch.index)
-        own = batch.own_index(SIDE)
-        features = torch.cat([self._own[-1], self._features[fresh]]).detach()
-        return Encoded(torch.cat([own, samples[fresh]]), features)
+        samples = self._on_cpu % self._samples
+        (rows,) = ((self._on_cpu // self._samples == number) & ~torch.isin(samples, batch)).nonzero(as_tuple=True)
+        samples, rows = (transfer.to_device(part, own.device) for part in (samples[rows], rows))
+        features = torch.cat([self._own[-1], self._features[rows]]).detach()
+        return Encoded(torch.cat([own, samples]), features)
 
 
 def _owner(samples: Tensor, share: int, slot: int) -> tuple[int, int]:
