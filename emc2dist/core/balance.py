@@ -41,3 +41,8 @@ def pushed(estimate: Estimate) -> Estimate:
 def pull(estimates: Collection[Estimate]) -> Tensor:
     """1 - q [A], the mean over denominators: what positives keep of their gradient as keys."""
     return 1 - torch.stack([one_sided_share(estimate) for estimate in estimates]).mean(0)
+
+
+def length(pull: Tensor) -> Tensor:
+    """Scalar: the length of a gradient whose positives keep `pull` [A] as keys, in lengths of the whole: 1 - q / 2."""
+    return (1 + pull).mean() / 2

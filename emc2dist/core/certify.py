@@ -100,9 +100,9 @@ class FrozenRun:
         return self.gradient(self.outcome(t))
 
     def gradient(self, outcome: Outcome) -> Tensor:
-        """The gradient [N, D] of a visit's loss."""
+        """The gradient [N, D] of a visit's loss, at full length where balance has shortened it."""
         (gradient,) = torch.autograd.grad(outcome.loss, self.shift)
-        return gradient
+        return gradient / outcome.length
 
     def exact(self) -> Tensor:
         """The gradient [N, D] of the exact loss."""

@@ -32,6 +32,8 @@ class Outcome:
     """Diagnostics of this worker's batch, without gradient."""
     ages: Mapping[str, Tensor]
     """Steps, [A] by anchor; -1 where there is none."""
+    length: Tensor
+    """Scalar: the share of its length that balance leaves the gradient, see `emc2dist.core.balance`."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Contrast:
             for what in self.denominators
         }
         estimates = {name: visit.estimate for name, visit in visits.items()}
-        loss = self._loss(batch, estimates)
+        loss, length = self._loss(batch, estimates)
         facts: dict[str, Fact] = {}
         ages: dict[str, Tensor] = {}
         for visit in visits.values():
@@ -76,14 +78,17 @@ class Contrast:
         facts |= _false_negatives(what, batch, estimate)
         facts["loss"] = loss_estimate(batch, estimate)
         remember = {name: visit.remember for name, visit in visits.items() if visit.remember}
-        return Outcome(loss, remember, facts, ages)
+        return Outcome(loss, remember, facts, ages, length)
 
-    def _loss(self, batch: Batch, estimates: Mapping[str, Estimate]) -> Tensor:
+    def _loss(self, batch: Batch, estimates: Mapping[str, Estimate]) -> tuple[Tensor, Tensor]:
+        """The loss, balanced, and what that leaves of its gradient's length."""
+        pull = balance.pull(estimates.values())
+        length = torch.ones_like(pull).mean()
         if self.balanced and (self.estimator.balance or balance.DEFAULT) == "push":
             estimates = {name: balance.pushed(estimate) for name, estimate in estimates.items()}
         elif self.balanced:
-            batch = replace(batch, pull=balance.pull(estimates.values()))
-        return torch.stack(list(self.objective.terms(batch, estimates).values())).sum()
+            batch, length = replace(batch, pull=pull), balance.length(pull)
+        return torch.stack(list(self.objective.terms(batch, estimates).values())).sum(), length
 
 
 def contrast_for(spec: Spec) -> Contrast:

@@ -106,6 +106,14 @@ def test_the_share_without_gradient_is_of_the_whole_weight():
     assert balance.pushed(estimate).weights.tolist() == [[0.5, 0.5, 0.5], [2.0, 2.0, 2.0], [0.0, 0.0, 0.0]]
 
 
+def test_a_gradient_that_balance_has_shortened_is_certified_at_its_full_length():
+    z = clusters()
+    for kind in ("push", "pull"):
+        run = FrozenRun(contrast("dcl", "in_batch", DRAWS, f"negatives.balance={kind}"), z, 8, 0.2)
+        length = sum(run.step(t) for t in range(200)).norm() / 200 / run.exact().norm()
+        assert 0.85 < length < 1.15
+
+
 def clusters(views=2, samples=64, width=16, count=8):
     """Samples near others: where a negative pushes hard, it matters who is pushed back."""
     generator = torch.Generator().manual_seed(0)
@@ -118,10 +126,14 @@ def clusters(views=2, samples=64, width=16, count=8):
 
 
 def mean_gradient(contrast, z, batch_size, temperature, steps):
-    """Cosine with the exact gradient, and length in units of its length."""
+    """Cosine with the exact gradient, and length in units of its length, as balance leaves it."""
     run = FrozenRun(contrast, z, batch_size, temperature)
     exact, skipped = run.exact(), steps // 6
-    mean = sum(run.step(t) * (t >= skipped) for t in range(steps)) / (steps - skipped)
+    mean = torch.zeros_like(exact)
+    for t in range(steps):
+        outcome = run.outcome(t)
+        if t >= skipped:
+            mean += run.gradient(outcome) * outcome.length / (steps - skipped)
     return ((mean * exact).sum() / (mean.norm() * exact.norm())).item(), (mean.norm() / exact.norm()).item()
 
 
