@@ -237,7 +237,7 @@ def watched(ray_cluster, tmp_path):
 
 @NEEDS_PROMETHEUS
 def test_a_real_prometheus_reads_a_real_run_on_a_real_cluster(watched):
-    watched.train("shards=2", "epochs=4", "negatives.ceiling=0.99")
+    watched.train("shards=2", "epochs=4", "negatives.ceiling=0.99", "negatives.draws=4")
     prometheus = watched.prometheus
     rows = RunFolder.open(watched.run_dir).rows()
     last = {name: value for row in rows for name, value in row.items()}
