@@ -174,8 +174,6 @@ def test_what_nobody_reads_is_refused_by_the_name_of_what_it_is_given_to():
 
 
 def test_what_does_not_combine_is_refused_with_the_reason():
-    with pytest.raises(SpecError, match="chain estimates a denominator's gradient alone, and objective: infonce needs"):
-        parse(MINIMAL, ["objective=infonce", "negatives=chain"])
     with pytest.raises(SpecError, match="objective: emc2 is short for objective: dcl with negatives: chain"):
         parse(MINIMAL, ["objective=emc2", "negatives=in_batch"])
     with pytest.raises(SpecError, match=r"objective.name: missing"):

@@ -1,7 +1,7 @@
 """The views: one image in, one augmented (`RandomView`) or plain (`PlainView`) square image out, uint8 both.
 
-Both are picklable callables and keep no state. A random view draws only from torch's global CPU generator, so whoever
-seeds that generator decides the view; see `emc2dist.data.loader`.
+Both are picklable callables, by what they are made of, and keep no state. A random view draws only from torch's global
+CPU generator, so whoever seeds that generator decides the view; see `emc2dist.data.loader`.
 """
 
 from torch import Tensor
@@ -19,6 +19,7 @@ class RandomView:
     def __init__(self, config: Views) -> None:
         from emc2dist.towers._torchvision import v2
 
+        self._config = config
         steps = [v2.RandomResizedCrop(config.size, scale=config.crop, ratio=config.aspect, antialias=True)]
         if config.flip:
             steps.append(v2.RandomHorizontalFlip(config.flip))
@@ -32,6 +33,10 @@ class RandomView:
             kernel = max(3, config.size // 10 | 1)  # odd
             steps.append(v2.RandomApply([v2.GaussianBlur(kernel, sigma=(0.1, 2.0))], p=config.blur))
         self.transform = v2.Compose(steps)
+
+    def __reduce__(self) -> tuple[type["RandomView"], tuple[Views]]:
+        # Parts of torchvision would be loaded before what `_torchvision` mends is.
+        return RandomView, (self._config,)
 
     def __call__(self, image: Tensor) -> Tensor:
         """One view of the image."""
@@ -50,7 +55,11 @@ class PlainView:
     def __init__(self, size: int) -> None:
         from emc2dist.towers._torchvision import v2
 
+        self._size = size
         self.transform = v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)])
+
+    def __reduce__(self) -> tuple[type["PlainView"], tuple[int]]:
+        return PlainView, (self._size,)
 
     def __call__(self, image: Tensor) -> Tensor:
         """The one plain view of the image."""
