@@ -60,18 +60,17 @@ class Frozen:
 @pytest.mark.parametrize(
     ("kernel", "cache_proposals"),
     [
-        ("mh", 0),
         ("isir", 6),
-        pytest.param("mh", 6, marks=pytest.mark.slow),
+        *(pytest.param("mh", rows, marks=pytest.mark.slow) for rows in (0, 6)),
         pytest.param("isir", 0, marks=pytest.mark.slow),
     ],
 )
 def test_the_average_gradient_is_the_exact_one(kernel, cache_proposals):
-    run, steps = Frozen(f"negatives.kernel={kernel}", f"negatives.cache_proposals={cache_proposals}"), 4_000
+    run, steps = Frozen(f"negatives.kernel={kernel}", f"negatives.cache_proposals={cache_proposals}"), 2_000
     mean = sum(torch.autograd.grad(run.step(t).loss, run.table)[0] for t in range(steps)) / steps
     loss = exact_loss(Dcl(), run.table.expand(2, -1, -1), 0.2)
     (exact,) = torch.autograd.grad(loss, run.table)
-    assert ((mean - exact).norm() / exact.norm()).item() < 0.02
+    assert ((mean - exact).norm() / exact.norm()).item() < 0.03
 
 
 def test_mh_encodes_again_just_the_carried_negatives_with_weight_each_once():

@@ -152,7 +152,8 @@ def test_chains_remember_and_the_cache_fills(tmp_path):
 
 
 def test_every_reported_metric_is_in_the_table(tmp_path):
-    run = Run(small_spec("negatives.kernel=isir", "negatives.cache_proposals=12", "epochs=2"), tmp_path).go()
+    more = ["negatives.cache_proposals=12", "negatives.draws=4", "negatives.close=[label]"]
+    run = Run(small_spec("negatives.kernel=isir", *more, "epochs=2"), tmp_path).go()
     reported = {name for row in run.rows for name in row}
     assert reported == ROW - {"passed_over", "device_changed"}
     assert run.column("cache_moves_ratio")[-1] > 0.1
