@@ -194,3 +194,12 @@ def test_a_variable_with_a_windows_line_end_is_told_without_its_value(capsys, mo
 def test_overrides_of_one_command_are_none_of_the_next():
     assert cli.parse(["train", "a.yaml", "--json", "lr=1"]).overrides == ["lr=1"]
     assert cli.parse(["train", "a.yaml"]).overrides == []
+
+
+def test_a_notebooks_backend_of_matplotlib_is_none_of_ours():
+    """It is inherited by commands of another environment, which does not know it."""
+    code = "from emc2dist.cli import main; main(['validate', 'gone.yaml']); import emc2dist.plotting"
+    env = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert "Key backend" not in done.stderr
+    assert done.returncode == 0, done.stderr

@@ -170,3 +170,9 @@ def test_labels_of_the_base_keep_their_dots(sweep_file):
 def test_a_base_lies_on_disk(sweep_file, base):
     with pytest.raises(SpecError, match=r"sweep\.yaml: base: got '\w+://bucket/base.yaml'; \w+:// cannot be used"):
         load_sweep(sweep_file, [f"base={base}"])
+
+
+def test_the_lower_loss_is_the_better_one_unless_it_is_said_otherwise(sweep_file):
+    goals = {metric: load_sweep(sweep_file, [f"metric={metric}"]).goal for metric in ("loss", "knn_accuracy")}
+    assert goals == {"loss": "min", "knn_accuracy": "max"}
+    assert load_sweep(sweep_file, ["metric=loss", "goal=max"]).goal == "max"

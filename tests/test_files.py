@@ -560,6 +560,21 @@ def test_an_endpoint_of_aws_own_configuration_is_that_of_all_clients(s3, config,
         assert stream.read() == b"seen"
 
 
+def test_an_sso_session_that_is_over_says_how_to_log_in(monkeypatch, tmp_path, capfd):
+    sso = "sso_start_url = https://corp.invalid/start\nsso_region = eu-one\n"
+    account = "sso_session = corp\nsso_account_id = 1\nsso_role_name = r\nregion = eu-one\n"
+    (tmp_path / "config").write_text(f"[profile work]\n{account}[sso-session corp]\n{sso}")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    place = files.at("s3://bucket/x", S3(endpoint="http://127.0.0.1:9", attempts=1, timeout_s=7))
+    with pytest.raises(StorageError, match=r"SSO session of profile work .* run aws sso login --profile work$"):
+        place.read()
+    assert capfd.readouterr().err == ""
+
+
 def test_settings_of_aws_are_read_as_botocore_reads_them(monkeypatch):
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")

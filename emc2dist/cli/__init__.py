@@ -40,6 +40,7 @@ atexit.register(gc.freeze)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
+    os.environ.pop("MPLBACKEND", None)  # a notebook's, which another environment may not know; pictures are files here
     if sys.stderr is None:  # print and tqdm would write messages among the results
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     if sys.stdout is None:

@@ -32,10 +32,10 @@ def write_report(run: str) -> str | None:
     """
     if files.is_remote(run):
         return None
-    from emc2dist.report.page import PAGE, report
-
-    page = Path(run) / "report" / PAGE
     try:
+        from emc2dist.report.page import PAGE, report
+
+        page = Path(run) / "report" / PAGE
         if not page.exists() or page.stat().st_mtime < (Path(run) / "summary.json").stat().st_mtime:
             report([run], asked=False)
     except Exception as error:  # the run is finished, whatever a picture fails of

@@ -104,6 +104,11 @@ class Budget(Section):
     """Most trials at once, if fewer than the cluster has room for."""
 
 
+def _better(metric: str) -> Literal["max", "min"]:
+    """Which values of a metric are better, where the spec does not say."""
+    return "min" if metric in ("loss", "alignment", "uniformity") or metric.endswith("_seconds") else "max"
+
+
 class Sweep(Section):
     """One sweep. In a file `base` may be the path of a run's spec, and `set` a mapping of keys that it changes."""
 
@@ -117,8 +122,8 @@ class Sweep(Section):
     """Trials of each point; each has a seed of its own."""
     metric: str = "knn_accuracy"
     """A metric of a run's rows at the ends of epochs; points are compared by its mean over seeds."""
-    goal: Literal["max", "min"] = "max"
-    """Which of its values are better."""
+    goal: Literal["max", "min"] = Field(default_factory=lambda given: _better(given.get("metric", "")))
+    """Which of its values are better; by default the lower ones of a loss, the higher ones of an accuracy."""
     scheduler: Scheduler = Scheduler()
     search: Search = Search()
     budget: Budget = Budget()

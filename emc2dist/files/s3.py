@@ -3,6 +3,7 @@
 Neither s3fs nor botocore tries anything again here, but for pyarrow: `S3Place._try` alone does.
 """
 
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -27,6 +28,9 @@ from botocore.exceptions import (
     PartialCredentialsError,
     ProfileNotFound,
     SSLError,
+    SSOError,
+    SSOTokenLoadError,
+    TokenRetrievalError,
 )
 from botocore.exceptions import ConnectionError as NoConnection
 from botocore.handlers import add_expect_header
@@ -331,6 +335,11 @@ _NO_URL = "Invalid endpoint: "
 """As botocore says it."""
 
 
+for _name in ("botocore", "aiobotocore"):
+    # What they say of credentials that cannot be renewed comes as an error too, and is explained once.
+    logging.getLogger(_name).addHandler(logging.NullHandler())
+
+
 def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
     """What went wrong with a URI, whatever s3fs, botocore or aiohttp have raised."""
     code = _code(error)
@@ -354,6 +363,12 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
         return StorageError(
             f"{uri}: {name}: {os.environ.get(name)} is no profile of ~/.aws/config or ~/.aws/credentials; name one of "
             "theirs, or unset it"
+        )
+    if isinstance(error, SSOError | TokenRetrievalError | SSOTokenLoadError):
+        profile = os.environ.get("AWS_DEFAULT_PROFILE") or os.environ.get("AWS_PROFILE") or "default"
+        return StorageError(
+            f"{uri}: the SSO session of profile {profile} has expired, or nobody has logged in ({_said(error)}); run "
+            f"aws sso login --profile {profile}"
         )
     if isinstance(error, ConfigParseError | InvalidConfigError | InfiniteLoopConfigError):
         return StorageError(f"{uri}: the AWS configuration cannot be used: {_said(error)}; put ~/.aws/config right")
