@@ -210,29 +210,27 @@ def _key(found: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(found[field.name] for field in fields(Row))
 
 
+def bias(found: dict[str, Any]) -> float:
+    """relbias without what noise leaves of it."""
+    return max(0.0, found["relbias"] ** 2 - found["floor"] ** 2 * found["iact"]) ** 0.5
+
+
 def tables(found: list[dict[str, Any]]) -> Iterator[str]:
-    """As Markdown, in the order of `rows`."""
-    by_row = {
-        tuple(one[k] for k in ("table", "features", "method", "batch_size", "temperature", "anchors")): one
-        for one in found
-    }
-    heads = {"methods": "| B | tau | method |", "causes": "| B | anchors | method |"}
-    columns = " T | relbias | floor | iact | ratio | error |"
+    """The bias of every row, as Markdown: a column for each B and temperature, or B and kind of anchors."""
+    by_row = {_key(one): bias(one) for one in found}
     for name in SETS:
-        for table, head in heads.items():
-            lines = [row for row in rows([name]) if row.table == table and astuple(row) in by_row]
-            if not lines:
+        for table, heading in (("methods", name), ("causes", f"{name}: the two causes, temperature 0.07")):
+            there = [row for row in rows([name]) if row.table == table and astuple(row) in by_row]
+            columns = list(dict.fromkeys((row.batch_size, row.temperature, row.anchors) for row in there))
+            if not there:
                 continue
-            yield f"\n### {name}" + (", the two causes of bias" if table == "causes" else "") + "\n"
-            yield head + columns
-            yield "|---" * (head.count("|") + columns.count("|") - 1) + "|"
-            for row in lines:
-                r = by_row[astuple(row)]
-                second = row.temperature if table == "methods" else row.anchors
-                yield (
-                    f"| {row.batch_size} | {second} | {row.method} | {r['steps']:,} | {r['relbias']:.3f} | "
-                    f"{r['floor']:.3f} | {r['iact']:.1f} | {r['ratio']:.2f} | {r['error']:.1f} |"
-                )
+            titles = [f"B = {size}, {anchors if table == 'causes' else tau}" for size, tau, anchors in columns]
+            yield f"\n### {heading}\n"
+            yield f"| | {' | '.join(titles)} |"
+            yield "|---" * (len(titles) + 1) + "|"
+            for method in dict.fromkeys(row.method for row in there):
+                cells = [by_row.get((table, name, method, *column)) for column in columns]
+                yield f"| {method} | {' | '.join('' if cell is None else f'{cell:.2f}' for cell in cells)} |"
 
 
 def main() -> None:
