@@ -201,13 +201,16 @@ def test_overrides_of_one_command_are_none_of_the_next():
     [
         (
             ["ingest", "shards/a.tar", "shards/b.tar", "set", "s3.attempts=2"],
-            "'set': one SOURCE and one DEST are taken, and what follows is written s3.KEY=VALUE; for several files give "
-            "the folder that holds them (shards/)",
+            "'set': one SOURCE and one DEST are taken, and what follows is written s3.KEY=VALUE; for several files "
+            "give the folder that holds them (shards/)",
         ),
         (["ingest", "a.tar", "b.tar", "set"], "give the folder that holds them (./)"),
         (["train", "a.yaml", "--json", "b.yaml"], "'b.yaml': one SPEC is taken, and what follows is written KEY=VALUE"),
         (["checkpoint", "ls", "a", "b"], "'b': one RUN is taken, and what follows is written s3.KEY=VALUE"),
-        (["evaluate", "a", "b"], "'b': one RUN is taken, and what follows is written KEY=VALUE; for several files run it"),
+        (
+            ["evaluate", "a", "b"],
+            "'b': one RUN is taken, and what follows is written KEY=VALUE; for several files run it",
+        ),
     ],
 )
 def test_what_a_shell_made_of_a_star_is_told_with_how_many_words_are_taken(capsys, words, message):

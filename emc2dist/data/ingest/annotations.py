@@ -115,7 +115,7 @@ class Annotations:
             if else_kinds != kinds:
                 raise DataError(f"{self._named(other)}: tells other classes than {first}; keep the one that is right")
         self.used |= told.keys()
-        return kinds, [f"{split}: {len(names)} labels are those of {self._named(first)}, column {column}"]
+        return kinds, [f"{len(names)} labels are those of {self._named(first)}, column {column}"]
 
     def check(self, split: str, kinds: Mapping[str, str]) -> None:
         """Raise DataError where a file tells other classes or splits than the folders do; `kinds` are the former."""
