@@ -81,7 +81,9 @@ class Folder(Source):
         texts = listing.texts if labels and kind == "imagefolder" else []
         self._annotations = Annotations(root, texts, [image.name for image in listing.images])
         self.splits = self._labelled(places)
-        self.remarks += self._annotations.remarks(labelled=all(s.labels is not None for s in self.splits.values()))
+        asked = {text.partition("=")[0] for text in splits} or self.splits.keys()
+        labelled = all(split.labels is not None for name, split in self.splits.items() if name in asked)
+        self.remarks += self._annotations.remarks(labelled=labelled)
         listing.others.subtract(Path(name).suffix.lower() for name in self._annotations.told)
         passed = hidden(listing.hidden) + passed_over(+listing.others) + _on_bare(listing.bare)
         self.remarks = passed + self.remarks + _on_classes(self._names, places)
