@@ -216,7 +216,7 @@ def test_remarks_are_of_the_splits_that_are_written_by_their_names_there(run, tm
     assert "2 splits that were not asked for were left out: test-multiple (2 images), val (1 images)" in told
     assert not [remark for remark in told if "taken for" in remark]
     plant(source, {"val/images/val.csv": b"name,what\n4.png,z\n"})
-    assert not [remark for remark in run(source, "one", splits=["train"])[0]["remarks"] if "val.csv" in remark]
+    assert not [remark for remark in run(source, "again", splits=["train"])[0]["remarks"] if "val.csv" in remark]
     told = run(source, "named", splits=["train", "test-multiple=more", "val"])[0]["remarks"]
     assert f"more: {inside}" in told
     assert any("val.csv" in remark for remark in told)
