@@ -109,7 +109,7 @@ class Folder(Source):
             image, mask = map(printable, masked)
             raise DataError(
                 f"{self.root}: {mask} looks like the mask of {image}, and so do more; move the masks elsewhere, or "
-                "take them for images with --kind classes (labels by folders) or --kind flat (none)"
+                "take them for images with --kind classes (labels by folders) or --kind flat (no labels, no splits)"
             )
         try:
             return arrange(folders, labels=labels)
