@@ -203,3 +203,30 @@ def test_a_notebooks_backend_of_matplotlib_is_none_of_ours():
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert "Key backend" not in done.stderr
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["ingest", "shards/a.tar", "shards/b.tar", "set", "s3.attempts=2"],
+            "'set': one SOURCE and one DEST are taken, and what follows is written s3.KEY=VALUE; for several files "
+            "give the folder that holds them (shards/)",
+        ),
+        (["ingest", "a.tar", "b.tar", "set"], "give the folder that holds them (./)"),
+        (["train", "a.yaml", "--json", "b.yaml"], "'b.yaml': one SPEC is taken, and what follows is written KEY=VALUE"),
+        (["checkpoint", "ls", "a", "b"], "'b': one RUN is taken, and what follows is written s3.KEY=VALUE"),
+        (
+            ["evaluate", "a", "b"],
+            "'b': one RUN is taken, and what follows is written KEY=VALUE; for several files run it",
+        ),
+    ],
+)
+def test_what_a_shell_made_of_a_star_is_told_with_how_many_words_are_taken(capsys, words, message):
+    assert cli.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_report_takes_any_number_of_runs():
+    assert cli.parse(["report", "a", "--json", "b"]).overrides == ["b"]

@@ -157,7 +157,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
+    _refuse_further(arguments)
     return arguments
+
+
+def _refuse_further(arguments: argparse.Namespace) -> None:
+    """Raise SpecError where a word follows that is no KEY=VALUE: of `*.tar` a shell makes several."""
+    positional = arguments.parser._get_positional_actions()
+    taken = [f"one {action.metavar}" for action in positional if action.nargs is None]
+    further = next((word for word in getattr(arguments, "overrides", ()) if "=" not in word), None)
+    if further is None or not taken:  # a report takes any number of runs
+        return
+    several = "run it once for each"
+    if "source" in arguments:
+        several = f"give the folder that holds them ({os.path.dirname(arguments.source) or '.'}/)"
+    raise SpecError(
+        f"{further!r}: {' and '.join(taken)} {'is' if len(taken) == 1 else 'are'} taken, and what follows is written "
+        f"{positional[-1].metavar}; for several files {several}"
+    )
 
 
 class _Parser(argparse.ArgumentParser):

@@ -206,6 +206,83 @@ def test_folders_that_tell_one_split_are_one_where_only_numbers_differ(run, tmp_
     assert "train.X1, train.X2 are written as train" in summary["remarks"]
 
 
+def test_remarks_are_of_the_splits_that_are_written_by_their_names_there(run, tmp_path):
+    names = ("train/a/0", "train/b/1", "test-multiple/images/2", "test-multiple/images/3", "val/images/4")
+    source = plant(tmp_path / "fruits", {f"{name}.png": picture() for name in names})
+    guessed, inside = "test-multiple/ is taken for test", "all images lie in images/, which is taken for no class"
+    told = run(source)[0]["remarks"]
+    assert {guessed, f"test: {inside}", f"validation: {inside}"} < set(told)
+    told = run(source, "one", splits=["train"])[0]["remarks"]
+    assert "2 splits that were not asked for were left out: test-multiple (2 images), val (1 images)" in told
+    assert not [remark for remark in told if "taken for" in remark]
+    plant(source, {"val/images/val.csv": b"name,what\n4.png,z\n"})
+    assert not [remark for remark in run(source, "again", splits=["train"])[0]["remarks"] if "val.csv" in remark]
+    told = run(source, "named", splits=["train", "test-multiple=more", "val"])[0]["remarks"]
+    assert f"more: {inside}" in told
+    assert any("val.csv" in remark for remark in told)
+    assert guessed not in told
+    assert not [remark for remark in told if "not asked for" in remark]
+
+
+def test_splits_of_which_one_alone_has_labels_are_not_advised_to_be_put_together(run, tmp_path):
+    names = ("train/a/0", "train/b/1", "test/a/2", "test_zoo/3")
+    source = plant(tmp_path / "zoo", {f"{name}.png": picture() for name in names})
+    with pytest.raises(DataError, match=r"as in --split test --split train$"):
+        run(source)
+    with pytest.raises(DataError, match=r"or put them together with --split test=test --split test_zoo=test$"):
+        run(source, labels=False)
+
+
+def test_flat_does_not_train_on_a_test_set_unsaid(run, tmp_path):
+    names = ("train/a/0", "train/1", "test/2")
+    source = plant(tmp_path / "set of three", {f"{name}.png": picture() for name in names})
+    with pytest.raises(
+        DataError,
+        match=r"folders tell splits: test/ \(1 images\), train/ \(2 images\); give --no-labels instead, which",
+    ):
+        run(source, kind="flat")
+    assert run(source, labels=False)[0]["rows"] == {"test": 1, "train": 2}  # as the message says
+    plant(source, {"more/3.png": picture()})
+    summary = run(source, "flat", kind="flat")[0]
+    assert summary["rows"] == {"train": 4}
+    said = "--kind flat takes all images for training, and folders tell splits: test/ (1 images), train/ (2 images)"
+    assert said in summary["remarks"]
+
+
+def test_texts_that_name_images_and_tell_of_them_are_named_as_tables(run, tmp_path):
+    rows = "".join(f"00000{n}.jpg  1 -1\n" for n in range(3))
+    photo = encoded(Image.fromarray(noise(8, 8, 3)), "jpeg")
+    source = plant(tmp_path / "celeba", {f"img_align/00000{n}.jpg": photo for n in range(3)})
+    texts = {"list_attr.txt": f"3\nBald Male\n{rows}", "README.txt": "Faces of people\nsee 000001.jpg\nand more of it"}
+    texts |= {"img_align/000001.txt": "000001.jpg 3"}  # as one is beside each image
+    plant(source, {name: text.encode() for name, text in texts.items()})
+    told = run(source)[0]["remarks"]
+    assert [remark.partition(" not read")[0] for remark in told if "table" in remark] == [
+        "1 tables (list_attr.txt) were"
+    ]
+    assert "2 files that are no images were passed over (.txt 2)" in told
+
+
+def test_labels_without_names_are_counted(run, pets, tmp_path):
+    members = {
+        f"{n}.{kind}": content for n in range(3) for kind, content in (("png", picture()), ("cls", b"%d" % (n % 2)))
+    }
+    shard(tmp_path / "numbers" / "train.tar", members)
+    for _ in ("made", "finished already"):
+        summary = run(tmp_path / "numbers")[0]
+        assert (summary["classes"], summary["unnamed_classes"]) == (0, 2)
+    assert run(pets, "pets set")[0]["unnamed_classes"] == 0
+
+
+def test_a_folder_of_images_is_no_place_for_a_set(run, pets, tmp_path):
+    dogs = plant(tmp_path / "dogs", {"deep/1.png": picture()})
+    with pytest.raises(
+        DataError, match=r"dogs: holds images, as deep/1\.png, and is no set; give a new folder as DEST"
+    ):
+        run(pets, dogs)
+    assert [one.name for one in dogs.iterdir()] == ["deep"]
+
+
 def test_images_without_classes(run, tmp_path):
     names = ["1.png", "2.JPG", "ünï cödé ☃ and spaces.png"]
     source = plant(tmp_path / "böxes of things", {name: picture() for name in names})
@@ -1069,10 +1146,10 @@ def test_tiny_imagenet_as_it_is_unpacked(run, tmp_path):
     assert "label" not in table(dest, "test")
     assert summary["remarks"] == [
         "1 files that are no images were passed over (.txt 1)",
-        "test: all images lie in images/, which is taken for no class",
-        "val: all images lie in images/, which is taken for no class",
-        f"val: 2 labels are those of {source}/val/val_annotations.txt, column 2",
         "2 classes, by the names of folders: n01, n02",
+        "test: all images lie in images/, which is taken for no class",
+        "validation: all images lie in images/, which is taken for no class",
+        f"validation: 2 labels are those of {source}/val/val_annotations.txt, column 2",
         "test: 2 of 2 images have no label",
     ]
     assert read_manifest(files.at(dest)).remarks == summary["remarks"]
@@ -1631,7 +1708,8 @@ def test_tables_and_lists_that_were_not_read_are_named(run, tmp_path):
     assert run(nih)[0]["remarks"][:2] == [
         "1 files that are no images were passed over (.txt 1)",
         "2 tables (Data_Entry_2017.csv, all.xlsx) were not read: labels are those of a labels.csv or metadata.csv, or "
-        "of a table called as its split, beside the images or above, in the column that a heading calls `label`",
+        "of a table called as its split, beside the images or above, in the column that a heading calls `label`: write "
+        "one, if these hold labels",
     ]
     caption = plant(tmp_path / "captions", images | {"metadata.jsonl": b'{"file_name": "0.png", "text": "a dog"}\n'})
     assert (
@@ -1657,8 +1735,8 @@ def test_what_is_taken_for_classes_is_said(run, tmp_path):
     ]
     places = {f"{place}/1.png": picture() for place in ("a/abbey", "a/airport", "b/barn", "b/beach")}
     assert run(plant(tmp_path / "sun", places), "sun set")[0]["remarks"] == [
-        "train: 2 classes by the outer folders, in which images lie in 4 folders (a/abbey/)",
         "2 classes, by the names of folders: a, b",
+        "train: 2 classes by the outer folders, in which images lie in 4 folders (a/abbey/)",
     ]
 
 

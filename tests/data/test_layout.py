@@ -55,6 +55,10 @@ LAYOUTS = {
 }
 
 
+def said_of(remarks):
+    return [f"{split}: {text}" if split else text for split, text in remarks]
+
+
 def folders(paths):
     return [tuple(path.split("/")) if path else () for path in paths]
 
@@ -63,28 +67,22 @@ def folders(paths):
 def test_layouts_that_people_unpack(paths, places, remarks):
     found, said = arrange(folders(paths))
     assert found == [Where(*place) for place in places]
-    assert said == remarks
+    assert said_of(said) == remarks
 
 
 def test_a_folder_around_splits_is_none_of_them():
     found, said = arrange(folders(["mydata-dev/train/cat", "mydata-dev/train/dog", "mydata-dev/val/cat"]))
     assert [place.split for place in found] == ["train", "train", "val"]
-    assert said == ["everything lies in mydata-dev/, which is taken for no class"]
-
-
-def test_folders_that_hold_more_than_the_name_of_a_split_are_said():
-    found, said = arrange(folders(["test tube", "train car"]))
-    assert [place.split for place in found] == ["test tube", "train car"]
-    assert said == ["test tube/ is taken for test", "train car/ is taken for train"]
+    assert said_of(said) == ["everything lies in mydata-dev/, which is taken for no class"]
 
 
 def test_images_of_a_class_in_several_folders_are_said():
     office = [f"{domain}/images/{kind}" for domain in ("amazon", "dslr") for kind in ("back_pack", "mug", "bike")]
-    assert arrange(folders(office))[1] == [
+    assert said_of(arrange(folders(office))[1]) == [
         "train: 2 classes by the outer folders, in which images lie in 6 folders (amazon/images/back_pack/)"
     ]
     said = "train: 2 classes by the outer folders, in which images lie in 1 folders (cat/kittens/)"
-    assert arrange(folders(["cat", "cat/kittens", "dog"]))[1] == [said]
+    assert said_of(arrange(folders(["cat", "cat/kittens", "dog"]))[1]) == [said]
     assert arrange(folders(["cat/cat", "dog/a"]))[1] == []  # one folder each: no other could be meant
 
 
@@ -132,6 +130,15 @@ def test_a_class_of_one_split_alone_stays_one_where_training_has_it():
 def test_what_can_be_read_in_two_ways_is_refused(paths, message):
     with pytest.raises(DataError, match=message):
         arrange(folders(paths))
+
+
+def test_without_labels_no_folder_is_asked_for_a_class():
+    paths = ["train/cat", "train", "test/part_1", "test/part_2", "test/part_3/old"]
+    with pytest.raises(DataError, match=r"no labels with --no-labels$"):
+        arrange(folders(paths))
+    found, said = arrange(folders(paths), labels=False)
+    assert [tuple(place) for place in found] == [("train", None)] * 2 + [("test", None)] * 3
+    assert said == []
 
 
 def test_classes_of_masks_to_wear_are_classes():

@@ -79,7 +79,8 @@ def ingest(
     or are left out and listed. Without `labels` none are looked at. `s3` says how S3 is reached; `cache_dir` is where
     Parquet sources are unpacked.
 
-    Returns: rows of each split, files, bytes, classes, unreadable, duplicates, remarks (what was guessed, passed over,
+    Returns: rows of each split, files, bytes, classes, unnamed_classes (how many labels differ where none has a name,
+    else 0), unreadable, duplicates, remarks (what was guessed, passed over,
     converted or dropped), seconds, images_per_second (of what this call wrote), dest.
 
     Raises:
@@ -116,7 +117,7 @@ def ingest(
         if not skip_unreadable:
             listed.check(np.concatenate([split.positions for split in plan.splits.values()]))
         manifest, images = _write(plan, place, skip_unreadable, plan.workers if workers is None else workers)
-    return _summary(place, manifest, images, time.monotonic() - began)
+    return _summary(place, plan, manifest, images, time.monotonic() - began)
 
 
 def _check(seed: int, rows_per_file: int, workers: int | None, kind: str | None) -> None:
@@ -157,6 +158,12 @@ class _Plan:
     @property
     def splits(self) -> dict[str, Split]:
         return self.chosen.splits
+
+    @property
+    def unnamed_classes(self) -> int:
+        """How many different labels there are where classes have no names."""
+        told = [split.labels for split in self.splits.values() if split.labels is not None and not self.classes]
+        return sum(label >= 0 for label in np.unique(np.concatenate(told))) if told else 0
 
     @property
     def remarks(self) -> list[str]:
@@ -303,7 +310,7 @@ def _on_copies(plan: _Plan, of_split: dict[str, list[Note]]) -> list[str]:
     return on_copies(rows, where)
 
 
-def _summary(dest: Place, manifest: Manifest, images: int, seconds: float) -> dict[str, Any]:
+def _summary(dest: Place, plan: _Plan, manifest: Manifest, images: int, seconds: float) -> dict[str, Any]:
     for remark in manifest.remarks:
         say(remark)
     for line in manifest.unreadable[:_SHOWN]:
@@ -317,6 +324,7 @@ def _summary(dest: Place, manifest: Manifest, images: int, seconds: float) -> di
         "files": len(written),
         "bytes": sum(file.size for file in written),
         "classes": len(manifest.classes),
+        "unnamed_classes": plan.unnamed_classes,
         "unreadable": len(manifest.unreadable),
         "duplicates": manifest.duplicates,
         "remarks": manifest.remarks,

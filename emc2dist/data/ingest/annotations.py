@@ -20,6 +20,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -44,10 +45,11 @@ _BITS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 _WHOLE = re.compile(r"\d+\.0")  # as pandas writes whole numbers where some are missing
 _BOXES = re.compile(r"(\S+)( -?[\d.]+)+( \1( -?[\d.]+)+)*")  # as LOC_val_solution.csv has them after the class
 _SHOWN = 3  # files that a remark names
+_HEAD = 2**12  # bytes of a text, which tell whether it is a table
 _SHOWN_CHARACTERS = 60  # of a line
 _LABELS_ARE = (
     "labels are those of a labels.csv or metadata.csv, or of a table called as its split, beside the images or above, "
-    "in the column that a heading calls `label`"
+    "in the column that a heading calls `label`: write one, if these hold labels"
 )
 _HELP = "move the file elsewhere to do without it"
 
@@ -115,7 +117,7 @@ class Annotations:
             if else_kinds != kinds:
                 raise DataError(f"{self._named(other)}: tells other classes than {first}; keep the one that is right")
         self.used |= told.keys()
-        return kinds, [f"{split}: {len(names)} labels are those of {self._named(first)}, column {column}"]
+        return kinds, [f"{len(names)} labels are those of {self._named(first)}, column {column}"]
 
     def check(self, split: str, kinds: Mapping[str, str]) -> None:
         """Raise DataError where a file tells other classes or splits than the folders do; `kinds` are the former."""
@@ -144,7 +146,7 @@ class Annotations:
         left = [name for name in self.texts if name not in self.used]
         reasons = [] if labelled else [reason for name, reason in self._unused.items() if name in left]
         left = [name for name in left if name not in self._unused]
-        tables = [name for name in left if PurePosixPath(name).suffix.lower() in TABLES]
+        tables = [name for name in left if PurePosixPath(name).suffix.lower() in TABLES or self._is_table(name)]
         lists = [name for name in left if (labelled or name not in tables) and _tells_any_split(name)]
         if labelled:
             tables = [name for name in tables if name not in lists]
@@ -168,6 +170,27 @@ class Annotations:
         told = [name for name in read if _is_of_all(name) or _tells(name, split)]
         above = {str(parent) for folder in {name.rpartition("/")[0] for name in names} for parent in _up(folder)}
         return [name for name in told if str(PurePosixPath(name).parent) in above and not _GUESSES.search(name)]
+
+    @cached_property
+    def _image_names(self) -> set[str]:
+        return {PurePosixPath(name).name for name in self.names}
+
+    @cached_property
+    def _image_stems(self) -> set[str]:
+        return {PurePosixPath(name).stem for name in self.names}
+
+    def _is_table(self, file: str) -> bool:
+        """Whether a text names images, and tells something of each, in half of its first lines."""
+        if PurePosixPath(file).stem in self._image_stems:  # one of many, each beside its image
+            return False
+        try:
+            with (self.root / file).open("rb") as opened:
+                lines = opened.read(_HEAD).decode(errors="replace").splitlines()
+        except OSError:  # it is not needed
+            return False
+        rows = [row for line in lines if len(row := re.split(r"[\s,;]+", line.strip())) > 1]
+        named = [row for row in rows if any(PurePosixPath(cell).name in self._image_names for cell in row)]
+        return 0 < len(rows) <= 2 * len(named)
 
     def _named(self, file: str) -> str:
         return printable(str(self.root / file))

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from emc2dist import files
 from emc2dist.data.catalogue import PARTITION
 from emc2dist.data.ingest.annotations import TABLES, TEXTS, Annotations
-from emc2dist.data.ingest.layout import Where, arrange, masks_among
+from emc2dist.data.ingest.layout import Remark, Where, arrange, masks_among, told_splits
 from emc2dist.data.ingest.pixels import is_cifar, is_stl10
 from emc2dist.data.ingest.source import (
     Samples,
@@ -41,7 +41,7 @@ from emc2dist.data.ingest.source import (
     printable,
     unread,
 )
-from emc2dist.data.splits import split_of, tells_split
+from emc2dist.data.splits import is_of_split, split_of, tells_split
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Entry
 
@@ -73,41 +73,64 @@ class Folder(Source):
             others = "".join(f" ({remark})" for remark in hidden(listing.hidden) + passed_over(listing.others))
             raise DataError(f"{root}: no images{others}; {_help(root, listing)}")
         self.digest = listing_digest(self._images)
-        self.remarks = []
+        self.remarks, self._on_split = [], dict[str, list[str]]()
         if beside:
             example = printable(beside[0].name)
             self.remarks.append(f"{len(beside)} images in no folder of a split were left out, such as {example}")
-        places = self._arranged(kind)
+        places = self._arranged(kind, labels)
         texts = listing.texts if labels and kind == "imagefolder" else []
         self._annotations = Annotations(root, texts, [image.name for image in listing.images])
         self.splits = self._labelled(places)
-        self.remarks += self._annotations.remarks(labelled=all(s.labels is not None for s in self.splits.values()))
+        asked = {text.partition("=")[0] for text in splits} or self.splits.keys()
+        labelled = all(split.labels is not None for name, split in self.splits.items() if name in asked)
+        self.remarks += self._annotations.remarks(labelled=labelled)
         listing.others.subtract(Path(name).suffix.lower() for name in self._annotations.told)
         passed = hidden(listing.hidden) + passed_over(+listing.others) + _on_bare(listing.bare)
         self.remarks = passed + self.remarks + _on_classes(self._names, places)
 
-    def _arranged(self, kind: str) -> list[Where]:
+    def _arranged(self, kind: str, labels: bool) -> list[Where]:
         folders = [_folders(name) for name in self._names]
         if kind == "flat":
+            self._refuse_merged(folders)
             return [Where("train", None)] * len(folders)
         if kind == "classes":
             if () in folders:
                 bare = printable(self._names[folders.index(())])
                 raise DataError(f"{self.root}: {bare} lies in no folder of a class; move it into one")
             return [Where("train", found[0]) for found in folders]
+        places, remarks = self._by_folders(folders, labels)
+        for split, told in remarks:
+            (self.remarks if split is None else self._on_split.setdefault(split, [])).append(told)
+        return places
+
+    def _by_folders(self, folders: list[tuple[str, ...]], labels: bool) -> tuple[list[Where], list[Remark]]:
         masked = masks_among(self._names)
         if masked:
             image, mask = map(printable, masked)
             raise DataError(
                 f"{self.root}: {mask} looks like the mask of {image}, and so do more; move the masks elsewhere, or "
-                "take them for images with --kind classes (labels by folders) or --kind flat (none)"
+                "take them for images with --kind classes (labels by folders) or --kind flat (no labels, no splits)"
             )
         try:
-            places, remarks = arrange(folders)
+            return arrange(folders, labels=labels)
         except DataError as error:
             raise DataError(f"{self.root}: {error}") from error
-        self.remarks += remarks
-        return places
+
+    def _refuse_merged(self, folders: list[tuple[str, ...]]) -> None:
+        """Raise DataError where splits are made one that `--no-labels` keeps apart; where it does not, say so."""
+        told = told_splits(folders)
+        counted = ", ".join(f"{name}/ ({count} images)" for name, count in sorted(told.items()))
+        what = f"--kind flat takes all images for training, and folders tell splits: {counted}"
+        try:
+            kept = {split_of(place.split) for place in self._by_folders(folders, False)[0]} if told else set()
+        except DataError:
+            kept = set()
+        if len(kept) > 1 and all(map(is_of_split, told)):
+            raise DataError(
+                f"{self.root}: {what}; give --no-labels instead, which keeps the splits, or as the source the folder "
+                "that is to train"
+            )
+        self.remarks += [what] if told else []
 
     def _labelled(self, places: list[Where]) -> dict[str, Split]:
         members: dict[str, list[int]] = {}
@@ -126,7 +149,8 @@ class Folder(Source):
         for split in sorted(members):
             told = kinds[split]
             labels = None if told is None else np.array([number.get(kind, -1) for kind in told], np.int64)
-            splits[split] = Split(np.array(members[split], np.int64), labels, classes)
+            on_split = self._on_split.get(split, [])
+            splits[split] = Split(np.array(members[split], np.int64), labels, classes, on_split)
         return splits
 
     def _kinds(
@@ -139,7 +163,7 @@ class Folder(Source):
             self._annotations.check(split, dict(zip(names, kinds, strict=True)))
             return kinds
         found, remarks = self._annotations.read(split, names, known)
-        self.remarks += remarks
+        self._on_split.setdefault(split, []).extend(remarks)
         return found
 
     def check(self, positions: NDArray[np.int64]) -> None:

@@ -39,7 +39,7 @@ def recognise(path: str) -> str:
         if (place / MANIFEST).exists() or (place / UNFINISHED).exists():
             return "parquet"
         kinds = [kind for kind, holds in _SIGNS.items() if holds(place)]
-        beside = _image_below(place) if kinds in (["parquet"], ["tar"]) else None
+        beside = image_below(place) if kinds in (["parquet"], ["tar"]) else None
         kinds += ["imagefolder"] if beside else []
         if len(kinds) > 1:
             also = f", with images as {beside}" if beside else ""
@@ -84,7 +84,7 @@ def _holds(folder: Path, extension: str) -> bool:
     return any(file.suffix.lower() == extension for file in files_here)
 
 
-def _image_below(folder: Path) -> str | None:
+def image_below(folder: Path) -> str | None:
     """The name of an image file below a folder, if there is one."""
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from emc2dist.data.splits import is_plain, series, split_of, tells_split, words
+from emc2dist.data.splits import is_of_split, series, split_of, tells_split, words
 from emc2dist.errors import DataError
 
 _NO_CLASS = re.compile(
@@ -45,8 +45,16 @@ class Where(NamedTuple):
     """Name of its class."""
 
 
-def arrange(folders: Sequence[Folders]) -> tuple[list[Where], list[str]]:
-    """Split and class of each image, and what was guessed.
+class Remark(NamedTuple):
+    """What was guessed."""
+
+    split: str | None
+    """Of which split, by the name of its folder; None where it is of all."""
+    text: str
+
+
+def arrange(folders: Sequence[Folders], *, labels: bool = True) -> tuple[list[Where], list[Remark]]:
+    """Split and class of each image, and what was guessed. Without `labels` the splits alone, and no class.
 
     Raises:
         DataError: some images lie in folders of splits or classes and others do not; names two of them.
@@ -55,18 +63,26 @@ def arrange(folders: Sequence[Folders]) -> tuple[list[Where], list[str]]:
     inner, passed = _unwrapped(list(folders))
     splits, inner = _by_split(inner)
     groups = {split: [n for n, one in enumerate(splits) if one == split] for split in dict.fromkeys(splits)}
-    remarks = [f"everything lies in {passed}, which is taken for no class"] if passed else []
-    remarks += [f"{split}/ is taken for {split_of(split)}" for split in sorted(set(splits)) if not is_plain(split)]
-    remarks += _on_classes(splits, inner)
+    remarks = [Remark(None, f"everything lies in {passed}, which is taken for no class")] if passed else []
     places: list[Where] = [Where(split, None) for split in splits]
+    if not labels:
+        return places, remarks
+    remarks += _on_classes(splits, inner)
     heads = {split: {inner[n][:1] for n in members} for split, members in groups.items()}
     for split, members in groups.items():
         known = {head for other in heads if other != split and len(heads[other]) > 1 for head in heads[other]}
         kinds, remark = _kinds([inner[n] for n in members], {head[0] for head in known if head})
-        remarks += [f"{split}: {remark}"] if remark else []
+        remarks += [Remark(split, remark)] if remark else []
         for n, kind in zip(members, kinds, strict=True):
             places[n] = Where(split, kind)
     return places, remarks
+
+
+def told_splits(folders: Iterable[Folders]) -> "Counter[str]":
+    """How many images lie in each folder that tells a split, where one tells another than train."""
+    named = (next(filter(is_of_split, one), None) or next(filter(tells_split, one), None) for one in folders)
+    told = Counter(name for name in named if name)
+    return told if any(split_of(name) != "train" for name in told) else Counter()
 
 
 def masks_among(names: Sequence[str]) -> tuple[str, str] | None:
@@ -106,7 +122,7 @@ def _refuse_companions(folders: Sequence[Folders]) -> None:
         raise DataError(f"{what}lies beside it and tells a split; move {own}/ elsewhere{named}")
     raise DataError(
         f"{what}lies beside it; give the folder with the images alone, or take every folder for a class with --kind "
-        "classes, or all images without labels with --kind flat"
+        "classes, or all images without labels and splits with --kind flat"
     )
 
 
@@ -120,11 +136,11 @@ def _refuse_parts(classes: set[str]) -> None:
         raise DataError(
             f"{parts[0]}/ and {parts[1]}/ are called as parts of one whole, and not as classes; move their images into "
             "one folder, beside which a table may tell the classes, or take every folder for a class with --kind "
-            "classes, or all images without labels with --kind flat"
+            "classes, or no labels with --no-labels"
         )
 
 
-def _on_classes(splits: list[str], folders: list[Folders]) -> list[str]:
+def _on_classes(splits: list[str], folders: list[Folders]) -> list[Remark]:
     """Where images of a class lie in several folders: which of these names the class is then a guess.
 
     Raises:
@@ -141,10 +157,8 @@ def _on_classes(splits: list[str], folders: list[Folders]) -> list[str]:
                 "holds the classes alone, or take every folder for a class with --kind classes"
             )
         if len(classes) > 1 and max(classes.values()) > 1:
-            remarks.append(
-                f"{split}: {len(classes)} classes by the outer folders, in which images lie in {len(deeper)} folders "
-                f"({'/'.join(deeper[0])}/)"
-            )
+            told = f"{len(classes)} classes by the outer folders, in which images lie in {len(deeper)} folders"
+            remarks.append(Remark(split, f"{told} ({'/'.join(deeper[0])}/)"))
     return remarks
 
 
@@ -176,7 +190,7 @@ def _by_split(folders: list[Folders]) -> tuple[list[str], list[Folders]]:
             raise DataError(
                 f"{'/'.join(told)}/ looks like a split, {'/'.join(other) or 'the folder itself'}/ like none; {rename}"
                 f"move one of them{name}, or take every folder for a class with --kind classes, or all without labels "
-                "with --kind flat"
+                "and splits with --kind flat"
             )
     return ["train"] * len(folders), folders
 
@@ -198,7 +212,7 @@ def _kinds(folders: list[Folders], known: set[str]) -> tuple[Sequence[str | None
         example = "/".join(folders[inside.index(True)])
         raise DataError(
             f"some images lie in folders of their classes ({passed}{example}/), {inside.count(False)} in none; move "
-            "them, or take all images without labels with --kind flat"
+            "them, or take no labels with --no-labels"
         )
     _refuse_parts({one[0] for one in folders if one})
     return [one[0] if one else None for one in folders], remark

@@ -11,7 +11,7 @@ import difflib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import resources
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from emc2dist import files
 from emc2dist.data import pointers
 from emc2dist.data.ingest.source import Source, Split
-from emc2dist.data.splits import is_plain, series, split_of
+from emc2dist.data.splits import is_plain, series, split_of, tells_split
 from emc2dist.errors import DataError, SpecError, StorageError
 
 PINNED = {"imagenet100": "imagenet100.txt"}
@@ -66,7 +66,7 @@ def select(source: Source, splits: Sequence[str], wanted: list[str] | None, *, l
         DataError: the source has no such split or class, or nothing is left, or labels are on a part only.
         SpecError: a `--split` is not written SOURCE or SOURCE=NAME.
     """
-    chosen = _chosen(source, splits)
+    chosen = _chosen(source, splits, labels)
     parts = {member: source.splits[member] for members in chosen.values() for member in members}
     empty = [member for member, part in parts.items() if not len(part.positions)]
     if splits and empty:
@@ -75,7 +75,12 @@ def select(source: Source, splits: Sequence[str], wanted: list[str] | None, *, l
     parts = {member: part for member, part in parts.items() if member not in empty}
     if not labels:
         parts = {member: Split(part.positions, None) for member, part in parts.items()}
-    remarks = [f"split {member} has no rows and was left out" for member in empty]
+    remarks = _unasked(source, parts) if splits else []
+    remarks += [f"split {member} has no rows and was left out" for member in empty]
+    for name, members in chosen.items():
+        guessed = [one for one in members if tells_split(one) and split_of(one) == name and not is_plain(one)]
+        remarks += [f"{member}/ is taken for {name}" for member in guessed]
+        remarks += dict.fromkeys(f"{name}: {told}" for member in members for told in source.splits[member].remarks)
     remarks += [f"{', '.join(members)} are written as {name}" for name, members in chosen.items() if len(members) > 1]
     classes, parts, told = _united(parts)
     kept = classes if wanted is None else _kept(source, classes, wanted)
@@ -101,7 +106,14 @@ def ordered(split: Split, seed: int | None) -> Split:
     return Split(split.positions[order], None if split.labels is None else split.labels[order])
 
 
-def _chosen(source: Source, splits: Sequence[str]) -> dict[str, list[str]]:
+def _unasked(source: Source, asked: Collection[str]) -> list[str]:
+    """A remark on the splits that --split does not name, if there are any."""
+    left = {name: source.count(name) for name in source.splits if name not in asked}
+    counted = ", ".join(name if count is None else f"{name} ({count} images)" for name, count in left.items())
+    return [f"{len(left)} splits that were not asked for were left out: {counted}"] * bool(left)
+
+
+def _chosen(source: Source, splits: Sequence[str], labels: bool) -> dict[str, list[str]]:
     """Splits of the source, by the name that they are written under."""
     chosen: dict[str, list[str]] = {}
     for text in splits or source.splits:
@@ -117,20 +129,21 @@ def _chosen(source: Source, splits: Sequence[str]) -> dict[str, list[str]]:
         members.append(name)
     if not splits:
         for new, members in chosen.items():
-            _check_one_series(source, new, members)
+            _check_one_series(source, new, members, labels)
     return chosen
 
 
-def _check_one_series(source: Source, new: str, members: list[str]) -> None:
+def _check_one_series(source: Source, new: str, members: list[str], labels: bool) -> None:
     """Raise DataError where splits of one name are no parts of one whole, as `train` and `train_masks`."""
     if len({series(name) for name in members}) == 1:
         return
     best = next((name for name in members if is_plain(name)), members[0])
     meant = [name for name in source.splits if name not in members or name == best]
+    alike = len({source.splits[name].labels is None for name in members}) == 1
+    together = f", or put them together with {' '.join(f'--split {name}={new}' for name in members)}"
     raise DataError(
         f"{source.root}: {' and '.join(members)} could each be the split {new}; name those that are meant, as in "
-        f"{' '.join(f'--split {name}' for name in meant)}, or put them together with "
-        f"{' '.join(f'--split {name}={new}' for name in members)}"
+        f"{' '.join(f'--split {name}' for name in meant)}{together if alike or not labels else ''}"
     )
 
 

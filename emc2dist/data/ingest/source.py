@@ -78,6 +78,8 @@ class Split:
     """Class of each, [n], -1 where it has none; None where the split has no labels."""
     classes: list[str] = field(default_factory=list)
     """Names of the classes; empty where the split names none."""
+    remarks: list[str] = field(default_factory=list)
+    """What a person should know of how this split was read."""
 
 
 class Source(ABC):
@@ -94,6 +96,10 @@ class Source(ABC):
 
     def check(self, positions: NDArray[np.int64]) -> None:  # noqa: B027
         """Raise DataError where the listing tells that some of these images cannot be read."""
+
+    def count(self, split: str) -> int | None:
+        """Images of a split; None where it would have to be opened to know."""
+        return len(self.splits[split].positions)
 
     @abstractmethod
     def samples(self, positions: NDArray[np.int64]) -> Samples:

@@ -18,6 +18,8 @@ from typing import Any
 
 from emc2dist import files
 from emc2dist.data.catalogue import MANIFEST, UNFINISHED
+from emc2dist.data.ingest.kinds import image_below
+from emc2dist.data.ingest.source import printable
 from emc2dist.data.ingest.writer import Note, note_place
 from emc2dist.errors import DataError
 from emc2dist.files import Place
@@ -52,7 +54,7 @@ class Unfinished:
     """The folder of notes at `dest`, for one job.
 
     Raises:
-        DataError: `dest` holds another job, or Parquet files of unknown origin, or is a file.
+        DataError: `dest` holds another job, or Parquet files of unknown origin, or images, or is a file.
     """
 
     def __init__(self, dest: Place, job: Job) -> None:
@@ -69,6 +71,9 @@ class Unfinished:
         others = [entry.name for entry in dest.entries() if entry.name.endswith(".parquet")]
         if others:
             raise DataError(f"{dest}: holds {others[0]}, which no unfinished ingest wrote; give another DEST")
+        image = None if dest.remote else image_below(Path(str(dest)))
+        if image:
+            raise DataError(f"{dest}: holds images, as {printable(image)}, and is no set; give a new folder as DEST")
         (self.notes / _NOTED_JOB).write(json.dumps(job).encode())
 
     def finished(self, *, with_unreadable: bool) -> dict[str, Note]:
