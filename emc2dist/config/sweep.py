@@ -122,11 +122,16 @@ class Sweep(Section):
     """Trials of each point; each has a seed of its own."""
     metric: str = "knn_accuracy"
     """A metric of a run's rows at the ends of epochs; points are compared by its mean over seeds."""
-    goal: Literal["max", "min"] = Field(default_factory=lambda given: _better(given.get("metric", "")))
-    """Which of its values are better; by default the lower ones of a loss, the higher ones of an accuracy."""
+    goal: Literal["max", "min"] = "max"
+    """Which of its values are better; where it is not given, the lower ones of a loss."""
     scheduler: Scheduler = Scheduler()
     search: Search = Search()
     budget: Budget = Budget()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follows_the_metric(cls, given: Any) -> Any:
+        return {"goal": _better(str(given.get("metric"))), **given} if isinstance(given, dict) else given
 
     @field_validator("metric")
     @classmethod
