@@ -2,7 +2,7 @@
 
 import argparse
 
-from emc2dist.cli.words import Commands, add_json, print_result
+from emc2dist.cli.words import Commands, add_json, count, print_result
 from emc2dist.config import parse_s3
 from emc2dist.terminal import say
 
@@ -16,21 +16,14 @@ def add_to(commands: Commands) -> None:
     text = "override a key, as in batch_size=64; of a run those that negatives, batch, views and data are made by"
     sub.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=text)
     text = "images that are frozen: 500, or 4 times the batch where that is more"
-    sub.add_argument("--samples", metavar="N", type=_count, help=text)
-    sub.add_argument("--views", metavar="M", type=_count, default=20, help="random views of each (%(default)s)")
+    sub.add_argument("--samples", metavar="N", type=count, help=text)
+    sub.add_argument("--views", metavar="M", type=count, default=20, help="random views of each (%(default)s)")
     text = "time for the steps of all rows together, beside what the encoding takes (%(default)s)"
     sub.add_argument("--seconds", metavar="S", type=_seconds, default=45.0, help=text)
     sub.add_argument("--steps", metavar="T", type=_steps, help="steps of each row, however long they take")
     sub.add_argument("--out", metavar="FILE", help="a picture to write: *.png, *.pdf or *.svg")
     add_json(sub)
     sub.set_defaults(command=_certify)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"got {text}; give at least 1")
-    return number
 
 
 def _steps(text: str) -> int:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from emc2dist.cli.words import Commands, add_json, add_s3, add_spec, print_result
+from emc2dist.cli.words import Commands, add_json, add_s3, add_spec, count, print_result
 from emc2dist.config import Spec, load, parse_s3
 from emc2dist.metrics import METRICS
 from emc2dist.terminal import columns, say
@@ -26,19 +26,12 @@ def add_to(commands: Commands) -> None:
     text = "run a few real steps of a spec, on one worker here, and tell where a step goes"
     profile = commands.add_parser("profile", help=text, description=text)
     add_spec(profile)
-    profile.add_argument("--steps", metavar="N", type=_count, default=10, help="steps that are measured (%(default)s)")
+    profile.add_argument("--steps", metavar="N", type=count, default=10, help="steps that are measured (%(default)s)")
     text = "write a trace too, for chrome://tracing or Perfetto; packed if it ends in .gz"
     profile.add_argument("--trace", metavar="FILE", help=text)
     for sub, command in ((watch, _watch), (profile, _profile)):
         add_json(sub)
         sub.set_defaults(command=command)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"got {text}; give at least 1")
-    return number
 
 
 def _watch(arguments: argparse.Namespace) -> int | None:

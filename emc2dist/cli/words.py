@@ -26,6 +26,14 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON, the last on stdout")
 
 
+def count(text: str) -> int:
+    """An argument that is a number of things, at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"got {text}; give at least 1")
+    return number
+
+
 def print_result(result: dict[str, Any], *, as_json: bool) -> None:
     """Print names and values, one a line, or all as one line of JSON, where null stands for what is not finite."""
     if as_json:

@@ -39,6 +39,11 @@ def uniforms(streams: Tensor, count: int, *, lane: int = 0) -> Tensor:
     return (_shift(bits, 11).to(torch.float64) + 0.5) * 2.0**-53
 
 
+def gumbels(streams: Tensor, count: int, *, lane: int = 0) -> Tensor:
+    """`count` Gumbel variates of each stream, float64. Added to scores, the largest is a draw of their softmax."""
+    return -(-uniforms(streams, count, lane=lane).log()).log()
+
+
 def seed_of(stream: int, *labels: int) -> int:
     """One child stream as a plain int, for generators of other libraries."""
     return int(fork(stream, *labels).item())

@@ -35,6 +35,7 @@ from emc2dist.errors import DataError, NonFiniteError, SpecError
 from emc2dist.terminal import Progress, say
 from emc2dist.towers.encoder import Encoder
 from emc2dist.towers.views import RandomView
+from emc2dist.train.loop import initial_encoder
 
 SAMPLES, VIEWS, SECONDS = 500, 20, 45.0
 """Images, views of each, and seconds of all steps together, where nobody says otherwise."""
@@ -193,9 +194,7 @@ def _views(loader: ViewLoader, seed: int, index: NDArray, views: int) -> Iterato
 
 def untrained(spec: Spec, device: torch.device) -> Encoder:
     """The encoder with which training begins; in training mode where it has batch norms, which have seen nothing."""
-    torch.manual_seed(spec.seed)
-    encoder = Encoder(spec.encoder)
-    encoder = (encoder.double() if spec.precision == "float64" else encoder).to(device)
+    encoder = initial_encoder(spec, device)
     return encoder.train(any(isinstance(layer, _BatchNorm) for layer in encoder.modules()))
 
 

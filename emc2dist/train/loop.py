@@ -109,17 +109,22 @@ def run(job: Job, resume: Path | None = None) -> int:
         loop.close()
 
 
+def initial_encoder(spec: Spec, device: torch.device) -> Encoder:
+    """The encoder with which training begins; seeds torch's generator."""
+    torch.manual_seed(spec.seed)
+    encoder = Encoder(spec.encoder)
+    return (encoder.double() if spec.precision == "float64" else encoder).to(device)
+
+
 class _Loop:
     def __init__(self, job: Job) -> None:
         spec, train, device = job.spec, job.train, job.device
-        torch.manual_seed(spec.seed)
         self.spec, self.train, self.store, self.device = spec, train, job.store, device
         self.recorder, self.writer, self.stop, self.scratch = job.recorder, job.writer, job.stop, job.scratch
         self.vote = collectives.Vote()
         self.order = order_for(spec, train)
         self.steps = spec.epochs * self.order.steps_per_epoch
-        encoder = Encoder(spec.encoder)
-        self.encoder = (encoder.double() if spec.precision == "float64" else encoder).to(device)
+        self.encoder = initial_encoder(spec, device)
         self.optimiser = build_optimiser(self.encoder, spec.optimiser, spec.lr)
         self.generation = collectives.broadcast_text(uuid4().hex)
         self.memory = Memory(spec, job.store, self.order, collectives.rank(), self.generation, device)

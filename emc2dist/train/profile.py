@@ -32,10 +32,9 @@ from emc2dist.data.images import Images, known_of_each, open_images
 from emc2dist.data.loader import ViewLoader
 from emc2dist.errors import SpecError
 from emc2dist.store import Layout, LocalStore
-from emc2dist.towers.encoder import Encoder
 from emc2dist.towers.optim import build_optimiser
 from emc2dist.towers.views import RandomView
-from emc2dist.train.loop import order_for
+from emc2dist.train.loop import initial_encoder, order_for
 from emc2dist.train.memory import Memory, schema_for
 from emc2dist.train.step import Trainer
 from emc2dist.train.timing import PHASES, Stopwatch
@@ -112,11 +111,9 @@ def profile(spec: Spec, steps: int = 10, trace: str | Path | None = None) -> Pro
 @contextmanager
 def alone(spec: Spec, images: Images, device: torch.device) -> Iterator[Trainer]:
     """A Trainer of `spec` (of one worker), as `emc2dist.train.loop` makes it, over a store in this process."""
-    torch.manual_seed(spec.seed)
     order = order_for(spec, images)
     columns, _ = known_of_each(images, spec.negatives.close)
-    encoder = Encoder(spec.encoder)
-    encoder = (encoder.double() if spec.precision == "float64" else encoder).to(device)
+    encoder = initial_encoder(spec, device)
     optimiser = build_optimiser(encoder, spec.optimiser, spec.lr)
     store = LocalStore(Layout(len(images), spec.shards), schema_for(spec))
     store.reset(_GENERATION)

@@ -227,8 +227,8 @@ class Forgetful(Pool):
     def score_cached(self, rows):
         return self._unclosed.score_cached(rows)
 
-    def fresh(self, samples, views, where):
-        return self._unclosed.fresh(samples, views, where)
+    def fresh(self, carried, views, where):
+        return self._unclosed.fresh(carried, views, where)
 
 
 @pytest.mark.parametrize(

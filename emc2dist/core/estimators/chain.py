@@ -39,7 +39,7 @@ from emc2dist.core.denominator import Denominator, Estimate
 from emc2dist.core.estimators.base import FEATURES, CachedRows, Encode, Estimator, Fact, Recall, Visit
 from emc2dist.core.estimators.delayed_acceptance import accept, propose
 from emc2dist.core.estimators.moving_average import blended
-from emc2dist.core.streams import uniforms
+from emc2dist.core.streams import gumbels
 from emc2dist.core.sweep import Kernel, Sweep, sweep
 
 _CARRIED_VIEW, _VIEW = 5, 6  # lanes of a chain's random stream; sweeps and moves use 0 to 4
@@ -168,7 +168,8 @@ class Chain(Estimator):
             stale_carried = pool.score_cached(recall.carried).masked_fill(~carried.exists, -torch.inf)
             proposal = propose(stale, stale_carried, pool.streams)
         carried = pool.refreshed(carried, carried.exists & proposal.moves)
-        row = pool.fresh(rows.index[proposal.row], pool.fresh_views(), proposal.moves)
+        row = pool.find(rows.index[proposal.row])
+        row = pool.fresh(row, pool.fresh_views(), proposal.moves if pool.complete else proposal.moves & ~row.fresh)
         moved = accept(proposal, row.score.detach(), carried.score.detach(), pool.streams)
         return carried.replaced(moved, row), moved
 
@@ -210,32 +211,27 @@ class _Pool:
         views = self._batch.views
         return self._batch.view_numbers(views, views if self.complete else 1)
 
-    def fresh(self, samples: Tensor, views: Tensor, where: Tensor) -> Carried:
-        """One sample per anchor at `where` [A], encoded again by views numbered [R, A or 1]; any elsewhere.
-
-        A sample that is in the batch is taken from there instead, unless views are to be complete.
-        """
-        found = self.find(samples)
-        outside = where if self.complete else where & ~found.fresh
-        rows = outside.nonzero().squeeze(1)  # once: every mask that indexes makes the host wait for a GPU
+    def fresh(self, carried: Carried, views: Tensor, where: Tensor) -> Carried:
+        """The samples at `where` [A] encoded again by views numbered [R, A or 1]; elsewhere as they were."""
+        rows = where.nonzero().squeeze(1)  # once: every mask that indexes makes the host wait for a GPU
         if not len(rows):
-            return found
+            return carried
+        samples = carried.state
         views = views.expand(-1, len(samples))
         again = self._encode(self._what.keys, samples[rows], views[:, rows])
         keys = again.new_zeros(len(again), *samples.shape, again.shape[-1]).index_copy(1, rows, again)
         keys = keys.to(self._scores.dtype)
         score = self._what.score_each(self._batch, keys, samples)
         view = self._drawn_view(keys.detach(), views, _CARRIED_VIEW)
-        return found.replaced(outside, Carried(samples, score, view, torch.ones_like(where)))
+        return carried.replaced(where, Carried(samples, score, view, torch.ones_like(where)))
 
     def refreshed(self, carried: Carried, where: Tensor) -> Carried:
         """Carried states at `where` [A] scored by fresh features, where they are not yet."""
-        where = where & ~carried.fresh
         views = carried.view.unsqueeze(0)
         if self.complete:
             others = self._batch.view_numbers(self._batch.views, self._batch.views - 1)
             views = torch.cat([views, others.expand(-1, len(where))])
-        return carried.replaced(where, self.fresh(carried.state, views, where))
+        return self.fresh(carried, views, where & ~carried.fresh)
 
     def view_of(self, state: Tensor, carried: Carried) -> Tensor:
         """int64 [A]: the number of the view that goes on with each chain, by the column int64 [A] that it ended on."""
@@ -253,8 +249,8 @@ class _Pool:
         numbers = numbers.expand(-1, len(self.streams))
         if len(keys) == 1:
             return numbers[0]
-        noise = -(-uniforms(self.streams, len(keys), lane=lane).log()).log()
-        drawn = (self._what.view_scores(self._batch, keys).double() + noise.T).argmax(0)
+        noise = gumbels(self.streams, len(keys), lane=lane).T
+        drawn = (self._what.view_scores(self._batch, keys).double() + noise).argmax(0)
         return numbers.gather(0, drawn.unsqueeze(0)).squeeze(0)
 
     def proposals(self, carried: Carried) -> Tensor:

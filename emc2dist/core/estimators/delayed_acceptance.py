@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from emc2dist.core.streams import uniforms
+from emc2dist.core.streams import gumbels, uniforms
 
 _CHOICE, _DECISION = 3, 4  # lanes of a chain's random stream; `emc2dist.core.sweep` uses 0 to 2
 
@@ -47,8 +47,7 @@ def propose(stale_rows: Tensor, stale_carried: Tensor, streams: Tensor) -> Propo
     """
     scores = torch.cat([stale_rows, stale_carried.unsqueeze(1)], 1)
     # Gumbel-max: exact, and no partial sums to round.
-    noise = -(-uniforms(streams, scores.shape[1], lane=_CHOICE).log()).log()
-    drawn = (scores.double() + noise).argmax(1)
+    drawn = (scores.double() + gumbels(streams, scores.shape[1], lane=_CHOICE)).argmax(1)
     drawn_score = scores.gather(1, drawn.unsqueeze(1)).squeeze(1)
     moves = (drawn < stale_rows.shape[1]) & (drawn_score > -torch.inf)
     return Proposal(drawn.clamp(max=stale_rows.shape[1] - 1), moves, drawn_score - stale_carried)
