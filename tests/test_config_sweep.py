@@ -119,6 +119,8 @@ def test_a_run_and_a_sweep_are_told_apart(sweep_file):
         ("set.lr=-1", ["base.lr", "-1"]),
         ("set.eval.every=0", ["scheduler.name: asha", "eval.every"]),
         ("sed=3", ["sed: unknown key", "seeds"]),
+        ("mode=min", ["mode: unknown key; the nearest valid key is goal"]),
+        ("parameters={}", ["parameters: unknown key; the nearest valid key is space"]),
         ("metric=accuracy", ["metric: 'accuracy' is none of a run's; the nearest is knn_accuracy"]),
         ("metric=passed_over", ["metric: 'passed_over' is none of a run's"]),
         ("space.tempreature=unifrm(1", ["space.tempreature: unknown key; the nearest valid key is temperature"]),
@@ -176,3 +178,14 @@ def test_the_lower_loss_is_the_better_one_unless_it_is_said_otherwise(sweep_file
     goals = {metric: load_sweep(sweep_file, [f"metric={metric}"]).goal for metric in ("loss", "knn_accuracy")}
     assert goals == {"loss": "min", "knn_accuracy": "max"}
     assert load_sweep(sweep_file, ["metric=loss", "goal=max"]).goal == "max"
+
+
+def test_the_keys_of_a_sweep_of_wandb_are_told_as_ours(tmp_path):
+    (tmp_path / "sweep.yaml").write_text(
+        "program: train.py\nmethod: bayes\nmetric: {name: loss, goal: minimize}\nparameters: {lr: {values: [1, 2]}}\n"
+    )
+    with pytest.raises(SpecError) as caught:
+        load_job(tmp_path / "sweep.yaml")
+    assert "metric: got {'name': 'loss', 'goal': 'minimize'}; write its name alone" in str(caught.value)
+    assert "method: unknown key; the nearest valid key is search.name" in str(caught.value)
+    assert "parameters: unknown key; the nearest valid key is space" in str(caught.value)

@@ -7,9 +7,13 @@ import pickle
 import re
 import shutil
 import socket
+import socketserver
 import ssl
+import struct
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -450,6 +454,40 @@ def test_a_server_that_is_not_there_is_tried_so_often_and_no_more(s3, monkeypatc
         place.read()
     assert len(tried) == 3
     assert files.retries() - before == 2
+
+
+@contextmanager
+def _answering(reply: bytes) -> Iterator[int]:
+    """The port of a server that answers each connection with these bytes, and without any by a reset."""
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(1000)
+            self.request.sendall(reply)
+            if not reply:
+                self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.request.close()
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "reply", "error", "words"),
+    [
+        ("https", b"HTTP/1.0 400 Bad Request\r\n\r\n", StorageError, "speaks no TLS; write s3.endpoint with http://"),
+        ("http", b"", StorageUnreachable, r"check s3.endpoint \(or does it speak https://\?\)"),
+        ("http", b"HTTP/1.0 400 Bad Request\r\n\r\nan HTTPS server", StorageError, r"or does it speak https://\?"),
+    ],
+    ids=["plain", "reset", "page"],
+)
+def test_an_endpoint_of_the_other_scheme_is_named(keys, scheme, reply, error, words):
+    with _answering(reply) as port:
+        config = S3(endpoint=f"{scheme}://127.0.0.1:{port}", attempts=2, timeout_s=5)
+        with pytest.raises(error, match=words):
+            files.at("s3://bucket/x", config).read()
 
 
 def test_a_server_that_knows_no_expect_is_written_to(keys, tmp_path):

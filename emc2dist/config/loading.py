@@ -77,7 +77,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Spec | Sweep:
     source = str(path)
     tree = _tree(spec_text.read(source), source)
     said = {override.partition("=")[0].split(".")[0] for override in overrides}
-    if not (tree.keys() | said) & {"base", "space"}:
+    if not (tree.keys() | said) & {"base", "space", *_OF_OTHERS}:
         spec = _checked(Spec, _overridden(tree, overrides, Spec), source)
         _refuse_two_readings([spec.data.path], source)
         return spec
@@ -393,7 +393,7 @@ def _kinds(kind: Any) -> set[Any]:
 
 
 def _explained(error: ValidationError, model: type[BaseModel]) -> str:
-    found = error.errors()
+    found = sorted(error.errors(), key=lambda one: one["type"] == "missing")  # last: a key that is unknown tells why
     more = [f"and {len(found) - _TOLD} more"] if len(found) > _TOLD else []
     return "; ".join([_explain(one, model) for one in found[:_TOLD]] + more)
 
@@ -429,7 +429,8 @@ def _untagged(place: tuple[int | str, ...]) -> Iterator[str]:
 
 def _held(key: str, value: Any) -> list[str]:
     """The keys within an unknown section, for each may be known elsewhere; or the key itself."""
-    names = [str(name) for name in value] if isinstance(value, dict) else []
+    within = isinstance(value, dict) and key not in _OF_OTHERS
+    names = [str(name) for name in value] if within else []
     return [f"{key}.{name}" for name in names[:_TOLD]] or [key]
 
 
@@ -437,6 +438,10 @@ def _unknown(key: str, model: type[BaseModel]) -> str:
     if key in _keys(model):
         return f"{key}: with a dot this is for the command line; in a file it stands in its section"
     return f"{_shown(key)[1:-1]}: unknown key; the nearest valid key is {nearest_key(key, _keys(model))}"
+
+
+_OF_OTHERS = {"parameters": "space", "param_space": "space", "method": "search.name", "mode": "goal"}
+"""What a sweep's keys are called by W&B and Ray Tune."""
 
 
 def nearest_key(key: str, known: Iterable[str]) -> str:
@@ -448,7 +453,8 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
         return max(whole, ends if "." in key or ends == 1 else 0), whole
 
     key = key.replace("learning_rate", "lr")
-    return max(known, key=likeness)
+    known = list(known)
+    return _OF_OTHERS[key] if _OF_OTHERS.get(key) in known else max(known, key=likeness)
 
 
 def is_key(key: str) -> bool:

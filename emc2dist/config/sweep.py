@@ -133,6 +133,13 @@ class Sweep(Section):
     def _follows_the_metric(cls, given: Any) -> Any:
         return {"goal": _better(str(given.get("metric"))), **given} if isinstance(given, dict) else given
 
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _stands_alone(cls, metric: Any) -> Any:
+        if isinstance(metric, dict):
+            raise ValueError(f"metric: got {metric!r}; write its name alone, and beside it goal: max or goal: min")
+        return metric
+
     @field_validator("metric")
     @classmethod
     def _is_one_of_a_run(cls, metric: str) -> str:

@@ -3,6 +3,7 @@
 Neither s3fs nor botocore tries anything again here, but for pyarrow: `S3Place._try` alone does.
 """
 
+import errno
 import logging
 import os
 import socket
@@ -293,9 +294,14 @@ def _is_of_trust(error: BaseException) -> bool:
     return isinstance(error, HTTPClientError) and isinstance(error.__context__, FileNotFoundError)
 
 
+def _meets_no_tls(error: BaseException) -> bool:
+    """Whether https:// was asked of what speaks http://, the letters of whose answer OpenSSL takes for a version."""
+    return isinstance(error, SSLError) and "WRONG_VERSION_NUMBER" in str(error)
+
+
 def _may_pass(error: BaseException) -> bool:
     """Whether the same request may succeed a little later."""
-    if _goes_round(error) or _is_of_trust(error):
+    if _goes_round(error) or _is_of_trust(error) or _meets_no_tls(error):
         return False
     network = HTTPClientError | NoConnection | TransferError | ConnectionError | TimeoutError
     return _code(error) in _LATER or isinstance(error, network)
@@ -377,6 +383,8 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
             f"{uri}: the certificate of {_endpoint(s3)} is not trusted ({_said(error)}); the file of those that are is "
             "named by AWS_CA_BUNDLE, or ca_bundle in ~/.aws/config"
         )
+    if _meets_no_tls(error):
+        return StorageError(f"{uri}: what answers at {_endpoint(s3)} speaks no TLS; write s3.endpoint with http://")
     if code == "NoSuchBucket":
         missing = _Missing(f"{uri}: no such bucket: {bucket}; create it, or check its name, s3.endpoint and s3.region")
         missing.bucket = True
@@ -392,17 +400,25 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
         return StorageError(f"{uri}: the KMS key that encrypts it cannot be used ({code}); {_said(error)}")
     if _may_pass(error):
         return StorageUnreachable(
-            f"{uri}: no usable answer after {s3.attempts} attempts ({code or type(error).__name__}); check s3.endpoint "
-            "and the network, or raise s3.attempts and s3.timeout_s"
+            f"{uri}: no usable answer after {s3.attempts} attempts ({code or type(error).__name__}); check s3.endpoint"
+            f"{_or_https(error, s3)} and the network, or raise s3.attempts and s3.timeout_s"
         )
     if isinstance(error, _NoS3 | ResponseParserError | KeyError):  # KeyError: of what each S3 tells
         return StorageError(
-            f"{uri}: what answers is no S3; is the endpoint {_endpoint(s3)} right, and does the network want a login "
-            "in a browser first?"
+            f"{uri}: what answers is no S3; is the endpoint {_endpoint(s3)} right{_or_https(error, s3)}, and does the "
+            "network want a login in a browser first?"
         )
     return StorageError(
-        f"{uri}: {code or type(error).__name__}: {_said(error)}; check the path, s3.endpoint and s3.region"
+        f"{uri}: {code or type(error).__name__}: {_said(error)}; check the path, s3.endpoint"
+        f"{_or_https(error, s3)} and s3.region"
     )
+
+
+def _or_https(error: BaseException, s3: S3) -> str:
+    """A doubt, where http:// was answered as what speaks TLS may answer it: by a reset, or by no answer of S3's."""
+    reset = getattr(error.__context__, "errno", None) == errno.ECONNRESET
+    doubted = reset or not (isinstance(error, NoConnection) or _response(error)) or _is_bare(_code(error))
+    return " (or does it speak https://?)" if doubted and _endpoint(s3).startswith("http://") else ""
 
 
 def _response(error: BaseException | None) -> dict[str, Any]:

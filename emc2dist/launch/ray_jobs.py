@@ -69,7 +69,10 @@ class RayJobs(Target):
     def state(self, job: str) -> JobState:
         found = self._find(job) or next((state for state in self.jobs() if state.run == job), None)
         if found is None:
-            raise LaunchError(f"{job}: {self.url} knows no such job or run; `emc2dist list` shows what it knows")
+            raise LaunchError(
+                f"{job}: {self.url} knows no such job or run (one of `emc2dist train` is no job); `emc2dist list` "
+                "shows what it knows"
+            )
         return found
 
     @override

@@ -50,7 +50,8 @@ def open_target(name: str, *, namespace: str = "default", start_for: int = 0) ->
         connection = cluster.start(cpus=max(os.cpu_count() or 1, start_for))
     if connection is None:
         raise LaunchError(
-            "no Ray of ours runs on this machine; `emc2dist submit` and `emc2dist cluster start` start one"
+            "no Ray of ours runs on this machine; `emc2dist submit` and `emc2dist cluster start` start one. A run of "
+            "`emc2dist train` is no job: Ctrl-C in its terminal stops it, and `emc2dist watch RUN` shows it"
         )
     return RayJobs(connection.dashboard, headers_for(connection.dashboard, connection.token))
 

@@ -48,7 +48,8 @@ class RunFolder:
         """An existing run's folder. Raises RunError where there is none."""
         folder = cls(files.at(path, s3))
         if not folder.exists():
-            raise RunError(f"{path}: not a run folder (it has no spec.yaml); {_meant(str(path), s3)}")
+            meant = runs_near(str(path), s3) or "give the one that `emc2dist train` named"
+            raise RunError(f"{path}: not a run folder (it has no spec.yaml); {meant}")
         return folder
 
     @classmethod
@@ -241,8 +242,8 @@ def changes(old: BaseModel, new: BaseModel) -> list[str]:
 _MEND = "it was damaged or changed since it was written; put it right, or remove it"
 
 
-def _meant(path: str, s3: S3 | None) -> str:
-    """What to give instead of a path that is no run folder: the run that it lies in, or those that lie in it."""
+def runs_near(path: str, s3: S3 | None) -> str:
+    """What to give instead of a path that is no run folder: the run that it lies in, or those in it; empty: none."""
     above = path.rstrip("/").rpartition("/")[0]
     if above and RunFolder(files.at(above, s3)).exists():
         return f"it lies in one, which is {above}"
@@ -251,7 +252,7 @@ def _meant(path: str, s3: S3 | None) -> str:
     if within:
         more = f" and {len(within) - _MOST_NAMED} more" if len(within) > _MOST_NAMED else ""
         return f"runs lie in it: {', '.join(within[:_MOST_NAMED])}{more}"
-    return "give the one that `emc2dist train` named"
+    return ""
 
 
 def text_of(place: Place) -> str:

@@ -16,7 +16,7 @@ from emc2dist.config import S3
 from emc2dist.errors import RunError, StorageUnreachable
 from emc2dist.files import Entry
 from emc2dist.metrics import EXPORTED, Row
-from emc2dist.run.folder import RunFolder
+from emc2dist.run.folder import RunFolder, runs_near
 from emc2dist.run.listeners.terminal import Display
 from emc2dist.terminal import say
 
@@ -35,7 +35,8 @@ def follow(run: str | Path, s3: S3 | None = None, *, quiet_s: float = _QUIET_S) 
         StorageError: the folder cannot be read. (While S3 does not answer, it is asked again.)
     """
     folder = RunFolder(files.at(run, s3))
-    with closing(_Watch(folder, quiet_s)) as watch:
+    near = "" if folder.exists() else runs_near(str(run), s3)
+    with closing(_Watch(folder, quiet_s, near and f"; {near}")) as watch:
         while (summary := watch.look()) is None:
             time.sleep(_REMOTE_INTERVAL_S if folder.place.remote else _INTERVAL_S)
     return summary
@@ -60,8 +61,8 @@ def newest(run: str | Path, s3: S3 | None = None) -> dict[str, float]:
 
 
 class _Watch:
-    def __init__(self, folder: RunFolder, quiet_s: float) -> None:
-        self._folder, self._quiet_s = folder, quiet_s
+    def __init__(self, folder: RunFolder, quiet_s: float, near: str) -> None:
+        self._folder, self._quiet_s, self._near = folder, quiet_s, near
         self._display: Display | None = None
         self._epochs: int | None = None
         self._steps: int | None = None
@@ -103,7 +104,7 @@ class _Watch:
     def _silence(self) -> str:
         """A message where no row has come; empty: nothing to say yet."""
         if self._epochs is None:
-            return f"{self._folder.place}: no run here yet (there is no spec.yaml); waiting for one"
+            return f"{self._folder.place}: no run here yet (there is no spec.yaml{self._near}); waiting for one"
         if time.monotonic() - self._heard < self._quiet_s:
             return ""
         return (

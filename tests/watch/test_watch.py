@@ -192,6 +192,13 @@ def test_a_checkpoint_that_was_passed_over_is_shown_at_once(folder, capsys):
     watcher.end()
 
 
+def test_a_folder_of_runs_is_told_from_one_where_a_run_will_be(folder, capsys):
+    above = folder.place.path.parent
+    Watcher(above, capsys).until(
+        f"{above}: no run here yet (there is no spec.yaml; runs lie in it: {folder.place.name})"
+    )
+
+
 def test_ctrl_c_ends_the_watching(tmp_path):
     command = [sys.executable, "-m", "emc2dist.cli", "watch", str(tmp_path / "none")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
