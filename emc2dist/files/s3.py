@@ -294,6 +294,10 @@ def _is_of_trust(error: BaseException) -> bool:
     return isinstance(error, HTTPClientError) and isinstance(error.__context__, FileNotFoundError)
 
 
+_STRANGE = _NoS3 | ResponseParserError | KeyError  # KeyError: of what each S3 tells
+"""Answers that are none of S3's."""
+
+
 def _meets_no_tls(error: BaseException) -> bool:
     """Whether https:// was asked of what speaks http://, the letters of whose answer OpenSSL takes for a version."""
     return isinstance(error, SSLError) and "WRONG_VERSION_NUMBER" in str(error)
@@ -403,7 +407,7 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
             f"{uri}: no usable answer after {s3.attempts} attempts ({code or type(error).__name__}); check s3.endpoint"
             f"{_or_https(error, s3)} and the network, or raise s3.attempts and s3.timeout_s"
         )
-    if isinstance(error, _NoS3 | ResponseParserError | KeyError):  # KeyError: of what each S3 tells
+    if isinstance(error, _STRANGE):
         return StorageError(
             f"{uri}: what answers is no S3; is the endpoint {_endpoint(s3)} right{_or_https(error, s3)}, and does the "
             "network want a login in a browser first?"
@@ -417,7 +421,7 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
 def _or_https(error: BaseException, s3: S3) -> str:
     """A doubt, where http:// was answered as what speaks TLS may answer it: by a reset, or by no answer of S3's."""
     reset = getattr(error.__context__, "errno", None) == errno.ECONNRESET
-    doubted = reset or not (isinstance(error, NoConnection) or _response(error)) or _is_bare(_code(error))
+    doubted = reset or isinstance(error, _STRANGE) or _is_bare(_code(error))
     return " (or does it speak https://?)" if doubted and _endpoint(s3).startswith("http://") else ""
 
 
