@@ -86,6 +86,13 @@ METRICS: dict[str, Metric] = {
     "same_label_closed_ratio": Metric(
         "learning", "False negatives", "ratio", "share of the same label's candidates that is closed"
     ),
+    "log_z_error": Metric(
+        "learning", "Error of log Z", "",
+        "of infonce over chains, up to 2,048 samples: mean of the remembered log Z less that by all cached features",
+    ),
+    "log_z_rms_error": Metric(
+        "learning", "Error of log Z", "", "root mean square of the same, over the reporting step's anchors"
+    ),
     "alignment": Metric(
         "learning", "Alignment", "", "mean squared distance between views of a sample; 0 is perfect"
     ),

@@ -24,12 +24,14 @@ from torch.nn.functional import normalize
 
 from emc2dist.core.batch import Batch, Side, drawn_in, view_number
 from emc2dist.core.contrast import Contrast, Outcome
+from emc2dist.core.diagnostics import fact_value, log_z_errors
 from emc2dist.core.estimators import FEATURES, CachedRows, Fact, Recall
 from emc2dist.core.exact import exact_loss
 from emc2dist.core.streams import fork, uniforms
 
 _BLOCKS = 20  # block means from which the autocorrelation time is read
 _DROPPED = 6  # of T steps the first of so many parts is dropped
+_LOOKED = 10  # of so many steps log Z is compared in one: that takes as long as a step
 _PER_PART = 4  # points of the curve while T grows by that factor
 _VIEWS, _VISIT, _DRAWS = 2, 3, 4  # labels of random streams
 
@@ -50,7 +52,8 @@ class Report:
     excess_error: float = 0.0
     """Standard error of that where there is no bias."""
     facts: Mapping[str, float] = field(default_factory=dict)
-    """Means over the kept steps of what the contrast told of itself, see `emc2dist.metrics`."""
+    """Means over the kept steps of what the contrast told of itself, see `emc2dist.metrics`; and where the objective
+    needs log Z itself, `log_z_error`, mean, and `log_z_rms_error`, against that over all stored views."""
 
     @property
     def ratio(self) -> float:
@@ -137,6 +140,8 @@ class FrozenRun:
         if FEATURES in self.tables:  # as training counts them, each view once
             encoded = torch.tensor(float(len(torch.cat(views).unique()) if views else 0))
             outcome = replace(outcome, facts={**outcome.facts, "reencoded_images": encoded})
+        if outcome.log_z and t % _LOOKED == 0:
+            outcome = replace(outcome, facts={**outcome.facts, **self._log_z_errors(batch, outcome)})
         self._remember(outcome, index)
         if FEATURES in self.tables:
             drawn = batch.sides["x"].drawn
@@ -189,6 +194,14 @@ class FrozenRun:
             columns=self.columns,
             drawn=drawn,
         )
+
+    @torch.no_grad()
+    def _log_z_errors(self, batch: Batch, outcome: Outcome) -> dict[str, Fact]:
+        """Of the log Z that the first denominator's formula took, against that over all stored views of all samples."""
+        what = next(what for what in self.contrast.denominators if what.valued)
+        every = torch.arange(batch.samples)
+        exact = what.scores(batch, normalize(self.features + self.shift, dim=-1), every).logsumexp(1)
+        return log_z_errors(outcome.log_z[what.name], exact)
 
     def _draw(self, step: int) -> tuple[Tensor | None, Tensor | None]:
         """The step's draws int64 [M], by a permutation of their own, and their fresh view, [1, M, D]."""
@@ -311,7 +324,8 @@ class _Means:
             self._weights[name] += float(weight)
 
     def read(self) -> dict[str, float]:
-        return {name: total / self._weights[name] for name, total in self._totals.items() if self._weights[name]}
+        weights = self._weights
+        return {name: fact_value(name, total, weights[name]) for name, total in self._totals.items() if weights[name]}
 
 
 def _dtype(name: str, features: torch.dtype) -> torch.dtype:

@@ -32,6 +32,8 @@ class Outcome:
     """Diagnostics of this worker's batch, without gradient."""
     ages: Mapping[str, Tensor]
     """Steps, [A] by anchor; -1 where there is none."""
+    log_z: Mapping[str, Tensor]
+    """For each denominator whose value the objective needs, log Z [A] as it was taken for it; constants."""
     length: Tensor
     """Scalar: the share of its length that balance leaves the gradient, see `emc2dist.core.balance`."""
 
@@ -78,7 +80,8 @@ class Contrast:
         facts |= _false_negatives(what, batch, estimate)
         facts["loss"] = loss_estimate(batch, estimate)
         remember = {name: visit.remember for name, visit in visits.items() if visit.remember}
-        return Outcome(loss, remember, facts, ages, length)
+        log_z = {what.name: estimates[what.name].value.detach() for what in self.denominators if what.valued}
+        return Outcome(loss, remember, facts, ages, log_z, length)
 
     def _loss(self, batch: Batch, estimates: Mapping[str, Estimate]) -> tuple[Tensor, Tensor]:
         """The loss, balanced, and what that leaves of its gradient's length."""

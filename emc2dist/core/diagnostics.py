@@ -1,11 +1,17 @@
-"""What tells a healthy representation from a collapsed one; all on unit-norm features.
+"""What tells a healthy representation from a collapsed one, and how far a log Z is off; all on unit-norm features.
 
 A constant embedding scores log(N V - V) on the exact loss whatever the temperature is, so a small loss or gradient
-can mean collapse: these three are always shown beside it.
+can mean collapse: the first three are always shown beside it.
 """
+
+import math
 
 import torch
 from torch import Tensor
+
+from emc2dist.core.batch import Batch
+from emc2dist.core.denominator import Denominator
+from emc2dist.core.estimators import CachedRows, Fact
 
 
 def alignment(features: Tensor) -> Tensor:
@@ -28,3 +34,29 @@ def effective_rank(features: Tensor) -> Tensor:
     values = torch.linalg.svdvals((features - features.mean(0)).float())
     shares = values / values.sum().clamp(min=1e-12)
     return torch.special.entr(shares).sum().exp()
+
+
+def log_z_errors(found: Tensor, reference: Tensor) -> dict[str, Fact]:
+    """Mean and mean square of `found` - `reference` [A]; without anchors where either is no number."""
+    errors = (found - reference).double()
+    known = errors.isfinite()
+    errors, count = errors.where(known, 0), known.sum()
+    return {"log_z_error": (errors.sum(), count), "log_z_rms_error": (errors.square().sum(), count)}
+
+
+def fact_value(name: str, total: float, weight: float) -> float:
+    """What a fact comes to: its mean, and of a mean square the root."""
+    mean = total / weight
+    return math.sqrt(mean) if name.endswith("_rms_error") else mean
+
+
+def cached_log_z(what: Denominator, batch: Batch, rows: CachedRows) -> Tensor:
+    """log Z [A] by the cached features of the whole dataset; -inf where there are none.
+
+    One view stands for its sample, and the samples that are there for those that are missing. What is closed counts as
+    a candidate of weight 0.
+    """
+    keys = rows.feature.to(batch.anchors(what.anchors).dtype).unsqueeze(0)
+    scores = what.scores(batch, keys, rows.index).masked_fill(~rows.present, -torch.inf)
+    others = rows.present & (rows.index != batch.anchor_index(what.anchors).unsqueeze(1))
+    return scores.logsumexp(1) + math.log(batch.samples - 1) - others.sum(1).to(scores.dtype).log()

@@ -165,10 +165,13 @@ def encoder(certificate: Certificate) -> str:
 def table(certificate: Certificate) -> str:
     """A line for each row."""
     several = len(_by_temperature(certificate.rows)) > 1
-    closed = any("closed_ratio" in row.report.facts for row in certificate.rows)
+    closed, valued = (
+        any(name in row.report.facts for row in certificate.rows) for name in ("closed_ratio", "log_z_error")
+    )
     heads = ["NEGATIVES", "N", *(["TEMPERATURE"] if several else []), "RELBIAS", "BIAS", "FLOOR", "IACT", "ERROR"]
     names = ["acceptance_rate", "carried_weight_ratio", "effective_sample_size", *(["closed_ratio"] if closed else [])]
-    heads += ["ACCEPTED", "CARRIED", "ESS", *(["CLOSED"] if closed else []), "AGAIN", "DISTANCE"]
+    heads += ["ACCEPTED", "CARRIED", "ESS", *(["CLOSED"] if closed else [])]
+    heads += [*(["LOG Z", "RMS"] if valued else []), "AGAIN", "DISTANCE"]
     lines = [heads]
     for row in certificate.rows:
         report, facts = row.report, row.report.facts
@@ -183,6 +186,7 @@ def table(certificate: Certificate) -> str:
                 f"{report.iact:.1f}",
                 f"{report.error:.1f}",
                 *(f"{facts[name]:.3g}" if name in facts else "-" for name in names),
+                *([f"{facts['log_z_error']:+.2f}", f"{facts['log_z_rms_error']:.2f}"] if valued else []),
                 f"{row.reencoded_images:.1f}",
                 f"{row.distance:.3f}",
             ]

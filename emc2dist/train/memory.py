@@ -104,11 +104,19 @@ class Memory:
         cached = dict(self._cached(reply, ahead))
         return {table: Recall(columns[table], *cached.get(table, (None, None))) for table in columns}
 
+    def features(self, step: int) -> CachedRows:
+        """The cached feature of every sample as step `step` may see it, the same on all ranks; waits for it.
+
+        To be asked between the gather of step `step` and `exchange(step)`. Needs a cache, and N rows of room.
+        """
+        index = np.arange(self._order.samples)
+        reply = self.store.exchange(self.generation, None, {FEATURES: index}, self._as_of(step)).result()
+        return CachedRows(self._tensor(index), **{name: self._tensor(v) for name, v in reply[FEATURES].items()})
+
     def exchange(self, step: int) -> None:
         """Send the last step's commit and the next step's read; after the gather of step `step`."""
-        as_of = max(step - 2, self._settled)
         self._read_ahead.pop(step, None)
-        self._ahead = self._read(step + 1, ahead=step + 2, as_of=as_of)
+        self._ahead = self._read(step + 1, ahead=step + 2, as_of=self._as_of(step))
 
     def remember(self, step: int, columns: Mapping[str, Mapping[str, Tensor]], encoded: Encoded) -> None:
         """Keep what step `step` found out, to be sent with the next exchange: columns by anchor [A], and features."""
@@ -138,10 +146,14 @@ class Memory:
         if self._ahead is not None:
             self._ahead.reply.result()
         # Not later: another rank's commit of step - 1 may still be on its way.
-        as_of = max(step - 2, self._settled)
+        as_of = self._as_of(step)
         self.store.exchange(self.generation, self._commit, {}, as_of).result()
         self._commit, self._ahead = None, None
         return as_of
+
+    def _as_of(self, step: int) -> int:
+        """The step that a read in step `step` sees."""
+        return max(step - 2, self._settled)
 
     def _read(self, step: int, ahead: int | None, as_of: int) -> _Ahead:
         """Send the commit; read the features of `step` (its chains are at hand) and the chains of a later step."""

@@ -11,6 +11,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from emc2dist.core.diagnostics import fact_value
 from emc2dist.train import collectives
 from emc2dist.train.step import Facts
 from emc2dist.train.timing import Stopwatch
@@ -60,7 +61,7 @@ class Meter:
         pairs = torch.stack([self._totals[name].cpu() for name in names])
         totals, weights = collectives.gather_numbers(pairs).sum(0).unbind(1)
         means = zip(names, totals.tolist(), weights.tolist(), strict=True)
-        return {name: total / weight for name, total, weight in means if weight}
+        return {name: fact_value(name, total, weight) for name, total, weight in means if weight}
 
     def _percentiles(self) -> dict[str, float]:
         """Of the last step, over all ranks."""

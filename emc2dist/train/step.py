@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from emc2dist.config import Spec
 from emc2dist.core.batch import Batch, Side, drawn_in, locate, view_number
-from emc2dist.core.contrast import contrast_for
-from emc2dist.core.diagnostics import alignment, effective_rank, uniformity
-from emc2dist.core.estimators import FEATURES, Fact
+from emc2dist.core.contrast import Outcome, contrast_for
+from emc2dist.core.diagnostics import alignment, cached_log_z, effective_rank, log_z_errors, uniformity
+from emc2dist.core.estimators import FEATURES, CachedRows, Fact
 from emc2dist.core.streams import fork, seed_of
 from emc2dist.data.encoded import Traffic
 from emc2dist.data.loader import ViewLoader
@@ -38,6 +38,8 @@ from emc2dist.train.memory import Encoded, Memory
 from emc2dist.train.timing import Stopwatch
 
 _DATA_TIMEOUT_S = 600
+_MOST_COMPARED = 2_048  # samples up to which log Z is compared with that by all cached features
+_LEAST_CACHED = 0.9  # share of them that has to be cached by then
 SIDE = "x"
 """The one side that there is, images (see `emc2dist.core.batch`)."""
 
@@ -155,6 +157,7 @@ class Trainer:
         with phase("communication"):
             batch = self._gathered(step, features, drawn)
         with phase("store_wait"):
+            everything = self.memory.features(step) if health and self._compares else None
             self.memory.exchange(step)
         with phase("sweep"):
             again = _Again(features, self._order.samples, lambda *views: self._encode_again(step, *views))
@@ -169,7 +172,22 @@ class Trainer:
         self.memory.remember(step, outcome.remember, encoded)
         if not health:
             return Facts(facts, {}, self._traffic())
-        return Facts({**facts, **_health(batch)}, outcome.ages, self._traffic())
+        facts |= _health(batch) | self._log_z(batch, outcome, everything)
+        return Facts(facts, outcome.ages, self._traffic())
+
+    @property
+    def _compares(self) -> bool:
+        """Whether log Z is remembered, and the samples few enough to be compared with all of them."""
+        valued = any(what.valued for what in self.contrast.denominators)
+        return valued and FEATURES in self.memory.schema and self._order.samples <= _MOST_COMPARED
+
+    @torch.no_grad()
+    def _log_z(self, batch: Batch, outcome: Outcome, rows: CachedRows | None) -> dict[str, Fact]:
+        """How far the first log Z that was needed is from that by the cached features of the whole dataset."""
+        if rows is None or rows.present.double().mean() < _LEAST_CACHED:
+            return {}
+        what = next(what for what in self.contrast.denominators if what.valued)
+        return log_z_errors(outcome.log_z[what.name], cached_log_z(what, batch, rows))
 
     def _views(self, step: int) -> tuple[Tensor, Tensor | None]:
         """uint8 [V, b, 3, S, S] of this rank's samples, on the device, and [M / W, 3, S, S] of its draws, on the CPU.

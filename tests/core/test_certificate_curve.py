@@ -1,5 +1,7 @@
 """What a certificate says beside its columns: how relbias came down, and what the contrast told of itself."""
 
+import math
+
 import pytest
 import torch
 from core.test_objectives import contrast, features
@@ -58,3 +60,29 @@ def test_an_excess_is_what_blocks_have_in_common():
     blocks = torch.stack([run.step(t) for t in range(48)])[-40:].unflatten(0, (20, 2)).mean(1) - run.exact()
     whole = sum((blocks[i] * blocks[j]).sum() for i in range(20) for j in range(20) if i != j) / 380
     assert certify(frozen(), 48).excess == pytest.approx((whole / run.exact().square().sum()).item())
+
+
+@pytest.mark.parametrize("negatives", ["chain", "in_batch", "moving_average"])
+def test_the_error_of_log_z_is_against_all_views_of_all_samples(negatives):
+    """By explicit loops; a chain's comes to nothing, and that of the batch alone lacks the samples that it lacks."""
+    z, temperature = features(4, 24, seed=5), 0.4
+    found = certify(FrozenRun(contrast("infonce", negatives), z, 6, temperature), 240).facts
+    run, errors = FrozenRun(contrast("infonce", negatives), z, 6, temperature), []
+    for t in range(240):
+        index = torch.randperm(24, generator=run._generator.clone_state())[:6]
+        own, outcome = run.batch(index, t).sides["x"].own.detach(), run.outcome(t)
+        if t >= 40 and t % 10 == 0:
+            taken = outcome.log_z["negatives"].view(2, 6)
+            for v, i in [(v, i) for v in range(2) for i in range(6)]:
+                others = [c for c in range(24) if c != index[i]]
+                total = sum(math.exp(float(own[v, i] @ z[m, c]) / temperature) for m in range(4) for c in others)
+                errors.append(float(taken[v, i]) - math.log(total * 2 / 4))
+    mean, rms = sum(errors) / len(errors), (sum(error**2 for error in errors) / len(errors)) ** 0.5
+    assert found["log_z_error"] == pytest.approx(mean)
+    assert found["log_z_rms_error"] == pytest.approx(rms)
+    if negatives == "in_batch":
+        assert mean == pytest.approx(math.log(5 / 23), abs=0.2)
+    else:
+        assert abs(mean) < 0.15
+        assert rms < 0.6
+    assert "log_z_error" not in certify(FrozenRun(contrast("dcl", negatives), z, 6, temperature), 24).facts

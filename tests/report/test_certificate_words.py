@@ -129,6 +129,12 @@ def test_the_table_has_a_line_for_each_row_and_closed_candidates_where_there_are
     heads, line = report.table(certificate(closed, own(temperature=0.1))).splitlines()[:2]
     assert "0.125" in line.split()
     assert {"CLOSED", "TEMPERATURE"} <= set(heads.split())
+    assert "LOG Z" not in heads
+    valued = own()
+    valued.report.facts.update({"log_z_error": -0.514, "log_z_rms_error": 0.628})
+    heads, line = report.table(certificate(valued)).splitlines()[:2]
+    assert heads.split()[-5:] == ["LOG", "Z", "RMS", "AGAIN", "DISTANCE"]
+    assert line.split()[-4:-2] == ["-0.51", "0.63"]
 
 
 @pytest.mark.parametrize(("kind", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])

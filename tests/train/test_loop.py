@@ -15,7 +15,7 @@ from train.harness import Run, small_spec
 from emc2dist.errors import DataError, NonFiniteError, RunError
 from emc2dist.metrics import ROW
 from emc2dist.store import LocalStore, Pending
-from emc2dist.train import checkpoint
+from emc2dist.train import checkpoint, step
 from emc2dist.train.step import Temperature
 
 KINDS = [
@@ -153,10 +153,33 @@ def test_chains_remember_and_the_cache_fills(tmp_path):
 
 def test_every_reported_metric_is_in_the_table(tmp_path):
     more = ["negatives.cache_proposals=12", "negatives.draws=4", "negatives.close=[label]"]
-    run = Run(small_spec("negatives.kernel=isir", *more, "epochs=2"), tmp_path).go()
+    infonce = ["objective=infonce", "negatives.name=chain", "negatives.kernel=isir"]
+    run = Run(small_spec(*infonce, *more, "epochs=2"), tmp_path).go()
     reported = {name for row in run.rows for name in row}
     assert reported == ROW - {"passed_over", "device_changed"}
     assert run.column("cache_moves_ratio")[-1] > 0.1
+
+
+def test_log_z_is_compared_with_that_of_all_cached_features_where_samples_are_few(tmp_path, monkeypatch):
+    """Of an encoder and views that stand still the reference is the exact one, as soon as all samples are cached."""
+    still = ["views.crop=[1,1]", "views.aspect=[1,1]", "temperature=0.05", "lr=1e-9", "epochs=8"]
+    kind = ["objective=infonce", "negatives.name=chain", "negatives.feature_dtype=float32", *still]
+    run = Run(small_spec(*kind), tmp_path).go()
+    errors, roots = run.column("log_z_error"), run.column("log_z_rms_error")
+    assert len(errors) == len(roots) == 48 - 6  # from the second epoch on
+    assert abs(sum(errors[-6:]) / 6) < 0.1
+    assert max(abs(error) for error in errors) <= max(roots) < 0.5
+    tables = load_file(run.checkpoints[48] / "shard-00000-of-00001.safetensors")
+    features, remembered = (torch.from_numpy(tables[name]) for name in ("feature/feature", "negatives/log_mean"))
+    exact = (features @ features.T / 0.05).fill_diagonal_(-math.inf).logsumexp(1) + math.log(2 / 47)
+    last = (remembered - exact.unsqueeze(1)).square().mean()
+    assert sum(value**2 for value in roots[-6:]) / 6 == pytest.approx(float(last), rel=1e-3)
+
+    others = [["objective=emc2"], ["objective=infonce", "negatives.name=moving_average"]]
+    for more in others:
+        assert Run(small_spec(*more, "epochs=2"), tmp_path / more[-1]).go().column("log_z_error") == []
+    monkeypatch.setattr(step, "_MOST_COMPARED", 47)
+    assert Run(small_spec(*kind, "epochs=2"), tmp_path / "large").go().column("log_z_error") == []
 
 
 def test_isir_encodes_carried_negatives_again_and_cached_does_not(tmp_path):

@@ -50,6 +50,16 @@ def check(recall, order, step, rank, settled):
                 assert recall.carried.feature[anchor].tolist() == [state * 100.0 + cached] * 16
 
 
+def check_all(rows, order, as_of):
+    """The newest feature of every sample."""
+    assert rows.index.tolist() == list(range(SAMPLES))
+    wrote = [last_write(order, sample, as_of) for sample in range(SAMPLES)]
+    assert rows.present.tolist() == [step is not None for step in wrote]
+    assert rows.written_at.tolist() == [step or 0 for step in wrote]
+    expected = [[0 if step is None else sample * 100.0 + step] * 16 for sample, step in enumerate(wrote)]
+    assert rows.feature.tolist() == expected
+
+
 def test_recall_is_exactly_as_of_its_steps_whatever_the_order_of_calls():
     spec = small_spec("negatives.kernel=isir", "negatives.cache_proposals=10", "workers=2", "shards=3")
     order = order_for(spec, DigitsImages("train", limit=SAMPLES))
@@ -63,6 +73,8 @@ def test_recall_is_exactly_as_of_its_steps_whatever_the_order_of_calls():
         for rank in lottery.permutation(2):
             recall = memories[rank].recall(step)["negatives"]
             check(recall, order, step, rank, settled)
+        for rank in lottery.permutation(2):
+            check_all(memories[rank].features(step), order, max(step - 2, settled))
         for rank in lottery.permutation(2):
             memories[rank].exchange(step)
         for rank, memory in enumerate(memories):
