@@ -275,7 +275,8 @@ def ways(spec: Spec, samples: int) -> Iterator[tuple[Role, Negatives]]:
     yield "own", own
     seen: list[Negatives] = [own]
     others: list[tuple[Role, Negatives]] = [("batch", batch)]
-    for kernel, carried in product(("mh", "isir"), ("reencode", "complete", "cached")):
+    kinds = [*product(("mh", "isir"), ("reencode", "complete", "cached")), ("isir", "roulette")]
+    for kernel, carried in kinds:  # `mh` encodes few again, and roulette hardly fewer
         others.append(("other", _changed(chain, kernel=kernel, carried=carried)))
     for proposals in (0, 64, 512):
         if ROOM * proposals <= samples:

@@ -10,6 +10,7 @@ from emc2dist.core.certify import FrozenRun, certify
 from emc2dist.core.contrast import loss_estimate
 from emc2dist.core.denominator import Denominator, Estimate
 from emc2dist.core.estimators import CachedRows, Chain, MovingAverage, Recall, in_batch
+from emc2dist.core.estimators.chain import staked
 from emc2dist.core.estimators.delayed_acceptance import accept, propose
 from emc2dist.core.exact import exact_loss
 from emc2dist.core.objectives import Dcl
@@ -212,7 +213,8 @@ def chain(kernel, *more):
     return contrast("emc2", "chain", f"negatives.kernel={kernel}", *more)
 
 
-BURNS = [("mh", ["negatives.burn_in_fraction=0"]), ("mh", []), ("isir", [])]
+ROULETTE = ["negatives.carried=roulette"]
+BURNS = [("mh", ["negatives.burn_in_fraction=0"]), ("mh", []), ("isir", []), ("isir", ROULETTE), ("mh", ROULETTE)]
 
 
 @pytest.mark.parametrize(("kernel", "more"), BURNS)
@@ -310,6 +312,49 @@ def test_of_a_sample_the_view_is_drawn_by_its_share_of_the_weight():
     expected = (z[0, 0] @ z[:, 1].T / 0.5).softmax(0)
     assert (expected[0] - 0.5).abs() > 0.1
     torch.testing.assert_close(shares, expected.float(), atol=0.02, rtol=0)
+
+
+def test_roulette_keeps_the_mean_of_all_weights():
+    """Of softmax weights and of those of a walk; what stands alone survives, and where nothing stands nothing does."""
+    weights = torch.tensor([[0.5, 0.2, 0.3], [0.25, 0.75, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    share, all_or_none = weights[:, -1:], [torch.tensor([answer] * 4) for answer in (True, False)]
+    survived, died = (staked(weights, survives) for survives in all_or_none)
+    torch.testing.assert_close(share * survived + (1 - share) * died, weights)
+    assert survived[:3].tolist() == [[0, 0, 1]] * 3
+    assert died[2:].tolist() == [[0, 0, 0]] * 2
+
+
+@pytest.mark.parametrize("kernel", ["isir", "mh"])
+def test_roulette_encodes_as_many_again_as_the_carried_states_weigh_and_goes_where_cached_features_lead(kernel):
+    """Each with gradient; none where the feature is at hand."""
+    run, cached = (
+        FrozenRun(chain(kernel, f"negatives.carried={how}"), digit_features(60)[:1], 8, 0.1)
+        for how in ("roulette", "cached")
+    )
+    expected, encoded = 0.0, []
+
+    def encode(side, samples, numbers):
+        encoded.append(samples)
+        return FrozenRun.encode(run, side, samples, numbers)
+
+    run.encode = encode
+    for t in range(150):
+        generator = run._generator.get_state()
+        index = torch.randperm(60, generator=run._generator)[:8]
+        recall = run._recall(index)["negatives"]
+        run._generator.set_state(generator)
+        estimate = cached.contrast.estimator.estimate(Denominator(), run.batch(index, t), recall, None).estimate
+        expected += float((estimate.weights * estimate.one_sided)[:, -1].sum())
+        encoded.append(index[:0])
+        (gradient,) = torch.autograd.grad(run.outcome(t).loss, run.shift)
+        cached.outcome(t)
+        assert (gradient[encoded[-1]].norm(dim=1) > 0).all()
+        assert not torch.isin(encoded[-1], index).any()
+    found = len(torch.cat(encoded))
+    assert found == pytest.approx(expected, abs=4 * expected**0.5)
+    assert found > 100
+    for name, column in run.tables["negatives"].items():
+        assert torch.equal(column, cached.tables["negatives"][name])
 
 
 def test_infonce_over_a_chain_remembers_log_z():

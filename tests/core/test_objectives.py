@@ -31,6 +31,9 @@ ESTIMATOR_OPTIONS = options_of(negatives_options.Negatives)
 PAIRS = [(objective, estimator) for objective in OBJECTIVE_OPTIONS for estimator in ESTIMATOR_OPTIONS]
 
 
+ISIR = ["negatives.kernel=isir", "negatives.cache_proposals=6"]
+
+
 def features(views, samples, width=5, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return normalize(torch.randn(views, samples, width, generator=generator, dtype=torch.float64), dim=-1)
@@ -95,10 +98,15 @@ def _part(recall, anchors):
     return recall._replace(columns=columns, carried=None if recall.carried is None else cut(recall.carried))
 
 
-@pytest.mark.parametrize(("objective", "negatives"), PAIRS)
-def test_two_ranks_are_two_parts_of_one_batch(objective, negatives):
+@pytest.mark.parametrize(
+    ("objective", "negatives", "more"),
+    [
+        *((objective, negatives, ISIR if negatives == "chain" else []) for objective, negatives in PAIRS),
+        ("dcl", "chain", [*ISIR, "negatives.carried=roulette"]),
+    ],
+)
+def test_two_ranks_are_two_parts_of_one_batch(objective, negatives, more):
     index = torch.tensor([3, 17, 8, 0, 21, 5, 11, 14])
-    more = ["negatives.kernel=isir", "negatives.cache_proposals=6"] if negatives == "chain" else []
     whole, gradient, state = losses_of(contrast(objective, negatives, *more), index, 1)
     parts, parts_gradient, same = losses_of(contrast(objective, negatives, *more), index, 2)
     assert all((state[name] == same[name]).all() for name in state if state[name] is not None)

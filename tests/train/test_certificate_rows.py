@@ -117,9 +117,10 @@ def test_the_ways_are_the_own_the_batch_and_chains_each_once():
     assert [role for role, _ in own[:2]] == ["own", "batch"]
     assert own[1][1] == InBatch(name="in_batch")
     chains = [negatives for _, negatives in own if isinstance(negatives, Chain)]
-    assert len({repr(chain) for chain in chains}) == len(chains) == 7
+    assert len({repr(chain) for chain in chains}) == len(chains) == 8
     assert {(one.kernel, one.carried, one.cache_proposals) for one in chains} == {
         *((kernel, carried, 0) for kernel in ("mh", "isir") for carried in ("reencode", "complete", "cached")),
+        ("isir", "roulette", 0),
         ("mh", "reencode", 64),
     }
     assert {one.burn_in_fraction for one in chains if one.kernel == "mh"} == {0.25}

@@ -102,7 +102,7 @@ def test_cached_negatives_give_the_anchor_a_gradient_and_get_none():
     assert outcome.facts["carried_weight_ratio"] > 0.01
 
 
-@pytest.mark.parametrize("carried", ["reencode", "complete"])
+@pytest.mark.parametrize("carried", ["reencode", "complete", "roulette"])
 def test_what_is_encoded_again_are_the_pixels_that_the_chain_was_drawn_with(carried, monkeypatch):
     """A view's seed names its pixels: those asked for in a hurry were drawn in an earlier step, or go beside such."""
     spec = small_spec("negatives.kernel=isir", f"negatives.carried={carried}", "data.loaders=0")
@@ -122,6 +122,6 @@ def test_what_is_encoded_again_are_the_pixels_that_the_chain_was_drawn_with(carr
         monkeypatch.setattr(trainer._loader, "submit", recorded)
         for step in range(24):
             trainer.step(step)
-    assert sum(remembered) > 100
-    assert sum(beside) == 0 if carried == "reencode" else sum(beside) > 50
+    assert sum(remembered) > (30 if carried == "roulette" else 100)
+    assert sum(beside) > 50 if carried == "complete" else sum(beside) == 0
     assert all(few <= many for few, many in zip(beside, remembered, strict=True))

@@ -24,7 +24,7 @@ KINDS = [
     ["negatives.kernel=isir", "negatives.carried=cached", "shards=3"],
     ["objective=sogclr"],
     ["objective=simclr", "negatives.draws=12"],
-    ["negatives.kernel=isir", "negatives.cache_proposals=12", "negatives.draws=12"],
+    ["negatives.kernel=isir", "negatives.cache_proposals=12", "negatives.draws=12", "negatives.carried=roulette"],
     ["negatives.kernel=isir", "negatives.cache_proposals=12", "temperature_end=0.5", "temperature_period=1.5"],
     ["negatives.ceiling=0.99", "negatives.close=[label, duplicates]"],
     # Each differs little from one of those:

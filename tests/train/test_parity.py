@@ -20,7 +20,10 @@ KINDS = [
     (MH, [(2, 3), (4, 1)]),
     (["objective=sogclr"], [(2, 3)]),
     pytest.param([*ISIR, "negatives.ceiling=0.99", "negatives.close=[label]"], [(2, 1)], marks=pytest.mark.slow),
-    (["objective=infonce", "negatives.name=chain", *ISIR, "negatives.draws=12"], [(2, 3)]),
+    (
+        ["objective=infonce", "negatives.name=chain", *ISIR, "negatives.carried=roulette", "negatives.draws=12"],
+        [(2, 3)],
+    ),
     pytest.param(ISIR, [(2, 3), (4, 1), (4, 3)], marks=pytest.mark.slow),
     pytest.param(MH, [(1, 3), (2, 1), (4, 3)], marks=pytest.mark.slow),
 ]

@@ -6,14 +6,16 @@ A visit of the worker's chains, in this order:
 2. With K > 0 cache proposals, chains may move by delayed acceptance (`delayed_acceptance`).
 3. The sweep over the batch and the carried state (`emc2dist.core.sweep`). `isir` weighs every candidate, so with
    `carried: reencode` all carried states are encoded again before it; `mh` needs only those that end up with weight,
-   which are encoded again after it. With `carried: complete` both have them encoded before.
+   which are encoded again after it. With `carried: complete` both have them encoded before. With `roulette` the cached
+   features decide, with `isir` too, and each carried state is encoded again with the probability of its share of the
+   weight: where it is, it stands for all of the anchor's candidates, and elsewhere the proposals do.
 4. The weights of the kept steps estimate the gradient of log Z, fresh scores with gradient to both sides. With
    `carried: cached` the cached features stand in, with gradient to the anchor alone.
 5. Of the sample that a chain ends on one view is drawn, by its share of the sample's weight, and remembered.
 
 What is closed (`emc2dist.core.closing`) is no proposal, of the batch and of cached rows alike, and a carried state that
 is closed today is dropped: the chain goes on as if not yet visited. With a ceiling and `reencode` that is judged by a
-fresh feature, so what is carried is then encoded again in step 1, with `mh` too.
+fresh feature, so what is carried is then encoded again in step 1, with `mh` too; and so it is with `roulette`.
 
 A sample is a candidate at most once: a carried sample that is in the batch is taken out of the batch's columns, and
 stands as the carried state, the last column. Draws are proposals as the batch's samples are; one that is carried is
@@ -39,10 +41,10 @@ from emc2dist.core.denominator import Denominator, Estimate
 from emc2dist.core.estimators.base import FEATURES, CachedRows, Encode, Estimator, Fact, Recall, Visit
 from emc2dist.core.estimators.delayed_acceptance import accept, propose
 from emc2dist.core.estimators.moving_average import blended
-from emc2dist.core.streams import gumbels
+from emc2dist.core.streams import gumbels, uniforms
 from emc2dist.core.sweep import Kernel, Sweep, sweep
 
-_CARRIED_VIEW, _VIEW = 5, 6  # lanes of a chain's random stream; sweeps and moves use 0 to 4
+_CARRIED_VIEW, _VIEW, _ROULETTE = 5, 6, 7  # lanes of a chain's random stream; sweeps and moves use 0 to 4
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Chain(Estimator):
     """Share in [0, 1) of an `mh` sweep's valid proposals that is dropped; None: half of them."""
     cache_proposals: int = 0
     """K."""
-    carried: Literal["reencode", "complete", "cached"] = "reencode"
+    carried: Literal["reencode", "complete", "cached", "roulette"] = "reencode"
     feature_dtype: Literal["float16", "float32"] = "float16"
     rate: float = 0.1
     """Weight of the newest value in the average of log Z, in (0, 1]; used where an objective needs log Z itself."""
@@ -118,8 +120,13 @@ class Chain(Estimator):
             burn_in_fraction=0.5 if self.burn_in_fraction is None else self.burn_in_fraction,
             streams=batch.streams,
         )
+        weights = visit.weights
         if self.kernel == "mh" and self.carried == "reencode":
             carried = pool.refreshed(carried, carried.exists & (visit.carried_weight > 0))
+        elif self.carried == "roulette":
+            survives = ~carried.fresh & (uniforms(pool.streams, 1, lane=_ROULETTE).squeeze(1) < visit.carried_weight)
+            weights = torch.where(carried.fresh.unsqueeze(1), weights, staked(weights, survives))
+            carried = pool.refreshed(carried, survives)
         ages = _ages(batch, recall)
         facts |= _facts(visit) | {f"{name}_steps": _known(age) for name, age in ages.items()}
         visited = recall.columns["visited"]
@@ -127,7 +134,7 @@ class Chain(Estimator):
         if what.closing:
             facts["carried_closed_ratio"] = dropped.sum(), visited.sum()
         log_mean = self._log_mean(pool, recall)
-        estimate = pool.estimate(carried, visit.weights, log_mean)
+        estimate = pool.estimate(carried, weights, log_mean)
         state = estimate.index.gather(1, visit.state.unsqueeze(1)).squeeze(1)
         remember = {
             "state": state,
@@ -172,6 +179,17 @@ class Chain(Estimator):
         row = pool.fresh(row, pool.fresh_views(), proposal.moves if pool.complete else proposal.moves & ~row.fresh)
         moved = accept(proposal, row.score.detach(), carried.score.detach(), pool.streams)
         return carried.replaced(moved, row), moved
+
+
+def staked(weights: Tensor, survives: Tensor) -> Tensor:
+    """[A, C]: all weight on the last column, the carried state, where bool [A] `survives`; on the others elsewhere.
+
+    Russian roulette: where it survives with the probability of its weight, the mean is `weights`.
+    """
+    others = weights[:, :-1]
+    rest = others / others.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    last = survives.unsqueeze(1).to(weights.dtype)
+    return torch.cat([rest * (1 - last), last], 1)
 
 
 class _Pool:
