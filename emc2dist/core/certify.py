@@ -114,9 +114,9 @@ class FrozenRun:
         anchors, together = None, None
         if self.anchors == "fixed":
             anchors = every[: self.views]
-        elif self.contrast.closing.ceiling is not None or any(what.valued for what in objective.denominators):
-            # Where a loss bends in log Z or in the positive, or a ceiling closes by the positive, it is the mean over
-            # the views that stand together in a step.
+        elif self.contrast.closing.ceiling is not None or objective.bends:
+            # Where a loss bends, or a ceiling closes by the positive, it is the mean over the views that stand together
+            # in a step.
             together = self.views
         closing, columns = self.contrast.closing, self.columns
         loss = exact_loss(objective, every, self.temperature, anchors, together, closing, columns)

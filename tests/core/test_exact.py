@@ -7,9 +7,11 @@ from itertools import combinations
 
 import pytest
 import torch
-from core.test_objectives import features
+from core.oracles import ORACLES
+from core.test_objectives import contrast, features
 
 from emc2dist.core import exact
+from emc2dist.core.certify import FrozenRun
 from emc2dist.core.exact import exact_loss
 from emc2dist.core.objectives import OBJECTIVES, Dcl
 
@@ -59,3 +61,27 @@ def test_views_that_stand_together_are_all_ways_to_choose_them(name):
     value = exact_loss(OBJECTIVES[name](), z, 0.3, together=2)
     assert value.item() == pytest.approx(oracle.item(), abs=1e-12)
     torch.testing.assert_close(torch.autograd.grad(value, z), torch.autograd.grad(oracle, z), atol=1e-12, rtol=0)
+
+
+def shifted(run):
+    return torch.nn.functional.normalize(run.features + run.shift, dim=-1)
+
+
+def test_a_weight_by_the_positive_is_of_the_views_that_stand_together():
+    """DCLW differs from DCL by its positives alone: by explicit loops over all pairs of views, its certificate too."""
+    z = features(4, 6, 4, seed=3).requires_grad_()
+    pairs = [z[list(views)] for views in combinations(range(4), 2)]
+    oracle = sum(ORACLES["dclw"](pair, 0.3) - ORACLES["dcl"](pair, 0.3) for pair in pairs) / len(pairs)
+    whole, linear = (exact_loss(OBJECTIVES[name](), z, 0.3, together=2) for name in ("dclw", "dcl"))
+    assert (whole - linear).item() == pytest.approx(oracle.item(), abs=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(whole - linear, z), torch.autograd.grad(oracle, z), atol=1e-12, rtol=0
+    )
+    run = FrozenRun(contrast("dclw", "in_batch"), z.detach(), 4, 0.3)
+    expected, all_four = (
+        torch.autograd.grad(exact_loss(OBJECTIVES["dclw"](), shifted(run), 0.3, together=views), run.shift)[0]
+        for views in (2, 4)
+    )
+    torch.testing.assert_close(run.exact(), expected, atol=1e-12, rtol=0)
+    assert (all_four - expected).norm() > 1e-3 * expected.norm()
+    assert not OBJECTIVES["dcl"]().bends

@@ -16,6 +16,11 @@ class Objective(Protocol):
     def denominators(self) -> Sequence[Denominator]:
         """What has to be estimated."""
 
+    @property
+    def bends(self) -> bool:
+        """Whether the loss is not linear in positive and log Z, so that it matters which views stand together."""
+        return any(what.valued for what in self.denominators)
+
     def terms(self, batch: Batch, estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
         """Scalars whose sum is the worker's loss, a mean over its samples; `estimates` by the denominators' names.
 

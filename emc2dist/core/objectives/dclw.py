@@ -26,6 +26,7 @@ class Dclw(Objective):
     """Width of the weight, in cosines; > 0. The larger, the nearer to DCL."""
 
     denominators = (Denominator(),)
+    bends = True  # the weight is a function of the positive
 
     @override
     def terms(self, batch: Batch, estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
