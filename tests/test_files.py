@@ -406,16 +406,13 @@ def test_an_endpoint_without_a_scheme_is_told_it(keys, monkeypatch):
         files.at("s3://bucket/x", S3(timeout_s=15)).read()
 
 
-def test_what_is_in_the_way_of_a_path_is_named(tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path / "gone" / "runs")
+@pytest.mark.parametrize(("name", "words"), [("link", "is a link to gone/runs, which is"), ("file", "is no folder")])
+def test_what_is_in_the_way_of_a_path_is_named(tmp_path, name, words):
+    (tmp_path / "link").symlink_to("gone/runs")
     (tmp_path / "file").touch()
-    for name, words in [
-        ("link", f"link is a link to {tmp_path}/gone/runs, which is not there"),
-        ("file", "file is no folder"),
-    ]:
-        with pytest.raises(StorageError, match=rf"/{name}/run/lock: .*/{words}"):
-            with explained(tmp_path / name / "run" / "lock"):
-                (tmp_path / name / "run" / "lock").touch()
+    lock = tmp_path / name / "run" / "lock"
+    with pytest.raises(StorageError, match=f"/{name}/run/lock: .*/{name} {words}"), explained(lock):
+        lock.touch()
 
 
 @pytest.mark.parametrize("bundle", ["gone.pem", "key.pem", None])
