@@ -170,7 +170,9 @@ def _refuse_further(arguments: argparse.Namespace) -> None:
         return
     several = "run it once for each"
     if "source" in arguments:
-        several = f"give the folder that holds them ({os.path.dirname(arguments.source) or '.'}/)"
+        *sources, _ = (word for word in (arguments.source, arguments.dest, *arguments.overrides) if "=" not in word)
+        common = os.path.commonprefix([source.split("/")[:-1] for source in sources])
+        several = f"give the folder that holds them ({'/'.join(common) if common else '.'}/)"
     raise SpecError(
         f"{further!r}: {' and '.join(taken)} {'is' if len(taken) == 1 else 'are'} taken, and what follows is written "
         f"{positional[-1].metavar}; for several files {several}"

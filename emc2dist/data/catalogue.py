@@ -296,7 +296,7 @@ def known_as(split: str, known: Iterable[str]) -> str:
 def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[str]], list[str]]:
     """The Parquet files of each split of a set without a manifest, at least one; and remarks."""
     if not listing and place.entry() is not None:
-        return {"train": [place.name]}, alone(place.name)
+        return {"train": [place.name]}, alone(place)
     if UNFINISHED in place.folders():
         raise DataError(f"{place}: an unfinished ingest; run the same `emc2dist ingest` again, it goes on where it was")
     every = [name for name in listing if is_parquet(name)]
@@ -317,7 +317,7 @@ def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[s
     remarks += [f"files in folders belong to the set: {', '.join(f'{one}/' for one in inside)}"] if inside else []
     nearly = [name for name in listing if ".parquet" in name.lower() and name not in every and not name.startswith(".")]
     remarks += [f"{len(nearly)} files are no *.parquet and were left out ({nearly[0]})"] if nearly else []
-    return files, remarks + together(files) + _missing_shards(found) + left_out(others)
+    return files, remarks + alone(place, found) + together(files) + _missing_shards(found) + left_out(others)
 
 
 def is_hidden(name: str) -> bool:

@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 
 from emc2dist import files
+from emc2dist.cli import main
 from emc2dist.config import S3
 from emc2dist.data.catalogue import UNFINISHED, open_catalogue, read_manifest
 from emc2dist.data.decode import decode
@@ -263,7 +264,7 @@ def test_texts_that_name_images_and_tell_of_them_are_named_as_tables(run, tmp_pa
     assert "2 files that are no images were passed over (.txt 2)" in told
 
 
-def test_labels_without_names_are_counted(run, pets, tmp_path):
+def test_labels_without_names_are_counted(run, pets, tmp_path, capsys):
     members = {
         f"{n}.{kind}": content for n in range(3) for kind, content in (("png", picture()), ("cls", b"%d" % (n % 2)))
     }
@@ -271,6 +272,9 @@ def test_labels_without_names_are_counted(run, pets, tmp_path):
     for _ in ("made", "finished already"):
         summary = run(tmp_path / "numbers")[0]
         assert (summary["classes"], summary["unnamed_classes"]) == (0, 2)
+    assert main(["ingest", str(tmp_path / "numbers"), str(tmp_path / "set"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unnamed_classes"] == 2
+    json.dumps(summary)  # no number is numpy's
     assert run(pets, "pets set")[0]["unnamed_classes"] == 0
 
 
@@ -1404,6 +1408,32 @@ def test_what_lies_where_no_images_are_is_told_how_to_give(run, tmp_path, name, 
         run(source)
 
 
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_the_folder_to_give_is_the_one_that_keeps_splits_apart(run, tmp_path, kind):
+    def make(root: Path, *names: str) -> Path:
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            if kind == "tar":
+                shard(root / f"{name}.tar", {"0.png": picture()})
+            else:
+                write_parquet(root / f"{name}.parquet", [picture()], [0])
+        return root
+
+    two = make(tmp_path / "two", "default/test/0", "default/train/0")
+    advice = rf"; give \S+/two/default, which holds test/0\.{kind}, train/0\.{kind}$"
+    with pytest.raises(DataError, match=advice):
+        run(two)
+    assert run(two / "default")[0]["rows"] == {"train": 1, "test": 1}  # as the message says
+    with pytest.raises(DataError, match=rf"give \S+/one/default, which holds test/0\.{kind}$"):
+        run(make(tmp_path / "one", "default/test/0"))
+    with pytest.raises(DataError, match=rf"give \S+/parts/data, which holds a/0\.{kind}, b/0\.{kind}$"):
+        run(make(tmp_path / "parts", "data/a/0", "data/b/0", "data/b/1"))
+    with pytest.raises(DataError, match=rf"; give one of \S+/sets/a, \S+/sets/b, each of which holds \*\.{kind}$"):
+        run(make(tmp_path / "sets", "a/test/0", "a/train/0", "b/train/0"))
+    with pytest.raises(DataError, match=rf"leave out --kind or give --kind {kind}, for it holds test/0\.{kind}, tra"):
+        run(two / "default", kind="imagefolder")
+
+
 def test_what_lies_where_a_kind_was_given_is_told_too(run, tmp_path):
     source = shard(tmp_path / "shards" / "x.tar", {"0.png": picture()})
     with pytest.raises(DataError, match=r"no images .*; leave out --kind or give --kind tar, for it holds x\.tar"):
@@ -2039,9 +2069,25 @@ def test_files_that_are_nearly_parquet_and_shards_that_are_missing_are_said(run,
 
 def test_a_single_file_that_tells_a_split_trains_and_it_is_said(run, tmp_path):
     source = write_parquet(tmp_path / "old" / "test.parquet", [picture()], [0]) / "test.parquet"
-    said = "test.parquet: the only file, so it trains, though its name tells test"
+    said = "test.parquet: all of it trains, though its name tells test: names in what is given tell splits"
     assert run(source)[0]["remarks"] == [said, NO_ANT]
     tar = shard(tmp_path / "shards" / "x-val-0.tar", {"0.png": picture()}) / "x-val-0.tar"
-    assert (
-        run(tar, "b")[0]["remarks"][0] == "x-val-0.tar: the only file, so it trains, though its name tells validation"
-    )
+    said = "x-val-0.tar: all of it trains, though its name tells validation: names in what is given tell splits"
+    assert run(tar, "b")[0]["remarks"][0] == said
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "flat", "tar", "parquet"])
+def test_a_folder_called_as_another_split_trains_and_it_is_said(run, tmp_path, kind):
+    def make(folder: Path, name: str) -> Path:
+        if kind == "parquet":
+            write_parquet(folder / f"{name}.parquet", [picture()], [0])
+        elif kind == "tar":
+            shard(folder / f"{name}.tar", {"0.png": picture()})
+        else:
+            plant(folder, {f"{name}/0.png": picture()})
+        return folder
+
+    said = "val2017: all of it trains, though its name tells validation: names in what is given tell splits"
+    assert said in run(make(tmp_path / "val2017", "0"), kind=kind)[0]["remarks"]
+    assert said not in run(make(tmp_path / "of train" / "val2017", "train"), "b", kind=kind)[0]["remarks"]
+    assert not [told for told in run(make(tmp_path / "things", "0"), "c", kind=kind)[0]["remarks"] if "all of" in told]

@@ -96,7 +96,7 @@ class Tar(Source):
             raise DataError(f"{path}: no images in {len(shards)} shards{found}; {contents.help()}")
         for split, names in members.items():
             self._check_folders(split, names)
-        self.remarks = left_out(left) + (alone(path.name) if path.is_file() else together(members))
+        self.remarks = left_out(left) + alone(path, [] if path.is_file() else shards) + together(members)
         self.remarks += hidden(hidden_ones + contents.hidden) + contents.remarks()
         self.remarks += (
             [f"{others.total()} files are no *.tar and were left out ({', '.join(others)})"] if others else []
