@@ -2079,6 +2079,7 @@ def test_a_single_file_that_tells_a_split_trains_and_it_is_said(run, tmp_path):
 @pytest.mark.parametrize("kind", ["imagefolder", "flat", "tar", "parquet"])
 def test_a_folder_called_as_another_split_trains_and_it_is_said(run, tmp_path, kind):
     def make(folder: Path, name: str) -> Path:
+        folder.mkdir(parents=True)
         if kind == "parquet":
             write_parquet(folder / f"{name}.parquet", [picture()], [0])
         elif kind == "tar":

@@ -212,7 +212,7 @@ class _Files(Samples):
 
 class Listing:
     """The files below a folder: `images` by their names from the folder on, sorted; `texts`, which may tell labels, by
-    theirs; Parquet files and tars, by extension, as `sets`; all but images by extension, as `others`, with an example of
+    theirs; Parquet files and tars by extension, as `sets`; all but images by extension, as `others`, with an example of
     each; by what hides them, files that are hidden; and as `bare`, folders without an image, each with how many there
     are of kinds that are not read.
 
@@ -290,28 +290,27 @@ def _help(root: Path, listing: Listing) -> str:
 
 def _to_give(root: Path, suffix: str, names: list[str]) -> str:
     """Which folder to give for some Parquet files or tars, where all lie too deep."""
-    one = _holder(names)
-    holders = sorted({_holder([name]) for name in names}) if one is None else [one]
-    first, *more = [printable(str(root / holder)) for holder in holders if holder is not None]
-    if more:
-        return f"give one of {_some([first, *more])}, each of which holds *{suffix}"
-    of_folder = {PurePosixPath(name).parent: name for name in reversed(names)}
-    shown = _some(sorted(printable(str(PurePosixPath(name).relative_to(holders[0]))) for name in of_folder.values()))
+    holders = _holders(names)
+    given = [printable(str(root / holder)) for holder in holders]
+    if len(given) > 1:
+        return f"give one of {_some(given)}, each of which holds *{suffix}"
+    of_folder = {PurePosixPath(name).parent: PurePosixPath(name) for name in reversed(names)}
+    shown = _some(sorted(printable(str(name.relative_to(holders[0]))) for name in of_folder.values()))
     if holders == [PurePosixPath()]:
         return f"leave out --kind or give --kind {suffix[1:]}, for it holds {shown}"
-    return f"give {first}, which holds {shown}"
+    return f"give {given[0]}, which holds {shown}"
 
 
-def _holder(names: list[str]) -> PurePosixPath | None:
-    """The folder in which some files lie, or one folder below, as they are read; None where there is none.
+def _holders(names: list[str]) -> list[PurePosixPath]:
+    """The folders in which some files lie, or one folder below, as they are read; one alone where that can be.
 
-    It is no folder of a split if it can be the one above, which tells the splits apart.
+    None is the folder of a split if it can be the one above, which tells the splits apart.
     """
     folder = PurePosixPath(posixpath.commonpath([name.rpartition("/")[0] for name in names]))
     depth = max(len(PurePosixPath(name).relative_to(folder).parts) for name in names)
-    if depth == 1 and tells_split(folder.name):
-        return folder.parent
-    return folder if depth <= 2 else None
+    if depth > 2:
+        return sorted({holder for name in names for holder in _holders([name])})
+    return [folder.parent if depth == 1 and tells_split(folder.name) else folder]
 
 
 def _read_bounded(file: Path) -> bytes:
