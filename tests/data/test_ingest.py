@@ -1797,6 +1797,41 @@ def test_masks_are_no_class_and_train_only_where_that_is_said(run, tmp_path):
     assert remark in run(sides, "e")[0]["remarks"]
 
 
+def test_tars_that_look_like_classes_are_said(run, tmp_path):
+    def said(name: str, shards: dict[str, str]) -> list[str]:
+        for file, image in shards.items():
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            shard(tmp_path / name / file, {image: picture()})
+        remarks = run(tmp_path / name, f"{name} set")[0]["remarks"]
+        return [remark for remark in remarks if "look like a class" in remark]
+
+    advice = ": if they are, unpack each into a folder of its name"
+    imagenet = {f"train/n0{n}.tar": f"n0{n}_{n}.JPEG" for n in range(3)}
+    assert said("imagenet", imagenet) == [f"3 shards look like a class each, as train/n00.tar{advice}"]
+    assert said("pets", {"cat.tar": "0.png", "dog.tar": "1.png"}) == [
+        f"2 shards look like a class each, as cat.tar{advice}"
+    ]
+    assert not said("laion", {f"0000{n}.tar": f"0000{n}000.png" for n in range(2)})
+    assert not said("parts", {f"shard-{n}.tar": f"shard-{n}.png" for n in range(2)})
+    assert not said("numbered", {f"imagenet-{n}.tar": f"{n}.png" for n in range(2)})
+    assert not said("splits", {"train.tar": "train.png", "val.tar": "val.png"})
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "cifar"])
+def test_images_beside_what_is_read_are_counted(run, tmp_path, kind):
+    folder = tmp_path / "set of it"
+    if kind == "cifar":
+        cifar(folder, {"data_batch_1": noise(5, 3072)})
+    else:
+        folder.mkdir()
+        shard(folder / "0.tar", {"0.png": picture()})
+        write_parquet(folder / "0.parquet", [picture()], [0])
+    plant(folder, {"val/a/0.JPEG": picture(), "1.png": picture(), ".2.png": picture()})
+    remarks = run(folder, kind=kind)[0]["remarks"]
+    assert f"2 images beside what is read as {kind} were passed over, as 1.png" in remarks
+    assert not [remark for remark in remarks if "left out" in remark and ".png" in remark]
+
+
 def test_links_are_followed_and_those_that_lead_nowhere_named(run, tmp_path):
     source = plant(tmp_path / "pets", {f"train/{kind}/1.png": picture() for kind in ("cat", "dog")})
     (source / "test").symlink_to(source / "train")

@@ -28,7 +28,7 @@ from emc2dist import files
 from emc2dist.data import pointers
 from emc2dist.data.columns import check_labels
 from emc2dist.data.ingest.folder import EXTENSIONS, MAX_BYTES
-from emc2dist.data.ingest.layout import companions, masks_among
+from emc2dist.data.ingest.layout import companions, masks_among, parts_among
 from emc2dist.data.ingest.source import (
     Samples,
     Source,
@@ -41,7 +41,17 @@ from emc2dist.data.ingest.source import (
     printable,
     read_range,
 )
-from emc2dist.data.splits import COLUMNS, alone, by_split, is_of_split, left_out, split_of, tells_split, together
+from emc2dist.data.splits import (
+    COLUMNS,
+    alone,
+    by_split,
+    is_of_split,
+    left_out,
+    series,
+    split_of,
+    tells_split,
+    together,
+)
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, entry_of
 
@@ -113,7 +123,20 @@ class Tar(Source):
             self.remarks.append(
                 "labels would be .cls members, or `label` in .json: the names of folders and shards are none"
             )
+            classes = [shard for names in members.values() for shard in self._like_classes(names)]
+            what = f"{len(classes)} shards look like a class each, as {printable((classes or [''])[0])}"
+            self.remarks += [f"{what}: if they are, unpack each into a folder of its name"] * bool(classes)
         self.splits = self._split({shard: split for split, names in members.items() for shard in names})
+
+    def _like_classes(self, shards: list[str]) -> list[str]:
+        """The shards of a split where each is called as a class, and no number of a series, or its images after it."""
+        stems = {shard: Path(shard).stem for shard in shards}
+        if len(shards) == 1 or parts_among(stems.values()) or not all(re.search("[A-Za-z]", s) for s in stems.values()):
+            return []
+        of_series = len({series(stem) for stem in stems.values()}) < len(shards)
+        own = (image for image in self._images if image.shard in stems)
+        named = all(posixpath.basename(image.name).startswith(stems[image.shard]) for image in own)
+        return shards if named or not of_series else []
 
     def _check_folders(self, split: str, shards: list[str]) -> None:
         """Raise DataError where folders in the shards of a split tell others."""
@@ -206,7 +229,7 @@ def _listed(folder: Path) -> tuple[dict[str, Path], "Counter[str]", "Counter[str
             hidden_ones[what] += ".tar" in file.name.lower()
         elif file.suffix.lower() == ".tar":
             found[name] = file
-        elif name != CLASSES:
+        elif name != CLASSES and file.suffix.lower() not in EXTENSIONS:  # images are counted wherever they lie
             others["".join(file.suffixes[-2:])] += 1
     return found, others, +hidden_ones
 
