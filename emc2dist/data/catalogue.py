@@ -37,7 +37,11 @@ from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place, refuse_lost
 
 MANIFEST = "manifest.json"
-_USABLE = f"set data.path to a Parquet file, a folder of them, or one of {', '.join(BUILT_IN)}"
+_USABLE = (
+    f"set data.path to a *.parquet file, a folder of such, or one of {', '.join(BUILT_IN)}, or make a set of other "
+    "images with `emc2dist ingest`"
+)
+_PATTERN = re.compile(r"[*?]|\[.+\]|\{.*(,|\.\.).*\}")  # as shells and loaders of tars expand them
 _SHARD = re.compile(r"(.*)-\d+-of-(\d+)")
 PARTITION = (
     "a partition of Hive, whose name is a value of a column that the files lack; write that column into the files, or "
@@ -270,6 +274,13 @@ def _refuse_lost(folder: Place) -> None:
             refuse_lost(file)
 
 
+def nothing_at(path: object, advice: str) -> DataError:
+    """What to raise where nothing lies at a path; `advice` is what would help where it is none of several files."""
+    if _PATTERN.search(str(path)):
+        advice = "patterns are not expanded; give the folder that holds the files"
+    return DataError(f"{path}: no such file or folder; {advice}")
+
+
 def splits_of(place: Place) -> list[str]:
     """Names of the splits at `place`, at least one, `train` first. Raises as `open_catalogue` does."""
     listing = list_set(place)
@@ -296,6 +307,8 @@ def known_as(split: str, known: Iterable[str]) -> str:
 def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[str]], list[str]]:
     """The Parquet files of each split of a set without a manifest, at least one; and remarks."""
     if not listing and place.entry() is not None:
+        if not is_parquet(place.name):
+            raise DataError(f"{place}: is no *.parquet file; {_USABLE}")
         return {"train": [place.name]}, alone(place)
     if UNFINISHED in place.folders():
         raise DataError(f"{place}: an unfinished ingest; run the same `emc2dist ingest` again, it goes on where it was")
@@ -304,12 +317,9 @@ def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[s
     found = [name for name in every if not is_hidden(name)]
     files, others = by_split(found)
     if not files and not listing and not place.folders() and (place.remote or not Path(str(place)).is_dir()):
-        raise DataError(f"{place}: no such file or folder; {_USABLE}")
+        raise nothing_at(place, _USABLE)
     if not files:
-        raise DataError(
-            f"{place}: holds no *.parquet files; set data.path to a folder that does, or make a set of other images "
-            "with `emc2dist ingest`"
-        )
+        raise DataError(f"{place}: holds no *.parquet files; {_USABLE}")
     remarks = [f"{len(hidden)} hidden files were passed over ({hidden[0]})"] if hidden else []
     own = [name.rpartition("/")[0] for name in listing if name.endswith(f"/{MANIFEST}")]
     remarks += [f"{', '.join(f'{one}/' for one in own)}: sets of their own, which were left out"] if own else []
@@ -346,7 +356,7 @@ def _missing_shards(names: list[str]) -> list[str]:
 def _there(place: Place) -> Entry:
     entry = place.entry()
     if entry is None:
-        raise DataError(f"{place}: no such file; {_USABLE}")
+        raise nothing_at(place, _USABLE)
     return entry
 
 

@@ -55,6 +55,13 @@ def test_a_file_is_training_data_and_limit_is_for_training(tmp_path):
 def test_a_path_that_cannot_be_used_says_what_to_do(tmp_path):
     with pytest.raises(DataError, match=r"nowhere: no such file or folder; set data\.path"):
         open_images(Data(path=str(tmp_path / "nowhere")), "train")
+    (tmp_path / "data.yaml").write_text("train: images/train")
+    with pytest.raises(DataError, match=r"data\.yaml: is no \*\.parquet file; set data\.path .*`emc2dist ingest`"):
+        open_images(Data(path=str(tmp_path / "data.yaml")), "train")
+    for pattern in ("set-{000000..000001}.parquet", "*.parquet", "set-[01].parquet", "{a,b}.parquet"):
+        with pytest.raises(DataError, match=r"no such file or folder; patterns are not expanded; give the folder that"):
+            open_images(Data(path=str(tmp_path / pattern)), "train")
+    (tmp_path / "data.yaml").unlink()
     with pytest.raises(DataError, match=r"holds no \*\.parquet files; set data\.path"):
         open_images(Data(path=str(tmp_path)), "test")
     with pytest.raises(DataError, match=r"no training files, but test \(test\.parquet\)"):

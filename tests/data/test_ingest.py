@@ -411,6 +411,15 @@ class Evil:
         return exec, ("import sys; sys.stderr.write('evil code ran')",)
 
 
+@pytest.mark.parametrize("name", ["batches.meta.txt", "fine_label_names.txt", "batches.meta.mat"])
+def test_cifar_for_other_languages_is_named_as_such(run, tmp_path, name):
+    folder = plant(tmp_path / "cifar" / "cifar-binary", {name: b"x", "data_batch_1.bin": b"x", "test.mat": b"x"})
+    said = r"cifar-binary(:| is) CIFAR's version for C or MATLAB; its python version is read: fetch that"
+    for source, kind in ((folder, None), (folder, "cifar"), (folder.parent, None)):
+        with pytest.raises(DataError, match=said):
+            run(source, kind=kind)
+
+
 def test_a_pickle_that_runs_code_is_refused(run, tmp_path, capfd):
     source = cifar(tmp_path / "cifar", {"data_batch_1": noise(5, 3072)})
     (source / "data_batch_1").write_bytes(pickle.dumps({b"data": Evil()}))
@@ -854,7 +863,12 @@ def test_sources_that_cannot_be_used(run, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no images"):
         run(tmp_path / "empty")
-    with pytest.raises(DataError, match=r"notes\.txt: no source of images"):
+    for pattern in ("shard-{000000..000001}.tar", "*"):
+        for kind in (None, "tar", "parquet"):
+            with pytest.raises(DataError, match=r"no such file or folder; patterns are not expanded; give the folder"):
+                run(tmp_path / pattern, kind=kind)
+    said = r"notes\.txt: no source of images; give the folder that the images lie in, or a \.tar or \.parquet file"
+    with pytest.raises(DataError, match=said):
         run(plant(tmp_path, {"notes.txt": b""}) / "notes.txt")
     for kind in ("imagefolder", "flat", "stl10", "cifar", "tar"):
         with pytest.raises(DataError, match=r"s3://bucket/set: only Parquet sets are read from S3"):

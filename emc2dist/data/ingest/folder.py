@@ -29,7 +29,7 @@ from emc2dist import files
 from emc2dist.data.catalogue import PARTITION
 from emc2dist.data.ingest.annotations import TABLES, TEXTS, Annotations
 from emc2dist.data.ingest.layout import Remark, Where, arrange, masks_among, told_splits
-from emc2dist.data.ingest.pixels import is_cifar, is_stl10
+from emc2dist.data.ingest.pixels import OTHER_CIFAR, is_cifar, is_other_cifar, is_stl10
 from emc2dist.data.ingest.source import (
     Samples,
     Source,
@@ -278,6 +278,8 @@ def _help(root: Path, listing: Listing) -> str:
         suffix = Path(name).suffix.lower()
         if suffix == ".parquet" and "=" in above.name:
             return f"{printable(str(above))} is {PARTITION}"
+        if is_other_cifar(above):
+            return f"{printable(str(above))} is {OTHER_CIFAR}"
         if suffix in _SETS:
             return _to_give(root, suffix, listing.sets[suffix])
         if is_stl10(above) or is_cifar(above):

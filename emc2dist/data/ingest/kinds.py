@@ -6,7 +6,7 @@ from pathlib import Path
 
 from emc2dist import files
 from emc2dist.config import S3
-from emc2dist.data.catalogue import MANIFEST, UNFINISHED
+from emc2dist.data.catalogue import MANIFEST, UNFINISHED, nothing_at
 from emc2dist.data.ingest.folder import EXTENSIONS, Folder
 from emc2dist.data.ingest.parquet import ParquetSource
 from emc2dist.data.ingest.pixels import Cifar, Stl10, is_cifar, is_stl10
@@ -32,10 +32,10 @@ def recognise(path: str) -> str:
             suffix = place.suffix.lower()
             if suffix in (".parquet", ".tar"):
                 return suffix.removeprefix(".")
-            what = instead(place.name) or "a folder, a .tar or a .parquet file may be one"
+            what = instead(place.name) or "give the folder that the images lie in, or a .tar or .parquet file"
             raise DataError(f"{path}: no source of images; {what}")
         if not place.is_dir():
-            raise DataError(f"{path}: no such file or folder; give the folder or file that holds the images")
+            raise nothing_at(path, "give the folder or file that holds the images")
         if (place / MANIFEST).exists() or (place / UNFINISHED).exists():
             return "parquet"
         kinds = [kind for kind, holds in _SIGNS.items() if holds(place)]
@@ -77,7 +77,7 @@ def _opened(path: str, kind: str, s3: S3 | None, cache_dir: str, splits: Sequenc
     place = files.local(path)
     with files.explained(path):
         if not place.exists():
-            raise DataError(f"{path}: no such file or folder; give the folder or file that holds the images")
+            raise nothing_at(path, "give the folder or file that holds the images")
         if not place.is_dir() and kind != "tar":
             raise DataError(f"{path}: a source of kind {kind} is a folder, and this is a file")
         return Folder(place, kind, splits, labels=labels) if kind in _FOLDERS else _OPEN[kind](place)
