@@ -261,7 +261,8 @@ def test_texts_that_name_images_and_tell_of_them_are_named_as_tables(run, tmp_pa
     assert [remark.partition(" not read")[0] for remark in told if "table" in remark] == [
         "1 tables (list_attr.txt) were"
     ]
-    assert "2 files that are no images were passed over (.txt 2)" in told
+    assert "1 texts called as images (img_align/000001.txt) were not read: what tells of one image alone is not" in told
+    assert "1 files that are no images were passed over (.txt 1)" in told
 
 
 def test_labels_without_names_are_counted(run, pets, tmp_path, capsys):
@@ -1712,7 +1713,8 @@ def test_tables_are_named_where_folders_tell_the_classes_too(run, pets):
     plant(pets, {"HAM_metadata.csv": b"image_id,dx\n0,nv\n", "train_test_split.txt": b"0 1\n"})
     assert run(pets)[0]["remarks"][:2] == [
         "1 tables (HAM_metadata.csv) were not read: there are labels without them",
-        "1 lists of splits (train_test_split.txt) were not read: images are of the splits of their folders",
+        "1 lists of splits (train_test_split.txt) were not read: folders alone tell splits, and where they tell none "
+        "all images train",
     ]
 
 
@@ -1763,9 +1765,46 @@ def test_tables_and_lists_that_were_not_read_are_named(run, tmp_path):
     lists = {"meta/train.txt": b"cat/0\n", "meta/test.txt": b"dog/1\n", "train_test_split.txt": b"1 0\n2 1\n"}
     food = plant(tmp_path / "food", {f"images/{name}.png": picture() for name in ("cat/0", "dog/1")} | lists)
     assert (
-        "3 lists of splits (meta/test.txt, meta/train.txt, train_test_split.txt) were not read: images are of the "
-        "splits of their folders" in run(food, "food set")[0]["remarks"]
+        "1 lists of splits (train_test_split.txt) were not read: folders alone tell splits, and where they tell none "
+        "all images train" in run(food, "food set")[0]["remarks"]
     )
+
+
+def test_images_that_a_list_names_for_another_split_are_counted(run, tmp_path):
+    names = {f"images/{kind}/{n}.png": picture() for kind in ("cat", "dog") for n in range(3)}
+    lists = {"train": ["cat/0", "cat/1", "dog/0"], "test": ["cat/2", "dog/1", "dog/2"]}
+    texts = {f"meta/{split}.txt": "\n".join(found).encode() for split, found in lists.items()}
+    texts |= {f"meta/{split}.json": json.dumps({"all": found}).encode() for split, found in lists.items()}
+    food = plant(tmp_path / "food", names | texts | {"meta/classes.txt": b"cat\ndog\n"})
+    remarks = run(food)[0]["remarks"]
+    assert (
+        "3 images named by meta/test.json, meta/test.txt are in train, for folders alone tell splits: if they are of "
+        "test, move them into test/CLASS/, and the others into train/CLASS/"
+    ) in remarks
+    assert not [remark for remark in remarks if "meta/train" in remark]  # which says what the folders do
+    moved = {f"{split}/{name}.png": picture() for split, found in lists.items() for name in found}
+    assert run(plant(tmp_path / "as it says", moved | texts), "b")[0]["rows"] == {"test": 3, "train": 3}
+    assert not [told for told in run(tmp_path / "as it says", "b")[0]["remarks"] if "meta/t" in told]
+    flat = {f"{split}/{n}.png": picture() for split in ("train", "val") for n in ("0", "1", "x y")}
+    flat |= {"val.csv": b'"id","n"\n"train/1.png",0\n', "train.txt": b"train/0.png 1\nval/x y.png\n"}
+    remarks = run(plant(tmp_path / "flat", flat), "c")[0]["remarks"]
+    others = ", for folders alone tell splits: if they are of "
+    assert f"1 images named by val.csv are in train{others}validation, move them into validation/" in remarks
+    assert f"1 images named by train.txt are in val{others}train, move them into train/" in remarks
+
+
+def test_texts_that_are_called_as_images_are_no_lists_of_splits(run, tmp_path):
+    images = {f"images/{split}/{split}_{n}.png": picture() for split in ("train", "val") for n in range(2)}
+    boxes = {f"labels/{split}/{split}_{n}.txt": b"0 .5 .5 1 1" for split in ("train", "val") for n in range(2)}
+    told = (
+        "4 texts called as images ({0}/train/train_0.txt, {0}/train/train_1.txt, {0}/val/val_0.txt, ...) were not read"
+    )
+    for where in ("labels", "images"):
+        source = plant(
+            tmp_path / where, images | {name.replace("labels", where): content for name, content in boxes.items()}
+        )
+        remarks = [remark for remark in run(source, f"{where} set")[0]["remarks"] if ".txt" in remark]
+        assert remarks == [f"{told.format(where)}: what tells of one image alone is not"]
 
 
 def test_what_is_taken_for_classes_is_said(run, tmp_path):

@@ -85,8 +85,9 @@ class Folder(Source):
         self._annotations = Annotations(root, texts, [image.name for image in listing.images])
         self.splits = self._labelled(places)
         asked = {text.partition("=")[0] for text in splits} or self.splits.keys()
+        split_of_image = {name: place.split for name, place in zip(self._names, places, strict=True)}
         labelled = all(split.labels is not None for name, split in self.splits.items() if name in asked)
-        self.remarks += self._annotations.remarks(labelled=labelled)
+        self.remarks += self._annotations.remarks(split_of_image, labelled=labelled)
         listing.others.subtract(Path(name).suffix.lower() for name in self._annotations.told)
         passed = hidden(listing.hidden) + passed_over(+listing.others) + _on_bare(listing.bare)
         self.remarks = passed + self.remarks + _on_classes(self._names, places)
