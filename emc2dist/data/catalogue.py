@@ -155,6 +155,8 @@ class Catalogue:
     """The group of images with the same bytes that each is of, -1 where it is alone; where the set was ingested."""
     label_problem: str | None = None
     """Why labels that are there cannot be read."""
+    on_labels: list[str] = field(default_factory=list)
+    """What a person should know of the labels, if they are read."""
     footers: list[Footer] = field(default_factory=list)
     """Of each file, where `starts` are not known."""
     keep_labels_at: Path | None = None
@@ -431,6 +433,7 @@ def _of_footers(places: list[Place], entries: list[Entry], cache_dir: Path, rema
     places, entries, footers = [places[n] for n in full], [entries[n] for n in full], [footers[n] for n in full]
     _check_distinct(places, entries)
     _check_one_column(places, footers)
+    problem = columns.label_problem(places, footers)
     return Catalogue(
         places,
         entries,
@@ -442,7 +445,8 @@ def _of_footers(places: list[Place], entries: list[Entry], cache_dir: Path, rema
         digests=[footer.digest for footer in footers],
         labelled=any(footer.labelled for footer in footers),
         kept_labels=None if labels is None else _labels_of(labels),
-        label_problem=columns.label_problem(places, footers),
+        label_problem=problem,
+        on_labels=columns.on_labels(footers) if footers and not problem else [],
         footers=footers,
         keep_labels_at=of_labels,
     )

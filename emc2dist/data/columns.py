@@ -79,12 +79,17 @@ def read_footer(place: Place, entry: Entry) -> Footer:
 
 
 def remarks_on(footers: list[Footer]) -> list[str]:
-    """What a person should know of the columns that were chosen."""
-    image, label = footers[0].image.split(".")[0], footers[0].label
+    """What a person should know of the columns that were chosen, but for that of the labels."""
+    image = footers[0].image.split(".")[0]
     found = [f"the images are those of column `{image}`"] if image != "image" else []
-    found += [f"the labels are those of column `{label}`"] if label not in (None, "label") else []
     splits = sorted({footer.split for footer in footers if footer.split})
-    return found + [f"column `{name}` was not read: the names of files tell the splits" for name in splits]
+    return found + [f"column `{name}` was not read: only names of files tell splits" for name in splits]
+
+
+def on_labels(footers: list[Footer]) -> list[str]:
+    """What a person should know of the column of the labels, if they are read."""
+    label = footers[0].label
+    return [f"the labels are those of column `{label}`"] if label not in (None, "label") else []
 
 
 def label_problem(places: list[Place], footers: list[Footer]) -> str | None:

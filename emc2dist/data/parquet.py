@@ -41,7 +41,7 @@ class ParquetImages:
         self.catalogue, self._encoded = catalogue, EncodedImages(catalogue, cache)
         self._length = min(catalogue.rows, limit or catalogue.rows)
         self._begin()
-        self.remarks = catalogue.remarks
+        self.remarks = catalogue.remarks + catalogue.on_labels
 
     @classmethod
     def open(

@@ -1302,7 +1302,7 @@ def test_splits_in_members_of_a_shard_are_named(run, tmp_path):
     members |= {f"{n}.json": json.dumps({"label": n, "split": "test" if n else ""}).encode() for n in range(3)}
     summary, _ = run(shard(tmp_path / "shards" / "x.tar", members))
     assert summary["rows"] == {"train": 3}
-    assert "`split` of 2 .json members was not read: the names of shards tell the splits" in summary["remarks"]
+    assert "`split` of 2 .json members was not read: only names of shards tell splits" in summary["remarks"]
 
 
 @pytest.mark.parametrize("name", ["train.tar", "a/x.zip", "0.parquet"])
@@ -2000,7 +2000,7 @@ def test_a_column_of_splits_is_named(run, tmp_path):
     old = write_parquet(tmp_path / "old" / "data.parquet", [picture()] * 3, [0, 1, 0])
     table = pq.read_table(old / "data.parquet")
     pq.write_table(table.append_column("Split", pa.array(["train", "train", "test"])), old / "data.parquet")
-    assert "column `Split` was not read: the names of files tell the splits" in run(old)[0]["remarks"]
+    assert "column `Split` was not read: only names of files tell splits" in run(old)[0]["remarks"]
 
 
 def test_a_set_without_training_images_says_so(run, tmp_path):
@@ -2075,6 +2075,21 @@ def test_further_images_are_known_by_all_shards(run, tmp_path):
         members = {f"{n}.jpg": encoded(Image.fromarray(noise(8, 8, 3)), "jpeg"), f"{n}.seg.png": picture()}
         source = shard(tmp_path / "shards" / f"train-{n}.tar", members)
     assert table(run(source)[1]).path.tolist() == ["0.jpg", "1.jpg"]
+
+
+def test_labels_that_are_not_read_are_in_no_way_of_images(run, tmp_path):
+    """Nor is anything said of them that holds only where they are read."""
+    bare = {"0.png": picture(), "0.cls": b"0", "1.png": picture(), "2.png": picture(), "2.cls": b"\xff"}
+    remarks = run(shard(tmp_path / "shards" / "x.tar", bare), labels=False)[0]["remarks"]
+    assert remarks == ["2 files that are no images were passed over (.cls 2)"]
+    (tmp_path / "old").mkdir()
+    images = pa.array([{"bytes": picture(), "path": ""}], IMAGE)
+    for name, labels in (("lists", [[0]]), ("numbers", [0])):
+        pq.write_table(pa.table({"image": images, "labels": labels}), tmp_path / "old" / f"{name}.parquet")
+        source = tmp_path / "old" / f"{name}.parquet"
+        assert run(source, name, labels=False)[0]["remarks"] == []
+        found = ParquetImages.open(source, cache_dir=tmp_path / "cache")
+        assert found.remarks == (["the labels are those of column `labels`"] if name == "numbers" else [])
 
 
 def test_an_image_that_stands_twice_in_a_tar_is_counted(run, tmp_path):

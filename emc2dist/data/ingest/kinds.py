@@ -55,7 +55,7 @@ def open_source(
 ) -> Source:
     """List the source of a given kind at `path`. `s3` and `cache_dir` are for Parquet sets. `splits`, written SOURCE or
     SOURCE=NAME, are those that will be asked for; folders of images beside them are left out. Without `labels` those of
-    Parquet sets and in text files beside images are not even looked at.
+    Parquet sets, in tars and in text files beside images are not even looked at.
 
     Raises:
         DataError: it is no such source, or holds no images; names file and row where there is one.
@@ -80,6 +80,8 @@ def _opened(path: str, kind: str, s3: S3 | None, cache_dir: str, splits: Sequenc
             raise nothing_at(path, "give the folder or file that holds the images")
         if not place.is_dir() and kind != "tar":
             raise DataError(f"{path}: a source of kind {kind} is a folder, and this is a file")
+        if kind == "tar":
+            return Tar(place, labels=labels)
         return Folder(place, kind, splits, labels=labels) if kind in _FOLDERS else _OPEN[kind](place)
 
 
@@ -112,5 +114,4 @@ _SIGNS: dict[str, Callable[[Path], bool]] = {
 _OPEN: dict[str, Callable[[Path], Source]] = {
     "stl10": Stl10,
     "cifar": Cifar,
-    "tar": Tar,
 }

@@ -134,7 +134,8 @@ class _Splits(Mapping[str, Split]):
         if catalogue is None:
             return Split(np.empty(0, np.int64), None)
         self._set.listed[name] = _digest(catalogue)
-        self._remarks += [remark for remark in catalogue.remarks if remark not in self._remarks]
+        told = catalogue.remarks + (catalogue.on_labels if self._set.labels else [])
+        self._remarks += [remark for remark in told if remark not in self._remarks]
         positions = self._names.index(name) * _MOST_ROWS + np.arange(catalogue.rows)
         return Split(positions, *_labels(catalogue)) if self._set.labels else Split(positions, None)
 

@@ -77,14 +77,14 @@ class _Image(NamedTuple):
 
 
 class Tar(Source):
-    """Tar shards of a folder, or one shard.
+    """Tar shards of a folder, or one shard; without `labels` those in it are not even looked at.
 
     Raises:
         DataError: a shard is truncated or no tar, a sample is ambiguous, or some samples of a split have labels and
             others have none; names shard and member.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, labels: bool) -> None:
         root = path.parent if path.is_file() else path
         shards, others, hidden_ones = {path.name: path}, Counter[str](), Counter[str]()
         if not path.is_file():
@@ -96,7 +96,7 @@ class Tar(Source):
         self._shards = {name: entry_of(file)._replace(name=name) for name, file in shards.items()}
         self.digest = listing_digest(self._shards.values())
         members, left = ({"train": [path.name]}, []) if path.is_file() else by_split(shards)
-        contents = _Contents()
+        contents = _Contents(labels=labels)
         for name, file in shards.items():
             if name not in left:
                 contents.add(name, file)
@@ -119,7 +119,7 @@ class Tar(Source):
         if masked:
             image, mask = map(printable, masked)
             self.remarks.append(f"{mask} looks like the mask of {image}, and so do more: all are taken for images")
-        if all(image.label is None for image in self._images):
+        if labels and all(image.label is None for image in self._images):
             self.remarks.append(
                 "labels would be .cls members, or `label` in .json: the names of folders and shards are none"
             )
@@ -237,7 +237,9 @@ def _listed(folder: Path) -> tuple[dict[str, Path], "Counter[str]", "Counter[str
 class _Contents:
     """What shards hold: images in order, and what else there was."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, labels: bool) -> None:
+        self._labels = _LABELS if labels else ()
+        """Extensions of members that may tell some."""
         self._shards: list[tuple[str, dict[str, list[_Image]], dict[str, int | str]]] = []
         self._others, self._fields, self._splits = Counter[str](), Counter[str](), Counter[str]()
         self._bare, self._again = list[str](), 0
@@ -257,7 +259,7 @@ class _Contents:
             if extension.lower() in _IMAGES and not member.issparse():
                 self._again += member.name in images
                 images[member.name] = member
-            elif extension.lower() in _LABELS and member.isreg():
+            elif extension.lower() in self._labels and member.isreg():
                 told = _told(shard, member, extension.lower())
                 self._splits.update(key for key in told if key.lower() in COLUMNS and tells_split(str(told[key])))
                 label = _label(shard, member, told.get("label", ...))
@@ -337,7 +339,7 @@ class _Contents:
         bare = f"{len(self._bare)} labels of no image were passed over"
         found += [f"{bare} ({printable(self._bare[0])}.*)"] if self._bare else []
         found += [
-            f"`{printable(key)}` of {count} .json members was not read: the names of shards tell the splits"
+            f"`{printable(key)}` of {count} .json members was not read: only names of shards tell splits"
             for key, count in self._splits.items()
         ]
         return found + passed_over(self._others)
