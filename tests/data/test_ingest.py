@@ -647,7 +647,7 @@ BAD = {
 def test_a_bad_image_stops_the_run_or_is_left_out_as_told(run, pets, name):
     make, reason = BAD[name]
     plant(pets, {f"cat/{name}": make()})
-    with pytest.raises(DataError, match=rf"pets/cat/{name}: {reason}.*; repair it, or leave .*--skip"):
+    with pytest.raises(DataError, match=rf"pets/cat/{name}: {reason}.*; replace it, or leave .*--skip"):
         run(pets, rows_per_file=3)
     with pytest.raises(DataError, match="unfinished ingest"):
         open_catalogue(files.at(pets.parent / "set"), "train", pets.parent / "cache")

@@ -111,7 +111,7 @@ def ingest(
         if manifest.unreadable and not skip_unreadable:
             raise DataError(
                 f"{place}: finished already, but without {len(manifest.unreadable)} images ({manifest.unreadable[0]}); "
-                "give --skip-unreadable if that is meant, or remove the set and repair them"
+                "give --skip-unreadable if that is meant, or remove the set and replace them"
             )
     else:
         if not skip_unreadable:
