@@ -35,7 +35,9 @@ class Evaluation:
     def __init__(self, spec: Spec, images: Labelled, *, whole: bool = False) -> None:
         voters, asked = images.voters, images.asked
         if reason := voters.unlabelled():
-            raise DataError(f"{reason}; use data with labels, or set eval.voters to a split that has some")
+            raise DataError(
+                f"{reason}; use data with labels (data.path=LABELLED), or set eval.voters to a split that has some"
+            )
         self.spec = spec
         bank, self.remarks = _labelled(voters), [*images.remarks]
         if asked is None:

@@ -366,9 +366,11 @@ def test_evaluation_says_where_its_images_are_others_than_those_of_the_run(desk)
 def test_evaluation_on_other_data_says_what_of_the_run_holds_there(desk):
     other = write_set(desk / "other", 60)
     result, said = evaluate(desk / "runs" / "small", f"data.path={other}")
+    change = f"{other}: gives other training images than the 48 that the run was trained on"
     limit = "data.limit: no more than the first 48 training images are taken, as in the run"
-    assert result["remarks"][0] == limit
-    assert limit in said
+    assert result["remarks"][:2] == [change, limit]
+    assert {change, limit} <= set(said)
+    assert result["data"] == str(other)
 
 
 def test_what_a_report_leaves_out_is_said(desk):

@@ -118,7 +118,9 @@ def test_too_few_labels_are_refused(tmp_path, evaluation):
     assert none is None
     assert remarks[-1].startswith("nothing is evaluated: 0 labelled images to vote")  # and training goes on
     write(tmp_path / "set", "train", pa.array([-1, -1]))
-    with pytest.raises(DataError, match=r"all 2 labels are withheld.*; use data with labels, or set eval\.voters"):
+    with pytest.raises(
+        DataError, match=r"all 2 labels are withheld.*; use data with labels \(data\.path=LABELLED\), or set eval"
+    ):
         evaluation()
 
 
