@@ -433,6 +433,12 @@ def _of_footers(places: list[Place], entries: list[Entry], cache_dir: Path, rema
     places, entries, footers = [places[n] for n in full], [entries[n] for n in full], [footers[n] for n in full]
     _check_distinct(places, entries)
     _check_one_column(places, footers)
+    rows = sum(footer.rows for footer in footers)
+    if rows and rows == sum(footer.nulls for footer in footers):
+        raise DataError(
+            f"{', '.join(map(str, places))}: all {rows} images are null, for only their bytes are read, no files that "
+            "they may name; write the bytes of these into `bytes`"
+        )
     problem = columns.label_problem(places, footers)
     return Catalogue(
         places,

@@ -560,8 +560,12 @@ def test_a_bad_row_of_a_parquet_set_is_named(run, tmp_path):
 
 def test_a_parquet_set_without_the_bytes_of_any_image_is_named_as_such(run, tmp_path):
     source = write_parquet(tmp_path / "old" / "a.parquet", [None] * 3, [0] * 3)
-    with pytest.raises(DataError, match=r"row \d: the image is null, as all 3 of its row group are .*into `bytes`"):
+    with pytest.raises(DataError, match=r"a\.parquet: all 3 images are null, for .*into `bytes`$"):
         run(source)
+    write_parquet(tmp_path / "old" / "b.parquet", [None, picture()], [0, 0])
+    with pytest.raises(DataError, match=r"row \d: the image is null \(only its bytes are read.*--skip-unreadable"):
+        run(source)
+    assert run(source, skip_unreadable=True)[0]["rows"] == {"train": 1}
 
 
 def test_parquet_that_cannot_be_used(run, tmp_path):
