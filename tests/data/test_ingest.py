@@ -1603,6 +1603,16 @@ def test_a_column_of_numbers_names_no_images_where_another_has_their_extensions(
     assert (table_of(dest, "train"), read_manifest(files.at(dest)).classes) == ([0, -1, 1], ["0", "1"])
 
 
+def test_labels_of_a_split_that_nobody_asks_for_stop_nothing(run, tmp_path):
+    images = {f"{name}.png": picture() for name in ("train/cat/0", "train/dog/1", "val/2", "val/3", "test/cat/4")}
+    tables = {"val.csv": b"2.png,cat,dog\n3.png,dog,cat\n", "test.csv": b"file,label\n4.png,cat\n4.png,dog\n"}
+    source = plant(tmp_path / "source", images | tables)
+    with pytest.raises(DataError, match=r"val\.csv: columns 2, 3 could all be the classes"):
+        run(source, splits=["train", "val"])
+    summary, dest = run(source, splits=["train"])
+    assert (summary["rows"], table(dest).label.tolist()) == ({"train": 2}, [0, 1])
+
+
 def test_paths_of_windows_are_paths(run, tmp_path):
     images = {f"{name}.png": picture() for name in ("train/cat/9", "train/dog/8", "test/0", "test/1")}
     source = plant(tmp_path / "pets", images | {"test.csv": b"C:\\set\\test\\0.png,dog\ntest\\1.png,cat\n"})

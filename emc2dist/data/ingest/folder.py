@@ -83,8 +83,8 @@ class Folder(Source):
         places = self._arranged(kind, labels)
         texts = listing.texts if labels and kind == "imagefolder" else []
         self._annotations = Annotations(root, texts, [image.name for image in listing.images])
-        self.splits = self._labelled(places)
-        asked = {text.partition("=")[0] for text in splits} or self.splits.keys()
+        asked = {text.partition("=")[0] for text in splits} or {place.split for place in places}
+        self.splits = self._labelled(places, asked)
         split_of_image = {name: place.split for name, place in zip(self._names, places, strict=True)}
         labelled = all(split.labels is not None for name, split in self.splits.items() if name in asked)
         self.remarks += self._annotations.remarks(split_of_image, labelled=labelled)
@@ -136,14 +136,19 @@ class Folder(Source):
             )
         self.remarks += [what] if told else []
 
-    def _labelled(self, places: list[Where]) -> dict[str, Split]:
+    def _labelled(self, places: list[Where], asked: set[str]) -> dict[str, Split]:
         members: dict[str, list[int]] = {}
         for position, place in enumerate(places):
             members.setdefault(place.split, []).append(position)
         known = {place.kind for place in places if place.kind is not None} or None
         kinds = dict[str, Sequence[str | None] | None]()
         for split in sorted(members, key=lambda name: (split_of(name) != "train", name)):
-            kinds[split] = self._kinds(split, members[split], places, known)
+            try:
+                kinds[split] = self._kinds(split, members[split], places, known)
+            except DataError:
+                if split in asked:
+                    raise
+                kinds[split] = None  # nobody will look
             if known is None and kinds[split] is not None:
                 known = {kind for kind in kinds[split] or () if kind is not None}
                 self.remarks.append(f"{len(known)} classes, by these labels: {_some(sorted(known))}")
