@@ -44,8 +44,7 @@ class Evaluation:
             every_tenth = np.arange(len(bank)) % 10 == 0
             asked, queries, bank = voters, bank[every_tenth], bank[~every_tenth]
             self.remarks.append(
-                f"no other images are there to ask about: every tenth voter is, {len(queries)}, and the other "
-                f"{len(bank)} vote"
+                f"no other images are asked about: every tenth voter is, {len(queries)}, and the other {len(bank)} vote"
             )
         else:
             queries = _labelled(asked)

@@ -1315,7 +1315,7 @@ def test_a_shard_of_what_is_packed_is_told_to_be_unpacked(run, tmp_path, name):
     with pytest.raises(
         DataError,
         match=rf"no images in 1 shards \(1 hidden files .*\) \(2 files that are no images were passed over \(.*"
-        rf"{Path(name).suffix} 1.*; unpack \S+/x\.tar, and give what is in it, as {name}",
+        rf"{Path(name).suffix} 1.*; unpack \S+/x\.tar into a folder of its own, and give that: it holds {name}",
     ):
         run(source)
 
@@ -2021,6 +2021,8 @@ def test_a_set_without_training_images_says_so(run, tmp_path):
     source = write_parquet(tmp_path / "old" / "test.parquet", [picture()], [0])
     said = "no split `train`, which a run needs: name one with --split test=train"
     assert run(source)[0]["remarks"] == [said, NO_ANT]
+    write_parquet(source / "unlabeled.parquet", [picture()], [-1])
+    assert said.replace("test", "unlabeled") in run(source, "b")[0]["remarks"]  # for evaluation asks about the other
 
 
 def test_batches_of_cifar_that_are_missing_are_said_and_copies_are_none(run, tmp_path):

@@ -354,7 +354,7 @@ def test_evaluation_says_where_its_images_are_others_than_those_of_the_run(desk)
     on_a_set(desk, 50)
     result, said = evaluate(run)
     change = f"{desk / 'set'}: now holds other training images than the 48 that the run was trained on"
-    tenth = "no other images are there to ask about: every tenth voter is, 5, and the other 43 vote"
+    tenth = "no other images are asked about: every tenth voter is, 5, and the other 43 vote"
     assert result["remarks"] == [change, tenth]
     assert (result["bank"], result["queries"]) == (43, 5)
     assert {change, tenth} <= set(said)

@@ -348,7 +348,7 @@ class _Contents:
         """What would help where there are no images."""
         for shard, name in self._examples.values():
             if name.lower().endswith(".parquet") or instead(name):
-                return f"unpack {shard}, and give what is in it, as {printable(name)}"
+                return f"unpack {shard} into a folder of its own, and give that: it holds {printable(name)}"
         return "WebDataset names them KEY.jpg, KEY.png, ..."
 
 
