@@ -1800,7 +1800,8 @@ def test_images_that_a_list_names_for_another_split_are_counted(run, tmp_path):
     assert run(plant(tmp_path / "as it says", moved | texts), "b")[0]["rows"] == {"test": 3, "train": 3}
     assert not [told for told in run(tmp_path / "as it says", "b")[0]["remarks"] if "meta/t" in told]
     flat = {f"{split}/{n}.png": picture() for split in ("train", "val") for n in ("0", "1", "x y")}
-    flat |= {"val.csv": b'"id","n"\n"train/1.png",0\n', "train.txt": b"train/0.png 1\nval/x y.png\n"}
+    flat["train/7.png"] = picture()  # which no 7 names where others are named with their extensions
+    flat |= {"val.csv": b'"id","n"\n"train/1.png",7\n', "train.txt": b"train/0.png 1\nval/x y.png\n"}
     remarks = run(plant(tmp_path / "flat", flat), "c")[0]["remarks"]
     others = ", for folders alone tell splits: if they are of "
     assert f"1 images named by val.csv are in train{others}validation, move them into validation/" in remarks
