@@ -308,9 +308,9 @@ def known_as(split: str, known: Iterable[str]) -> str:
 
 def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[str]], list[str]]:
     """The Parquet files of each split of a set without a manifest, at least one; and remarks."""
-    if not listing and place.entry() is not None:
-        if not is_parquet(place.name):
-            raise DataError(f"{place}: is no *.parquet file; {_USABLE}")
+    if not listing and (entry := place.entry()) is not None:
+        if not is_parquet(place.name) and place.read_range(0, min(entry.size, 4), entry.tag) != b"PAR1":
+            raise DataError(f"{place}: is no Parquet file; {_USABLE}")
         return {"train": [place.name]}, alone(place)
     if UNFINISHED in place.folders():
         raise DataError(f"{place}: an unfinished ingest; run the same `emc2dist ingest` again, it goes on where it was")
