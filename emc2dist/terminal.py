@@ -91,15 +91,20 @@ def say_once(what: object, text: str) -> None:
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
-    """A value as JSON that any reader takes: it has no NaN and no infinities, which become null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    """A value as JSON that any reader takes: it has no NaN and no infinities, which become null.
+
+    Numbers and arrays of numpy are those of Python.
+    """
+    return json.dumps(_plain(value), indent=indent, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # numpy's
+        value = value.tolist()
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [_plain(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

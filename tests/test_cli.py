@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from emc2dist import cli
@@ -95,6 +96,11 @@ def test_json_has_no_nan():
     assert as_json(found) == (
         '{"loss": null, "more": [null, {"x": null}], "lr": 0.5, "steps": 3, "none": null, "name": "nan"}'
     )
+
+
+def test_json_takes_numbers_of_numpy():
+    found = {"count": np.int64(3), "share": np.float32("nan"), "is_any": np.bool_(True), "rows": [np.arange(2)]}
+    assert as_json(found) == '{"count": 3, "share": null, "is_any": true, "rows": [[0, 1]]}'
 
 
 def test_a_name_that_the_terminal_cannot_show_is_no_reason_to_end(validate, tmp_path, monkeypatch):
@@ -225,6 +231,8 @@ def test_a_value_that_a_shell_took_for_several_words_is_told_so(capsys, words):
             "give the folder that holds them (shards/)",
         ),
         (["ingest", "a.tar", "b.tar", "set"], "give the folder that holds them (./)"),
+        (["ingest", "/s/test/0.tar", "/s/train/0.tar", "set"], "give the folder that holds them (/s/)"),
+        (["ingest", "test/0.tar", "train/0.tar", "set"], "give the folder that holds them (./)"),
         (["train", "a.yaml", "--json", "b.yaml"], "'b.yaml': one SPEC is taken, and what follows is written KEY=VALUE"),
         (["checkpoint", "ls", "a", "b"], "'b': one RUN is taken, and what follows is written s3.KEY=VALUE"),
         (

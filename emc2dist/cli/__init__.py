@@ -27,6 +27,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from itertools import takewhile
 from typing import Any, TextIO
 
 from tqdm.utils import ObjectWrapper
@@ -176,7 +177,10 @@ def _refuse_further(arguments: argparse.Namespace) -> None:
         )
     several = "run it once for each"
     if "source" in arguments:
-        several = f"give the folder that holds them ({os.path.dirname(arguments.source) or '.'}/)"
+        *sources, _ = (word for word in (arguments.source, arguments.dest, *arguments.overrides) if "=" not in word)
+        levels = zip(*(source.split("/")[:-1] for source in sources), strict=False)
+        common = [names[0] for names in takewhile(lambda names: len(set(names)) == 1, levels)] or ["."]
+        several = f"give the folder that holds them ({'/'.join(common)}/)"
     raise SpecError(
         f"{further!r}: {' and '.join(taken)} {'is' if len(taken) == 1 else 'are'} taken, and what follows is written "
         f"{positional[-1].metavar}; for several files {several}"

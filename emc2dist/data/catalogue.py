@@ -37,7 +37,11 @@ from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place, refuse_lost
 
 MANIFEST = "manifest.json"
-_USABLE = f"set data.path to a Parquet file, a folder of them, or one of {', '.join(BUILT_IN)}"
+_USABLE = (
+    f"set data.path to a *.parquet file, a folder of such, or one of {', '.join(BUILT_IN)}, or make a set of other "
+    "images with `emc2dist ingest`"
+)
+_PATTERN = re.compile(r"[*?]|\[.+\]|\{.*(,|\.\.).*\}")  # as shells and loaders of tars expand them
 _SHARD = re.compile(r"(.*)-\d+-of-(\d+)")
 PARTITION = (
     "a partition of Hive, whose name is a value of a column that the files lack; write that column into the files, or "
@@ -151,6 +155,8 @@ class Catalogue:
     """The group of images with the same bytes that each is of, -1 where it is alone; where the set was ingested."""
     label_problem: str | None = None
     """Why labels that are there cannot be read."""
+    on_labels: list[str] = field(default_factory=list)
+    """What a person should know of the labels, if they are read."""
     footers: list[Footer] = field(default_factory=list)
     """Of each file, where `starts` are not known."""
     keep_labels_at: Path | None = None
@@ -270,6 +276,13 @@ def _refuse_lost(folder: Place) -> None:
             refuse_lost(file)
 
 
+def nothing_at(path: object, advice: str) -> DataError:
+    """What to raise where nothing lies at a path; `advice` is what would help where it is none of several files."""
+    if _PATTERN.search(str(path)):
+        advice = "patterns are not expanded; give the folder that holds the files"
+    return DataError(f"{path}: no such file or folder; {advice}")
+
+
 def splits_of(place: Place) -> list[str]:
     """Names of the splits at `place`, at least one, `train` first. Raises as `open_catalogue` does."""
     listing = list_set(place)
@@ -295,8 +308,10 @@ def known_as(split: str, known: Iterable[str]) -> str:
 
 def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[str]], list[str]]:
     """The Parquet files of each split of a set without a manifest, at least one; and remarks."""
-    if not listing and place.entry() is not None:
-        return {"train": [place.name]}, alone(place.name)
+    if not listing and (entry := place.entry()) is not None:
+        if not is_parquet(place.name) and place.read_range(0, min(entry.size, 4), entry.tag) != b"PAR1":
+            raise DataError(f"{place}: is no Parquet file; {_USABLE}")
+        return {"train": [place.name]}, alone(place)
     if UNFINISHED in place.folders():
         raise DataError(f"{place}: an unfinished ingest; run the same `emc2dist ingest` again, it goes on where it was")
     every = [name for name in listing if is_parquet(name)]
@@ -304,12 +319,9 @@ def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[s
     found = [name for name in every if not is_hidden(name)]
     files, others = by_split(found)
     if not files and not listing and not place.folders() and (place.remote or not Path(str(place)).is_dir()):
-        raise DataError(f"{place}: no such file or folder; {_USABLE}")
+        raise nothing_at(place, _USABLE)
     if not files:
-        raise DataError(
-            f"{place}: holds no *.parquet files; set data.path to a folder that does, or make a set of other images "
-            "with `emc2dist ingest`"
-        )
+        raise DataError(f"{place}: holds no *.parquet files; {_USABLE}")
     remarks = [f"{len(hidden)} hidden files were passed over ({hidden[0]})"] if hidden else []
     own = [name.rpartition("/")[0] for name in listing if name.endswith(f"/{MANIFEST}")]
     remarks += [f"{', '.join(f'{one}/' for one in own)}: sets of their own, which were left out"] if own else []
@@ -317,7 +329,7 @@ def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[s
     remarks += [f"files in folders belong to the set: {', '.join(f'{one}/' for one in inside)}"] if inside else []
     nearly = [name for name in listing if ".parquet" in name.lower() and name not in every and not name.startswith(".")]
     remarks += [f"{len(nearly)} files are no *.parquet and were left out ({nearly[0]})"] if nearly else []
-    return files, remarks + together(files) + _missing_shards(found) + left_out(others)
+    return files, remarks + alone(place, found) + together(files) + _missing_shards(found) + left_out(others)
 
 
 def is_hidden(name: str) -> bool:
@@ -346,7 +358,7 @@ def _missing_shards(names: list[str]) -> list[str]:
 def _there(place: Place) -> Entry:
     entry = place.entry()
     if entry is None:
-        raise DataError(f"{place}: no such file; {_USABLE}")
+        raise nothing_at(place, _USABLE)
     return entry
 
 
@@ -421,6 +433,13 @@ def _of_footers(places: list[Place], entries: list[Entry], cache_dir: Path, rema
     places, entries, footers = [places[n] for n in full], [entries[n] for n in full], [footers[n] for n in full]
     _check_distinct(places, entries)
     _check_one_column(places, footers)
+    rows = sum(footer.rows for footer in footers)
+    if rows and rows == sum(footer.nulls for footer in footers):
+        raise DataError(
+            f"{', '.join(map(str, places))}: all {rows} images are null, for only their bytes are read, no files that "
+            "they may name; write the bytes of these into `bytes`"
+        )
+    problem = columns.label_problem(places, footers)
     return Catalogue(
         places,
         entries,
@@ -432,7 +451,8 @@ def _of_footers(places: list[Place], entries: list[Entry], cache_dir: Path, rema
         digests=[footer.digest for footer in footers],
         labelled=any(footer.labelled for footer in footers),
         kept_labels=None if labels is None else _labels_of(labels),
-        label_problem=columns.label_problem(places, footers),
+        label_problem=problem,
+        on_labels=columns.on_labels(footers) if footers and not problem else [],
         footers=footers,
         keep_labels_at=of_labels,
     )

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from emc2dist.data.foreign import opened
@@ -49,6 +50,8 @@ class Footer(NamedTuple):
     """SHA-256 of the footer, which says of every column how long it is, packed and unpacked, and where it lies."""
     split: str | None
     """A column that is called as one of splits, where there is one."""
+    nulls: int
+    """Rows without the bytes of an image, as far as the footer says."""
 
     @property
     def rows(self) -> int:
@@ -65,26 +68,40 @@ def read_footer(place: Place, entry: Entry) -> Footer:
     """What the footer of a file says. Raises DataError where there are no images, or several columns of them."""
     with opened(place, entry) as file:
         metadata, schema = file.metadata, file.schema_arrow
-        counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
+        if twice is not None:
+            raise DataError(f"{place}: has {schema.names.count(twice)} columns `{twice}`; leave one of them")
+        image = _image_column(place, schema)
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        counts, nulls = [group.num_rows for group in groups], sum(_nulls(group, image) for group in groups)
     size = metadata.serialized_size
     footer = place.read_range(entry.size - _END - size, size, entry.tag)
     label = next((name for wanted in LABELS for name in schema.names if name.lower() == wanted), None)
-    twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"{place}: has {schema.names.count(twice)} columns `{twice}`; leave one of them")
     kind = _kind(schema.field(label).type) if label else ""
-    image, classes = _image_column(place, schema), _class_names(place, schema, label)
+    classes = _class_names(place, schema, label)
     split = next((name for name in schema.names if name.lower() in COLUMNS and name != label), None)
-    return Footer(counts, image, label, kind, classes, hashlib.sha256(footer).hexdigest(), split)
+    return Footer(counts, image, label, kind, classes, hashlib.sha256(footer).hexdigest(), split, nulls)
+
+
+def _nulls(group: pq.RowGroupMetaData, image: str) -> int:
+    """How many values of a row group's images are null, if that is said."""
+    columns = (group.column(number) for number in range(group.num_columns))
+    said = next((one.statistics for one in columns if one.path_in_schema == image), None)
+    return (said.null_count or 0) if said is not None else 0
 
 
 def remarks_on(footers: list[Footer]) -> list[str]:
-    """What a person should know of the columns that were chosen."""
-    image, label = footers[0].image.split(".")[0], footers[0].label
+    """What a person should know of the columns that were chosen, but for that of the labels."""
+    image = footers[0].image.split(".")[0]
     found = [f"the images are those of column `{image}`"] if image != "image" else []
-    found += [f"the labels are those of column `{label}`"] if label not in (None, "label") else []
     splits = sorted({footer.split for footer in footers if footer.split})
-    return found + [f"column `{name}` was not read: the names of files tell the splits" for name in splits]
+    return found + [f"column `{name}` was not read: only names of files tell splits" for name in splits]
+
+
+def on_labels(footers: list[Footer]) -> list[str]:
+    """What a person should know of the column of the labels, if they are read."""
+    label = footers[0].label
+    return [f"the labels are those of column `{label}`"] if label not in (None, "label") else []
 
 
 def label_problem(places: list[Place], footers: list[Footer]) -> str | None:

@@ -22,7 +22,7 @@ import simplejpeg
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from torch import Tensor
 
 MAX_PIXELS = 2**26
@@ -81,13 +81,32 @@ def _decoded(encoded: bytes) -> tuple[NDArray[np.uint8], str | None]:
     except (MemoryError, _Refused):
         raise
     except UnidentifiedImageError:  # whose message is an address in memory
-        found = next((kind for mark, kind in _UNREAD.items() if mark in encoded[:132]), None)
-        what = f"{found} by its content, and so " if found else ""
-        raise ValueError(f"{what}no image of any kind that Pillow reads; write it as PNG or JPEG") from None
+        raise ValueError(_unread(encoded)) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"more than {MAX_PIXELS} pixels; scale it down") from error
     except Exception as error:  # Pillow's plugins raise whatever they like on damaged bytes
         raise ValueError(f"damaged: {str(error) or type(error).__name__}") from error
+
+
+def _unread(encoded: bytes) -> str:
+    """What it is that Pillow does not read, and what to do."""
+    if channels := _channels(encoded):
+        return f"a TIFF of {channels}, which Pillow does not read; write one or three of its channels as PNG"
+    found = next((kind for mark, kind in _UNREAD.items() if mark in encoded[:132]), None)
+    what = f"{found} by its content, and so " if found else ""
+    return f"{what}no image of any kind that Pillow reads; write it as PNG or JPEG"
+
+
+def _channels(encoded: bytes) -> str | None:
+    """How many channels a TIFF has, and of which depth; None where that cannot be told, or it is none."""
+    try:
+        tags = ImageFileDirectory_v2(encoded[:_HEADER])
+        stream = io.BytesIO(encoded)
+        stream.seek(tags.next)
+        tags.load(stream)
+        return f"{tags[_SAMPLES_OF_PIXEL]} channels of {max(tags[_BITS])} bits"
+    except Exception:  # whatever Pillow raises on damaged tags
+        return None
 
 
 def _plain(jpeg: bytes) -> bool:
@@ -204,6 +223,7 @@ def _raw_mode(opened: Image.Image) -> str:
     return ""
 
 
+_HEADER = 8  # bytes of a TIFF before all else
 _BITS, _COMPRESSION, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 258, 259, 262, 322, 323  # tags of TIFF
 _SAMPLES_OF_PIXEL, _EXTRA_SAMPLES, _ALPHA = 277, 338, (1, 2)
 _COLOURS_OF = {0: 1, 1: 1, 2: 3, 6: 3}  # channels that are colours, by TIFF's photometric interpretation

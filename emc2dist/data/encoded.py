@@ -133,15 +133,6 @@ class EncodedImages:
                     images[position] = image
         return images
 
-    def all_null(self, index: int) -> int:
-        """How many rows the row group of an index has, where its footer says that all are null; else 0."""
-        group = self._catalogue.group(index)
-        with opened(*self._catalogue.file(group)) as file:
-            found = file.metadata.row_group(group.number)
-        columns = (found.column(number) for number in range(found.num_columns))
-        said = next((one.statistics for one in columns if one.path_in_schema == self._catalogue.image), None)
-        return group.rows if said is not None and said.null_count == group.rows else 0
-
     @property
     def _lie_here(self) -> bool:
         """Whether images are read from the files of the set themselves."""

@@ -41,7 +41,7 @@ class ParquetImages:
         self.catalogue, self._encoded = catalogue, EncodedImages(catalogue, cache)
         self._length = min(catalogue.rows, limit or catalogue.rows)
         self._begin()
-        self.remarks = catalogue.remarks
+        self.remarks = catalogue.remarks + catalogue.on_labels
 
     @classmethod
     def open(
@@ -132,12 +132,9 @@ class ParquetImages:
         found = self._encoded.read(indices)
         if None in found:
             index = int(indices[found.index(None)])
-            rows = self._encoded.all_null(index)
-            also = f", as all {rows} of its row group are" if rows else ""
-            advice = "write the bytes of the files into `bytes`" if rows else "remove the row or give it an image"
             raise DataError(
-                f"{self.catalogue.where(index)}: the image is null{also} (only its bytes are read, no file that it may "
-                f"name); {advice}"
+                f"{self.catalogue.where(index)}: the image is null (only its bytes are read, no file that it may "
+                "name); remove the row or give it an image"
             )
         return found  # type: ignore[return-value]
 

@@ -5,6 +5,7 @@ A word tells the split wherever it stands by itself, in capitals or not: `train-
 `datasets`, and `unlabeled`.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -96,12 +97,14 @@ def together(found: Mapping[str, list[str]]) -> list[str]:
     return remarks
 
 
-def alone(file: str) -> list[str]:
-    """A remark on a file that is given by itself and so trains, where its name tells another split."""
-    split = split_of(file)
-    return (
-        [f"{file}: the only file, so it trains, though its name tells {split}"] if split not in (None, "train") else []
-    )
+def alone(path: object, inside: Iterable[str] = ()) -> list[str]:
+    """A remark on what is given by itself, a file or a folder, where its own name tells another split than train and
+    no name `inside` tells any: all of it trains.
+    """
+    name = os.path.basename(os.path.abspath(str(path)))
+    if not tells_split(name) or split_of(name) == "train" or any(map(tells_split, inside)):
+        return []
+    return [f"{name}: all of it trains, though its name tells {split_of(name)}: names in what is given tell splits"]
 
 
 def left_out(files: list[str]) -> list[str]:

@@ -73,8 +73,7 @@ def certify(
     assert images is not None, "open_images raises where there are no training images"
     chosen = samples_for(spec, images, samples, views)
     remarks = [*found.remarks, *images.remarks]
-    if found.newest is not None and (change := found.newest.manifest.change(images)):
-        remarks.append(f"{spec.data.path}: now holds {change} that the run was trained on")
+    remarks += found.newest.on_other_images(spec.data, images) if found.newest is not None else []
     if found.encoder.training:
         remarks.append(f"encoder.norm: {spec.encoder.norm} has seen nothing yet; it takes the views that are encoded")
     columns, of_columns = known_of_each(images, spec.negatives.close)

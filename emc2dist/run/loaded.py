@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from emc2dist import files
-from emc2dist.config import Spec
+from emc2dist.config import Data, Spec
 from emc2dist.data.images import Images
 from emc2dist.errors import NonFiniteError, RunError, StorageError, StorageUnreachable
 from emc2dist.files import Place
@@ -64,6 +64,12 @@ class LoadedCheckpoint:
             checkpoint.restore_trainer(path, encoder)
         device = torch.device("cuda" if torch.cuda.is_available() and spec.device != "cpu" else "cpu")
         return cls(place, manifest, spec, encoder.to(device).eval(), device)
+
+    def on_other_images(self, data: Data, images: Images) -> list[str]:
+        """A remark on training images, opened as `data` says, that are not those of the run."""
+        own, change = self.spec.data, self.manifest.change(images)
+        holds = "now holds" if (data.path, data.limit) == (own.path, own.limit) else "gives"
+        return [f"{data.path}: {holds} {change} that the run was trained on"] if change else []
 
     def table(self, name: str) -> dict[str, NDArray]:
         """One table of the store, see `emc2dist.train.checkpoint.read_table`; shards on S3 are fetched whole."""

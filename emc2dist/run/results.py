@@ -47,7 +47,8 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
     train = open_images(spec.data, "train", s3)
     assert train is not None, "open_images raises where there are no training images"
     evaluation = Evaluation(spec, open_labelled(spec.data, spec.eval, train, s3), whole=True)
-    remarks = [*_others(newest, train, spec.data), *train.remarks, *evaluation.remarks]
+    remarks = newest.on_other_images(spec.data, train) + _on_limit(newest.spec.data, train, spec.data)
+    remarks += [*train.remarks, *evaluation.remarks]
     for remark in remarks:
         say(remark)
     with closing(Progress(evaluation.images, unit="image")) as progress:
@@ -57,6 +58,7 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
     say("encoded; now the kNN vote and the linear probe")
     return {
         "checkpoint": str(newest.place),
+        "data": spec.data.path,
         "bank": len(bank),
         "queries": len(queries),
         "neighbours": evaluation.neighbours,
@@ -76,15 +78,11 @@ def _refuse_unheeded(overrides: Sequence[str]) -> None:
             )
 
 
-def _others(newest: LoadedCheckpoint, train: Images, data: Data) -> list[str]:
-    """Remarks on training images that are not those of the run."""
-    own = newest.spec.data
-    change = newest.manifest.change(train)
-    if data == own and change:
-        return [f"{data.path}: now holds {change} that the run was trained on"]
-    if data != own and data.limit == own.limit == len(train):
-        return [f"data.limit: no more than the first {data.limit:,} training images are taken, as in the run"]
-    return []
+def _on_limit(own: Data, train: Images, data: Data) -> list[str]:
+    """A remark where the limit of a run's own data holds for other data too."""
+    if data.path == own.path or not data.limit == own.limit == len(train):
+        return []
+    return [f"data.limit: no more than the first {data.limit:,} training images are taken, as in the run"]
 
 
 def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[str, Any]:

@@ -35,15 +35,16 @@ class Evaluation:
     def __init__(self, spec: Spec, images: Labelled, *, whole: bool = False) -> None:
         voters, asked = images.voters, images.asked
         if reason := voters.unlabelled():
-            raise DataError(f"{reason}; use data with labels, or set eval.voters to a split that has some")
+            raise DataError(
+                f"{reason}; use data with labels (data.path=LABELLED), or set eval.voters to a split that has some"
+            )
         self.spec = spec
         bank, self.remarks = _labelled(voters), [*images.remarks]
         if asked is None:
             every_tenth = np.arange(len(bank)) % 10 == 0
             asked, queries, bank = voters, bank[every_tenth], bank[~every_tenth]
             self.remarks.append(
-                f"no other images are there to ask about: every tenth voter is, {len(queries)}, and the other "
-                f"{len(bank)} vote"
+                f"no other images are asked about: every tenth voter is, {len(queries)}, and the other {len(bank)} vote"
             )
         else:
             queries = _labelled(asked)

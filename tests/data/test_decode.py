@@ -181,11 +181,23 @@ def cut(image: np.ndarray, form: str) -> bytes:
 
 # The first cell of each row -> files, and the greys or colours that they hold; of what is refused, the words.
 CASES: dict[str, list[tuple[bytes, np.ndarray | str]]] = {
-    "TIFF with channels beyond the colours that are no alpha (infrared, radar)": [
+    "TIFF with channels beyond the colours that are no alpha (infrared, radar): one, or of RGB of 8 bits up to three": [
         (tiff(stack(GREYS, ALPHA), t338=("H", 0)), GREYS),
         (tiff(stack(GREYS, GREYS, GREYS, ALPHA), photometric=2), GREYS),
         (tiff(stack(GREYS, GREYS, GREYS, ALPHA), photometric=2, t338=("H", 0)), GREYS),
         (tiff(stack(GREYS, GREYS, GREYS, ALPHA, ALPHA), photometric=2, t338=("H", 0, 0)), GREYS),
+        (tiff(stack(GREYS, GREYS, GREYS, *[ALPHA] * 3), photometric=2, t338=("H", 0, 0, 0)), GREYS),
+    ],
+    "TIFF with more channels (multispectral), with one beyond greys of 16 bits, or of 64 bits": [
+        (
+            tiff(stack(*[I16] * 13), t338=("H", *[0] * 12)),
+            "^a TIFF of 13 channels of 16 bits, which Pillow does not re",
+        ),
+        (tiff(stack(*[I16] * 4), ">", t338=("H", *[0] * 3)), "^a TIFF of 4 channels of 16 bits, which Pillow does not"),
+        (tiff(stack(*[GREYS] * 8), t338=("H", *[0] * 7)), "8 channels of 8 bits, .*write one or three of its channels"),
+        (tiff(stack(*[GREYS] * 7), photometric=2, t338=("H", *[0] * 4)), "7 channels of 8 bits"),
+        (tiff(stack(I16, I16), t338=("H", 0)), "2 channels of 16 bits"),
+        (tiff(RAMP, form=3), "1 channels of 64 bits"),
     ],
     "8 bits, grey, RGB or palette": [
         *((encoded(GREYS, form), GREYS) for form in ("png", "tiff", "bmp", "gif", "ppm", "jpeg2000", "tga", "pcx")),
@@ -376,7 +388,7 @@ CASES: dict[str, list[tuple[bytes, np.ndarray | str]]] = {
         (b"no image", "no image of any kind that Pillow reads; write it as PNG or JPEG"),
         *((b"\0\0\0\x18ftyp" + brand + bytes(40), "HEIC by its content, and so no") for brand in (b"heic", b"mif1")),
         (bytes(128) + b"DICM", "DICOM by its content, and so no image of any kind that Pillow reads"),
-        (tiff(RAMP, form=3), "no image of any kind"),
+        *((start + bytes(20), "no image of any kind") for start in (b"II*\0", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08")),
         *((data[: len(data) // 2] + end, "damaged: .*remature end") for data in JPEGS for end in (b"", b"\xff\xd9")),
     ],
 }

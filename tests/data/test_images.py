@@ -50,11 +50,24 @@ def test_a_file_is_training_data_and_limit_is_for_training(tmp_path):
     assert len(open_images(single, "train")) == 3
     assert open_images(single, "test") is None
     assert len(open_images(Data(path=path, limit=1, cache_dir=cache), "test")) == 2
+    (tmp_path / "other.parquet").rename(tmp_path / "other.pq")
+    assert len(open_images(Data(path=str(tmp_path / "other.pq"), cache_dir=cache), "train")) > 3
 
 
 def test_a_path_that_cannot_be_used_says_what_to_do(tmp_path):
     with pytest.raises(DataError, match=r"nowhere: no such file or folder; set data\.path"):
         open_images(Data(path=str(tmp_path / "nowhere")), "train")
+    (tmp_path / "none.pq").touch()
+    with pytest.raises(DataError, match=r"none\.pq: is no Parquet file"):
+        open_images(Data(path=str(tmp_path / "none.pq")), "train")
+    (tmp_path / "none.pq").unlink()
+    (tmp_path / "data.yaml").write_text("train: images/train")
+    with pytest.raises(DataError, match=r"data\.yaml: is no Parquet file; set data\.path .*`emc2dist ingest`"):
+        open_images(Data(path=str(tmp_path / "data.yaml")), "train")
+    for pattern in ("set-{000000..000001}.parquet", "*.parquet", "set-[01].parquet", "{a,b}.parquet"):
+        with pytest.raises(DataError, match=r"no such file or folder; patterns are not expanded; give the folder that"):
+            open_images(Data(path=str(tmp_path / pattern)), "train")
+    (tmp_path / "data.yaml").unlink()
     with pytest.raises(DataError, match=r"holds no \*\.parquet files; set data\.path"):
         open_images(Data(path=str(tmp_path)), "test")
     with pytest.raises(DataError, match=r"no training files, but test \(test\.parquet\)"):

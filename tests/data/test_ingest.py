@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 
 from emc2dist import files
+from emc2dist.cli import main
 from emc2dist.config import S3
 from emc2dist.data.catalogue import UNFINISHED, open_catalogue, read_manifest
 from emc2dist.data.decode import decode
@@ -260,10 +261,11 @@ def test_texts_that_name_images_and_tell_of_them_are_named_as_tables(run, tmp_pa
     assert [remark.partition(" not read")[0] for remark in told if "table" in remark] == [
         "1 tables (list_attr.txt) were"
     ]
-    assert "2 files that are no images were passed over (.txt 2)" in told
+    assert "1 texts called as images (img_align/000001.txt) were not read: what tells of one image alone is not" in told
+    assert "1 files that are no images were passed over (.txt 1)" in told
 
 
-def test_labels_without_names_are_counted(run, pets, tmp_path):
+def test_labels_without_names_are_counted(run, pets, tmp_path, capsys):
     members = {
         f"{n}.{kind}": content for n in range(3) for kind, content in (("png", picture()), ("cls", b"%d" % (n % 2)))
     }
@@ -271,6 +273,9 @@ def test_labels_without_names_are_counted(run, pets, tmp_path):
     for _ in ("made", "finished already"):
         summary = run(tmp_path / "numbers")[0]
         assert (summary["classes"], summary["unnamed_classes"]) == (0, 2)
+    assert main(["ingest", str(tmp_path / "numbers"), str(tmp_path / "set"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unnamed_classes"] == 2
+    json.dumps(summary)  # no number is numpy's
     assert run(pets, "pets set")[0]["unnamed_classes"] == 0
 
 
@@ -405,6 +410,15 @@ def test_cifar100_as_python_2_wrote_it(run, tmp_path):
 class Evil:
     def __reduce__(self):
         return exec, ("import sys; sys.stderr.write('evil code ran')",)
+
+
+@pytest.mark.parametrize("name", ["batches.meta.txt", "fine_label_names.txt", "batches.meta.mat"])
+def test_cifar_for_other_languages_is_named_as_such(run, tmp_path, name):
+    folder = plant(tmp_path / "cifar" / "cifar-binary", {name: b"x", "data_batch_1.bin": b"x", "test.mat": b"x"})
+    said = r"cifar-binary(:| is) CIFAR's version for C or MATLAB; its python version is read: fetch that"
+    for source, kind in ((folder, None), (folder, "cifar"), (folder.parent, None)):
+        with pytest.raises(DataError, match=said):
+            run(source, kind=kind)
 
 
 def test_a_pickle_that_runs_code_is_refused(run, tmp_path, capfd):
@@ -546,8 +560,12 @@ def test_a_bad_row_of_a_parquet_set_is_named(run, tmp_path):
 
 def test_a_parquet_set_without_the_bytes_of_any_image_is_named_as_such(run, tmp_path):
     source = write_parquet(tmp_path / "old" / "a.parquet", [None] * 3, [0] * 3)
-    with pytest.raises(DataError, match=r"row \d: the image is null, as all 3 of its row group are .*into `bytes`"):
+    with pytest.raises(DataError, match=r"a\.parquet: all 3 images are null, for .*into `bytes`$"):
         run(source)
+    write_parquet(tmp_path / "old" / "b.parquet", [None, picture()], [0, 0])
+    with pytest.raises(DataError, match=r"row \d: the image is null \(only its bytes are read.*--skip-unreadable"):
+        run(source)
+    assert run(source, skip_unreadable=True)[0]["rows"] == {"train": 1}
 
 
 def test_parquet_that_cannot_be_used(run, tmp_path):
@@ -633,7 +651,7 @@ BAD = {
 def test_a_bad_image_stops_the_run_or_is_left_out_as_told(run, pets, name):
     make, reason = BAD[name]
     plant(pets, {f"cat/{name}": make()})
-    with pytest.raises(DataError, match=rf"pets/cat/{name}: {reason}.*; repair it, or leave .*--skip"):
+    with pytest.raises(DataError, match=rf"pets/cat/{name}: {reason}.*; replace it, or leave .*--skip"):
         run(pets, rows_per_file=3)
     with pytest.raises(DataError, match="unfinished ingest"):
         open_catalogue(files.at(pets.parent / "set"), "train", pets.parent / "cache")
@@ -850,7 +868,12 @@ def test_sources_that_cannot_be_used(run, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no images"):
         run(tmp_path / "empty")
-    with pytest.raises(DataError, match=r"notes\.txt: no source of images"):
+    for pattern in ("shard-{000000..000001}.tar", "*"):
+        for kind in (None, "tar", "parquet"):
+            with pytest.raises(DataError, match=r"no such file or folder; patterns are not expanded; give the folder"):
+                run(tmp_path / pattern, kind=kind)
+    said = r"notes\.txt: no source of images; give the folder that the images lie in, or a \.tar or \.parquet file"
+    with pytest.raises(DataError, match=said):
         run(plant(tmp_path, {"notes.txt": b""}) / "notes.txt")
     for kind in ("imagefolder", "flat", "stl10", "cifar", "tar"):
         with pytest.raises(DataError, match=r"s3://bucket/set: only Parquet sets are read from S3"):
@@ -1283,7 +1306,7 @@ def test_splits_in_members_of_a_shard_are_named(run, tmp_path):
     members |= {f"{n}.json": json.dumps({"label": n, "split": "test" if n else ""}).encode() for n in range(3)}
     summary, _ = run(shard(tmp_path / "shards" / "x.tar", members))
     assert summary["rows"] == {"train": 3}
-    assert "`split` of 2 .json members was not read: the names of shards tell the splits" in summary["remarks"]
+    assert "`split` of 2 .json members was not read: only names of shards tell splits" in summary["remarks"]
 
 
 @pytest.mark.parametrize("name", ["train.tar", "a/x.zip", "0.parquet"])
@@ -1292,7 +1315,7 @@ def test_a_shard_of_what_is_packed_is_told_to_be_unpacked(run, tmp_path, name):
     with pytest.raises(
         DataError,
         match=rf"no images in 1 shards \(1 hidden files .*\) \(2 files that are no images were passed over \(.*"
-        rf"{Path(name).suffix} 1.*; unpack \S+/x\.tar, and give what is in it, as {name}",
+        rf"{Path(name).suffix} 1.*; unpack \S+/x\.tar into a folder of its own, and give that: it holds {name}",
     ):
         run(source)
 
@@ -1402,6 +1425,32 @@ def test_what_lies_where_no_images_are_is_told_how_to_give(run, tmp_path, name, 
     source = plant(tmp_path / "source", {name: b"x", **archives})
     with pytest.raises(DataError, match=rf"source: no images .*; {advice}"):
         run(source)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_the_folder_to_give_is_the_one_that_keeps_splits_apart(run, tmp_path, kind):
+    def make(root: Path, *names: str) -> Path:
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            if kind == "tar":
+                shard(root / f"{name}.tar", {"0.png": picture()})
+            else:
+                write_parquet(root / f"{name}.parquet", [picture()], [0])
+        return root
+
+    two = make(tmp_path / "two", "default/test/0", "default/train/0")
+    advice = rf"; give \S+/two/default, which holds test/0\.{kind}, train/0\.{kind}$"
+    with pytest.raises(DataError, match=advice):
+        run(two)
+    assert run(two / "default")[0]["rows"] == {"train": 1, "test": 1}  # as the message says
+    with pytest.raises(DataError, match=rf"give \S+/one/default, which holds test/0\.{kind}$"):
+        run(make(tmp_path / "one", "default/test/0"))
+    with pytest.raises(DataError, match=rf"give \S+/parts/data, which holds a/0\.{kind}, b/0\.{kind}$"):
+        run(make(tmp_path / "parts", "data/a/0", "data/b/0", "data/b/1"))
+    with pytest.raises(DataError, match=rf"; give one of \S+/sets/a, \S+/sets/b, each of which holds \*\.{kind}$"):
+        run(make(tmp_path / "sets", "a/test/0", "a/train/0", "b/train/0"))
+    with pytest.raises(DataError, match=rf"leave out --kind or give --kind {kind}, for it holds test/0\.{kind}, tra"):
+        run(two / "default", kind="imagefolder")
 
 
 def test_what_lies_where_a_kind_was_given_is_told_too(run, tmp_path):
@@ -1554,6 +1603,16 @@ def test_a_column_of_numbers_names_no_images_where_another_has_their_extensions(
     assert (table_of(dest, "train"), read_manifest(files.at(dest)).classes) == ([0, -1, 1], ["0", "1"])
 
 
+def test_labels_of_a_split_that_nobody_asks_for_stop_nothing(run, tmp_path):
+    images = {f"{name}.png": picture() for name in ("train/cat/0", "train/dog/1", "val/2", "val/3", "test/cat/4")}
+    tables = {"val.csv": b"2.png,cat,dog\n3.png,dog,cat\n", "test.csv": b"file,label\n4.png,cat\n4.png,dog\n"}
+    source = plant(tmp_path / "source", images | tables)
+    with pytest.raises(DataError, match=r"val\.csv: columns 2, 3 could all be the classes"):
+        run(source, splits=["train", "val"])
+    summary, dest = run(source, splits=["train"])
+    assert (summary["rows"], table(dest).label.tolist()) == ({"train": 2}, [0, 1])
+
+
 def test_paths_of_windows_are_paths(run, tmp_path):
     images = {f"{name}.png": picture() for name in ("train/cat/9", "train/dog/8", "test/0", "test/1")}
     source = plant(tmp_path / "pets", images | {"test.csv": b"C:\\set\\test\\0.png,dog\ntest\\1.png,cat\n"})
@@ -1668,7 +1727,8 @@ def test_tables_are_named_where_folders_tell_the_classes_too(run, pets):
     plant(pets, {"HAM_metadata.csv": b"image_id,dx\n0,nv\n", "train_test_split.txt": b"0 1\n"})
     assert run(pets)[0]["remarks"][:2] == [
         "1 tables (HAM_metadata.csv) were not read: there are labels without them",
-        "1 lists of splits (train_test_split.txt) were not read: images are of the splits of their folders",
+        "1 lists of splits (train_test_split.txt) were not read: folders alone tell splits, and where they tell none "
+        "all images train",
     ]
 
 
@@ -1719,9 +1779,47 @@ def test_tables_and_lists_that_were_not_read_are_named(run, tmp_path):
     lists = {"meta/train.txt": b"cat/0\n", "meta/test.txt": b"dog/1\n", "train_test_split.txt": b"1 0\n2 1\n"}
     food = plant(tmp_path / "food", {f"images/{name}.png": picture() for name in ("cat/0", "dog/1")} | lists)
     assert (
-        "3 lists of splits (meta/test.txt, meta/train.txt, train_test_split.txt) were not read: images are of the "
-        "splits of their folders" in run(food, "food set")[0]["remarks"]
+        "1 lists of splits (train_test_split.txt) were not read: folders alone tell splits, and where they tell none "
+        "all images train" in run(food, "food set")[0]["remarks"]
     )
+
+
+def test_images_that_a_list_names_for_another_split_are_counted(run, tmp_path):
+    names = {f"images/{kind}/{n}.png": picture() for kind in ("cat", "dog") for n in range(3)}
+    lists = {"train": ["cat/0", "cat/1", "dog/0"], "test": ["cat/2", "dog/1", "dog/2"]}
+    texts = {f"meta/{split}.txt": "\n".join(found).encode() for split, found in lists.items()}
+    texts |= {f"meta/{split}.json": json.dumps({"all": found}).encode() for split, found in lists.items()}
+    food = plant(tmp_path / "food", names | texts | {"meta/classes.txt": b"cat\ndog\n"})
+    remarks = run(food)[0]["remarks"]
+    assert (
+        "3 images named by meta/test.json, meta/test.txt are in train, for folders alone tell splits: if they are of "
+        "test, move them into test/CLASS/, and the others into train/CLASS/"
+    ) in remarks
+    assert not [remark for remark in remarks if "meta/train" in remark]  # which says what the folders do
+    moved = {f"{split}/{name}.png": picture() for split, found in lists.items() for name in found}
+    assert run(plant(tmp_path / "as it says", moved | texts), "b")[0]["rows"] == {"test": 3, "train": 3}
+    assert not [told for told in run(tmp_path / "as it says", "b")[0]["remarks"] if "meta/t" in told]
+    flat = {f"{split}/{n}.png": picture() for split in ("train", "val") for n in ("0", "1", "x y")}
+    flat["train/7.png"] = picture()  # which no 7 names where others are named with their extensions
+    flat |= {"val.csv": b'"id","n"\n"train/1.png",7\n', "train.txt": b"train/0.png 1\nval/x y.png\n"}
+    remarks = run(plant(tmp_path / "flat", flat), "c")[0]["remarks"]
+    others = ", for folders alone tell splits: if they are of "
+    assert f"1 images named by val.csv are in train{others}validation, move them into validation/" in remarks
+    assert f"1 images named by train.txt are in val{others}train, move them into train/" in remarks
+
+
+def test_texts_that_are_called_as_images_are_no_lists_of_splits(run, tmp_path):
+    images = {f"images/{split}/{split}_{n}.png": picture() for split in ("train", "val") for n in range(2)}
+    boxes = {f"labels/{split}/{split}_{n}.txt": b"0 .5 .5 1 1" for split in ("train", "val") for n in range(2)}
+    told = (
+        "4 texts called as images ({0}/train/train_0.txt, {0}/train/train_1.txt, {0}/val/val_0.txt, ...) were not read"
+    )
+    for where in ("labels", "images"):
+        source = plant(
+            tmp_path / where, images | {name.replace("labels", where): content for name, content in boxes.items()}
+        )
+        remarks = [remark for remark in run(source, f"{where} set")[0]["remarks"] if ".txt" in remark]
+        assert remarks == [f"{told.format(where)}: what tells of one image alone is not"]
 
 
 def test_what_is_taken_for_classes_is_said(run, tmp_path):
@@ -1765,6 +1863,41 @@ def test_masks_are_no_class_and_train_only_where_that_is_said(run, tmp_path):
     remark = "images/ and masks/ lie side by side: all in them are taken for images, masks too"
     sides = shard(tmp_path / "sides" / "x.tar", {"images/0.png": picture(), "masks/0.png": picture()})
     assert remark in run(sides, "e")[0]["remarks"]
+
+
+def test_tars_that_look_like_classes_are_said(run, tmp_path):
+    def said(name: str, shards: dict[str, str]) -> list[str]:
+        for file, image in shards.items():
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            shard(tmp_path / name / file, {image: picture()})
+        remarks = run(tmp_path / name, f"{name} set")[0]["remarks"]
+        return [remark for remark in remarks if "look like a class" in remark]
+
+    advice = ": if they are, unpack each into a folder of its name"
+    imagenet = {f"train/n0{n}.tar": f"n0{n}_{n}.JPEG" for n in range(3)}
+    assert said("imagenet", imagenet) == [f"3 shards look like a class each, as train/n00.tar{advice}"]
+    assert said("pets", {"cat.tar": "0.png", "dog.tar": "1.png"}) == [
+        f"2 shards look like a class each, as cat.tar{advice}"
+    ]
+    assert not said("laion", {f"0000{n}.tar": f"0000{n}000.png" for n in range(2)})
+    assert not said("parts", {f"shard-{n}.tar": f"shard-{n}.png" for n in range(2)})
+    assert not said("numbered", {f"imagenet-{n}.tar": f"{n}.png" for n in range(2)})
+    assert not said("splits", {"train.tar": "train.png", "val.tar": "val.png"})
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "cifar"])
+def test_images_beside_what_is_read_are_counted(run, tmp_path, kind):
+    folder = tmp_path / "set of it"
+    if kind == "cifar":
+        cifar(folder, {"data_batch_1": noise(5, 3072)})
+    else:
+        folder.mkdir()
+        shard(folder / "0.tar", {"0.png": picture()})
+        write_parquet(folder / "0.parquet", [picture()], [0])
+    plant(folder, {"val/a/0.JPEG": picture(), "1.png": picture(), ".2.png": picture()})
+    remarks = run(folder, kind=kind)[0]["remarks"]
+    assert f"2 images beside what is read as {kind} were passed over, as 1.png" in remarks
+    assert not [remark for remark in remarks if "left out" in remark and ".png" in remark]
 
 
 def test_links_are_followed_and_those_that_lead_nowhere_named(run, tmp_path):
@@ -1882,13 +2015,15 @@ def test_a_column_of_splits_is_named(run, tmp_path):
     old = write_parquet(tmp_path / "old" / "data.parquet", [picture()] * 3, [0, 1, 0])
     table = pq.read_table(old / "data.parquet")
     pq.write_table(table.append_column("Split", pa.array(["train", "train", "test"])), old / "data.parquet")
-    assert "column `Split` was not read: the names of files tell the splits" in run(old)[0]["remarks"]
+    assert "column `Split` was not read: only names of files tell splits" in run(old)[0]["remarks"]
 
 
 def test_a_set_without_training_images_says_so(run, tmp_path):
     source = write_parquet(tmp_path / "old" / "test.parquet", [picture()], [0])
     said = "no split `train`, which a run needs: name one with --split test=train"
     assert run(source)[0]["remarks"] == [said, NO_ANT]
+    write_parquet(source / "unlabeled.parquet", [picture()], [-1])
+    assert said.replace("test", "unlabeled") in run(source, "b")[0]["remarks"]  # for evaluation asks about the other
 
 
 def test_batches_of_cifar_that_are_missing_are_said_and_copies_are_none(run, tmp_path):
@@ -1957,6 +2092,21 @@ def test_further_images_are_known_by_all_shards(run, tmp_path):
         members = {f"{n}.jpg": encoded(Image.fromarray(noise(8, 8, 3)), "jpeg"), f"{n}.seg.png": picture()}
         source = shard(tmp_path / "shards" / f"train-{n}.tar", members)
     assert table(run(source)[1]).path.tolist() == ["0.jpg", "1.jpg"]
+
+
+def test_labels_that_are_not_read_are_in_no_way_of_images(run, tmp_path):
+    """Nor is anything said of them that holds only where they are read."""
+    bare = {"0.png": picture(), "0.cls": b"0", "1.png": picture(), "2.png": picture(), "2.cls": b"\xff"}
+    remarks = run(shard(tmp_path / "shards" / "x.tar", bare), labels=False)[0]["remarks"]
+    assert remarks == ["2 files that are no images were passed over (.cls 2)"]
+    (tmp_path / "old").mkdir()
+    images = pa.array([{"bytes": picture(), "path": ""}], IMAGE)
+    for name, labels in (("lists", [[0]]), ("numbers", [0])):
+        pq.write_table(pa.table({"image": images, "labels": labels}), tmp_path / "old" / f"{name}.parquet")
+        source = tmp_path / "old" / f"{name}.parquet"
+        assert run(source, name, labels=False)[0]["remarks"] == []
+        found = ParquetImages.open(source, cache_dir=tmp_path / "cache")
+        assert found.remarks == (["the labels are those of column `labels`"] if name == "numbers" else [])
 
 
 def test_an_image_that_stands_twice_in_a_tar_is_counted(run, tmp_path):
@@ -2039,9 +2189,26 @@ def test_files_that_are_nearly_parquet_and_shards_that_are_missing_are_said(run,
 
 def test_a_single_file_that_tells_a_split_trains_and_it_is_said(run, tmp_path):
     source = write_parquet(tmp_path / "old" / "test.parquet", [picture()], [0]) / "test.parquet"
-    said = "test.parquet: the only file, so it trains, though its name tells test"
+    said = "test.parquet: all of it trains, though its name tells test: names in what is given tell splits"
     assert run(source)[0]["remarks"] == [said, NO_ANT]
     tar = shard(tmp_path / "shards" / "x-val-0.tar", {"0.png": picture()}) / "x-val-0.tar"
-    assert (
-        run(tar, "b")[0]["remarks"][0] == "x-val-0.tar: the only file, so it trains, though its name tells validation"
-    )
+    said = "x-val-0.tar: all of it trains, though its name tells validation: names in what is given tell splits"
+    assert run(tar, "b")[0]["remarks"][0] == said
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "flat", "tar", "parquet"])
+def test_a_folder_called_as_another_split_trains_and_it_is_said(run, tmp_path, kind):
+    def make(folder: Path, name: str) -> Path:
+        folder.mkdir(parents=True)
+        if kind == "parquet":
+            write_parquet(folder / f"{name}.parquet", [picture()], [0])
+        elif kind == "tar":
+            shard(folder / f"{name}.tar", {"0.png": picture()})
+        else:
+            plant(folder, {f"{name}/0.png": picture()})
+        return folder
+
+    said = "val2017: all of it trains, though its name tells validation: names in what is given tell splits"
+    assert said in run(make(tmp_path / "val2017", "0"), kind=kind)[0]["remarks"]
+    assert said not in run(make(tmp_path / "of train" / "val2017", "train"), "b", kind=kind)[0]["remarks"]
+    assert not [told for told in run(make(tmp_path / "things", "0"), "c", kind=kind)[0]["remarks"] if "all of" in told]

@@ -61,7 +61,7 @@ def test_keys_that_the_contrast_reads_can_be_changed_of_a_run_and_no_others(run,
     result = json.loads(told.out)
     assert result["objective"] == {"name": "infonce"}
     assert result["rows"][0]["negatives"]["name"] == "in_batch"
-    assert [remark for remark in result["remarks"] if "now holds 20 training images, not the 48" in remark]
+    assert [remark for remark in result["remarks"] if "gives 20 training images, not the 48" in remark]
     for word in ("encoder.features=8", "lr=1", "epochs=3", "data.shuffle=block"):
         assert main(["certify", str(run), word, *QUICK]) == 2
         assert f"emc2dist: {word.partition('=')[0]}: is for training" in capsys.readouterr().err

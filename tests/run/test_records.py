@@ -240,9 +240,9 @@ def test_a_port_that_is_taken_is_found_before_ray_starts_and_leaves_no_run(desk)
 
 
 def test_the_lock_leaves_a_folder_only_where_something_was_written(tmp_path):
-    with lock.held(at(tmp_path / "refused")):
-        assert (tmp_path / "refused" / "driver.lock").exists()
-    assert not (tmp_path / "refused").exists()
+    with lock.held(at(tmp_path / "runs" / "refused")):
+        assert (tmp_path / "runs" / "refused" / "driver.lock").exists()
+    assert not (tmp_path / "runs").exists()
     for name in ("written", "there"):
         if name == "there":
             (tmp_path / name).mkdir()
@@ -354,7 +354,7 @@ def test_evaluation_says_where_its_images_are_others_than_those_of_the_run(desk)
     on_a_set(desk, 50)
     result, said = evaluate(run)
     change = f"{desk / 'set'}: now holds other training images than the 48 that the run was trained on"
-    tenth = "no other images are there to ask about: every tenth voter is, 5, and the other 43 vote"
+    tenth = "no other images are asked about: every tenth voter is, 5, and the other 43 vote"
     assert result["remarks"] == [change, tenth]
     assert (result["bank"], result["queries"]) == (43, 5)
     assert {change, tenth} <= set(said)
@@ -366,9 +366,11 @@ def test_evaluation_says_where_its_images_are_others_than_those_of_the_run(desk)
 def test_evaluation_on_other_data_says_what_of_the_run_holds_there(desk):
     other = write_set(desk / "other", 60)
     result, said = evaluate(desk / "runs" / "small", f"data.path={other}")
+    change = f"{other}: gives other training images than the 48 that the run was trained on"
     limit = "data.limit: no more than the first 48 training images are taken, as in the run"
-    assert result["remarks"][0] == limit
-    assert limit in said
+    assert result["remarks"][:2] == [change, limit]
+    assert {change, limit} <= set(said)
+    assert result["data"] == str(other)
 
 
 def test_what_a_report_leaves_out_is_said(desk):

@@ -124,7 +124,7 @@ def test_evaluation_of_a_set_that_has_moved_names_the_key_that_helps(moved, caps
     assert main(["evaluate", str(run)]) == 2
     assert "no such file or folder; set data.path to " in capsys.readouterr().err
     assert main(["evaluate", str(run), f"data.path={place}", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == before
+    assert json.loads(capsys.readouterr().out) == before | {"data": str(place)}
 
 
 def test_evaluation_takes_keys_of_evaluation_and_no_others(moved, capsys):

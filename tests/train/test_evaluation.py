@@ -63,7 +63,7 @@ def test_the_first_split_with_labels_is_asked_about(tmp_path, evaluation):
 def test_without_labels_to_ask_about_every_tenth_voter_is_and_it_is_said(tmp_path, evaluation):
     write(tmp_path / "set", "train", pa.array([n % 2 for n in range(11)] + [None]))
     assert len(asked(evaluation())) == 2
-    tenth = "no other images are there to ask about: every tenth voter is, 2, and the other 9 vote"
+    tenth = "no other images are asked about: every tenth voter is, 2, and the other 9 vote"
     assert evaluation().remarks == [tenth]
     write(tmp_path / "set", "test", pa.nulls(3))
     first, second = evaluation().remarks
@@ -118,7 +118,9 @@ def test_too_few_labels_are_refused(tmp_path, evaluation):
     assert none is None
     assert remarks[-1].startswith("nothing is evaluated: 0 labelled images to vote")  # and training goes on
     write(tmp_path / "set", "train", pa.array([-1, -1]))
-    with pytest.raises(DataError, match=r"all 2 labels are withheld.*; use data with labels, or set eval\.voters"):
+    with pytest.raises(
+        DataError, match=r"all 2 labels are withheld.*; use data with labels \(data\.path=LABELLED\), or set eval"
+    ):
         evaluation()
 
 

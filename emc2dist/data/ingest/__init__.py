@@ -111,7 +111,7 @@ def ingest(
         if manifest.unreadable and not skip_unreadable:
             raise DataError(
                 f"{place}: finished already, but without {len(manifest.unreadable)} images ({manifest.unreadable[0]}); "
-                "give --skip-unreadable if that is meant, or remove the set and repair them"
+                "give --skip-unreadable if that is meant, or remove the set and replace them"
             )
     else:
         if not skip_unreadable:
@@ -163,7 +163,7 @@ class _Plan:
     def unnamed_classes(self) -> int:
         """How many different labels there are where classes have no names."""
         told = [split.labels for split in self.splits.values() if split.labels is not None and not self.classes]
-        return sum(label >= 0 for label in np.unique(np.concatenate(told))) if told else 0
+        return int((np.unique(np.concatenate(told)) >= 0).sum()) if told else 0
 
     @property
     def remarks(self) -> list[str]:

@@ -45,6 +45,8 @@ _BITS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 _WHOLE = re.compile(r"\d+\.0")  # as pandas writes whole numbers where some are missing
 _BOXES = re.compile(r"(\S+)( -?[\d.]+)+( \1( -?[\d.]+)+)*")  # as LOC_val_solution.csv has them after the class
 _SHOWN = 3  # files that a remark names
+_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')  # of JSON
+_LONGEST = 2**26  # bytes of a list of splits
 _HEAD = 2**12  # bytes of a text, which tell whether it is a table
 _SHOWN_CHARACTERS = 60  # of a line
 _LABELS_ARE = (
@@ -141,21 +143,35 @@ class Annotations:
                         f"file elsewhere; if the column is, move the images of {split} into one folder"
                     )
 
-    def remarks(self, *, labelled: bool) -> list[str]:
-        """What was not read, after all splits were; `labelled` says that no label is wanting."""
+    def remarks(self, splits: Mapping[str, str], *, labelled: bool) -> list[str]:
+        """What was not read, after all splits were; `splits` are those of the images by their folders, and `labelled`
+        says that no label is wanting.
+        """
         left = [name for name in self.texts if name not in self.used]
         reasons = [] if labelled else [reason for name, reason in self._unused.items() if name in left]
-        left = [name for name in left if name not in self._unused]
+        of_images = [name for name in left if self._is_of_one_image(name)]
+        of_split = [name for name in self.texts if tells_split(_stem(name)) and not self._is_of_one_image(name)]
+        named = {name: self._named_by(name) for name in of_split}
+        others = {name: images for name, images in named.items() if _others(name, images, splits)}
+        apart = {*of_images, *others, *self._unused}
+        left = [name for name in left if name not in apart]
         tables = [name for name in left if PurePosixPath(name).suffix.lower() in TABLES or self._is_table(name)]
         lists = [name for name in left if (labelled or name not in tables) and _tells_any_split(name)]
         if labelled:
             tables = [name for name in tables if name not in lists]
-        self.told |= {*self.used, *tables, *lists, *(self._unused if reasons else ())}
+        lists = [name for name in lists if not named.get(name)]  # else they say what the folders do
+        self.told |= {*self.used, *tables, *lists, *of_images, *others, *(self._unused if reasons else ())}
+        reasons += _on_other_splits(others, splits, labelled)
+        if of_images:
+            reasons.append(
+                f"{_listed(of_images, 'texts called as images')} not read: what tells of one image alone is not"
+            )
         if tables:
             told = "there are labels without them" if labelled else _LABELS_ARE
             reasons.append(f"{_listed(tables, 'tables')} not read: {told}")
         if lists:
-            reasons.append(f"{_listed(lists, 'lists of splits')} not read: images are of the splits of their folders")
+            told = "folders alone tell splits, and where they tell none all images train"
+            reasons.append(f"{_listed(lists, 'lists of splits')} not read: {told}")
         for file, strays in sorted(self._strays.items()):
             if file in self.used and strays:
                 example = printable(next(iter(strays.values()))[:_SHOWN_CHARACTERS])
@@ -167,7 +183,7 @@ class Annotations:
     def _candidates(self, split: str, names: Sequence[str]) -> list[str]:
         """Files above any image of the split that may tell its labels."""
         read = (name for name in sorted(self.texts) if PurePosixPath(name).suffix.lower() in TEXTS)
-        told = [name for name in read if _is_of_all(name) or _tells(name, split)]
+        told = [name for name in read if _is_of_all(name) or (_tells(name, split) and not self._is_of_one_image(name))]
         above = {str(parent) for folder in {name.rpartition("/")[0] for name in names} for parent in _up(folder)}
         return [name for name in told if str(PurePosixPath(name).parent) in above and not _GUESSES.search(name)]
 
@@ -177,12 +193,38 @@ class Annotations:
 
     @cached_property
     def _image_stems(self) -> set[str]:
-        return {PurePosixPath(name).stem for name in self.names}
+        return {_stem(name) for name in self.names}
+
+    def _is_of_one_image(self, file: str) -> bool:
+        """Whether a text is called as an image, as boxes and captions are."""
+        return _stem(file) in self._image_stems and not _is_of_all(file)
+
+    @cached_property
+    def _by_ending(self) -> dict[str, str | None]:
+        """The images by all that their paths end in, with and without extension; None where several do."""
+        found = dict[str, str | None]()
+        for name in self.names:
+            folders = name.split("/")
+            for ending in ("/".join(folders[level:]) for level in range(len(folders))):
+                for key in map(_composed, (ending, ending.rpartition(".")[0])):
+                    found[key] = name if found.get(key, name) == name else None
+        return found
+
+    def _named_by(self, file: str) -> set[str]:
+        """The images that a list names, each by the end of its path: with their extensions where any is named so."""
+        try:
+            content = (self.root / file).read_bytes() if (self.root / file).stat().st_size <= _LONGEST else b""
+        except OSError:  # it is not needed
+            return set()
+        text = content.decode(errors="replace")
+        cells = set(_STRING.findall(text) if ".json" in PurePosixPath(file).suffix.lower() else text.splitlines())
+        cells |= {cell for line in cells for cell in re.split(r"[\s,;]+", line)}
+        found = {cell: name for cell in cells if (name := self._by_ending.get(_composed(cell.strip(" \"'"))))}
+        exact = {name for cell, name in found.items() if cell.strip(" \"'").endswith(PurePosixPath(name).suffix)}
+        return exact or set(found.values())
 
     def _is_table(self, file: str) -> bool:
         """Whether a text names images, and tells something of each, in half of its first lines."""
-        if PurePosixPath(file).stem in self._image_stems:  # one of many, each beside its image
-            return False
         try:
             with (self.root / file).open("rb") as opened:
                 lines = opened.read(_HEAD).decode(errors="replace").splitlines()
@@ -422,8 +464,33 @@ def _tells(name: str, split: str) -> bool:
         return False
 
 
+def _others(file: str, images: set[str], splits: Mapping[str, str]) -> set[str]:
+    """Those of the images that a file names which lie in another split than its name tells."""
+    return {name for name in images if split_of(splits.get(name, "")) not in (None, split_of(_stem(file)))}
+
+
+def _on_other_splits(lists: Mapping[str, set[str]], splits: Mapping[str, str], labelled: bool) -> list[str]:
+    """Remarks on images that lists name for other splits than their folders tell."""
+    remarks = []
+    for split in sorted({str(split_of(_stem(file))) for file in lists}):
+        of_it = [file for file in lists if split_of(_stem(file)) == split]
+        images = {name for file in of_it for name in _others(file, lists[file], splits)}
+        found = " and ".join(sorted({splits[name] for name in images}))
+        inside = "CLASS/" if labelled else ""
+        rest = f", and the others into train/{inside}" if set(splits.values()) == {"train"} else ""
+        remarks.append(
+            f"{len(images)} images named by {', '.join(map(printable, of_it))} are in {found}, for folders alone tell "
+            f"splits: if they are of {split}, move them into {split}/{inside}{rest}"
+        )
+    return remarks
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).stem
+
+
 def _tells_any_split(name: str) -> bool:
-    stem = PurePosixPath(name).stem
+    stem = _stem(name)
     try:
         return split_of(stem) is not None or "split" in stem.lower()
     except DataError:  # of two splits

@@ -14,12 +14,13 @@ left out. An image is written as the very bytes of its file.
 """
 
 import os
+import posixpath
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from emc2dist import files
 from emc2dist.data.catalogue import PARTITION
 from emc2dist.data.ingest.annotations import TABLES, TEXTS, Annotations
 from emc2dist.data.ingest.layout import Remark, Where, arrange, masks_among, told_splits
-from emc2dist.data.ingest.pixels import is_cifar, is_stl10
+from emc2dist.data.ingest.pixels import OTHER_CIFAR, is_cifar, is_other_cifar, is_stl10
 from emc2dist.data.ingest.source import (
     Samples,
     Source,
@@ -41,7 +42,7 @@ from emc2dist.data.ingest.source import (
     printable,
     unread,
 )
-from emc2dist.data.splits import is_of_split, split_of, tells_split
+from emc2dist.data.splits import alone, is_of_split, split_of, tells_split
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Entry
 
@@ -50,7 +51,8 @@ EXTENSIONS = frozenset(
      ".tga", ".ppm", ".pgm", ".pbm", ".pnm")
 )  # fmt: skip
 """Of files that are taken for images, in lower case."""
-_SHOWN = 5  # classes
+_SHOWN = 5  # classes, and what else a message names
+_SETS = (".parquet", ".tar")
 MAX_BYTES = 2**30
 """A file larger than this is no image, and is not read into memory to find out."""
 
@@ -73,17 +75,19 @@ class Folder(Source):
             others = "".join(f" ({remark})" for remark in hidden(listing.hidden) + passed_over(listing.others))
             raise DataError(f"{root}: no images{others}; {_help(root, listing)}")
         self.digest = listing_digest(self._images)
-        self.remarks, self._on_split = [], dict[str, list[str]]()
+        inside = {folder for image in self._names for folder in image.split("/")[:-1]}
+        self.remarks, self._on_split = alone(root, inside), dict[str, list[str]]()
         if beside:
             example = printable(beside[0].name)
             self.remarks.append(f"{len(beside)} images in no folder of a split were left out, such as {example}")
         places = self._arranged(kind, labels)
         texts = listing.texts if labels and kind == "imagefolder" else []
         self._annotations = Annotations(root, texts, [image.name for image in listing.images])
-        self.splits = self._labelled(places)
-        asked = {text.partition("=")[0] for text in splits} or self.splits.keys()
+        asked = {text.partition("=")[0] for text in splits} or {place.split for place in places}
+        self.splits = self._labelled(places, asked)
+        split_of_image = {name: place.split for name, place in zip(self._names, places, strict=True)}
         labelled = all(split.labels is not None for name, split in self.splits.items() if name in asked)
-        self.remarks += self._annotations.remarks(labelled=labelled)
+        self.remarks += self._annotations.remarks(split_of_image, labelled=labelled)
         listing.others.subtract(Path(name).suffix.lower() for name in self._annotations.told)
         passed = hidden(listing.hidden) + passed_over(+listing.others) + _on_bare(listing.bare)
         self.remarks = passed + self.remarks + _on_classes(self._names, places)
@@ -132,14 +136,19 @@ class Folder(Source):
             )
         self.remarks += [what] if told else []
 
-    def _labelled(self, places: list[Where]) -> dict[str, Split]:
+    def _labelled(self, places: list[Where], asked: set[str]) -> dict[str, Split]:
         members: dict[str, list[int]] = {}
         for position, place in enumerate(places):
             members.setdefault(place.split, []).append(position)
         known = {place.kind for place in places if place.kind is not None} or None
         kinds = dict[str, Sequence[str | None] | None]()
         for split in sorted(members, key=lambda name: (split_of(name) != "train", name)):
-            kinds[split] = self._kinds(split, members[split], places, known)
+            try:
+                kinds[split] = self._kinds(split, members[split], places, known)
+            except DataError:
+                if split in asked:
+                    raise
+                kinds[split] = None  # nobody will look
             if known is None and kinds[split] is not None:
                 known = {kind for kind in kinds[split] or () if kind is not None}
                 self.remarks.append(f"{len(known)} classes, by these labels: {_some(sorted(known))}")
@@ -209,8 +218,9 @@ class _Files(Samples):
 
 class Listing:
     """The files below a folder: `images` by their names from the folder on, sorted; `texts`, which may tell labels, by
-    theirs; all but images by extension, as `others`, with an example of each; by what hides them, files that are
-    hidden; and as `bare`, folders without an image, each with how many there are of kinds that are not read.
+    theirs; Parquet files and tars by extension, as `sets`; all but images by extension, as `others`, with an example of
+    each; by what hides them, files that are hidden; and as `bare`, folders without an image, each with how many there
+    are of kinds that are not read.
 
     A link to a folder is followed, unless it leads to one that it lies in.
     """
@@ -218,6 +228,7 @@ class Listing:
     def __init__(self, root: Path) -> None:
         self.others, self.hidden = Counter[str](), Counter[str]()
         self.texts: list[str] = []
+        self.sets: dict[str, list[str]] = {extension: [] for extension in _SETS}
         self.examples: dict[str, str] = {}
         self.bare: dict[str, int] = {}
         self.images = sorted(self._images(str(root), "", ()))
@@ -250,6 +261,8 @@ class Listing:
             files.refuse_lost(entry.path)
         self.others[extension] += 1
         self.examples.setdefault(extension, prefix + entry.name)
+        if extension in _SETS:
+            self.sets[extension].append(prefix + entry.name)
         if extension in (*TEXTS, *TABLES) and entry.is_file():
             self.texts.append(prefix + entry.name)
 
@@ -271,14 +284,41 @@ def _help(root: Path, listing: Listing) -> str:
         suffix = Path(name).suffix.lower()
         if suffix == ".parquet" and "=" in above.name:
             return f"{printable(str(above))} is {PARTITION}"
-        if above == root and suffix in (".parquet", ".tar"):
-            return f"leave out --kind or give --kind {suffix[1:]}, for it holds {printable(name)}"
-        if is_stl10(above) or is_cifar(above) or suffix in (".parquet", ".tar"):
+        if is_other_cifar(above):
+            return f"{printable(str(above))} is {OTHER_CIFAR}"
+        if suffix in _SETS:
+            return _to_give(root, suffix, listing.sets[suffix])
+        if is_stl10(above) or is_cifar(above):
             return f"give {printable(str(above))}, which holds {printable(Path(name).name)}"
     helped = [told for name in examples if (told := instead(printable(name)))]
     if helped:
         return helped[0]
     return f"give a folder that holds some ({', '.join(sorted(EXTENSIONS))})"
+
+
+def _to_give(root: Path, suffix: str, names: list[str]) -> str:
+    """Which folder to give for some Parquet files or tars, where all lie too deep."""
+    holders = _holders(names)
+    given = [printable(str(root / holder)) for holder in holders]
+    if len(given) > 1:
+        return f"give one of {_some(given)}, each of which holds *{suffix}"
+    of_folder = {PurePosixPath(name).parent: PurePosixPath(name) for name in reversed(names)}
+    shown = _some(sorted(printable(str(name.relative_to(holders[0]))) for name in of_folder.values()))
+    if holders == [PurePosixPath()]:
+        return f"leave out --kind or give --kind {suffix[1:]}, for it holds {shown}"
+    return f"give {given[0]}, which holds {shown}"
+
+
+def _holders(names: list[str]) -> list[PurePosixPath]:
+    """The folders in which some files lie, or one folder below, as they are read; one alone where that can be.
+
+    None is the folder of a split if it can be the one above, which tells the splits apart.
+    """
+    folder = PurePosixPath(posixpath.commonpath([name.rpartition("/")[0] for name in names]))
+    depth = max(len(PurePosixPath(name).relative_to(folder).parts) for name in names)
+    if depth > 2:
+        return sorted({holder for name in names for holder in _holders([name])})
+    return [folder.parent if depth == 1 and tells_split(folder.name) else folder]
 
 
 def _read_bounded(file: Path) -> bytes:

@@ -1,16 +1,16 @@
 """Which kind of source lies at a path, by what is there."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from emc2dist import files
 from emc2dist.config import S3
-from emc2dist.data.catalogue import MANIFEST, UNFINISHED
+from emc2dist.data.catalogue import MANIFEST, UNFINISHED, nothing_at
 from emc2dist.data.ingest.folder import EXTENSIONS, Folder
 from emc2dist.data.ingest.parquet import ParquetSource
 from emc2dist.data.ingest.pixels import Cifar, Stl10, is_cifar, is_stl10
-from emc2dist.data.ingest.source import Source, instead
+from emc2dist.data.ingest.source import Source, instead, printable
 from emc2dist.data.ingest.tar import Tar
 from emc2dist.errors import DataError
 
@@ -32,14 +32,14 @@ def recognise(path: str) -> str:
             suffix = place.suffix.lower()
             if suffix in (".parquet", ".tar"):
                 return suffix.removeprefix(".")
-            what = instead(place.name) or "a folder, a .tar or a .parquet file may be one"
+            what = instead(place.name) or "give the folder that the images lie in, or a .tar or .parquet file"
             raise DataError(f"{path}: no source of images; {what}")
         if not place.is_dir():
-            raise DataError(f"{path}: no such file or folder; give the folder or file that holds the images")
+            raise nothing_at(path, "give the folder or file that holds the images")
         if (place / MANIFEST).exists() or (place / UNFINISHED).exists():
             return "parquet"
         kinds = [kind for kind, holds in _SIGNS.items() if holds(place)]
-        beside = image_below(place) if kinds in (["parquet"], ["tar"]) else None
+        beside = next(images_below(place), None) if kinds in (["parquet"], ["tar"]) else None
         kinds += ["imagefolder"] if beside else []
         if len(kinds) > 1:
             also = f", with images as {beside}" if beside else ""
@@ -55,12 +55,21 @@ def open_source(
 ) -> Source:
     """List the source of a given kind at `path`. `s3` and `cache_dir` are for Parquet sets. `splits`, written SOURCE or
     SOURCE=NAME, are those that will be asked for; folders of images beside them are left out. Without `labels` those of
-    Parquet sets and in text files beside images are not even looked at.
+    Parquet sets, in tars and in text files beside images are not even looked at.
 
     Raises:
         DataError: it is no such source, or holds no images; names file and row where there is one.
         StorageError: it cannot be reached.
     """
+    source = _opened(path, kind, s3, cache_dir, splits, labels)
+    if kind not in _FOLDERS and not files.is_remote(path) and files.local(path).is_dir():
+        beside = sorted(map(printable, images_below(files.local(path))))
+        what = f"{len(beside)} images beside what is read as {kind} were passed over"
+        source.remarks += [f"{what}, as {beside[0]}"] if beside else []
+    return source
+
+
+def _opened(path: str, kind: str, s3: S3 | None, cache_dir: str, splits: Sequence[str], labels: bool) -> Source:
     if kind == "parquet":
         return ParquetSource(path, s3, cache_dir, labels=labels)
     if files.is_remote(path):
@@ -68,9 +77,11 @@ def open_source(
     place = files.local(path)
     with files.explained(path):
         if not place.exists():
-            raise DataError(f"{path}: no such file or folder; give the folder or file that holds the images")
+            raise nothing_at(path, "give the folder or file that holds the images")
         if not place.is_dir() and kind != "tar":
             raise DataError(f"{path}: a source of kind {kind} is a folder, and this is a file")
+        if kind == "tar":
+            return Tar(place, labels=labels)
         return Folder(place, kind, splits, labels=labels) if kind in _FOLDERS else _OPEN[kind](place)
 
 
@@ -84,14 +95,13 @@ def _holds(folder: Path, extension: str) -> bool:
     return any(file.suffix.lower() == extension for file in files_here)
 
 
-def image_below(folder: Path) -> str | None:
-    """The name of an image file below a folder, if there is one."""
+def images_below(folder: Path) -> Iterator[str]:
+    """The names of image files below a folder that are not hidden."""
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found = next((one for one in names if Path(one).suffix.lower() in EXTENSIONS and not one.startswith(".")), None)
-        if found:
-            return os.path.relpath(os.path.join(parent, found), folder)
-    return None
+        for name in names:
+            if Path(name).suffix.lower() in EXTENSIONS and not name.startswith("."):
+                yield os.path.relpath(os.path.join(parent, name), folder)
 
 
 _SIGNS: dict[str, Callable[[Path], bool]] = {
@@ -104,5 +114,4 @@ _SIGNS: dict[str, Callable[[Path], bool]] = {
 _OPEN: dict[str, Callable[[Path], Source]] = {
     "stl10": Stl10,
     "cifar": Cifar,
-    "tar": Tar,
 }

@@ -126,12 +126,17 @@ def _refuse_companions(folders: Sequence[Folders]) -> None:
     )
 
 
+def parts_among(called: Iterable[str]) -> list[str]:
+    """The names that are those of parts of one whole, if there are such."""
+    wholes: dict[tuple[str, ...], list[str]] = {}
+    for name in sorted(called):
+        wholes.setdefault(tuple(word for word in words(name) if len(word) > 1), []).append(name)
+    return next((names for whole, names in wholes.items() if len(names) > 1 and _PARTS.intersection(whole)), [])
+
+
 def _refuse_parts(classes: set[str]) -> None:
     """Raise DataError where folders, each taken for a class, are called as parts of one whole."""
-    wholes: dict[tuple[str, ...], list[str]] = {}
-    for name in sorted(classes):
-        wholes.setdefault(tuple(word for word in words(name) if len(word) > 1), []).append(name)
-    parts = next((names for whole, names in wholes.items() if len(names) > 1 and _PARTS.intersection(whole)), None)
+    parts = parts_among(classes)
     if parts:
         raise DataError(
             f"{parts[0]}/ and {parts[1]}/ are called as parts of one whole, and not as classes; move their images into "

@@ -23,6 +23,7 @@ from emc2dist.data.catalogue import (
     is_hidden,
     is_parquet,
     list_set,
+    nothing_at,
     open_catalogue,
     splits_of,
 )
@@ -102,9 +103,11 @@ def _check_some(place: Place, listed: dict[str, Entry]) -> None:
     """Raise DataError where no file is Parquet."""
     if any(is_parquet(name) for name in listed):
         return
-    what = "no *.parquet files" if listed or place.folders() else "no such file or folder"
-    advice = ", for only Parquet sets are read from S3: copy others to a disk first" if place.remote else ""
-    raise DataError(f"{place}: {what}; give the file or folder that holds some{advice}")
+    advice = "give the file or folder that holds some"
+    advice += ", for only Parquet sets are read from S3: copy others to a disk first" if place.remote else ""
+    if listed or place.folders():
+        raise DataError(f"{place}: no *.parquet files; {advice}")
+    raise nothing_at(place, advice)
 
 
 class _Splits(Mapping[str, Split]):
@@ -131,7 +134,8 @@ class _Splits(Mapping[str, Split]):
         if catalogue is None:
             return Split(np.empty(0, np.int64), None)
         self._set.listed[name] = _digest(catalogue)
-        self._remarks += [remark for remark in catalogue.remarks if remark not in self._remarks]
+        told = catalogue.remarks + (catalogue.on_labels if self._set.labels else [])
+        self._remarks += [remark for remark in told if remark not in self._remarks]
         positions = self._names.index(name) * _MOST_ROWS + np.arange(catalogue.rows)
         return Split(positions, *_labels(catalogue)) if self._set.labels else Split(positions, None)
 

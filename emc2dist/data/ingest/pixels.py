@@ -27,6 +27,8 @@ from emc2dist.data.ingest.source import Samples, Source, Split, listing_digest, 
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import entry_of
 
+OTHER_CIFAR = "CIFAR's version for C or MATLAB; its python version is read: fetch that"
+"""What is wrong with a folder of which `is_other_cifar` is true."""
 _STL10_SHAPE = (3, 96, 96)
 _STL10_BYTES = 3 * 96 * 96
 _CIFAR_SHAPE = (3, 32, 32)
@@ -37,6 +39,11 @@ _CIFAR100 = {"train": ["train"], "test": ["test"]}
 def is_stl10(folder: Path) -> bool:
     """Whether the folder holds STL-10's binary files."""
     return any(folder.glob("*_X.bin"))
+
+
+def is_other_cifar(folder: Path) -> bool:
+    """Whether the folder holds CIFAR's batches as they are for C or for MATLAB."""
+    return any((folder / name).is_file() for name in ("batches.meta.txt", "fine_label_names.txt", "batches.meta.mat"))
 
 
 def is_cifar(folder: Path) -> bool:
@@ -199,6 +206,8 @@ def _is_cifar100(folder: Path) -> bool:
 
 
 def _class_names(meta: Path, key: str) -> list[str]:
+    if is_other_cifar(meta.parent):
+        raise DataError(f"{meta.parent}: {OTHER_CIFAR}")
     if not meta.is_file():
         raise DataError(f"{meta}: missing; it names CIFAR's classes: fetch CIFAR again")
     names = _unpickle(meta).get(key)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from emc2dist import files
 from emc2dist.data import pointers
 from emc2dist.data.ingest.source import Source, Split
-from emc2dist.data.splits import is_plain, series, split_of, tells_split
+from emc2dist.data.splits import EVALUATED, is_plain, series, split_of, tells_split
 from emc2dist.errors import DataError, SpecError, StorageError
 
 PINNED = {"imagenet100": "imagenet100.txt"}
@@ -94,7 +94,8 @@ def select(source: Source, splits: Sequence[str], wanted: list[str] | None, *, l
         if wanted is not None:
             told += _left_out(name, [parts[member] for member in members], classes, kept)
     if "train" not in written:
-        remarks.append(f"no split `train`, which a run needs: name one with --split {next(iter(parts))}=train")
+        best = min(parts, key=lambda name: tells_split(name) and split_of(name) in EVALUATED)
+        remarks.append(f"no split `train`, which a run needs: name one with --split {best}=train")
     return Selection(kept, written, remarks + told + (_on_labels(kept, written) if labels else []))
 
 

@@ -28,7 +28,7 @@ from emc2dist import files
 from emc2dist.data import pointers
 from emc2dist.data.columns import check_labels
 from emc2dist.data.ingest.folder import EXTENSIONS, MAX_BYTES
-from emc2dist.data.ingest.layout import companions, masks_among
+from emc2dist.data.ingest.layout import companions, masks_among, parts_among
 from emc2dist.data.ingest.source import (
     Samples,
     Source,
@@ -41,7 +41,17 @@ from emc2dist.data.ingest.source import (
     printable,
     read_range,
 )
-from emc2dist.data.splits import COLUMNS, alone, by_split, is_of_split, left_out, split_of, tells_split, together
+from emc2dist.data.splits import (
+    COLUMNS,
+    alone,
+    by_split,
+    is_of_split,
+    left_out,
+    series,
+    split_of,
+    tells_split,
+    together,
+)
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, entry_of
 
@@ -67,14 +77,14 @@ class _Image(NamedTuple):
 
 
 class Tar(Source):
-    """Tar shards of a folder, or one shard.
+    """Tar shards of a folder, or one shard; without `labels` those in it are not even looked at.
 
     Raises:
         DataError: a shard is truncated or no tar, a sample is ambiguous, or some samples of a split have labels and
             others have none; names shard and member.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, labels: bool) -> None:
         root = path.parent if path.is_file() else path
         shards, others, hidden_ones = {path.name: path}, Counter[str](), Counter[str]()
         if not path.is_file():
@@ -86,7 +96,7 @@ class Tar(Source):
         self._shards = {name: entry_of(file)._replace(name=name) for name, file in shards.items()}
         self.digest = listing_digest(self._shards.values())
         members, left = ({"train": [path.name]}, []) if path.is_file() else by_split(shards)
-        contents = _Contents()
+        contents = _Contents(labels=labels)
         for name, file in shards.items():
             if name not in left:
                 contents.add(name, file)
@@ -96,7 +106,7 @@ class Tar(Source):
             raise DataError(f"{path}: no images in {len(shards)} shards{found}; {contents.help()}")
         for split, names in members.items():
             self._check_folders(split, names)
-        self.remarks = left_out(left) + (alone(path.name) if path.is_file() else together(members))
+        self.remarks = left_out(left) + alone(path, [] if path.is_file() else shards) + together(members)
         self.remarks += hidden(hidden_ones + contents.hidden) + contents.remarks()
         self.remarks += (
             [f"{others.total()} files are no *.tar and were left out ({', '.join(others)})"] if others else []
@@ -109,11 +119,24 @@ class Tar(Source):
         if masked:
             image, mask = map(printable, masked)
             self.remarks.append(f"{mask} looks like the mask of {image}, and so do more: all are taken for images")
-        if all(image.label is None for image in self._images):
+        if labels and all(image.label is None for image in self._images):
             self.remarks.append(
                 "labels would be .cls members, or `label` in .json: the names of folders and shards are none"
             )
+            classes = [shard for names in members.values() for shard in self._like_classes(names)]
+            what = f"{len(classes)} shards look like a class each, as {printable((classes or [''])[0])}"
+            self.remarks += [f"{what}: if they are, unpack each into a folder of its name"] * bool(classes)
         self.splits = self._split({shard: split for split, names in members.items() for shard in names})
+
+    def _like_classes(self, shards: list[str]) -> list[str]:
+        """The shards of a split where each is called as a class, and no number of a series, or its images after it."""
+        stems = {shard: Path(shard).stem for shard in shards}
+        if len(shards) == 1 or parts_among(stems.values()) or not all(re.search("[A-Za-z]", s) for s in stems.values()):
+            return []
+        of_series = len({series(stem) for stem in stems.values()}) < len(shards)
+        own = (image for image in self._images if image.shard in stems)
+        named = all(posixpath.basename(image.name).startswith(stems[image.shard]) for image in own)
+        return shards if named or not of_series else []
 
     def _check_folders(self, split: str, shards: list[str]) -> None:
         """Raise DataError where folders in the shards of a split tell others."""
@@ -206,7 +229,7 @@ def _listed(folder: Path) -> tuple[dict[str, Path], "Counter[str]", "Counter[str
             hidden_ones[what] += ".tar" in file.name.lower()
         elif file.suffix.lower() == ".tar":
             found[name] = file
-        elif name != CLASSES:
+        elif name != CLASSES and file.suffix.lower() not in EXTENSIONS:  # images are counted wherever they lie
             others["".join(file.suffixes[-2:])] += 1
     return found, others, +hidden_ones
 
@@ -214,7 +237,9 @@ def _listed(folder: Path) -> tuple[dict[str, Path], "Counter[str]", "Counter[str
 class _Contents:
     """What shards hold: images in order, and what else there was."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, labels: bool) -> None:
+        self._labels = _LABELS if labels else ()
+        """Extensions of members that may tell some."""
         self._shards: list[tuple[str, dict[str, list[_Image]], dict[str, int | str]]] = []
         self._others, self._fields, self._splits = Counter[str](), Counter[str](), Counter[str]()
         self._bare, self._again = list[str](), 0
@@ -234,7 +259,7 @@ class _Contents:
             if extension.lower() in _IMAGES and not member.issparse():
                 self._again += member.name in images
                 images[member.name] = member
-            elif extension.lower() in _LABELS and member.isreg():
+            elif extension.lower() in self._labels and member.isreg():
                 told = _told(shard, member, extension.lower())
                 self._splits.update(key for key in told if key.lower() in COLUMNS and tells_split(str(told[key])))
                 label = _label(shard, member, told.get("label", ...))
@@ -314,7 +339,7 @@ class _Contents:
         bare = f"{len(self._bare)} labels of no image were passed over"
         found += [f"{bare} ({printable(self._bare[0])}.*)"] if self._bare else []
         found += [
-            f"`{printable(key)}` of {count} .json members was not read: the names of shards tell the splits"
+            f"`{printable(key)}` of {count} .json members was not read: only names of shards tell splits"
             for key, count in self._splits.items()
         ]
         return found + passed_over(self._others)
@@ -323,7 +348,7 @@ class _Contents:
         """What would help where there are no images."""
         for shard, name in self._examples.values():
             if name.lower().endswith(".parquet") or instead(name):
-                return f"unpack {shard}, and give what is in it, as {printable(name)}"
+                return f"unpack {shard} into a folder of its own, and give that: it holds {printable(name)}"
         return "WebDataset names them KEY.jpg, KEY.png, ..."
 
 

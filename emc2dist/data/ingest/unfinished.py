@@ -18,7 +18,7 @@ from typing import Any
 
 from emc2dist import files
 from emc2dist.data.catalogue import MANIFEST, UNFINISHED
-from emc2dist.data.ingest.kinds import image_below
+from emc2dist.data.ingest.kinds import images_below
 from emc2dist.data.ingest.source import printable
 from emc2dist.data.ingest.writer import Note, note_place
 from emc2dist.errors import DataError
@@ -71,7 +71,7 @@ class Unfinished:
         others = [entry.name for entry in dest.entries() if entry.name.endswith(".parquet")]
         if others:
             raise DataError(f"{dest}: holds {others[0]}, which no unfinished ingest wrote; give another DEST")
-        image = None if dest.remote else image_below(Path(str(dest)))
+        image = None if dest.remote else next(images_below(Path(str(dest))), None)
         if image:
             raise DataError(f"{dest}: holds images, as {printable(image)}, and is no set; give a new folder as DEST")
         (self.notes / _NOTED_JOB).write(json.dumps(job).encode())

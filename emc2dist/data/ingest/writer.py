@@ -171,7 +171,7 @@ def _rows(
         except _Unreadable as error:
             where = task.samples.where(k)
             if not target.skip_unreadable:
-                advice = "repair it, or leave such images out with --skip-unreadable"
+                advice = "replace it, or leave such images out with --skip-unreadable"
                 raise DataError(f"{target.root}/{where}: {error}; {advice}") from error
             unreadable.append(f"{where}: {error}")
         else:
