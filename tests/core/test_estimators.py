@@ -406,5 +406,6 @@ def test_unbiased_at_length(kernel, batch_size, temperature):
     short, long = (certify(FrozenRun(chain(kernel), z, batch_size, temperature), t) for t in (steps // 4, steps))
     assert long.ratio <= 1.5
     assert long.relbias < 0.75 * short.relbias
-    simclr = FrozenRun(contrast("dcl", "in_batch"), z, batch_size, temperature)
-    assert certify(simclr, usual).ratio > 1.5
+    simclr = certify(FrozenRun(contrast("dcl", "in_batch"), z, batch_size, temperature), usual)
+    # Not by its ratio: at B = 64 and tau = 0.2 that is 1.29, for noise still hides a bias of 0.045.
+    assert simclr.excess > 5 * simclr.excess_error
