@@ -40,9 +40,11 @@ def draw(config: Views, streams: NDArray[np.int64], heights: NDArray[np.int64], 
     """Parameters [n] of the type `PARAMETERS`, of views with streams [n] of images so high and wide [n]."""
     u = iter(uniforms(torch.from_numpy(streams), 2 * _TRIES + 16, lane=_LANE).numpy().T.copy())
     made = np.zeros(len(streams), PARAMETERS)
-    _crop(made, config, [(next(u), next(u)) for _ in range(_TRIES)], heights, widths)
-    made["top"] = _whole_number(next(u), heights - made["height"])
-    made["left"] = _whole_number(next(u), widths - made["width"])
+    fits = _size(made, config, [(next(u), next(u)) for _ in range(_TRIES)], heights, widths)
+    for side, length, start in (("height", heights, "top"), ("width", widths, "left")):
+        beyond = length - made[side]
+        anywhere = np.minimum(next(u) * (beyond + 1), beyond)
+        made[start] = np.where(fits, anywhere, beyond // 2)
     made["flip"] = next(u) < config.flip
     made["angle"] = _between(-config.rotate, config.rotate, next(u))
     jittered = next(u) < config.jitter_probability
@@ -55,28 +57,29 @@ def draw(config: Views, streams: NDArray[np.int64], heights: NDArray[np.int64], 
     return made
 
 
-def _crop(
+def _size(
     made: NDArray, config: Views, tries: list[tuple[NDArray, NDArray]], heights: NDArray, widths: NDArray
-) -> None:
-    """Height and width: the first try that fits the image, else the largest crop of an aspect ratio allowed."""
+) -> NDArray[np.bool_]:
+    """Height and width of the crops: by the first try that fits the image, and whether one does [n].
+
+    Else as much as `aspect` allows.
+    """
     low, high = config.aspect
     ratios = widths / heights
-    # Where no try fits. A very thin image with a very small `aspect` still has a pixel.
+    # Of a very thin image a very small `aspect` would leave no pixel.
     made["height"] = np.where(ratios < low, np.maximum(1, np.rint(widths / low)), heights)
     made["width"] = np.where(ratios > high, np.maximum(1, np.rint(heights * high)), widths)
-    for of_area, of_aspect in reversed(tries):
+    found = np.zeros(len(made), np.bool_)
+    for of_area, of_aspect in tries:
         area = heights * widths * _between(*config.crop, of_area)
         aspect = np.exp(_between(np.log(low), np.log(high), of_aspect))
         height, width = np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
-        fits = (height >= 1) & (height <= heights) & (width >= 1) & (width <= widths)
-        made["height"] = np.where(fits, height, made["height"])
-        made["width"] = np.where(fits, width, made["width"])
+        takes = ~found & (height >= 1) & (height <= heights) & (width >= 1) & (width <= widths)
+        made["height"] = np.where(takes, height, made["height"])
+        made["width"] = np.where(takes, width, made["width"])
+        found |= takes
+    return found
 
 
 def _between(low: float, high: float, u: NDArray) -> NDArray:
     return low + (high - low) * u
-
-
-def _whole_number(u: NDArray, most: NDArray) -> NDArray:
-    """Uniform over 0 .. `most`."""
-    return np.minimum(u * (most + 1), most).astype(np.int64)

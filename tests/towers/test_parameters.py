@@ -34,17 +34,19 @@ def test_crop(shape, crop, aspect):
     expected = theirs(v2.RandomResizedCrop(8, crop, aspect), *shape)
     for name in ("top", "left", "height", "width"):
         assert_alike(ours[name], [one[name] for one in expected])
-    for name, ratio in (("area", np.multiply), ("aspect", np.divide)):
-        assert_alike(ratio(ours["width"], ours["height"]), [ratio(one["width"], one["height"]) for one in expected]), name
+    for of in (np.multiply, np.divide):  # area and aspect
+        assert_alike(of(ours["width"], ours["height"]), [of(one["width"], one["height"]) for one in expected])
     assert ((ours["top"] >= 0) & (ours["top"] + ours["height"] <= shape[0])).all()
     assert ((ours["left"] >= 0) & (ours["left"] + ours["width"] <= shape[1])).all()
 
 
 def test_where_no_crop_fits_it_is_the_middle_as_far_as_the_aspect_allows():
-    """In torchvision it stands in the middle; here anywhere, which differs for images that are thinner than `aspect`."""
-    ours = drawn(Views(crop=(1.0, 1.0), aspect=(0.5, 2.0)), 10, 100)
-    assert (ours["height"] == 10).all()
-    assert (ours["width"] == 20).all()
+    for shape, box in (((10, 100), (0, 40, 10, 20)), ((101, 10), (40, 0, 20, 10)), ((1, 1), (0, 0, 1, 1))):
+        ours = drawn(Views(crop=(1.0, 1.0), aspect=(0.5, 2.0)), *shape)
+        for name, value in zip(("top", "left", "height", "width"), box, strict=True):
+            assert (ours[name] == value).all()
+    thin = drawn(Views(crop=(1.0, 1.0), aspect=(0.01, 0.02)), 5, 5)
+    assert (thin["width"] == 1).all()
 
 
 def test_angle():
@@ -86,10 +88,9 @@ def test_probabilities(key, name):
 
 
 def test_the_parameters_are_unrelated():
-    """Beyond what crop's position owes to its size."""
     ours = drawn(Views(rotate=10.0, grey=0.5, blur=1.0, jitter_probability=1.0))
     parts = [ours[name] for name in ("flip", "angle", "grey", "sigma", "width")]
-    parts += list(ours["factors"].T) + [ours["order"][:, 0], ours["top"] / (33 - ours["height"])]
+    parts += list(ours["factors"].T) + [ours["order"][:, 0], (ours["top"] + 0.5) / (33 - ours["height"])]
     related = np.corrcoef(np.stack([part.astype(float) for part in parts]))
     assert np.abs(related - np.eye(len(parts))).max() < 4.5 / COUNT**0.5
 
