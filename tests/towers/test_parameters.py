@@ -90,7 +90,7 @@ def test_probabilities(key, name):
 def test_the_parameters_are_unrelated():
     ours = drawn(Views(rotate=10.0, grey=0.5, blur=1.0, jitter_probability=1.0))
     parts = [ours[name] for name in ("flip", "angle", "grey", "sigma", "width")]
-    parts += list(ours["factors"].T) + [ours["order"][:, 0], (ours["top"] + 0.5) / (33 - ours["height"])]
+    parts += [*ours["factors"].T, ours["order"][:, 0], (ours["top"] + 0.5) / (33 - ours["height"])]
     related = np.corrcoef(np.stack([part.astype(float) for part in parts]))
     assert np.abs(related - np.eye(len(parts))).max() < 4.5 / COUNT**0.5
 
@@ -105,6 +105,9 @@ def test_a_view_has_its_parameters_in_any_batch():
 
 
 def test_a_transform_that_is_left_out_leaves_the_others_their_numbers():
-    every, few = drawn(Views(rotate=10.0, blur=0.5, grey=0.5)), drawn(Views(rotate=0.0, flip=0.0, jitter_probability=0.0))
+    every, few = (
+        drawn(Views(rotate=10.0, blur=0.5, grey=0.5)),
+        drawn(Views(rotate=0.0, flip=0.0, jitter_probability=0.0)),
+    )
     for name in ("top", "left", "height", "width"):
         assert (every[name] == few[name]).all()
