@@ -23,7 +23,7 @@ Pixels = NDArray[np.uint8]
 
 _ZERO, _HALF, _ONE, _WHITE = np.float32(0), np.float32(0.5), np.float32(1), np.float32(255)
 _RED, _GREEN, _BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
-_LEAST_TAP = 2.0**-20  # of the blur: what is left out is less than a thousandth of a grey level
+_LEAST_TAP = 2.0**-20  # of the blur: what is left out is less than a hundredth of a grey level
 
 _compiled = njit(nogil=True, error_model="numpy")
 
@@ -260,7 +260,8 @@ def _ahead_of_time(function: Callable[..., None]) -> Callable[..., None]:
     try:
         return njit(signature, nogil=True, error_model="numpy", cache=True)(function)
     except Exception as error:  # no folder to keep it in, a full disk, or what was kept is damaged
-        say_once("numba", f"compiled code cannot be kept ({error}), so every process takes seconds to compile it anew")
+        reason = f"compiled code can be neither kept nor found ({error}), so every process takes seconds to compile it"
+        say_once("numba", f"{reason}; NUMBA_CACHE_DIR names another folder for it")
         return njit(signature, nogil=True, error_model="numpy")(function)
 
 

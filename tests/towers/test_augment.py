@@ -133,7 +133,7 @@ def test_where_compiled_code_cannot_be_kept_it_is_compiled_and_that_is_said(monk
     monkeypatch.setattr("emc2dist.terminal._said", set())
     monkeypatch.setattr(augment, "njit", fails)
     compiled = augment._ahead_of_time(number_of_views)
-    assert "compiled code cannot be kept (no locator available)" in capfd.readouterr().err
+    assert "can be neither kept nor found (no locator available), so every process" in capfd.readouterr().err
     made = np.zeros((1, 1, 3, 2, 2), np.uint8)
     compiled(made[0, 0], np.zeros((1, 1), augment.PARAMETERS), 9, 3, made)
     assert (made == 9).all()
