@@ -137,7 +137,7 @@ def recall_at_1(encoder: nn.Module, drawings: Drawings) -> dict[str, float]:
     encoder.eval()
     found = {}
     for name, (voters, asked) in drawings.asked.items():
-        bank, queries = _encoded(encoder, voters), _encoded(encoder, asked)
+        bank, queries = encoded(encoder, voters), encoded(encoder, asked)
         labels, wanted = (torch.from_numpy(images.labels(np.arange(len(images)))) for images in (voters, asked))
         for by, keys, anchors in zip(("representation", "feature"), bank, queries, strict=True):
             nearest = (normalize(anchors, dim=1) @ normalize(keys, dim=1).T).argmax(1)
@@ -146,7 +146,7 @@ def recall_at_1(encoder: nn.Module, drawings: Drawings) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _encoded(encoder: nn.Module, images: GreyImages) -> tuple[Tensor, Tensor]:
+def encoded(encoder: nn.Module, images: GreyImages) -> tuple[Tensor, Tensor]:
     """Representations and features."""
     assert isinstance(encoder, Encoder)
     view, parts = PlainView(28), []

@@ -206,6 +206,17 @@ def test_a_notebooks_backend_of_matplotlib_is_none_of_ours():
 
 
 @pytest.mark.parametrize(
+    "words", [["views.crop=[0.3,", "0.9]"], ["lr", "=", "1e-2"], ["lr=", "1e-2"], ["views.crop=[0.3", ",0.9]"]]
+)
+def test_a_value_that_a_shell_took_for_several_words_is_told_so(capsys, words):
+    assert cli.main(["train", "a.yaml", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"emc2dist: {' '.join(words)}: a key and its value are one word: without spaces, or in quotes"
+    )
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (

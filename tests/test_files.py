@@ -32,6 +32,7 @@ import emc2dist.files.s3
 from emc2dist import files
 from emc2dist.config import S3
 from emc2dist.errors import StorageError, StorageUnreachable
+from emc2dist.files import explained
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -405,7 +406,16 @@ def test_an_endpoint_without_a_scheme_is_told_it(keys, monkeypatch):
         files.at("s3://bucket/x", S3(timeout_s=15)).read()
 
 
-@pytest.mark.parametrize("bundle", ["gone.pem", None])
+@pytest.mark.parametrize(("name", "words"), [("link", "is a link to gone/runs, which is"), ("file", "is no folder")])
+def test_what_is_in_the_way_of_a_path_is_named(tmp_path, name, words):
+    (tmp_path / "link").symlink_to("gone/runs")
+    (tmp_path / "file").touch()
+    lock = tmp_path / name / "run" / "lock"
+    with pytest.raises(StorageError, match=f"/{name}/run/lock: .*/{name} {words}"), explained(lock):
+        lock.touch()
+
+
+@pytest.mark.parametrize("bundle", ["gone.pem", "key.pem", None])
 def test_a_certificate_that_is_not_trusted_is_told_at_once(keys, bundle, monkeypatch, tmp_path):
     if not shutil.which("openssl"):
         pytest.skip("openssl, which makes a certificate, is not here")
@@ -419,7 +429,10 @@ def test_a_certificate_that_is_not_trusted_is_told_at_once(keys, bundle, monkeyp
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         place = files.at("s3://bucket/x", S3(endpoint=f"https://127.0.0.1:{server.server_port}"))
-        with pytest.raises(StorageError, match=r"certificate of https://127.* is not trusted .* AWS_CA") as told:
+        words = (
+            rf"AWS_CA_BUNDLE .*/{bundle} cannot be used" if bundle else "certificate of https://127.* is not trusted"
+        )
+        with pytest.raises(StorageError, match=words) as told:
             place.read()
         server.shutdown()
     assert type(told.value) is StorageError

@@ -168,6 +168,12 @@ def _refuse_further(arguments: argparse.Namespace) -> None:
     further = next((word for word in getattr(arguments, "overrides", ()) if "=" not in word), None)
     if further is None or not taken:  # a report takes any number of runs
         return
+    words = arguments.overrides
+    if any(word.startswith(("=", ",")) or word.endswith(("=", ",", "[", "{")) for word in words):
+        raise SpecError(
+            f"{' '.join(words)}: a key and its value are one word: without spaces, or in quotes, as in "
+            "'views.crop=[0.3, 0.9]'"
+        )
     several = "run it once for each"
     if "source" in arguments:
         several = f"give the folder that holds them ({os.path.dirname(arguments.source) or '.'}/)"

@@ -77,7 +77,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Spec | Sweep:
     source = str(path)
     tree = _tree(spec_text.read(source), source)
     said = {override.partition("=")[0].split(".")[0] for override in overrides}
-    if not (tree.keys() | said) & {"base", "space", *_OF_OTHERS}:
+    if not (tree.keys() | said) & {"base", "space", "parameters", "param_space"}:
         spec = _checked(Spec, _overridden(tree, overrides, Spec), source)
         _refuse_two_readings([spec.data.path], source)
         return spec
@@ -234,6 +234,8 @@ def _pairs(override: str, model: type[BaseModel]) -> Iterator[tuple[Parts, Any]]
         form = f"{key}={_CHOSEN[key]}" if key in _CHOSEN else f"{key}={{KEY: VALUE}}"
         wanted = "its name" if key in _CHOSEN else "keys and their values"
         raise SpecError(f"{key}: got nothing; give it {wanted}, as in {form}")
+    if not value.strip() and types.NoneType in _kinds(kind):  # as where the shell knows no such variable
+        raise SpecError(f"{key}: got nothing; give it a value, or null if none is meant")
     yield from _flat(model, key, spec_text.unquoted(value) if _takes_text(kind) else spec_text.flow(value, key))
 
 
@@ -440,8 +442,14 @@ def _unknown(key: str, model: type[BaseModel]) -> str:
     return f"{_shown(key)[1:-1]}: unknown key; the nearest valid key is {nearest_key(key, _keys(model))}"
 
 
-_OF_OTHERS = {"parameters": "space", "param_space": "space", "method": "search.name", "mode": "goal"}
-"""What a sweep's keys are called by W&B and Ray Tune."""
+_OF_OTHERS = {
+    "parameters": "space",
+    "param_space": "space",
+    "method": "search.name",
+    "mode": "goal",
+    "num_workers": "data.loaders",
+}
+"""What keys are called by W&B and Ray Tune, and by torch's DataLoader."""
 
 
 def nearest_key(key: str, known: Iterable[str]) -> str:
@@ -453,8 +461,8 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
         return max(whole, ends if "." in key or ends == 1 else 0), whole
 
     key = key.replace("learning_rate", "lr")
-    known = list(known)
-    return _OF_OTHERS[key] if _OF_OTHERS.get(key) in known else max(known, key=likeness)
+    known, ours = list(known), _OF_OTHERS.get(key.rpartition(".")[2])
+    return ours if ours in known else max(known, key=likeness)
 
 
 def is_key(key: str) -> bool:

@@ -158,6 +158,16 @@ def followed(path: Path) -> Path:
     return file
 
 
+def _on_the_way(path: Path) -> str:
+    """What to look at where a path cannot be used: a part of its way that is no folder, or a link to nothing."""
+    for part in reversed(path.parents):
+        if part.is_symlink() and not os.path.exists(part):
+            return f"{part} is a link to {os.readlink(part)}, which is not there: make it, or remove the link"
+        if os.path.exists(part) and not os.path.isdir(part):
+            return f"{part} is no folder"
+    return "check that it is there and may be used"
+
+
 @contextmanager
 def explained(what: object) -> Iterator[None]:
     """Turn what the operating system raises into a StorageError that begins with `what`: a path, or its place."""
@@ -165,5 +175,5 @@ def explained(what: object) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = "make room on its disk, then run it again" if full else "check that it is there and may be used"
+        advice = "make room on its disk, then run it again" if full else _on_the_way(Path(str(what)))
         raise StorageError(f"{what}: {error.strerror or error}; {advice}") from error

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -288,10 +289,14 @@ def _is_bare(code: str) -> bool:
 
 
 def _is_of_trust(error: BaseException) -> bool:
-    """Whether the server's certificate is not trusted, or there is no file of those that are."""
-    if isinstance(error, SSLError):
-        return "CERTIFICATE_VERIFY_FAILED" in str(error)
-    return isinstance(error, HTTPClientError) and isinstance(error.__context__, FileNotFoundError)
+    """Whether the server's certificate is not trusted."""
+    return isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
+
+
+def _is_of_the_bundle(error: BaseException) -> bool:
+    """Whether the file of trusted certificates is not there, may not be read, or holds none."""
+    causes = FileNotFoundError | PermissionError | IsADirectoryError | ssl.SSLError
+    return isinstance(error, HTTPClientError) and isinstance(error.__context__, causes)
 
 
 _STRANGE = _NoS3 | ResponseParserError | KeyError  # KeyError: of what each S3 tells
@@ -305,7 +310,7 @@ def _meets_no_tls(error: BaseException) -> bool:
 
 def _may_pass(error: BaseException) -> bool:
     """Whether the same request may succeed a little later."""
-    if _goes_round(error) or _is_of_trust(error) or _meets_no_tls(error):
+    if any(lasts(error) for lasts in (_goes_round, _is_of_trust, _is_of_the_bundle, _meets_no_tls)):
         return False
     network = HTTPClientError | NoConnection | TransferError | ConnectionError | TimeoutError
     return _code(error) in _LATER or isinstance(error, network)
@@ -387,6 +392,12 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
             f"{uri}: the certificate of {_endpoint(s3)} is not trusted ({_said(error)}); the file of those that are is "
             "named by AWS_CA_BUNDLE, or ca_bundle in ~/.aws/config"
         )
+    if _is_of_the_bundle(error):
+        bundle = botocore.session.Session().get_config_variable("ca_bundle")
+        return StorageError(
+            f"{uri}: AWS_CA_BUNDLE (or ca_bundle in ~/.aws/config): {bundle} cannot be used "
+            f"({_said(error.__context__)}); name a file that holds trusted certificates as PEM text"
+        )
     if _meets_no_tls(error):
         return StorageError(f"{uri}: what answers at {_endpoint(s3)} speaks no TLS; write s3.endpoint with http://")
     if code == "NoSuchBucket":
@@ -433,7 +444,7 @@ def _response(error: BaseException | None) -> dict[str, Any]:
     return {}
 
 
-def _said(error: BaseException) -> str:
+def _said(error: BaseException | None) -> str:
     """What S3 or a library says, in one line."""
     text = str(_response(error).get("Error", {}).get("Message") or error) or type(error).__name__
     return shorten(text, 300)

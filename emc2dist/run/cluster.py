@@ -6,9 +6,11 @@ Importing this module sets Ray's defaults for us (an environment that sets them 
 import functools
 import os
 import secrets
+import signal
 import sys
 import sysconfig
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -60,9 +62,9 @@ def connected(spec: Spec, *, runs: int = 1, dashboard: bool = False) -> Iterator
         RunError: Ray ended what ran there for want of memory.
     """
     ours = not ray.is_initialized()
-    if ours:
-        _connect(spec, runs, dashboard)
     try:
+        if ours:
+            _connect(spec, runs, dashboard)
         _check_room(spec)
         yield
     except RayError as error:
@@ -218,7 +220,8 @@ def _connect(spec: Spec, runs: int, dashboard: bool) -> None:
         return
     address.check(named, authorised=in_job())
     try:
-        ray.init(job_config=_job_config(), **_QUIET)
+        with _signals_left_alone():
+            ray.init(job_config=_job_config(), **_QUIET)
     except Exception as error:  # Ray raises anything, bare Exceptions too
         raise LaunchError(f"RAY_ADDRESS: {named}: Ray cannot be joined there ({_chain(error)})") from error
 
@@ -231,10 +234,9 @@ def _start(cpus: int, dashboard: bool) -> None:
     try:
         # Ray sees this too, but leaves the session's folder there.
         validate_socket_filepath(f"{folder}/ray/session_{'0' * 26}_{os.getpid()}/sockets/plasma_store")
-        with _sessions_of_their_own():
+        with _sessions_of_their_own(), _signals_left_alone():
             ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, job_config=_job_config(), **_QUIET)
     except Exception as error:  # Ray raises anything, bare Exceptions too
-        ray.shutdown()
         raise LaunchError(
             f"Ray does not start on this machine ({_chain(error)}); it keeps sockets and logs in {folder}: set "
             f"{name} to a folder with a short name that may be written to and has room"
@@ -274,6 +276,22 @@ def _sessions_of_their_own() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = process
+
+
+@contextmanager
+def _signals_left_alone() -> Iterator[None]:
+    """Keep SIGTERM's handler, where `ray.init` sets one of its own that ends the process without a word.
+
+    What Ray's C++ sets beside it prints a trace before it calls the one that was there, until that is set again.
+    """
+    theirs = ray._private.utils.set_sigterm_handler
+    ray._private.utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        ray._private.utils.set_sigterm_handler = theirs
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _make_token() -> None:

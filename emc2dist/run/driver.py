@@ -93,8 +93,8 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
             return _of_finished(folder, spec, done)
         if spec.watch.port:
             refuse_taken(spec.watch.port)
+        stop = stop or stack.enter_context(set_on(signal.SIGINT, *ENDING))  # before Ray: interrupted, it may crash
         stack.enter_context(cluster.connected(spec))
-        stop = stop or stack.enter_context(set_on(signal.SIGINT, *ENDING))
         listener = listener or stack.enter_context(closing(Display(steps)))
         folder.drop_cut_row()
         # Once for the run: a cluster that has lost nodes must not turn it to CPUs.

@@ -8,9 +8,10 @@ machines, as NFS 4 does. S3 has no such lock: there it is for whoever starts run
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TextIO
 
 from emc2dist.errors import RunError, StorageError
@@ -22,7 +23,7 @@ from emc2dist.terminal import say
 def held(place: Place) -> Iterator[None]:
     """Hold the run folder's lock, where its file system has locks; where not, that is said.
 
-    A folder that is made for it, and into which nothing else is written, goes with it.
+    Folders that are made for it, and into which nothing else is written, go with it.
 
     Raises:
         RunError: another driver holds it; says which. StorageError: the folder cannot be written to.
@@ -30,7 +31,8 @@ def held(place: Place) -> Iterator[None]:
     if place.remote:
         yield
         return
-    path, new = place / "driver.lock", not os.path.lexists(str(place))
+    path, folder = place / "driver.lock", Path(str(place))
+    new = [one for one in (folder, *folder.parents) if not os.path.lexists(one)]
     with _opened(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,7 +54,7 @@ def held(place: Place) -> Iterator[None]:
             yield
         finally:
             if new:
-                _remove_unused(place, path)
+                _remove_unused(new, path)
 
 
 def _opened(path: Place) -> TextIO:
@@ -62,9 +64,10 @@ def _opened(path: Place) -> TextIO:
         return open(str(path), "r+", errors="replace")
 
 
-def _remove_unused(place: Place, path: Place) -> None:
-    """Remove the folder of a run that was refused before anything was written into it."""
+def _remove_unused(new: Sequence[Path], path: Place) -> None:
+    """Remove the folder of a run that was refused before anything was written into it, and those made to hold it."""
     with suppress(OSError, StorageError):
-        if os.listdir(str(place)) == ["driver.lock"]:
+        if os.listdir(new[0]) == ["driver.lock"]:
             path.remove()
-            os.rmdir(str(place))
+            for folder in new:
+                os.rmdir(folder)

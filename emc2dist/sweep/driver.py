@@ -84,10 +84,10 @@ def _run(ledger: Ledger, folder: SweepFolder, points: Points, remarks: list[str]
     spec = ledger.sweep
     deadline = monotonic() + spec.budget.hours * 3600 if spec.budget.hours else None
     with ExitStack() as stack:
+        asked = stack.enter_context(set_on(signal.SIGINT, *ENDING))  # before Ray: interrupted, it may crash
         stack.enter_context(cluster.connected(spec.base, runs=spec.budget.concurrent or 1, dashboard=True))
         SweepFolder.prepare(spec)
         remarks += on_device(spec.base, "cuda" if cluster.use_gpu(spec.base) else "cpu", say)
-        asked = stack.enter_context(set_on(signal.SIGINT, *ENDING))
 
         def ends() -> str | None:
             if asked.number is not None:

@@ -1,13 +1,18 @@
 """Room for a run on a real Ray: as many workers as there are places, and a limit to waiting for them."""
 
 import os
+import signal
+import subprocess
+import sys
 import sysconfig
 import time
 from functools import reduce
 
 import pytest
+from command import on
 from train.harness import small_spec
 
+from emc2dist.config import dump
 from emc2dist.errors import LaunchError, RunError, SpecError, StoreError
 from emc2dist.run import cluster
 from emc2dist.run.elastic import NodeMonitor
@@ -49,6 +54,31 @@ def test_a_folder_too_long_for_rays_sockets_is_refused_before_anything_is_made_i
     with pytest.raises(LaunchError, match=r"cannot exceed 10\d bytes: .* set RAY_TMPDIR to a folder with a short name"):
         cluster._start(1, dashboard=False)
     assert list(tmp_path.iterdir()) == []
+
+
+INTERRUPTED = """
+import os, sys
+import ray._private.worker as worker
+from emc2dist.cli import main
+connect = worker.connect
+def connect_and_be_told(*args, **kwargs):
+    connect(*args, **kwargs)
+    os.kill(os.getpid(), int(sys.argv[1]))
+worker.connect = connect_and_be_told
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_ray_starts_ends_as_any_other(ray_cluster, tmp_path, number, status):
+    """Left to Ray and Python it ended by SIGSEGV or SIGABRT: what Ray runs in threads outlived the interpreter."""
+    spec = tmp_path / "small.yaml"
+    spec.write_text(dump(small_spec(f"run_dir={tmp_path}")))
+    command = [sys.executable, "-c", INTERRUPTED, str(int(number)), "train", str(spec)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=on(ray_cluster))
+    assert done.returncode == status, done.stderr
+    said = f"emc2dist: {tmp_path / 'small'}: stopped while it waited for its places; the same command resumes"
+    assert done.stderr.splitlines()[-1] == said
 
 
 def test_workers_that_are_not_there_yet_do_not_take_their_own_places_for_room(ray_cluster, monkeypatch):

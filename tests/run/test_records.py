@@ -240,9 +240,9 @@ def test_a_port_that_is_taken_is_found_before_ray_starts_and_leaves_no_run(desk)
 
 
 def test_the_lock_leaves_a_folder_only_where_something_was_written(tmp_path):
-    with lock.held(at(tmp_path / "refused")):
-        assert (tmp_path / "refused" / "driver.lock").exists()
-    assert not (tmp_path / "refused").exists()
+    with lock.held(at(tmp_path / "runs" / "refused")):
+        assert (tmp_path / "runs" / "refused" / "driver.lock").exists()
+    assert not (tmp_path / "runs").exists()
     for name in ("written", "there"):
         if name == "there":
             (tmp_path / name).mkdir()
