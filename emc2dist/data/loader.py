@@ -3,8 +3,8 @@
     future = loader.submit(indices, seeds)        # indices [n], seeds [V, n]
     views = future.result()                       # uint8 [V, n, 3, S, S]
 
-An image is decoded once for its V views. View v of image i is drawn with torch's generator seeded by seeds[v, i], so
-it depends on that seed and the image alone: not on the rank, the thread, the process, or its batch-mates.
+An image is decoded once for its V views. View v of image i is a function of seeds[v, i] and the image alone: not of
+the rank, the thread, the process, or its batch-mates.
 
 The views are written where the batch lies: with processes, in memory that they share with this one and that has no
 name, so that nothing is left behind and the size of /dev/shm, small in many containers, does not matter. Where there is
@@ -13,10 +13,6 @@ no such memory, they come through a pipe, and that is said.
 A batch is made in pieces of a few images, taken up in the order submitted, except that an urgent batch (one that a
 step waits for, such as carried negatives) goes before all that has not been taken up. Nothing is made that was not
 submitted, so whoever submits decides how much lies ready.
-
-Views draw from torch's global CPU generator, of which a process has one. Hence the one thread; and with
-`processes=0` nobody else may draw from that generator while views are being made (pass a `torch.Generator` instead).
-Its state is put back afterwards.
 """
 
 import heapq
@@ -27,7 +23,7 @@ import multiprocessing
 import os
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -43,8 +39,8 @@ from emc2dist.data.images import Images
 from emc2dist.errors import Emc2Error
 from emc2dist.terminal import say_once
 
-View = Callable[[Tensor], Tensor]
-"""uint8 [3, H, W] -> uint8 [3, S, S], random by torch's global generator if at all; picklable."""
+View = Callable[[Sequence[Tensor], NDArray[np.int64]], Tensor]
+"""n images, uint8 [3, H, W] each, and seeds [V, n] -> uint8 [V, n, 3, S, S], each by its own seed; picklable."""
 
 _PIECE_BYTES = 3 * 2**20  # of views: little enough that an urgent batch need not wait long for a process
 
@@ -241,13 +237,7 @@ class _Piece(NamedTuple):
 def _make(images: Images, view: View, indices: NDArray[np.int64], seeds: NDArray[np.int64], views: Tensor) -> Traffic:
     """Write the views of some images into uint8 [V, n, 3, S, S]."""
     before = images.traffic
-    decoded = images.get(indices)
-    with torch.random.fork_rng(devices=[]):
-        for slot, image in enumerate(decoded):
-            for v, row in enumerate(seeds):
-                # Not torch.manual_seed, which would seed the GPUs as well, and those fork_rng does not put back here.
-                torch.default_generator.manual_seed(int(row[slot]))
-                views[v, slot] = view(image)
+    views[:] = view(images.get(indices), seeds)
     return images.traffic - before
 
 

@@ -1,46 +1,49 @@
-"""The views: one image in, one augmented (`RandomView`) or plain (`PlainView`) square image out, uint8 both.
+"""The views: augmented (`RandomView`) or plain (`PlainView`) square images, uint8.
 
-Both are picklable callables, by what they are made of, and keep no state. A random view draws only from torch's global
-CPU generator, so whoever seeds that generator decides the view; see `emc2dist.data.loader`.
+Both are picklable callables, by what they are made of, and keep no state. They draw from no generator: a random view is
+a function of the image and of a stream of its own.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from emc2dist.config import Views
+from emc2dist.towers.parameters import draw
 
 
 class RandomView:
-    """uint8 [3, H, W] -> uint8 [3, size, size], one draw of the augmentations that `config` describes.
+    """Views of images by the augmentations that `config` describes, each view with parameters of its own.
 
-    In order: random resized crop, flip, rotation, colour jitter, grey, blur. What has probability or strength 0 is
-    left out, and then draws no random numbers either.
+    In order: random resized crop, flip, rotation, colour jitter, grey, blur; one by one as torchvision's v2 has them
+    (`emc2dist.towers.augment`). Any number of threads may draw at a time. The first one on a machine takes some seconds
+    to compile; what it compiled is kept.
     """
 
     def __init__(self, config: Views) -> None:
-        from emc2dist.towers._torchvision import v2
+        from emc2dist.towers.augment import augment  # here: it loads numba, and compiles
 
         self._config = config
-        steps = [v2.RandomResizedCrop(config.size, scale=config.crop, ratio=config.aspect, antialias=True)]
-        if config.flip:
-            steps.append(v2.RandomHorizontalFlip(config.flip))
-        if config.rotate:
-            steps.append(v2.RandomRotation(config.rotate, interpolation=v2.InterpolationMode.BILINEAR))
-        if config.jitter_probability and any(config.jitter):
-            steps.append(v2.RandomApply([v2.ColorJitter(*config.jitter)], p=config.jitter_probability))
-        if config.grey:
-            steps.append(v2.RandomGrayscale(config.grey))
-        if config.blur:
-            kernel = max(3, config.size // 10 | 1)  # odd
-            steps.append(v2.RandomApply([v2.GaussianBlur(kernel, sigma=(0.1, 2.0))], p=config.blur))
-        self.transform = v2.Compose(steps)
+        self._augment = augment
+        self.taps = max(3, config.size // 10 | 1)
+        """Side of the blur's kernel, pixels; odd."""
 
     def __reduce__(self) -> tuple[type["RandomView"], tuple[Views]]:
-        # Parts of torchvision would be loaded before what `_torchvision` mends is.
         return RandomView, (self._config,)
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """One view of the image."""
-        return self.transform(image)
+    def __call__(self, images: Sequence[Tensor], streams: NDArray[np.int64]) -> Tensor:
+        """Views [V, n, 3, size, size] of n images, uint8 [3, H, W] each, by their streams [V, n]."""
+        heights, widths = np.array([image.shape[1:] for image in images], np.int64).reshape(-1, 2).T
+        shape, size = streams.shape, self._config.size
+        sides = (np.broadcast_to(side, shape).ravel() for side in (heights, widths))
+        parameters = draw(self._config, streams.ravel(), *sides).reshape(shape)
+        views = torch.empty(*shape, 3, size, size, dtype=torch.uint8)
+        for slot, image in enumerate(images):
+            self._augment(image.numpy(), parameters, slot, self.taps, views.numpy())
+        return views
 
 
 class PlainView:

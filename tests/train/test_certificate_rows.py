@@ -85,12 +85,10 @@ def test_frozen_features_are_the_encoders_of_views_as_training_draws_them():
     found = freeze(spec, encoder, CPU, images, index, 8)
     assert found.shape == (8, 40, 16)
     for view, place in ((0, 0), (7, 39), (3, 11)):
-        (image,) = images.get(index[place : place + 1])
-        with torch.random.fork_rng():
-            # `emc2dist.train.step` draws so the first view of step `view`.
-            torch.manual_seed(int(fork(5, 2, view, torch.tensor(int(index[place])), 0)))
-            pixels = RandomView(spec.views)(image)
-        torch.testing.assert_close(found[view, place], encoder(pixels[None])[0].detach(), atol=1e-5, rtol=0)
+        # `emc2dist.train.step` draws so the first view of step `view`.
+        stream = fork(5, 2, view, torch.from_numpy(index[place : place + 1]), torch.zeros(1, 1, dtype=torch.int64))
+        (pixels,) = RandomView(spec.views)(images.get(index[place : place + 1]), stream.numpy())
+        torch.testing.assert_close(found[view, place], encoder(pixels)[0].detach(), atol=1e-5, rtol=0)
 
 
 def test_a_diverged_encoder_is_no_row_of_nans():

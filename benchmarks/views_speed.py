@@ -1,0 +1,101 @@
+"""How fast are random views? Ours against torchvision's v2, one view at a time, on one core.
+
+    python benchmarks/views_speed.py                 # a table, some minutes; kept in docs/performance.md
+
+The augmentations of SimCLR, blur from 96 pixels on, of images of one size. In each round both make views of the same
+images, one after the other; the ratio is the median over the rounds, so that what else the machine does meets both
+alike. Milliseconds are of the CPU, of one thread.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emc2dist.config import Views
+from emc2dist.towers._torchvision import v2
+from emc2dist.towers.parameters import SIGMA
+from emc2dist.towers.views import RandomView
+
+CASES = [(32, (32, 32)), (96, (96, 96)), (224, (224, 224)), (224, (375, 500))]
+"""Side of the views, and the images' height and width."""
+IMAGES, V = 32, 2
+
+
+def spec(size: int) -> Views:
+    """The augmentations of SimCLR at some size."""
+    blur = 0.5 if size >= 96 else 0.0
+    return Views(size=size, crop=(0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), blur=blur)
+
+
+def by_torchvision(config: Views, taps: int) -> Callable[[Tensor], Tensor]:
+    """The same augmentations."""
+    steps = [
+        v2.RandomResizedCrop(config.size, scale=config.crop, ratio=config.aspect, antialias=True),
+        v2.RandomHorizontalFlip(config.flip),
+        v2.RandomApply([v2.ColorJitter(*config.jitter)], p=config.jitter_probability),
+        v2.RandomGrayscale(config.grey),
+    ]
+    if config.blur:
+        steps.append(v2.RandomApply([v2.GaussianBlur(taps, sigma=SIGMA)], p=config.blur))
+    return v2.Compose(steps)
+
+
+def pictures(height: int, width: int) -> list[Tensor]:
+    """Smooth and rough colours, uint8 [3, H, W], as a decoder lays them: pixel after pixel."""
+    draw = torch.Generator().manual_seed(0)
+    coarse = torch.rand(IMAGES, 3, 8, 8, generator=draw)
+    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")
+    pixels = smooth + 0.1 * torch.randn(smooth.shape, generator=draw)
+    by_pixel = pixels.clamp(0, 1).mul(255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return list(by_pixel.permute(0, 3, 1, 2))
+
+
+def milliseconds(made: Callable[[], object]) -> float:
+    """CPU time of a view, where `made` makes those of all images."""
+    began = time.thread_time()
+    made()
+    return 1000 * (time.thread_time() - began) / (IMAGES * V)
+
+
+def rounds(size: int, images: Sequence[Tensor], count: int) -> tuple[list[float], list[float]]:
+    """Milliseconds a view, of ours and of torchvision's, in so many rounds."""
+    config = spec(size)
+    view = RandomView(config)
+    other = by_torchvision(config, view.taps)
+    draws = np.random.default_rng(0)
+    ours, theirs = [], []
+    for number in range(count + 1):
+        streams = draws.integers(0, 2**63, (V, IMAGES))
+        one = milliseconds(lambda streams=streams: view(images, streams))  # type: ignore[misc]
+        two = milliseconds(lambda: [other(image) for image in images for _ in range(V)])
+        if number:  # the first warms up
+            ours.append(one)
+            theirs.append(two)
+    return ours, theirs
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    print("| view, px | image, px | torchvision, ms | ours, ms | ratio (least to most) |")
+    print("|---|---|---|---|---|")
+    for size, (height, width) in CASES:
+        ours, theirs = rounds(size, pictures(height, width), args.rounds)
+        ratios = np.array(theirs) / np.array(ours)
+        print(
+            f"| {size} | {height} x {width} | {np.median(theirs):.2f} | {np.median(ours):.3f} "
+            f"| {np.median(ratios):.1f} ({ratios.min():.1f} to {ratios.max():.1f}) |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
