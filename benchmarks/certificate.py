@@ -75,6 +75,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "isir": _chain("isir"),
     "isir, complete": _chain("isir", carried="complete"),
     "isir, cached": _chain("isir", carried="cached"),
+    "isir, roulette": _chain("isir", carried="roulette"),
     "isir + 64 cache": _chain("isir", cache_proposals=64),
     "isir + 512 cache": _chain("isir", cache_proposals=512),
     "isir + 64 draws": _chain("isir", draws=64),
