@@ -556,6 +556,79 @@ def test_credentials_in_a_path_are_not_repeated():
         assert "hidden" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (MINIMAL + "data:\n  path:digits\n  limit: 64\n", [(6, "path")]),  # YAML blames the line after
+        ("name:t\nobjective: emc2\n", [(1, "name")]),
+        ("name: t\nlr:1e-3\n", [(2, "lr")]),  # and the end of the file
+        ("lr:1e-3", [(1, "lr")]),  # no error of YAML's: a text
+        (MINIMAL + "data:\n  path:/data\n", [(6, "path")]),
+        (MINIMAL + "objective:\n  name:dclw\n", [(6, "name")]),
+        (MINIMAL + "views:\n  crop:[0.2, 1]\n", [(6, "crop")]),
+        ("name:t\nlr:3\nepochs: 1\n", [(1, "name"), (2, "lr")]),
+        ("name: s\nspace:\n  data.limit:[1, 2]\nbase: {}\n", [(3, "data.limit")]),
+        ("name: s\nbase:a.yaml\nspace: {}\n", [(2, "base")]),
+        ("name: s\nbase: {}\nset:\n  lr:3\nspace: {}\n", [(4, "lr")]),
+        (MINIMAL + "s3:\n  endpoint:https://me:hidden@host\n", [(6, "endpoint")]),
+    ],
+)
+def test_a_missing_space_after_a_colon_is_told_by_its_own_line(tmp_path, text, told):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(SpecError) as caught:
+        load_job(path)
+    slips = [f"line {line}: no space after the colon; write {key}: VALUE" for line, key in told]
+    assert str(caught.value) == f"{path}: {'; '.join(slips)}"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "told"),
+    [
+        (
+            MINIMAL + "data: {limit: 3, path:digits}\n",
+            [],
+            "spec: data.path: no space after the colon; write path: VALUE",
+        ),
+        (MINIMAL, ["data={path:digits}"], "spec: data.path: no space after the colon; write path: VALUE"),
+        (
+            MINIMAL,
+            ["s3={endpoint:https://me:hidden@host}"],
+            "spec: s3.endpoint: no space after the colon; write endpoint",
+        ),
+    ],
+)
+def test_a_missing_space_within_braces_is_told_by_its_key(text, overrides, told):
+    with pytest.raises(SpecError, match=f"^{re.escape(told)}") as caught:
+        parse(text, overrides)
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_colon_within_a_value_is_part_of_it():
+    text = MINIMAL + "data:\n  path:\n    s3://bucket/set\nlaunch:\n  environment:\n    A: |\n      name:x\n"
+    spec = parse(text)
+    assert (spec.data.path, spec.launch.environment["A"]) == ("s3://bucket/set", "name:x\n")
+    with pytest.raises(SpecError, match=r"^spec: lr: got -1"):
+        parse(text.replace("A: |\n      name:x\n", "A: b\n"), ["lr=-1"])
+
+
+@pytest.mark.parametrize("written", ["tiny", "tiny.yml", "tniy.yaml", "folder"])
+def test_a_file_that_is_not_there_is_told_the_nearest(tmp_path, written):
+    for name in ("tiny.yaml", "folder.yml", "unlike.yaml"):
+        (tmp_path / name).write_text(MINIMAL)
+    (tmp_path / "folder").mkdir()
+    nearest = "folder.yml" if written == "folder" else "tiny.yaml"
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path / written)
+    assert str(caught.value).endswith(f"; give the path of a YAML spec; the nearest is {tmp_path / nearest}")
+
+
+def test_a_file_that_is_like_no_other_is_told_no_other(tmp_path):
+    (tmp_path / "link.yaml").symlink_to("gone")
+    with pytest.raises(SpecError, match=r"link\.yaml: cannot be read \(.*\); give the path of a YAML spec$"):
+        load(tmp_path / "link.yaml")
+
+
 def test_a_tab_is_told_to_be_spaces():
     with pytest.raises(SpecError, match=r"not valid YAML \(.*line 2.*; indent with spaces"):
         parse("data:\n\tlimit: 3\n")

@@ -1,5 +1,7 @@
 """Sweep specs: whatever a trial could become is checked before anything starts."""
 
+import re
+
 import pytest
 
 from emc2dist.config import Range, dump, load, load_job, load_sweep, parse_sweep
@@ -88,9 +90,18 @@ def test_a_run_and_a_sweep_are_told_apart(sweep_file):
     [
         ("space.tempreature=[1]", ["space.tempreature", "unknown key", "temperature"]),
         ("space.data.limt=[1]", ["data.limt", "data.limit"]),
-        ("space.lr=uniform(0, 1)", ["space: lr: got 0.0", "greater than 0"]),
+        ("space.lr=uniform(0, 1)", ["space: uniform(0, 1): lr: got 0.0", "greater than 0"]),
         ("space.negatives.burn_in_fraction=uniform(0, 1)", ["burn_in_fraction: got 1.0", "less than 1"]),
-        ("space.batch_size=uniform(8, 16)", ["batch_size", "8.0", "integer"]),
+        (
+            "space.batch_size=uniform(8, 16)",
+            ["space.batch_size: got 'uniform(8, 16)'", "write randint(8, 16), or a list"],
+        ),
+        (
+            "space.data.limit=loguniform(8, 1e3)",
+            ["data.limit: got 'loguniform(8, 1e3)'", "write randint(8, 1e3), or a"],
+        ),
+        ("space.views.crop=uniform(0, 1)", ["space: uniform(0, 1): views.crop: got 0.0; write a list"]),
+        ("space={lr:uniform(1, 2)}", ["space.lr: no space after the colon; write lr: VALUE"]),
         ("space.negatives.kernel=[mh, gibbs]", ["kernel", "gibbs", "'mh' or 'isir'"]),
         ("space.lr=0.1", ["space.lr: got 0.1", "list of choices"]),
         ("space={lr: uniform(1, 2)}", ["space.2)", "quotes"]),
@@ -115,9 +126,15 @@ def test_a_run_and_a_sweep_are_told_apart(sweep_file):
         ("search.name=grid", ["space.temperature", "a grid has no ranges"]),
         ("search.name=hyperopt", ["search.name", "'optuna'"]),
         ("scheduler.name=pbt", ["pbt", "checkpoint", "asha, median or fifo"]),
-        ("set.tempreature=1", ["base.tempreature", "base.temperature"]),
+        ("set.tempreature=1", ["set.tempreature: unknown key; the nearest valid key is temperature"]),
+        ("set.lr.peak=1", ["set.lr.peak: unknown key"]),
+        ("set={lr:3}", ["set.lr: no space after the colon; write lr: VALUE"]),
+        ("set.negatives={name: in_batch, kernel: mh}", ["base.negatives: in_batch takes no kernel"]),
+        ("lr=3", ["lr: unknown key; the nearest valid key is set.lr"]),
+        ("data.limt=3", ["data.limt: unknown key; the nearest valid key is set.data.limit"]),
+        ("base.eval.every=1", ["base.eval.every: base is a value, not a section; write set.eval.every, which changes"]),
         ("set.lr=-1", ["base.lr", "-1"]),
-        ("set.eval.every=0", ["scheduler.name: asha", "eval.every"]),
+        ("set.eval.every=0", ["scheduler.name: asha", "give set.eval.every a value of 1 or more"]),
         ("sed=3", ["sed: unknown key", "seeds"]),
         ("mode=min", ["mode: unknown key; the nearest valid key is goal"]),
         ("parameters={}", ["parameters: unknown key; the nearest valid key is space"]),
@@ -126,6 +143,7 @@ def test_a_run_and_a_sweep_are_told_apart(sweep_file):
         ("space.tempreature=unifrm(1", ["space.tempreature: unknown key; the nearest valid key is temperature"]),
         ("budget.trials=0", ["budget.trials", "0"]),
         ("base=nowhere.yaml", ["nowhere.yaml: cannot be read"]),
+        ("base=jobs/bsae.yaml", ["bsae.yaml: cannot be read", "the nearest is ", "jobs/base.yaml"]),
         ("space.data.path=[/a #1]", ["space.data.path: not valid YAML"]),
         ("set=3", ["set", "'3'"]),
     ],
@@ -136,6 +154,44 @@ def test_what_is_wrong_is_one_message_that_names_it(sweep_file, override, words)
     message = str(caught.value)
     assert "\n" not in message
     assert [word for word in words if word not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("lr: 3", "lr: unknown key; the nearest valid key is set.lr"),
+        ("set.lr: 3", "set.lr: with a dot this is for the command line; in a file it stands in its section"),
+        ("space.lr: [1]", "space.lr: with a dot this is for the command line; in a file it stands in its section"),
+        (
+            "base.lr: 3",
+            "base.lr: with a dot this is for the command line; in a file it stands in its section, or in set",
+        ),
+    ],
+)
+def test_a_key_of_the_base_that_stands_alone_is_told_where_it_goes(sweep_file, line, told):
+    sweep_file.write_text(f"{SWEEP}{line}\n")
+    with pytest.raises(SpecError) as caught:
+        load_job(sweep_file)
+    assert str(caught.value) == f"{sweep_file}: {told}"
+
+
+@pytest.mark.parametrize("override", ["lr=3", "base.lr=3", "data.limt=8", "base.eval.every=2", "set.eval.every=0"])
+def test_a_key_that_a_message_names_can_be_set(sweep_file, override):
+    with pytest.raises(SpecError) as caught:
+        load_sweep(sweep_file, [override])
+    named = re.search(r"set(\.\w+)+", str(caught.value))
+    assert load_sweep(sweep_file, [f"{named[0]}=2"]) != load_sweep(sweep_file)
+
+
+def test_what_is_wrong_in_the_bases_own_file_is_told_of_that(sweep_file):
+    base = sweep_file.parent / "jobs" / "base.yaml"
+    base.write_text(BASE + "tempreature: 1\n")
+    with pytest.raises(SpecError, match=r"base\.tempreature: unknown key; the nearest valid key is base\.temperature"):
+        load_job(sweep_file)
+    base.write_text(BASE + "objective:\n  name:dclw\n")
+    with pytest.raises(SpecError) as caught:
+        load_job(sweep_file)
+    assert str(caught.value) == f"{base}: line 6: no space after the colon; write name: VALUE"
 
 
 def test_fewer_trials_than_seeds_are_refused(sweep_file):

@@ -5,6 +5,7 @@ import os
 import re
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -18,7 +19,7 @@ from emc2dist.config import text as spec_text
 from emc2dist.config.presets import expanded
 from emc2dist.config.sections import BUILT_IN, HIDDEN, REFUSED, S3
 from emc2dist.config.spec import Spec
-from emc2dist.config.sweep import WANTED, Sweep
+from emc2dist.config.sweep import WANTED, Range, Sweep
 from emc2dist.config.text import Plain
 from emc2dist.errors import SpecError
 from emc2dist.terminal import say
@@ -36,6 +37,8 @@ _FORMS = {
     "dict_type": "write keys and their values, as in {KEY: VALUE}",
     "model_type": "write keys and their values, as in {KEY: VALUE}",
 }
+_UNSPACED = re.compile(r"^[ \t]*([\w.]+):(?!//)(?=\S)", re.MULTILINE)
+"""A key that YAML takes for a piece of text."""
 _CHOSEN = {"objective": "emc2", "negatives": "chain"}
 """Sections that are one of several, chosen by their name, and a name for example."""
 _SHOWN = 200  # characters of a value that a message repeats
@@ -52,7 +55,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
 
 def parse(text: str, overrides: Sequence[str] = (), *, source: str = "spec") -> Spec:
     """Parse the text of a spec; `source` names it in messages. Raises `SpecError`."""
-    return _checked(Spec, _overridden(_tree(text, source), overrides, Spec), source)
+    with _spaced(text, source):
+        return _checked(Spec, _overridden(_tree(text, source), overrides, Spec), source)
 
 
 def changed(spec: Spec, values: Mapping[str, Any], *, source: str) -> Spec:
@@ -75,17 +79,18 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Spec | Sweep:
         SpecError: with one message that names the file, the key, the value and what is allowed.
     """
     source = str(path)
-    tree = _tree(spec_text.read(source), source)
+    text = spec_text.read(source)
+    with _spaced(text, source):
+        return _job(_tree(text, source), overrides, source)
+
+
+def _job(tree: dict[str, Any], overrides: Sequence[str], source: str) -> Spec | Sweep:
     said = {override.partition("=")[0].split(".")[0] for override in overrides}
     if not (tree.keys() | said) & {"base", "space", "parameters", "param_space"}:
         spec = _checked(Spec, _overridden(tree, overrides, Spec), source)
         _refuse_two_readings([spec.data.path], source)
         return spec
-    tree = _overridden(_flattened(tree, source), overrides, Sweep)
-    if isinstance(tree.get("base"), str):
-        base = _beside(source, tree["base"])
-        tree["base"] = _tree(spec_text.read(base), str(base))
-    sweep = _sweep(tree, source)
+    sweep = _with_its_base(_overridden(_flattened(tree, source), overrides, Sweep), source)
     for remark in points.remarks(sweep):
         say(f"{source}: {remark}")
     _refuse_two_readings([sweep.base.data.path, *sweep.ends().get("data.path", ())], source)
@@ -94,7 +99,8 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Spec | Sweep:
 
 def parse_sweep(text: str, *, source: str = "sweep") -> Sweep:
     """Parse what `dump` wrote of a sweep. Raises `SpecError`."""
-    return _sweep(_flattened(_tree(text, source), source), source)
+    with _spaced(text, source):
+        return _sweep(_flattened(_tree(text, source), source), source)
 
 
 def parse_s3(overrides: Sequence[str], others: Sequence[str] = ()) -> S3:
@@ -149,6 +155,36 @@ def _tree(text: str, source: str) -> dict[str, Any]:
     return tree
 
 
+@contextmanager
+def _spaced(text: str, source: str) -> Iterator[None]:
+    """A missing space after a colon is told as that, where anything goes wrong: YAML blames the line that follows.
+
+    Where nothing does, it is part of a text of several lines. No value is told: it may be a secret.
+    """
+    try:
+        yield
+    except SpecError:
+        names = {part for key in (*_keys(Spec), *_written(Sweep)) for part in key.split(".")}
+        slips = []
+        for found in _UNSPACED.finditer(text):
+            if names.issuperset(found[1].split(".")):
+                line = text.count("\n", 0, found.start()) + 1
+                slips.append(f"line {line}: no space after the colon; write {found[1]}: VALUE")
+        if slips:
+            raise SpecError(f"{source}: {'; '.join(slips[:_TOLD])}") from None
+        raise
+
+
+def _with_its_base(tree: dict[str, Any], source: str) -> Sweep:
+    """The sweep, whose base may lie in a file beside it."""
+    if not isinstance(tree.get("base"), str):
+        return _sweep(tree, source)
+    base = _beside(source, tree["base"])
+    text = spec_text.read(base)
+    with _spaced(text, str(base)):
+        return _sweep({**tree, "base": _tree(text, str(base))}, source)
+
+
 def _beside(source: str, base: str) -> Path:
     try:
         return paths.on_disk(source).parent / paths.on_disk(base)
@@ -160,12 +196,15 @@ def _sweep(tree: dict[str, Any], source: str) -> Sweep:
     changes, base, space = tree.pop("set", {}) or {}, tree.get("base"), tree.get("space")
     if not isinstance(changes, dict):
         raise SpecError(f"{source}: set: got {_shown(changes)}; give it keys of the base and their values")
+    unknown = [f"set.{_unknown(key, Spec)}" for key in changes if _place(Spec, key)[1] is Any]
+    if unknown:  # told before they are keys of the base, where nobody wrote them
+        raise SpecError(f"{source}: {'; '.join(unknown[:_TOLD])}")
     if isinstance(base, dict):
         tree["base"] = _with(base, changes)
     if isinstance(space, dict):
         for key, value in space.items():
             # Before its values, which mean nothing then; without any it is a piece of one that wants quotes.
-            if value and _place(Spec, key)[1] is Any:
+            if (value or ":" in key) and _place(Spec, key)[1] is Any:
                 outer = _key_of_a_value(key)
                 wrong = f"{outer}: got keys and their values; {WANTED}" if outer else _unknown(key, Spec)
                 raise SpecError(f"{source}: space.{wrong}")
@@ -175,15 +214,28 @@ def _sweep(tree: dict[str, Any], source: str) -> Sweep:
         tree["space"] = {key: _choices(key, value) for key, value in space.items()}
     sweep = _checked(Sweep, tree, source)
     for key, values in sweep.ends().items():
+        written = _range_of(sweep, key, source)
         seen: set[str] = set()
         for value in values:
-            meant = dump(changed(sweep.base, {key: value}, source=f"{source}: space"))
+            meant = dump(changed(sweep.base, {key: value}, source=f"{source}: space{written}"))
             if meant in seen:
                 raise SpecError(f"{source}: space.{key}: holds {_shown(value)} twice; keep one")
             seen.add(meant)
     for number, point in enumerate(points.known_points(sweep) or ()):
         changed(sweep.base, point, source=f"{source}: point {number}")
     return sweep
+
+
+def _range_of(sweep: Sweep, key: str, source: str) -> str:
+    """What was written of a range, as messages on its bounds show it; nothing of a list, whose values they show."""
+    written = sweep.space[key]
+    if not isinstance(written, str):
+        return ""
+    kinds = _kinds(_place(Spec, key)[1])
+    if Range.parse(written).kind != "randint" and int in kinds and float not in kinds:
+        whole = f"randint{written[written.index('(') :]}"
+        raise SpecError(f"{source}: space.{key}: got {written!r}; it takes whole numbers: write {whole}, or a list")
+    return f": {written}"
 
 
 def _key_of_a_value(key: str) -> str | None:
@@ -314,7 +366,8 @@ def _put(tree: dict[str, Any], parts: Parts, value: Any) -> None:
             tree |= _expanded(tree)
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise SpecError(f"{'.'.join(parts)}: {parent} is a value, not a section")
+            way = f"; write set.{'.'.join(parts[1:])}, which changes the base" if parent == "base" else ""
+            raise SpecError(f"{'.'.join(parts)}: {parent} is a value, not a section{way}")
     if leaf == "objective" and isinstance(value, str):
         tree.pop("negatives", None)  # an objective by its bare name brings its own
     if leaf == "name" and parents and parents[-1] in _CHOSEN and tree.get("name") != value:
@@ -403,9 +456,9 @@ def _explained(error: ValidationError, model: type[BaseModel]) -> str:
 def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
     key = ".".join(_untagged(error["loc"]))
     if error["type"] == "extra_forbidden":
-        section, _, option = key.partition(".")
-        if section in _CHOSEN and key in _keys(model):
-            return f"{section}: {error['loc'][1]} takes no {option}: {_shown(error['input'])} would be read by nobody"
+        section, _, option = key.rpartition(".")
+        if section.rpartition(".")[2] in _CHOSEN and key in _keys(model):
+            return f"{section}: {error['loc'][-2]} takes no {option}: {_shown(error['input'])} would be read by nobody"
         return "; ".join(_unknown(one, model) for one in _held(key, error["input"]))
     if error["type"] == "missing":
         return f"{key}: missing; give it a value"
@@ -437,9 +490,22 @@ def _held(key: str, value: Any) -> list[str]:
 
 
 def _unknown(key: str, model: type[BaseModel]) -> str:
-    if key in _keys(model):
-        return f"{key}: with a dot this is for the command line; in a file it stands in its section"
-    return f"{_shown(key)[1:-1]}: unknown key; the nearest valid key is {nearest_key(key, _keys(model))}"
+    known = _written(model)
+    if key in known:
+        section = "its section, or in set" if key.startswith("base.") else "its section"
+        return f"{key}: with a dot this is for the command line; in a file it stands in {section}"
+    if not key.startswith("base."):  # what is wrong in the base is told by its own keys
+        known = [one for one in known if not one.startswith("base.")]
+    name, colon, _ = key.partition(":")
+    if colon and name in known:
+        return f"{name}: no space after the colon; write {name.rpartition('.')[2]}: VALUE"
+    return f"{_shown(key)[1:-1]}: unknown key; the nearest valid key is {nearest_key(key, known)}"
+
+
+def _written(model: type[BaseModel]) -> list[str]:
+    """The keys as a person writes them: of a sweep's base, those in `set` and `space` too."""
+    parts = ("set", "space") if model is Sweep else ()
+    return [*_keys(model), *(f"{part}.{key}" for part in parts for key in _keys(Spec))]
 
 
 _OF_OTHERS = {
@@ -466,8 +532,8 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
 
 
 def is_key(key: str) -> bool:
-    """Whether a run's spec or a sweep's has this key, as in `optimiser.weight_decay`."""
-    return key in {*_keys(Spec), *_keys(Sweep)}
+    """Whether a run's spec or a sweep's has this key, as in `optimiser.weight_decay` or `set.lr`."""
+    return key in {*_keys(Spec), *_written(Sweep)}
 
 
 def _shown(value: Any) -> str:

@@ -172,7 +172,7 @@ class Sweep(Section):
             raise ValueError(f"budget.trials: {self.budget.trials} is less than the {self.seeds} seeds of one point")
         if self.scheduler.name != "fifo" and not self.base.eval.every and self.metric.startswith("knn"):
             raise ValueError(
-                f"scheduler.name: {self.scheduler.name} judges evaluations; set base.eval.every to 1 or more"
+                f"scheduler.name: {self.scheduler.name} judges evaluations; give set.eval.every a value of 1 or more"
             )
         return self
 

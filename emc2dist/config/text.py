@@ -5,6 +5,7 @@ that it is for. Whoever wrote the file is trusted with nothing: no tags, so many
 """
 
 import codecs
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,20 @@ def read(path: str | Path, what: str = "a YAML spec") -> str:
     except ValueError as error:
         raise SpecError(f"{str(path)!r}: {error}") from None
     except OSError as error:
-        raise SpecError(f"{path}: cannot be read ({error.strerror}); give the path of {what}") from error
+        near = _nearest(file) if isinstance(error, FileNotFoundError | IsADirectoryError) else ""
+        raise SpecError(f"{path}: cannot be read ({error.strerror}); give the path of {what}{near}") from error
     if len(data) > LARGEST:
         raise SpecError(f"{path}: more than {LARGEST:,} bytes; give the path of {what}")
     try:
         return decoded(data)
     except ValueError as error:
         raise SpecError(f"{path}: {error}; save the file as UTF-8, if it is {what}") from None
+
+
+def _nearest(file: Path) -> str:
+    """The YAML file beside it whose name is most alike, whatever its ending; nothing where none is."""
+    names = {one.stem: one for one in sorted(file.parent.glob("*.y*ml")) if one.is_file()}
+    return "".join(f"; the nearest is {names[name]}" for name in difflib.get_close_matches(file.stem, names, n=1))
 
 
 def tree(text: str, source: str) -> Any:
