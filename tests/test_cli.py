@@ -161,6 +161,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
         ),
         ("train a.yaml --optimiser.weight-decay 0", "train", "write optimiser.weight_decay=0"),
         ("sweep a.yaml --budget.trials 4", "sweep", "write budget.trials=4"),
+        ("sweep a.yaml --set.lr 3", "sweep", "write set.lr=3"),
         ("evaluate runs/a --s3.endpoint http://x", "evaluate", "write s3.endpoint=http://x"),
         ("evaluate runs/a --lr 3", "evaluate", "unrecognized arguments: --lr 3\n"),
         ("train a.yaml --jsn", "train", "unrecognized arguments: --jsn\n"),
@@ -245,6 +246,35 @@ def test_what_a_shell_made_of_a_star_is_told_with_how_many_words_are_taken(capsy
     assert cli.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["train", "lr=1e-3", "a.yaml"],
+            "'lr=1e-3': SPEC comes before KEY=VALUE; if this is meant as SPEC, write ./lr=1e-3",
+        ),
+        (["train", "name=x"], "'name=x': SPEC comes before KEY=VALUE"),
+        (["sweep", "set.learning_rate=1", "a.yaml"], "'set.learning_rate=1': SPEC comes before KEY=VALUE"),
+        (["evaluate", "data.path=x", "runs/a"], "'data.path=x': RUN comes before KEY=VALUE"),
+        (["ingest", "a", "s3.attempts=2"], "'s3.attempts=2': DEST comes before s3.KEY=VALUE"),
+    ],
+)
+def test_a_key_in_the_place_of_a_file_is_told_what_comes_first(capsys, monkeypatch, tmp_path, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"emc2dist: {message}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_may_be_called_as_a_key(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "name=x").write_text(SPEC)
+    assert cli.main(["validate", "name=x", "lr=2"]) == 0
+    assert "lr: 2.0" in capsys.readouterr().out
+    assert cli.parse(["validate", "./name=y"]).spec == "./name=y"
 
 
 def test_a_report_takes_any_number_of_runs():

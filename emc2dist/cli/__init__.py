@@ -24,6 +24,7 @@ import errno
 import gc
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -158,8 +159,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
+    _refuse_swapped(arguments)
     _refuse_further(arguments)
     return arguments
+
+
+def _refuse_swapped(arguments: argparse.Namespace) -> None:
+    """Raise SpecError where KEY=VALUE stands in the place of what comes before it, as in `train lr=1e-3 SPEC`."""
+    positional = arguments.parser._get_positional_actions()
+    for action in positional if "overrides" in arguments else ():
+        word = getattr(arguments, action.dest)
+        if action.nargs is None and re.match(r"[\w.]+=", word) and not os.path.lexists(word):
+            name = action.metavar
+            raise SpecError(
+                f"{word!r}: {name} comes before {positional[-1].metavar}; if this is meant as {name}, write ./{word}"
+            )
 
 
 def _refuse_further(arguments: argparse.Namespace) -> None:
