@@ -575,6 +575,10 @@ def test_parquet_that_cannot_be_used(run, tmp_path):
     plant(tmp_path / "b", {"b.parquet": b"junk"})
     with pytest.raises(DataError, match=r"b\.parquet: not a valid Parquet file"):
         run(tmp_path / "b")
+    whole = write_parquet(tmp_path / "whole" / "b.parquet", [picture()], [0]) / "b.parquet"
+    plant(tmp_path / "b", {"b.parquet": whole.read_bytes()[:-100]})
+    with pytest.raises(DataError, match=r"b\.parquet: truncated: it begins as Parquet and does not end so; fetch it "):
+        run(tmp_path / "b")
     pq.write_table(pa.table({"picture": [1]}), tmp_path / "b" / "b.parquet")
     with pytest.raises(DataError, match=r"b\.parquet: no column `image`"):
         run(tmp_path / "b")
@@ -883,6 +887,19 @@ def test_sources_that_cannot_be_used(run, tmp_path):
     with pytest.raises(DataError, match=r"is a folder, and this is a file"):
         run(tmp_path / "notes.txt", kind="flat")
     assert not (tmp_path / "set").exists()
+
+
+def test_shares_are_no_splits(run, pets):
+    with pytest.raises(
+        SpecError, match=r"train=0\.8: '0\.8' is no name .* No images are drawn for a split: .* tenth voter"
+    ):
+        run(pets, splits=["train=0.8"])
+
+
+def test_missing_shards_are_said(run, tmp_path):
+    for n in (0, 1, 3):
+        source = shard(tmp_path / "shards" / f"0000{n}.tar", {f"{n}.png": picture()})
+    assert "3 of 4 files from 00000.tar to 00003.tar are there: is the set whole?" in run(source)[0]["remarks"]
 
 
 def test_arguments_out_of_range(run, pets):
