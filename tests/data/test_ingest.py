@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -1426,6 +1427,14 @@ def test_what_is_packed_is_refused_with_what_to_do(run, tmp_path, name):
     ("name", "advice"),
     [
         ("state.arrow", r"write it as Parquet, as with datasets\.load_from_disk"),
+        ("raw/train-images-idx3-ubyte", r"arrays of MNIST's kind \(torchvision"),
+        ("t10k-images.idx3-ubyte", r"arrays of MNIST's kind \(torchvision"),
+        ("train-00000-of-01024", "records of another loader: write each image as a file into train/CLASS/"),
+        ("a/x.tfrecord-00000-of-00010", "records of another loader"),
+        (
+            "mnist_train.csv",
+            r"a table is none of images: .*if it holds their pixels .* make an array of each row, and w",
+        ),
         ("train.pq", r"Parquet is known by its name: call it \*\.parquet"),
         ("a/b/train-0.parquet", r"give \S+/source/a/b, which holds train-0\.parquet"),
         (
@@ -1442,6 +1451,35 @@ def test_what_lies_where_no_images_are_is_told_how_to_give(run, tmp_path, name, 
     source = plant(tmp_path / "source", {name: b"x", **archives})
     with pytest.raises(DataError, match=rf"source: no images .*; {advice}"):
         run(source)
+
+
+def test_what_is_unpacked_already_is_not_told_to_be(run, tmp_path):
+    names = ("t10k-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte", "all.tar.gz", "all/README")
+    mnist = plant(tmp_path / "MNIST", {f"raw/{name}": b"x" for name in names})
+    with pytest.raises(DataError, match=r"no images .*idx3-ubyte 1.*; arrays of MNIST's kind"):
+        run(mnist)
+    plant(mnist, {"raw/more.zip": b"x", "raw/labels.csv": b"x"})
+    (mnist / "raw" / "t10k-images-idx3-ubyte").unlink()
+    for packed in ("raw/more.zip", "raw/t10k-images-idx3-ubyte.gz"):
+        with pytest.raises(DataError, match=rf"; unpack {packed} first"):
+            run(mnist)
+        (mnist / packed).unlink()
+
+
+def test_images_whose_names_do_not_tell_it_are_said(run, pets, tmp_path):
+    photo = encoded(Image.fromarray(noise(8, 8, 3)), "jpeg")
+    source = plant(tmp_path / "bare", {"cat/img_0": photo, "dog/x.large": picture(), "dog/LICENSE": b"MIT"})
+    said = (
+        "2 images whose names do not tell that they are some were passed over (cat/img_0, dog/x.large); call them *.jpg"
+    )
+    with pytest.raises(
+        DataError, match=rf"bare: no images \({re.escape(said)}, .*\) \(1 files that are no .*; give the im"
+    ):
+        run(source)
+    plant(source, {"emu/0.png": picture()})
+    remarks = run(source)[0]["remarks"]
+    assert remarks[0].startswith(said)
+    assert "2 folders hold no image that can be read, and so are no classes: cat/, dog/" in remarks
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
