@@ -1863,6 +1863,52 @@ def test_images_that_a_list_names_for_another_split_are_counted(run, tmp_path):
     assert f"1 images named by train.txt are in val{others}train, move them into train/" in remarks
 
 
+@pytest.mark.parametrize("options", [{"kind": "flat"}, {"labels": False}, {"kind": "classes"}], ids=str)
+def test_images_that_a_list_names_for_another_split_are_counted_where_no_labels_are_read(run, tmp_path, options):
+    names = [f"images_00{n}/images/{n}.png" for n in (1, 2)]
+    texts = {"test_list.txt": b"2.png\n", "train_val_list.txt": b"1.png\n", "labels.csv": b"image,label\n1.png,a\n"}
+    nih = plant(tmp_path / "nih", {name: picture() for name in names} | texts)
+    remarks = run(nih, **options)[0]["remarks"]
+    into = "CLASS/" if options == {"kind": "classes"} else ""
+    assert (
+        "1 images named by test_list.txt are in train, for folders alone tell splits: if they are of test, move them "
+        f"into test/{into}, and the others into train/{into}"
+    ) in remarks
+    assert any(told.startswith("1 lists of splits (train_val_list.txt) were not read") for told in remarks)
+    assert not [told for told in remarks if "table" in told or "labels.csv" in told]
+    assert "1 files that are no images were passed over (.csv 1)" in remarks
+
+
+def test_classes_of_stylegan_are_those_of_its_table_and_not_of_its_folders(run, tmp_path):
+    images = {f"0000{n // 2}/img{n}.png": picture() for n in range(4)}
+    labels = json.dumps({"labels": [[name, n % 2] for n, name in enumerate(images)]}).encode()
+    source = plant(tmp_path / "gan", images | {"dataset.json": labels})
+    with pytest.raises(
+        DataError, match=r"gan/dataset\.json: column `label` tells other classes than .* into one folder"
+    ):
+        run(source)
+    (source / "dataset.json").write_text('{"labels": null}')
+    with pytest.raises(
+        DataError, match=r"dataset\.json: its `labels` are null, and .* take no labels with --no-labels"
+    ):
+        run(source)
+    summary, _ = run(source, labels=False)
+    assert (summary["rows"], summary["classes"]) == ({"train": 4}, 0)
+    moved = plant(tmp_path / "moved", {name.partition("/")[2]: content for name, content in images.items()})
+    outcomes = (
+        (labels, "train: 4 labels are those of"),
+        (b'{"labels": null}', "train: no labels are told by dataset.json: its `labels` are null"),
+        (b'{"images": [1]}', "train: no labels are told by dataset.json: it holds no pairs of image and class under "),
+        (b"[", "train: no labels are told by dataset.json: it holds no pairs of image and class under "),
+    )
+    for n, (text, remark) in enumerate(outcomes):
+        (moved / "dataset.json").write_bytes(text)
+        summary, dest = run(moved, f"set {n}")
+        assert any(told.startswith(remark) for told in summary["remarks"])
+        if text == labels:
+            assert table(dest).label.tolist() == [0, 1, 0, 1]
+
+
 def test_texts_that_are_called_as_images_are_no_lists_of_splits(run, tmp_path):
     images = {f"images/{split}/{split}_{n}.png": picture() for split in ("train", "val") for n in range(2)}
     boxes = {f"labels/{split}/{split}_{n}.txt": b"0 .5 .5 1 1" for split in ("train", "val") for n in range(2)}

@@ -86,8 +86,8 @@ class Folder(Source):
             example = printable(beside[0].name)
             self.remarks.append(f"{len(beside)} images in no folder of a split were left out, such as {example}")
         places = self._arranged(kind, labels)
-        texts = listing.texts if labels and kind == "imagefolder" else []
-        self._annotations = Annotations(root, texts, [image.name for image in listing.images])
+        names = [image.name for image in listing.images]
+        self._annotations = Annotations(root, listing.texts, names, labels=labels and kind == "imagefolder")
         asked = {text.partition("=")[0] for text in splits} or {place.split for place in places}
         self.splits = self._labelled(places, asked)
         split_of_image = {name: place.split for name, place in zip(self._names, places, strict=True)}
