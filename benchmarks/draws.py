@@ -7,7 +7,7 @@ Each job, a row of the table with one seed, is the production step (`emc2dist.tr
 with one thread. A job that ends is printed and appended to --out; one that stands there is not run again, so what was
 cut off goes on. Trained on all 15 training hands of some characters and asked, of hands that drew nothing in training,
 for the nearest drawing of a training hand: the share with the same character, of these characters and of as many others
-as --unseen says. Needs neither Ray nor numba.
+as --unseen says. Needs no Ray.
 """
 
 import argparse
