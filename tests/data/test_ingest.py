@@ -1466,6 +1466,12 @@ def test_what_is_unpacked_already_is_not_told_to_be(run, tmp_path):
         (mnist / packed).unlink()
 
 
+def test_shards_that_are_unpacked_beside_are_what_to_give(run, tmp_path):
+    source = plant(tmp_path / "source", {"a/b/0.tar": b"x", "a/b/0/README": b"x"})
+    with pytest.raises(DataError, match=r"; give \S+/source/a/b, which holds 0\.tar"):
+        run(source)
+
+
 def test_images_whose_names_do_not_tell_it_are_said(run, pets, tmp_path):
     photo = encoded(Image.fromarray(noise(8, 8, 3)), "jpeg")
     source = plant(tmp_path / "bare", {"cat/img_0": photo, "dog/x.large": picture(), "dog/LICENSE": b"MIT"})
@@ -1879,7 +1885,7 @@ def test_images_that_a_list_names_for_another_split_are_counted_where_no_labels_
     assert "1 files that are no images were passed over (.csv 1)" in remarks
 
 
-def test_classes_of_stylegan_are_those_of_its_table_and_not_of_its_folders(run, tmp_path):
+def test_classes_of_stylegan_are_those_of_its_table_and_not_of_its_folders(run, tmp_path, monkeypatch):
     images = {f"0000{n // 2}/img{n}.png": picture() for n in range(4)}
     labels = json.dumps({"labels": [[name, n % 2] for n, name in enumerate(images)]}).encode()
     source = plant(tmp_path / "gan", images | {"dataset.json": labels})
@@ -1907,6 +1913,10 @@ def test_classes_of_stylegan_are_those_of_its_table_and_not_of_its_folders(run, 
         assert any(told.startswith(remark) for told in summary["remarks"])
         if text == labels:
             assert table(dest).label.tolist() == [0, 1, 0, 1]
+    monkeypatch.setattr("emc2dist.data.ingest.annotations._LONGEST", len(labels) - 1)
+    (moved / "dataset.json").write_bytes(labels)
+    said = f"train: no labels are told by dataset.json: it is JSON of more than {len(labels) - 1} characters"
+    assert said in run(moved, "long")[0]["remarks"]
 
 
 def test_texts_that_are_called_as_images_are_no_lists_of_splits(run, tmp_path):

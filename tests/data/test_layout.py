@@ -91,8 +91,9 @@ def test_classes_within_domains_are_said_where_there_are_splits():
     paths = [f"{split}/{domain}/{kind}" for split in ("train", "test") for domain in "xy" for kind in ("cat", "dog")]
     said = said_of(arrange(folders(paths))[1])
     assert said[0] == (
-        "train: 2 classes by the outer folders, in which images lie in 4 folders (x/cat/); 2 names of inner folders "
-        "(cat, dog) are in most of 2 outer ones: if those are the classes, move the images of each name into one folder"
+        "train: 2 classes by the outer folders, in which images lie in 4 folders (x/cat/); 2 names of inner "
+        "folders (cat, dog) are in most of 2 outer ones: if those are the classes, move the images of each class "
+        "into one folder"
     )
     assert [one.partition(":")[0] for one in said] == ["train", "test"]
 

@@ -580,8 +580,10 @@ def _objects(text: str) -> Iterator[Row]:
 
 def _pairs(text: str) -> Iterator[Row]:
     """Pairs of an image and its class, under `labels` of a JSON object, as rows with a heading. Raises _Unusable."""
+    if len(text) > _LONGEST:
+        raise _Unusable(f"it is JSON of more than {_LONGEST} characters")
     try:
-        told = json.loads(text) if len(text) <= _LONGEST else ...
+        told = json.loads(text)
     except (ValueError, RecursionError):
         told = ...
     pairs = told.get("labels", ...) if isinstance(told, dict) else ...

@@ -167,14 +167,14 @@ def _on_classes(splits: list[str], folders: list[Folders]) -> list[Remark]:
             told += f" ({'/'.join(deeper[0])}/)"
             inner = _in_most(deeper, len(classes))
             if inner:
-                again = f"{len(inner)} names of inner folders ({_some(inner)}) are in most of {len(classes)} outer ones"
+                alike = f"{len(inner)} names of inner folders ({_some(inner)}) are in most of {len(classes)} outer ones"
                 if len(set(splits)) == 1:
                     raise DataError(
-                        f"{again} ({_some(sorted(classes))}), and either could be the classes; if the inner ones are, "
-                        "move the images of each name into one folder; if the outer ones are, give the folder that "
+                        f"{alike} ({_some(sorted(classes))}), and either could be the classes; if the inner ones are, "
+                        "move the images of each class into one folder; if the outer ones are, give the folder that "
                         "holds them with --kind classes; or take no labels with --no-labels"
                     )
-                told += f"; {again}: if those are the classes, move the images of each name into one folder"
+                told += f"; {alike}: if those are the classes, move the images of each class into one folder"
             remarks.append(Remark(split, told))
     return remarks
 
