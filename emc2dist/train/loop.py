@@ -1,9 +1,8 @@
 """From the first step to the last on one rank: epochs, and when to log, evaluate and keep a checkpoint.
 
-At the end of an epoch the store is settled (see `emc2dist.train.memory`), and there a checkpoint may be written; one is
-written with the store parked where the run is asked to stop or has gone on for long. Resuming is the same code as
-starting: only the first step and the contents of encoder, optimiser and store differ, so a resumed run equals an unbroken
-one.
+At the end of an epoch the store is settled (see `emc2dist.train.memory`), and there a checkpoint may be written; where
+the run is asked to stop, or has gone on for long, one is written with the store parked. Resuming is the same code as
+starting: only the first step and the contents of encoder, optimiser and store differ, so it ends as an unbroken run.
 """
 
 from dataclasses import dataclass
