@@ -65,7 +65,14 @@ def say(text: str) -> None:
         sys.stderr.flush()
 
 
-class Patient(ObjectWrapper):
+class Around(ObjectWrapper):
+    """A stream around another; what is set on it, as W&B sets a `write` of its own, is not set on that one."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+
+class Patient(Around):
     """A stream that does without what cannot be written: a full disk, a lost terminal, a reader that is gone."""
 
     def write(self, text: str) -> int:

@@ -85,6 +85,16 @@ def test_what_is_only_told_ends_nothing(monkeypatch):
             progress.close()
 
 
+def test_a_write_that_a_package_sets_on_a_stream_of_ours_may_call_the_one_before():
+    """As W&B does to stdout and stderr when it is imported."""
+    under = io.StringIO()
+    for stream in (Patient(under), cli._Results(under)):
+        before = stream.write
+        stream.write = lambda text, before=before: before(f"{text}!")
+        stream.write("here")
+    assert under.getvalue() == "here!here!"
+
+
 def test_every_message_goes_by_the_one_that_may_fail():
     package = Path(cli.__file__).parents[1]
     writers = {path.name for path in package.rglob("*.py") if "file=sys.stderr" in path.read_text()}
@@ -196,6 +206,14 @@ def test_a_variable_with_a_windows_line_end_is_told_without_its_value(capsys, mo
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret\r")
     assert cli.main(["list"]) == 2
     assert capsys.readouterr().err.startswith("emc2dist: AWS_SECRET_ACCESS_KEY: ends in a carriage return: the script")
+
+
+def test_a_variable_that_ends_in_a_newline_is_told_without_its_value(capsys, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key\n")
+    assert cli.main(["list"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "emc2dist: AWS_ACCESS_KEY_ID: ends in a newline, as of `echo KEY | base64`"
+    )
 
 
 def test_overrides_of_one_command_are_none_of_the_next():

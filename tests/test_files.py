@@ -503,6 +503,21 @@ def test_an_endpoint_of_the_other_scheme_is_named(keys, scheme, reply, error, wo
             files.at("s3://bucket/x", config).read()
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "without"),
+    [
+        ("http://127.0.0.1:9/data", "http://127.0.0.1:9"),
+        ("http://127.0.0.1:9/store/data/", "http://127.0.0.1:9/store"),
+        ("https://data.s3.eu-west-1.amazonaws.com", "https://s3.eu-west-1.amazonaws.com"),
+    ],
+)
+def test_an_endpoint_that_holds_the_bucket_is_refused(keys, endpoint, without):
+    with pytest.raises(StorageError, match=rf"s3\.endpoint: {endpoint} holds the bucket; write {without}$"):
+        files.at("s3://data/set", S3(endpoint=endpoint)).write(b"1")
+    with pytest.raises(StorageUnreachable):  # of other buckets it is a path as any other
+        files.at("s3://other/set", S3(endpoint="http://127.0.0.1:9/data", attempts=1, timeout_s=2)).write(b"1")
+
+
 def test_a_server_that_knows_no_expect_is_written_to(keys, tmp_path):
     class OfHttp10(Answers):
         def do_PUT(self):

@@ -31,10 +31,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from itertools import takewhile
 from typing import Any, TextIO
 
-from tqdm.utils import ObjectWrapper
-
 from emc2dist.errors import DataError, Emc2Error, RunStopped, SpecError, StorageError, StorageUnreachable
-from emc2dist.terminal import Patient, say
+from emc2dist.terminal import Around, Patient, say
 
 # Python looks through all of torch and Ray for garbage once more before it ends: a second or two for nothing.
 atexit.register(gc.freeze)
@@ -64,7 +62,7 @@ class _Refused(OSError):
     """What stdout says that does not take the results."""
 
 
-class _Results(ObjectWrapper):
+class _Results(Around):
     """stdout, whose errors are told from those of files."""
 
     def write(self, text: str) -> int:
@@ -127,11 +125,13 @@ def _status(argv: Sequence[str] | None) -> int:
 
 
 def _refuse_returns(words: Sequence[str]) -> None:
-    """Raise SpecError where a word, or a variable that is read here, was written with Windows line ends."""
+    """Raise SpecError where a word, or a variable that is read here, ends in a carriage return or a newline."""
     ours = ("EMC2DIST_", "RAY_", "AWS_", "CUDA_", "TMPDIR", "MLFLOW_", "WANDB_")
     variables = [name for name, value in os.environ.items() if value.endswith("\r") and name.startswith(ours)]
     for what in [*(repr(word) for word in words if word.endswith("\r")), *variables]:  # no value: it may be a secret
         raise SpecError(f"{what}: ends in a carriage return: the script has Windows line ends; run dos2unix on it")
+    for name in (name for name, value in os.environ.items() if value.endswith("\n") and name.startswith(ours)):
+        raise SpecError(f"{name}: ends in a newline, as of `echo KEY | base64`; set it without (echo -n KEY)")
 
 
 def _let_go(stream: TextIO) -> None:

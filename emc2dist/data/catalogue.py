@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from emc2dist.config import BUILT_IN
 from emc2dist.data import columns, kept
 from emc2dist.data.columns import Footer, Labels
-from emc2dist.data.splits import alone, by_split, left_out, split_of, together
+from emc2dist.data.splits import alone, by_split, left_out, missing, split_of, together
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place, refuse_lost
 
@@ -42,7 +42,6 @@ _USABLE = (
     "images with `emc2dist ingest`"
 )
 _PATTERN = re.compile(r"[*?]|\[.+\]|\{.*(,|\.\.).*\}")  # as shells and loaders of tars expand them
-_SHARD = re.compile(r"(.*)-\d+-of-(\d+)")
 PARTITION = (
     "a partition of Hive, whose name is a value of a column that the files lack; write that column into the files, or "
     "rename the folder if it is none"
@@ -329,7 +328,7 @@ def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[s
     remarks += [f"files in folders belong to the set: {', '.join(f'{one}/' for one in inside)}"] if inside else []
     nearly = [name for name in listing if ".parquet" in name.lower() and name not in every and not name.startswith(".")]
     remarks += [f"{len(nearly)} files are no *.parquet and were left out ({nearly[0]})"] if nearly else []
-    return files, remarks + alone(place, found) + together(files) + _missing_shards(found) + left_out(others)
+    return files, remarks + alone(place, found) + together(files) + missing(found) + left_out(others)
 
 
 def is_hidden(name: str) -> bool:
@@ -340,19 +339,6 @@ def is_hidden(name: str) -> bool:
 def is_parquet(name: str) -> bool:
     """Whether a file is taken for Parquet."""
     return name.lower().endswith(".parquet")
-
-
-def _missing_shards(names: list[str]) -> list[str]:
-    """Remarks on shards as in NAME-00003-of-00005 of which not all are there."""
-    shards: dict[tuple[str, str], int] = {}
-    for name in names:
-        if told := _SHARD.search(name):
-            shards[told[1], told[2]] = shards.get((told[1], told[2]), 0) + 1
-    return [
-        f"{there} of {int(total)} files {name}-*-of-{total} are there: is the set whole?"
-        for (name, total), there in shards.items()
-        if there < int(total)
-    ]
 
 
 def _there(place: Place) -> Entry:

@@ -115,9 +115,15 @@ def label_problem(places: list[Place], footers: list[Footer]) -> str | None:
                 "for each image"
             )
         if (footer.label, footer.kind == "text", footer.classes) != (first.label, first.kind == "text", first.classes):
-            here, there = (f"`{one.label}` {one.kind} {one.classes or ''}".strip() for one in (footer, first))
-            return f"{place}: label is {here}, but {there} in {first_place}; files of one split need the same classes"
+            here, there = (f"column `{one.label}` holds {_held(one)}" for one in (footer, first))
+            return f"{place}: {here}, but in {first_place} {there}; files of one split need the same"
     return None
+
+
+def _held(footer: Footer) -> str:
+    """What a column of labels holds, in words."""
+    words = {"whole": "whole numbers", "floats": "whole numbers", "truth": "booleans", "text": "names of classes"}
+    return words[footer.kind] + (f" of the classes {', '.join(footer.classes)}" if footer.classes else "")
 
 
 class Labels(NamedTuple):

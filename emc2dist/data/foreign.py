@@ -10,6 +10,7 @@ from emc2dist.data.pointers import LONGEST, pointer
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Entry, Place
 
+_MAGIC = b"PAR1"  # at both ends of a file
 _BUFFER_BYTES = 2**24  # of a column that is read piece by piece: a request to S3 each
 
 
@@ -30,6 +31,7 @@ def opened(
         raise DataError(f"{place}: {what}")
     with (
         _naming(str(place) if whole else f"{place}, row group {group}"),
+        _saying_what_is_cut(place, entry),
         pq.ParquetFile(
             place.open(entry),
             metadata=metadata,
@@ -41,6 +43,19 @@ def opened(
         if metadata is None:
             _check_rows(place, entry, file.metadata)
         yield file
+
+
+@contextmanager
+def _saying_what_is_cut(place: Place, entry: Entry) -> Iterator[None]:
+    """Raise DataError in place of pyarrow's error where the file begins as Parquet does and does not end so."""
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        size = min(len(_MAGIC), entry.size)
+        first, last = (place.read_range(start, size, entry.tag) for start in (0, entry.size - size))
+        if first == _MAGIC != last:
+            raise DataError(f"{place}: truncated: it begins as Parquet and does not end so; fetch it again") from error
+        raise
 
 
 def _check_rows(place: Place, entry: Entry, metadata: pq.FileMetaData) -> None:

@@ -51,10 +51,6 @@ class EpochOrder:
         """Another order of the same samples, that of other batches."""
         return EpochOrder(self.samples, batch_size, seed, blocks=self._blocks, window=self.window)
 
-    def epoch(self, step: int) -> int:
-        """The epoch, from 0, that the step, from 0, belongs to."""
-        return step // self.steps_per_epoch
-
     def batch(self, step: int) -> NDArray[np.int64]:
         """Indices of the step's micro-batch over all ranks, int64 [batch_size / parts]; none twice in an epoch."""
         epoch, position = divmod(step, self.steps_per_epoch)

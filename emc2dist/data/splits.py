@@ -26,6 +26,7 @@ _WORDS = {
 _SPLIT_OF = {word: split for split, words in _WORDS.items() for word in words}
 _TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of trainA: train and A
 _OF_A_SPLIT = re.compile(r"(?:set|data|images|split)$")
+_SHARD = re.compile(r"(.*?)(\d+)(?:-of-(\d+))?\D*")  # its last number counts
 _NUMBERS = re.compile(r"(?<![A-Za-z0-9])[0-9a-f]*[0-9][0-9a-f]{3,}(?![A-Za-z0-9])|[\W\d_]+")  # hexadecimal ones too
 
 
@@ -105,6 +106,25 @@ def alone(path: object, inside: Iterable[str] = ()) -> list[str]:
     if not tells_split(name) or split_of(name) == "train" or any(map(tells_split, inside)):
         return []
     return [f"{name}: all of it trains, though its name tells {split_of(name)}: names in what is given tell splits"]
+
+
+def missing(files: Iterable[str]) -> list[str]:
+    """Remarks on shards of which not all are there: by their names, NAME-00003-of-00005, or of most of the numbers from
+    the first to the last.
+    """
+    shards: dict[tuple[str, int, str | None], dict[int, str]] = {}
+    for file in files:
+        if told := _SHARD.fullmatch(file):
+            prefix, number, total = told.groups()
+            shards.setdefault((prefix, len(number), total), {})[int(number)] = file
+    remarks = []
+    for (prefix, _, total), found in shards.items():
+        first, last = min(found), max(found)
+        whole = int(total) if total else last - first + 1
+        if len(found) < whole and (total or 2 * len(found) > whole):
+            which = f"{prefix}*-of-{total}" if total else f"from {found[first]} to {found[last]}"
+            remarks.append(f"{len(found)} of {whole} files {which} are there: is the set whole?")
+    return remarks
 
 
 def left_out(files: list[str]) -> list[str]:

@@ -143,6 +143,7 @@ class S3Place(Place):
             reraise=True,
         )
         try:
+            _refuse_bucket_in_endpoint(self.key.partition("/")[0], self.s3)
             return retrying(lambda: operation(_s3fs(self.s3)))
         except Exception as error:  # s3fs, botocore and aiohttp raise anything where an answer is none of S3's
             raise _explain(str(self), self._told_again(error), self.s3) from error
@@ -226,6 +227,15 @@ def _endpoint(s3: S3) -> str:
     nobody = {"aws_access_key_id": "-", "aws_secret_access_key": "-"}  # else it would look for somebody, and may wait
     session = botocore.session.Session()
     return session.create_client("s3", endpoint_url=s3.endpoint, region_name=_region_of(s3), **nobody).meta.endpoint_url
+
+
+@lru_cache
+def _refuse_bucket_in_endpoint(bucket: str, s3: S3) -> None:
+    """Raise StorageError where the endpoint holds the bucket: all keys would lie in a folder of its name."""
+    endpoint = _endpoint(s3).rstrip("/")
+    without = endpoint.removesuffix(f"/{bucket}").replace(f"://{bucket}.s3.", "://s3.")
+    if without != endpoint and not without.endswith(":/"):
+        raise StorageError(f"s3://{bucket}: s3.endpoint: {_endpoint(s3)} holds the bucket; write {without}")
 
 
 def _get(fs: S3FileSystem, path: str, **options: str) -> bytes:

@@ -26,6 +26,7 @@ _IMPORT = re.compile(
     r"|\bAttributeError: (partially initialized )?module '[\w.]+' has no attribute "
 )
 _NO_CUDA = re.compile("NCCL built in|no GPUs found|not compiled with CUDA|No CUDA GPUs are available")
+_NO_INTERFACE = re.compile(r"Unable to find address for: (\S+)")  # gloo's words
 _NETWORK = {
     getattr(errno, name)
     for name in ("ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH", "EADDRINUSE", "EADDRNOTAVAIL")
@@ -38,6 +39,11 @@ def fatal(error: BaseException, spec: Spec) -> Emc2Error | None:
         error = error.cause
     if isinstance(error, Emc2Error):
         return None if isinstance(error, StorageUnreachable | StoreError) else error
+    if name := _NO_INTERFACE.search(str(error)):
+        return RunError(
+            f"GLOO_SOCKET_IFNAME: {name.group(1)} is no network interface of a worker's machine; unset it, or name one "
+            "that each has (`ip addr` lists them)"
+        )
     if _is_memory(error):
         return RunError(_too_large(" ".join(str(error).split())[:300] or type(error).__name__, spec))
     if isinstance(error, OSError):

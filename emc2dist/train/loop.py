@@ -1,8 +1,8 @@
 """From the first step to the last on one rank: epochs, and when to log, evaluate and keep a checkpoint.
 
-A checkpoint is taken with the store settled, at the end of an epoch; and with the store parked (see
-`emc2dist.train.memory`) where the run is asked to stop or has gone on for long. Resuming is the same code as starting:
-only the first step and the contents of encoder, optimiser and store differ, so a resumed run equals an unbroken one.
+At the end of an epoch the store is settled (see `emc2dist.train.memory`), and there a checkpoint may be written; where
+the run is asked to stop, or has gone on for long, one is written with the store parked. Resuming is the same code as
+starting: only the first step and the contents of encoder, optimiser and store differ, so it ends as an unbroken run.
 """
 
 from dataclasses import dataclass
@@ -186,8 +186,13 @@ class _Loop:
         row: Row = {}
         if last or (self.spec.eval.every and epoch % self.spec.eval.every == 0):
             row = self._evaluate(step)
+        # Whether a checkpoint is due or not: how often they are written changes no number.
+        applied = self.memory.settle(step - 1)
+        collectives.barrier()
         if last or epoch % self.spec.checkpoint.every == 0:
-            self._checkpoint(step, row)
+            self._write_checkpoint(step, applied, row)
+        if not last:
+            self.memory.start(step, applied)
 
     def _evaluate(self, step: int, *, pixels: bool = False) -> Row:
         if self.evaluation is None:
@@ -209,25 +214,16 @@ class _Loop:
         self.stopping, self.due = self.stopping or stop, self.due or due
         if step == self.written:
             self.due = False
-        elif (self.stopping or self.due) and self._may_write(step):
+        elif (self.stopping or self.due) and step % self.spec.optimiser.accumulate == 0:  # no part of an update is lost
             applied = self.memory.park(step - 1)
             self._write_checkpoint(step, applied, {})
             if not self.stopping:
                 self.memory.start(step, applied)
         return self.stopping and step == self.written
 
-    def _may_write(self, step: int) -> bool:
-        """Whether a checkpoint after `step` steps loses nothing: no part of an update, nor of what reads have seen."""
-        return step % self.spec.optimiser.accumulate == 0 and self.memory.may_park(step - 1)
-
     def _overdue(self) -> bool:
         minutes = self.spec.checkpoint.minutes
         return minutes is not None and monotonic() - self.written_at > 60 * minutes
-
-    def _checkpoint(self, step: int, row: Row) -> None:
-        self._write_checkpoint(step, self.memory.settle(step - 1), row)
-        if step < self.steps:
-            self.memory.start(step, settled=step - 1)
 
     def _write_checkpoint(self, step: int, applied: int, row: Row) -> None:
         collectives.barrier()

@@ -6,12 +6,12 @@ needed because a chain's state tells which feature to read.
 
 What a read sees is fixed by step numbers, not by timing: call t reads *as of* step t-2, whose commits every rank had
 acknowledged before the gather of step t (a barrier). So W workers remember what one worker remembers, at the price of
-a state that is up to three steps old, which matters only to samples drawn twice within three steps, at the turn of
-an epoch: each of their visits continues from an older visit, still a valid one.
+rows that are up to three steps old. An anchor's own is not: it comes once an epoch, and then the pipeline is drained.
 
-At a checkpoint the pipeline is drained (`settle`) and filled again, in a run that goes on as in one that resumes;
-that makes the two the same, bit for bit. In between, an unbroken run drains nowhere; so a checkpoint there takes all
-writes but shows none of the last ones (`park`): filled again, the pipeline reads what it would have read.
+At the end of an epoch the pipeline is drained (`settle`) and filled again, in a run that goes on as in one that resumes
+from a checkpoint there; that makes the two the same, bit for bit. Within one, an unbroken run drains nowhere; so a
+checkpoint there takes all writes but shows none of the last ones (`park`): filled again, the pipeline reads what it
+would have read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -135,11 +135,6 @@ class Memory:
         """Send what is still unsent after step `step`, which the store can show after a barrier; returns that step."""
         self.park(step)
         return step
-
-    def may_park(self, step: int) -> bool:
-        """Whether `park(step)` would lose nothing: no sample of the next step was visited since its chain was read."""
-        earliest = step - 2
-        return earliest <= self._settled or self._order.epoch(earliest) == self._order.epoch(step + 1)
 
     def park(self, step: int) -> int:
         """Send what is still unsent after step `step`; returns the earlier step that the store must go on showing."""

@@ -14,7 +14,7 @@ from emc2dist.config import parse
 pytestmark = pytest.mark.slow
 
 SPEC = [
-    "name=elastic", "epochs=20", "data.limit=96", "negatives.kernel=isir", "shards=2", "restarts=5",
+    "name=elastic", "epochs=150", "data.limit=96", "negatives.kernel=isir", "shards=2", "restarts=5",
     "precision=float64",
     "optimiser.name=sgd", "optimiser.momentum=0", "lr=0.1", "eval.every=0", "threads=1", "checkpoint.every=5",
 ]  # fmt: skip

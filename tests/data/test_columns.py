@@ -149,10 +149,13 @@ def test_files_may_differ_in_the_width_of_labels_and_may_lack_some(open_table):
 def test_classes_that_differ_between_files_are_named(open_table):
     table = pa.table({"image": structs(), "label": [0] * N})
     images = open_table(*(table.replace_schema_metadata({"classes": names}) for names in ("cat,dog", "dog,cat")))
-    assert (
-        "train-1.parquet: label is `label` whole ['dog', 'cat'], but `label` whole ['cat', 'dog']"
-        in images.unlabelled()
+    said = images.unlabelled()
+    assert "train-1.parquet: column `label` holds whole numbers of the classes dog, cat, but in " in said
+    assert "train-0.parquet column `label` holds whole numbers of the classes cat, dog; files of one split " in said
+    images = open_table(
+        pa.table({"image": structs(), "label": [0] * N}), pa.table({"image": structs(), "label": ["a"] * N})
     )
+    assert "column `label` holds names of classes, but in " in images.unlabelled()
 
 
 def test_a_label_that_is_no_class_of_the_named_ones_is_no_label(open_table):

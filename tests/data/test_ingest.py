@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -575,6 +576,10 @@ def test_parquet_that_cannot_be_used(run, tmp_path):
     plant(tmp_path / "b", {"b.parquet": b"junk"})
     with pytest.raises(DataError, match=r"b\.parquet: not a valid Parquet file"):
         run(tmp_path / "b")
+    whole = write_parquet(tmp_path / "whole" / "b.parquet", [picture()], [0]) / "b.parquet"
+    plant(tmp_path / "b", {"b.parquet": whole.read_bytes()[:-100]})
+    with pytest.raises(DataError, match=r"b\.parquet: truncated: it begins as Parquet and does not end so; fetch it "):
+        run(tmp_path / "b")
     pq.write_table(pa.table({"picture": [1]}), tmp_path / "b" / "b.parquet")
     with pytest.raises(DataError, match=r"b\.parquet: no column `image`"):
         run(tmp_path / "b")
@@ -883,6 +888,19 @@ def test_sources_that_cannot_be_used(run, tmp_path):
     with pytest.raises(DataError, match=r"is a folder, and this is a file"):
         run(tmp_path / "notes.txt", kind="flat")
     assert not (tmp_path / "set").exists()
+
+
+def test_shares_are_no_splits(run, pets):
+    with pytest.raises(
+        SpecError, match=r"train=0\.8: '0\.8' is no name .* No images are drawn for a split: .* tenth voter"
+    ):
+        run(pets, splits=["train=0.8"])
+
+
+def test_missing_shards_are_said(run, tmp_path):
+    for n in (0, 1, 3):
+        source = shard(tmp_path / "shards" / f"0000{n}.tar", {f"{n}.png": picture()})
+    assert "3 of 4 files from 00000.tar to 00003.tar are there: is the set whole?" in run(source)[0]["remarks"]
 
 
 def test_arguments_out_of_range(run, pets):
@@ -1409,6 +1427,14 @@ def test_what_is_packed_is_refused_with_what_to_do(run, tmp_path, name):
     ("name", "advice"),
     [
         ("state.arrow", r"write it as Parquet, as with datasets\.load_from_disk"),
+        ("raw/train-images-idx3-ubyte", r"arrays of MNIST's kind \(torchvision"),
+        ("t10k-images.idx3-ubyte", r"arrays of MNIST's kind \(torchvision"),
+        ("train-00000-of-01024", "records of another loader: write each image as a file into train/CLASS/"),
+        ("a/x.tfrecord-00000-of-00010", "records of another loader"),
+        (
+            "mnist_train.csv",
+            r"a table is none of images: .*if it holds their pixels .* make an array of each row, and w",
+        ),
         ("train.pq", r"Parquet is known by its name: call it \*\.parquet"),
         ("a/b/train-0.parquet", r"give \S+/source/a/b, which holds train-0\.parquet"),
         (
@@ -1425,6 +1451,41 @@ def test_what_lies_where_no_images_are_is_told_how_to_give(run, tmp_path, name, 
     source = plant(tmp_path / "source", {name: b"x", **archives})
     with pytest.raises(DataError, match=rf"source: no images .*; {advice}"):
         run(source)
+
+
+def test_what_is_unpacked_already_is_not_told_to_be(run, tmp_path):
+    names = ("t10k-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte", "all.tar.gz", "all/README")
+    mnist = plant(tmp_path / "MNIST", {f"raw/{name}": b"x" for name in names})
+    with pytest.raises(DataError, match=r"no images .*idx3-ubyte 1.*; arrays of MNIST's kind"):
+        run(mnist)
+    plant(mnist, {"raw/more.zip": b"x", "raw/labels.csv": b"x"})
+    (mnist / "raw" / "t10k-images-idx3-ubyte").unlink()
+    for packed in ("raw/more.zip", "raw/t10k-images-idx3-ubyte.gz"):
+        with pytest.raises(DataError, match=rf"; unpack {packed} first"):
+            run(mnist)
+        (mnist / packed).unlink()
+
+
+def test_shards_that_are_unpacked_beside_are_what_to_give(run, tmp_path):
+    source = plant(tmp_path / "source", {"a/b/0.tar": b"x", "a/b/0/README": b"x"})
+    with pytest.raises(DataError, match=r"; give \S+/source/a/b, which holds 0\.tar"):
+        run(source)
+
+
+def test_images_whose_names_do_not_tell_it_are_said(run, pets, tmp_path):
+    photo = encoded(Image.fromarray(noise(8, 8, 3)), "jpeg")
+    source = plant(tmp_path / "bare", {"cat/img_0": photo, "dog/x.large": picture(), "dog/LICENSE": b"MIT"})
+    said = (
+        "2 images whose names do not tell that they are some were passed over (cat/img_0, dog/x.large); call them *.jpg"
+    )
+    with pytest.raises(
+        DataError, match=rf"bare: no images \({re.escape(said)}, .*\) \(1 files that are no .*; give the im"
+    ):
+        run(source)
+    plant(source, {"emu/0.png": picture()})
+    remarks = run(source)[0]["remarks"]
+    assert remarks[0].startswith(said)
+    assert "2 folders hold no image that can be read, and so are no classes: cat/, dog/" in remarks
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
@@ -1806,6 +1867,56 @@ def test_images_that_a_list_names_for_another_split_are_counted(run, tmp_path):
     others = ", for folders alone tell splits: if they are of "
     assert f"1 images named by val.csv are in train{others}validation, move them into validation/" in remarks
     assert f"1 images named by train.txt are in val{others}train, move them into train/" in remarks
+
+
+@pytest.mark.parametrize("options", [{"kind": "flat"}, {"labels": False}, {"kind": "classes"}], ids=str)
+def test_images_that_a_list_names_for_another_split_are_counted_where_no_labels_are_read(run, tmp_path, options):
+    names = [f"images_00{n}/images/{n}.png" for n in (1, 2)]
+    texts = {"test_list.txt": b"2.png\n", "train_val_list.txt": b"1.png\n", "labels.csv": b"image,label\n1.png,a\n"}
+    nih = plant(tmp_path / "nih", {name: picture() for name in names} | texts)
+    remarks = run(nih, **options)[0]["remarks"]
+    into = "CLASS/" if options == {"kind": "classes"} else ""
+    assert (
+        "1 images named by test_list.txt are in train, for folders alone tell splits: if they are of test, move them "
+        f"into test/{into}, and the others into train/{into}"
+    ) in remarks
+    assert any(told.startswith("1 lists of splits (train_val_list.txt) were not read") for told in remarks)
+    assert not [told for told in remarks if "table" in told or "labels.csv" in told]
+    assert "1 files that are no images were passed over (.csv 1)" in remarks
+
+
+def test_classes_of_stylegan_are_those_of_its_table_and_not_of_its_folders(run, tmp_path, monkeypatch):
+    images = {f"0000{n // 2}/img{n}.png": picture() for n in range(4)}
+    labels = json.dumps({"labels": [[name, n % 2] for n, name in enumerate(images)]}).encode()
+    source = plant(tmp_path / "gan", images | {"dataset.json": labels})
+    with pytest.raises(
+        DataError, match=r"gan/dataset\.json: column `label` tells other classes than .* into one folder"
+    ):
+        run(source)
+    (source / "dataset.json").write_text('{"labels": null}')
+    with pytest.raises(
+        DataError, match=r"dataset\.json: its `labels` are null, and .* take no labels with --no-labels"
+    ):
+        run(source)
+    summary, _ = run(source, labels=False)
+    assert (summary["rows"], summary["classes"]) == ({"train": 4}, 0)
+    moved = plant(tmp_path / "moved", {name.partition("/")[2]: content for name, content in images.items()})
+    outcomes = (
+        (labels, "train: 4 labels are those of"),
+        (b'{"labels": null}', "train: no labels are told by dataset.json: its `labels` are null"),
+        (b'{"images": [1]}', "train: no labels are told by dataset.json: it holds no pairs of image and class under "),
+        (b"[", "train: no labels are told by dataset.json: it holds no pairs of image and class under "),
+    )
+    for n, (text, remark) in enumerate(outcomes):
+        (moved / "dataset.json").write_bytes(text)
+        summary, dest = run(moved, f"set {n}")
+        assert any(told.startswith(remark) for told in summary["remarks"])
+        if text == labels:
+            assert table(dest).label.tolist() == [0, 1, 0, 1]
+    monkeypatch.setattr("emc2dist.data.ingest.annotations._LONGEST", len(labels) - 1)
+    (moved / "dataset.json").write_bytes(labels)
+    said = f"train: no labels are told by dataset.json: it is JSON of more than {len(labels) - 1} characters"
+    assert said in run(moved, "long")[0]["remarks"]
 
 
 def test_texts_that_are_called_as_images_are_no_lists_of_splits(run, tmp_path):

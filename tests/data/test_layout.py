@@ -77,13 +77,25 @@ def test_a_folder_around_splits_is_none_of_them():
 
 
 def test_images_of_a_class_in_several_folders_are_said():
-    office = [f"{domain}/images/{kind}" for domain in ("amazon", "dslr") for kind in ("back_pack", "mug", "bike")]
-    assert said_of(arrange(folders(office))[1]) == [
-        "train: 2 classes by the outer folders, in which images lie in 6 folders (amazon/images/back_pack/)"
-    ]
+    sun = ["a/abbey", "a/airport", "b/barn", "b/beach", "b/abbey"]
+    said = "train: 2 classes by the outer folders, in which images lie in 5 folders (a/abbey/)"
+    assert said_of(arrange(folders(sun))[1]) == [said]  # one name in both
+    said = "train: 3 classes by the outer folders, in which images lie in 2 folders (emu/a/)"
+    assert said_of(arrange(folders(["cat", "dog", "emu/a", "emu/b"]))[1]) == [said]
     said = "train: 2 classes by the outer folders, in which images lie in 1 folders (cat/kittens/)"
     assert said_of(arrange(folders(["cat", "cat/kittens", "dog"]))[1]) == [said]
     assert arrange(folders(["cat/cat", "dog/a"]))[1] == []  # one folder each: no other could be meant
+
+
+def test_classes_within_domains_are_said_where_there_are_splits():
+    paths = [f"{split}/{domain}/{kind}" for split in ("train", "test") for domain in "xy" for kind in ("cat", "dog")]
+    said = said_of(arrange(folders(paths))[1])
+    assert said[0] == (
+        "train: 2 classes by the outer folders, in which images lie in 4 folders (x/cat/); 2 names of inner "
+        "folders (cat, dog) are in most of 2 outer ones: if those are the classes, move the images of each class "
+        "into one folder"
+    )
+    assert [one.partition(":")[0] for one in said] == ["train", "test"]
 
 
 def test_a_class_of_one_split_alone_stays_one_where_training_has_it():
@@ -109,7 +121,19 @@ def test_a_class_of_one_split_alone_stays_one_where_training_has_it():
         (["train/images", "train/mask", "val/images", "val/mask"], r"^train/images/ .*, but train/mask/ lies beside"),
         (["covid/images", "covid/lung masks", "normal/images"], r"^covid/images/ .* covid/lung masks/ lies beside it"),
         (["scans", "ground truth"], r"^ground truth/ is called .*, but scans/ lies beside it"),
-        (["images_001/images", "images_002/images"], r"^images_001/ is called .* images_002/ lies beside it"),
+        (
+            ["images_001/images", "images_002/images"],
+            r"^images_001/ and images_002/ are called as parts .* one folder,",
+        ),
+        (["images_1", "images_2", "masks"], r"^images_1/ is called .*, but images_2/ lies beside it"),
+        (
+            ["amazon/images/mug", "amazon/images/bike", "dslr/images/bike", "dslr/images/mug"],
+            r"^2 names of inner folders \(bike, mug\) are in most of 2 outer ones \(amazon, dslr\), and either",
+        ),
+        (
+            ["8863/0", "8863/1", "8864/0", "8864/1", "8865/0"],
+            r"^2 names .* \(0, 1\) .* of 3 .* with --kind classes; or",
+        ),
         (
             ["HAM_images_part_1", "HAM_images_part_2"],
             r"^HAM_images_part_1/ and HAM_images_part_2/ are called as parts ",
@@ -139,6 +163,8 @@ def test_without_labels_no_folder_is_asked_for_a_class():
     found, said = arrange(folders(paths), labels=False)
     assert [tuple(place) for place in found] == [("train", None)] * 2 + [("test", None)] * 3
     assert said == []
+    nih = ["images_001/images", "images_002/images"]
+    assert [tuple(place) for place in arrange(folders(nih), labels=False)[0]] == [("train", None)] * 2
 
 
 def test_classes_of_masks_to_wear_are_classes():

@@ -105,6 +105,12 @@ def test_what_pillow_raises_is_an_error_of_a_file(error):
     assert type(fatal(error, SPEC)) is StorageError
 
 
+def test_an_interface_that_is_not_there_is_named_by_its_variable():
+    with pytest.raises(RuntimeError) as refused:
+        torch.distributed.distributed_c10d.ProcessGroupGloo.create_device(interface="ib9")
+    assert str(fatal(refused.value, SPEC)).startswith("GLOO_SOCKET_IFNAME: ib9 is no network interface of a worker's")
+
+
 def test_what_is_ours_stays_as_it_is():
     for error in (DataError("row 3"), NonFiniteError("step 7"), StorageError("x: changed"), RunError("damaged")):
         assert fatal(error, SPEC) is error

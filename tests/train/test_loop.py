@@ -114,13 +114,22 @@ def test_checkpoints_within_an_epoch_change_nothing(tmp_path):
     assert_equal(whole, again, 12)
 
 
-def test_a_run_stops_only_where_nothing_is_lost(tmp_path):
-    """Not where the next samples were visited within the last three steps, nor between the parts of an update."""
+def test_how_often_checkpoints_are_written_changes_nothing(tmp_path):
+    """Of chains that are recalled across the turn of an epoch."""
+    kind = ["negatives.kernel=isir", "data.limit=16", "epochs=6"]  # two steps an epoch
+    often, once = (Run(small_spec(*kind, f"checkpoint.every={n}"), tmp_path / str(n)).go() for n in (1, 6))
+    assert [len(run.checkpoints) for run in (often, once)] == [6, 1]
+    assert_equal(often, once, 12)
+
+
+def test_a_run_stops_where_nothing_is_lost(tmp_path):
+    """Where the next samples were visited within the last three steps, but not between the parts of an update."""
     spec = small_spec("epochs=4", "checkpoint.every=4", "data.limit=16")  # two steps an epoch
     whole = Run(spec, tmp_path).go()
     stopped = Run(spec, tmp_path / "stopped", stop_after=3).go()
-    assert stopped.steps == 8
-    assert stopped.column("loss") == whole.column("loss")
+    assert stopped.steps == 3
+    resumed = Run(spec, tmp_path / "resumed").go(resume=stopped.checkpoints[3])
+    assert stopped.column("loss") + resumed.column("loss") == whole.column("loss")
     parts = Run(small_spec("optimiser.accumulate=2"), tmp_path / "parts", stop_after=3).go()
     assert parts.steps == 4
 

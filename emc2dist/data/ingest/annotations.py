@@ -4,13 +4,14 @@
     LOC_val_solution.csv     ILSVRC2012_val_00048981,n03995372 85 1 499 272                 ImageNet, as Kaggle has it
     test.csv                 filename,label / t_0.png,tiger cat                             a table with a heading
     metadata.jsonl           {"file_name": "t_0.png", "label": "tiger cat"}                 as Hugging Face has it
+    dataset.json             {"labels": [["00000/t_0.png", 7], ...]}                        as StyleGAN has it
 
-Such a file lies in a folder of the images or above it. Its name tells the split; or it is called labels, metadata or
-annotations, has a heading and is for all splits below. One column holds the images' names (with or without folders and
-extension). With a heading, the labels are the column that it calls `label` or `class`, or the headings of columns of
-which one holds 1 in each row and the others 0; without one, the only column
-that holds nothing but names of the classes that folders tell. It must tell every image of a split, and each once. A
-column that is headed `split` must tell the splits that the images' folders tell.
+Such a file lies in a folder of the images or above it. Its name tells the split; or it is called labels, metadata,
+annotations or dataset, has a heading and is for all splits below. One column holds the images' names (with or without
+folders and extension). With a heading, the labels are the column that it calls `label` or `class`, or the headings of
+columns of which one holds 1 in each row and the others 0; without one, the only column that holds nothing but names of
+the classes that folders tell. It must tell every image of a split, and each once. A column that is headed `split` must
+tell the splits that the images' folders tell.
 """
 
 import csv
@@ -29,11 +30,11 @@ from emc2dist.data.ingest.source import printable
 from emc2dist.data.splits import COLUMNS, split_of, tells_split
 from emc2dist.errors import DataError
 
-TEXTS = (".txt", ".csv", ".tsv", ".jsonl")
+TEXTS = (".txt", ".csv", ".tsv", ".jsonl", ".json")
 """Extensions of files that may tell labels."""
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".xlsx", ".mat")
 """Extensions of tables, of which some cannot be read here."""
-_OF_ALL_SPLITS = ("label", "labels", "metadata", "annotation", "annotations")
+_OF_ALL_SPLITS = ("label", "labels", "metadata", "annotation", "annotations", "dataset")
 _GUESSES = re.compile("submission|predict", re.IGNORECASE)  # these hold what somebody's model says
 _HEADINGS = (
     "label", "labels", "finelabel", "class", "classname", "classid", "cls", "target", "category", "y",
@@ -46,7 +47,7 @@ _WHOLE = re.compile(r"\d+\.0")  # as pandas writes whole numbers where some are 
 _BOXES = re.compile(r"(\S+)( -?[\d.]+)+( \1( -?[\d.]+)+)*")  # as LOC_val_solution.csv has them after the class
 _SHOWN = 3  # files that a remark names
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')  # of JSON
-_LONGEST = 2**26  # bytes of a list of splits
+_LONGEST = 2**26  # bytes of a list of splits, or of JSON
 _HEAD = 2**12  # bytes of a text, which tell whether it is a table
 _SHOWN_CHARACTERS = 60  # of a line
 _LABELS_ARE = (
@@ -60,6 +61,10 @@ Row = list[str]
 
 class _Unusable(Exception):
     """Why a file tells no labels."""
+
+
+class _Unlabelled(_Unusable):
+    """A file tells that no image has a label."""
 
 
 class _OtherSplit(DataError):
@@ -77,11 +82,15 @@ class _Labels(NamedTuple):
 
 @dataclass
 class Annotations:
-    """The texts and tables of a folder of images; `names` are the images', and both are relative to it."""
+    """The texts and tables of a folder of images; `names` are the images', and both are relative to it.
+
+    Without `labels` none are looked for: lists of splits alone are.
+    """
 
     root: Path
     texts: Sequence[str]
     names: Sequence[str]
+    labels: bool = True
     used: set[str] = field(default_factory=set)
     """Those that gave labels, or were compared with those of folders."""
     told: set[str] = field(default_factory=set)
@@ -129,6 +138,11 @@ class Annotations:
                 found = self._labels(file, split, names, None)
             except _OtherSplit:
                 raise
+            except _Unlabelled as error:
+                raise DataError(
+                    f"{self._named(file)}: {error}, and by the images' folders they have classes; if the folders are "
+                    f"none, take no labels with --no-labels; if they are, {_HELP}"
+                ) from error
             except (_Unusable, DataError):
                 continue
             self.used.add(file)
@@ -147,8 +161,9 @@ class Annotations:
         """What was not read, after all splits were; `splits` are those of the images by their folders, and `labelled`
         says that no label is wanting.
         """
+        wanting = self.labels and not labelled
         left = [name for name in self.texts if name not in self.used]
-        reasons = [] if labelled else [reason for name, reason in self._unused.items() if name in left]
+        reasons = [reason for name, reason in self._unused.items() if name in left] if wanting else []
         of_images = [name for name in left if self._is_of_one_image(name)]
         of_split = [name for name in self.texts if tells_split(_stem(name)) and not self._is_of_one_image(name)]
         named = {name: self._named_by(name) for name in of_split}
@@ -156,7 +171,9 @@ class Annotations:
         apart = {*of_images, *others, *self._unused}
         left = [name for name in left if name not in apart]
         tables = [name for name in left if PurePosixPath(name).suffix.lower() in TABLES or self._is_table(name)]
-        lists = [name for name in left if (labelled or name not in tables) and _tells_any_split(name)]
+        lists = [name for name in left if (name not in tables or not wanting) and _tells_any_split(name)]
+        if not self.labels:
+            of_images, tables = [], []
         if labelled:
             tables = [name for name in tables if name not in lists]
         lists = [name for name in lists if not named.get(name)]  # else they say what the folders do
@@ -182,6 +199,8 @@ class Annotations:
 
     def _candidates(self, split: str, names: Sequence[str]) -> list[str]:
         """Files above any image of the split that may tell its labels."""
+        if not self.labels:
+            return []
         read = (name for name in sorted(self.texts) if PurePosixPath(name).suffix.lower() in TEXTS)
         told = [name for name in read if _is_of_all(name) or (_tells(name, split) and not self._is_of_one_image(name))]
         above = {str(parent) for folder in {name.rpartition("/")[0] for name in names} for parent in _up(folder)}
@@ -529,8 +548,8 @@ def _composed(text: str) -> str:
 
 def _rows(file: Path) -> Iterator[Row]:
     text = pointers.text(file)
-    if file.suffix.lower() == ".jsonl":
-        yield from _objects(text)
+    if file.suffix.lower() in (".jsonl", ".json"):
+        yield from _objects(text) if file.suffix.lower() == ".jsonl" else _pairs(text)
         return
     first = text.partition("\n")[0]
     if file.suffix.lower() != ".csv" and "," not in first:
@@ -557,3 +576,22 @@ def _objects(text: str) -> Iterator[Row]:
         yield keys
     for one in objects:
         yield ["" if one.get(key) is None else str(one[key]) for key in keys]
+
+
+def _pairs(text: str) -> Iterator[Row]:
+    """Pairs of an image and its class, under `labels` of a JSON object, as rows with a heading. Raises _Unusable."""
+    if len(text) > _LONGEST:
+        raise _Unusable(f"it is JSON of more than {_LONGEST} characters")
+    try:
+        told = json.loads(text)
+    except (ValueError, RecursionError):
+        told = ...
+    pairs = told.get("labels", ...) if isinstance(told, dict) else ...
+    if pairs is None:
+        raise _Unlabelled("its `labels` are null")
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise _Unusable(
+            "it holds no pairs of image and class under `labels`; write it as labels.csv, if it tells classes"
+        )
+    yield ["image", "label"]
+    yield from (["" if cell is None else str(cell) for cell in pair] for pair in pairs)

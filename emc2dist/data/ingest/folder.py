@@ -15,6 +15,7 @@ left out. An image is written as the very bytes of its file.
 
 import os
 import posixpath
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -31,9 +32,11 @@ from emc2dist.data.ingest.annotations import TABLES, TEXTS, Annotations
 from emc2dist.data.ingest.layout import Remark, Where, arrange, masks_among, told_splits
 from emc2dist.data.ingest.pixels import OTHER_CIFAR, is_cifar, is_other_cifar, is_stl10
 from emc2dist.data.ingest.source import (
+    PACKED,
     Samples,
     Source,
     Split,
+    extension,
     hidden,
     hidden_by,
     instead,
@@ -53,6 +56,8 @@ EXTENSIONS = frozenset(
 """Of files that are taken for images, in lower case."""
 _SHOWN = 5  # classes, and what else a message names
 _SETS = (".parquet", ".tar")
+_BEGINS = re.compile(rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP", re.DOTALL)
+_HEAD = 12  # bytes that tell
 MAX_BYTES = 2**30
 """A file larger than this is no image, and is not read into memory to find out."""
 
@@ -72,7 +77,7 @@ class Folder(Source):
         self._images = [image for image in listing.images if image not in left]
         self._names = [image.name for image in self._images]
         if not self._names:
-            others = "".join(f" ({remark})" for remark in hidden(listing.hidden) + passed_over(listing.others))
+            others = "".join(f" ({remark})" for remark in hidden(listing.hidden) + listing.passed_over())
             raise DataError(f"{root}: no images{others}; {_help(root, listing)}")
         self.digest = listing_digest(self._images)
         inside = {folder for image in self._names for folder in image.split("/")[:-1]}
@@ -81,15 +86,15 @@ class Folder(Source):
             example = printable(beside[0].name)
             self.remarks.append(f"{len(beside)} images in no folder of a split were left out, such as {example}")
         places = self._arranged(kind, labels)
-        texts = listing.texts if labels and kind == "imagefolder" else []
-        self._annotations = Annotations(root, texts, [image.name for image in listing.images])
+        names = [image.name for image in listing.images]
+        self._annotations = Annotations(root, listing.texts, names, labels=labels and kind == "imagefolder")
         asked = {text.partition("=")[0] for text in splits} or {place.split for place in places}
         self.splits = self._labelled(places, asked)
         split_of_image = {name: place.split for name, place in zip(self._names, places, strict=True)}
         labelled = all(split.labels is not None for name, split in self.splits.items() if name in asked)
         self.remarks += self._annotations.remarks(split_of_image, labelled=labelled)
-        listing.others.subtract(Path(name).suffix.lower() for name in self._annotations.told)
-        passed = hidden(listing.hidden) + passed_over(+listing.others) + _on_bare(listing.bare)
+        listing.others.subtract(extension(name) for name in self._annotations.told)
+        passed = hidden(listing.hidden) + listing.passed_over() + _on_bare(listing.bare)
         self.remarks = passed + self.remarks + _on_classes(self._names, places)
 
     def _arranged(self, kind: str, labels: bool) -> list[Where]:
@@ -218,9 +223,9 @@ class _Files(Samples):
 
 class Listing:
     """The files below a folder: `images` by their names from the folder on, sorted; `texts`, which may tell labels, by
-    theirs; Parquet files and tars by extension, as `sets`; all but images by extension, as `others`, with an example of
-    each; by what hides them, files that are hidden; and as `bare`, folders without an image, each with how many there
-    are of kinds that are not read.
+    theirs; Parquet files and tars by extension, as `sets`; as `unnamed`, images that no extension tells; all others by
+    extension, as `others`, with an example of each that is not unpacked beside it; by what hides them, files that are
+    hidden; and as `bare`, folders without an image, each with how many there are that are not read.
 
     A link to a folder is followed, unless it leads to one that it lies in.
     """
@@ -228,6 +233,7 @@ class Listing:
     def __init__(self, root: Path) -> None:
         self.others, self.hidden = Counter[str](), Counter[str]()
         self.texts: list[str] = []
+        self.unnamed: list[str] = []
         self.sets: dict[str, list[str]] = {extension: [] for extension in _SETS}
         self.examples: dict[str, str] = {}
         self.bare: dict[str, int] = {}
@@ -237,7 +243,7 @@ class Listing:
         identity, entries = _scan(folder)
         if identity in above:
             return []
-        images, before = list[Entry](), unread(self.others)
+        images, before = list[Entry](), self._unread()
         for entry in entries:
             if entry.is_dir():
                 name = f"{entry.name}/"
@@ -252,19 +258,50 @@ class Listing:
             else:
                 self._pass_over(entry, prefix)
         if not images:
-            self.bare[prefix] = unread(self.others) - before
+            self.bare[prefix] = self._unread() - before
         return images
 
     def _pass_over(self, entry: os.DirEntry[str], prefix: str) -> None:
-        extension = Path(entry.name).suffix.lower()
-        if extension in ("", *TEXTS, *TABLES):  # a folder of images, or a table of labels
+        kind, name = extension(entry.name), prefix + entry.name
+        if kind in ("", *TEXTS, *TABLES):  # a folder of images, or a table of labels
             files.refuse_lost(entry.path)
-        self.others[extension] += 1
-        self.examples.setdefault(extension, prefix + entry.name)
-        if extension in _SETS:
-            self.sets[extension].append(prefix + entry.name)
-        if extension in (*TEXTS, *TABLES) and entry.is_file():
-            self.texts.append(prefix + entry.name)
+        if kind not in (*TEXTS, *TABLES) and _begins_as_image(entry):
+            self.unnamed.append(name)
+            return
+        self.others[kind] += 1
+        if kind in _SETS or not _is_unpacked(Path(entry.path)):
+            self.examples.setdefault(kind, name)
+        if kind in _SETS:
+            self.sets[kind].append(name)
+        if kind in (*TEXTS, *TABLES) and entry.is_file():
+            self.texts.append(name)
+
+    def _unread(self) -> int:
+        """How many images were passed over so far."""
+        return unread(self.others) + len(self.unnamed)
+
+    def passed_over(self) -> list[str]:
+        """Remarks on files that are not read."""
+        shown = _some([printable(name) for name in self.unnamed])
+        remark = f"{len(self.unnamed)} images whose names do not tell that they are some were passed over ({shown})"
+        return [f"{remark}; call them *.jpg, *.png, ..."] * bool(self.unnamed) + passed_over(+self.others)
+
+
+def _begins_as_image(entry: os.DirEntry[str]) -> bool:
+    """Whether the first bytes of a file are those of PNG, JPEG, GIF or WebP."""
+    try:
+        if not entry.is_file():
+            return False
+        with open(entry.path, "rb", buffering=0) as opened:
+            return _BEGINS.match(opened.read(_HEAD)) is not None
+    except OSError:  # it is not needed
+        return False
+
+
+def _is_unpacked(file: Path) -> bool:
+    """Whether what a packed file holds lies beside it, by its name."""
+    inner = file.with_suffix("")
+    return file.suffix.lower() in PACKED and (inner.exists() or _is_unpacked(inner))
 
 
 def _beside(images: list[Entry], splits: Sequence[str]) -> list[Entry]:
@@ -278,7 +315,9 @@ def _beside(images: list[Entry], splits: Sequence[str]) -> list[Entry]:
 
 def _help(root: Path, listing: Listing) -> str:
     """What would help where a folder holds no images."""
-    examples = sorted(listing.examples.values())
+    if listing.unnamed:
+        return "give the images their extensions"
+    examples = sorted(listing.examples.values(), key=lambda name: (extension(name) in TABLES, name))
     for name in examples:
         above = root / name.rpartition("/")[0]
         suffix = Path(name).suffix.lower()

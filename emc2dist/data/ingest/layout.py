@@ -8,7 +8,7 @@
 A folder that everything lies in (`images/`) is no class, nor is one that a whole split lies in though training has
 classes and none of that name. Folders that are called as those of images or of masks (`images/` beside `masks/`), or as
 parts of one whole (`part_1/`, `part_2/`), and images called as masks of others, are refused, as is whatever can be read
-in two ways. Names only: nothing is read here.
+in two ways, as `DOMAIN/CLASS/image`, where most outer folders hold the same ones. Names only: nothing is read here.
 """
 
 import re
@@ -30,6 +30,7 @@ _PARTS = frozenset(
 )  # fmt: skip
 """Words in the names of folders that, where only numbers or single letters differ, are parts of one whole."""
 _A_MASK = re.compile(r"(.+?)[ _-]?(masks?|seg|segmentation|gt|ground_?truth|labels?|trimap)([ _-]?\d+)?", re.IGNORECASE)
+_SHOWN = 3  # folders that a message names
 _MANY = 1 / 3  # of all images: below that, masks are an accident of names
 
 Folders = tuple[str, ...]
@@ -103,7 +104,7 @@ def companions(folders: Iterable[Folders]) -> tuple[str, str] | None:
             beside.setdefault(one[:level], set()).add(name)
     for parent, names in sorted(beside.items()):
         named = sorted(name for name in names if _NO_CLASS.fullmatch(series(name)))
-        if named and len(names) > 1:
+        if named and len(names) > 1 and parts_among(names) != sorted(names):
             own = next((name for name in named if "im" in name.lower()), named[0])
             other = next(name for name in sorted(names) if name != own)
             return "/".join((*parent, own)), "/".join((*parent, other))
@@ -163,8 +164,32 @@ def _on_classes(splits: list[str], folders: list[Folders]) -> list[Remark]:
             )
         if len(classes) > 1 and max(classes.values()) > 1:
             told = f"{len(classes)} classes by the outer folders, in which images lie in {len(deeper)} folders"
-            remarks.append(Remark(split, f"{told} ({'/'.join(deeper[0])}/)"))
+            told += f" ({'/'.join(deeper[0])}/)"
+            inner = _in_most(deeper, len(classes))
+            if inner:
+                alike = f"{len(inner)} names of inner folders ({_some(inner)}) are in most of {len(classes)} outer ones"
+                if len(set(splits)) == 1:
+                    raise DataError(
+                        f"{alike} ({_some(sorted(classes))}), and either could be the classes; if the inner ones are, "
+                        "move the images of each class into one folder; if the outer ones are, give the folder that "
+                        "holds them with --kind classes; or take no labels with --no-labels"
+                    )
+                told += f"; {alike}: if those are the classes, move the images of each class into one folder"
+            remarks.append(Remark(split, told))
     return remarks
+
+
+def _in_most(folders: Iterable[Folders], outermost: int) -> list[str]:
+    """The innermost folders that lie, by their names, in more than half of the outermost; none where it is but one."""
+    outer: dict[str, set[str]] = {}
+    for one in folders:
+        outer.setdefault(one[-1], set()).add(one[0])
+    names = sorted(name for name, found in outer.items() if 2 * len(found) > outermost)
+    return names if len(names) > 1 else []
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def _unwrapped(folders: list[Folders]) -> tuple[list[Folders], str]:

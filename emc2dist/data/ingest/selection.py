@@ -123,7 +123,10 @@ def _chosen(source: Source, splits: Sequence[str], labels: bool) -> dict[str, li
             raise DataError(f"{source.root}: has no split {name!r}; it has {', '.join(source.splits)}")
         new = new if equals else split_of(name) or name
         if not re.fullmatch(r"[A-Za-z]\w*", new, re.ASCII):
-            raise SpecError(f"--split {text}: {new!r} is no name for a split; use letters, digits and _")
+            raise SpecError(
+                f"--split {text}: {new!r} is no name for a split; use letters, digits and _. No "
+                "images are drawn for a split: where there are none to test on, evaluation asks about every tenth voter"
+            )
         members = chosen.setdefault(new, [])
         if name in members:
             raise SpecError(f"--split {text}: {name} is taken twice")

@@ -6,6 +6,7 @@ it hands out `Samples`: as much as a worker process needs to read some images, s
 
 import hashlib
 import os
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,9 @@ from emc2dist.errors import StorageError
 from emc2dist.files import Entry
 
 _OF_SYSTEMS = ("@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
-_PACKED = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+PACKED = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+"""Extensions of what holds files and has to be unpacked."""
+_OF_MANY = re.compile(r"-\d+-of-\d+$")  # after the extension, as TensorFlow writes it, which often leaves that out
 _AS_FILES = "write each image as a file into train/CLASS/, and give the folder that train/ lies in"
 _AS_PNG = f"with PIL.Image.fromarray(ARRAY).save(PNG), {_AS_FILES}"
 _INSTEAD = {
@@ -30,8 +33,18 @@ _INSTEAD = {
     ".mat": f"arrays of MATLAB (scipy.io.loadmat, or h5py from version 7.3 on): {_AS_PNG}",
     **dict.fromkeys((".h5", ".hdf5"), f"arrays in HDF5 (h5py): {_AS_PNG}"),
     **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth"), f"arrays that were pickled: {_AS_PNG}"),
-    **dict.fromkeys((".idx3-ubyte", ".idx1-ubyte"), f"arrays of MNIST's kind: {_AS_PNG}"),
-    **dict.fromkeys((".tfrecord", ".tfrecords", ".lmdb", ".mdb", ".beton"), f"records of another loader: {_AS_FILES}"),
+    **dict.fromkeys(
+        (".idx3-ubyte", ".idx1-ubyte"), f"arrays of MNIST's kind (torchvision.datasets.MNIST reads them): {_AS_PNG}"
+    ),
+    **dict.fromkeys(
+        (".tfrecord", ".tfrecords", ".tfrec", "-of-", ".lmdb", ".mdb", ".beton"),
+        f"records of another loader: {_AS_FILES}",
+    ),
+    **dict.fromkeys(
+        (".csv", ".tsv"),
+        "a table is none of images: give the folder that they lie in; or if it holds their pixels (pandas.read_csv), "
+        f"make an array of each row, and {_AS_PNG}",
+    ),
 }
 _UNREAD = (
     ".heic", ".heif", ".hif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".dcm", ".exr",
@@ -121,8 +134,18 @@ def unread(others: "Counter[str]") -> int:
 
 def instead(name: str) -> str | None:
     """What would help where a file is given that holds images and is read by no kind; None where nothing is known."""
-    suffix = os.path.splitext(name)[1].lower()
-    return f"unpack {name} first" if suffix in _PACKED else _INSTEAD.get(suffix)
+    kind = extension(name)
+    return f"unpack {name} first" if kind in PACKED else _INSTEAD.get(kind)
+
+
+def extension(name: str) -> str:
+    """What the end of a file's name tells of its kind, in lower case: `.png`, nothing where it tells none.
+
+    Of `x.tfrecord-00000-of-00010` .tfrecord, of `train-00000-of-00010` -of-, of `train-images-idx3-ubyte` .idx3-ubyte.
+    """
+    whole = _OF_MANY.sub("", name)
+    kind = os.path.splitext(whole.lower().replace("-idx", ".idx"))[1]
+    return kind or "-of-" * (whole != name)
 
 
 def hidden_by(path: str) -> str | None:

@@ -47,6 +47,7 @@ from emc2dist.data.splits import (
     by_split,
     is_of_split,
     left_out,
+    missing,
     series,
     split_of,
     tells_split,
@@ -106,7 +107,9 @@ class Tar(Source):
             raise DataError(f"{path}: no images in {len(shards)} shards{found}; {contents.help()}")
         for split, names in members.items():
             self._check_folders(split, names)
-        self.remarks = left_out(left) + alone(path, [] if path.is_file() else shards) + together(members)
+        self.remarks = (
+            left_out(left) + alone(path, [] if path.is_file() else shards) + together(members) + missing(shards)
+        )
         self.remarks += hidden(hidden_ones + contents.hidden) + contents.remarks()
         self.remarks += (
             [f"{others.total()} files are no *.tar and were left out ({', '.join(others)})"] if others else []
