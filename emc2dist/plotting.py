@@ -6,6 +6,8 @@ on which a picture is as wide as a phone, 360 CSS pixels, or wider.
 """
 
 import io
+import re
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from emc2dist.terminal import say_once
 
 COLOURS = (
     "#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#92dadd", "#94a4a2", "#717581",
@@ -22,6 +26,9 @@ GREY = "#6b7280"
 FONT = 9.0
 """Points."""
 _DPI = 180
+
+
+_NO_GLYPH = re.compile(r"Glyph (\d+) .*missing from font")
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,16 @@ def render(figure: Figure, kind: str = "png") -> bytes:
     """The figure as `png`, `pdf` or `svg`; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     dated = {"png": "Software", "pdf": "CreationDate", "svg": "Date"}
-    with rc_context({"svg.hashsalt": ""}):
+    with rc_context({"svg.hashsalt": ""}), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         figure.savefig(buffer, format=kind, metadata={dated[kind]: None})
+    if missing := [found.group(1) for one in warned if (found := _NO_GLYPH.match(str(one.message)))]:
+        say_once(
+            "glyphs",
+            f"pictures: the font has no sign for {chr(int(missing[0]))!r} and others, of names of classes or the like; "
+            "they are boxes there, and read rightly on the page",
+        )
+    for one in warned:
+        if not _NO_GLYPH.match(str(one.message)):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     return buffer.getvalue()

@@ -518,21 +518,23 @@ def test_an_endpoint_that_holds_the_bucket_is_refused(keys, endpoint, without):
         files.at("s3://other/set", S3(endpoint="http://127.0.0.1:9/data", attempts=1, timeout_s=2)).write(b"1")
 
 
-def test_a_server_that_knows_no_expect_is_written_to(keys, tmp_path):
+def test_a_server_that_knows_neither_expect_nor_checksums_is_written_to(keys, tmp_path):
     class OfHttp10(Answers):
         def do_PUT(self):
             written.append(self.rfile.read(int(self.headers["Content-Length"])))
+            checksums.extend(name for name in self.headers if "checksum" in name.lower())
             self.send_response_only(200)
             self.send_header("ETag", '"x"')
             self.end_headers()
 
-    written = []
+    written, checksums = [], []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OfHttp10) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         config = S3(endpoint=f"http://127.0.0.1:{server.server_port}", attempts=1, timeout_s=5)
         files.at("s3://bucket/x", config).write(b"abc")
         server.shutdown()
     assert written == [b"abc"]
+    assert checksums == []  # which R2, B2 and others refuse
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="a limit of Linux's")

@@ -170,6 +170,10 @@ class _Missing(StorageError):
     bucket = False
 
 
+_CHECKSUMS = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+"""For servers that are not AWS's, of which some refuse the checksums that botocore adds of its own accord."""
+
+
 @lru_cache
 def _s3fs(s3: S3, attempts: int = 1) -> S3FileSystem:
     session = AioSession()
@@ -184,6 +188,7 @@ def _s3fs(s3: S3, attempts: int = 1) -> S3FileSystem:
             "read_timeout": s3.timeout_s,
             "retries": {"total_max_attempts": attempts},
             "connector_args": {"socket_factory": partial(_socket, s3.timeout_s)},
+            **({} if ".amazonaws.com" in _endpoint(s3) else _CHECKSUMS),
             # A proxy of the environment is for what lies beyond it.
             **({"proxies": {}} if is_loopback(_endpoint(s3)) else {}),
         },

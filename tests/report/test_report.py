@@ -26,7 +26,7 @@ from emc2dist.config import parse
 from emc2dist.data.digits import DigitsImages
 from emc2dist.errors import RunError, StorageError
 from emc2dist.metrics import METRICS
-from emc2dist.plotting import Picture
+from emc2dist.plotting import Picture, new_figure, render
 from emc2dist.report import atlas, chains, curves
 from emc2dist.report.page import report
 from emc2dist.report.runs import ReportedRun
@@ -408,3 +408,14 @@ def test_a_browser_shows_every_picture_and_no_error(both, width, tmp_path):
     _, console = browse(Path(both["page"]).as_uri(), tmp_path / "shown", f"--screenshot={shot}")
     assert console == []
     assert len(np.unique(np.asarray(Image.open(shot).convert("L")))) > 50
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_that_the_font_cannot_show_is_told_once(capsys, monkeypatch):
+    monkeypatch.setattr("emc2dist.terminal._said", set())
+    for _ in range(2):
+        figure = new_figure(2, 1)
+        figure.suptitle("\u732b, \u72ac")
+        render(figure)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("pictures: the font has no sign for '\u732b' and others")
