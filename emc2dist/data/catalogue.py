@@ -320,15 +320,27 @@ def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[s
     if not files and not listing and not place.folders() and (place.remote or not Path(str(place)).is_dir()):
         raise nothing_at(place, _USABLE)
     if not files:
-        raise DataError(f"{place}: holds no *.parquet files; {_USABLE}")
+        raise DataError(f"{place}: holds no *.parquet files of its own; {on_sets(listing) or _USABLE}")
     remarks = [f"{len(hidden)} hidden files were passed over ({hidden[0]})"] if hidden else []
-    own = [name.rpartition("/")[0] for name in listing if name.endswith(f"/{MANIFEST}")]
+    own = _sets_among(listing)
     remarks += [f"{', '.join(f'{one}/' for one in own)}: sets of their own, which were left out"] if own else []
     inside = sorted({name.partition("/")[0] for name in found if "/" in name})
     remarks += [f"files in folders belong to the set: {', '.join(f'{one}/' for one in inside)}"] if inside else []
     nearly = [name for name in listing if ".parquet" in name.lower() and name not in every and not name.startswith(".")]
     remarks += [f"{len(nearly)} files are no *.parquet and were left out ({nearly[0]})"] if nearly else []
     return files, remarks + alone(place, found) + together(files) + missing(found) + left_out(others)
+
+
+def on_sets(listing: Iterable[str]) -> str:
+    """What to do where nothing but sets of their own lie in a folder; empty where there are none."""
+    named = ", ".join(f"{one}/" for one in _sets_among(listing))
+    advice = f"to make one set of them, put copies of these folders, without {MANIFEST}, into one folder and give that"
+    return f"it holds finished sets ({named}): give one of them; {advice}" if named else ""
+
+
+def _sets_among(listing: Iterable[str]) -> list[str]:
+    """The folders in a folder that are sets of their own."""
+    return [name.rpartition("/")[0] for name in listing if name.endswith(f"/{MANIFEST}")]
 
 
 def is_hidden(name: str) -> bool:

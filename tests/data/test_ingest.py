@@ -1514,6 +1514,24 @@ def test_the_folder_to_give_is_the_one_that_keeps_splits_apart(run, tmp_path, ki
         run(two / "default", kind="imagefolder")
 
 
+def test_finished_sets_below_a_folder_are_told_and_what_makes_one_of_them(run, pets, tmp_path):
+    both = tmp_path / "both"
+    run(pets, both / "d1")
+    run(
+        plant(tmp_path / "more pets", {f"{kind}/{n}.png": picture() for kind in ("dog", "cat") for n in "01"}),
+        both / "d2",
+    )
+    advice = r"it holds finished sets \(d1/, d2/\): give one of them; .* without manifest\.json, into one folder"
+    for kind, what in ((None, r"no images \(.*\)"), ("parquet", r"no \*\.parquet files")):
+        with pytest.raises(DataError, match=rf"both: {what}; {advice}"):
+            run(both, kind=kind)
+    with pytest.raises(DataError, match=rf"both: holds no \*\.parquet files of its own; {advice}"):
+        ParquetImages.open(str(both), "train", cache_dir=str(tmp_path / "cache"))
+    for name in ("d1", "d2"):
+        (both / name / "manifest.json").unlink()
+    assert run(both)[0]["rows"] == {"train": 12}  # as the message says
+
+
 def test_what_lies_where_a_kind_was_given_is_told_too(run, tmp_path):
     source = shard(tmp_path / "shards" / "x.tar", {"0.png": picture()})
     with pytest.raises(DataError, match=r"no images .*; leave out --kind or give --kind tar, for it holds x\.tar"):

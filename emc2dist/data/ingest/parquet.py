@@ -24,6 +24,7 @@ from emc2dist.data.catalogue import (
     is_parquet,
     list_set,
     nothing_at,
+    on_sets,
     open_catalogue,
     splits_of,
 )
@@ -106,7 +107,7 @@ def _check_some(place: Place, listed: dict[str, Entry]) -> None:
     advice = "give the file or folder that holds some"
     advice += ", for only Parquet sets are read from S3: copy others to a disk first" if place.remote else ""
     if listed or place.folders():
-        raise DataError(f"{place}: no *.parquet files; {advice}")
+        raise DataError(f"{place}: no *.parquet files; {on_sets(listed) or advice}")
     raise nothing_at(place, advice)
 
 
