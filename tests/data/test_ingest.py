@@ -1667,6 +1667,32 @@ def test_what_did_not_fit_of_a_file_of_labels_is_said(run, tmp_path, text, reaso
     assert said == f"test: no labels are told by test.csv: {reason}"
 
 
+@pytest.mark.parametrize("extension", ["JPG", "jpeg", "png"])
+def test_names_of_a_table_that_differ_in_capitals_or_extension_are_matched_and_said(run, tmp_path, extension):
+    text = b"image,label\nimg_0.jpg,cat\nIMG_1.jpg,dog\nimg_9.jpg,dog\n"
+    images = {f"images/IMG_{n}.{extension}": picture() for n in range(2)}
+    source = plant(tmp_path / "pets", images | {"labels.csv": text})
+    summary, dest = run(source, keep_order=True)
+    assert table_of(dest, "train") == [0, 1]
+    assert (
+        f"train: 2 labels are those of {source}/labels.csv, column `label`; its names differ from the images' in "
+        f"capitals or extension, as img_0.jpg from images/IMG_0.{extension}" in summary["remarks"]
+    )
+    assert "1 of 3 rows of labels.csv name no image, such as 'img_9.jpg'" in summary["remarks"]
+
+
+def test_names_of_a_table_that_several_images_have_but_for_capitals_or_extension_are_refused(run, tmp_path):
+    source = plant(tmp_path / "pets", {"IMG_0.JPG": picture(), "img_0.png": picture()})
+    for names in (("img_0.jpg",), ("img_0.JPEG", "IMG_0.gif")):
+        (source / "labels.csv").write_text("image,label\n" + "".join(f"{name},cat\n" for name in names))
+        with pytest.raises(DataError, match=rf"labels\.csv: {names[0]} is the name of no image, .* that of several;"):
+            run(source)
+    plant(source, {"IMG_1.JPG": picture()})
+    (source / "labels.csv").write_text("image,label\nIMG_1.jpg,cat\n")
+    with pytest.raises(DataError, match=r"tells the classes of 1 of 3 images of train, and not that of IMG_0\.JPG"):
+        run(source)
+
+
 def test_labels_that_a_table_withholds_are_none(run, tmp_path):
     rows = b"file_name,label\n0.png,dog\n1.png,-1\n2.png,cat\n3.png,\n"
     source = plant(tmp_path / "pets", {f"{n}.png": picture() for n in range(4)} | {"metadata.csv": rows})
