@@ -98,6 +98,11 @@ def test_classes_within_domains_are_said_where_there_are_splits():
     assert [one.partition(":")[0] for one in said] == ["train", "test"]
 
 
+def test_clips_of_a_class_in_the_folders_of_its_splits_are_no_classes():
+    clips = ["run/train/v1", "run/train/v2", "run/test/v3", "run/test/v4", "sit/train/v5", "sit/test/v6"]
+    assert {place.kind for place in arrange(folders(clips))[0]} == {"run", "sit"}
+
+
 def test_a_class_of_one_split_alone_stays_one_where_training_has_it():
     found, said = arrange(folders(["train/cat", "train/dog", "test/dog", "test/dog"]))
     assert [place.kind for place in found] == ["cat", "dog", "dog", "dog"]
@@ -129,6 +134,18 @@ def test_a_class_of_one_split_alone_stays_one_where_training_has_it():
         (
             ["amazon/images/mug", "amazon/images/bike", "dslr/images/bike", "dslr/images/mug"],
             r"^2 names of inner folders \(bike, mug\) are in most of 2 outer ones \(amazon, dslr\), and either",
+        ),
+        (
+            [f"{one}/{split}/{kind}" for one in ("d1", "d2") for split in ("train", "val") for kind in ("cat", "dog")],
+            r"^2 folders \(d1, d2\) .* \(cat, dog\), .* give one of .*\(train/cat/\); .*labels$",
+        ),
+        (
+            ["d1/train/cat", "d1/train/dog", "d2/train/emu", "d1/val/dog", "d1/val/cat", "d2/val/emu"],
+            r"^2 folders \(d1, d2\) hold .* \(cat, dog, emu\): either could be the classes",
+        ),
+        (
+            ["d1/train/cat", "d1/train/dog", "d2/train/cat", "d2/train/dog", "d1/val", "d2/val"],
+            r"^2 folders \(d1, d2\) hold .* \(cat, dog\): either could be the classes",
         ),
         (
             ["8863/0", "8863/1", "8864/0", "8864/1", "8865/0"],
