@@ -1989,7 +1989,8 @@ def test_what_is_taken_for_classes_is_said(run, tmp_path):
     places = {f"{place}/1.png": picture() for place in ("a/abbey", "a/airport", "b/barn", "b/beach")}
     assert run(plant(tmp_path / "sun", places), "sun set")[0]["remarks"] == [
         "2 classes, by the names of folders: a, b",
-        "train: 2 classes by the outer folders, in which images lie in 4 folders (a/abbey/)",
+        "train: 2 classes by the outer folders, in which images lie in 4 folders (a/abbey/); if the inner "
+        "ones are the classes, move each up one level",
     ]
 
 

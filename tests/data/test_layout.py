@@ -77,12 +77,13 @@ def test_a_folder_around_splits_is_none_of_them():
 
 
 def test_images_of_a_class_in_several_folders_are_said():
+    up = "; if the inner ones are the classes, move each up one level"
     sun = ["a/abbey", "a/airport", "b/barn", "b/beach", "b/abbey"]
-    said = "train: 2 classes by the outer folders, in which images lie in 5 folders (a/abbey/)"
+    said = f"train: 2 classes by the outer folders, in which images lie in 5 folders (a/abbey/){up}"
     assert said_of(arrange(folders(sun))[1]) == [said]  # one name in both
-    said = "train: 3 classes by the outer folders, in which images lie in 2 folders (emu/a/)"
+    said = f"train: 3 classes by the outer folders, in which images lie in 2 folders (emu/a/){up}"
     assert said_of(arrange(folders(["cat", "dog", "emu/a", "emu/b"]))[1]) == [said]
-    said = "train: 2 classes by the outer folders, in which images lie in 1 folders (cat/kittens/)"
+    said = f"train: 2 classes by the outer folders, in which images lie in 1 folders (cat/kittens/){up}"
     assert said_of(arrange(folders(["cat", "cat/kittens", "dog"]))[1]) == [said]
     assert arrange(folders(["cat/cat", "dog/a"]))[1] == []  # one folder each: no other could be meant
 
@@ -137,7 +138,7 @@ def test_a_class_of_one_split_alone_stays_one_where_training_has_it():
         ),
         (
             [f"{one}/{split}/{kind}" for one in ("d1", "d2") for split in ("train", "val") for kind in ("cat", "dog")],
-            r"^2 folders \(d1, d2\) .* \(cat, dog\), .* give one of .*\(train/cat/\); .*labels$",
+            r"^2 folders \(d1, d2\) .* \(cat, dog\): .* give one of .*\(train/cat/\); .*labels$",
         ),
         (
             ["d1/train/cat", "d1/train/dog", "d2/train/emu", "d1/val/dog", "d1/val/cat", "d2/val/emu"],

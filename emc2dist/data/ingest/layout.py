@@ -177,6 +177,8 @@ def _on_classes(splits: list[str], folders: list[Folders]) -> list[Remark]:
                         "holds them with --kind classes; or take no labels with --no-labels"
                     )
                 told += f"; {alike}: if those are the classes, move the images of each class into one folder"
+            else:
+                told += "; if the inner ones are the classes, move each up one level"
             remarks.append(Remark(split, told))
     return remarks
 
