@@ -1130,6 +1130,14 @@ def test_a_folder_of_s3_without_parquet_is_refused_with_what_helps(run, s3):
             run(f"{s3.uri}/{name}")
 
 
+def test_a_tar_on_s3_is_told_to_be_copied(run, s3):
+    (files.at(s3.uri) / "train-000000.tar").write(b"tar")
+    with pytest.raises(
+        DataError, match=r"000000\.tar: is no Parquet file; give .* from S3: copy others to a disk first$"
+    ):
+        run(f"{s3.uri}/train-000000.tar")
+
+
 def test_a_folder_of_s3_that_holds_other_things(run, pets, s3):
     (files.at(s3.uri) / "notes.txt").write(b"mine")
     (files.at(s3.uri) / "file").write(b"mine")
@@ -1525,7 +1533,7 @@ def test_finished_sets_below_a_folder_are_told_and_what_makes_one_of_them(run, p
     for kind, what in ((None, r"no images \(.*\)"), ("parquet", r"no \*\.parquet files")):
         with pytest.raises(DataError, match=rf"both: {what}; {advice}"):
             run(both, kind=kind)
-    with pytest.raises(DataError, match=rf"both: holds no \*\.parquet files of its own; {advice}"):
+    with pytest.raises(DataError, match=rf"both: holds no \*\.parquet files; {advice}"):
         ParquetImages.open(str(both), "train", cache_dir=str(tmp_path / "cache"))
     for name in ("d1", "d2"):
         (both / name / "manifest.json").unlink()
