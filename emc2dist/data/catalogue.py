@@ -308,7 +308,7 @@ def known_as(split: str, known: Iterable[str]) -> str:
 def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[str]], list[str]]:
     """The Parquet files of each split of a set without a manifest, at least one; and remarks."""
     if not listing and (entry := place.entry()) is not None:
-        if not is_parquet(place.name) and place.read_range(0, min(entry.size, 4), entry.tag) != b"PAR1":
+        if not begins_as_parquet(place, entry):
             raise DataError(f"{place}: is no Parquet file; {_USABLE}")
         return {"train": [place.name]}, alone(place)
     if UNFINISHED in place.folders():
@@ -320,9 +320,9 @@ def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[s
     if not files and not listing and not place.folders() and (place.remote or not Path(str(place)).is_dir()):
         raise nothing_at(place, _USABLE)
     if not files:
-        raise DataError(f"{place}: holds no *.parquet files; {_USABLE}")
+        raise DataError(f"{place}: holds no *.parquet files; {on_sets(listing) or _USABLE}")
     remarks = [f"{len(hidden)} hidden files were passed over ({hidden[0]})"] if hidden else []
-    own = [name.rpartition("/")[0] for name in listing if name.endswith(f"/{MANIFEST}")]
+    own = _sets_among(listing)
     remarks += [f"{', '.join(f'{one}/' for one in own)}: sets of their own, which were left out"] if own else []
     inside = sorted({name.partition("/")[0] for name in found if "/" in name})
     remarks += [f"files in folders belong to the set: {', '.join(f'{one}/' for one in inside)}"] if inside else []
@@ -331,9 +331,26 @@ def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[s
     return files, remarks + alone(place, found) + together(files) + missing(found) + left_out(others)
 
 
+def on_sets(listing: Iterable[str]) -> str:
+    """What to do where nothing but sets of their own lie in a folder; empty where there are none."""
+    named = ", ".join(f"{one}/" for one in _sets_among(listing))
+    advice = f"to make one set of them, put copies of these folders, without {MANIFEST}, into one folder and give that"
+    return f"it holds finished sets ({named}): give one of them; {advice}" if named else ""
+
+
+def _sets_among(listing: Iterable[str]) -> list[str]:
+    """The folders in a folder that are sets of their own."""
+    return [name.rpartition("/")[0] for name in listing if name.endswith(f"/{MANIFEST}")]
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file, or the folder that it lies in, is hidden or a tool's own, as Spark's `_temporary` is."""
     return any(part.startswith((".", "_")) for part in name.split("/"))
+
+
+def begins_as_parquet(place: Place, entry: Entry) -> bool:
+    """Whether a file is taken for Parquet, by its name or its first bytes."""
+    return is_parquet(place.name) or place.read_range(0, min(entry.size, 4), entry.tag) == b"PAR1"
 
 
 def is_parquet(name: str) -> bool:

@@ -36,6 +36,7 @@ _SEGMENT = struct.Struct(">HH")  # marker, and the length of what follows
 _LEAST_MARKER, _START_OF_SCAN, _APP1, _APP2, _FILL = 0xFFC0, 0xFFDA, 0xFFE1, 0xFFE2, 0xFFFF
 _BROKEN = re.compile("premature end|bad huffman|instead of rst", re.IGNORECASE)  # libjpeg, of pixels that are lost
 _UNREAD = {b"ftyphe": "HEIC", b"ftypmif1": "HEIC", b"ftypmsf1": "HEIC", b"ftypavi": "AVIF", b"DICM": "DICOM"}
+_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html)\b", re.IGNORECASE)
 _ORIENTATION = 0x0112  # EXIF
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -92,6 +93,8 @@ def _unread(encoded: bytes) -> str:
     """What it is that Pillow does not read, and what to do."""
     if channels := _channels(encoded):
         return f"a TIFF of {channels}, which Pillow does not read; write one or three of its channels as PNG"
+    if _PAGE.match(encoded):
+        return "a web page, as is sent in place of an image that is not there; fetch it again"
     found = next((kind for mark, kind in _UNREAD.items() if mark in encoded[:132]), None)
     what = f"{found} by its content, and so " if found else ""
     return f"{what}no image of any kind that Pillow reads; write it as PNG or JPEG"

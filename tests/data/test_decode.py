@@ -387,6 +387,8 @@ CASES: dict[str, list[tuple[bytes, np.ndarray | str]]] = {
         *((cut(NOISE, form), "damaged: ") for form in ("png", "gif", "bmp", "ppm", "qoi", "webp", "tiff")),
         (b"no image", "no image of any kind that Pillow reads; write it as PNG or JPEG"),
         *((b"\0\0\0\x18ftyp" + brand + bytes(40), "HEIC by its content, and so no") for brand in (b"heic", b"mif1")),
+        *((start + b"><p>404", "a web page, .*; fetch it again") for start in (b"<!DOCTYPE html", b"\n<html")),
+        (b"<htmlx>", "no image of any kind"),
         (bytes(128) + b"DICM", "DICOM by its content, and so no image of any kind that Pillow reads"),
         *((start + bytes(20), "no image of any kind") for start in (b"II*\0", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08")),
         *((data[: len(data) // 2] + end, "damaged: .*remature end") for data in JPEGS for end in (b"", b"\xff\xd9")),

@@ -1130,6 +1130,14 @@ def test_a_folder_of_s3_without_parquet_is_refused_with_what_helps(run, s3):
             run(f"{s3.uri}/{name}")
 
 
+def test_a_tar_on_s3_is_told_to_be_copied(run, s3):
+    (files.at(s3.uri) / "train-000000.tar").write(b"tar")
+    with pytest.raises(
+        DataError, match=r"000000\.tar: is no Parquet file; give .* from S3: copy others to a disk first$"
+    ):
+        run(f"{s3.uri}/train-000000.tar")
+
+
 def test_a_folder_of_s3_that_holds_other_things(run, pets, s3):
     (files.at(s3.uri) / "notes.txt").write(b"mine")
     (files.at(s3.uri) / "file").write(b"mine")
@@ -1514,6 +1522,24 @@ def test_the_folder_to_give_is_the_one_that_keeps_splits_apart(run, tmp_path, ki
         run(two / "default", kind="imagefolder")
 
 
+def test_finished_sets_below_a_folder_are_told_and_what_makes_one_of_them(run, pets, tmp_path):
+    both = tmp_path / "both"
+    run(pets, both / "d1")
+    run(
+        plant(tmp_path / "more pets", {f"{kind}/{n}.png": picture() for kind in ("dog", "cat") for n in "01"}),
+        both / "d2",
+    )
+    advice = r"it holds finished sets \(d1/, d2/\): give one of them; .* without manifest\.json, into one folder"
+    for kind, what in ((None, r"no images \(.*\)"), ("parquet", r"no \*\.parquet files")):
+        with pytest.raises(DataError, match=rf"both: {what}; {advice}"):
+            run(both, kind=kind)
+    with pytest.raises(DataError, match=rf"both: holds no \*\.parquet files; {advice}"):
+        ParquetImages.open(str(both), "train", cache_dir=str(tmp_path / "cache"))
+    for name in ("d1", "d2"):
+        (both / name / "manifest.json").unlink()
+    assert run(both)[0]["rows"] == {"train": 12}  # as the message says
+
+
 def test_what_lies_where_a_kind_was_given_is_told_too(run, tmp_path):
     source = shard(tmp_path / "shards" / "x.tar", {"0.png": picture()})
     with pytest.raises(DataError, match=r"no images .*; leave out --kind or give --kind tar, for it holds x\.tar"):
@@ -1647,6 +1673,32 @@ def test_what_did_not_fit_of_a_file_of_labels_is_said(run, tmp_path, text, reaso
     summary, _ = run(source)
     (said,) = [remark for remark in summary["remarks"] if "test.csv" in remark]
     assert said == f"test: no labels are told by test.csv: {reason}"
+
+
+@pytest.mark.parametrize("extension", ["JPG", "jpeg", "png"])
+def test_names_of_a_table_that_differ_in_capitals_or_extension_are_matched_and_said(run, tmp_path, extension):
+    text = b"image,label\nimg_0.jpg,cat\nIMG_1.jpg,dog\nimg_9.jpg,dog\n"
+    images = {f"images/IMG_{n}.{extension}": picture() for n in range(2)}
+    source = plant(tmp_path / "pets", images | {"labels.csv": text})
+    summary, dest = run(source, keep_order=True)
+    assert table_of(dest, "train") == [0, 1]
+    assert (
+        f"train: 2 labels are those of {source}/labels.csv, column `label`; its names differ from the images' in "
+        f"capitals or extension, as img_0.jpg from images/IMG_0.{extension}" in summary["remarks"]
+    )
+    assert "1 of 3 rows of labels.csv name no image, such as 'img_9.jpg'" in summary["remarks"]
+
+
+def test_names_of_a_table_that_several_images_have_but_for_capitals_or_extension_are_refused(run, tmp_path):
+    source = plant(tmp_path / "pets", {"IMG_0.JPG": picture(), "img_0.png": picture()})
+    for names in (("img_0.jpg",), ("img_0.JPEG", "IMG_0.gif")):
+        (source / "labels.csv").write_text("image,label\n" + "".join(f"{name},cat\n" for name in names))
+        with pytest.raises(DataError, match=rf"labels\.csv: {names[0]} is the name of no image, .* that of several;"):
+            run(source)
+    plant(source, {"IMG_1.JPG": picture()})
+    (source / "labels.csv").write_text("image,label\nIMG_1.jpg,cat\n")
+    with pytest.raises(DataError, match=r"tells the classes of 1 of 3 images of train, and not that of IMG_0\.JPG"):
+        run(source)
 
 
 def test_labels_that_a_table_withholds_are_none(run, tmp_path):
@@ -1945,7 +1997,8 @@ def test_what_is_taken_for_classes_is_said(run, tmp_path):
     places = {f"{place}/1.png": picture() for place in ("a/abbey", "a/airport", "b/barn", "b/beach")}
     assert run(plant(tmp_path / "sun", places), "sun set")[0]["remarks"] == [
         "2 classes, by the names of folders: a, b",
-        "train: 2 classes by the outer folders, in which images lie in 4 folders (a/abbey/)",
+        "train: 2 classes by the outer folders, in which images lie in 4 folders (a/abbey/); if the inner "
+        "ones are the classes, move each up one level",
     ]
 
 

@@ -77,12 +77,13 @@ def test_a_folder_around_splits_is_none_of_them():
 
 
 def test_images_of_a_class_in_several_folders_are_said():
+    up = "; if the inner ones are the classes, move each up one level"
     sun = ["a/abbey", "a/airport", "b/barn", "b/beach", "b/abbey"]
-    said = "train: 2 classes by the outer folders, in which images lie in 5 folders (a/abbey/)"
+    said = f"train: 2 classes by the outer folders, in which images lie in 5 folders (a/abbey/){up}"
     assert said_of(arrange(folders(sun))[1]) == [said]  # one name in both
-    said = "train: 3 classes by the outer folders, in which images lie in 2 folders (emu/a/)"
+    said = f"train: 3 classes by the outer folders, in which images lie in 2 folders (emu/a/){up}"
     assert said_of(arrange(folders(["cat", "dog", "emu/a", "emu/b"]))[1]) == [said]
-    said = "train: 2 classes by the outer folders, in which images lie in 1 folders (cat/kittens/)"
+    said = f"train: 2 classes by the outer folders, in which images lie in 1 folders (cat/kittens/){up}"
     assert said_of(arrange(folders(["cat", "cat/kittens", "dog"]))[1]) == [said]
     assert arrange(folders(["cat/cat", "dog/a"]))[1] == []  # one folder each: no other could be meant
 
@@ -96,6 +97,11 @@ def test_classes_within_domains_are_said_where_there_are_splits():
         "into one folder"
     )
     assert [one.partition(":")[0] for one in said] == ["train", "test"]
+
+
+def test_clips_of_a_class_in_the_folders_of_its_splits_are_no_classes():
+    clips = ["run/train/v1", "run/train/v2", "run/test/v3", "run/test/v4", "sit/train/v5", "sit/test/v6"]
+    assert {place.kind for place in arrange(folders(clips))[0]} == {"run", "sit"}
 
 
 def test_a_class_of_one_split_alone_stays_one_where_training_has_it():
@@ -129,6 +135,18 @@ def test_a_class_of_one_split_alone_stays_one_where_training_has_it():
         (
             ["amazon/images/mug", "amazon/images/bike", "dslr/images/bike", "dslr/images/mug"],
             r"^2 names of inner folders \(bike, mug\) are in most of 2 outer ones \(amazon, dslr\), and either",
+        ),
+        (
+            [f"{one}/{split}/{kind}" for one in ("d1", "d2") for split in ("train", "val") for kind in ("cat", "dog")],
+            r"^2 folders \(d1, d2\) .* \(cat, dog\): .* give one of .*\(train/cat/\); .*labels$",
+        ),
+        (
+            ["d1/train/cat", "d1/train/dog", "d2/train/emu", "d1/val/dog", "d1/val/cat", "d2/val/emu"],
+            r"^2 folders \(d1, d2\) hold .* \(cat, dog, emu\): either could be the classes",
+        ),
+        (
+            ["d1/train/cat", "d1/train/dog", "d2/train/cat", "d2/train/dog", "d1/val", "d2/val"],
+            r"^2 folders \(d1, d2\) hold .* \(cat, dog\): either could be the classes",
         ),
         (
             ["8863/0", "8863/1", "8864/0", "8864/1", "8865/0"],

@@ -8,10 +8,10 @@
 
 Such a file lies in a folder of the images or above it. Its name tells the split; or it is called labels, metadata,
 annotations or dataset, has a heading and is for all splits below. One column holds the images' names (with or without
-folders and extension). With a heading, the labels are the column that it calls `label` or `class`, or the headings of
-columns of which one holds 1 in each row and the others 0; without one, the only column that holds nothing but names of
-the classes that folders tell. It must tell every image of a split, and each once. A column that is headed `split` must
-tell the splits that the images' folders tell.
+folders and extension; where none is there, in other capitals or with another extension). With a heading, the labels are
+the column that it calls `label` or `class`, or the headings of columns of which one holds 1 in each row and the others
+0; without one, the only column that holds nothing but names of the classes that folders tell. It must tell every image
+of a split, and each once. A column that is headed `split` must tell the splits that the images' folders tell.
 """
 
 import csv
@@ -19,14 +19,14 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from emc2dist.data import pointers
-from emc2dist.data.ingest.source import printable
+from emc2dist.data.ingest.source import EXTENSIONS, printable
 from emc2dist.data.splits import COLUMNS, split_of, tells_split
 from emc2dist.errors import DataError
 
@@ -78,6 +78,8 @@ class _Labels(NamedTuple):
     """The class of each image that it names; None where that is withheld."""
     column: str
     """Where from."""
+    odd: str = ""
+    """How the names that it gives them differ from theirs, if they do."""
 
 
 @dataclass
@@ -120,7 +122,7 @@ class Annotations:
             except _Unusable as error:
                 self._unused.setdefault(file, f"{split}: no labels are told by {printable(file)}: {error}")
             else:
-                told[file] = _complete(self._named(file), split, names, found), found.column
+                told[file] = _complete(self._named(file), split, names, found), found.column + found.odd
         if not told:
             return None, []
         (first, (kinds, column)), *others = told.items()
@@ -267,7 +269,12 @@ class Annotations:
         headed = sorted((_HEADINGS.index(word), n) for n, word in enumerate(map(_word, rows[0])) if word in _HEADINGS)
         labels = [n for _, n in headed]
         of_images = _image_column(self._named(file), rows, images, labels, classes)
+        loosely = of_images is None
         if of_images is None:
+            images = _Images(folder, below, split, set(names), _loosely)
+            of_images = _image_column(self._named(file), rows, images, labels, classes)
+        if of_images is None:
+            self._refuse_unclear(file, rows, _Images(folder, names, split, set(names), _loosely))
             line = ", ".join(rows[min(1, len(rows) - 1)])[:_SHOWN_CHARACTERS]
             raise _Unusable(f"its line {line!r} names no image of {split}, such as {names[0]}")
         if not labels and (hot := _one_hot(rows, of_images, images, classes)):
@@ -299,7 +306,18 @@ class Annotations:
                 if classes is None:  # as where an image shows several things
                     raise _Unusable(f"it {two}")
                 raise DataError(f"{self._named(file)}: {two}; keep the right one")
-        return _Labels(kinds, f"`{heading[column]}`" if heading else str(column + 1))
+        odd = "; its names differ from the images' in capitals or extension, as {} from {}" if loosely else ""
+        odd = odd.format(rows[0][of_images], images.find(rows[0][of_images]))
+        return _Labels(kinds, f"`{heading[column]}`" if heading else str(column + 1), odd)
+
+    def _refuse_unclear(self, file: str, rows: list[Row], own: "_Images") -> None:
+        """Raise DataError where a cell is the name of several images of a split but for capitals or extension."""
+        for cell in (cell for row in rows for cell in row if PurePosixPath(cell).suffix.lower() in EXTENSIONS):
+            if own.is_known(cell) and own.find(cell) is None:
+                raise DataError(
+                    f"{self._named(file)}: {cell} is the name of no image, and but for capitals or extension that of "
+                    f"several; write the names that the images have, or {_HELP}"
+                )
 
     def _note_strays(self, file: str, rows: list[Row], first: int, of_images: int, images: "_Images") -> None:
         """Note the rows that name no image of a split, nor of those before."""
@@ -323,22 +341,42 @@ class Annotations:
                 )
 
 
+def _composed(text: str) -> str:
+    """macOS writes accents as characters of their own."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _loosely(name: str) -> str:
+    """A name without what people change: capitals, and the extension of an image."""
+    path = PurePosixPath(_composed(name).lower())
+    return str(path.with_suffix("") if path.suffix in EXTENSIONS else path)
+
+
 class _Images:
     """Images of a split by what a cell may call them: a path, from the table's folder or the root, or a mere name.
 
-    Names that several of `names` have are none.
+    Names that several of `names` have are none. `key` makes the same text of what is the same name.
     """
 
-    def __init__(self, folder: PurePosixPath, names: Sequence[str], split: str, own: set[str]) -> None:
-        self._by_path, self._by_name = dict[str, str](), dict[str, str | None]()
-        self._split, self._own = split_of(split), own
+    def __init__(
+        self,
+        folder: PurePosixPath,
+        names: Sequence[str],
+        split: str,
+        own: set[str],
+        key: Callable[[str], str] = _composed,
+    ) -> None:
+        self._by_path, self._by_name = dict[str, str | None](), dict[str, str | None]()
+        self._split, self._own, self._key = split_of(split), own, key
         prefix = "" if folder == PurePosixPath() else f"{folder}/"
         for name in names:
             for path in {name, name.removeprefix(prefix)}:
-                self._by_path |= {_composed(path): name, _composed(path.rpartition(".")[0]): name}
-            last = _composed(name.rpartition("/")[2])
-            for key in (last, last.rpartition(".")[0]):
-                self._by_name[key] = name if self._by_name.get(key, name) == name else None
+                self._note(self._by_path, path, name)
+            self._note(self._by_name, name.rpartition("/")[2], name)
+
+    def _note(self, found: dict[str, str | None], called: str, name: str) -> None:
+        for key in map(self._key, (called, called.rpartition(".")[0])):
+            found[key] = name if found.get(key, name) == name else None
 
     def find(self, cell: str) -> str | None:
         """The image of the split that a cell names, if any."""
@@ -355,7 +393,8 @@ class _Images:
         """The path that a cell is, and the mere name; no name where its folders tell another split."""
         path = cell.replace("\\", "/").removeprefix("./")
         folders, _, last = path.rpartition("/")
-        return path, "" if any(_tells_other(part, self._split) for part in folders.split("/")) else last
+        told = any(_tells_other(part, self._split) for part in folders.split("/"))
+        return self._key(path), "" if told else self._key(last)
 
 
 def _complete(file: str, split: str, names: Sequence[str], found: _Labels) -> list[str | None]:
@@ -381,7 +420,8 @@ def _image_column(
             name = None if n in labels else images.find(cell)
             if name is not None:
                 all_of_them[n] += 1
-                exact[n] += cell.endswith(PurePosixPath(name).suffix)  # or a column of numbers names 0.png, 1.png, ...
+                # or a column of numbers names 0.png, 1.png, ...
+                exact[n] += PurePosixPath(cell).suffix.lower() in EXTENSIONS
     ranks = sorted(((exact[n], count, n) for n, count in all_of_them.items()), reverse=True)
     if len(ranks) > 1 and ranks[0][:2] == ranks[1][:2]:
         if classes is None and not labels:
@@ -539,11 +579,6 @@ def _listed(names: list[str], what: str) -> str:
 
 def _word(cell: str) -> str:
     return re.sub(r"[\W_]", "", cell.lower())
-
-
-def _composed(text: str) -> str:
-    """macOS writes accents as characters of their own."""
-    return unicodedata.normalize("NFC", text)
 
 
 def _rows(file: Path) -> Iterator[Row]:

@@ -27,11 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emc2dist import files
-from emc2dist.data.catalogue import PARTITION
+from emc2dist.data.catalogue import PARTITION, list_set, on_sets
 from emc2dist.data.ingest.annotations import TABLES, TEXTS, Annotations
 from emc2dist.data.ingest.layout import Remark, Where, arrange, masks_among, told_splits
 from emc2dist.data.ingest.pixels import OTHER_CIFAR, is_cifar, is_other_cifar, is_stl10
 from emc2dist.data.ingest.source import (
+    EXTENSIONS,
     PACKED,
     Samples,
     Source,
@@ -49,11 +50,6 @@ from emc2dist.data.splits import alone, is_of_split, split_of, tells_split
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Entry
 
-EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".jp2",
-     ".tga", ".ppm", ".pgm", ".pbm", ".pnm")
-)  # fmt: skip
-"""Of files that are taken for images, in lower case."""
 _SHOWN = 5  # classes, and what else a message names
 _SETS = (".parquet", ".tar")
 _BEGINS = re.compile(rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP", re.DOTALL)
@@ -344,6 +340,9 @@ def _to_give(root: Path, suffix: str, names: list[str]) -> str:
     of_folder = {PurePosixPath(name).parent: PurePosixPath(name) for name in reversed(names)}
     shown = _some(sorted(printable(str(name.relative_to(holders[0]))) for name in of_folder.values()))
     if holders == [PurePosixPath()]:
+        sets = on_sets(list_set(files.at(root)))
+        if suffix == ".parquet" and sets:
+            return sets
         return f"leave out --kind or give --kind {suffix[1:]}, for it holds {shown}"
     return f"give {given[0]}, which holds {shown}"
 

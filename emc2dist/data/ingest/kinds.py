@@ -7,10 +7,10 @@ from pathlib import Path
 from emc2dist import files
 from emc2dist.config import S3
 from emc2dist.data.catalogue import MANIFEST, UNFINISHED, nothing_at
-from emc2dist.data.ingest.folder import EXTENSIONS, Folder
+from emc2dist.data.ingest.folder import Folder
 from emc2dist.data.ingest.parquet import ParquetSource
 from emc2dist.data.ingest.pixels import Cifar, Stl10, is_cifar, is_stl10
-from emc2dist.data.ingest.source import Source, instead, printable
+from emc2dist.data.ingest.source import EXTENSIONS, Source, instead, printable
 from emc2dist.data.ingest.tar import Tar
 from emc2dist.errors import DataError
 

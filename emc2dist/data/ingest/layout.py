@@ -62,12 +62,14 @@ def arrange(folders: Sequence[Folders], *, labels: bool = True) -> tuple[list[Wh
     """
     _refuse_companions(folders)
     inner, passed = _unwrapped(list(folders))
-    splits, inner = _by_split(inner)
+    splits, inner, level = _by_split(inner)
     groups = {split: [n for n, one in enumerate(splits) if one == split] for split in dict.fromkeys(splits)}
     remarks = [Remark(None, f"everything lies in {passed}, which is taken for no class")] if passed else []
     places: list[Where] = [Where(split, None) for split in splits]
     if not labels:
         return places, remarks
+    if level:
+        _refuse_sets(splits, inner)
     remarks += _on_classes(splits, inner)
     heads = {split: {inner[n][:1] for n in members} for split, members in groups.items()}
     for split, members in groups.items():
@@ -175,8 +177,27 @@ def _on_classes(splits: list[str], folders: list[Folders]) -> list[Remark]:
                         "holds them with --kind classes; or take no labels with --no-labels"
                     )
                 told += f"; {alike}: if those are the classes, move the images of each class into one folder"
+            else:
+                told += "; if the inner ones are the classes, move each up one level"
             remarks.append(Remark(split, told))
     return remarks
+
+
+def _refuse_sets(splits: list[str], folders: list[Folders]) -> None:
+    """Raise DataError where the outer folders, which hold those of splits, could be sets, and the inner ones classes:
+    where the splits of one, or most of the outer ones, hold several of the same names.
+    """
+    outer = sorted({one[0] for one in folders})
+    found = {(one, split) for one, split in zip(folders, splits, strict=True) if len(one) > 1}
+    held = Counter(one for one, _ in found)
+    again = Counter(one[0] for one, times in held.items() if times > 1)
+    if len(outer) > 1 and (max(again.values(), default=0) > 1 or _in_most(held, len(outer))):
+        raise DataError(
+            f"{len(outer)} folders ({_some(outer)}) hold folders of splits, and in these are further ones "
+            f"({_some(sorted({one[1] for one in held}))}): either could be the classes; if the inner ones are, give "
+            f"one of the outer folders, or move the images of each class into one folder (train/{min(held)[1]}/); if "
+            "the outer ones are, move the images out of the inner ones; or take no labels with --no-labels"
+        )
 
 
 def _in_most(folders: Iterable[Folders], outermost: int) -> list[str]:
@@ -206,12 +227,12 @@ def _holds_all(folders: list[Folders]) -> bool:
     return split_of(folders[0][0]) is None or all(len(one) > 1 and split_of(one[1]) is not None for one in folders)
 
 
-def _by_split(folders: list[Folders]) -> tuple[list[str], list[Folders]]:
-    """The split of each image, by the folder that names it, and its other folders."""
+def _by_split(folders: list[Folders]) -> tuple[list[str], list[Folders], int]:
+    """The split of each image, by the folder that names it, its other folders, and how many of these hold that one."""
     for level in (0, 1):
         tells = [len(one) > level and split_of(one[level]) is not None for one in folders]
         if all(tells):
-            return [one[level] for one in folders], [one[:level] + one[level + 1 :] for one in folders]
+            return [one[level] for one in folders], [one[:level] + one[level + 1 :] for one in folders], level
         if any(tells):
             told, other = (folders[tells.index(which)][: level + 1] for which in (True, False))
             trains = any(split_of(one[level]) == "train" for one, tell in zip(folders, tells, strict=True) if tell)
@@ -222,7 +243,7 @@ def _by_split(folders: list[Folders]) -> tuple[list[str], list[Folders]]:
                 f"move one of them{name}, or take every folder for a class with --kind classes, or all without labels "
                 "and splits with --kind flat"
             )
-    return ["train"] * len(folders), folders
+    return ["train"] * len(folders), folders, 0
 
 
 def _named_splits(folders: Iterable[Folders]) -> str:

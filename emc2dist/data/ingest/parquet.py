@@ -20,10 +20,12 @@ from emc2dist.data.catalogue import (
     MANIFEST,
     UNFINISHED,
     Catalogue,
+    begins_as_parquet,
     is_hidden,
     is_parquet,
     list_set,
     nothing_at,
+    on_sets,
     open_catalogue,
     splits_of,
 )
@@ -76,6 +78,8 @@ class ParquetSource(Source):
         place = files.at(path, s3)
         entry = place.entry()
         listed = list_set(place) if entry is None else {}
+        if entry is not None and not begins_as_parquet(place, entry):
+            raise DataError(f"{place}: is no Parquet file; {_advice(place)}")
         if entry is None and MANIFEST not in listed and UNFINISHED not in place.folders():
             _check_some(place, listed)
         self.root = str(place) if entry is None else str(place).rpartition("/")[0] or "."
@@ -103,11 +107,14 @@ def _check_some(place: Place, listed: dict[str, Entry]) -> None:
     """Raise DataError where no file is Parquet."""
     if any(is_parquet(name) for name in listed):
         return
-    advice = "give the file or folder that holds some"
-    advice += ", for only Parquet sets are read from S3: copy others to a disk first" if place.remote else ""
     if listed or place.folders():
-        raise DataError(f"{place}: no *.parquet files; {advice}")
-    raise nothing_at(place, advice)
+        raise DataError(f"{place}: no *.parquet files; {on_sets(listed) or _advice(place)}")
+    raise nothing_at(place, _advice(place))
+
+
+def _advice(place: Place) -> str:
+    on_s3 = ", for only Parquet sets are read from S3: copy others to a disk first" if place.remote else ""
+    return f"give the file or folder that holds some{on_s3}"
 
 
 class _Splits(Mapping[str, Split]):

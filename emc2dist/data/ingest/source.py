@@ -20,6 +20,11 @@ from emc2dist.errors import StorageError
 from emc2dist.files import Entry
 
 _OF_SYSTEMS = ("@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+EXTENSIONS = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".jp2",
+     ".tga", ".ppm", ".pgm", ".pbm", ".pnm")
+)  # fmt: skip
+"""Of files that are taken for images, in lower case."""
 PACKED = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 """Extensions of what holds files and has to be unpacked."""
 _OF_MANY = re.compile(r"-\d+-of-\d+$")  # after the extension, as TensorFlow writes it, which often leaves that out

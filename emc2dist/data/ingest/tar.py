@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from emc2dist import files
 from emc2dist.data import pointers
 from emc2dist.data.columns import check_labels
-from emc2dist.data.ingest.folder import EXTENSIONS, MAX_BYTES
+from emc2dist.data.ingest.folder import MAX_BYTES
 from emc2dist.data.ingest.layout import companions, masks_among, parts_among
 from emc2dist.data.ingest.source import (
+    EXTENSIONS,
     Samples,
     Source,
     Split,
