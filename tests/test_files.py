@@ -415,6 +415,12 @@ def test_what_is_in_the_way_of_a_path_is_named(tmp_path, name, words):
         lock.touch()
 
 
+def test_a_path_whose_parts_cannot_even_be_looked_at_is_named(tmp_path):
+    far = tmp_path / ("x" * 300) / "lock"
+    with pytest.raises(StorageError, match="lock: File name too long; check that it is there"), explained(far):
+        far.touch()
+
+
 @pytest.mark.parametrize("bundle", ["gone.pem", "key.pem", None])
 def test_a_certificate_that_is_not_trusted_is_told_at_once(keys, bundle, monkeypatch, tmp_path):
     if not shutil.which("openssl"):

@@ -161,7 +161,7 @@ def followed(path: Path) -> Path:
 def _on_the_way(path: Path) -> str:
     """What to look at where a path cannot be used: a part of its way that is no folder, or a link to nothing."""
     for part in reversed(path.parents):
-        if part.is_symlink() and not os.path.exists(part):
+        if os.path.islink(part) and not os.path.exists(part):  # of these none raises, as Path's own may
             return f"{part} is a link to {os.readlink(part)}, which is not there: make it, or remove the link"
         if os.path.exists(part) and not os.path.isdir(part):
             return f"{part} is no folder"

@@ -5,7 +5,7 @@ from the lines that were there before is therefore what is new, wherever in the 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from itertools import takewhile
 from pathlib import Path
@@ -35,8 +35,7 @@ def follow(run: str | Path, s3: S3 | None = None, *, quiet_s: float = _QUIET_S) 
         StorageError: the folder cannot be read. (While S3 does not answer, it is asked again.)
     """
     folder = RunFolder(files.at(run, s3))
-    near = "" if folder.exists() else runs_near(str(run), s3)
-    with closing(_Watch(folder, quiet_s, near and f"; {near}")) as watch:
+    with closing(_Watch(folder, quiet_s, lambda: runs_near(str(run), s3))) as watch:
         while (summary := watch.look()) is None:
             time.sleep(_REMOTE_INTERVAL_S if folder.place.remote else _INTERVAL_S)
     return summary
@@ -61,8 +60,10 @@ def newest(run: str | Path, s3: S3 | None = None) -> dict[str, float]:
 
 
 class _Watch:
-    def __init__(self, folder: RunFolder, quiet_s: float, near: str) -> None:
-        self._folder, self._quiet_s, self._near = folder, quiet_s, near
+    def __init__(self, folder: RunFolder, quiet_s: float, near: Callable[[], str]) -> None:
+        self._folder, self._quiet_s, self._look_near = folder, quiet_s, near
+        self._near: str | None = None
+        """The runs near a folder that is none yet; None: not looked for."""
         self._display: Display | None = None
         self._epochs: int | None = None
         self._steps: int | None = None
@@ -79,6 +80,8 @@ class _Watch:
         try:
             if self._epochs is None and self._folder.exists():
                 self._epochs = self._folder.spec().epochs
+            elif self._epochs is None and self._near is None:
+                self._near = self._look_near()
             summary = self._folder.summary()  # before the rows, for when it is there, so are all of them
             rows = self._new_rows()
         except StorageUnreachable as error:
@@ -104,7 +107,8 @@ class _Watch:
     def _silence(self) -> str:
         """A message where no row has come; empty: nothing to say yet."""
         if self._epochs is None:
-            return f"{self._folder.place}: no run here yet (there is no spec.yaml{self._near}); waiting for one"
+            near = f"; {self._near}" if self._near else ""
+            return f"{self._folder.place}: no run here yet (there is no spec.yaml{near}); waiting for one"
         if time.monotonic() - self._heard < self._quiet_s:
             return ""
         return (

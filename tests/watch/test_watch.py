@@ -10,7 +10,9 @@ import time
 import pytest
 from train.harness import small_spec
 
+from emc2dist import files
 from emc2dist.cli import main
+from emc2dist.config import S3
 from emc2dist.errors import RunError
 from emc2dist.metrics import METRICS
 from emc2dist.run.folder import RunFolder
@@ -194,9 +196,27 @@ def test_a_checkpoint_that_was_passed_over_is_shown_at_once(folder, capsys):
 
 def test_a_folder_of_runs_is_told_from_one_where_a_run_will_be(folder, capsys):
     above = folder.place.path.parent
-    Watcher(above, capsys).until(
-        f"{above}: no run here yet (there is no spec.yaml; runs lie in it: {folder.place.name})"
-    )
+    watcher = Watcher(above, capsys)
+    watcher.until(f"{above}: no run here yet (there is no spec.yaml; runs lie in it: {folder.place.name})")
+    RunFolder(files.at(above)).finish(SUMMARY)
+    watcher.end()
+
+
+def test_s3_that_does_not_answer_at_first_is_asked_again(monkeypatch, capsys):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "key")
+    paused = []
+
+    def pause(seconds):
+        paused.append(seconds)
+        if len(paused) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(live.time, "sleep", pause)
+    with pytest.raises(KeyboardInterrupt):
+        live.follow("s3://bucket/run", S3(endpoint="http://127.0.0.1:9", attempts=1, timeout_s=1))
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("still watching, but for now: s3://bucket/run")
 
 
 def test_ctrl_c_ends_the_watching(tmp_path):
