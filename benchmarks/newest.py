@@ -12,7 +12,6 @@ which encoder their features are. Each row of the table tells, after so many ste
 """
 
 import argparse
-from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -55,7 +54,7 @@ class WithRows:
     encode: Callable[[Tensor], Tensor]
     """Features [m, D] of the plain views of samples [m], without gradient."""
     random: np.random.Generator
-    kept: deque[tuple[Tensor, Tensor]] = field(default_factory=deque)
+    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Samples [B] and features [B, D] of every step so far, the newest last."""
 
     def __call__(self, batch: Batch, recalls: Mapping[str, Recall], encode: Encode) -> Outcome:
@@ -135,7 +134,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--choices", nargs="+", default=list(CHOICES), choices=list(CHOICES))

@@ -26,8 +26,6 @@ GREY = "#6b7280"
 FONT = 9.0
 """Points."""
 _DPI = 180
-
-
 _NO_GLYPH = re.compile(r"Glyph (\d+) .*missing from font")
 
 
@@ -86,13 +84,13 @@ def render(figure: Figure, kind: str = "png") -> bytes:
     with rc_context({"svg.hashsalt": ""}), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         figure.savefig(buffer, format=kind, metadata={dated[kind]: None})
-    if missing := [found.group(1) for one in warned if (found := _NO_GLYPH.match(str(one.message)))]:
-        say_once(
-            "glyphs",
-            f"pictures: the font has no sign for {chr(int(missing[0]))!r} and others, of names of classes or the like; "
-            "they are boxes there, and read rightly on the page",
-        )
     for one in warned:
-        if not _NO_GLYPH.match(str(one.message)):
+        if found := _NO_GLYPH.match(str(one.message)):
+            say_once(
+                "glyphs",
+                f"pictures: the font has no sign for {chr(int(found[1]))!r} and others, of names of classes or the "
+                "like; they are boxes there, and read rightly on the page",
+            )
+        else:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     return buffer.getvalue()

@@ -127,11 +127,13 @@ def _status(argv: Sequence[str] | None) -> int:
 def _refuse_returns(words: Sequence[str]) -> None:
     """Raise SpecError where a word, or a variable that is read here, ends in a carriage return or a newline."""
     ours = ("EMC2DIST_", "RAY_", "AWS_", "CUDA_", "TMPDIR", "MLFLOW_", "WANDB_")
-    variables = [name for name, value in os.environ.items() if value.endswith("\r") and name.startswith(ours)]
-    for what in [*(repr(word) for word in words if word.endswith("\r")), *variables]:  # no value: it may be a secret
-        raise SpecError(f"{what}: ends in a carriage return: the script has Windows line ends; run dos2unix on it")
-    for name in (name for name, value in os.environ.items() if value.endswith("\n") and name.startswith(ours)):
-        raise SpecError(f"{name}: ends in a newline, as of `echo KEY | base64`; set it without (echo -n KEY)")
+    last = {name: value[-1:] for name, value in os.environ.items() if name.startswith(ours)}
+    last |= {repr(word): word[-1:] for word in words if word.endswith("\r")}
+    for what, end in last.items():  # no value: it may be a secret
+        if end == "\r":
+            raise SpecError(f"{what}: ends in a carriage return: the script has Windows line ends; run dos2unix on it")
+        if end == "\n":
+            raise SpecError(f"{what}: ends in a newline, as of `echo KEY | base64`; set it without (echo -n KEY)")
 
 
 def _let_go(stream: TextIO) -> None:

@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from emc2dist.config import BUILT_IN
 from emc2dist.data import columns, kept
 from emc2dist.data.columns import Footer, Labels
+from emc2dist.data.foreign import MAGIC
 from emc2dist.data.splits import alone, by_split, left_out, missing, split_of, together
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place, refuse_lost
@@ -350,7 +351,7 @@ def is_hidden(name: str) -> bool:
 
 def begins_as_parquet(place: Place, entry: Entry) -> bool:
     """Whether a file is taken for Parquet, by its name or its first bytes."""
-    return is_parquet(place.name) or place.read_range(0, min(entry.size, 4), entry.tag) == b"PAR1"
+    return is_parquet(place.name) or place.read_range(0, min(len(MAGIC), entry.size), entry.tag) == MAGIC
 
 
 def is_parquet(name: str) -> bool:

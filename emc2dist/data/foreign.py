@@ -10,7 +10,8 @@ from emc2dist.data.pointers import LONGEST, pointer
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Entry, Place
 
-_MAGIC = b"PAR1"  # at both ends of a file
+MAGIC = b"PAR1"
+"""At both ends of a Parquet file."""
 _BUFFER_BYTES = 2**24  # of a column that is read piece by piece: a request to S3 each
 
 
@@ -51,9 +52,9 @@ def _saying_what_is_cut(place: Place, entry: Entry) -> Iterator[None]:
     try:
         yield
     except pa.ArrowInvalid as error:
-        size = min(len(_MAGIC), entry.size)
+        size = min(len(MAGIC), entry.size)
         first, last = (place.read_range(start, size, entry.tag) for start in (0, entry.size - size))
-        if first == _MAGIC != last:
+        if first == MAGIC != last:
             raise DataError(f"{place}: truncated: it begins as Parquet and does not end so; fetch it again") from error
         raise
 

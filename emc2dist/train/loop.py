@@ -216,6 +216,7 @@ class _Loop:
             self.due = False
         elif (self.stopping or self.due) and step % self.spec.optimiser.accumulate == 0:  # no part of an update is lost
             applied = self.memory.park(step - 1)
+            collectives.barrier()
             self._write_checkpoint(step, applied, {})
             if not self.stopping:
                 self.memory.start(step, applied)
@@ -226,7 +227,7 @@ class _Loop:
         return minutes is not None and monotonic() - self.written_at > 60 * minutes
 
     def _write_checkpoint(self, step: int, applied: int, row: Row) -> None:
-        collectives.barrier()
+        """Write one of what all ranks have sent; a barrier comes before."""
         parts = (self.spec, self.encoder, self.optimiser, self.store, self.generation, self.train.fingerprint)
         folder = self.scratch / f"checkpoint-{step}"
         folder.mkdir()

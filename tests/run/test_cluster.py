@@ -48,7 +48,6 @@ def test_what_a_cluster_can_never_hold_is_refused_with_the_numbers(ray_cluster):
 
 
 def test_a_folder_too_long_for_rays_sockets_is_refused_before_anything_is_made_in_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("ray.shutdown", lambda: None)
     monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was asked"))
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 60)))
     with pytest.raises(LaunchError, match=r"cannot exceed 10\d bytes: .* set RAY_TMPDIR to a folder with a short name"):
