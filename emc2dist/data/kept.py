@@ -115,9 +115,9 @@ def make_folder(folder: Path, root: Path) -> None:
         raise OSError(errno.ENXIO, "no home folder is known")
     root.mkdir(parents=True, exist_ok=True)
     missing = [one for one in (folder, *folder.parents) if one.is_relative_to(root) and not one.is_dir()]
+    shared = root.stat().st_mode & _SHARED  # not the parent's: whoever makes that may not have opened it yet
     for one in reversed(missing):
         one.mkdir(exist_ok=True)
-        shared = stat.S_IMODE(one.parent.stat().st_mode) & _SHARED
         if shared & ~stat.S_ISVTX:
             with suppress(PermissionError):  # another user was faster
                 one.chmod(stat.S_IMODE(one.stat().st_mode) | shared)

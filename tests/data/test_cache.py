@@ -415,6 +415,13 @@ def test_users_add_to_a_folder_that_is_shared_on_purpose(folder, tmp_path):
     assert without_rights_over_others(READ, other.parent, cache, 100).stdout == "10 0\n"
 
 
+def test_what_is_made_while_another_process_is_about_to_open_its_folder_is_open_too(tmp_path):
+    tmp_path.chmod(0o1777)
+    (tmp_path / "images").mkdir(mode=0o755)  # by the other process, which opens it in a moment
+    DiskCache(tmp_path / "images", 100).put("0123456789abcdef01234567/0", lambda file: file.write(b"content")).close()
+    assert next((tmp_path / "images").glob("0*")).stat().st_mode & 0o7777 == 0o1777
+
+
 @AS_ROOT
 def test_a_cache_full_of_files_that_may_not_be_dropped_keeps_no_more(tmp_path):
     cache = tmp_path / "cache"
