@@ -3,6 +3,9 @@
 Every fifth image (0, 5, 10, ...) is the test split, 360 images; the other 1,437 are the training split.
 """
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 
 from emc2dist.data.grey import GreyImages
@@ -14,10 +17,16 @@ class DigitsImages(GreyImages):
     splits = ("train", "test")
 
     def __init__(self, split: str, *, limit: int | None = None) -> None:
-        from sklearn.datasets import load_digits  # here, for it takes a second that loader processes need not spend
+        rows = np.loadtxt(_file(), np.uint8, delimiter=",")  # [1797, 65]: 64 pixels from 0 to 16, and the digit
+        test = np.arange(len(rows)) % 5 == 0
+        rows = rows[test if split == "test" else ~test][:limit]
+        pixels = np.round(rows[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+        super().__init__(pixels, rows[:, 64].astype(np.int64), [str(digit) for digit in range(10)])
 
-        digits = load_digits()
-        test = np.arange(len(digits.target)) % 5 == 0
-        chosen = np.flatnonzero(test if split == "test" else ~test)[:limit]
-        pixels = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)  # [n, 8, 8], from 0..16
-        super().__init__(pixels, digits.target[chosen].astype(np.int64), [str(name) for name in digits.target_names])
+
+def _file() -> Path:
+    """What scikit-learn's `load_digits` reads; to import that takes a second of every process."""
+    package = find_spec("sklearn")
+    assert package is not None, "it is a dependency"
+    assert package.origin is not None, "it lies in a folder"
+    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"

@@ -24,7 +24,6 @@ for _name, _value in DEFAULTS.items():
 os.environ.update(past_proxies(os.environ))
 
 import ray  # noqa: E402
-import torch  # noqa: E402
 from ray._private import services  # noqa: E402
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager  # noqa: E402
 from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader  # noqa: E402
@@ -102,6 +101,8 @@ def why_no_gpu(spec: Spec) -> str:
         places = _places({"GPU": asked.worker_gpus}, asked.worker_labels)
         return f"the cluster's GPUs have room for {places} of {spec.workers} workers"
     causes = [f"this machine has {gpus}"] if gpus else []
+    import torch  # here: who only asks a cluster does without
+
     if not torch.backends.cuda.is_built():
         causes.append(f"torch {torch.__version__} is built for CPUs")
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:

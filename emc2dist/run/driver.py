@@ -29,7 +29,6 @@ from typing import Any
 import emc2dist.run.cluster as cluster  # before ray: sets its defaults
 
 import ray.train  # isort: skip
-import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
@@ -170,8 +169,7 @@ def check(spec: Spec) -> tuple[Images, list[str], int | None]:
         SpecError: the encoder cannot be built. DataError: the data cannot be opened, are fewer than a batch, or lack
             what `negatives.close` asks for.
     """
-    with torch.device("meta"):  # no memory, no arithmetic
-        Encoder(spec.encoder)
+    Encoder.without_weights(spec.encoder)
     images = open_images(spec.data, "train", spec.s3)
     assert images is not None, "open_images raises where there is nothing to train on"
     loop.order_for(spec, images)

@@ -17,11 +17,14 @@ import difflib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 from emc2dist.config import Encoder as EncoderConfig
 from emc2dist.config import Norm
@@ -53,6 +56,12 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
+    @classmethod
+    def without_weights(cls, config: EncoderConfig) -> "Encoder":
+        """An encoder on the meta device: it takes no memory, and shows that one can be built."""
+        with torch.device("meta"), _Uninitialised():
+            return cls(config)
+
     def representation(self, images: Tensor) -> Tensor:
         """Backbone output [n, R] of images uint8 [n, 3, H, W]; what kNN and the linear probe use."""
         if images.dtype != torch.uint8:
@@ -64,6 +73,14 @@ class Encoder(nn.Module):
         projected = self.projector(self.representation(images))
         # A bf16 vector has unit norm only to two digits, and scores are divided by a small temperature.
         return functional.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Draws nothing. Torch does it on `meta`, too, by code whose import takes 1 to 2 seconds."""
+
+    @override
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -115,9 +115,17 @@ def test_two_workers_two_shards_leave_a_run_folder(spec_file, tmp_path):
 
 def test_the_driver_imports_nothing_heavy_that_not_every_run_needs():
     heavy = ["torchvision", "torch._dynamo", "sklearn", "scipy", "s3fs", "botocore", "matplotlib", "numba"]
-    code = f"import sys, emc2dist.run.driver; print(set({heavy}) & set(sys.modules))"
+    digits = "name: a\nepochs: 1\nbatch_size: 8\nlr: 1e-3\nencoder: {backbone: conv4}"
+    check = f"from emc2dist.config import parse; emc2dist.run.driver.check(parse({digits!r}))"
+    code = f"import sys, emc2dist.run.driver; {check}; print(set({heavy}) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_who_only_asks_a_cluster_does_not_load_torch():
+    code = "import sys, emc2dist.run.channel; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_a_second_driver_of_a_run_is_refused(spec_file, tmp_path):
