@@ -106,6 +106,11 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("watch.wandb=pro\x1bj", ["watch.wandb: got 'pro\\x1bj'", "holds a control character"]),
         ('watch.mlflow="proj\\n"', ["watch.mlflow", "holds a control character"]),
         ("eval.asked={{ split }}", ["eval.asked", "'{{ split }}' is a template's"]),
+        ('lr="1e-3"', ["lr: got '1e-3'; the quotes around it make it text; leave them out"]),
+        ("watch.tensorboard='yes'", ["watch.tensorboard: got 'yes'; the quotes around it"]),
+        ("data.limit='null'", ["data.limit: got 'null'; the quotes around it"]),
+        ('views.crop=["0.2", 1]', ["views.crop.0: got '0.2'; the quotes around it"]),
+        ("lr='fast'", ["lr: got 'fast'; input should be a valid number"]),
     ],
 )
 def test_what_is_wrong_is_one_message_that_names_it(override, words):
@@ -206,6 +211,8 @@ def test_missing_key_file_and_mapping(tmp_path):
         load(tmp_path / "nowhere.yaml")
     with pytest.raises(SpecError, match="expected a mapping"):
         parse("- a\n- b\n")
+    with pytest.raises(SpecError, match=r"epochs: got '3'; the quotes around it make it text; leave them out"):
+        parse(MINIMAL.replace("3", '"3"'))
 
 
 def test_tags_in_a_spec_run_nothing():

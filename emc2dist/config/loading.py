@@ -466,11 +466,21 @@ def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
         return f"{key}: {error['msg']}"
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
+    value, kind = error["input"], _place(model, key)[1]
     message = error["msg"] if error["type"] == REFUSED else error["msg"][0].lower() + error["msg"][1:]
     message = _FORMS.get(error["type"], message)
-    if error["type"].endswith(("_type", "_parsing")) and types.NoneType in _kinds(_place(model, key)[1]):
+    if error["type"].endswith(("_type", "_parsing")) and types.NoneType in _kinds(kind):
         message += ", or null"
-    return f"{key}: got {_shown(error['input'])}; {message}"
+    if error["type"] not in _FORMS and _is_quoted(value, kind):
+        message = "the quotes around it make it text; leave them out"
+    return f"{key}: got {_shown(value)}; {message}"
+
+
+def _is_quoted(value: Any, kind: Any) -> bool:
+    """Whether a value that is refused as text would not be text if it were written without quotes."""
+    if not isinstance(value, str) or not value or _takes_text(kind):
+        return False
+    return type(_meant(Plain(value), kind)) in (_kinds(kind) | {int, float, bool}) - {str}
 
 
 def _untagged(place: tuple[int | str, ...]) -> Iterator[str]:
