@@ -73,7 +73,13 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("lr=", ["lr", "nothing", "number"]),
         ("lr", ["'lr'", "key=value"]),
         ("lr.x=1", ["lr is a value"]),
-        ("lr=[1", ["not valid YAML"]),
+        ("lr={a: b: c}", ["not valid YAML"]),
+        ("lr=[1", ["lr: got '[1', a part of a value", "put all of it in quotes, as in 'lr=VALUE'"]),
+        ("views=crop:[0.2", ["views: got 'crop:[0.2', a part of a value", "'views=VALUE'"]),
+        ("launch.environment={A: '[', B", ["a part of a value"]),
+        ("lr=1e-3,1e-4", ["lr: got '1e-3,1e-4'", "a number has no comma", "`emc2dist sweep`"]),
+        ("lr=[1e-3, 1e-4]", ["lr: got (0.001, 0.0001)", "`emc2dist sweep`"]),
+        ("precision=bf16,float32", ["precision: got 'bf16,float32'", "`emc2dist sweep`"]),
         ("data=", ["data: got nothing", "data={KEY: VALUE}"]),
         ("launch.environment=A", ["launch.environment", "'A'", "{KEY: VALUE}"]),
         ("views.crop=0.2,1.0", ["views.crop", "'0.2,1.0'", "[0.2, 1.0]"]),
@@ -291,6 +297,7 @@ def test_a_spec_is_read_without_torch_or_ray():
         ("views.crop=[.1, 1]", (0.1, 1.0)),
         ("resources.worker_labels.ray.io/market-type=no", {"ray.io/market-type": "no"}),
         ("launch.environment={A: 01, B: 1e5}", {"A": "01", "B": "1e5"}),
+        ("launch.environment={A: '[', B: '}'}", {"A": "[", "B": "}"}),
     ],
 )
 def test_a_value_is_what_its_key_takes(override, meant):

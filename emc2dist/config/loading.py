@@ -41,6 +41,7 @@ _UNSPACED = re.compile(r"^[ \t]*([\w.]+):(?!//)(?=\S)", re.MULTILINE)
 """A key that YAML takes for a piece of text."""
 _CHOSEN = {"objective": "emc2", "negatives": "chain"}
 """Sections that are one of several, chosen by their name, and a name for example."""
+_SEVERAL = "; several values are for `emc2dist sweep`, see jobs/sweep.yaml, and a number has no comma"
 _SHOWN = 200  # characters of a value that a message repeats
 _TOLD = 5  # errors of one spec that a message tells
 
@@ -473,7 +474,14 @@ def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
         message += ", or null"
     if error["type"] not in _FORMS and _is_quoted(value, kind):
         message = "the quotes around it make it text; leave them out"
+    elif error["type"] not in _FORMS and _are_several(value):
+        message += _SEVERAL
     return f"{key}: got {_shown(value)}; {message}"
+
+
+def _are_several(value: Any) -> bool:
+    """Whether a value looks like several, as Hydra takes them."""
+    return isinstance(value, tuple) or (isinstance(value, str) and bool(re.fullmatch(r"[\w.+-]+(,[\w.+-]+)+", value)))
 
 
 def _is_quoted(value: Any, kind: Any) -> bool:
