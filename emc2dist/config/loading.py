@@ -517,7 +517,9 @@ def _unknown(key: str, model: type[BaseModel]) -> str:
     name, colon, _ = key.partition(":")
     if colon and name in known:
         return f"{name}: no space after the colon; write {name.rpartition('.')[2]}: VALUE"
-    return f"{_shown(key)[1:-1]}: unknown key; the nearest valid key is {nearest_key(key, known)}"
+    nearest = nearest_key(key, known)
+    told = f"the nearest valid key is {nearest}" if nearest else "`emc2dist validate SPEC` prints those that there are"
+    return f"{_shown(key)[1:-1]}: unknown key; {told}"
 
 
 def _written(model: type[BaseModel]) -> list[str]:
@@ -532,12 +534,23 @@ _OF_OTHERS = {
     "method": "search.name",
     "mode": "goal",
     "num_workers": "data.loaders",
+    **dict.fromkeys(("amp", "use_amp", "autocast", "fp16", "bf16"), "precision"),
+    **dict.fromkeys(("gpus", "nproc_per_node"), "workers"),
+    **dict.fromkeys(("grad_accum", "accumulate_grad_batches", "gradient_accumulation_steps"), "optimiser.accumulate"),
+    "wd": "optimiser.weight_decay",
+    "tau": "temperature",
+    "arch": "encoder.backbone",
 }
-"""What keys are called by W&B and Ray Tune, and by torch's DataLoader."""
+"""What keys are called by W&B and Ray Tune, by torch and by those who train with it."""
+_ALIKE = 0.55
+"""The least likeness of a key that is worth naming."""
 
 
-def nearest_key(key: str, known: Iterable[str]) -> str:
-    """The most alike of the known keys, as a whole or by its last part: a section is easily another one."""
+def nearest_key(key: str, known: Iterable[str]) -> str | None:
+    """The most alike of the known keys, as a whole or by its last part: a section is easily another one.
+
+    None where none is like it.
+    """
 
     def likeness(other: str) -> tuple[float, float]:
         whole = difflib.SequenceMatcher(None, key, other).ratio()
@@ -546,7 +559,10 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
 
     key = key.replace("learning_rate", "lr")
     known, ours = list(known), _OF_OTHERS.get(key.rpartition(".")[2])
-    return ours if ours in known else max(known, key=likeness)
+    if ours in known:
+        return ours
+    nearest = max(known, key=likeness)
+    return nearest if likeness(nearest)[0] >= _ALIKE else None
 
 
 def is_key(key: str) -> bool:
