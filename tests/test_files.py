@@ -372,6 +372,16 @@ def test_what_s3_refuses_is_said_by_its_cause_also_where_head_has_no_words_for_i
     assert type(refused.value) is StorageError
 
 
+@pytest.mark.parametrize(
+    ("ask", "permission"),
+    [("entries", "s3:ListBucket"), ("entry", "s3:GetObject"), ("read", "s3:GetObject"), ("write", "s3:PutObject")],
+)
+def test_what_is_denied_names_the_permission_that_it_takes(answers, keys, ask, permission):
+    place = files.at("s3://denied/set", answers)
+    with pytest.raises(StorageError, match=rf"may not do this to bucket denied: to \w+ (it )?takes {permission}"):
+        place.write(b"1") if ask == "write" else getattr(place, ask)()
+
+
 def test_s3_beyond_this_machine_is_reached_through_the_proxy_by_whatever_asks(keys, monkeypatch):
     with listening(403) as (proxy, asked):
         for name in PROXIES:

@@ -246,13 +246,16 @@ def open_catalogue(place: Place, split: str, cache_dir: Path) -> Catalogue | Non
 def list_set(place: Place) -> dict[str, Entry]:
     """The files of a set; without a manifest those in its folders too, by FOLDER/NAME, as Hugging Face lays them out.
 
-    Of a folder that is a set of its own, its manifest alone.
+    Of a folder that is a set of its own, its manifest alone; of a Parquet file none, for which nothing is listed on S3,
+    where that takes another permission than to read.
 
     Raises:
         DataError: the folders are values of a column, which would be lost.
         StorageError: a file is a link that leads nowhere.
     """
     _refuse_lost(place)
+    if place.remote and is_parquet(place.name) and place.entry() is not None:
+        return {}
     listing = {entry.name: entry for entry in place.entries()}
     if "=" in place.name and MANIFEST not in listing and any(is_parquet(name) for name in listing):
         raise DataError(f"{place}: {PARTITION}")

@@ -340,7 +340,7 @@ _CAUSES = {
     ),
     "RequestTimeTooSkewed RequestExpired": "this machine's clock is wrong{clock}; set it, by NTP for instance",
     "AccessDenied AllAccessDisabled AccountProblem Forbidden 403": (
-        "access denied: the AWS credentials are wrong, or may not do this to bucket {bucket}"
+        "access denied: the AWS credentials are wrong, or may not do this to bucket {bucket}{permission}"
     ),
     "PermanentRedirect TemporaryRedirect Redirect AuthorizationHeaderMalformed IncorrectEndpoint 301 307": (
         "the bucket is in another region{region}; set s3.region to that of {bucket}, and s3.endpoint if there is one"
@@ -358,6 +358,14 @@ _CAUSES = {
     ),
 }
 """By S3's codes: what is wrong, and what would help."""
+_PERMISSIONS = {
+    "ListObjectsV2": ": to list it takes s3:ListBucket",
+    "GetObject": ": to read takes s3:GetObject, and where nothing lies there s3:ListBucket to be told so",
+    "PutObject": ": to write takes s3:PutObject",
+    "CreateMultipartUpload": ": to write takes s3:PutObject",
+    "DeleteObject": ": to remove takes s3:DeleteObject",
+}
+"""By S3's operations; a HEAD that is refused is asked again by another of them."""
 _CAUSE_OF = {code: cause for codes, cause in _CAUSES.items() for code in codes.split()}
 
 
@@ -424,7 +432,8 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
     if code in ("PreconditionFailed", "412"):
         return StorageError(f"{uri}: {CHANGED}")
     if code in _CAUSE_OF:
-        cause = _CAUSE_OF[code].format(bucket=bucket, clock=_skew(error), region=_region(error))
+        facts = {"clock": _skew(error), "region": _region(error), "permission": _permission(error)}
+        cause = _CAUSE_OF[code].format(bucket=bucket, **facts)
         return StorageError(f"{uri}: {cause} ({code})")
     if code.startswith("KMS."):
         return StorageError(f"{uri}: the KMS key that encrypts it cannot be used ({code}); {_said(error)}")
@@ -451,12 +460,18 @@ def _or_https(error: BaseException, s3: S3) -> str:
     return " (or does it speak https://?)" if doubted and _endpoint(s3).startswith("http://") else ""
 
 
-def _response(error: BaseException | None) -> dict[str, Any]:
+def _refusal(error: BaseException | None) -> ClientError | None:
+    """What botocore made of S3's answer, where S3 has answered."""
     while error is not None:
         if isinstance(error, ClientError):
-            return error.response
+            return error
         error = error.__cause__
-    return {}
+    return None
+
+
+def _response(error: BaseException | None) -> dict[str, Any]:
+    refusal = _refusal(error)
+    return refusal.response if refusal else {}
 
 
 def _said(error: BaseException | None) -> str:
@@ -477,6 +492,12 @@ def _skew(error: BaseException) -> str:
         return ""
     minutes = (datetime.now(UTC) - theirs).total_seconds() / 60
     return f", by S3's {abs(minutes):.0f} minutes {'ahead' if minutes > 0 else 'behind'}" if abs(minutes) >= 1 else ""
+
+
+def _permission(error: BaseException) -> str:
+    """Which permission a request takes, where it is one of the usual."""
+    refusal = _refusal(error)
+    return _PERMISSIONS.get(refusal.operation_name, "") if refusal else ""
 
 
 def _region(error: BaseException) -> str:
