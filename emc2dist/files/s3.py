@@ -143,6 +143,7 @@ class S3Place(Place):
             reraise=True,
         )
         try:
+            _refuse_slips()
             _refuse_bucket_in_endpoint(self.key.partition("/")[0], self.s3)
             return retrying(lambda: operation(_s3fs(self.s3)))
         except Exception as error:  # s3fs, botocore and aiohttp raise anything where an answer is none of S3's
@@ -232,6 +233,15 @@ def _endpoint(s3: S3) -> str:
     nobody = {"aws_access_key_id": "-", "aws_secret_access_key": "-"}  # else it would look for somebody, and may wait
     session = botocore.session.Session()
     return session.create_client("s3", endpoint_url=s3.endpoint, region_name=_region_of(s3), **nobody).meta.endpoint_url
+
+
+def _refuse_slips() -> None:
+    """Raise StorageError where a variable of AWS's holds quotes or blanks round its value, as of a file `.env`."""
+    for name, value in os.environ.items():
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        if name.startswith("AWS_") and (quoted or value != value.strip()):  # no value: it may be a secret
+            what = "is in quotes, which are a part of its value" if quoted else "begins or ends with a blank"
+            raise StorageError(f"{name}: {what}; set it without")
 
 
 @lru_cache
@@ -393,8 +403,8 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
         )
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return StorageError(
-            f"{uri}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, fill ~/.aws, or give "
-            "the machine a role"
+            f"{uri}: no AWS credentials found; {_other_profiles()}set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "fill ~/.aws, or give the machine a role"
         )
     if isinstance(error, ProfileNotFound):
         name = "AWS_DEFAULT_PROFILE" if "AWS_DEFAULT_PROFILE" in os.environ else "AWS_PROFILE"  # botocore's order
@@ -408,7 +418,11 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
             f"{uri}: the SSO session of profile {profile} has expired, or nobody has logged in ({_said(error)}); run "
             f"aws sso login --profile {profile}"
         )
-    if isinstance(error, ConfigParseError | InvalidConfigError | InfiniteLoopConfigError):
+    if isinstance(error, ConfigParseError):  # whose own error repeats a line, which may hold a secret
+        line = getattr(error.kwargs["error"], "lineno", None)
+        where = f"{error.kwargs['path']}{f', line {line}' if line else ''}"
+        return StorageError(f"{uri}: the AWS configuration cannot be used: {where} cannot be parsed; put it right")
+    if isinstance(error, InvalidConfigError | InfiniteLoopConfigError):
         return StorageError(f"{uri}: the AWS configuration cannot be used: {_said(error)}; put ~/.aws/config right")
     if _is_of_trust(error):
         return StorageError(
@@ -451,6 +465,15 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
         f"{uri}: {code or type(error).__name__}: {_said(error)}; check the path, s3.endpoint"
         f"{_or_https(error, s3)} and s3.region"
     )
+
+
+def _other_profiles() -> str:
+    """The profiles of ~/.aws, where none was chosen and none is that which is then taken."""
+    chosen = os.environ.get("AWS_DEFAULT_PROFILE") or os.environ.get("AWS_PROFILE")
+    others = botocore.session.Session().available_profiles
+    if chosen or not others or "default" in others:
+        return ""
+    return f"~/.aws holds no profile default, but {', '.join(others)}: set AWS_PROFILE to one of them, or "
 
 
 def _or_https(error: BaseException, s3: S3) -> str:
