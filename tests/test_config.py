@@ -218,6 +218,8 @@ def test_missing_key_file_and_mapping(tmp_path):
         parse("name: a\nepochs: 3\nbatch_size: 16\n")
     with pytest.raises(SpecError, match=r"nowhere.yaml: cannot be read"):
         load(tmp_path / "nowhere.yaml")
+    with pytest.raises(SpecError, match=rf"gone\.yaml: cannot be read \(No such .* in {os.getcwd()}\); give the path"):
+        load("gone.yaml")
     with pytest.raises(SpecError, match="expected a mapping"):
         parse("- a\n- b\n")
     with pytest.raises(SpecError, match=r"epochs: got '3'; the quotes around it make it text; leave them out"):

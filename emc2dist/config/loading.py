@@ -181,7 +181,7 @@ def _with_its_base(tree: dict[str, Any], source: str) -> Sweep:
     if not isinstance(tree.get("base"), str):
         return _sweep(tree, source)
     base = _beside(source, tree["base"])
-    text = spec_text.read(base)
+    text = spec_text.read(base, f"a YAML spec as base, from the folder of {source}")
     with _spaced(text, str(base)):
         return _sweep({**tree, "base": _tree(text, str(base))}, source)
 

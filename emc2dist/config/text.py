@@ -51,7 +51,8 @@ def read(path: str | Path, what: str = "a YAML spec") -> str:
         raise SpecError(f"{str(path)!r}: {error}") from None
     except OSError as error:
         near = _nearest(file) if isinstance(error, FileNotFoundError | IsADirectoryError) else ""
-        raise SpecError(f"{path}: cannot be read ({error.strerror}); give the path of {what}{near}") from error
+        reason = f"{error.strerror}{paths.looked_for_in(str(file))}"
+        raise SpecError(f"{path}: cannot be read ({reason}); give the path of {what}{near}") from error
     if len(data) > LARGEST:
         raise SpecError(f"{path}: more than {LARGEST:,} bytes; give the path of {what}")
     try:

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from emc2dist.config import BUILT_IN
+from emc2dist.config import BUILT_IN, paths
 from emc2dist.data import columns, kept
 from emc2dist.data.columns import Footer, Labels
 from emc2dist.data.foreign import MAGIC
@@ -283,7 +283,7 @@ def nothing_at(path: object, advice: str) -> DataError:
     """What to raise where nothing lies at a path; `advice` is what would help where it is none of several files."""
     if _PATTERN.search(str(path)):
         advice = "patterns are not expanded; give the folder that holds the files"
-    return DataError(f"{path}: no such file or folder; {advice}")
+    return DataError(f"{path}: no such file or folder{paths.looked_for_in(str(path))}; {advice}")
 
 
 def splits_of(place: Place) -> list[str]:
