@@ -289,7 +289,7 @@ def test_without_a_default_profile_those_that_there_are_are_named(s3, monkeypatc
     (tmp_path / "credentials").write_text("[work]\naws_access_key_id = k\naws_secret_access_key = secret-of-mine\n")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     with pytest.raises(StorageError, match=r"~/.aws holds no profile default, but work: set AWS_PROFILE to") as caught:
-        files.at(f"{s3.uri}/x", S3(timeout_s=15)).read()
+        files.at(f"{s3.uri}/x", S3(timeout_s=18)).read()
     assert "secret-of-mine" not in str(caught.value)
 
 

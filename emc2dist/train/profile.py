@@ -145,7 +145,7 @@ def _share(spec: Spec, batches: int) -> Spec:
     fewest = 2 * spec.optimiser.accumulate
     if batch < fewest:
         raise SpecError(
-            f"batch_size: {spec.batch_size} leaves each of workers: {spec.workers} one sample at a time, and one worker "
+            f"batch_size: {spec.batch_size} leaves each of workers: {spec.workers} one sample at a time, and one "
             f"is profiled alone, without negatives then; profile with workers=1 or batch_size={fewest * spec.workers}"
         )
     draws = spec.negatives.draws // spec.workers
