@@ -418,10 +418,8 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
             f"{uri}: the SSO session of profile {profile} has expired, or nobody has logged in ({_said(error)}); run "
             f"aws sso login --profile {profile}"
         )
-    if isinstance(error, ConfigParseError):  # whose own error repeats a line, which may hold a secret
-        line = getattr(error.kwargs["error"], "lineno", None)
-        where = f"{error.kwargs['path']}{f', line {line}' if line else ''}"
-        return StorageError(f"{uri}: the AWS configuration cannot be used: {where} cannot be parsed; put it right")
+    if isinstance(error, ConfigParseError):  # which names ~/.aws/config or ~/.aws/credentials
+        return StorageError(f"{uri}: the AWS configuration cannot be used: {_said(error)}; put that file right")
     if isinstance(error, InvalidConfigError | InfiniteLoopConfigError):
         return StorageError(f"{uri}: the AWS configuration cannot be used: {_said(error)}; put ~/.aws/config right")
     if _is_of_trust(error):
