@@ -173,6 +173,8 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
         ("sweep a.yaml --budget.trials 4", "sweep", "write budget.trials=4"),
         ("sweep a.yaml --set.lr 3", "sweep", "write set.lr=3"),
         ("evaluate runs/a --s3.endpoint http://x", "evaluate", "write s3.endpoint=http://x"),
+        ("train a.yaml -m lr=1,2", "train", "-m lr=1,2; several values of a key are for `emc2dist sweep`"),
+        ("train a.yaml lr=1,2 --multirun", "train", "--multirun; several values of a key are for `emc2dist sweep`"),
         ("evaluate runs/a --lr 3", "evaluate", "unrecognized arguments: --lr 3\n"),
         ("train a.yaml --jsn", "train", "unrecognized arguments: --jsn\n"),
         ("checkpoint ls runs/a --long", "checkpoint ls", "unrecognized arguments: --long\n"),
@@ -231,8 +233,10 @@ def test_a_notebooks_backend_of_matplotlib_is_none_of_ours():
 
 
 @pytest.mark.parametrize(
-    "words", [["views.crop=[0.3,", "0.9]"], ["lr", "=", "1e-2"], ["lr=", "1e-2"], ["views.crop=[0.3", ",0.9]"]]
-)
+    "words",
+    [["views.crop=[0.3,", "0.9]"], ["lr", "=", "1e-2"], ["lr=", "1e-2"], ["views.crop=[0.3", ",0.9]"],
+     ["views={size:", "8}"]],
+)  # fmt: skip
 def test_a_value_that_a_shell_took_for_several_words_is_told_so(capsys, words):
     assert cli.main(["train", "a.yaml", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()

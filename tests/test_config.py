@@ -73,7 +73,13 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("lr=", ["lr", "nothing", "number"]),
         ("lr", ["'lr'", "key=value"]),
         ("lr.x=1", ["lr is a value"]),
-        ("lr=[1", ["not valid YAML"]),
+        ("lr={a: b: c}", ["not valid YAML"]),
+        ("lr=[1", ["lr: got '[1', a part of a value", "put all of it in quotes, as in 'lr=VALUE'"]),
+        ("views=crop:[0.2", ["views: got 'crop:[0.2', a part of a value", "'views=VALUE'"]),
+        ("launch.environment={A: '[', B", ["a part of a value"]),
+        ("lr=1e-3,1e-4", ["lr: got '1e-3,1e-4'", "a number has no comma", "`emc2dist sweep`"]),
+        ("lr=[1e-3, 1e-4]", ["lr: got (0.001, 0.0001)", "`emc2dist sweep`"]),
+        ("precision=bf16,float32", ["precision: got 'bf16,float32'", "`emc2dist sweep`"]),
         ("data=", ["data: got nothing", "data={KEY: VALUE}"]),
         ("launch.environment=A", ["launch.environment", "'A'", "{KEY: VALUE}"]),
         ("views.crop=0.2,1.0", ["views.crop", "'0.2,1.0'", "[0.2, 1.0]"]),
@@ -97,6 +103,9 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("training.lr=1e-3", ["training.lr: unknown key; the nearest valid key is lr"]),
         ("momentum=0.5", ["momentum: unknown key; the nearest valid key is optimiser.momentum"]),
         ("data.num_workers=4", ["data.num_workers: unknown key; the nearest valid key is data.loaders"]),
+        ("amp=true", ["amp: unknown key; the nearest valid key is precision"]),
+        ("trainer.use_amp=true", ["trainer.use_amp: unknown key; the nearest valid key is precision"]),
+        ("knn_k=3", ["knn_k: unknown key; `emc2dist validate SPEC` prints those that there are"]),
         ("learning_rate=1", ["learning_rate: unknown key; the nearest valid key is lr"]),
         ("optimizer.momentum=0", ["optimizer.momentum: unknown key; the nearest valid key is optimiser.momentum"]),
         ("train.batch_sise=8", ["train.batch_sise: unknown key; the nearest valid key is batch_size"]),
@@ -106,6 +115,11 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("watch.wandb=pro\x1bj", ["watch.wandb: got 'pro\\x1bj'", "holds a control character"]),
         ('watch.mlflow="proj\\n"', ["watch.mlflow", "holds a control character"]),
         ("eval.asked={{ split }}", ["eval.asked", "'{{ split }}' is a template's"]),
+        ('lr="1e-3"', ["lr: got '1e-3'; the quotes around it make it text; leave them out"]),
+        ("watch.tensorboard='yes'", ["watch.tensorboard: got 'yes'; the quotes around it"]),
+        ("data.limit='null'", ["data.limit: got 'null'; the quotes around it"]),
+        ('views.crop=["0.2", 1]', ["views.crop.0: got '0.2'; the quotes around it"]),
+        ("lr='fast'", ["lr: got 'fast'; input should be a valid number"]),
     ],
 )
 def test_what_is_wrong_is_one_message_that_names_it(override, words):
@@ -204,8 +218,12 @@ def test_missing_key_file_and_mapping(tmp_path):
         parse("name: a\nepochs: 3\nbatch_size: 16\n")
     with pytest.raises(SpecError, match=r"nowhere.yaml: cannot be read"):
         load(tmp_path / "nowhere.yaml")
+    with pytest.raises(SpecError, match=rf"gone\.yaml: cannot be read \(No such .* in {os.getcwd()}\); give the path"):
+        load("gone.yaml")
     with pytest.raises(SpecError, match="expected a mapping"):
         parse("- a\n- b\n")
+    with pytest.raises(SpecError, match=r"epochs: got '3'; the quotes around it make it text; leave them out"):
+        parse(MINIMAL.replace("3", '"3"'))
 
 
 def test_tags_in_a_spec_run_nothing():
@@ -284,6 +302,7 @@ def test_a_spec_is_read_without_torch_or_ray():
         ("views.crop=[.1, 1]", (0.1, 1.0)),
         ("resources.worker_labels.ray.io/market-type=no", {"ray.io/market-type": "no"}),
         ("launch.environment={A: 01, B: 1e5}", {"A": "01", "B": "1e5"}),
+        ("launch.environment={A: '[', B: '}'}", {"A": "[", "B": "}"}),
     ],
 )
 def test_a_value_is_what_its_key_takes(override, meant):

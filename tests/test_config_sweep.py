@@ -142,7 +142,10 @@ def test_a_run_and_a_sweep_are_told_apart(sweep_file):
         ("metric=passed_over", ["metric: 'passed_over' is none of a run's"]),
         ("space.tempreature=unifrm(1", ["space.tempreature: unknown key; the nearest valid key is temperature"]),
         ("budget.trials=0", ["budget.trials", "0"]),
-        ("base=nowhere.yaml", ["nowhere.yaml: cannot be read"]),
+        (
+            "base=nowhere.yaml",
+            ["nowhere.yaml: cannot be read", "give the path of a YAML spec as base, from the folder of "],
+        ),
         ("base=jobs/bsae.yaml", ["bsae.yaml: cannot be read", "the nearest is ", "jobs/base.yaml"]),
         ("space.data.path=[/a #1]", ["space.data.path: not valid YAML"]),
         ("set=3", ["set", "'3'"]),

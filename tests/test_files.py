@@ -260,12 +260,17 @@ def test_a_profile_that_is_not_there_is_named_and_so_is_a_configuration_that_is_
     with pytest.raises(StorageError, match=r"AWS_PROFILE: nope is no profile of ~/\.aws/config .* or unset it$"):
         files.at(f"{s3.uri}/x", S3(timeout_s=13)).read()
     monkeypatch.delenv("AWS_PROFILE")
-    (tmp_path / "config").write_text("[default\n")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    with pytest.raises(
-        StorageError, match=r"the AWS configuration cannot be used: .*config; put ~/\.aws/config right$"
-    ):
-        files.at(f"{s3.uri}/x", S3(timeout_s=14)).read()
+    for name, variable in (("config", "AWS_CONFIG_FILE"), ("credentials", "AWS_SHARED_CREDENTIALS_FILE")):
+        (tmp_path / name).write_text("secret-of-mine\n")
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, str(tmp_path / name))
+            for unset in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+                patch.delenv(unset)
+            with pytest.raises(
+                StorageError, match=rf"cannot be used: .*{tmp_path / name}; put that file right$"
+            ) as caught:
+                files.at(f"{s3.uri}/x", S3(timeout_s=14)).read()
+            assert "secret-of-mine" not in str(caught.value)
 
 
 def test_no_credentials_say_where_they_come_from(s3, monkeypatch, tmp_path):
@@ -276,6 +281,27 @@ def test_no_credentials_say_where_they_come_from(s3, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "half")
     with pytest.raises(StorageError, match=r"no AWS credentials found"):
         files.at(f"{s3.uri}/x", S3(timeout_s=13)).entries()
+
+
+def test_without_a_default_profile_those_that_there_are_are_named(s3, monkeypatch, tmp_path):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    (tmp_path / "credentials").write_text("[work]\naws_access_key_id = k\naws_secret_access_key = secret-of-mine\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    with pytest.raises(StorageError, match=r"~/.aws holds no profile default, but work: set AWS_PROFILE to") as caught:
+        files.at(f"{s3.uri}/x", S3(timeout_s=18)).read()
+    assert "secret-of-mine" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ['"{}"', "'{}'", " {}", "{} "])
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_DEFAULT_REGION"])
+def test_quotes_and_blanks_round_a_variable_of_aws_are_told_by_its_name(s3, monkeypatch, name, form):
+    files.at(f"{s3.uri}/x").write(b"1")
+    monkeypatch.setenv(name, form.format("secret-of-mine"))
+    for ask in (files.at(f"{s3.uri}/x").read, files.at(f"{s3.uri}/x").arrow):
+        with pytest.raises(StorageError, match=rf"^{name}: .*; set it without$") as caught:
+            ask()
+        assert "secret-of-mine" not in str(caught.value)
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
@@ -370,6 +396,16 @@ def test_what_s3_refuses_is_said_by_its_cause_also_where_head_has_no_words_for_i
         place.write(b"1") if ask == "write" else getattr(place, ask)()
     assert str(refused.value).startswith(f"s3://{bucket}/set: {words}")
     assert type(refused.value) is StorageError
+
+
+@pytest.mark.parametrize(
+    ("ask", "permission"),
+    [("entries", "s3:ListBucket"), ("entry", "s3:GetObject"), ("read", "s3:GetObject"), ("write", "s3:PutObject")],
+)
+def test_what_is_denied_names_the_permission_that_it_takes(answers, keys, ask, permission):
+    place = files.at("s3://denied/set", answers)
+    with pytest.raises(StorageError, match=rf"may not do this to bucket denied: to \w+ (it )?takes {permission}"):
+        place.write(b"1") if ask == "write" else getattr(place, ask)()
 
 
 def test_s3_beyond_this_machine_is_reached_through_the_proxy_by_whatever_asks(keys, monkeypatch):

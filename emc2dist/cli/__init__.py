@@ -186,7 +186,8 @@ def _refuse_further(arguments: argparse.Namespace) -> None:
     if further is None or not taken:  # a report takes any number of runs
         return
     words = arguments.overrides
-    if any(word.startswith(("=", ",")) or word.endswith(("=", ",", "[", "{")) for word in words):
+    is_torn = any(word.count(one) != word.count(other) for word in words for one, other in ("[]", "{}"))
+    if is_torn or any(word.startswith(("=", ",")) or word.endswith(("=", ",")) for word in words):
         raise SpecError(
             f"{' '.join(words)}: a key and its value are one word: without spaces, or in quotes, as in "
             "'views.crop=[0.3, 0.9]'"
@@ -213,9 +214,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _hint(unknown: Sequence[str], argv: Sequence[str], prefix: str) -> str:
-    """How keys of a spec are written, where an option is called as one of them that begins so."""
+    """How keys of a spec are written, where an option is called as one of them that begins so; and Hydra's sweeps."""
     from emc2dist.config import is_key
 
+    if {"-m", "--multirun"} & set(unknown):
+        return "; several values of a key are for `emc2dist sweep`, see jobs/sweep.yaml"
     for word in unknown:
         name, equals, value = word.partition("=")
         key = name.lstrip("-").replace("-", "_")

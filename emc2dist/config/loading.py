@@ -41,6 +41,7 @@ _UNSPACED = re.compile(r"^[ \t]*([\w.]+):(?!//)(?=\S)", re.MULTILINE)
 """A key that YAML takes for a piece of text."""
 _CHOSEN = {"objective": "emc2", "negatives": "chain"}
 """Sections that are one of several, chosen by their name, and a name for example."""
+_SEVERAL = "; several values are for `emc2dist sweep`, see jobs/sweep.yaml, and a number has no comma"
 _SHOWN = 200  # characters of a value that a message repeats
 _TOLD = 5  # errors of one spec that a message tells
 
@@ -180,7 +181,7 @@ def _with_its_base(tree: dict[str, Any], source: str) -> Sweep:
     if not isinstance(tree.get("base"), str):
         return _sweep(tree, source)
     base = _beside(source, tree["base"])
-    text = spec_text.read(base)
+    text = spec_text.read(base, f"a YAML spec as base, from the folder of {source}")
     with _spaced(text, str(base)):
         return _sweep({**tree, "base": _tree(text, str(base))}, source)
 
@@ -466,11 +467,28 @@ def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
         return f"{key}: {error['msg']}"
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
+    value, kind = error["input"], _place(model, key)[1]
     message = error["msg"] if error["type"] == REFUSED else error["msg"][0].lower() + error["msg"][1:]
     message = _FORMS.get(error["type"], message)
-    if error["type"].endswith(("_type", "_parsing")) and types.NoneType in _kinds(_place(model, key)[1]):
+    if error["type"].endswith(("_type", "_parsing")) and types.NoneType in _kinds(kind):
         message += ", or null"
-    return f"{key}: got {_shown(error['input'])}; {message}"
+    if error["type"] not in _FORMS and _is_quoted(value, kind):
+        message = "the quotes around it make it text; leave them out"
+    elif error["type"] not in _FORMS and _are_several(value):
+        message += _SEVERAL
+    return f"{key}: got {_shown(value)}; {message}"
+
+
+def _are_several(value: Any) -> bool:
+    """Whether a value looks like several, as Hydra takes them."""
+    return isinstance(value, tuple) or (isinstance(value, str) and bool(re.fullmatch(r"[\w.+-]+(,[\w.+-]+)+", value)))
+
+
+def _is_quoted(value: Any, kind: Any) -> bool:
+    """Whether a value that is refused as text would not be text if it were written without quotes."""
+    if not isinstance(value, str) or not value or _takes_text(kind):
+        return False
+    return type(_meant(Plain(value), kind)) in (_kinds(kind) | {int, float, bool}) - {str}
 
 
 def _untagged(place: tuple[int | str, ...]) -> Iterator[str]:
@@ -499,7 +517,9 @@ def _unknown(key: str, model: type[BaseModel]) -> str:
     name, colon, _ = key.partition(":")
     if colon and name in known:
         return f"{name}: no space after the colon; write {name.rpartition('.')[2]}: VALUE"
-    return f"{_shown(key)[1:-1]}: unknown key; the nearest valid key is {nearest_key(key, known)}"
+    nearest = nearest_key(key, known)
+    told = f"the nearest valid key is {nearest}" if nearest else "`emc2dist validate SPEC` prints those that there are"
+    return f"{_shown(key)[1:-1]}: unknown key; {told}"
 
 
 def _written(model: type[BaseModel]) -> list[str]:
@@ -514,12 +534,23 @@ _OF_OTHERS = {
     "method": "search.name",
     "mode": "goal",
     "num_workers": "data.loaders",
+    **dict.fromkeys(("amp", "use_amp", "autocast", "fp16", "bf16"), "precision"),
+    **dict.fromkeys(("gpus", "nproc_per_node"), "workers"),
+    **dict.fromkeys(("grad_accum", "accumulate_grad_batches", "gradient_accumulation_steps"), "optimiser.accumulate"),
+    "wd": "optimiser.weight_decay",
+    "tau": "temperature",
+    "arch": "encoder.backbone",
 }
-"""What keys are called by W&B and Ray Tune, and by torch's DataLoader."""
+"""What keys are called by W&B and Ray Tune, by torch and by those who train with it."""
+_ALIKE = 0.55
+"""The least likeness of a key that is worth naming."""
 
 
-def nearest_key(key: str, known: Iterable[str]) -> str:
-    """The most alike of the known keys, as a whole or by its last part: a section is easily another one."""
+def nearest_key(key: str, known: Iterable[str]) -> str | None:
+    """The most alike of the known keys, as a whole or by its last part: a section is easily another one.
+
+    None where none is like it.
+    """
 
     def likeness(other: str) -> tuple[float, float]:
         whole = difflib.SequenceMatcher(None, key, other).ratio()
@@ -528,7 +559,10 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
 
     key = key.replace("learning_rate", "lr")
     known, ours = list(known), _OF_OTHERS.get(key.rpartition(".")[2])
-    return ours if ours in known else max(known, key=likeness)
+    if ours in known:
+        return ours
+    nearest = max(known, key=likeness)
+    return nearest if likeness(nearest)[0] >= _ALIKE else None
 
 
 def is_key(key: str) -> bool:

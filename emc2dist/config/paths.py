@@ -81,6 +81,16 @@ def absolute(text: str) -> str:
     return str(path)
 
 
+def looked_for_in(text: str) -> str:
+    """` in FOLDER`, the working directory, where a path that is not there is relative; nothing where it is not."""
+    if text.startswith((S3_SCHEME, _FILE, "/", "~")):
+        return ""
+    try:
+        return f" in {os.getcwd()}"
+    except OSError:
+        return " in a working directory that is gone"
+
+
 def bucket_and_key(uri: str) -> str:
     """`bucket/key` of an `s3://` URI. Raises ValueError where it names no bucket."""
     key = uri.removeprefix(S3_SCHEME).rstrip("/")

@@ -51,7 +51,8 @@ def read(path: str | Path, what: str = "a YAML spec") -> str:
         raise SpecError(f"{str(path)!r}: {error}") from None
     except OSError as error:
         near = _nearest(file) if isinstance(error, FileNotFoundError | IsADirectoryError) else ""
-        raise SpecError(f"{path}: cannot be read ({error.strerror}); give the path of {what}{near}") from error
+        reason = f"{error.strerror}{paths.looked_for_in(str(file))}"
+        raise SpecError(f"{path}: cannot be read ({reason}); give the path of {what}{near}") from error
     if len(data) > LARGEST:
         raise SpecError(f"{path}: more than {LARGEST:,} bytes; give the path of {what}")
     try:
@@ -86,15 +87,30 @@ def flow(text: str, source: str) -> Any:
     """A value that was given in one word: a list in brackets, a mapping in braces, quoted text, or else `Plain`.
 
     Raises:
-        SpecError: see `tree`; or a closing bracket is not the end of it.
+        SpecError: see `tree`; or a closing bracket is not the end of it, or lacks its other.
     """
-    if not text.strip().startswith(("[", "{", *_QUOTES)):
+    starts_as_yaml = text.strip().startswith(("[", "{", *_QUOTES))
+    torn = any(text.count(one) != text.count(other) for one, other in ("[]", "{}"))
+    if torn and not (starts_as_yaml and _composes(text)):
+        raise SpecError(
+            f"{source}: got {text!r}, a part of a value: a shell takes it apart at spaces and in braces; put all of it "
+            f"in quotes, as in '{source}=VALUE'"
+        )
+    if not starts_as_yaml:
         return Plain(text)
     value, node = tree(text, source), yaml.compose(text, _Loader)
     rest = text[node.end_mark.index :].strip() if node else ""
     if rest:
         raise SpecError(f"{source}: {rest!r} comes after the end of its value; leave it out, or put all in quotes")
     return value
+
+
+def _composes(text: str) -> bool:
+    try:
+        yaml.compose(text, _Loader)
+    except (yaml.YAMLError, ValueError):
+        return False
+    return True
 
 
 def unquoted(text: str) -> str:

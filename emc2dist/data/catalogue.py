@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from emc2dist.config import BUILT_IN
+from emc2dist.config import BUILT_IN, paths
 from emc2dist.data import columns, kept
 from emc2dist.data.columns import Footer, Labels
 from emc2dist.data.foreign import MAGIC
@@ -246,13 +246,16 @@ def open_catalogue(place: Place, split: str, cache_dir: Path) -> Catalogue | Non
 def list_set(place: Place) -> dict[str, Entry]:
     """The files of a set; without a manifest those in its folders too, by FOLDER/NAME, as Hugging Face lays them out.
 
-    Of a folder that is a set of its own, its manifest alone.
+    Of a folder that is a set of its own, its manifest alone; of a Parquet file none, for which nothing is listed on S3,
+    where that takes another permission than to read.
 
     Raises:
         DataError: the folders are values of a column, which would be lost.
         StorageError: a file is a link that leads nowhere.
     """
     _refuse_lost(place)
+    if place.remote and is_parquet(place.name) and place.entry() is not None:
+        return {}
     listing = {entry.name: entry for entry in place.entries()}
     if "=" in place.name and MANIFEST not in listing and any(is_parquet(name) for name in listing):
         raise DataError(f"{place}: {PARTITION}")
@@ -280,7 +283,7 @@ def nothing_at(path: object, advice: str) -> DataError:
     """What to raise where nothing lies at a path; `advice` is what would help where it is none of several files."""
     if _PATTERN.search(str(path)):
         advice = "patterns are not expanded; give the folder that holds the files"
-    return DataError(f"{path}: no such file or folder; {advice}")
+    return DataError(f"{path}: no such file or folder{paths.looked_for_in(str(path))}; {advice}")
 
 
 def splits_of(place: Place) -> list[str]:

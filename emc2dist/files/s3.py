@@ -143,6 +143,7 @@ class S3Place(Place):
             reraise=True,
         )
         try:
+            _refuse_slips()
             _refuse_bucket_in_endpoint(self.key.partition("/")[0], self.s3)
             return retrying(lambda: operation(_s3fs(self.s3)))
         except Exception as error:  # s3fs, botocore and aiohttp raise anything where an answer is none of S3's
@@ -232,6 +233,15 @@ def _endpoint(s3: S3) -> str:
     nobody = {"aws_access_key_id": "-", "aws_secret_access_key": "-"}  # else it would look for somebody, and may wait
     session = botocore.session.Session()
     return session.create_client("s3", endpoint_url=s3.endpoint, region_name=_region_of(s3), **nobody).meta.endpoint_url
+
+
+def _refuse_slips() -> None:
+    """Raise StorageError where a variable of AWS's holds quotes or blanks round its value, as of a file `.env`."""
+    for name, value in os.environ.items():
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        if name.startswith("AWS_") and (quoted or value != value.strip()):  # no value: it may be a secret
+            what = "is in quotes, which are a part of its value" if quoted else "begins or ends with a blank"
+            raise StorageError(f"{name}: {what}; set it without")
 
 
 @lru_cache
@@ -340,7 +350,7 @@ _CAUSES = {
     ),
     "RequestTimeTooSkewed RequestExpired": "this machine's clock is wrong{clock}; set it, by NTP for instance",
     "AccessDenied AllAccessDisabled AccountProblem Forbidden 403": (
-        "access denied: the AWS credentials are wrong, or may not do this to bucket {bucket}"
+        "access denied: the AWS credentials are wrong, or may not do this to bucket {bucket}{permission}"
     ),
     "PermanentRedirect TemporaryRedirect Redirect AuthorizationHeaderMalformed IncorrectEndpoint 301 307": (
         "the bucket is in another region{region}; set s3.region to that of {bucket}, and s3.endpoint if there is one"
@@ -358,6 +368,14 @@ _CAUSES = {
     ),
 }
 """By S3's codes: what is wrong, and what would help."""
+_PERMISSIONS = {
+    "ListObjectsV2": ": to list it takes s3:ListBucket",
+    "GetObject": ": to read takes s3:GetObject, and where nothing lies there s3:ListBucket to be told so",
+    "PutObject": ": to write takes s3:PutObject",
+    "CreateMultipartUpload": ": to write takes s3:PutObject",
+    "DeleteObject": ": to remove takes s3:DeleteObject",
+}
+"""By S3's operations; a HEAD that is refused is asked again by another of them."""
 _CAUSE_OF = {code: cause for codes, cause in _CAUSES.items() for code in codes.split()}
 
 
@@ -385,8 +403,8 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
         )
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return StorageError(
-            f"{uri}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, fill ~/.aws, or give "
-            "the machine a role"
+            f"{uri}: no AWS credentials found; {_other_profiles()}set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "fill ~/.aws, or give the machine a role"
         )
     if isinstance(error, ProfileNotFound):
         name = "AWS_DEFAULT_PROFILE" if "AWS_DEFAULT_PROFILE" in os.environ else "AWS_PROFILE"  # botocore's order
@@ -400,7 +418,9 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
             f"{uri}: the SSO session of profile {profile} has expired, or nobody has logged in ({_said(error)}); run "
             f"aws sso login --profile {profile}"
         )
-    if isinstance(error, ConfigParseError | InvalidConfigError | InfiniteLoopConfigError):
+    if isinstance(error, ConfigParseError):  # which names ~/.aws/config or ~/.aws/credentials
+        return StorageError(f"{uri}: the AWS configuration cannot be used: {_said(error)}; put that file right")
+    if isinstance(error, InvalidConfigError | InfiniteLoopConfigError):
         return StorageError(f"{uri}: the AWS configuration cannot be used: {_said(error)}; put ~/.aws/config right")
     if _is_of_trust(error):
         return StorageError(
@@ -424,7 +444,8 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
     if code in ("PreconditionFailed", "412"):
         return StorageError(f"{uri}: {CHANGED}")
     if code in _CAUSE_OF:
-        cause = _CAUSE_OF[code].format(bucket=bucket, clock=_skew(error), region=_region(error))
+        facts = {"clock": _skew(error), "region": _region(error), "permission": _permission(error)}
+        cause = _CAUSE_OF[code].format(bucket=bucket, **facts)
         return StorageError(f"{uri}: {cause} ({code})")
     if code.startswith("KMS."):
         return StorageError(f"{uri}: the KMS key that encrypts it cannot be used ({code}); {_said(error)}")
@@ -444,6 +465,15 @@ def _explain(uri: str, error: Exception, s3: S3) -> StorageError:
     )
 
 
+def _other_profiles() -> str:
+    """The profiles of ~/.aws, where none was chosen and none is that which is then taken."""
+    chosen = os.environ.get("AWS_DEFAULT_PROFILE") or os.environ.get("AWS_PROFILE")
+    others = botocore.session.Session().available_profiles
+    if chosen or not others or "default" in others:
+        return ""
+    return f"~/.aws holds no profile default, but {', '.join(others)}: set AWS_PROFILE to one of them, or "
+
+
 def _or_https(error: BaseException, s3: S3) -> str:
     """A doubt, where http:// was answered as what speaks TLS may answer it: by a reset, or by no answer of S3's."""
     reset = getattr(error.__context__, "errno", None) == errno.ECONNRESET
@@ -451,12 +481,18 @@ def _or_https(error: BaseException, s3: S3) -> str:
     return " (or does it speak https://?)" if doubted and _endpoint(s3).startswith("http://") else ""
 
 
-def _response(error: BaseException | None) -> dict[str, Any]:
+def _refusal(error: BaseException | None) -> ClientError | None:
+    """What botocore made of S3's answer, where S3 has answered."""
     while error is not None:
         if isinstance(error, ClientError):
-            return error.response
+            return error
         error = error.__cause__
-    return {}
+    return None
+
+
+def _response(error: BaseException | None) -> dict[str, Any]:
+    refusal = _refusal(error)
+    return refusal.response if refusal else {}
 
 
 def _said(error: BaseException | None) -> str:
@@ -477,6 +513,12 @@ def _skew(error: BaseException) -> str:
         return ""
     minutes = (datetime.now(UTC) - theirs).total_seconds() / 60
     return f", by S3's {abs(minutes):.0f} minutes {'ahead' if minutes > 0 else 'behind'}" if abs(minutes) >= 1 else ""
+
+
+def _permission(error: BaseException) -> str:
+    """Which permission a request takes, where it is one of the usual."""
+    refusal = _refusal(error)
+    return _PERMISSIONS.get(refusal.operation_name, "") if refusal else ""
 
 
 def _region(error: BaseException) -> str:

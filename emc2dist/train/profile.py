@@ -142,6 +142,12 @@ def _device(spec: Spec) -> torch.device:
 def _share(spec: Spec, batches: int) -> Spec:
     """What one worker of `spec` does, as a spec of one worker and so many of its batches of images."""
     batch = spec.batch_size // spec.workers
+    fewest = 2 * spec.optimiser.accumulate
+    if batch < fewest:
+        raise SpecError(
+            f"batch_size: {spec.batch_size} leaves each of workers: {spec.workers} one sample at a time, and one "
+            f"is profiled alone, without negatives then; profile with workers=1 or batch_size={fewest * spec.workers}"
+        )
     draws = spec.negatives.draws // spec.workers
     images = max(batches * batch, draws)
     limit = min(images, spec.data.limit or images)

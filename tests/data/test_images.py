@@ -54,9 +54,12 @@ def test_a_file_is_training_data_and_limit_is_for_training(tmp_path):
     assert len(open_images(Data(path=str(tmp_path / "other.pq"), cache_dir=cache), "train")) > 3
 
 
-def test_a_path_that_cannot_be_used_says_what_to_do(tmp_path):
+def test_a_path_that_cannot_be_used_says_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"nowhere: no such file or folder; set data\.path"):
         open_images(Data(path=str(tmp_path / "nowhere")), "train")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=rf"^nowhere: no such file or folder in {tmp_path}; set data\.path"):
+        open_images(Data(path="nowhere"), "train")
     (tmp_path / "none.pq").touch()
     with pytest.raises(DataError, match=r"none\.pq: is no Parquet file"):
         open_images(Data(path=str(tmp_path / "none.pq")), "train")

@@ -32,6 +32,7 @@ from emc2dist.data.ingest import ingest
 from emc2dist.data.ingest.selection import read_classes
 from emc2dist.data.parquet import ParquetImages
 from emc2dist.errors import DataError, SpecError, StorageError
+from emc2dist.files.s3 import S3Place
 
 NO_ANT = "1 of 2 classes have no image, as 'ant'"
 COMMAND = [sys.executable, "-m", "emc2dist.cli", "ingest"]
@@ -1121,6 +1122,22 @@ def test_a_set_on_s3(run, pets, s3, tmp_path, capfd):
     assert secret not in "".join(capfd.readouterr())
     _, copy = run(f"{s3.uri}/sets/pets", "back", rows_per_file=3)
     assert table(copy).equals(table(local))
+
+
+def test_a_single_file_of_s3_is_read_by_who_may_not_list(run, pets, s3, tmp_path, monkeypatch):
+    run(pets, f"{s3.uri}/pets")
+    entries = files.at(f"{s3.uri}/pets").entries()
+    name = next(entry.name for entry in entries if entry.name.endswith(".parquet"))
+
+    def denied(self):
+        raise StorageError("listing is denied")
+
+    monkeypatch.setattr(S3Place, "_listing", denied)
+    assert len(ParquetImages.open(f"{s3.uri}/pets/{name}", cache_dir=tmp_path / "cache")) == 8
+    _, copy = run(f"{s3.uri}/pets/{name}", "copy")
+    assert len(ParquetImages.open(str(copy))) == 8
+    with pytest.raises(StorageError, match="listing is denied"):
+        ParquetImages.open(f"{s3.uri}/pets", cache_dir=tmp_path / "cache")
 
 
 def test_a_folder_of_s3_without_parquet_is_refused_with_what_helps(run, s3):

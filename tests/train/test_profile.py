@@ -113,5 +113,8 @@ def test_what_cannot_be_profiled_is_refused_before(tmp_path):
     ):
         with pytest.raises(StorageError, match=words):
             profile(small_spec(), trace=trace)
-    with pytest.raises(SpecError, match="one worker of 8: batch_size: got 1"):
-        profile(small_spec("workers=8"))
+    for workers, accumulate, whole in ((8, 1, 16), (2, 4, 16)):
+        with pytest.raises(
+            SpecError, match=rf"^batch_size: 8 leaves each of workers: {workers} one .* batch_size={whole}$"
+        ):
+            profile(small_spec(f"workers={workers}", f"optimiser.accumulate={accumulate}"))
