@@ -9,7 +9,11 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+
+# Torch 2.13 has a new name for it.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def rank() -> int:
@@ -57,9 +61,9 @@ def gather_rows(rows: Tensor) -> Tensor:
     """[n, ...] of every rank, as [W * n, ...] in rank order; no gradient. All ranks bring the same n."""
     if world_size() == 1:
         return rows
-    parts = [torch.empty_like(rows) for _ in range(world_size())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+    gathered = rows.new_empty(world_size() * len(rows), *rows.shape[1:])
+    dist.all_gather_into_tensor(gathered, rows.contiguous())
+    return gathered
 
 
 def gather_numbers(values: Tensor) -> Tensor:
@@ -104,7 +108,9 @@ def data_parallel(model: nn.Module) -> nn.Module:
     """The model with gradients averaged over ranks in buckets, while backward goes on (DDP)."""
     if world_size() == 1:
         return model
-    return DistributedDataParallel(model)
+    # Constants are alike everywhere; running statistics alone are not, and rank 0's count.
+    moving = any(isinstance(layer, _BatchNorm) for layer in model.modules())
+    return DistributedDataParallel(model, broadcast_buffers=moving, gradient_as_bucket_view=True)
 
 
 def unwrapped(model: nn.Module) -> Any:
@@ -120,12 +126,11 @@ def without_sync(model: nn.Module) -> AbstractContextManager[None]:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> Tensor:
-        parts = [torch.empty_like(features) for _ in range(world_size())]
-        dist.all_gather(parts, features.contiguous())
-        return torch.cat(parts, 1)
+        return gather_rows(features.unsqueeze(0)).transpose(0, 1).flatten(1, 2)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.chunk(world_size(), 1)[rank()]
+        by_rank = gradient.unflatten(1, (world_size(), -1)).transpose(0, 1).contiguous()  # [W, V, b, D]
+        own = torch.empty_like(by_rank[0])
+        _reduce_scatter(own, by_rank.flatten(0, 1))
+        return own

@@ -89,8 +89,8 @@ class CountedParallel(DistributedDataParallel):
 
     reductions = 0
 
-    def __init__(self, module) -> None:
-        super().__init__(module)
+    def __init__(self, module, **options) -> None:
+        super().__init__(module, **options)
         self.register_comm_hook(None, self._reduce)
 
     @staticmethod
