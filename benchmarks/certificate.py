@@ -242,6 +242,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=600, help="steps of a trained encoder (default 600)")
     parser.add_argument("--scale", type=float, default=1.0, help="times the default number of steps")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--methods", nargs="+", default=[*METHODS, *CAUSES], choices=[*METHODS, *CAUSES])
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time, each in a process of one thread")
     parser.add_argument("--out", type=Path, help="JSON lines; rows that stand there are not measured again")
     parser.add_argument("--tables", action="store_true", help="print what stands in --out")
@@ -250,7 +251,7 @@ def main() -> None:
     done = {
         tuple(one[k] for k in ("table", "features", "method", "batch_size", "temperature", "anchors")) for one in found
     }
-    wanted = [row for row in rows(args.sets) if astuple(row) not in done]
+    wanted = [row for row in rows(args.sets) if row.method in args.methods and astuple(row) not in done]
     if wanted and not args.tables:
         for one in measure(wanted, args):
             found.append(one)
