@@ -1982,7 +1982,7 @@ def test_classes_of_stylegan_are_those_of_its_table_and_not_of_its_folders(run, 
         assert any(told.startswith(remark) for told in summary["remarks"])
         if text == labels:
             assert table(dest).label.tolist() == [0, 1, 0, 1]
-    monkeypatch.setattr("emc2dist.data.ingest.annotations._LONGEST", len(labels) - 1)
+    monkeypatch.setattr("emc2dist.data.ingest.tables.LONGEST", len(labels) - 1)
     (moved / "dataset.json").write_bytes(labels)
     said = f"train: no labels are told by dataset.json: it is JSON of more than {len(labels) - 1} characters"
     assert said in run(moved, "long")[0]["remarks"]
