@@ -164,6 +164,7 @@ class Annotations:
         apart = {*of_images, *others, *self._unused}
         left = [name for name in left if name not in apart]
         tables = [name for name in left if PurePosixPath(name).suffix.lower() in TABLES or self._is_table(name)]
+        tables = [name for name in tables if not _GUESSES.search(name)]
         lists = [name for name in left if (name not in tables or not wanting) and _tells_any_split(name)]
         if not self.labels:
             of_images, tables = [], []
@@ -273,6 +274,7 @@ class Annotations:
         self._note_strays(file, rows, 0 if heading is None else 1, of_images, images)
         rows = [row for row in rows if of_images < len(row) and images.find(row[of_images])]
         if heading is not None:
+            self._check_widths(file, heading, [(row[of_images], row) for row in rows])
             self._check_splits(file, split, heading, [(row[of_images], row) for row in rows])
         if heading is None and (classes is None or _is_of_all(file)):
             raise Unusable("it has no heading that calls a column `label`")
@@ -316,6 +318,15 @@ class Annotations:
         strays = {n: cell for n, cell in told.items() if not images.is_known(cell)}
         before = self._strays.get(file, strays)
         self._rows[file], self._strays[file] = len(told), {n: cell for n, cell in strays.items() if n in before}
+
+    def _check_widths(self, file: str, heading: Row, rows: list[tuple[str, Row]]) -> None:
+        """Raise DataError where a row holds more than the heading names; `rows` are by images."""
+        for image, row in rows:
+            if any(row[len(heading) :]):
+                raise DataError(
+                    f"{self._named(file)}: the row of {image} has {len(row)} values, its heading {len(heading)}; put "
+                    "values that hold a separator in quotes"
+                )
 
     def _check_splits(self, file: str, split: str, heading: Row, rows: list[tuple[str, Row]]) -> None:
         """Raise _OtherSplit where a column tells another split of an image than its folder; `rows` are by images."""

@@ -166,7 +166,9 @@ def by_content(file: str, rows: list[Row], of_images: int, heading: Row | None, 
         raise Unusable(f"its heading calls no column `label` ({', '.join(heading)}); call that so which is, if one is")
     if not columns:
         cells = [cell for row in rows for n, cell in enumerate(row) if n != of_images and not kind_of(row, n, classes)]
-        raise Unusable(f"its {cells[0]!r} is no class of the training images" if cells else "it has one column")
+        why = f"its {cells[0]!r} is no class of the training images" if cells else "it has one column"
+        numbers = cells and all(cell.isdigit() for cell in cells)
+        raise Unusable(f"{why}; write the names of their folders in place of numbers" if numbers else why)
     if len(columns) > 1:
         raise DataError(
             f"{file}: columns {', '.join(str(n + 1) for n in columns)} could all be the classes; give it a heading "

@@ -39,7 +39,7 @@ def rows_of(file: Path) -> Iterator[Row]:
         return
     separator = max(",;\t", key=first.count)
     try:
-        yield from csv.reader(text.splitlines(), delimiter=separator)
+        yield from csv.reader(text.splitlines(), delimiter=separator, skipinitialspace=True)
     except csv.Error as error:
         raise DataError(f"{file}: no table of values ({error}); correct it, or {HELP}") from error
 
