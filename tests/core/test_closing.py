@@ -217,9 +217,9 @@ Pool = chain._Pool
 class Forgetful(Pool):
     """Only proposals are closed: what is carried scores as if nothing were."""
 
-    def __init__(self, what, batch, encode, complete):
-        super().__init__(what, batch, encode, complete)
-        self._unclosed = Pool(replace(what, closing=Closing()), batch, encode, complete)
+    def __init__(self, what, batch, recall, encode, complete):
+        super().__init__(what, batch, recall, encode, complete)
+        self._unclosed = Pool(replace(what, closing=Closing()), batch, recall, encode, complete)
 
     def find(self, samples):
         return self._unclosed.find(samples)
@@ -227,8 +227,8 @@ class Forgetful(Pool):
     def score_cached(self, rows):
         return self._unclosed.score_cached(rows)
 
-    def fresh(self, carried, views, where):
-        return self._unclosed.fresh(carried, views, where)
+    def fresh(self, *arguments):
+        return self._unclosed.fresh(*arguments)
 
 
 @pytest.mark.parametrize(
