@@ -85,7 +85,8 @@ class _Gpu:
 
     def _to_host(self, copy: Tensor, options) -> Tensor:
         if not options.get("non_blocking"):
-            self.wait("copy to the host")
+            if copy.numel():
+                self.wait("copy to the host")
             return copy
         self.copies.append((copy, copy.clone()))
         copy.untyped_storage().fill_(_GARBAGE)

@@ -97,6 +97,11 @@ def view_number(step: int, slot: Slot, views: int) -> Slot:
     return step * 2 * views + slot
 
 
+def fresh_numbers(step: int, count: int, views: int) -> Tensor:
+    """int64 [count, 1], on the CPU: the numbers of the first `count` views of step `step` that no batch has."""
+    return view_number(step, torch.arange(views, views + count), views).unsqueeze(1)
+
+
 def drawn_in(number: Tensor, views: int) -> tuple[Tensor, Tensor]:
     """The step that drew each view, and its slot there."""
     return number // (2 * views), number % (2 * views)

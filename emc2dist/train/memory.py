@@ -117,13 +117,15 @@ class Memory:
         reply = ahead.reply.result()
         if self._by_anchor and self._by_anchor[0] in reply:
             self._read_ahead[step + 1] = {table: reply[table] for table in self._by_anchor}
-        columns = {
-            table: {name: self._anchors(column) for name, column in rows.items()}
-            for table, rows in self._read_ahead.get(step, {}).items()
-        }
+        columns = self.remembered(step)
         cached = dict(self._cached(reply, ahead))
         on_host = {table: Recall(columns[table], *cached.get(table, (None, None))) for table in columns}
         return dict(zip(on_host, self._on_device(list(on_host.values())), strict=True))
+
+    def remembered(self, step: int) -> dict[str, dict[str, Tensor]]:
+        """The columns of step `step`, by table and by anchor, on the CPU; of the step at hand and of the next one."""
+        rows = self._read_ahead.get(step, {})
+        return {table: {name: self._anchors(v) for name, v in columns.items()} for table, columns in rows.items()}
 
     def features(self, step: int) -> CachedRows:
         """The cached feature of every sample as step `step` may see it, the same on all ranks; waits for it.

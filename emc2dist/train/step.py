@@ -13,7 +13,7 @@ workers share the batch, and the step number is the whole state of the generator
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emc2dist.config import Spec
-from emc2dist.core.batch import Batch, Side, drawn_in, locate, view_number
+from emc2dist.core.batch import Batch, Side, drawn_in
 from emc2dist.core.contrast import Outcome, contrast_for
 from emc2dist.core.diagnostics import alignment, cached_log_z, effective_rank, log_z_errors, uniformity
 from emc2dist.core.estimators import FEATURES, CachedRows, Fact
@@ -39,6 +39,7 @@ from emc2dist.errors import DataError
 from emc2dist.towers.encoder import running_statistics
 from emc2dist.towers.optim import learning_rate, set_learning_rate
 from emc2dist.train import collectives
+from emc2dist.train.again import Again, Foreseen, view_ids
 from emc2dist.train.finite import Finite
 from emc2dist.train.memory import Encoded, Memory
 from emc2dist.train.timing import Stopwatch
@@ -141,6 +142,7 @@ class Trainer:
         self._rank = collectives.rank()
         self.stopwatch = Stopwatch(device)
         self._replied = collectives.Vote()
+        self._foreseen: Foreseen | None = None
         self._seen = loader.traffic
         self._ahead: deque[_Ahead] = deque()
 
@@ -170,7 +172,8 @@ class Trainer:
         with phase("store_wait"):
             everything = self.memory.features(step) if health and self._compares else None
             self.memory.exchange(step)
-        again = _Again(features, self._order.samples, partial(self._encode_again, step))
+        foreseen, self._foreseen = self._foreseen, self._foresee(step + 1)
+        again = Again(features, self._order.samples, partial(self._encode_again, foreseen))
         with phase("sweep"):
             outcome = self.contrast(batch, recall, again)
         encoded = again.encoded(self._share(self._order, step), self._order.batch(step), step, batch.views)
@@ -241,12 +244,28 @@ class Trainer:
         with self._autocast():
             return model(images)
 
-    def _encode_again(self, step: int, samples: Tensor, numbers: Tensor) -> Tensor:
-        """[m, D]: samples [m] by their views numbered [m], both on the CPU, encoded with gradient."""
+    def _foresee(self, step: int) -> Foreseen | None:
+        """Begin on the views that step `step` is sure to encode again; None without."""
+        batch = torch.from_numpy(self._order.batch(step))
+        columns = self.memory.remembered(step)
+        samples, numbers = self.contrast.foreseen(columns, batch, step, self.spec.views.count)
+        ids = view_ids(samples, numbers, self._order.samples).unique()
+        return Foreseen(ids, self._views_again(ids)) if len(ids) else None
+
+    def _views_again(self, ids: Tensor) -> Future[Tensor]:
+        """uint8 [1, m, 3, S, S] in the making: views [m]. They go before those of steps to come."""
+        samples, numbers = ids % self._order.samples, ids // self._order.samples
         drawn, slot = drawn_in(numbers, self.spec.views.count)
         seeds = fork(self.spec.seed, _VIEWS, drawn, samples, slot)
+        return self._loader.submit(samples.numpy(), seeds.unsqueeze(0).numpy(), urgent=True)
+
+    def _encode_again(self, foreseen: Foreseen | None, ids: Tensor) -> Tensor:
+        """[m, D]: views [m] encoded with gradient."""
         with self.stopwatch.phase("data_wait"):
-            (images,) = _made(self._loader.submit(samples.numpy(), seeds.unsqueeze(0).numpy(), urgent=True))
+            if foreseen is not None and foreseen.has(ids):
+                images = foreseen.of(ids, _made(foreseen.images).squeeze(0))
+            else:
+                images = _made(self._views_again(ids)).squeeze(0)
         return self._encode_alone(images)
 
     def _encode_alone(self, images: Tensor) -> Tensor:
@@ -320,57 +339,6 @@ class Trainer:
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
         return {"gradient_norm": norm}
-
-
-class _Again:
-    """Views that are encoded again in one step, each once."""
-
-    def __init__(self, features: Tensor, samples: int, encode: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """None yet; `encode` takes samples and the numbers of their views, of a dataset of so many `samples`."""
-        self._own, self._samples, self._encode = features, samples, encode
-        self._views = torch.zeros(0, dtype=torch.int64)
-        """number * N + sample, each once."""
-        self._features = features.new_zeros(0, features.shape[-1])
-
-    def __call__(self, side: str, samples: Tensor, numbers: Tensor) -> Tensor:
-        """Features [R, m, D] of samples int64 [m] by their views numbered [R, m], both on the CPU; with gradient."""
-        views = numbers * self._samples + samples
-        missing = views.unique()
-        missing = missing[~torch.isin(missing, self._views, assume_unique=True)]
-        if len(missing):
-            features = self._encode(missing % self._samples, missing // self._samples)
-            self._views = torch.cat([self._views, missing])
-            self._features = torch.cat([self._features, features])
-        slot, _ = locate(views.flatten(), self._views)
-        (slot,) = to_device([slot], self._features.device)
-        return self._features[slot].unflatten(0, views.shape)
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self._views)
-
-    def finite(self, rank: int) -> Finite:
-        """Which of the features are finite; they are `rank`'s."""
-        return Finite.of(self._features, lambda row: (rank, int(self._views[row] % self._samples)))
-
-    def encoded(self, own: NDArray[np.int64], batch: NDArray[np.int64], step: int, views: int) -> Encoded:
-        """What is cached of this step: the worker's `own` samples by their last view, and fresh views of others.
-
-        A view that a chain carries is not: it was chosen, and another rank may encode another one of its sample. The
-        step's first fresh view is the same on all ranks.
-
-        Args:
-            own: int64 [b].
-            batch: int64 [B], the samples of all ranks.
-            step: its number.
-            views: V.
-        """
-        samples, numbers = self._views % self._samples, self._views // self._samples
-        is_fresh = numbers == view_number(step, views, views)
-        (rows,) = (is_fresh & ~torch.isin(samples, torch.from_numpy(batch))).nonzero(as_tuple=True)
-        index = torch.cat([torch.from_numpy(own), samples[rows]])
-        (rows,) = to_device([rows], self._features.device)
-        return Encoded(index, torch.cat([self._own[-1], self._features[rows]]).detach())
 
 
 def _owner(samples: NDArray[np.int64], workers: int, row: int) -> tuple[int, int]:

@@ -1,4 +1,7 @@
-"""How often a step makes the host wait for a GPU, counted on a pretended one, where it computes what a CPU does."""
+"""How often a step makes the host wait for a GPU, counted on a pretended one, where it computes what a CPU does.
+
+And whether it has to wait for views that it could have asked for a step ahead.
+"""
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from train.harness import small_spec
 from emc2dist.data.images import open_images
 from emc2dist.train.meter import Meter
 from emc2dist.train.profile import alone
+from emc2dist.train.step import Trainer
 
 STEPS = 14  # of 6 an epoch: chains are recalled, and what they carry is encoded again
 ISIR, MOVES = "negatives.kernel=isir", "negatives.cache_proposals=12"
@@ -65,3 +69,38 @@ def test_a_step_waits_for_the_step_before_and_for_what_it_decides_itself(kind):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ahead"),
+    [
+        ([ISIR], "all"),
+        (["negatives.carried=complete"], "all"),
+        (["negatives.ceiling=0.99"], "all"),
+        ([ISIR, "negatives.close=[label]"], "more"),  # what turns out to be closed is not encoded
+        ([ISIR, MOVES], "some"),  # what chains move to is not known a step ahead
+        ([ISIR, "negatives.carried=roulette"], "none"),
+        ([], "none"),
+    ],
+    ids=str,
+)
+def test_views_that_are_sure_to_be_encoded_again_are_asked_for_a_step_ahead(kind, ahead, monkeypatch):
+    encode_again, found = Trainer._encode_again, []
+
+    def watched(self, foreseen, ids):
+        known = [] if foreseen is None else foreseen.ids.tolist()
+        found.append((set(ids.tolist()), set(known)))
+        return encode_again(self, foreseen, ids)
+
+    monkeypatch.setattr(Trainer, "_encode_again", watched)
+    trained(small_spec(*kind), torch.device("cpu"), [])
+    assert found
+    match ahead:
+        case "all":
+            assert all(asked == known for asked, known in found)
+        case "more":
+            assert all(asked <= known for asked, known in found)
+        case "some":
+            assert sum(asked <= known for asked, known in found) > len(found) / 4
+        case "none":
+            assert not any(known for _, known in found)

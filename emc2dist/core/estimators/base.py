@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from emc2dist.core.balance import Balance
@@ -101,6 +102,23 @@ class Estimator(ABC):
     @abstractmethod
     def tables(self, what: Denominator, views: int, width: int) -> Schema:
         """What it remembers of each sample with `views` views and features `width` wide."""
+
+    def foreseen(
+        self, what: Denominator, columns: Mapping[str, Tensor], batch: Tensor, step: int, views: int
+    ) -> tuple[Tensor, Tensor]:
+        """The views that `estimate` will have encoded again whatever it finds: samples and numbers, int64 [m] each.
+
+        All on the CPU, and known a step ahead. None by default.
+
+        Args:
+            what: is to be estimated.
+            columns: what will be recalled, each [A], by anchor.
+            batch: int64 [B], the samples of all workers in that step.
+            step: its number.
+            views: V.
+        """
+        none = torch.zeros(0, dtype=torch.int64)
+        return none, none
 
     @abstractmethod
     def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:

@@ -28,6 +28,7 @@ importance sampling has it (docs/algorithm.md has the proof), at the price of so
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,7 +36,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from emc2dist.core.batch import Batch, locate, view_number
+from emc2dist.core.batch import Batch, fresh_numbers, locate
 from emc2dist.core.columns import Column, Schema
 from emc2dist.core.denominator import Denominator, Estimate
 from emc2dist.core.estimators.base import FEATURES, CachedRows, Encode, Estimator, Fact, Recall, Visit
@@ -104,15 +105,45 @@ class Chain(Estimator):
         }
 
     @override
+    def foreseen(
+        self, what: Denominator, columns: Mapping[str, Tensor], batch: Tensor, step: int, views: int
+    ) -> tuple[Tensor, Tensor]:
+        where, state = columns["visited"], columns["state"]
+        if not (self._weighs_all or self._judges_all(what)):
+            where = torch.zeros_like(where)
+        is_complete = self._is_complete(what)
+        if not is_complete:
+            _, here = locate(state, batch)
+            where = where & ~here
+        samples, numbers = state[where].unsqueeze(0), columns["view"][where].unsqueeze(0)
+        if is_complete:
+            others = fresh_numbers(step, views - 1, views).expand(-1, samples.shape[1])
+            numbers = torch.cat([numbers, others])
+        return samples.expand_as(numbers).flatten(), numbers.flatten()
+
+    @property
+    def _weighs_all(self) -> bool:
+        """Whether all that is carried is encoded again before the sweep."""
+        return self.carried == "complete" or (self.kernel == "isir" and self.carried == "reencode")
+
+    def _judges_all(self, what: Denominator) -> bool:
+        """Whether all that is carried is encoded again to see whether it is closed."""
+        return what.closing.ceiling is not None and self.carried != "cached"
+
+    def _is_complete(self, what: Denominator) -> bool:
+        """Whether what is encoded again has all V views, else one that stands for all."""
+        return self.carried == "complete" and what.views == "all"  # a slot's own views need none of the others
+
+    @override
     def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:
-        pool = _Pool(what, batch, recall, encode, complete=self.carried == "complete")
+        pool = _Pool(what, batch, recall, encode, self._is_complete(what))
         carried = self._recalled(what, pool, recall)
         dropped = recall.columns["visited"] & ~carried.exists
         facts: dict[str, Fact] = {}
         if self.cache_proposals:
             carried, moved = self._move(pool, carried, recall)
             facts["cache_moves_ratio"] = moved.double().mean()
-        if self.carried == "complete" or (self.kernel == "isir" and self.carried == "reencode"):
+        if self._weighs_all:
             carried = pool.refreshed(carried, pool.existing(carried))
         visit = sweep(
             pool.proposals(carried),
@@ -157,7 +188,7 @@ class Chain(Estimator):
             here, where = pool.find(pool.recall.columns["state"])
             carried = carried.replaced(visited & here.fresh, here)
             pool.leave(where)
-        if what.closing.ceiling is not None and self.carried != "cached":
+        if self._judges_all(what):
             carried = pool.refreshed(carried, pool.stale)
         return carried
 
@@ -213,7 +244,7 @@ class _Pool:
         self._keys = batch.sides[what.keys].all
         self._scores, self._index, self._one_sided, self._count = what.candidates(batch)
         self.streams = batch.streams
-        self.complete = complete and what.views == "all"  # a slot's own views need none of the others
+        self.complete = complete
         self.recall = recall.on_host
         """What was recalled, on the CPU."""
         self.stale = self.recall.columns["visited"]
@@ -243,7 +274,8 @@ class _Pool:
 
     def fresh_views(self) -> Tensor:
         """int64 [V or 1, 1], on the CPU: the numbers of this step's fresh views, as many as stand for a sample."""
-        return self._fresh_numbers(self._batch.views if self.complete else 1)
+        views = self._batch.views
+        return fresh_numbers(self._batch.step, views if self.complete else 1, views)
 
     def existing(self, carried: Carried) -> Tensor:
         """bool [A], on the CPU: which stale states exist. Nothing has to be asked where nothing can be closed."""
@@ -289,16 +321,11 @@ class _Pool:
         """Stale states at `where` bool [A], on the CPU, scored by fresh features."""
         views = self.recall.columns["view"].unsqueeze(0)
         if self.complete:
-            others = self._fresh_numbers(self._batch.views - 1)
+            others = fresh_numbers(self._batch.step, self._batch.views - 1, self._batch.views)
             views = torch.cat([views, others.expand(-1, len(where))])
         carried = self.fresh(carried, self.recall.columns["state"], views, where & self.stale)
         self.leave(where)
         return carried
-
-    def _fresh_numbers(self, count: int) -> Tensor:
-        """int64 [count, 1], on the CPU: the numbers of so many of this step's fresh views."""
-        views = self._batch.views
-        return view_number(self._batch.step, torch.arange(views, views + count), views).unsqueeze(1)
 
     def view_of(self, state: Tensor, carried: Carried) -> Tensor:
         """int64 [A]: the number of the view that goes on with each chain, by the column int64 [A] that it ended on."""
