@@ -15,7 +15,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -36,10 +36,10 @@ from emc2dist.data.encoded import Traffic
 from emc2dist.data.loader import ViewLoader
 from emc2dist.data.sampler import EpochOrder, rank_slice
 from emc2dist.errors import DataError
-from emc2dist.towers.encoder import running_statistics
 from emc2dist.towers.optim import learning_rate, set_learning_rate
 from emc2dist.train import collectives
 from emc2dist.train.again import Again, Foreseen, view_ids
+from emc2dist.train.encoding import Encoding
 from emc2dist.train.finite import Finite
 from emc2dist.train.memory import Encoded, Memory
 from emc2dist.train.timing import Stopwatch
@@ -132,6 +132,7 @@ class Trainer:
         """Begin; `columns` are what is known of every image (`emc2dist.data.images.known_of_each`)."""
         self.spec, self.optimiser, self.memory, self.device = spec, optimiser, memory, device
         self.model = collectives.data_parallel(encoder)
+        self.encoding = Encoding(self.model, spec.precision, spec.encode_chunk)
         self.schedule = Schedule.of(spec, order.steps_per_epoch)
         self.temperature = Temperature.of(spec, order.steps_per_epoch)
         self._loader, self._order = loader, order
@@ -161,7 +162,7 @@ class Trainer:
             recall = self.memory.recall(step)
         self._replied.cast(True)
         with phase("forward"):
-            features = self._encode(self.model, views.flatten(0, 1)).unflatten(0, views.shape[:2])
+            features = self.encoding.of_batch(views.flatten(0, 1)).unflatten(0, views.shape[:2])
         with torch.no_grad():
             drawn = None if drawn_views is None else self._encode_alone(drawn_views)
         with phase("communication"):
@@ -240,10 +241,6 @@ class Trainer:
         views = torch.arange(self.spec.views.count, device=index.device).unsqueeze(1)
         return fork(self.spec.seed, purpose, step, index, views)
 
-    def _encode(self, model: nn.Module, images: Tensor) -> Tensor:
-        with self._autocast():
-            return model(images)
-
     def _foresee(self, step: int) -> Foreseen | None:
         """Begin on the views that step `step` is sure to encode again; None without."""
         batch = torch.from_numpy(self._order.batch(step))
@@ -269,13 +266,10 @@ class Trainer:
         return self._encode_alone(images)
 
     def _encode_alone(self, images: Tensor) -> Tensor:
-        """Features [m, D] of images that are not of the batch, of which every rank may have another number."""
-        # Past DDP's wrapper: the parameters already took part in this step's forward, and a rank may have nothing to
-        # encode again. A handful of negatives has no batch statistics of its own, hence the running ones.
-        encoder = collectives.unwrapped(self.model)
-        with self.stopwatch.phase("forward"), running_statistics(encoder):
+        """Features [m, D] of images, on the CPU, that are not of the batch."""
+        with self.stopwatch.phase("forward"):
             (on_device,) = to_device([images], self.device)
-            return self._encode(encoder, on_device)
+            return self.encoding.of_others(on_device)
 
     def _drawn_too(self, step: int, encoded: Encoded, drawn: Tensor) -> Encoded:
         """With this rank's draws [M / W, D], but for those of the batch: some rank has newer views of them to cache."""
@@ -286,11 +280,6 @@ class Trainer:
         samples = torch.from_numpy(index[outside])
         # Of a sample that is encoded again, too, that feature comes last and counts.
         return Encoded(torch.cat([samples, encoded.index]), torch.cat([drawn[rows], encoded.features]))
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.spec.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
 
     def _gathered(self, step: int, features: Tensor, drawn: Tensor | None) -> Batch:
         """The batch of all ranks' features, and of all their draws [M / W, D]."""
@@ -329,7 +318,7 @@ class Trainer:
         """Backward and, at the end of an accumulated update, the optimiser's step; then returns the gradient norm."""
         accumulate = self.schedule.accumulate
         with self.stopwatch.phase("backward"):
-            (loss / accumulate).backward()
+            self.encoding.backward(loss / accumulate)
         if (step + 1) % accumulate:
             return {}
         with self.stopwatch.phase("optimiser"):

@@ -21,6 +21,7 @@ KINDS = {
     "sogclr": (1, ["objective=sogclr"]),
     "mh, cached": (1, ["negatives.carried=cached"]),
     "isir": (1, [ISIR]),
+    "isir, in chunks": (1, [ISIR, "encode_chunk=5"]),
     "complete": (1, ["negatives.carried=complete"]),
     "ceiling": (1, ["negatives.ceiling=0.99"]),
     # One more: for what the sweep, or delayed acceptance, has just decided.
