@@ -71,7 +71,8 @@ class Again:
 
     def finite(self, rank: int) -> Finite:
         """Which of the features are finite; they are `rank`'s."""
-        return Finite.of(self._features, lambda row: (rank, int(self._views[row] % self._samples)))
+        samples = self._views % self._samples
+        return Finite.of(self._features, lambda row: (rank, int(samples[row])))
 
     def encoded(self, own: NDArray[np.int64], batch: NDArray[np.int64], step: int, views: int) -> Encoded:
         """What is cached of this step: the worker's `own` samples by their last view, and fresh views of others.
