@@ -152,13 +152,6 @@ class Chain(Estimator):
             burn_in_fraction=0.5 if self.burn_in_fraction is None else self.burn_in_fraction,
             streams=batch.streams,
         )
-        weights = visit.weights
-        if self.kernel == "mh" and self.carried == "reencode":
-            carried = pool.refreshed(carried, pool.asked(carried.exists & (visit.carried_weight > 0)))
-        elif self.carried == "roulette":
-            survives = ~carried.fresh & (uniforms(pool.streams, 1, lane=_ROULETTE).squeeze(1) < visit.carried_weight)
-            weights = torch.where(carried.fresh.unsqueeze(1), weights, staked(weights, survives))
-            carried = pool.refreshed(carried, pool.asked(survives))
         ages = _ages(batch, recall)
         facts |= _facts(visit) | {f"{name}_steps": _known(age) for name, age in ages.items()}
         visited = recall.columns["visited"]
@@ -166,6 +159,14 @@ class Chain(Estimator):
         if what.closing:
             facts["carried_closed_ratio"] = dropped.sum(), visited.sum()
         log_mean = self._log_mean(pool, recall)
+        weights = visit.weights
+        # Last of all, for here the host may wait for a GPU, which had better have something to do.
+        if self.kernel == "mh" and self.carried == "reencode":
+            carried = pool.refreshed(carried, pool.asked(carried.exists & (visit.carried_weight > 0)))
+        elif self.carried == "roulette":
+            survives = ~carried.fresh & (uniforms(pool.streams, 1, lane=_ROULETTE).squeeze(1) < visit.carried_weight)
+            weights = torch.where(carried.fresh.unsqueeze(1), weights, staked(weights, survives))
+            carried = pool.refreshed(carried, pool.asked(survives))
         estimate = pool.estimate(carried, weights, log_mean)
         state = estimate.index.gather(1, visit.state.unsqueeze(1)).squeeze(1)
         remember = {
