@@ -108,9 +108,9 @@ class Chain(Estimator):
     def foreseen(
         self, what: Denominator, columns: Mapping[str, Tensor], batch: Tensor, step: int, views: int
     ) -> tuple[Tensor, Tensor]:
-        where, state = columns["visited"], columns["state"]
         if not (self._weighs_all or self._judges_all(what)):
-            where = torch.zeros_like(where)
+            return super().foreseen(what, columns, batch, step, views)
+        where, state = columns["visited"], columns["state"]
         is_complete = self._is_complete(what)
         if not is_complete:
             _, here = locate(state, batch)
