@@ -10,17 +10,14 @@ proposal c replaces state e iff log u < s(c) - s(e). The weights are the shares 
 `isir` (Andrieu, Doucet & Holenstein 2010; Cardoso et al. 2022): the weights are the softmax over proposals and
 carried state, and the next state is drawn from them.
 
-`_metropolis_row` below is the readable sweep of one chain and, compiled by numba, the CPU's hot path. On a GPU all
+`emc2dist.core.walk` has the readable sweep of one chain and, compiled by numba, the CPU's hot path. On a GPU all
 chains and proposals go at once (`_metropolis_batched`): the chain's path is a linked list of acceptances, found by
 binary lifting in O(P log P) work and O(log P) steps.
 """
 
-from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from emc2dist.core.streams import uniforms
@@ -150,59 +147,15 @@ def _softmax(scores: Tensor) -> Tensor:
     return torch.where(exists, scores, 0).softmax(1) * exists
 
 
-def _metropolis_row(
-    scores: NDArray[Any], carried: float, log_u: NDArray[Any], burn_in_fraction: float, weights: NDArray[Any]
-) -> tuple[int, int, int]:
-    """Walk one chain through `scores` [P] in order; fills `weights` [P+1]; returns (state, accepted, valid).
-
-    This is the definition: every other implementation must agree with it.
-    """
-    valid = 0
-    for score in scores:
-        valid += score != -np.inf
-    burn_in = min(int(burn_in_fraction * valid), valid - 1)
-    state, current = len(scores), carried
-    accepted = step = kept = 0
-    for column, score in enumerate(scores):
-        if score == -np.inf:
-            continue
-        # log u < s(c) - s(e). An unvisited chain has current = -inf and takes its first proposal; NaN is a rejection.
-        if score - log_u[column] > current:
-            state, current = column, score
-            accepted += 1
-        if step >= burn_in and current != -np.inf:
-            weights[state] += 1
-            kept += 1
-        step += 1
-    if kept > 0:
-        for column in range(len(weights)):
-            weights[column] /= kept
-    elif carried != -np.inf:
-        weights[-1] = 1
-    return state, accepted, valid
-
-
-@cache
-def _compiled() -> Any:
-    from numba import njit  # here: importing and compiling it costs a second, and GPUs never need it
-
-    row = njit(nogil=True)(_metropolis_row)
-
-    @njit(nogil=True)
-    def rows(scores: Any, carried: Any, log_u: Any, burn_in_fraction: float, weights: Any, ends: Any) -> None:
-        for a in range(len(scores)):
-            ends[0, a], ends[1, a], ends[2, a] = row(scores[a], carried[a], log_u[a], burn_in_fraction, weights[a])
-
-    return rows
-
-
 def _metropolis_compiled(
     scores: Tensor, carried: Tensor, log_u: Tensor, burn_in_fraction: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from emc2dist.core.walk import metropolis_rows  # here: it loads numba, which GPUs never need
+
     weights = scores.new_zeros(scores.shape[0], scores.shape[1] + 1)
     ends = torch.zeros(3, scores.shape[0], dtype=torch.int64)
     given = [x.contiguous().numpy() for x in (scores, carried, log_u)]
-    _compiled()(*given, float(burn_in_fraction), weights.numpy(), ends.numpy())
+    metropolis_rows(*given, float(burn_in_fraction), weights.numpy(), ends.numpy())
     state, accepted, valid = ends
     return weights, state, accepted, valid
 

@@ -7,6 +7,7 @@ import torch
 from benchmarks.certificate import digit_features
 from emc2dist.core import sweep as kernels
 from emc2dist.core.streams import fork
+from emc2dist.core.walk import metropolis_row
 
 INF = torch.inf
 
@@ -30,7 +31,7 @@ def test_compiled_and_batched_walks_agree_with_the_readable_one(dtype, burn_in_f
     weights = np.zeros((64, proposals + 1), scores.numpy().dtype)
     with np.errstate(invalid="ignore"):
         ends = [
-            kernels._metropolis_row(s, c, u, burn_in_fraction, w)
+            metropolis_row(s, c, u, burn_in_fraction, w)
             for s, c, u, w in zip(scores.numpy(), carried.numpy(), log_u.numpy(), weights, strict=True)
         ]
     for walk in (kernels._metropolis_compiled, kernels._metropolis_batched):
