@@ -32,7 +32,7 @@ from emc2dist.data.loader import ViewLoader
 from emc2dist.data.sampler import EpochOrder, rank_slice
 from emc2dist.errors import DataError, NonFiniteError
 from emc2dist.towers.encoder import running_statistics
-from emc2dist.towers.optim import learning_rate, set_learning_rate
+from emc2dist.towers.optim import clip_gradients, learning_rate, set_learning_rate
 from emc2dist.train import collectives, transfer
 from emc2dist.train.memory import Encoded, Memory
 from emc2dist.train.timing import Stopwatch
@@ -309,8 +309,7 @@ class Trainer:
         if (step + 1) % accumulate:
             return {}
         with self.stopwatch.phase("optimiser"):
-            clip = self.spec.optimiser.clip_norm or float("inf")
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+            norm = clip_gradients(self.model.parameters(), self.spec.optimiser.clip_norm)
             set_learning_rate(self.optimiser, self.schedule.at(step))
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
