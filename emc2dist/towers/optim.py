@@ -67,7 +67,7 @@ class Lars(torch.optim.Optimizer):
 def _together(weights: list[Tensor]) -> list[list[Tensor]]:
     """The weights in lists that are moved at once.
 
-    A GPU is told once for all, not once for each layer; a CPU finds a layer in its cache if it does one after the other.
+    A GPU is told once for all, not once for each layer; a CPU that takes one after the other finds each in its cache.
     """
     if weights and weights[0].device.type != "cpu":
         return [weights]

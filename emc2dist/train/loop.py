@@ -198,9 +198,9 @@ class _Loop:
         if self.evaluation is None:
             return {}
         bank, queries = self.evaluation.represent(self.encoder, self.device)
+        row = {"step": step, "knn_accuracy": self.evaluation.knn_accuracy(bank, queries, shared=True)}
         if collectives.rank() != 0:
             return {}
-        row = {"step": step, "knn_accuracy": self.evaluation.knn_accuracy(bank, queries)}
         if pixels:
             row["knn_pixels"] = self.evaluation.knn_accuracy(*self.evaluation.pixels())
         self._record(row)

@@ -39,6 +39,7 @@ from emc2dist.train.timing import Stopwatch
 
 _DATA_TIMEOUT_S = 600
 _MOST_COMPARED = 2_048  # samples up to which log Z is compared with that by all cached features
+_MOST_MEASURED = 2_048  # samples whose features tell of health: of more, the decomposition takes as long as steps do
 _LEAST_CACHED = 0.9  # share of them that has to be cached by then
 SIDE = "x"
 """The one side that there is, images (see `emc2dist.core.batch`)."""
@@ -172,8 +173,22 @@ class Trainer:
         self.memory.remember(step, outcome.remember, encoded)
         if not health:
             return Facts(facts, {}, self._traffic())
-        facts |= _health(batch) | self._log_z(batch, outcome, everything)
+        facts |= self._health(batch) | self._log_z(batch, outcome, everything)
         return Facts(facts, outcome.ages, self._traffic())
+
+    @torch.no_grad()
+    def _health(self, batch: Batch) -> dict[str, Fact]:
+        """Of the whole batch, or its first samples where it is large; measured by one rank for all."""
+        features = batch.sides[SIDE].all[:, :_MOST_MEASURED].detach()
+        measures: dict[str, Callable[[], Tensor]] = {
+            "alignment": lambda: alignment(features),
+            "uniformity": lambda: uniformity(features[0]),
+            "effective_rank": lambda: effective_rank(features[0]),
+        }
+        if self._rank != 0:
+            nothing = torch.zeros((), device=self.device)
+            return {name: (nothing, nothing) for name in measures}
+        return {name: measure() for name, measure in measures.items()}
 
     @property
     def _compares(self) -> bool:
@@ -375,15 +390,6 @@ def _check_finite(rows: Tensor, name: Callable[[int], tuple[int, int]], step: in
             f"rank {rank}, step {step}, sample {sample}: the feature is not finite; the run has diverged: "
             "lower lr, raise optimiser.warmup_epochs or set optimiser.clip_norm"
         )
-
-
-def _health(batch: Batch) -> dict[str, Fact]:
-    features = batch.sides[SIDE].all.detach()
-    return {
-        "alignment": alignment(features),
-        "uniformity": uniformity(features[0]),
-        "effective_rank": effective_rank(features[0]),
-    }
 
 
 def _made(views: Future[Tensor]) -> Tensor:

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from operators import Operators
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from emc2dist.config import Optimiser
 from emc2dist.towers.optim import (
@@ -70,16 +70,6 @@ def test_lars_resumes_from_its_state():
     for model, optimiser in ((first, whole), (second, resumed)):
         stepped(model, optimiser, 1)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-
-
-class Operators(TorchDispatchMode):
-    """Counts what a device would be told to do."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("adapt", [True, False])
