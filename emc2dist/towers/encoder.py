@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from emc2dist.config import Encoder as EncoderConfig
 from emc2dist.config import Norm
 from emc2dist.errors import SpecError
+from emc2dist.towers.norms import GroupNorm
 
 # ImageNet's, in units of a pixel value.
 MEAN = (123.675, 116.28, 103.53)
@@ -64,6 +65,16 @@ class Encoder(nn.Module):
         projected = self.projector(self.representation(images))
         # A bf16 vector has unit norm only to two digits, and scores are divided by a small temperature.
         return functional.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)
+
+
+def layout(config: EncoderConfig, device: torch.device) -> torch.memory_format:
+    """The order in memory in which the encoder's convolutions are fastest on the device.
+
+    With channels last a GPU's convolutions need no copies, but torch's group norm takes more than twice as long
+    (docs/performance.md).
+    """
+    by_channel = device.type == "cpu" or config.norm == "group"
+    return torch.contiguous_format if by_channel else torch.channels_last
 
 
 @contextmanager
@@ -117,7 +128,7 @@ def not_torchvisions(config: EncoderConfig) -> list[str]:
 def _group_norm(channels: int) -> nn.Module:
     """GroupNorm of 32 groups, or of the most that divide the channels."""
     groups = next(g for g in range(min(32, channels), 0, -1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels)
+    return GroupNorm(groups, channels)
 
 
 # nn.Identity accepts, and ignores, the number of channels.

@@ -21,7 +21,7 @@ from emc2dist.data.sampler import EpochOrder
 from emc2dist.errors import DataError, SpecError
 from emc2dist.metrics import Recorder, Row
 from emc2dist.store import ChainStore
-from emc2dist.towers.encoder import Encoder
+from emc2dist.towers.encoder import Encoder, layout
 from emc2dist.towers.optim import build_optimiser
 from emc2dist.towers.views import RandomView
 from emc2dist.train import checkpoint, collectives
@@ -113,7 +113,9 @@ def initial_encoder(spec: Spec, device: torch.device) -> Encoder:
     """The encoder with which training begins; seeds torch's generator."""
     torch.manual_seed(spec.seed)
     encoder = Encoder(spec.encoder)
-    return (encoder.double() if spec.precision == "float64" else encoder).to(device)
+    if spec.precision == "float64":
+        encoder.double()
+    return encoder.to(device).to(memory_format=layout(spec.encoder, device))
 
 
 class _Loop:
