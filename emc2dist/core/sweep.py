@@ -129,13 +129,33 @@ def _check(proposals: Tensor, carried: Tensor, kernel: str, burn_in_fraction: fl
 def _importance_resample(scores: Tensor, carried: Tensor, streams: Tensor) -> Sweep:
     weights = _softmax(torch.cat([scores, carried.unsqueeze(1)], 1))
     exists = weights.any(1)
-    cdf = weights.cumsum(1)
+    cdf = weights.cumsum(1) if weights.device.type == "cpu" else _parallel_sums(weights)
     threshold = uniforms(streams, 1, lane=_DRAW).to(weights.dtype) * cdf[:, -1:]
     state = torch.searchsorted(cdf, threshold, right=True).squeeze(1)
     # Rounding can put the threshold on the very top; the last candidate with weight owns it.
     last = scores.shape[1] - (weights.flip(1) > 0).int().argmax(1)
     state = torch.where(exists, torch.minimum(state, last), scores.shape[1])
     return Sweep(weights, state, (1 - weights[:, -1]) * exists, (scores != -torch.inf).sum(1))
+
+
+def _parallel_sums(weights: Tensor) -> Tensor:
+    """Sums [A, P] of the first columns, each of them; they never fall, and rise only where there is weight.
+
+    Many threads add up each column's sum in an order of its own, so where a weight is 0 the sum may rise by its last bit,
+    and a draw may fall there. torch refuses `cumsum` on a GPU where algorithms must be deterministic; doubling stands
+    for it.
+    """
+    sums = _doubled_sums(weights) if torch.are_deterministic_algorithms_enabled() else weights.cumsum(1)
+    return torch.where(weights > 0, sums, 0).cummax(1).values
+
+
+def _doubled_sums(weights: Tensor) -> Tensor:
+    """Sums of 2, 4, 8 ... neighbours, until they reach back to the first column (Hillis & Steele 1986)."""
+    sums, span = weights, 1
+    while span < weights.shape[1]:
+        sums = torch.cat([sums[:, :span], sums[:, span:] + sums[:, :-span]], 1)
+        span *= 2
+    return sums
 
 
 def _softmax(scores: Tensor) -> Tensor:
@@ -212,16 +232,16 @@ def _first_above(threshold: Tensor, score: Tensor) -> Tensor:
 
 
 def _reachable(successor: Tensor) -> Tensor:
-    """bool [A, M]: nodes on the path 0 -> successor[0] -> ...; node M is the end. Doubles the jumps: O(log M) steps."""
+    """bool [A, M]: nodes on the path 0 -> successor[0] -> ...; node M is the end.
+
+    A path of 2^k nodes becomes one of twice as many by a jump of 2^k from each: O(log M) steps. All threads write the
+    same, so in any order (no atomics). Numbers of nodes are int64 because torch's `gather` takes no other.
+    """
     chains, nodes = successor.shape
     end = successor.new_full((chains, 1), nodes)
     jump = torch.cat([successor, end], 1)
-    reached = torch.zeros(chains, nodes + 1, dtype=torch.bool, device=successor.device)
-    reached[:, 0] = True
+    path = torch.zeros_like(end)
     for _ in range(nodes.bit_length()):
-        landed = torch.zeros_like(reached, dtype=torch.int8).scatter_reduce_(
-            1, jump, reached.to(torch.int8), "amax", include_self=True
-        )
-        reached |= landed.bool()
+        path = torch.cat([path, jump.gather(1, path)], 1)
         jump = jump.gather(1, jump)
-    return reached[:, :nodes]
+    return torch.zeros_like(jump, dtype=torch.bool).scatter_(1, path, True)[:, :nodes]

@@ -24,7 +24,7 @@ from emc2dist.store import ChainStore
 from emc2dist.towers.encoder import Encoder, layout
 from emc2dist.towers.optim import build_optimiser
 from emc2dist.towers.views import RandomView
-from emc2dist.train import checkpoint, collectives
+from emc2dist.train import arithmetic, checkpoint, collectives
 from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.memory import Memory
 from emc2dist.train.meter import Meter
@@ -110,7 +110,8 @@ def run(job: Job, resume: Path | None = None) -> int:
 
 
 def initial_encoder(spec: Spec, device: torch.device) -> Encoder:
-    """The encoder with which training begins; seeds torch's generator."""
+    """The encoder with which training begins; seeds torch's generator, and settles how this process computes."""
+    arithmetic.settle(spec, device)
     torch.manual_seed(spec.seed)
     encoder = Encoder(spec.encoder)
     if spec.precision == "float64":

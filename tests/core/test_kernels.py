@@ -93,6 +93,25 @@ def test_isir_weighs_by_softmax_and_accepts_what_is_not_carried():
     torch.testing.assert_close(sweep.acceptance_rate, 1 - expected[:, -1])
 
 
+@pytest.mark.parametrize("columns", [1, 2, 5, 64, 301])
+def test_sums_by_many_threads_rise_only_where_there_is_weight(columns, monkeypatch):
+    """As on a GPU, in both modes; there a chain must not draw what has no weight."""
+    generator = torch.Generator().manual_seed(columns)
+    weights = torch.rand(500, columns, generator=generator)
+    weights[torch.rand(500, columns, generator=generator) < 0.5] = 0
+    rough = kernels._doubled_sums(weights)
+    torch.testing.assert_close(rough, weights.cumsum(1))
+    if columns > 5:
+        assert (rough.diff(dim=1)[weights[:, 1:] == 0] != 0).any()  # what it is for
+    for deterministic in (True, False):
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda on=deterministic: on)
+        sums = kernels._parallel_sums(weights)
+        torch.testing.assert_close(sums, weights.cumsum(1))
+        rises = sums.diff(dim=1, prepend=torch.zeros(500, 1))
+        assert (rises >= 0).all()
+        assert not rises[weights == 0].any()
+
+
 def test_the_order_is_drawn_anew_for_every_anchor():
     # Unvisited chains take their first proposal; with equal scores every one is accepted, so the end is the last.
     scores = torch.zeros(600, 4)
