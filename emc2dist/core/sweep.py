@@ -20,10 +20,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from emc2dist.core.streams import uniforms
+from emc2dist.core.streams import ACCEPT, DRAW, ORDER, uniforms
 
 Kernel = Literal["mh", "isir"]
-_ORDER, _ACCEPT, _DRAW = range(3)  # lanes of a chain's random stream
 
 
 class Sweep(NamedTuple):
@@ -90,8 +89,8 @@ def sweep(
     if kernel == "isir":
         return _importance_resample(scores, carried, streams)
     carried = carried.masked_fill(carried.isnan(), -torch.inf)
-    order = uniforms(streams, scores.shape[1], lane=_ORDER).argsort(1) if shuffle else None
-    log_u = uniforms(streams, scores.shape[1], lane=_ACCEPT).log().to(scores.dtype)
+    order = uniforms(streams, scores.shape[1], lane=ORDER).argsort(1) if shuffle else None
+    log_u = uniforms(streams, scores.shape[1], lane=ACCEPT).log().to(scores.dtype)
     return metropolis(scores, carried, order, log_u, burn_in_fraction)
 
 
@@ -130,7 +129,7 @@ def _importance_resample(scores: Tensor, carried: Tensor, streams: Tensor) -> Sw
     weights = _softmax(torch.cat([scores, carried.unsqueeze(1)], 1))
     exists = weights.any(1)
     cdf = weights.cumsum(1) if weights.device.type == "cpu" else _parallel_sums(weights)
-    threshold = uniforms(streams, 1, lane=_DRAW).to(weights.dtype) * cdf[:, -1:]
+    threshold = uniforms(streams, 1, lane=DRAW).to(weights.dtype) * cdf[:, -1:]
     state = torch.searchsorted(cdf, threshold, right=True).squeeze(1)
     # Rounding can put the threshold on the very top; the last candidate with weight owns it.
     last = scores.shape[1] - (weights.flip(1) > 0).int().argmax(1)
