@@ -10,17 +10,22 @@ proposal c replaces state e iff log u < s(c) - s(e). The weights are the shares 
 `isir` (Andrieu, Doucet & Holenstein 2010; Cardoso et al. 2022): the weights are the softmax over proposals and
 carried state, and the next state is drawn from them.
 
-`emc2dist.core.walk` has the readable sweep of one chain and, compiled by numba, the CPU's hot path. On a GPU all
-chains and proposals go at once (`_metropolis_batched`): the chain's path is a linked list of acceptances, found by
+`emc2dist.core.walk` has the readable sweep of one chain and, compiled by numba, the CPU's hot path. On a GPU the whole
+visit is one kernel (`emc2dist.core.walk_triton`). Where Triton is not, or proposals are too many for it, all chains and
+proposals go at once (`_metropolis_batched`): the chain's path is a linked list of acceptances, found by
 binary lifting in O(P log P) work and O(log P) steps.
 """
 
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from emc2dist.core.streams import ACCEPT, DRAW, ORDER, uniforms
+from emc2dist.terminal import brief, say_once
 
 Kernel = Literal["mh", "isir"]
 
@@ -88,6 +93,8 @@ def sweep(
     streams = streams.to(scores.device)
     if kernel == "isir":
         return _importance_resample(scores, carried, streams)
+    if (in_one := _in_one(scores)) is not None:
+        return Sweep(*in_one(scores, carried, streams, burn_in_fraction, shuffle))
     carried = carried.masked_fill(carried.isnan(), -torch.inf)
     order = uniforms(streams, scores.shape[1], lane=ORDER).argsort(1) if shuffle else None
     log_u = uniforms(streams, scores.shape[1], lane=ACCEPT).log().to(scores.dtype)
@@ -125,6 +132,26 @@ def _check(proposals: Tensor, carried: Tensor, kernel: str, burn_in_fraction: fl
         raise ValueError(f"burn_in_fraction must be in [0, 1), got {burn_in_fraction}")
 
 
+def _in_one(scores: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] | None:
+    """What makes the whole visit in one kernel, where there is such a thing."""
+    module = _triton(scores.device) if scores.is_cuda else None
+    return module.visit if module is not None and scores.shape[1] <= module.MOST else None
+
+
+@cache
+def _triton(device: torch.device) -> ModuleType | None:
+    """`emc2dist.core.walk_triton`, if it runs on the device; why not is said."""
+    try:
+        from emc2dist.core import walk_triton  # here: it needs Triton
+
+        nothing = torch.zeros(1, 1, device=device)
+        walk_triton.visit(nothing, nothing[0], nothing[0].long(), 0.5, True)
+    except Exception as error:  # no Triton, no C compiler for it, or a GPU that it cannot compile for
+        say_once("triton", f"the sweep goes by torch's operators, some milliseconds a step: no kernel ({brief(error)})")
+        return None
+    return walk_triton
+
+
 def _importance_resample(scores: Tensor, carried: Tensor, streams: Tensor) -> Sweep:
     weights = _softmax(torch.cat([scores, carried.unsqueeze(1)], 1))
     exists = weights.any(1)
@@ -140,9 +167,9 @@ def _importance_resample(scores: Tensor, carried: Tensor, streams: Tensor) -> Sw
 def _parallel_sums(weights: Tensor) -> Tensor:
     """Sums [A, P] of the first columns, each of them; they never fall, and rise only where there is weight.
 
-    Many threads add up each column's sum in an order of its own, so where a weight is 0 the sum may rise by its last bit,
-    and a draw may fall there. torch refuses `cumsum` on a GPU where algorithms must be deterministic; doubling stands
-    for it.
+    Many threads add up each column's sum in an order of its own, so where a weight is 0 the sum may rise by its last
+    bit, and a draw may fall there. torch refuses `cumsum` on a GPU where algorithms must be deterministic; doubling
+    stands for it.
     """
     sums = _doubled_sums(weights) if torch.are_deterministic_algorithms_enabled() else weights.cumsum(1)
     return torch.where(weights > 0, sums, 0).cummax(1).values

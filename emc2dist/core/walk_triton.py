@@ -9,8 +9,6 @@ P = 4,096, and log u in its last bit, as it may between any two devices.
 Needs Triton, which comes with torch's wheels for CUDA, and the C compiler that Triton builds its launchers with.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -43,9 +41,10 @@ def visit(
     rate = scores.new_empty(chains)
     row = max(16, triton.next_power_of_2(columns))
     warps = max(1, row // 1024)
+    given = scores.contiguous(), carried.contiguous(), streams.contiguous()
     if chains:
         _visit[(chains,)](
-            scores.contiguous(), carried.contiguous(), streams.contiguous(), order, weights, state, rate, valid, columns,
+            *given, order, weights, state, rate, valid, columns,
             FRACTION=float(burn_in_fraction), SHUFFLE=shuffle, ROW=row, CHUNK=min(row, 128 * warps), num_warps=warps,
         )  # fmt: skip
     return weights, state, rate, valid
@@ -53,9 +52,20 @@ def visit(
 
 @triton.jit(do_not_specialize=["columns"])
 def _visit(
-    scores: Any, carried: Any, streams: Any, order: Any, weights: Any, state: Any, rate: Any, valids: Any, columns: Any,
-    FRACTION: tl.constexpr, SHUFFLE: tl.constexpr, ROW: tl.constexpr, CHUNK: tl.constexpr,
-) -> None:  # fmt: skip
+    scores: tl.tensor,
+    carried: tl.tensor,
+    streams: tl.tensor,
+    order: tl.tensor,
+    weights: tl.tensor,
+    state: tl.tensor,
+    rate: tl.tensor,
+    valids: tl.tensor,
+    columns: tl.tensor,
+    FRACTION: tl.constexpr,
+    SHUFFLE: tl.constexpr,
+    ROW: tl.constexpr,
+    CHUNK: tl.constexpr,
+) -> None:
     chain = tl.program_id(0).to(tl.int64)
     scores += chain * columns
     order += chain * columns
@@ -119,7 +129,7 @@ def _visit(
 
 
 @triton.jit
-def _shuffle(stream: Any, order: Any, columns: Any, ROW: tl.constexpr) -> None:
+def _shuffle(stream: tl.tensor, order: tl.tensor, columns: tl.tensor, ROW: tl.constexpr) -> None:
     """Write the columns [ROW] in the order of their uniforms: each a key of 52 bits, its own number below them."""
     place = tl.arange(0, ROW)
     bits = _mix(_fork(stream, _ORDER) + (place + 1).to(tl.uint64) * _GOLDEN)
@@ -129,7 +139,7 @@ def _shuffle(stream: Any, order: Any, columns: Any, ROW: tl.constexpr) -> None:
 
 
 @triton.jit
-def _log_u(stream: Any, place: Any, like: Any) -> Any:
+def _log_u(stream: tl.tensor, place: tl.tensor, like: tl.tensor) -> tl.tensor:
     """The logarithms of the chain's uniforms, taken in float64, in the type of `like`."""
     bits = _mix(_fork(stream, _ACCEPT) + (place + 1).to(tl.uint64) * _GOLDEN)
     uniform = ((bits >> 11).to(tl.float64) + 0.5) * 1.1102230246251565e-16  # 2^-53
@@ -137,19 +147,19 @@ def _log_u(stream: Any, place: Any, like: Any) -> Any:
 
 
 @triton.jit
-def _fork(stream: Any, label: tl.constexpr) -> Any:
+def _fork(stream: tl.tensor, label: tl.constexpr) -> tl.tensor:
     return _mix(_mix(stream) + label) & _CHAIN
 
 
 @triton.jit
-def _mix(x: Any) -> Any:
+def _mix(x: tl.tensor) -> tl.tensor:
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB
     return x ^ (x >> 31)
 
 
 @triton.jit
-def _divided(x: Any, y: Any) -> Any:
+def _divided(x: tl.tensor, y: tl.tensor) -> tl.tensor:
     """Rounded to the nearest: Triton's own division of float32 is not."""
     if x.dtype == tl.float32:
         return tl.div_rn(x, y)

@@ -42,28 +42,37 @@ def readable(scores, carried, streams, fraction, shuffle):
     return weights, torch.tensor(ends, dtype=torch.float64)
 
 
-compared = 0
-for columns, chains in ((0, 3), (1, 12), (2, 12), (7, 12), (33, 12), (200, 6), (1025, 2)):
-    for dtype in (torch.float32, torch.float64):
-        for fraction in (0.0, 0.3, 0.99):
-            for shuffle in (True, False):
-                scores, carried, _ = random_scores(columns, chains, columns, dtype)
-                carried[0] = torch.nan
-                if columns == 200:  # many acceptances
-                    scores = scores * 0.1
-                streams = fork(columns, torch.arange(chains))
-                weights, state, rate, valid = walk_triton.visit(scores, carried, streams, fraction, shuffle)
-                expected, ends = readable(scores, carried, streams, fraction, shuffle)
-                torch.testing.assert_close(weights, expected, rtol=0, atol=0)
-                assert state.tolist() == ends[:, 0].long().tolist()
-                assert valid.tolist() == ends[:, 2].long().tolist()
-                torch.testing.assert_close(rate, ends[:, 1].to(dtype), rtol=1e-7, atol=0)
-                whole = kernels.sweep(scores, carried, burn_in_fraction=fraction, shuffle=shuffle, streams=streams)
-                for found, sought in zip((weights, state, rate, valid), whole, strict=True):
-                    torch.testing.assert_close(found, sought, rtol=0, atol=0)
-                compared += chains
-assert walk_triton.visit(torch.zeros(0, 5), torch.zeros(0), torch.zeros(0, dtype=torch.int64), 0.5, True)[0].shape == (0, 6)
-print("compared", compared)
+SIZES = ((0, 3), (1, 8), (2, 8), (7, 8), (33, 8), (200, 3))
+chosen = kernels._in_one
+CASES = (
+    (torch.float32, 0.3, True, (*SIZES, (1025, 1))),
+    (torch.float64, 0.99, True, SIZES),
+    (torch.float32, 0.0, False, SIZES),
+    (torch.float64, 0.5, False, SIZES),
+)
+for dtype, fraction, shuffle, sizes in CASES:
+    for columns, chains in sizes:
+        scores, carried, _ = random_scores(columns, chains, columns, dtype)
+        carried[0] = torch.nan
+        if columns == 200:  # many acceptances
+            scores = scores * 0.1
+        streams = fork(columns, torch.arange(chains))
+        weights, state, rate, valid = walk_triton.visit(scores, carried, streams, fraction, shuffle)
+        expected, ends = readable(scores, carried, streams, fraction, shuffle)
+        torch.testing.assert_close(weights, expected, rtol=0, atol=0)
+        assert state.tolist() == ends[:, 0].long().tolist()
+        assert valid.tolist() == ends[:, 2].long().tolist()
+        torch.testing.assert_close(rate, ends[:, 1].to(dtype), rtol=1e-7, atol=0)
+        whole = kernels.sweep(scores, carried, burn_in_fraction=fraction, shuffle=shuffle, streams=streams)
+        for found, sought in zip((weights, state, rate, valid), whole, strict=True):
+            torch.testing.assert_close(found, sought, rtol=0, atol=0)
+        kernels._in_one = lambda scores: walk_triton.visit  # as on a GPU
+        through = kernels.sweep(scores, carried, burn_in_fraction=fraction, shuffle=shuffle, streams=streams)
+        kernels._in_one = chosen
+        assert all(map(torch.equal, through, whole))
+nobody = walk_triton.visit(torch.zeros(0, 5), torch.zeros(0), torch.zeros(0, dtype=torch.int64), 0.5, True)
+assert nobody[0].shape == (0, 6)
+print("compared")
 """
 
 
