@@ -52,7 +52,7 @@ class Lars(torch.optim.Optimizer):
         return loss
 
     def _move(self, weights: list[Tensor], group: dict[str, Any]) -> None:
-        updates = list(torch._foreach_add([w.grad for w in weights], weights, alpha=group["weight_decay"]))
+        updates = list(torch._foreach_add(_gradients(weights), weights, alpha=group["weight_decay"]))
         if group["adapt"]:
             torch._foreach_mul_(updates, _trust_ratios(weights, updates, group["trust"]))
         for weight in weights:
@@ -62,6 +62,10 @@ class Lars(torch.optim.Optimizer):
         torch._foreach_mul_(velocities, group["momentum"])
         torch._foreach_add_(velocities, updates, alpha=group["lr"])
         torch._foreach_sub_(weights, velocities)
+
+
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def _together(weights: list[Tensor]) -> list[list[Tensor]]:
@@ -124,7 +128,7 @@ def clip_gradients(parameters: Iterable[Tensor], longest: float | None) -> Tenso
     None leaves them as they are, and costs no pass over them.
     """
     moved = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in moved])
+    norm = torch.nn.utils.get_total_norm(_gradients(moved))
     if longest is not None:
         torch.nn.utils.clip_grads_with_norm_(moved, longest, norm)
     return norm

@@ -21,6 +21,7 @@ def settle(spec: Spec, device: torch.device) -> None:
     if device.type == "cpu":
         return  # there the same input gives the same bits anyway
     torch.use_deterministic_algorithms(spec.deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over memory that nobody reads
+    # A pass over new memory that nobody reads.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if spec.deterministic:
         os.environ.setdefault(_WORKSPACE, ":4096:8")  # cuBLAS reads it at its first product
