@@ -11,7 +11,7 @@ proposal c replaces state e iff log u < s(c) - s(e). The weights are the shares 
 carried state, and the next state is drawn from them.
 
 `emc2dist.core.walk` has the readable sweep of one chain and, compiled by numba, the CPU's hot path. On a GPU the whole
-visit is one kernel (`emc2dist.core.walk_triton`). Where Triton is not, or proposals are too many for it, all chains and
+visit is one kernel (`emc2dist/core/walk_triton.py`). Where Triton is not, or proposals are too many for it, all chains and
 proposals go at once (`_metropolis_batched`): the chain's path is a linked list of acceptances, found by
 binary lifting in O(P log P) work and O(log P) steps.
 """
@@ -140,7 +140,7 @@ def _in_one(scores: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tenso
 
 @cache
 def _triton(device: torch.device) -> ModuleType | None:
-    """`emc2dist.core.walk_triton`, if it runs on the device; why not is said."""
+    """`emc2dist/core/walk_triton.py`, if it runs on the device; why not is said."""
     try:
         from emc2dist.core import walk_triton  # here: it needs Triton
 
