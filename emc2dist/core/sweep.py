@@ -11,9 +11,9 @@ proposal c replaces state e iff log u < s(c) - s(e). The weights are the shares 
 carried state, and the next state is drawn from them.
 
 `emc2dist.core.walk` has the readable sweep of one chain and, compiled by numba, the CPU's hot path. On a GPU the whole
-visit is one kernel (`emc2dist/core/walk_triton.py`). Where Triton is not, or proposals are too many for it, all chains and
-proposals go at once (`_metropolis_batched`): the chain's path is a linked list of acceptances, found by
-binary lifting in O(P log P) work and O(log P) steps.
+visit is one kernel (`emc2dist/core/walk_triton.py`). Where Triton is not, or proposals are too many for it, all chains
+and proposals go at once (`_metropolis_batched`): the chain's path is a linked list of acceptances, found by binary
+lifting in O(P log P) work and O(log P) steps.
 """
 
 from collections.abc import Callable
