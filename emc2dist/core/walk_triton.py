@@ -76,11 +76,12 @@ def _visit(
     if SHUFFLE:
         _shuffle(stream, order, columns, ROW)
     valid = tl.full((), 0, tl.int32)
-    for start in range(0, columns + 1, CHUNK):
+    for start in range(0, ROW, CHUNK):
         at = start + lane
         s = tl.load(scores + at, mask=at < columns, other=none)
         valid += tl.sum((s != none).to(tl.int32))
-        tl.store(weights + at, tl.zeros_like(s), mask=at <= columns)
+        tl.store(weights + at, tl.zeros_like(s), mask=at < columns)
+    tl.store(weights + columns, 0.0)
     tl.debug_barrier()  # what one thread wrote, order and zeros, another one reads or writes over
 
     burn_in = tl.minimum((tl.full((), FRACTION, tl.float64) * valid.to(tl.float64)).to(tl.int32), valid - 1)
@@ -90,7 +91,7 @@ def _visit(
     node = columns + tl.full((), 0, tl.int32)  # where the chain is: a column, or `columns`, the carried state
     entered = tl.full((), 0, tl.int32)  # the step that led there
     accepted, seen, kept = entered, entered, entered
-    for start in range(0, columns, CHUNK):
+    for start in range(0, ROW, CHUNK):
         here = start + lane < columns
         at = tl.load(order + start + lane, mask=here, other=0).to(tl.int32) if SHUFFLE else start + lane
         s = tl.load(scores + at, mask=here, other=none)
@@ -118,10 +119,11 @@ def _visit(
     tl.debug_barrier()
 
     kept = tl.maximum(kept + stay, 1).to(first.dtype)
-    for start in range(0, columns + 1, CHUNK):
+    for start in range(0, ROW, CHUNK):
         at = start + lane
-        count = tl.load(weights + at, mask=at <= columns, other=0.0)
-        tl.store(weights + at, _divided(count, kept), mask=at <= columns)
+        count = tl.load(weights + at, mask=at < columns, other=0.0)
+        tl.store(weights + at, _divided(count, kept), mask=at < columns)
+    tl.store(weights + columns, _divided(tl.load(weights + columns), kept))
     tl.store(state + chain, node.to(tl.int64))
     tl.store(valids + chain, valid.to(tl.int64))
     share = _divided(accepted.to(tl.float32), tl.maximum(valid, 1).to(tl.float32))
