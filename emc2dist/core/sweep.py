@@ -16,16 +16,13 @@ and proposals go at once (`_metropolis_batched`): the chain's path is a linked l
 lifting in O(P log P) work and O(log P) steps.
 """
 
-from collections.abc import Callable
-from functools import cache
-from types import ModuleType
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from emc2dist.core import kernels
 from emc2dist.core.streams import ACCEPT, DRAW, ORDER, uniforms
-from emc2dist.terminal import brief, say_once
 
 Kernel = Literal["mh", "isir"]
 
@@ -93,8 +90,11 @@ def sweep(
     streams = streams.to(scores.device)
     if kernel == "isir":
         return _importance_resample(scores, carried, streams)
-    if (in_one := _in_one(scores)) is not None:
-        return Sweep(*in_one(scores, carried, streams, burn_in_fraction, shuffle))
+    if kernels.run_on(scores):
+        from emc2dist.core import walk_triton  # here: it needs Triton
+
+        if scores.shape[1] <= walk_triton.MOST:
+            return Sweep(*walk_triton.visit(scores, carried, streams, burn_in_fraction, shuffle))
     carried = carried.masked_fill(carried.isnan(), -torch.inf)
     order = uniforms(streams, scores.shape[1], lane=ORDER).argsort(1) if shuffle else None
     log_u = uniforms(streams, scores.shape[1], lane=ACCEPT).log().to(scores.dtype)
@@ -130,26 +130,6 @@ def _check(proposals: Tensor, carried: Tensor, kernel: str, burn_in_fraction: fl
         raise ValueError(f"kernel must be 'mh' or 'isir', got {kernel!r}")
     if not 0 <= burn_in_fraction < 1:
         raise ValueError(f"burn_in_fraction must be in [0, 1), got {burn_in_fraction}")
-
-
-def _in_one(scores: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] | None:
-    """What makes the whole visit in one kernel, where there is such a thing."""
-    module = _triton(scores.device) if scores.is_cuda else None
-    return module.visit if module is not None and scores.shape[1] <= module.MOST else None
-
-
-@cache
-def _triton(device: torch.device) -> ModuleType | None:
-    """`emc2dist/core/walk_triton.py`, if it runs on the device; why not is said."""
-    try:
-        from emc2dist.core import walk_triton  # here: it needs Triton
-
-        nothing = torch.zeros(1, 1, device=device)
-        walk_triton.visit(nothing, nothing[0], nothing[0].long(), 0.5, True)
-    except Exception as error:  # no Triton, no C compiler for it, or a GPU that it cannot compile for
-        say_once("triton", f"the sweep goes by torch's operators, some milliseconds a step: no kernel ({brief(error)})")
-        return None
-    return walk_triton
 
 
 def _importance_resample(scores: Tensor, carried: Tensor, streams: Tensor) -> Sweep:

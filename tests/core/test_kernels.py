@@ -112,19 +112,6 @@ def test_sums_by_many_threads_rise_only_where_there_is_weight(columns, monkeypat
         assert not rises[weights == 0].any()
 
 
-def test_where_the_one_kernel_does_not_run_that_is_said(monkeypatch, capfd):
-    monkeypatch.setattr("emc2dist.terminal._said", set())
-    kernels._triton.cache_clear()
-    for _ in range(2):
-        assert kernels._triton(torch.device("cpu")) is None  # without Triton, or without a GPU for it
-    assert (
-        capfd.readouterr().err.count("the sweep goes by torch's operators, some milliseconds a step: no kernel (") == 1
-    )
-    kernels._triton.cache_clear()
-    assert kernels._in_one(torch.zeros(2, 3)) is None
-    assert capfd.readouterr().err == ""  # a CPU has no use for it
-
-
 def test_the_order_is_drawn_anew_for_every_anchor():
     # Unvisited chains take their first proposal; with equal scores every one is accepted, so the end is the last.
     scores = torch.zeros(600, 4)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from core.test_kernels import random_scores
 from emc2dist.core import sweep as kernels
+from emc2dist.core import kernels as triton_runs
 from emc2dist.core import walk_triton
 from emc2dist.core.streams import ACCEPT, ORDER, fork, uniforms
 from emc2dist.core.walk import metropolis_row
@@ -43,7 +44,7 @@ def readable(scores, carried, streams, fraction, shuffle):
 
 
 SIZES = ((0, 3), (1, 8), (2, 8), (7, 8), (33, 8), (200, 3))
-chosen = kernels._in_one
+elsewhere = triton_runs.run_on
 CASES = (
     (torch.float32, 0.3, True, (*SIZES, (1025, 1))),
     (torch.float64, 0.99, True, SIZES),
@@ -66,9 +67,9 @@ for dtype, fraction, shuffle, sizes in CASES:
         whole = kernels.sweep(scores, carried, burn_in_fraction=fraction, shuffle=shuffle, streams=streams)
         for found, sought in zip((weights, state, rate, valid), whole, strict=True):
             torch.testing.assert_close(found, sought, rtol=0, atol=0)
-        kernels._in_one = lambda scores: walk_triton.visit  # as on a GPU
+        triton_runs.run_on = lambda scores: True  # as on a GPU
         through = kernels.sweep(scores, carried, burn_in_fraction=fraction, shuffle=shuffle, streams=streams)
-        kernels._in_one = chosen
+        triton_runs.run_on = elsewhere
         assert all(map(torch.equal, through, whole))
 nobody = walk_triton.visit(torch.zeros(0, 5), torch.zeros(0), torch.zeros(0, dtype=torch.int64), 0.5, True)
 assert nobody[0].shape == (0, 6)
