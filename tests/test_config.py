@@ -236,9 +236,13 @@ def test_differences_name_what_changes_the_result_only():
     old = parse(MINIMAL)
     moved = parse(MINIMAL, ["workers=2", "shards=3", "eval.every=5", "data.path=/else", "run_dir=r", "log_every=7"])
     assert differences(old, moved) == []
-    changed = parse(MINIMAL, ["temperature=0.1", "data.limit=9", "encoder.features=64"])
+    changed = parse(
+        MINIMAL, ["temperature=0.1", "data.limit=9", "encoder.features=64", "precision=tf32", "deterministic=true"]
+    )
     assert differences(old, changed) == [
         "temperature: 0.2 -> 0.1",
+        "precision: float32 -> tf32",
+        "deterministic: False -> True",
         "data.limit: None -> 9",
         "encoder.features: 128 -> 64",
     ]

@@ -153,7 +153,8 @@ def test_interrupted_and_damaged_a_run_ends_where_it_would_have(ray_cluster, spe
     newest, before, *_ = [s for s in examine(RunFolder.open(run), contents=True) if s.problem is None]
     # No step is lost to it.
     assert newest.step == max(row["step"] for row in RunFolder.open(run).rows())
-    assert f"small: stopped at step {newest.step} of 150, which a checkpoint holds; the same command resumes\n" in stderr
+    stopped = f"small: stopped at step {newest.step} of 150, which a checkpoint holds; the same command resumes\n"
+    assert stopped in stderr
     damage(Path(str(newest.place)) / "shard-00001-of-00002.safetensors")
     snapshot = run / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
     snapshot.write_text(snapshot.read_text()[:100])
