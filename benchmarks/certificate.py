@@ -66,6 +66,7 @@ def _chain(kernel: str, **options: object) -> tuple[str, ...]:
 METHODS: dict[str, tuple[str, ...]] = {
     "simclr": ("objective=simclr",),
     "dcl": ("objective=dcl",),
+    "dcl + 64 draws": ("objective=dcl", "negatives.draws=64"),
     "sogclr": ("objective=sogclr",),
     "mh": _chain("mh"),
     "mh, complete": _chain("mh", carried="complete"),

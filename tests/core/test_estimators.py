@@ -398,10 +398,10 @@ def test_unbiased_at_length(kernel, batch_size, temperature):
     """Certificate 2: within 1.5 of the floor, and falling as T grows; SimCLR stays where it was.
 
     At B = 4 and tau = 0.07 a chain sees 3 of 499 candidates every 125 steps and its target is sharp: it takes 240,000
-    steps until the first visits no longer weigh. (Cache proposals need 3,000: see above.)
+    steps until the first visits no longer weigh, and at B = 16 24,000. (Cache proposals need 3,000: see above.)
     """
     usual = {4: 12_000, 16: 8_000, 64: 4_000}[batch_size]
-    steps = 240_000 if (batch_size, temperature) == (4, 0.07) else usual
+    steps = {(4, 0.07): 240_000, (16, 0.07): 24_000}.get((batch_size, temperature), usual)
     z = digit_features(500)[:1]
     short, long = (certify(FrozenRun(chain(kernel), z, batch_size, temperature), t) for t in (steps // 4, steps))
     assert long.ratio <= 1.5
