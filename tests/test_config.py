@@ -235,10 +235,11 @@ def test_differences_name_what_changes_the_result_only():
     old = parse(MINIMAL)
     moved = parse(MINIMAL, ["workers=2", "shards=3", "eval.every=5", "data.path=/else", "run_dir=r", "log_every=7"])
     assert differences(old, moved) == []
-    changed = parse(MINIMAL, ["temperature=0.1", "data.limit=9", "encoder.features=64"])
+    changed = parse(MINIMAL, ["temperature=0.1", "data.limit=9", "views.made_on=device", "encoder.features=64"])
     assert differences(old, changed) == [
         "temperature: 0.2 -> 0.1",
         "data.limit: None -> 9",
+        "views.made_on: auto -> device",
         "encoder.features: 128 -> 64",
     ]
 

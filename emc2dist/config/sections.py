@@ -174,6 +174,10 @@ class Views(Section):
     """Probability of a Gaussian blur (sigma 0.1 to 2.0 pixels, kernel about a tenth of the side)."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Largest rotation, degrees either way."""
+    made_on: Literal["auto", "cpu", "device"] = "auto"
+    """Where views are made. `cpu`: where images are decoded. `device`: by the batch on the worker's device, to which
+    decoded images are sent, whole or, where they are longer than four views, as crops. `auto`: on the device if it is a
+    GPU. A pixel may differ by a level or so between the two, so a run does not go on with another one."""
 
 
 class Encoder(Section):

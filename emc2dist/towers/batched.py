@@ -201,7 +201,7 @@ class _Batch:
         arrays = []
         for part in self._parts:
             arrays += [*part.crops, *(array for step in part.steps for array in step.arguments)]
-        numbers = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+        numbers = [torch.from_numpy(array.copy()) for array in arrays]  # of fields: a copy lies in one piece
         flat = [number.view(-1).view(torch.uint8) for number in numbers]
         sizes = [len(one) for one in (*flat, *sources)]
         sent = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")

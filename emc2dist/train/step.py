@@ -103,7 +103,7 @@ class _Ahead(NamedTuple):
 
     step: int
     views: Future[Tensor]
-    """uint8 [V, b, 3, S, S] of this rank's samples."""
+    """uint8 [V, b, 3, S, S] of this rank's samples, on the CPU or on the device."""
     drawn: Future[Tensor] | None
     """uint8 [1, M / W, 3, S, S] of this rank's draws; None without."""
 
@@ -190,7 +190,7 @@ class Trainer:
         return log_z_errors(outcome.log_z[what.name], cached_log_z(what, batch, rows))
 
     def _views(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """uint8 [V, b, 3, S, S] of this rank's samples, on the device, and [M / W, 3, S, S] of its draws, on the CPU.
+        """uint8 [V, b, 3, S, S] of this rank's samples and [M / W, 3, S, S] of its draws, on the device.
 
         Those of the next steps are begun.
         """
@@ -198,8 +198,16 @@ class Trainer:
             self._begin(self._ahead[-1].step + 1 if self._ahead else step)
         due, views, drawn = self._ahead.popleft()
         assert due == step, f"steps are taken one after the other, and {due} was next"
-        on_device = _made(views).to(self.device, non_blocking=True)
-        return on_device, None if drawn is None else _made(drawn).squeeze(0)
+        return self._arrived(views), None if drawn is None else self._arrived(drawn).squeeze(0)
+
+    def _arrived(self, views: Future[Tensor]) -> Tensor:
+        """The views on the device, where they may have been made already."""
+        made = _made(views)
+        if not made.is_cuda:
+            return transfer.to_device(made, self.device)
+        # They were made on another stream, which must not have their memory back before this one has read it.
+        made.record_stream(torch.cuda.current_stream(made.device))
+        return made
 
     def _traffic(self) -> Traffic:
         """Since the last call."""
@@ -234,7 +242,7 @@ class Trainer:
         drawn, slot = drawn_in(numbers, self.spec.views.count)
         seeds = fork(self.spec.seed, _VIEWS, drawn, samples, slot)
         with self.stopwatch.phase("data_wait"):
-            (images,) = _made(self._loader.submit(samples.numpy(), seeds.unsqueeze(0).numpy(), urgent=True))
+            (images,) = self._arrived(self._loader.submit(samples.numpy(), seeds.unsqueeze(0).numpy(), urgent=True))
         features = self._encode_alone(images)
         _check_finite(features, lambda slot: (self._rank, int(samples[slot])), step)
         return features
@@ -245,7 +253,7 @@ class Trainer:
         # encode again. A handful of negatives has no batch statistics of its own, hence the running ones.
         encoder = collectives.unwrapped(self.model)
         with self.stopwatch.phase("forward"), running_statistics(encoder):
-            return self._encode(encoder, transfer.to_device(images, self.device))
+            return self._encode(encoder, images)
 
     def _drawn_too(self, step: int, encoded: Encoded, drawn: Tensor) -> Encoded:
         """With this rank's draws [M / W, D], but for those of the batch: some rank has newer views of them to cache."""

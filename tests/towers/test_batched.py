@@ -102,6 +102,7 @@ def test_a_view_is_the_same_alone_in_any_batch_and_in_any_order():
     together = made(config, images, streams)
     for n in range(12):
         assert torch.equal(made(config, images[n : n + 1], streams[:, n : n + 1]), together[:, n : n + 1])
+        assert torch.equal(made(config, images[n : n + 1], streams[2:, n : n + 1]), together[2:, n : n + 1])
     order = np.random.default_rng(0).permutation(12)
     assert torch.equal(made(config, [images[n] for n in order], streams[:, order]), together[:, order])
     assert torch.equal(made(config, images, streams[1:2]), together[1:2])

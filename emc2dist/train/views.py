@@ -1,0 +1,20 @@
+"""Where the views of a spec are made: beside the decoder, or by the batch on a device."""
+
+import torch
+
+from emc2dist.config import Spec
+from emc2dist.data.images import Images
+from emc2dist.data.loader import DeviceView, View, ViewLoader
+from emc2dist.towers.batched import BatchedViews
+from emc2dist.towers.views import RandomView
+
+
+def view_loader(spec: Spec, images: Images, device: torch.device) -> ViewLoader:
+    """The loader of the random views of `images`, for a worker on `device`, as `views.made_on` has it."""
+    made_on = spec.views.made_on
+    if made_on == "auto":
+        made_on = "device" if device.type == "cuda" else "cpu"
+    view: View | DeviceView = RandomView(spec.views)
+    if made_on == "device":
+        view = BatchedViews(spec.views, device)
+    return ViewLoader(images, view, spec.views.size, processes=spec.data.loaders)
