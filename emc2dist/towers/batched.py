@@ -203,6 +203,8 @@ class _Batch:
             arrays += [*part.crops, *(array for step in part.steps for array in step.arguments)]
         numbers = [torch.from_numpy(array.copy()) for array in arrays]  # of fields: a copy lies in one piece
         flat = [number.view(-1).view(torch.uint8) for number in numbers]
+        # Behind the last crop there has to be something that weights of 0 can be of.
+        sources = [*sources, torch.zeros(3 * _most_taps(LONGEST), dtype=torch.uint8)]
         sizes = [len(one) for one in (*flat, *sources)]
         sent = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
         torch.cat([*flat, *sources], out=sent)
@@ -261,8 +263,8 @@ def _resized(pixels: Tensor, size: int, crops: Sequence[NDArray], arrived: Seque
 
     wide = torch.full((rows, size, 3), 0.5, device=pixels.device)
     for tap, weights in enumerate(across):
-        place = (begin + tap).clamp_(max=len(pixels) - 1)  # beyond the crop the weight is 0
-        wide += pixels.index_select(0, place.view(-1)).view(wide.shape) * weights[view].unsqueeze(-1)
+        place = (begin + tap).view(-1)  # beyond the crop too, where the weight is 0
+        wide += pixels.index_select(0, place).view(wide.shape) * weights[view].unsqueeze(-1)
     lines = wide.to(torch.uint8).view(rows, size * 3)
     del wide, begin
 
@@ -282,13 +284,18 @@ def _taps(lengths: Tensor, size: int, longest: int) -> tuple[Tensor, Tensor]:
     centre = scale * (torch.arange(size, device=lengths.device) + 0.5)
     start = (centre - reach + 0.5).long().clamp_(min=0)
     end = (centre + reach + 0.5).long().minimum(lengths.unsqueeze(1))
-    taps = torch.arange(int(2 * max(longest / size, 1)) + 2, device=lengths.device)
+    taps = torch.arange(_most_taps(longest / size), device=lengths.device)
     place = start + taps.view(-1, 1, 1)
     weights = (1 - (place + 0.5 - centre).abs() / reach).clamp_(min=0) * (place < end)
     total = torch.zeros_like(centre)
     for weight in weights:
         total += weight
     return start, (weights / total).float()
+
+
+def _most_taps(scale: float) -> int:
+    """Pixels of a line that may make one of it, resized to a `scale`-th."""
+    return int(2 * max(scale, 1)) + 2
 
 
 def _rotated(images: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
