@@ -233,12 +233,23 @@ def test_tags_in_a_spec_run_nothing():
 
 def test_differences_name_what_changes_the_result_only():
     old = parse(MINIMAL)
-    moved = parse(MINIMAL, ["workers=2", "shards=3", "eval.every=5", "data.path=/else", "run_dir=r", "log_every=7"])
+    keys = [
+        "workers=2",
+        "shards=3",
+        "eval.every=5",
+        "data.path=/else",
+        "data.decoded_mib=9",
+        "run_dir=r",
+        "log_every=7",
+    ]
+    moved = parse(MINIMAL, keys)
     assert differences(old, moved) == []
-    changed = parse(MINIMAL, ["temperature=0.1", "data.limit=9", "views.made_on=device", "encoder.features=64"])
+    keys = ["temperature=0.1", "data.limit=9", "data.shrink=true", "views.made_on=device", "encoder.features=64"]
+    changed = parse(MINIMAL, keys)
     assert differences(old, changed) == [
         "temperature: 0.2 -> 0.1",
         "data.limit: None -> 9",
+        "data.shrink: False -> True",
         "views.made_on: auto -> device",
         "encoder.features: 128 -> 64",
     ]

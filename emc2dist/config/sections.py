@@ -138,6 +138,12 @@ class Data(Section):
     """Folder on every machine's own disk for what is fetched or unpacked; its processes share it."""
     cache_mib: PositiveInt = 16_384
     """Mebibytes that `cache_dir` may hold. Sets that `emc2dist ingest` wrote to a local disk need none."""
+    decoded_mib: Annotated[int, Field(ge=0, le=2**31)] = 0
+    """Mebibytes of decoded pixels to keep in `cache_dir`, besides `cache_mib`, so that an image that finds room is
+    decoded once; 0: none."""
+    shrink: bool = False
+    """Whether images whose shorter side is longer than any random crop needs (docs/data.md) are resized to it when they
+    are decoded. It changes their views a little, so a run does not go on with another one."""
     shuffle: Literal["auto", "full", "block"] = "auto"
     """Order of an epoch. `full`: any order is as likely. `block`: few row groups at a time, see docs/data.md. `auto`:
     `block` on S3, `full` on disk."""

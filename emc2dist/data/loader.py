@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emc2dist.data.encoded import Traffic
-from emc2dist.data.images import Images
+from emc2dist.data.images import Pixels
 from emc2dist.errors import Emc2Error
 from emc2dist.terminal import say_once
 
@@ -85,7 +85,7 @@ class ViewLoader:
     `if __name__ == "__main__"`.
     """
 
-    def __init__(self, images: Images, view: View | DeviceView, size: int, *, processes: int = 0) -> None:
+    def __init__(self, images: Pixels, view: View | DeviceView, size: int, *, processes: int = 0) -> None:
         self.traffic = Traffic()
         """What making the views has asked of the images so far."""
         self._size, self._processes = size, processes
@@ -278,6 +278,7 @@ class _PackedBatch(_Batch):
         self._most, self._in_processes = view.pack.most(len(seeds)), shared
         # Mostly empty: what is never written takes no memory.
         super().__init__(indices, seeds, _shared(len(indices) * self._most) if shared else None)
+        self._whole = None if self._memory is None else self._memory.map()
         self._buffers = dict[int, Tensor]()
 
     def _writer(self, start: int, stop: int) -> "_Writer":
@@ -285,9 +286,9 @@ class _PackedBatch(_Batch):
 
     def _take(self, start: int, stop: int, sent: int | NDArray[np.uint8] | Tensor) -> None:
         if isinstance(sent, int):
-            assert self._memory is not None
+            assert self._whole is not None
             first = start * self._most
-            self._buffers[start] = self._memory.map()[first : first + sent]
+            self._buffers[start] = self._whole[first : first + sent]
         else:
             self._buffers[start] = torch.as_tensor(sent)
 
@@ -394,7 +395,7 @@ _Made = tuple[Traffic, Any]
 
 
 def _make(
-    images: Images, make: View | Packer, indices: NDArray[np.int64], seeds: NDArray[np.int64], write: _Writer
+    images: Pixels, make: View | Packer, indices: NDArray[np.int64], seeds: NDArray[np.int64], write: _Writer
 ) -> _Made:
     """Make a piece."""
     before = images.traffic
@@ -402,10 +403,10 @@ def _make(
     return images.traffic - before, sent
 
 
-_received: tuple[Images, View | Packer] | None = None
+_received: tuple[Pixels, View | Packer] | None = None
 
 
-def _receive(images: Images, make: View | Packer) -> None:
+def _receive(images: Pixels, make: View | Packer) -> None:
     """Start of a pool process."""
     global _received
     _received = (images, make)
