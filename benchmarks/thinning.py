@@ -71,13 +71,13 @@ class Thinned(Chain):
 
     @override
     def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:
-        pool = _Pool(what, batch, encode, complete=False)
+        pool = _Pool(what, batch, recall, encode, complete=False)
         carried, coin = self._recalled(what, pool, recall), uniforms(pool.streams, 1, lane=_COIN).squeeze(1)
-        here = pool.find(carried.state).fresh
+        here = pool.find(carried.state)[0].fresh
         skipped = carried.exists & (coin >= self.share) & (self.way == "visit")
         carried = carried.replaced(skipped, replace(carried, score=torch.full_like(carried.score, -torch.inf)))
         if self.way != "decide" and self.kernel == "isir":
-            carried = pool.refreshed(carried, carried.exists)
+            carried = pool.refreshed(carried, pool.asked(carried.exists))
         visit = sweep(pool.proposals(carried), carried.score, kernel=self.kernel, streams=batch.streams)
         weights, weighs = visit.weights, carried.exists & (visit.carried_weight > 0)
         survives = ~here & (coin < (self.share if self.way == "decide" else visit.carried_weight))
@@ -92,7 +92,7 @@ class Thinned(Chain):
             weights = torch.cat([weights[:, :-1] + (weights[:, -1] - last).unsqueeze(1) * base, last.unsqueeze(1)], 1)
         elif self.way == "graph":
             weights = torch.where(here.unsqueeze(1), weights, staked(weights, survives))
-        carried = pool.refreshed(carried, weighs)
+        carried = pool.refreshed(carried, pool.asked(weighs))
         estimate = self._estimate(pool, carried, weights, here)
         state = estimate.index.gather(1, visit.state.unsqueeze(1)).squeeze(1)
         new = {

@@ -52,6 +52,7 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("workers=3", ["batch_size", "16", "multiple of 3"]),
         ("workers=32", ["batch_size", "16", "multiple of 32"]),
         ("optimiser.accumulate=16", ["batch_size", "no negatives", "32"]),
+        ("encode_chunk=0", ["encode_chunk", "0", "1"]),
         ("epochs=true", ["epochs", "True", "integer"]),
         ("epochs=1.5", ["epochs", "1.5", "integer"]),
         ("negatives.kernel=gibbs", ["kernel", "gibbs", "'mh' or 'isir'"]),
@@ -571,6 +572,11 @@ def test_absurd_sizes_are_told_the_range(override, most):
 
 
 def test_what_fits_alone_but_not_together():
+    for norm in ("batch", "sync_batch"):
+        with pytest.raises(
+            SpecError, match=f"encode_chunk: 4 would give encoder.norm: {norm} the statistics of a chunk"
+        ):
+            parse(MINIMAL, ["encode_chunk=4", f"encoder.norm={norm}"])
     with pytest.raises(SpecError, match=r"batch_size: 16777216 .* gives a worker 96 GiB of pixels a step"):
         parse(MINIMAL, ["batch_size=16777216"])
     parse(MINIMAL, ["batch_size=16777216", "workers=2"])

@@ -58,6 +58,9 @@ class Spec(Section):
     """Passes over the dataset."""
     batch_size: Annotated[int, Field(ge=2, le=2**24)]
     """Samples per optimiser update over all workers; each sample brings `views.count` anchors."""
+    encode_chunk: PositiveInt | None = None
+    """Most images that a worker encodes at a time, views counted: memory is that of so many, at the price of encoding
+    each a second time; gradients stay those of the whole batch. None: all at once."""
     workers: SmallPositiveInt = 1
     """Data-parallel training processes."""
     min_workers: PositiveInt | None = None
@@ -158,6 +161,11 @@ class Spec(Section):
                 raise ValueError(f"{key}: [{low}, {high}] is not an ascending pair")
         if self.views.crop[1] > 1:
             raise ValueError(f"views.crop: {self.views.crop[1]} is more than the whole image; allowed up to 1")
+        if self.encode_chunk is not None and self.encoder.norm in ("batch", "sync_batch"):
+            raise ValueError(
+                f"encode_chunk: {self.encode_chunk} would give encoder.norm: {self.encoder.norm} the statistics of a "
+                "chunk, not of the batch; use group or none, or optimiser.accumulate"
+            )
         if self.encoder.norm == "sync_batch" and self.device == "cpu":
             raise ValueError("encoder.norm: sync_batch needs GPUs; use batch, group or none on device: cpu")
         return self
@@ -165,9 +173,9 @@ class Spec(Section):
 
 # Keys that may differ between a run and its resumption: they move work around, not the result.
 OPERATIONAL = frozenset(
-    {"run_dir", "workers", "min_workers", "shards", "threads", "restarts", "log_every", "eval", "checkpoint",
-     "s3", "resources", "watch", "launch", "store.timeout_s", "data.path", "data.cache_dir", "data.cache_mib",
-     "data.decoded_mib", "data.loaders", "data.prefetch"}
+    {"run_dir", "encode_chunk", "workers", "min_workers", "shards", "threads", "restarts", "log_every", "eval",
+     "checkpoint", "s3", "resources", "watch", "launch", "store.timeout_s", "data.path", "data.cache_dir",
+     "data.cache_mib", "data.decoded_mib", "data.loaders", "data.prefetch"}
 )  # fmt: skip
 
 # A GPU's numbers are not a CPU's. This one may differ only knowingly, as `emc2dist.run.driver` sees to.

@@ -54,8 +54,15 @@ class Batch:
     """int64 [N] each, by name: what is known of every sample of the dataset, say its `label`; -1: nothing."""
     drawn: Tensor | None = None
     """int64 [M], the step's draws: samples of the dataset without repeats, some of which may be in the batch too."""
+    host_index: Tensor | None = None
+    """`index` on the CPU, where the host has it anyway; None: it has to ask a GPU."""
     pull: Tensor | None = None
     """[A], the share of its gradient that a positive gets as key (`emc2dist.core.balance`); None: all of it."""
+
+    @property
+    def index_on_host(self) -> Tensor:
+        """int64 [B], `index` on the CPU; waits for a GPU unless `host_index` is there."""
+        return self.index.cpu() if self.host_index is None else self.host_index
 
     def own_index(self, side: str) -> Tensor:
         """int64 [b], the worker's samples."""
@@ -88,6 +95,11 @@ class Batch:
 def view_number(step: int, slot: Slot, views: int) -> Slot:
     """The number of the view of step `step` in a slot in 0..2V - 1, or in int64 [n] of them."""
     return step * 2 * views + slot
+
+
+def fresh_numbers(step: int, count: int, views: int) -> Tensor:
+    """int64 [count, 1], on the CPU: the numbers of the first `count` views of step `step` that no batch has."""
+    return view_number(step, torch.arange(views, views + count), views).unsqueeze(1)
 
 
 def drawn_in(number: Tensor, views: int) -> tuple[Tensor, Tensor]:

@@ -61,6 +61,19 @@ class Contrast:
             schema |= self.estimator.tables(what, views, width)
         return schema
 
+    def foreseen(
+        self, columns: Mapping[str, Mapping[str, Tensor]], batch: Tensor, step: int, views: int
+    ) -> tuple[Tensor, Tensor]:
+        """The views that are sure to be encoded again, see `Estimator.foreseen`; `columns` by denominators' names."""
+        parts = [
+            self.estimator.foreseen(what, columns[what.name], batch, step, views)
+            for what in self.denominators
+            if what.name in columns
+        ]
+        samples, numbers = zip(*parts, strict=True) if parts else ((), ())
+        none = torch.zeros(0, dtype=torch.int64)
+        return torch.cat([none, *samples]), torch.cat([none, *numbers])
+
     def __call__(self, batch: Batch, recalls: Mapping[str, Recall], encode: Encode) -> Outcome:
         """Contrast a batch; `recalls` by the denominators' names."""
         visits = {

@@ -33,7 +33,7 @@ from emc2dist.config import BUILT_IN, paths
 from emc2dist.data import columns, kept
 from emc2dist.data.columns import Footer, Labels
 from emc2dist.data.foreign import MAGIC
-from emc2dist.data.splits import alone, by_split, left_out, missing, split_of, together
+from emc2dist.data.splits import alone, by_split, left_out, missing, one_writing, split_of, together
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place, refuse_lost
 
@@ -48,6 +48,7 @@ PARTITION = (
     "rename the folder if it is none"
 )
 """What is wrong with a folder whose name holds a `=`."""
+_LOGGED = {"_delta_log": " Delta", ".hoodie": " Hudi"}
 UNFINISHED = ".ingest"
 """Folder of notes that `emc2dist ingest` keeps until the set is whole."""
 
@@ -250,7 +251,8 @@ def list_set(place: Place) -> dict[str, Entry]:
     where that takes another permission than to read.
 
     Raises:
-        DataError: the folders are values of a column, which would be lost.
+        DataError: the folders are values of a column, which would be lost; or the files are those of a table whose log
+            tells which of them count.
         StorageError: a file is a link that leads nowhere.
     """
     _refuse_lost(place)
@@ -259,17 +261,34 @@ def list_set(place: Place) -> dict[str, Entry]:
     listing = {entry.name: entry for entry in place.entries()}
     if "=" in place.name and MANIFEST not in listing and any(is_parquet(name) for name in listing):
         raise DataError(f"{place}: {PARTITION}")
-    for folder in place.folders() if MANIFEST not in listing else ():
+    folders = place.folders() if MANIFEST not in listing else []
+    _refuse_logged(place, folders)
+    for folder in folders:
         found = (place / folder).entries()
         if MANIFEST in {entry.name for entry in found}:  # a set of its own, known by that
             listing |= {f"{folder}/{entry.name}": entry for entry in found if entry.name == MANIFEST}
             continue
         _refuse_lost(place / folder)
         inside = [entry for entry in found if is_parquet(entry.name)]
+        if inside:
+            _refuse_logged(place / folder, (place / folder).folders())
         if inside and "=" in folder and not is_hidden(folder):
             raise DataError(f"{place / folder}: {PARTITION}")
         listing |= {f"{folder}/{entry.name}": entry for entry in inside}
     return listing
+
+
+def _refuse_logged(place: Place, folders: list[str]) -> None:
+    """Raise DataError where a folder is a table of Delta, Hudi or Iceberg: it keeps files of rows that are gone."""
+    kind = next((_LOGGED[folder] for folder in folders if folder in _LOGGED), None)
+    if kind is None and "metadata" in folders:
+        snapshots = [entry.name for entry in (place / "metadata").entries() if entry.name.endswith(".metadata.json")]
+        kind = "n Iceberg" if snapshots else None
+    if kind is not None:
+        raise DataError(
+            f"{place}: a{kind} table, whose log tells which of its Parquet files count: others hold rows that were "
+            "removed or changed; read it by its own library, write that as Parquet into another folder, and give that"
+        )
 
 
 def _refuse_lost(folder: Place) -> None:
@@ -325,6 +344,7 @@ def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[s
         raise nothing_at(place, _USABLE)
     if not files:
         raise DataError(f"{place}: holds no *.parquet files; {on_sets(listing) or _USABLE}")
+    one_writing(place, found)
     remarks = [f"{len(hidden)} hidden files were passed over ({hidden[0]})"] if hidden else []
     own = _sets_among(listing)
     remarks += [f"{', '.join(f'{one}/' for one in own)}: sets of their own, which were left out"] if own else []

@@ -37,6 +37,7 @@ _LEAST_MARKER, _START_OF_SCAN, _APP1, _APP2, _FILL = 0xFFC0, 0xFFDA, 0xFFE1, 0xF
 _BROKEN = re.compile("premature end|bad huffman|instead of rst", re.IGNORECASE)  # libjpeg, of pixels that are lost
 _UNREAD = {b"ftyphe": "HEIC", b"ftypmif1": "HEIC", b"ftypmsf1": "HEIC", b"ftypavi": "AVIF", b"DICM": "DICOM"}
 _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html)\b", re.IGNORECASE)
+_GZIP = b"\x1f\x8b"
 _ORIENTATION = 0x0112  # EXIF
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -95,6 +96,8 @@ def _unread(encoded: bytes) -> str:
         return f"a TIFF of {channels}, which Pillow does not read; write one or three of its channels as PNG"
     if _PAGE.match(encoded):
         return "a web page, as is sent in place of an image that is not there; fetch it again"
+    if encoded.startswith(_GZIP):
+        return "packed by gzip; unpack it, as with gunzip"
     found = next((kind for mark, kind in _UNREAD.items() if mark in encoded[:132]), None)
     what = f"{found} by its content, and so " if found else ""
     return f"{what}no image of any kind that Pillow reads; write it as PNG or JPEG"

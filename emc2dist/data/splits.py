@@ -127,6 +127,21 @@ def missing(files: Iterable[str]) -> list[str]:
     return remarks
 
 
+def one_writing(where: object, files: Iterable[str]) -> None:
+    """Raise DataError where shards are those of two writings, NAME-00000-of-00002 beside NAME-00000-of-00003."""
+    totals: dict[str, dict[str, str]] = {}
+    for file in sorted(files):
+        if (told := _SHARD.fullmatch(file)) and told[3]:
+            totals.setdefault(told[1], {}).setdefault(told[3], file)
+    for of_each in totals.values():
+        if len(of_each) > 1:
+            one, other, *_ = of_each.values()
+            raise DataError(
+                f"{where}: {one} and {other} are of two writings of the same images, in {' and in '.join(of_each)} "
+                "files; keep the files of one"
+            )
+
+
 def left_out(files: list[str]) -> list[str]:
     """A remark on files that belong to no split, if there are any."""
     if not files:

@@ -370,7 +370,7 @@ _CAUSES = {
 """By S3's codes: what is wrong, and what would help."""
 _PERMISSIONS = {
     "ListObjectsV2": ": to list it takes s3:ListBucket",
-    "GetObject": ": to read takes s3:GetObject, and where nothing lies there s3:ListBucket to be told so",
+    "GetObject": ": to read takes s3:GetObject; a folder, and to be told that nothing lies there, s3:ListBucket",
     "PutObject": ": to write takes s3:PutObject",
     "CreateMultipartUpload": ": to write takes s3:PutObject",
     "DeleteObject": ": to remove takes s3:DeleteObject",

@@ -206,13 +206,18 @@ class _Batch:
         # Behind the last crop there has to be something that weights of 0 can be of.
         sources = [*sources, torch.zeros(3 * _most_taps(LONGEST), dtype=torch.uint8)]
         sizes = [len(one) for one in (*flat, *sources)]
-        sent = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+        sent = _for_sending(sum(sizes), device)
         torch.cat([*flat, *sources], out=sent)
         arrived = sent.to(device, non_blocking=True)
         before = sum(sizes[: len(flat)])
         yield arrived[before:]
         for number, part in zip(numbers, arrived[:before].split(sizes[: len(flat)]), strict=True):
             yield part.view(number.dtype).view(number.shape)
+
+
+def _for_sending(size: int, device: torch.device) -> Tensor:
+    """Room for so many bytes, from where they go to the device without a wait."""
+    return torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
 
 
 def _cut(heights: NDArray[np.int64], size: int) -> Iterator[tuple[int, int]]:

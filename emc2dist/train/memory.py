@@ -4,6 +4,10 @@ In step t, once the step's features are gathered, one fused call per shard write
 cached features that step t+1 needs, and reads the chains of step t+2. It runs while step t computes. Two reads are
 needed because a chain's state tells which feature to read.
 
+What a step finds out leaves the device as one copy, and the host waits for it only to send it, in the next step; what
+is recalled comes to the device as one. With the findings come flags of the features that are not finite, so a run that
+has diverged stops before anything of that step is sent.
+
 What a read sees is fixed by step numbers, not by timing: call t reads *as of* step t-2, whose commits every rank had
 acknowledged before the gather of step t (a barrier). So W workers remember what one worker remembers, at the price of
 rows that are up to three steps old. An anchor's own is not: it comes once an epoch, and then the pipeline is drained.
@@ -14,7 +18,7 @@ checkpoint there takes all writes but shows none of the last ones (`park`): fill
 would have read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +31,10 @@ from emc2dist.core.columns import Schema
 from emc2dist.core.contrast import contrast_for
 from emc2dist.core.estimators import FEATURES, CachedRows, Recall
 from emc2dist.core.streams import seed_of
+from emc2dist.core.transfer import Departure, to_device
 from emc2dist.data.sampler import EpochOrder, rank_slice
 from emc2dist.store import ChainStore, Commit, Pending, Rows, Tables
-from emc2dist.train import transfer
+from emc2dist.train.finite import Finite
 
 _CACHE_PROPOSALS = 1  # label of the random stream that draws them
 
@@ -44,7 +49,7 @@ class Encoded:
     """Samples with a feature of this step, to be cached."""
 
     index: Tensor
-    """int64 [n]; of a sample that comes twice the last one counts."""
+    """int64 [n], on the CPU; of a sample that comes twice the last one counts."""
     features: Tensor
     """[n, D]"""
 
@@ -58,6 +63,20 @@ class _Ahead:
     carried: Mapping[str, NDArray[np.bool_]]
     """For each table of chains [b, V]: which anchors of `step` carry a state, in the order of the features read."""
     proposals: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a step found out, on its way to the host."""
+
+    step: int
+    columns: Mapping[str, Sequence[str]]
+    """The names of the columns by anchor that came from each table, in the order in which they left."""
+    cached: Tensor
+    """int64 [n], on the CPU: the samples whose features are cached."""
+    finite: Sequence[Finite]
+    departure: Departure
+    """The columns, by sample; then the features that are cached, if any are; then the flags."""
 
 
 class Memory:
@@ -77,6 +96,7 @@ class Memory:
         self._read_ahead: dict[int, Tables] = {}
         """By step: the rows of its own samples, of all tables by anchor."""
         self._ahead: _Ahead | None = None
+        self._found: _Found | None = None
         self._commit: Commit | None = None
         self._settled = -1
 
@@ -90,19 +110,22 @@ class Memory:
         self._ahead = self._read(step, ahead=None, as_of=self._settled)
 
     def recall(self, step: int) -> dict[str, Recall]:
-        """What step `step` needs, by table; waits for the read that was sent ahead."""
+        """What step `step` needs, by table, on the device and on the CPU; waits for the read that was sent ahead."""
         ahead = self._ahead
         assert ahead is not None, "start comes first"
         assert ahead.step == step, "recall goes step by step"
         reply = ahead.reply.result()
         if self._by_anchor and self._by_anchor[0] in reply:
             self._read_ahead[step + 1] = {table: reply[table] for table in self._by_anchor}
-        columns = {
-            table: {name: self._anchors(column) for name, column in rows.items()}
-            for table, rows in self._read_ahead.get(step, {}).items()
-        }
+        columns = self.remembered(step)
         cached = dict(self._cached(reply, ahead))
-        return {table: Recall(columns[table], *cached.get(table, (None, None))) for table in columns}
+        on_host = {table: Recall(columns[table], *cached.get(table, (None, None))) for table in columns}
+        return dict(zip(on_host, self._on_device(list(on_host.values())), strict=True))
+
+    def remembered(self, step: int) -> dict[str, dict[str, Tensor]]:
+        """The columns of step `step`, by table and by anchor, on the CPU; of the step at hand and of the next one."""
+        rows = self._read_ahead.get(step, {})
+        return {table: {name: self._anchors(v) for name, v in columns.items()} for table, columns in rows.items()}
 
     def features(self, step: int) -> CachedRows:
         """The cached feature of every sample as step `step` may see it, the same on all ranks; waits for it.
@@ -111,25 +134,54 @@ class Memory:
         """
         index = np.arange(self._order.samples)
         reply = self.store.exchange(self.generation, None, {FEATURES: index}, self._as_of(step)).result()
-        return CachedRows(self._tensor(index), **{name: self._tensor(v) for name, v in reply[FEATURES].items()})
+        rows = CachedRows(_tensor(index), **{name: _tensor(values) for name, values in reply[FEATURES].items()})
+        (recall,) = self._on_device([Recall({}, rows)])
+        assert recall.carried is not None
+        return recall.carried
 
     def exchange(self, step: int) -> None:
-        """Send the last step's commit and the next step's read; after the gather of step `step`."""
+        """Send the last step's commit and the next step's read; after the gather of step `step`.
+
+        Raises NonFiniteError instead where a feature of the last step is not finite.
+        """
+        self.confirm()
         self._read_ahead.pop(step, None)
         self._ahead = self._read(step + 1, ahead=step + 2, as_of=self._as_of(step))
 
-    def remember(self, step: int, columns: Mapping[str, Mapping[str, Tensor]], encoded: Encoded) -> None:
-        """Keep what step `step` found out, to be sent with the next exchange: columns by anchor [A], and features."""
-        found = {(table, name): self._samples_of(v) for table, named in columns.items() for name, v in named.items()}
+    def remember(
+        self,
+        step: int,
+        columns: Mapping[str, Mapping[str, Tensor]],
+        encoded: Encoded,
+        finite: Sequence[Finite] = (),
+    ) -> None:
+        """Keep what step `step` found out, to be sent with the next exchange: columns by anchor [A], and features.
+
+        Of nothing that is not `finite` is anything sent.
+        """
+        leaving = [self._samples_of(column) for named in columns.values() for column in named.values()]
         if FEATURES in self.schema:
-            dtype = getattr(torch, self.schema[FEATURES]["feature"].dtype)
-            found |= {(FEATURES, "index"): encoded.index, (FEATURES, "feature"): encoded.features.to(dtype)}
-        arrays = dict(zip(found, transfer.to_numpy(found.values()), strict=True))
-        own = self._samples(step)
-        writes = {table: Rows(own, {name: arrays[table, name] for name in named}) for table, named in columns.items()}
+            leaving.append(encoded.features.to(getattr(torch, self.schema[FEATURES]["feature"].dtype)))
+        leaving += [one.rows for one in finite]
+        names = {table: list(named) for table, named in columns.items()}
+        self._found = _Found(step, names, encoded.index, finite, Departure(leaving))
+
+    def confirm(self) -> None:
+        """Wait for what the last step found out, if that is still on its way.
+
+        Raises NonFiniteError where a feature of it is not finite; nothing of that step will be sent.
+        """
+        found, self._found = self._found, None
+        if found is None:
+            return
+        arrays = iter(found.departure.arrays())
+        own = self._samples(found.step)
+        writes = {table: Rows(own, {name: next(arrays) for name in names}) for table, names in found.columns.items()}
         if FEATURES in self.schema:
-            writes[FEATURES] = _features(step, arrays[FEATURES, "index"], arrays[FEATURES, "feature"])
-        self._commit = Commit(step, self._rank, writes) if writes else None
+            writes[FEATURES] = _features(found.step, found.cached.numpy(), next(arrays))
+        for finite in found.finite:
+            finite.check(found.step, next(arrays))
+        self._commit = Commit(found.step, self._rank, writes) if writes else None
 
     def settle(self, step: int) -> int:
         """Send what is still unsent after step `step`, which the store can show after a barrier; returns that step."""
@@ -137,7 +189,11 @@ class Memory:
         return step
 
     def park(self, step: int) -> int:
-        """Send what is still unsent after step `step`; returns the earlier step that the store must go on showing."""
+        """Send what is still unsent after step `step`; returns the earlier step that the store must go on showing.
+
+        Raises NonFiniteError instead where a feature of that step is not finite.
+        """
+        self.confirm()
         if self._ahead is not None:
             self._ahead.reply.result()
         # Not later: another rank's commit of step - 1 may still be on its way.
@@ -181,8 +237,8 @@ class Memory:
         if not self._chains:
             return
         columns = reply[FEATURES]
-        last_rows = {name: self._tensor(v[len(v) - len(ahead.proposals) :]) for name, v in columns.items()}
-        proposed = CachedRows(self._tensor(ahead.proposals), **last_rows)
+        last_rows = {name: _tensor(v[len(v) - len(ahead.proposals) :]) for name, v in columns.items()}
+        proposed = CachedRows(_tensor(ahead.proposals), **last_rows)
         first = 0
         for table, visited in ahead.carried.items():
             last = first + int(visited.sum())
@@ -204,12 +260,19 @@ class Memory:
         return values.unflatten(0, (self._spec.views.count, -1)).transpose(0, 1)
 
     def _anchors(self, column: NDArray) -> Tensor:
-        """[b, V, ...] by sample -> [V * b, ...] by anchor."""
-        return self._tensor(np.ascontiguousarray(column.swapaxes(0, 1)).reshape(-1, *column.shape[2:]))
+        """[b, V, ...] by sample -> [V * b, ...] by anchor, on the CPU."""
+        return _tensor(column.swapaxes(0, 1)).flatten(0, 1)
 
-    def _tensor(self, column: NDArray) -> Tensor:
-        column = column.astype(np.int64) if column.dtype == np.int32 else column
-        return transfer.to_device(torch.from_numpy(np.ascontiguousarray(column)), self._device)
+    def _on_device(self, recalls: Sequence[Recall]) -> list[Recall]:
+        """The recalls on the device, sent as one copy, and beside them those on the CPU."""
+        sent = iter(to_device((tensor for recall in recalls for tensor in recall.tensors), self._device))
+        return [recall.map(lambda _: next(sent))._replace(host=recall) for recall in recalls]
+
+
+def _tensor(column: NDArray) -> Tensor:
+    """On the CPU; steps as int64, which numbers of views are reckoned with."""
+    column = column.astype(np.int64) if column.dtype == np.int32 else column
+    return torch.from_numpy(np.ascontiguousarray(column))
 
 
 def _features(step: int, index: NDArray[np.int64], features: NDArray) -> Rows:

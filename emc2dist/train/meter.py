@@ -39,7 +39,7 @@ class Meter:
         for name, fact in facts.values.items():
             total, weight = fact if isinstance(fact, tuple) else (fact, torch.ones_like(fact))
             pair = torch.stack([total.double(), weight.double()])
-            self._totals[name] = self._totals[name].to(pair.device) + pair
+            self._totals[name] = self._totals[name] + pair if name in self._totals else pair
         traffic = {"data_hits": facts.traffic.hits, "data_misses": facts.traffic.misses}
         for name, number in {**traffic, "data_fetched_bytes": facts.traffic.fetched_bytes}.items():
             self._totals[name] += torch.tensor([number, 1])

@@ -1,7 +1,11 @@
 """One training step: encode, gather, contrast, backward, remember.
 
     views (made ahead) -> encode, the draws without a graph -> gather -> [store: write t-1, read ahead] -> contrast
-    (the sweep, encoding carried negatives again) -> backward through DDP's buckets -> update -> remember
+    (the sweep, encoding carried negatives again) -> remember -> backward through DDP's buckets -> update
+
+A GPU is only given work: the host waits for what a step found out when the next one sends it to the store, by when the
+GPU has long been at something else. Where the sweep decides which images are encoded again (`emc2dist.core.estimators`)
+it has to wait for that as well.
 
 Every random number derives from (seed, purpose, step, sample, view), so the outcome does not depend on how many
 workers share the batch, and the step number is the whole state of the generators.
@@ -9,9 +13,9 @@ workers share the batch, and the step number is the whole state of the generator
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -22,18 +26,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emc2dist.config import Spec
-from emc2dist.core.batch import Batch, Side, drawn_in, locate, view_number
+from emc2dist.core.batch import Batch, Side, drawn_in
 from emc2dist.core.contrast import Outcome, contrast_for
 from emc2dist.core.diagnostics import alignment, cached_log_z, effective_rank, log_z_errors, uniformity
 from emc2dist.core.estimators import FEATURES, CachedRows, Fact
 from emc2dist.core.streams import fork, seed_of
+from emc2dist.core.transfer import to_device
 from emc2dist.data.encoded import Traffic
 from emc2dist.data.loader import ViewLoader
 from emc2dist.data.sampler import EpochOrder, rank_slice
-from emc2dist.errors import DataError, NonFiniteError
-from emc2dist.towers.encoder import running_statistics
+from emc2dist.errors import DataError
 from emc2dist.towers.optim import learning_rate, set_learning_rate
-from emc2dist.train import collectives, transfer
+from emc2dist.train import collectives
+from emc2dist.train.again import Again, Foreseen, view_ids
+from emc2dist.train.encoding import Encoding
+from emc2dist.train.finite import Finite
 from emc2dist.train.memory import Encoded, Memory
 from emc2dist.train.timing import Stopwatch
 
@@ -125,6 +132,7 @@ class Trainer:
         """Begin; `columns` are what is known of every image (`emc2dist.data.images.known_of_each`)."""
         self.spec, self.optimiser, self.memory, self.device = spec, optimiser, memory, device
         self.model = collectives.data_parallel(encoder)
+        self.encoding = Encoding(self.model, spec.precision, spec.encode_chunk)
         self.schedule = Schedule.of(spec, order.steps_per_epoch)
         self.temperature = Temperature.of(spec, order.steps_per_epoch)
         self._loader, self._order = loader, order
@@ -134,6 +142,8 @@ class Trainer:
         self._columns = {name: torch.from_numpy(values).to(device) for name, values in columns.items()}
         self._rank = collectives.rank()
         self.stopwatch = Stopwatch(device)
+        self._replied = collectives.Vote()
+        self._foreseen: Foreseen | None = None
         self._seen = loader.traffic
         self._ahead: deque[_Ahead] = deque()
 
@@ -150,28 +160,34 @@ class Trainer:
             views, drawn_views = self._views(step)
         with phase("store_wait"):
             recall = self.memory.recall(step)
+        self._replied.cast(True)
         with phase("forward"):
-            features = self._encode(self.model, views.flatten(0, 1)).unflatten(0, views.shape[:2])
+            features = self.encoding.of_batch(views.flatten(0, 1)).unflatten(0, views.shape[:2])
         with torch.no_grad():
             drawn = None if drawn_views is None else self._encode_alone(drawn_views)
         with phase("communication"):
             batch = self._gathered(step, features, drawn)
+            # All ranks have had their replies, so their commits up to step - 2 are there. The gather alone says so only
+            # where the host waits for it.
+            self._replied.close()
         with phase("store_wait"):
             everything = self.memory.features(step) if health and self._compares else None
             self.memory.exchange(step)
+        foreseen, self._foreseen = self._foreseen, self._foresee(step + 1)
+        again = Again(features, self._order.samples, partial(self._encode_again, foreseen))
         with phase("sweep"):
-            again = _Again(features, self._order.samples, lambda *views: self._encode_again(step, *views))
             outcome = self.contrast(batch, recall, again)
+        encoded = again.encoded(self._share(self._order, step), self._order.batch(step), step, batch.views)
+        if drawn is not None:
+            encoded = self._drawn_too(step, encoded, drawn)
+        finite = [*self._finite(step, batch), again.finite(self._rank)]
+        self.memory.remember(step, outcome.remember, encoded, finite)
         facts = {**outcome.facts, **self._update(step, outcome.loss)}
         if FEATURES in self.memory.schema:
             facts["reencoded_images"] = torch.full((), float(len(again)), device=self.device)
-        first_fresh = view_number(step, batch.views, batch.views)
-        encoded = again.encoded(batch.own_index(SIDE), torch.from_numpy(self._order.batch(step)), first_fresh)
-        if drawn is not None:
-            encoded = self._drawn_too(step, encoded, drawn)
-        self.memory.remember(step, outcome.remember, encoded)
         if not health:
             return Facts(facts, {}, self._traffic())
+        self.memory.confirm()  # what is not finite has no singular values, and is not to be logged
         facts |= _health(batch) | self._log_z(batch, outcome, everything)
         return Facts(facts, outcome.ages, self._traffic())
 
@@ -203,10 +219,11 @@ class Trainer:
     def _arrived(self, views: Future[Tensor]) -> Tensor:
         """The views on the device, where they may have been made already."""
         made = _made(views)
-        if not made.is_cuda:
-            return transfer.to_device(made, self.device)
-        # They were made on another stream, which must not have their memory back before this one has read it.
-        made.record_stream(torch.cuda.current_stream(made.device))
+        if made.device.type == "cpu":
+            (made,) = to_device([made], self.device)
+        elif made.is_cuda:
+            # They were made on another stream, which must not have their memory back before this one has read it.
+            made.record_stream(torch.cuda.current_stream(made.device))
         return made
 
     def _traffic(self) -> Traffic:
@@ -233,87 +250,83 @@ class Trainer:
         views = torch.arange(self.spec.views.count, device=index.device).unsqueeze(1)
         return fork(self.spec.seed, purpose, step, index, views)
 
-    def _encode(self, model: nn.Module, images: Tensor) -> Tensor:
-        with self._autocast():
-            return model(images)
+    def _foresee(self, step: int) -> Foreseen | None:
+        """Begin on the views that step `step` is sure to encode again; None without."""
+        batch = torch.from_numpy(self._order.batch(step))
+        columns = self.memory.remembered(step)
+        samples, numbers = self.contrast.foreseen(columns, batch, step, self.spec.views.count)
+        ids = view_ids(samples, numbers, self._order.samples).unique()
+        return Foreseen(ids, self._views_again(ids)) if len(ids) else None
 
-    def _encode_again(self, step: int, samples: Tensor, numbers: Tensor) -> Tensor:
-        """[m, D]: samples [m] by their views numbered [m], both on the CPU, encoded with gradient."""
+    def _views_again(self, ids: Tensor) -> Future[Tensor]:
+        """uint8 [1, m, 3, S, S] in the making: views [m]. They go before those of steps to come."""
+        samples, numbers = ids % self._order.samples, ids // self._order.samples
         drawn, slot = drawn_in(numbers, self.spec.views.count)
         seeds = fork(self.spec.seed, _VIEWS, drawn, samples, slot)
+        return self._loader.submit(samples.numpy(), seeds.unsqueeze(0).numpy(), urgent=True)
+
+    def _encode_again(self, foreseen: Foreseen | None, ids: Tensor) -> Tensor:
+        """[m, D]: views [m] encoded with gradient."""
         with self.stopwatch.phase("data_wait"):
-            (images,) = self._arrived(self._loader.submit(samples.numpy(), seeds.unsqueeze(0).numpy(), urgent=True))
-        features = self._encode_alone(images)
-        _check_finite(features, lambda slot: (self._rank, int(samples[slot])), step)
-        return features
+            if foreseen is not None and foreseen.has(ids):
+                images = foreseen.of(ids, self._arrived(foreseen.images).squeeze(0))
+            else:
+                images = self._arrived(self._views_again(ids)).squeeze(0)
+        return self._encode_alone(images)
 
     def _encode_alone(self, images: Tensor) -> Tensor:
-        """Features [m, D] of images that are not of the batch, of which every rank may have another number."""
-        # Past DDP's wrapper: the parameters already took part in this step's forward, and a rank may have nothing to
-        # encode again. A handful of negatives has no batch statistics of its own, hence the running ones.
-        encoder = collectives.unwrapped(self.model)
-        with self.stopwatch.phase("forward"), running_statistics(encoder):
-            return self._encode(encoder, images)
+        """Features [m, D] of images, on the device, that are not of the batch."""
+        with self.stopwatch.phase("forward"):
+            return self.encoding.of_others(images)
 
     def _drawn_too(self, step: int, encoded: Encoded, drawn: Tensor) -> Encoded:
         """With this rank's draws [M / W, D], but for those of the batch: some rank has newer views of them to cache."""
         assert self._draws is not None
         index = self._share(self._draws, step)
         (outside,) = np.nonzero(~np.isin(index, self._order.batch(step)))
-        samples, rows = (
-            transfer.to_device(torch.from_numpy(numbers), self.device) for numbers in (index[outside], outside)
-        )
+        (rows,) = to_device([torch.from_numpy(outside)], self.device)
+        samples = torch.from_numpy(index[outside])
         # Of a sample that is encoded again, too, that feature comes last and counts.
         return Encoded(torch.cat([samples, encoded.index]), torch.cat([drawn[rows], encoded.features]))
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.spec.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
 
     def _gathered(self, step: int, features: Tensor, drawn: Tensor | None) -> Batch:
         """The batch of all ranks' features, and of all their draws [M / W, D]."""
         side = Side(own=features, all=collectives.gather_features(features))
-        index, drawn_index = self._index(self._order, step), None
-        gathered = [(index, side.all.transpose(0, 1))]
-        if drawn is not None and self._draws is not None:
-            rows, drawn_index = collectives.gather_rows(drawn), self._index(self._draws, step)
-            side = replace(side, drawn=rows.unsqueeze(0))
-            gathered.append((drawn_index, rows))
-        self._check_gathered(gathered, step)
-        first, own = self._rank * features.shape[1], features.shape[1]
-        streams = self._streams(_VISIT, step, index[first : first + own]).flatten()
-        temperature, epoch = self.temperature.at(step), step / self._order.steps_per_epoch
+        if drawn is not None:
+            side = replace(side, drawn=collectives.gather_rows(drawn).unsqueeze(0))
+        on_host = torch.from_numpy(self._order.batch(step))
+        own = torch.from_numpy(self._share(self._order, step))
+        numbers = [on_host, self._streams(_VISIT, step, own).flatten()]
+        if self._draws is not None:
+            numbers.append(torch.from_numpy(self._draws.batch(step)))
+        index, streams, *drawn_index = to_device(numbers, self.device)
         return Batch(
             index,
-            first,
-            {SIDE: side},
-            temperature,
-            self._order.samples,
-            step,
-            streams,
-            epoch,
-            self._columns,
-            drawn_index,
+            first=self._rank * features.shape[1],
+            sides={SIDE: side},
+            temperature=self.temperature.at(step),
+            samples=self._order.samples,
+            step=step,
+            streams=streams,
+            epoch=step / self._order.steps_per_epoch,
+            columns=self._columns,
+            drawn=drawn_index[0] if drawn_index else None,
+            host_index=on_host,
         )
 
-    def _check_gathered(self, gathered: Collection[tuple[Tensor, Tensor]], step: int) -> None:
-        """Raise for the first of all ranks' rows [n, ...] of samples [n] that is not finite. A GPU is asked once."""
-        if torch.stack([rows.isfinite().all() for _, rows in gathered]).all():
-            return
-        for samples, rows in gathered:
-            share = len(samples) // self.spec.workers
-            _check_finite(rows, partial(_owner, samples, share), step)
-
-    def _index(self, order: EpochOrder, step: int) -> Tensor:
-        """int64 [n], the samples of all ranks, on the device."""
-        return transfer.to_device(torch.from_numpy(order.batch(step)), self.device)
+    def _finite(self, step: int, batch: Batch) -> list[Finite]:
+        """Of the features of all ranks' samples, and of all their draws."""
+        side = batch.sides[SIDE]
+        found = [Finite.of(side.all, partial(_owner, self._order.batch(step), self.spec.workers))]
+        if self._draws is not None and side.drawn is not None:
+            found.append(Finite.of(side.drawn, partial(_owner, self._draws.batch(step), self.spec.workers)))
+        return found
 
     def _update(self, step: int, loss: Tensor) -> dict[str, Fact]:
         """Backward and, at the end of an accumulated update, the optimiser's step; then returns the gradient norm."""
         accumulate = self.schedule.accumulate
         with self.stopwatch.phase("backward"):
-            (loss / accumulate).backward()
+            self.encoding.backward(loss / accumulate)
         if (step + 1) % accumulate:
             return {}
         with self.stopwatch.phase("optimiser"):
@@ -325,65 +338,9 @@ class Trainer:
         return {"gradient_norm": norm}
 
 
-class _Again:
-    """Views that are encoded again in one step, each once."""
-
-    def __init__(self, features: Tensor, samples: int, encode: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """None yet; `encode` takes samples and the numbers of their views, of a dataset of so many `samples`."""
-        self._own, self._samples, self._encode = features, samples, encode
-        self._views = torch.zeros(0, dtype=torch.int64, device=features.device)
-        """number * N + sample, each once."""
-        self._on_cpu = self._views.cpu()
-        self._features = features.new_zeros(0, features.shape[-1])
-
-    def __call__(self, side: str, samples: Tensor, numbers: Tensor) -> Tensor:
-        """Features [R, m, D] of samples int64 [m] by their views numbered [R, m], with gradient."""
-        views = numbers * self._samples + samples
-        missing = views.unique()
-        missing = missing[~torch.isin(missing, self._views, assume_unique=True)]
-        if len(missing):
-            on_cpu = missing.cpu()
-            features = self._encode(on_cpu % self._samples, on_cpu // self._samples)
-            self._views, self._on_cpu = torch.cat([self._views, missing]), torch.cat([self._on_cpu, on_cpu])
-            self._features = torch.cat([self._features, features])
-        slot, _ = locate(views.flatten(), self._views)
-        return self._features[slot].unflatten(0, views.shape)
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self._views)
-
-    def encoded(self, own: Tensor, batch: Tensor, number: int) -> Encoded:
-        """What is cached of this step: the worker's `own` samples by their last view, and fresh views of others.
-
-        A view that a chain carries is not: it was chosen, and another rank may encode another one of its sample.
-
-        Args:
-            own: int64 [b].
-            batch: int64 [B] on the CPU, the samples of all ranks.
-            number: that of the step's first fresh view, which is the same on all ranks.
-        """
-        samples = self._on_cpu % self._samples
-        (rows,) = ((self._on_cpu // self._samples == number) & ~torch.isin(samples, batch)).nonzero(as_tuple=True)
-        samples, rows = (transfer.to_device(part, own.device) for part in (samples[rows], rows))
-        features = torch.cat([self._own[-1], self._features[rows]]).detach()
-        return Encoded(torch.cat([own, samples]), features)
-
-
-def _owner(samples: Tensor, share: int, slot: int) -> tuple[int, int]:
-    """(rank, sample) of a slot of gathered samples, of which each rank brought `share`."""
-    return slot // share, int(samples[slot])
-
-
-def _check_finite(rows: Tensor, name: Callable[[int], tuple[int, int]], step: int) -> None:
-    """Raise for the first row [n, ...] that is not finite; `name(row)` gives its (rank, sample)."""
-    finite = rows.detach().isfinite().flatten(1).all(1)
-    if not finite.all():
-        rank, sample = name(int(finite.logical_not().nonzero()[0]))
-        raise NonFiniteError(
-            f"rank {rank}, step {step}, sample {sample}: the feature is not finite; the run has diverged: "
-            "lower lr, raise optimiser.warmup_epochs or set optimiser.clip_norm"
-        )
+def _owner(samples: NDArray[np.int64], workers: int, row: int) -> tuple[int, int]:
+    """(rank, sample) of a row of gathered samples, of which each rank brought as many."""
+    return row // (len(samples) // workers), int(samples[row])
 
 
 def _health(batch: Batch) -> dict[str, Fact]:

@@ -10,10 +10,11 @@ from core.test_objectives import PAIRS, contrast, features, losses_of
 from torch.nn.functional import normalize
 
 from emc2dist.config import parse
+from emc2dist.core.batch import Batch, Side
 from emc2dist.core.certify import FrozenRun, certify
 from emc2dist.core.closing import Closing
 from emc2dist.core.denominator import Denominator
-from emc2dist.core.estimators import chain
+from emc2dist.core.estimators import CachedRows, Recall, chain
 from emc2dist.core.estimators.delayed_acceptance import Proposal, accept
 from emc2dist.core.exact import exact_loss
 from emc2dist.core.objectives import OBJECTIVES
@@ -217,9 +218,9 @@ Pool = chain._Pool
 class Forgetful(Pool):
     """Only proposals are closed: what is carried scores as if nothing were."""
 
-    def __init__(self, what, batch, encode, complete):
-        super().__init__(what, batch, encode, complete)
-        self._unclosed = Pool(replace(what, closing=Closing()), batch, encode, complete)
+    def __init__(self, what, batch, recall, encode, complete):
+        super().__init__(what, batch, recall, encode, complete)
+        self._unclosed = Pool(replace(what, closing=Closing()), batch, recall, encode, complete)
 
     def find(self, samples):
         return self._unclosed.find(samples)
@@ -227,8 +228,8 @@ class Forgetful(Pool):
     def score_cached(self, rows):
         return self._unclosed.score_cached(rows)
 
-    def fresh(self, carried, views, where):
-        return self._unclosed.fresh(carried, views, where)
+    def fresh(self, *arguments):
+        return self._unclosed.fresh(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -247,6 +248,33 @@ def test_a_chain_comes_to_the_exact_gradient_of_the_closed_target_and_does_not_w
     monkeypatch.setattr(chain, "_Pool", Forgetful)
     forgets = certified(kernel, *options)
     assert forgets.ratio > 4
+
+
+@pytest.mark.parametrize("kernel", ["isir", "mh"])
+def test_a_closed_state_that_was_moved_from_is_not_encoded_again(kernel):
+    """All anchors carry sample 5, which is closed to those of sample 0, and are offered sample 6."""
+    z, samples, views = features(2, 8), torch.arange(3), torch.arange(6)
+    columns = {"label": torch.tensor([7, 1, 2, 3, 4, 7, 6, 0])}
+    batch = Batch(samples, 0, {"x": Side(z[:, :3], z[:, :3])}, 0.2, 8, 9, views, columns=columns)
+    state, offered = torch.full((6,), 5), torch.tensor([6])
+    remembered = {"state": state, "view": views, "visited": state > 0, "visited_at": views}
+    rows = [CachedRows(index, z[0, index], index > 0, index) for index in (state, offered)]
+    encoded = []
+
+    def encode(_, samples, numbers):
+        encoded.extend(zip(samples.tolist(), numbers[0].tolist(), strict=True))
+        return z[0, samples].unsqueeze(0)
+
+    what = Denominator(closing=Closing(columns=("label",)))
+    estimator = chain.Chain(kernel=kernel, cache_proposals=1)
+    estimate = estimator.estimate(what, batch, Recall(remembered, *rows), encode).estimate
+    assert estimate.index[[0, 3], -1].tolist() == [6, 6]
+    expected = what.score_each(batch, z[:1, [6] * 6], torch.full((6,), 6))
+    torch.testing.assert_close(estimate.scores[[0, 3], -1], expected[[0, 3]])
+    carried = {number for sample, number in encoded if sample == 5}
+    assert carried.isdisjoint({0, 3})
+    if kernel == "isir":
+        assert carried == {1, 2, 4, 5}
 
 
 def test_what_is_refused():

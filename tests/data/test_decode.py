@@ -387,6 +387,7 @@ CASES: dict[str, list[tuple[bytes, np.ndarray | str]]] = {
         *((cut(NOISE, form), "damaged: ") for form in ("png", "gif", "bmp", "ppm", "qoi", "webp", "tiff")),
         (b"no image", "no image of any kind that Pillow reads; write it as PNG or JPEG"),
         *((b"\0\0\0\x18ftyp" + brand + bytes(40), "HEIC by its content, and so no") for brand in (b"heic", b"mif1")),
+        (b"\x1f\x8b\x08\x00", "packed by gzip; unpack it"),
         *((start + b"><p>404", "a web page, .*; fetch it again") for start in (b"<!DOCTYPE html", b"\n<html")),
         (b"<htmlx>", "no image of any kind"),
         (bytes(128) + b"DICM", "DICOM by its content, and so no image of any kind that Pillow reads"),

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from emc2dist import files
 from emc2dist.config import Data
+from emc2dist.data.catalogue import splits_of
 from emc2dist.data.digits import DigitsImages
 from emc2dist.data.images import known_of_each, open_images
 from emc2dist.data.ingest import ingest
@@ -184,3 +186,28 @@ def test_drawings_that_are_the_same_are_of_one_group():
     assert all(len(found) == 1 for found in groups.values())
     assert all((found == {-1}) == (pixels.count(content) == 1) for content, found in groups.items())
     assert len(remarks) == 1
+
+
+@pytest.mark.parametrize("below", ["", "table"])
+@pytest.mark.parametrize(
+    ("log", "kind"),
+    [
+        ("_delta_log/00000000000000000000.json", "a Delta table"),
+        (".hoodie/hoodie.properties", "a Hudi table"),
+        ("metadata/v1.metadata.json", "an Iceberg table"),
+    ],
+)
+def test_a_table_whose_log_tells_which_files_count_is_refused(tmp_path, log, kind, below):
+    table = tmp_path / "set" / below
+    (table / log).parent.mkdir(parents=True)
+    folder(table, "part-0.parquet")
+    (table / log).write_text("{}")
+    with pytest.raises(DataError, match=rf"{table}: {kind}, whose log tells which of its Parquet files count"):
+        splits_of(files.at(tmp_path / "set"))
+
+
+def test_shards_of_two_writings_are_refused(tmp_path):
+    folder(tmp_path, *(f"train-{n:05}-of-{total:05}.parquet" for total in (2, 3) for n in range(total)))
+    message = r"train-00000-of-00002\.parquet and train-00000-of-00003\.parquet are of two writings of the same images"
+    with pytest.raises(DataError, match=message):
+        splits_of(files.at(tmp_path))

@@ -935,16 +935,24 @@ def test_a_finished_set_is_left_alone(run, pets, tmp_path, capsys):
 
 
 def test_another_job_is_not_mixed_with_an_unfinished_one(run, pets):
-    plant(pets, {"cat/junk.png": b"junk"})
+    plant(pets, {"dog/junk.png": b"junk"})
     with pytest.raises(DataError, match="junk"):
-        run(pets, rows_per_file=3)
+        run(pets, rows_per_file=3, keep_order=True)
     with pytest.raises(DataError, match=r"another job is unfinished here: rows_per_file 3 there, 4 here"):
-        run(pets, rows_per_file=4)
+        run(pets, rows_per_file=4, keep_order=True)
     plant(pets, {"emu/1.png": picture()})
     with pytest.raises(
         DataError, match=r"here: source \(its files have other names, sizes or times\), classes, splits"
     ):
-        run(pets, rows_per_file=3)
+        run(pets, rows_per_file=3, keep_order=True)
+
+
+def test_an_unfinished_one_of_which_nothing_is_there_gives_way(run, pets):
+    plant(pets, {"cat/junk.png": b""})
+    with pytest.raises(DataError, match=r"cat/junk\.png: the file is empty"):
+        run(pets)
+    (pets / "cat" / "junk.png").unlink()
+    assert run(pets)[0]["rows"] == {"train": 8}
 
 
 # Runs that are stopped and go on.
@@ -1460,6 +1468,8 @@ def test_what_is_packed_is_refused_with_what_to_do(run, tmp_path, name):
             "mnist_train.csv",
             r"a table is none of images: .*if it holds their pixels .* make an array of each row, and w",
         ),
+        ("scans/BRATS_000.nii.gz", r"volumes \(nibabel\.load .* of each slice make an array from 0 to 255"),
+        ("clips/a.MP4", r"videos \(ffmpeg"),
         ("train.pq", r"Parquet is known by its name: call it \*\.parquet"),
         ("a/b/train-0.parquet", r"give \S+/source/a/b, which holds train-0\.parquet"),
         (
@@ -1636,6 +1646,27 @@ def test_labels_that_could_be_others_are_refused(run, tmp_path, tables, message)
         run(source)
 
 
+def test_blanks_before_quotes_belong_to_no_class(run, tmp_path):
+    images = {f"{n}.png": picture() for n in range(3)}
+    text = b'filename, label\n0.png, "crane, bird"\n1.png, "crane, machine"\n2.png, "dog"\n'
+    source = plant(tmp_path / "cranes", images | {"labels.csv": text})
+    _, dest = run(source)
+    assert read_manifest(files.at(dest)).classes == ["crane, bird", "crane, machine", "dog"]
+
+
+def test_a_row_of_more_values_than_the_heading_names_is_refused(run, tmp_path):
+    text = b"filename,label\n0.png,crane, bird\n1.png,dog\n"
+    source = plant(tmp_path / "two", {"0.png": picture(), "1.png": picture(), "labels.csv": text})
+    with pytest.raises(DataError, match=r"labels\.csv: the row of 0\.png has 3 values, its heading 2; put values that"):
+        run(source)
+
+
+def test_what_somebody_submits_is_no_table_to_write_anew(run, tmp_path):
+    images = {f"train/{kind}/{n}.png": picture() for kind in "ab" for n in range(2)}
+    source = plant(tmp_path / "kaggle", images | {"test/0.png": picture(), "sample_submission.csv": b"id,label\n0,1\n"})
+    assert not any("tables" in remark for remark in run(source)[0]["remarks"])
+
+
 def test_a_file_of_labels_that_helps_nothing_is_named(run, tmp_path):
     images = {f"{name}.png": picture() for name in ("train/a/0", "train/b/1", "test/t0")}
     source = plant(tmp_path / "ab", images | {"test.csv": b"t0.png,unknown\n"})
@@ -1679,7 +1710,10 @@ def test_a_column_is_labels_only_where_the_heading_calls_it_so(run, tmp_path):
         ("0,cat\n1,dog\n", "its line '1, dog' names no image of test, such as test/00000.png"),
         ("image,label\nimg_0.jpg,cat\n", "its line 'img_0.jpg, cat' names no image of test, such as test/00000.png"),
         ("train/00000.png,cat\n", "its line 'train/00000.png, cat' names no image of test, such as test/00000.png"),
-        ("00000,3\n00001,4\n", "its '3' is no class of the training images"),
+        (
+            "00000,3\n00001,4\n",
+            "its '3' is no class of the training images; write the names of their folders in place of numbers",
+        ),
         ("", "it is empty"),
         ("image,label\n00000,\n00001,-1\n", "all labels of its column 2 are withheld (-1 or empty)"),
     ],
@@ -1982,7 +2016,7 @@ def test_classes_of_stylegan_are_those_of_its_table_and_not_of_its_folders(run, 
         assert any(told.startswith(remark) for told in summary["remarks"])
         if text == labels:
             assert table(dest).label.tolist() == [0, 1, 0, 1]
-    monkeypatch.setattr("emc2dist.data.ingest.annotations._LONGEST", len(labels) - 1)
+    monkeypatch.setattr("emc2dist.data.ingest.tables.LONGEST", len(labels) - 1)
     (moved / "dataset.json").write_bytes(labels)
     said = f"train: no labels are told by dataset.json: it is JSON of more than {len(labels) - 1} characters"
     assert said in run(moved, "long")[0]["remarks"]

@@ -161,6 +161,7 @@ def test_want_of_memory_names_what_takes_it(error):
     assert type(found) is RunError
     for words in ("out of memory: ", "batch_size (now 16)", "views.size (now 8)", "optimiser.accumulate (now 1)"):
         assert words in str(found)
+    assert "encode_chunk (now None)" in str(found)
 
 
 def test_what_ray_says_of_a_worker_that_could_not():

@@ -2,6 +2,8 @@
 
 import io
 import math
+import re
+from itertools import count
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +14,12 @@ from PIL import Image
 from safetensors.numpy import load_file
 from train.harness import Run, small_spec
 
+from emc2dist.data.images import open_images
 from emc2dist.errors import DataError, NonFiniteError, RunError
 from emc2dist.metrics import ROW
 from emc2dist.store import LocalStore, Pending
 from emc2dist.towers.batched import Packer
-from emc2dist.train import checkpoint, step
+from emc2dist.train import checkpoint, collectives, loop, step
 from emc2dist.train.step import Temperature
 
 KINDS = [
@@ -86,19 +89,12 @@ def test_false_negatives_are_counted_and_a_ceiling_waits_for_its_epoch(tmp_path)
 AUGMENTED = ["views.flip=0.5", "views.jitter_probability=0.8", "views.grey=0.2", "views.rotate=20", "views.blur=0.5"]
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [["negatives.kernel=isir", "negatives.draws=12"], ["negatives.kernel=mh", "negatives.carried=complete"]],
-    ids=" ".join,
-)
-def test_views_made_on_the_device_train_as_those_of_the_cpu(kind, tmp_path, monkeypatch):
+def test_views_made_on_the_device_train_as_those_of_the_cpu(tmp_path, monkeypatch):
     """Batches, draws, and what is encoded again; on a CPU the pixels are the same, and so are the numbers."""
     packed = []
     monkeypatch.setattr(Packer, "__call__", lambda *given, pack=Packer.__call__: packed.append(given) or pack(*given))
-    runs = [
-        Run(small_spec(f"views.made_on={where}", *AUGMENTED, *kind), tmp_path / where).go()
-        for where in ("cpu", "device")
-    ]
+    keys = [*AUGMENTED, "negatives.carried=complete", "negatives.draws=12"]
+    runs = [Run(small_spec(f"views.made_on={where}", *keys), tmp_path / where).go() for where in ("cpu", "device")]
     assert len(packed) > 12
     assert sum(runs[1].column("reencoded_images")) > 0
     assert runs[1].column("loss") == pytest.approx(runs[0].column("loss"), rel=1e-3)
@@ -266,6 +262,59 @@ def test_bf16_trains(tmp_path):
 def test_non_finite_features_name_rank_step_and_sample(tmp_path):
     with pytest.raises(NonFiniteError, match=r"rank 0, step \d+, sample \d+: .* lower lr"):
         Run(small_spec("lr=1e6", "optimiser.name=sgd", "optimiser.warmup_epochs=0"), tmp_path).go()
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [
+        (3, ["log_every=100"]),  # told in the next step
+        (3, ["log_every=100", "optimiser.accumulate=2", "batch_size=16"]),
+        (5, ["log_every=100"]),  # the last one of an epoch, before it is evaluated
+        (3, ["log_every=1"]),  # before its row
+        (3, ["log_every=100", "checkpoint.minutes=1e-9"]),  # before its checkpoint
+        (3, ["log_every=1", "objective=simclr"]),
+        (5, ["log_every=100", "objective=simclr"]),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else None,
+)
+def test_nothing_of_a_step_with_a_feature_that_is_not_finite_is_kept(bad, kind, tmp_path, monkeypatch):
+    """Not in the store, not in a checkpoint, not in a row."""
+    gather, exchange, commits = collectives.gather_features, LocalStore.exchange, []
+    steps = count()
+
+    def spoilt(features):
+        return torch.where(torch.arange(8).unsqueeze(1) == 6, math.nan, features) if next(steps) == bad else features
+
+    def watched(self, generation, commit, *arguments):
+        commits.append(commit)
+        return exchange(self, generation, commit, *arguments)
+
+    monkeypatch.setattr(collectives, "gather_features", lambda features: gather(spoilt(features)))
+    monkeypatch.setattr(LocalStore, "exchange", watched)
+    run = Run(small_spec(*kind), tmp_path)
+    sample = loop.order_for(run.spec, open_images(run.spec.data, "train")).batch(bad)[6]
+    with pytest.raises(NonFiniteError, match=rf"rank 0, step {bad}, sample {sample}: .* lower lr"):
+        run.go()
+    sent = [commit.step for commit in commits if commit is not None]
+    assert sent == ([] if "objective=simclr" in kind else list(range(bad)))
+    assert all(step <= bad for step in run.checkpoints)
+    assert all(math.isfinite(loss) for loss in run.column("loss"))
+    assert len(run.column("knn_accuracy")) == 1  # of the untrained encoder
+
+
+def test_a_carried_negative_whose_feature_is_not_finite_is_named(tmp_path, monkeypatch):
+    encode_again, calls = step.Trainer._encode_again, count()
+
+    def spoilt(*arguments):
+        features = encode_again(*arguments)
+        return features * math.nan if next(calls) == 3 else features
+
+    monkeypatch.setattr(step.Trainer, "_encode_again", spoilt)
+    run = Run(small_spec("negatives.kernel=isir", "log_every=100", "epochs=3"), tmp_path)
+    with pytest.raises(NonFiniteError, match=r"rank 0, step \d+, sample \d+: ") as caught:
+        run.go()
+    now, sample = map(int, re.findall(r"step (\d+), sample (\d+)", str(caught.value))[0])
+    assert sample not in loop.order_for(run.spec, open_images(run.spec.data, "train")).batch(now)
 
 
 def test_data_that_do_not_fit(tmp_path):

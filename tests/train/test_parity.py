@@ -86,13 +86,14 @@ def test_workers_and_shards_do_not_change_loss_or_gradient(kind, worlds, ray_clu
             torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0, msg=f"{name}, W={workers} S={shards}")
 
 
-def test_gradients_are_reduced_once_an_update(ray_cluster, ranks, tmp_path):
+@pytest.mark.parametrize("more", [[], ["encode_chunk=3"]], ids=str)
+def test_gradients_are_reduced_once_an_update(more, ray_cluster, ranks, tmp_path):
     """And are those of one process with the whole batch."""
     kind = [*EXACT, *ISIR, "batch_size=16", "optimiser.accumulate=2"]
     oracle = Run(small_spec(*kind), tmp_path / "oracle")
     oracle.folder.mkdir()
     oracle.go()
-    rows, found = train(ray_cluster, ranks, small_spec(*kind, "workers=2"), tmp_path / "two")
+    rows, found = train(ray_cluster, ranks, small_spec(*kind, "workers=2", *more), tmp_path / "two")
     assert [row["loss"] for row in rows if "loss" in row] == pytest.approx(oracle.column("loss"), abs=1e-6)
     for name, value in contents(oracle.checkpoints[12]).items():
         torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0, msg=name)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from emc2dist.core.balance import Balance
@@ -16,7 +17,8 @@ FEATURES = "feature"
 """The table of cached features, one row per sample; all other tables hold one value per anchor, [V] for each sample."""
 
 Encode = Callable[[str, Tensor, Tensor], Tensor]
-"""(side, samples int64 [m], numbers int64 [R, m] of their views) -> features [R, m, D], with gradient."""
+"""(side, samples int64 [m], numbers int64 [R, m] of their views, both on the CPU) -> features [R, m, D], with
+gradient."""
 
 Fact = Tensor | tuple[Tensor, Tensor]
 """A diagnostic: a scalar, or the total of a mean and its weight."""
@@ -35,6 +37,10 @@ class CachedRows:
     written_at: Tensor
     """int64 [n]: the step that wrote it."""
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "CachedRows":
+        """With every column changed."""
+        return CachedRows(**{name: change(column) for name, column in vars(self).items()})
+
 
 class Recall(NamedTuple):
     """What is remembered for one worker's A anchors in one step, of one denominator."""
@@ -45,6 +51,25 @@ class Recall(NamedTuple):
     """The cached features of the carried states, A rows (any content where not visited); None without a cache."""
     proposed: CachedRows | None = None
     """The K cache proposals of this step, the same for all workers; None without a cache."""
+    host: "Recall | None" = None
+    """The same on the CPU, where it came from: what the host knows without asking a GPU. None: it has to ask."""
+
+    @property
+    def on_host(self) -> "Recall":
+        """The same on the CPU; waits for a GPU unless `host` is there."""
+        return self.map(Tensor.cpu) if self.host is None else self.host
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, those of `host` left out, in the order in which `map` changes them."""
+        rows = [rows for rows in (self.carried, self.proposed) if rows is not None]
+        return [*self.columns.values(), *(column for one in rows for column in vars(one).values())]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Recall":
+        """With every tensor changed, and without `host`."""
+        columns = {name: change(column) for name, column in self.columns.items()}
+        carried, proposed = (None if rows is None else rows.map(change) for rows in (self.carried, self.proposed))
+        return Recall(columns, carried, proposed)
 
 
 @dataclass(frozen=True)
@@ -77,6 +102,23 @@ class Estimator(ABC):
     @abstractmethod
     def tables(self, what: Denominator, views: int, width: int) -> Schema:
         """What it remembers of each sample with `views` views and features `width` wide."""
+
+    def foreseen(
+        self, what: Denominator, columns: Mapping[str, Tensor], batch: Tensor, step: int, views: int
+    ) -> tuple[Tensor, Tensor]:
+        """The views that `estimate` will have encoded again whatever it finds: samples and numbers, int64 [m] each.
+
+        All on the CPU, and known a step ahead. None by default.
+
+        Args:
+            what: is to be estimated.
+            columns: what will be recalled, each [A], by anchor.
+            batch: int64 [B], the samples of all workers in that step.
+            step: its number.
+            views: V.
+        """
+        none = torch.zeros(0, dtype=torch.int64)
+        return none, none
 
     @abstractmethod
     def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:

@@ -28,6 +28,7 @@ importance sampling has it (docs/algorithm.md has the proof), at the price of so
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,7 +36,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from emc2dist.core.batch import Batch, locate
+from emc2dist.core.batch import Batch, fresh_numbers, locate
 from emc2dist.core.columns import Column, Schema
 from emc2dist.core.denominator import Denominator, Estimate
 from emc2dist.core.estimators.base import FEATURES, CachedRows, Encode, Estimator, Fact, Recall, Visit
@@ -43,6 +44,7 @@ from emc2dist.core.estimators.delayed_acceptance import accept, propose
 from emc2dist.core.estimators.moving_average import blended
 from emc2dist.core.streams import gumbels, uniforms
 from emc2dist.core.sweep import Kernel, Sweep, sweep
+from emc2dist.core.transfer import to_device
 
 _CARRIED_VIEW, _VIEW, _ROULETTE = 5, 6, 7  # lanes of a chain's random stream; sweeps and moves use 0 to 4
 
@@ -103,16 +105,46 @@ class Chain(Estimator):
         }
 
     @override
+    def foreseen(
+        self, what: Denominator, columns: Mapping[str, Tensor], batch: Tensor, step: int, views: int
+    ) -> tuple[Tensor, Tensor]:
+        if not (self._weighs_all or self._judges_all(what)):
+            return super().foreseen(what, columns, batch, step, views)
+        where, state = columns["visited"], columns["state"]
+        is_complete = self._is_complete(what)
+        if not is_complete:
+            _, here = locate(state, batch)
+            where = where & ~here
+        samples, numbers = state[where].unsqueeze(0), columns["view"][where].unsqueeze(0)
+        if is_complete:
+            others = fresh_numbers(step, views - 1, views).expand(-1, samples.shape[1])
+            numbers = torch.cat([numbers, others])
+        return samples.expand_as(numbers).flatten(), numbers.flatten()
+
+    @property
+    def _weighs_all(self) -> bool:
+        """Whether all that is carried is encoded again before the sweep."""
+        return self.carried == "complete" or (self.kernel == "isir" and self.carried == "reencode")
+
+    def _judges_all(self, what: Denominator) -> bool:
+        """Whether all that is carried is encoded again to see whether it is closed."""
+        return what.closing.ceiling is not None and self.carried != "cached"
+
+    def _is_complete(self, what: Denominator) -> bool:
+        """Whether what is encoded again has all V views, else one that stands for all."""
+        return self.carried == "complete" and what.views == "all"  # a slot's own views need none of the others
+
+    @override
     def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:
-        pool = _Pool(what, batch, encode, complete=self.carried == "complete")
+        pool = _Pool(what, batch, recall, encode, self._is_complete(what))
         carried = self._recalled(what, pool, recall)
         dropped = recall.columns["visited"] & ~carried.exists
         facts: dict[str, Fact] = {}
         if self.cache_proposals:
             carried, moved = self._move(pool, carried, recall)
             facts["cache_moves_ratio"] = moved.double().mean()
-        if self.carried == "complete" or (self.kernel == "isir" and self.carried == "reencode"):
-            carried = pool.refreshed(carried, carried.exists)
+        if self._weighs_all:
+            carried = pool.refreshed(carried, pool.existing(carried))
         visit = sweep(
             pool.proposals(carried),
             carried.score,
@@ -120,13 +152,6 @@ class Chain(Estimator):
             burn_in_fraction=0.5 if self.burn_in_fraction is None else self.burn_in_fraction,
             streams=batch.streams,
         )
-        weights = visit.weights
-        if self.kernel == "mh" and self.carried == "reencode":
-            carried = pool.refreshed(carried, carried.exists & (visit.carried_weight > 0))
-        elif self.carried == "roulette":
-            survives = ~carried.fresh & (uniforms(pool.streams, 1, lane=_ROULETTE).squeeze(1) < visit.carried_weight)
-            weights = torch.where(carried.fresh.unsqueeze(1), weights, staked(weights, survives))
-            carried = pool.refreshed(carried, survives)
         ages = _ages(batch, recall)
         facts |= _facts(visit) | {f"{name}_steps": _known(age) for name, age in ages.items()}
         visited = recall.columns["visited"]
@@ -134,6 +159,14 @@ class Chain(Estimator):
         if what.closing:
             facts["carried_closed_ratio"] = dropped.sum(), visited.sum()
         log_mean = self._log_mean(pool, recall)
+        weights = visit.weights
+        # Last of all, for here the host may wait for a GPU, which had better have something to do.
+        if self.kernel == "mh" and self.carried == "reencode":
+            carried = pool.refreshed(carried, pool.asked(carried.exists & (visit.carried_weight > 0)))
+        elif self.carried == "roulette":
+            survives = ~carried.fresh & (uniforms(pool.streams, 1, lane=_ROULETTE).squeeze(1) < visit.carried_weight)
+            weights = torch.where(carried.fresh.unsqueeze(1), weights, staked(weights, survives))
+            carried = pool.refreshed(carried, pool.asked(survives))
         estimate = pool.estimate(carried, weights, log_mean)
         state = estimate.index.gather(1, visit.state.unsqueeze(1)).squeeze(1)
         remember = {
@@ -153,10 +186,11 @@ class Chain(Estimator):
         cached = pool.score_cached(recall.carried).masked_fill(~visited, -torch.inf)
         carried = Carried(columns["state"], cached, columns["view"], torch.zeros_like(visited))
         if not pool.complete:
-            here = pool.find(carried.state)
+            here, where = pool.find(pool.recall.columns["state"])
             carried = carried.replaced(visited & here.fresh, here)
-        if what.closing.ceiling is not None and self.carried != "cached":
-            carried = pool.refreshed(carried, visited)
+            pool.leave(where)
+        if self._judges_all(what):
+            carried = pool.refreshed(carried, pool.stale)
         return carried
 
     def _log_mean(self, pool: "_Pool", recall: Recall) -> Tensor | None:
@@ -166,18 +200,23 @@ class Chain(Estimator):
 
     def _move(self, pool: "_Pool", carried: Carried, recall: Recall) -> tuple[Carried, Tensor]:
         """Delayed acceptance of one of the K cached rows by each chain; also which chains moved, bool [A]."""
+        rows, on_host = recall.proposed, pool.recall.proposed
         assert recall.carried is not None
-        assert recall.proposed is not None
-        rows = recall.proposed
+        assert rows is not None
+        assert on_host is not None
         with torch.no_grad():
             is_carried = (rows.index == carried.state.unsqueeze(1)) & carried.exists.unsqueeze(1)
             stale = pool.score_rows(rows).masked_fill(is_carried, -torch.inf)
             stale_carried = pool.score_cached(recall.carried).masked_fill(~carried.exists, -torch.inf)
             proposal = propose(stale, stale_carried, pool.streams)
-        carried = pool.refreshed(carried, carried.exists & proposal.moves)
-        row = pool.find(rows.index[proposal.row])
-        row = pool.fresh(row, pool.fresh_views(), proposal.moves if pool.complete else proposal.moves & ~row.fresh)
+        chosen, moves, exists = pool.told(proposal.row, proposal.moves, carried.exists)
+        moves = moves.bool()
+        carried = pool.refreshed(carried, moves & exists.bool())
+        samples = on_host.index[chosen]
+        row, here = pool.find(samples)
+        row = pool.fresh(row, samples, pool.fresh_views(), moves if pool.complete else moves & ~here)
         moved = accept(proposal, row.score.detach(), carried.score.detach(), pool.streams)
+        pool.leave(moves)
         return carried.replaced(moved, row), moved
 
 
@@ -193,26 +232,36 @@ def staked(weights: Tensor, survives: Tensor) -> Tensor:
 
 
 class _Pool:
-    """Everything that one visit can be contrasted with: batch, draws, cached rows, and what is encoded again."""
+    """Everything that one visit can be contrasted with: batch, draws, cached rows, and what is encoded again.
 
-    def __init__(self, what: Denominator, batch: Batch, encode: Encode, complete: bool) -> None:
+    Which images are encoded again the host has to know, to have them made into views. What was recalled it has on the
+    CPU; only what this visit itself decides it must ask a GPU for, and wait (`asked`, `told`).
+    """
+
+    def __init__(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode, complete: bool) -> None:
         """Begin; `complete`: what is encoded again has all V views, else one that stands for all."""
         assert batch.streams is not None, "a chain draws"
         self._what, self._batch, self._encode = what, batch, encode
         self._keys = batch.sides[what.keys].all
         self._scores, self._index, self._one_sided, self._count = what.candidates(batch)
         self.streams = batch.streams
-        self.complete = complete and what.views == "all"  # a slot's own views need none of the others
+        self.complete = complete
+        self.recall = recall.on_host
+        """What was recalled, on the CPU."""
+        self.stale = self.recall.columns["visited"]
+        """bool [A], on the CPU: which chains carry what they were recalled with, scored by its cached feature alone."""
 
     def log_mean(self) -> Tensor:
         """[A]: log of the mean of w exp s over batch and draws; a closed one counts as 0."""
         return self._scores.detach().logsumexp(1) - self._count.log()
 
-    def find(self, samples: Tensor) -> Carried:
-        """One sample per anchor [A], as it is in the batch; `fresh` tells where it is."""
-        slot, here = locate(samples, self._batch.index)
+    def find(self, samples: Tensor) -> tuple[Carried, Tensor]:
+        """One sample per anchor [A], given on the CPU, as it is in the batch; and where it is, bool [A] on the CPU."""
+        slot, where = locate(samples, self._batch.index_on_host)
+        samples, slot, here = to_device((samples, slot, where), self._scores.device)
         score = self._scores.gather(1, slot.unsqueeze(1)).squeeze(1)
-        return Carried(samples, score.masked_fill(~here, -torch.inf), self._batch_view(slot, _CARRIED_VIEW), here)
+        view = self._batch_view(slot, _CARRIED_VIEW)
+        return Carried(samples, score.masked_fill(~here, -torch.inf), view, here), where
 
     def score_cached(self, rows: CachedRows) -> Tensor:
         """[A]: one cached row per anchor; -inf where it holds no feature. Gradient to the anchor alone."""
@@ -225,31 +274,59 @@ class _Pool:
         return self._what.scores(self._batch, keys, rows.index).masked_fill(~rows.present, -torch.inf)
 
     def fresh_views(self) -> Tensor:
-        """int64 [V or 1, 1]: the numbers of this step's fresh views, as many as stand for a sample."""
+        """int64 [V or 1, 1], on the CPU: the numbers of this step's fresh views, as many as stand for a sample."""
         views = self._batch.views
-        return self._batch.view_numbers(views, views if self.complete else 1)
+        return fresh_numbers(self._batch.step, views if self.complete else 1, views)
 
-    def fresh(self, carried: Carried, views: Tensor, where: Tensor) -> Carried:
-        """The samples at `where` [A] encoded again by views numbered [R, A or 1]; elsewhere as they were."""
-        rows = where.nonzero().squeeze(1)  # once: every mask that indexes makes the host wait for a GPU
+    def existing(self, carried: Carried) -> Tensor:
+        """bool [A], on the CPU: which stale states exist. Nothing has to be asked where nothing can be closed."""
+        if self._what.closing or self._what.log_weight is not None:
+            return self.asked(carried.exists)
+        assert self.recall.carried is not None
+        return self.stale & self.recall.carried.present
+
+    def asked(self, where: Tensor) -> Tensor:
+        """bool [A] on the CPU: which stale states are at `where`; waits for a GPU if there are any."""
+        return self.stale & where.cpu() if self.stale.any() else self.stale
+
+    def told(self, *decided: Tensor) -> Tensor:
+        """int64 [n, A] on the CPU: n tensors [A]; waits for a GPU."""
+        return torch.stack([one.long() for one in decided]).cpu()
+
+    def leave(self, where: Tensor) -> None:
+        """The chains at `where` bool [A], on the CPU, are not stale any more."""
+        self.stale = self.stale & ~where
+
+    def fresh(self, carried: Carried, samples: Tensor, views: Tensor, where: Tensor) -> Carried:
+        """The states at `where` [A] encoded again; elsewhere as they were.
+
+        Args:
+            carried: what the chains carry.
+            samples: int64 [A], on the CPU: the states.
+            views: int64 [R, A or 1], on the CPU: the numbers of the views to encode.
+            where: bool [A], on the CPU.
+        """
+        rows = where.nonzero().squeeze(1)
         if not len(rows):
             return carried
-        samples = carried.state
         views = views.expand(-1, len(samples))
         again = self._encode(self._what.keys, samples[rows], views[:, rows])
-        keys = again.new_zeros(len(again), *samples.shape, again.shape[-1]).index_copy(1, rows, again)
+        rows, views, where = to_device((rows, views, where), again.device)
+        keys = again.new_zeros(len(again), len(samples), again.shape[-1]).index_copy(1, rows, again)
         keys = keys.to(self._scores.dtype)
-        score = self._what.score_each(self._batch, keys, samples)
+        score = self._what.score_each(self._batch, keys, carried.state)
         view = self._drawn_view(keys.detach(), views, _CARRIED_VIEW)
-        return carried.replaced(where, Carried(samples, score, view, torch.ones_like(where)))
+        return carried.replaced(where, Carried(carried.state, score, view, torch.ones_like(where)))
 
     def refreshed(self, carried: Carried, where: Tensor) -> Carried:
-        """Carried states at `where` [A] scored by fresh features, where they are not yet."""
-        views = carried.view.unsqueeze(0)
+        """Stale states at `where` bool [A], on the CPU, scored by fresh features."""
+        views = self.recall.columns["view"].unsqueeze(0)
         if self.complete:
-            others = self._batch.view_numbers(self._batch.views, self._batch.views - 1)
+            others = fresh_numbers(self._batch.step, self._batch.views - 1, self._batch.views)
             views = torch.cat([views, others.expand(-1, len(where))])
-        return self.fresh(carried, views, where & ~carried.fresh)
+        carried = self.fresh(carried, self.recall.columns["state"], views, where & self.stale)
+        self.leave(where)
+        return carried
 
     def view_of(self, state: Tensor, carried: Carried) -> Tensor:
         """int64 [A]: the number of the view that goes on with each chain, by the column int64 [A] that it ended on."""

@@ -14,19 +14,31 @@ the column that it calls `label` or `class`, or the headings of columns of which
 of a split, and each once. A column that is headed `split` must tell the splits that the images' folders tell.
 """
 
-import csv
-import json
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from emc2dist.data import pointers
+from emc2dist.data.ingest.label_columns import (
+    ImagesByCell,
+    by_content,
+    composed,
+    headed,
+    image_column,
+    is_heading,
+    is_withheld,
+    kind_of,
+    loosely,
+    one_hot,
+    tells_other,
+    with_class,
+    word,
+)
 from emc2dist.data.ingest.source import EXTENSIONS, printable
+from emc2dist.data.ingest.tables import HELP, LONGEST, Row, Unlabelled, Unusable, rows_of
 from emc2dist.data.splits import COLUMNS, split_of, tells_split
 from emc2dist.errors import DataError
 
@@ -36,35 +48,14 @@ TABLES = (".csv", ".tsv", ".jsonl", ".json", ".xlsx", ".mat")
 """Extensions of tables, of which some cannot be read here."""
 _OF_ALL_SPLITS = ("label", "labels", "metadata", "annotation", "annotations", "dataset")
 _GUESSES = re.compile("submission|predict", re.IGNORECASE)  # these hold what somebody's model says
-_HEADINGS = (
-    "label", "labels", "finelabel", "class", "classname", "classid", "cls", "target", "category", "y",
-    "predictionstring",
-)  # fmt: skip
-"""In lower case, without spaces and the like; the first that is there counts. The last is Kaggle's for ImageNet."""
-_WITHHELD = ("", "-1", "-1.0", "null", "nan")
-_BITS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
-_WHOLE = re.compile(r"\d+\.0")  # as pandas writes whole numbers where some are missing
-_BOXES = re.compile(r"(\S+)( -?[\d.]+)+( \1( -?[\d.]+)+)*")  # as LOC_val_solution.csv has them after the class
 _SHOWN = 3  # files that a remark names
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')  # of JSON
-_LONGEST = 2**26  # bytes of a list of splits, or of JSON
 _HEAD = 2**12  # bytes of a text, which tell whether it is a table
 _SHOWN_CHARACTERS = 60  # of a line
 _LABELS_ARE = (
     "labels are those of a labels.csv or metadata.csv, or of a table called as its split, beside the images or above, "
     "in the column that a heading calls `label`: write one, if these hold labels"
 )
-_HELP = "move the file elsewhere to do without it"
-
-Row = list[str]
-
-
-class _Unusable(Exception):
-    """Why a file tells no labels."""
-
-
-class _Unlabelled(_Unusable):
-    """A file tells that no image has a label."""
 
 
 class _OtherSplit(DataError):
@@ -119,7 +110,7 @@ class Annotations:
         for file in self._candidates(split, names):
             try:
                 found = self._labels(file, split, names, classes)
-            except _Unusable as error:
+            except Unusable as error:
                 self._unused.setdefault(file, f"{split}: no labels are told by {printable(file)}: {error}")
             else:
                 told[file] = _complete(self._named(file), split, names, found), found.column + found.odd
@@ -140,12 +131,12 @@ class Annotations:
                 found = self._labels(file, split, names, None)
             except _OtherSplit:
                 raise
-            except _Unlabelled as error:
+            except Unlabelled as error:
                 raise DataError(
                     f"{self._named(file)}: {error}, and by the images' folders they have classes; if the folders are "
-                    f"none, take no labels with --no-labels; if they are, {_HELP}"
+                    f"none, take no labels with --no-labels; if they are, {HELP}"
                 ) from error
-            except (_Unusable, DataError):
+            except (Unusable, DataError):
                 continue
             self.used.add(file)
             pairs = {(kinds[name], kind) for name, kind in found.kinds.items() if kind}
@@ -173,6 +164,7 @@ class Annotations:
         apart = {*of_images, *others, *self._unused}
         left = [name for name in left if name not in apart]
         tables = [name for name in left if PurePosixPath(name).suffix.lower() in TABLES or self._is_table(name)]
+        tables = [name for name in tables if not _GUESSES.search(name)]
         lists = [name for name in left if (name not in tables or not wanting) and _tells_any_split(name)]
         if not self.labels:
             of_images, tables = [], []
@@ -227,20 +219,20 @@ class Annotations:
         for name in self.names:
             folders = name.split("/")
             for ending in ("/".join(folders[level:]) for level in range(len(folders))):
-                for key in map(_composed, (ending, ending.rpartition(".")[0])):
+                for key in map(composed, (ending, ending.rpartition(".")[0])):
                     found[key] = name if found.get(key, name) == name else None
         return found
 
     def _named_by(self, file: str) -> set[str]:
         """The images that a list names, each by the end of its path: with their extensions where any is named so."""
         try:
-            content = (self.root / file).read_bytes() if (self.root / file).stat().st_size <= _LONGEST else b""
+            content = (self.root / file).read_bytes() if (self.root / file).stat().st_size <= LONGEST else b""
         except OSError:  # it is not needed
             return set()
         text = content.decode(errors="replace")
         cells = set(_STRING.findall(text) if ".json" in PurePosixPath(file).suffix.lower() else text.splitlines())
         cells |= {cell for line in cells for cell in re.split(r"[\s,;]+", line)}
-        found = {cell: name for cell in cells if (name := self._by_ending.get(_composed(cell.strip(" \"'"))))}
+        found = {cell: name for cell in cells if (name := self._by_ending.get(composed(cell.strip(" \"'"))))}
         exact = {name for cell, name in found.items() if cell.strip(" \"'").endswith(PurePosixPath(name).suffix)}
         return exact or set(found.values())
 
@@ -259,67 +251,67 @@ class Annotations:
         return printable(str(self.root / file))
 
     def _labels(self, file: str, split: str, names: Sequence[str], classes: set[str] | None) -> _Labels:
-        """What a file tells of the images. Raises _Unusable."""
+        """What a file tells of the images. Raises Unusable."""
         folder = PurePosixPath(file).parent
         below = names if not _is_of_all(file) else [n for n in self.names if PurePosixPath(n).is_relative_to(folder)]
-        images = _Images(folder, below, split, set(names))
-        rows = [[_composed(cell.strip()) for cell in row] for row in _rows(self.root / file)]
+        images = ImagesByCell(folder, below, split, set(names))
+        rows = [[composed(cell.strip()) for cell in row] for row in rows_of(self.root / file)]
         if not rows:
-            raise _Unusable("it is empty")
-        headed = sorted((_HEADINGS.index(word), n) for n, word in enumerate(map(_word, rows[0])) if word in _HEADINGS)
-        labels = [n for _, n in headed]
-        of_images = _image_column(self._named(file), rows, images, labels, classes)
-        loosely = of_images is None
+            raise Unusable("it is empty")
+        labels = headed(rows[0])
+        of_images = image_column(self._named(file), rows, images, labels, classes)
+        otherwise = of_images is None
         if of_images is None:
-            images = _Images(folder, below, split, set(names), _loosely)
-            of_images = _image_column(self._named(file), rows, images, labels, classes)
+            images = ImagesByCell(folder, below, split, set(names), loosely)
+            of_images = image_column(self._named(file), rows, images, labels, classes)
         if of_images is None:
-            self._refuse_unclear(file, rows, _Images(folder, names, split, set(names), _loosely))
+            self._refuse_unclear(file, rows, ImagesByCell(folder, names, split, set(names), loosely))
             line = ", ".join(rows[min(1, len(rows) - 1)])[:_SHOWN_CHARACTERS]
-            raise _Unusable(f"its line {line!r} names no image of {split}, such as {names[0]}")
-        if not labels and (hot := _one_hot(rows, of_images, images, classes)):
-            labels, rows = [len(rows[0])], _with_class(rows, hot)
-        heading = rows[0] if labels or _is_heading(rows[0], of_images, images, classes) else None
+            raise Unusable(f"its line {line!r} names no image of {split}, such as {names[0]}")
+        if not labels and (hot := one_hot(rows, of_images, images, classes)):
+            labels, rows = [len(rows[0])], with_class(rows, hot)
+        heading = rows[0] if labels or is_heading(rows[0], of_images, images, classes) else None
         self._note_strays(file, rows, 0 if heading is None else 1, of_images, images)
         rows = [row for row in rows if of_images < len(row) and images.find(row[of_images])]
         if heading is not None:
+            self._check_widths(file, heading, [(row[of_images], row) for row in rows])
             self._check_splits(file, split, heading, [(row[of_images], row) for row in rows])
         if heading is None and (classes is None or _is_of_all(file)):
-            raise _Unusable("it has no heading that calls a column `label`")
+            raise Unusable("it has no heading that calls a column `label`")
         if not labels:
-            labels = _by_content(self._named(file), rows, of_images, heading, classes or set())
-        whole = [n for n in labels if all(_kind(row, n, classes) or _is_withheld(row, n) for row in rows)]
+            labels = by_content(self._named(file), rows, of_images, heading, classes or set())
+        whole = [n for n in labels if all(kind_of(row, n, classes) or is_withheld(row, n) for row in rows)]
         column = (whole or labels)[0]
-        if all(_is_withheld(row, column) for row in rows):
-            raise _Unusable(f"all labels of its column {column + 1} are withheld (-1 or empty)")
+        if all(is_withheld(row, column) for row in rows):
+            raise Unusable(f"all labels of its column {column + 1} are withheld (-1 or empty)")
         kinds: dict[str, str | None] = {}
         for row in rows:
-            name, kind = images.find(row[of_images]), _kind(row, column, classes)
+            name, kind = images.find(row[of_images]), kind_of(row, column, classes)
             assert name is not None, "other rows were left out"
-            if kind is None and not _is_withheld(row, column):
+            if kind is None and not is_withheld(row, column):
                 raise DataError(
                     f"{self._named(file)}: column {column + 1} tells {row[column]!r} of {name}, which is no class of "
-                    f"the training images; correct it, or {_HELP}"
+                    f"the training images; correct it, or {HELP}"
                 )
             if kinds.setdefault(name, kind) != kind:
                 two = f"tells two classes of {name}, {kinds[name]} and {kind}"
                 if classes is None:  # as where an image shows several things
-                    raise _Unusable(f"it {two}")
+                    raise Unusable(f"it {two}")
                 raise DataError(f"{self._named(file)}: {two}; keep the right one")
-        odd = "; its names differ from the images' in capitals or extension, as {} from {}" if loosely else ""
+        odd = "; its names differ from the images' in capitals or extension, as {} from {}" if otherwise else ""
         odd = odd.format(rows[0][of_images], images.find(rows[0][of_images]))
         return _Labels(kinds, f"`{heading[column]}`" if heading else str(column + 1), odd)
 
-    def _refuse_unclear(self, file: str, rows: list[Row], own: "_Images") -> None:
+    def _refuse_unclear(self, file: str, rows: list[Row], own: "ImagesByCell") -> None:
         """Raise DataError where a cell is the name of several images of a split but for capitals or extension."""
         for cell in (cell for row in rows for cell in row if PurePosixPath(cell).suffix.lower() in EXTENSIONS):
             if own.is_known(cell) and own.find(cell) is None:
                 raise DataError(
                     f"{self._named(file)}: {cell} is the name of no image, and but for capitals or extension that of "
-                    f"several; write the names that the images have, or {_HELP}"
+                    f"several; write the names that the images have, or {HELP}"
                 )
 
-    def _note_strays(self, file: str, rows: list[Row], first: int, of_images: int, images: "_Images") -> None:
+    def _note_strays(self, file: str, rows: list[Row], first: int, of_images: int, images: "ImagesByCell") -> None:
         """Note the rows that name no image of a split, nor of those before."""
         numbered = list(enumerate(rows))[first:]
         told = {n: row[of_images] if of_images < len(row) else "" for n, row in numbered if any(row)}
@@ -327,11 +319,20 @@ class Annotations:
         before = self._strays.get(file, strays)
         self._rows[file], self._strays[file] = len(told), {n: cell for n, cell in strays.items() if n in before}
 
+    def _check_widths(self, file: str, heading: Row, rows: list[tuple[str, Row]]) -> None:
+        """Raise DataError where a row holds more than the heading names; `rows` are by images."""
+        for image, row in rows:
+            if any(row[len(heading) :]):
+                raise DataError(
+                    f"{self._named(file)}: the row of {image} has {len(row)} values, its heading {len(heading)}; put "
+                    "values that hold a separator in quotes"
+                )
+
     def _check_splits(self, file: str, split: str, heading: Row, rows: list[tuple[str, Row]]) -> None:
         """Raise _OtherSplit where a column tells another split of an image than its folder; `rows` are by images."""
-        for column in (n for n, word in enumerate(map(_word, heading)) if word in COLUMNS):
+        for column in (n for n, called in enumerate(map(word, heading)) if called in COLUMNS):
             told = [(row[column], image) for image, row in rows if column < len(row)]
-            others = [(cell, image) for cell, image in told if _tells_other(cell, split_of(split))]
+            others = [(cell, image) for cell, image in told if tells_other(cell, split_of(split))]
             if others:
                 cell, image = others[0]
                 raise _OtherSplit(
@@ -341,62 +342,6 @@ class Annotations:
                 )
 
 
-def _composed(text: str) -> str:
-    """macOS writes accents as characters of their own."""
-    return unicodedata.normalize("NFC", text)
-
-
-def _loosely(name: str) -> str:
-    """A name without what people change: capitals, and the extension of an image."""
-    path = PurePosixPath(_composed(name).lower())
-    return str(path.with_suffix("") if path.suffix in EXTENSIONS else path)
-
-
-class _Images:
-    """Images of a split by what a cell may call them: a path, from the table's folder or the root, or a mere name.
-
-    Names that several of `names` have are none. `key` makes the same text of what is the same name.
-    """
-
-    def __init__(
-        self,
-        folder: PurePosixPath,
-        names: Sequence[str],
-        split: str,
-        own: set[str],
-        key: Callable[[str], str] = _composed,
-    ) -> None:
-        self._by_path, self._by_name = dict[str, str | None](), dict[str, str | None]()
-        self._split, self._own, self._key = split_of(split), own, key
-        prefix = "" if folder == PurePosixPath() else f"{folder}/"
-        for name in names:
-            for path in {name, name.removeprefix(prefix)}:
-                self._note(self._by_path, path, name)
-            self._note(self._by_name, name.rpartition("/")[2], name)
-
-    def _note(self, found: dict[str, str | None], called: str, name: str) -> None:
-        for key in map(self._key, (called, called.rpartition(".")[0])):
-            found[key] = name if found.get(key, name) == name else None
-
-    def find(self, cell: str) -> str | None:
-        """The image of the split that a cell names, if any."""
-        path, last = self._keys(cell)
-        found = self._by_path.get(path, self._by_name.get(last))
-        return found if found in self._own else None
-
-    def is_known(self, cell: str) -> bool:
-        """Whether a cell names an image, or several, of this split or another."""
-        path, last = self._keys(cell)
-        return path in self._by_path or last in self._by_name
-
-    def _keys(self, cell: str) -> tuple[str, str]:
-        """The path that a cell is, and the mere name; no name where its folders tell another split."""
-        path = cell.replace("\\", "/").removeprefix("./")
-        folders, _, last = path.rpartition("/")
-        told = any(_tells_other(part, self._split) for part in folders.split("/"))
-        return self._key(path), "" if told else self._key(last)
-
-
 def _complete(file: str, split: str, names: Sequence[str], found: _Labels) -> list[str | None]:
     """The class of each image of a split, None where it is withheld. Raises DataError where one is left out."""
     kinds = list[str | None]()
@@ -404,116 +349,10 @@ def _complete(file: str, split: str, names: Sequence[str], found: _Labels) -> li
         if name not in found.kinds:
             raise DataError(
                 f"{file}: tells the classes of {len(found.kinds)} of {len(names)} images of {split}, and not that of "
-                f"{name}; complete it, or {_HELP}"
+                f"{name}; complete it, or {HELP}"
             )
         kinds.append(found.kinds[name])
     return kinds
-
-
-def _image_column(
-    file: str, rows: list[Row], images: _Images, labels: list[int], classes: set[str] | None
-) -> int | None:
-    """The column that names most images, if any; those that are headed as labels name none."""
-    exact, all_of_them = Counter[int](), Counter[int]()
-    for row in rows:
-        for n, cell in enumerate(row):
-            name = None if n in labels else images.find(cell)
-            if name is not None:
-                all_of_them[n] += 1
-                # or a column of numbers names 0.png, 1.png, ...
-                exact[n] += PurePosixPath(cell).suffix.lower() in EXTENSIONS
-    ranks = sorted(((exact[n], count, n) for n, count in all_of_them.items()), reverse=True)
-    if len(ranks) > 1 and ranks[0][:2] == ranks[1][:2]:
-        if classes is None and not labels:
-            raise _Unusable("it has no heading that calls a column `label`")
-        raise DataError(
-            f"{file}: columns {ranks[1][2] + 1} and {ranks[0][2] + 1} could both name the images; give it a "
-            "heading that calls the other one `label`"
-        )
-    return ranks[0][2] if ranks else None
-
-
-def _is_heading(row: Row, of_images: int, images: _Images, classes: set[str] | None) -> bool:
-    """Whether a first line names neither an image nor a class."""
-    names_image = of_images < len(row) and images.find(row[of_images]) is not None
-    return not names_image and not any(_kind(row, n, classes or set()) for n in range(len(row)))
-
-
-def _one_hot(rows: list[Row], of_images: int, images: _Images, classes: set[str] | None) -> list[int]:
-    """The columns headed by classes, where each row holds 1 in one of these and 0 in the others; else none.
-
-    Raises _Unusable where there are such columns with other numbers of 1 in a row, and nothing else tells classes.
-    """
-    heading, *others = rows
-    told = [row for row in others if of_images < len(row) and images.find(row[of_images])]
-    columns = [n for n, word in enumerate(heading) if n != of_images and word and not tells_split(word)]
-    columns = [n for n in columns if all(n < len(row) and row[n].lower() in _BITS for row in told)]
-    if not told or len(columns) < 2 or images.find(heading[of_images]):
-        return []
-    if len({heading[n] for n in columns}) == len(columns) and all(
-        sum(_BITS[row[n].lower()] for n in columns) == 1 for row in told
-    ):
-        return columns
-    if classes is None:
-        raise _Unusable(
-            f"its columns {_several(heading, columns)} hold 0 and 1, and not one 1 in each row; write the class of "
-            "each image into a column `label`"
-        )
-    return []
-
-
-def _with_class(rows: list[Row], columns: list[int]) -> list[Row]:
-    """The rows with a further column, the class: what heads the one of these columns that holds 1."""
-    heading, *others = rows
-    headed = [*heading, f"{_several(heading, columns)}: the one that holds 1"]
-    kinds = [[heading[n] for n in columns if n < len(row) and _BITS.get(row[n].lower())] for row in others]
-    width = len(heading)
-    return [headed] + [
-        [*row[:width], *[""] * (width - len(row)), *kind[:1]] for row, kind in zip(others, kinds, strict=True)
-    ]
-
-
-def _several(heading: Row, columns: list[int]) -> str:
-    return ", ".join(heading[n] for n in columns[:_SHOWN]) + (", ..." if len(columns) > _SHOWN else "")
-
-
-def _by_content(file: str, rows: list[Row], of_images: int, heading: Row | None, classes: set[str]) -> list[int]:
-    """The only column that holds classes alone, where no heading calls any so. Raises _Unusable where none does."""
-    width = len(rows[0])
-    columns = [n for n in range(width) if n != of_images and all(_kind(row, n, classes) for row in rows)]
-    if heading is not None and columns:
-        called = " or ".join(f"`{heading[n]}`" if n < len(heading) else str(n + 1) for n in columns)
-        raise DataError(
-            f"{file}: its heading calls no column `label`, and {called} could be the classes; call the classes "
-            f"`label`, or {_HELP}"
-        )
-    if heading is not None:
-        raise _Unusable(f"its heading calls no column `label` ({', '.join(heading)}); call that so which is, if one is")
-    if not columns:
-        cells = [cell for row in rows for n, cell in enumerate(row) if n != of_images and not _kind(row, n, classes)]
-        raise _Unusable(f"its {cells[0]!r} is no class of the training images" if cells else "it has one column")
-    if len(columns) > 1:
-        raise DataError(
-            f"{file}: columns {', '.join(str(n + 1) for n in columns)} could all be the classes; give it a heading "
-            "that calls one `label`, or leave out the others"
-        )
-    return columns
-
-
-def _kind(row: Row, column: int, classes: set[str] | None) -> str | None:
-    """The class that a cell names: the whole of it, or what stands before the numbers of boxes."""
-    if column >= len(row):
-        return None
-    cell = row[column]
-    whole = cell.removesuffix(".0") if _WHOLE.fullmatch(cell) else cell
-    if classes is None:
-        return None if _is_withheld(row, column) else whole
-    boxes = _BOXES.fullmatch(cell)
-    return next((name for name in (cell, whole, boxes and boxes[1]) if name in classes), None)
-
-
-def _is_withheld(row: Row, column: int) -> bool:
-    return column >= len(row) or row[column].lower() in _WITHHELD
 
 
 def _tells(name: str, split: str) -> bool:
@@ -556,13 +395,6 @@ def _tells_any_split(name: str) -> bool:
         return True
 
 
-def _tells_other(folder: str, split: str | None) -> bool:
-    try:
-        return split_of(folder) not in (None, split)
-    except DataError:  # of two splits
-        return False
-
-
 def _is_of_all(name: str) -> bool:
     return PurePosixPath(name).stem.lower() in _OF_ALL_SPLITS
 
@@ -575,58 +407,3 @@ def _up(folder: str) -> Iterator[PurePosixPath]:
 def _listed(names: list[str], what: str) -> str:
     shown = ", ".join(map(printable, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
     return f"{len(names)} {what} ({shown}) were"
-
-
-def _word(cell: str) -> str:
-    return re.sub(r"[\W_]", "", cell.lower())
-
-
-def _rows(file: Path) -> Iterator[Row]:
-    text = pointers.text(file)
-    if file.suffix.lower() in (".jsonl", ".json"):
-        yield from _objects(text) if file.suffix.lower() == ".jsonl" else _pairs(text)
-        return
-    first = text.partition("\n")[0]
-    if file.suffix.lower() != ".csv" and "," not in first:
-        separator = "\t" if "\t" in first else None
-        yield from (line.split(separator) for line in text.splitlines())
-        return
-    separator = max(",;\t", key=first.count)
-    try:
-        yield from csv.reader(text.splitlines(), delimiter=separator)
-    except csv.Error as error:
-        raise DataError(f"{file}: no table of values ({error}); correct it, or {_HELP}") from error
-
-
-def _objects(text: str) -> Iterator[Row]:
-    """Lines of JSON objects as rows, with their keys for a heading. Raises _Unusable."""
-    try:
-        objects = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, RecursionError) as error:
-        raise _Unusable(f"it is no JSON of one object a line ({error})") from error
-    if not all(isinstance(one, dict) for one in objects):
-        raise _Unusable("it is no JSON of one object a line")
-    keys = list(dict.fromkeys(key for one in objects for key in one))
-    if keys:
-        yield keys
-    for one in objects:
-        yield ["" if one.get(key) is None else str(one[key]) for key in keys]
-
-
-def _pairs(text: str) -> Iterator[Row]:
-    """Pairs of an image and its class, under `labels` of a JSON object, as rows with a heading. Raises _Unusable."""
-    if len(text) > _LONGEST:
-        raise _Unusable(f"it is JSON of more than {_LONGEST} characters")
-    try:
-        told = json.loads(text)
-    except (ValueError, RecursionError):
-        told = ...
-    pairs = told.get("labels", ...) if isinstance(told, dict) else ...
-    if pairs is None:
-        raise _Unlabelled("its `labels` are null")
-    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise _Unusable(
-            "it holds no pairs of image and class under `labels`; write it as labels.csv, if it tells classes"
-        )
-    yield ["image", "label"]
-    yield from (["" if cell is None else str(cell) for cell in pair] for pair in pairs)

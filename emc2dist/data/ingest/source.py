@@ -46,6 +46,14 @@ _INSTEAD = {
         f"records of another loader: {_AS_FILES}",
     ),
     **dict.fromkeys(
+        (".nii", ".nrrd", ".mha", ".mhd"),
+        f"volumes (nibabel.load or SimpleITK.ReadImage): of each slice make an array from 0 to 255, and {_AS_PNG}",
+    ),
+    **dict.fromkeys((".svs", ".ndpi", ".mrxs"), f"whole slides (openslide): cut them into tiles, and {_AS_FILES}"),
+    **dict.fromkeys(
+        (".mp4", ".avi", ".mov", ".mkv", ".webm"), f"videos (ffmpeg -i FILE %06d.jpg writes frames): {_AS_FILES}"
+    ),
+    **dict.fromkeys(
         (".csv", ".tsv"),
         "a table is none of images: give the folder that they lie in; or if it holds their pixels (pandas.read_csv), "
         f"make an array of each row, and {_AS_PNG}",
@@ -146,10 +154,12 @@ def instead(name: str) -> str | None:
 def extension(name: str) -> str:
     """What the end of a file's name tells of its kind, in lower case: `.png`, nothing where it tells none.
 
-    Of `x.tfrecord-00000-of-00010` .tfrecord, of `train-00000-of-00010` -of-, of `train-images-idx3-ubyte` .idx3-ubyte.
+    Of `x.tfrecord-00000-of-00010` .tfrecord, of `train-00000-of-00010` -of-, of `train-images-idx3-ubyte` .idx3-ubyte,
+    of `x.nii.gz`, which is read as it is, .nii.
     """
     whole = _OF_MANY.sub("", name)
-    kind = os.path.splitext(whole.lower().replace("-idx", ".idx"))[1]
+    known = whole.lower().replace("-idx", ".idx").replace(".nii.gz", ".nii")
+    kind = os.path.splitext(known)[1]
     return kind or "-of-" * (whole != name)
 
 

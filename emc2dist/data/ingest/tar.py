@@ -49,6 +49,7 @@ from emc2dist.data.splits import (
     is_of_split,
     left_out,
     missing,
+    one_writing,
     series,
     split_of,
     tells_split,
@@ -93,6 +94,7 @@ class Tar(Source):
             shards, others, hidden_ones = _listed(path)
         if not shards:
             raise DataError(f"{path}: no *.tar files; give a folder that holds some, not compressed")
+        one_writing(path, shards)
         self.root = str(root)
         self._classes = _class_names(root / CLASSES)
         self._shards = {name: entry_of(file)._replace(name=name) for name, file in shards.items()}

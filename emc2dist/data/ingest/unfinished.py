@@ -62,9 +62,15 @@ class Unfinished:
         known = {entry.name for entry in self.notes.entries()}
         if _NOTED_JOB in known:
             noted = _read_job(self.notes / _NOTED_JOB)
-            if _differences(noted | {"source": job["source"]}, job):  # each note tells what it was made from
+            of_another = _differences(noted | {"source": job["source"]}, job)  # each note tells what it was made from
+            begun = dest.remote or any(name.endswith(".npz") for name in known)
+            if of_another and begun:
                 changed = _differences(noted, job)
                 raise DataError(f"{dest}: another job is unfinished here: {changed}; give another DEST, or remove it")
+            if not of_another:
+                return
+            with self._locked(Path(str(self.notes))):  # nothing was finished, and nobody is at it
+                (self.notes / _NOTED_JOB).write(json.dumps(job).encode())
             return
         if dest.entry() is not None:
             raise DataError(f"{dest}: is a file; give a folder for the Parquet files")

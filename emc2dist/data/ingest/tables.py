@@ -1,0 +1,78 @@
+"""The rows of a text that may tell labels: lines, values between separators, or JSON."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from emc2dist.data import pointers
+from emc2dist.errors import DataError
+
+LONGEST = 2**26
+"""Bytes of a list of splits, or of JSON."""
+HELP = "move the file elsewhere to do without it"
+Row = list[str]
+
+
+class Unusable(Exception):
+    """Why a file tells no labels."""
+
+
+class Unlabelled(Unusable):
+    """A file tells that no image has a label."""
+
+
+def rows_of(file: Path) -> Iterator[Row]:
+    """The rows of a text, its heading first where it has one.
+
+    Raises:
+        Unusable: it is JSON that tells no labels. DataError: it is no table.
+    """
+    text = pointers.text(file)
+    if file.suffix.lower() in (".jsonl", ".json"):
+        yield from _objects(text) if file.suffix.lower() == ".jsonl" else _pairs(text)
+        return
+    first = text.partition("\n")[0]
+    if file.suffix.lower() != ".csv" and "," not in first:
+        separator = "\t" if "\t" in first else None
+        yield from (line.split(separator) for line in text.splitlines())
+        return
+    separator = max(",;\t", key=first.count)
+    try:
+        yield from csv.reader(text.splitlines(), delimiter=separator, skipinitialspace=True)
+    except csv.Error as error:
+        raise DataError(f"{file}: no table of values ({error}); correct it, or {HELP}") from error
+
+
+def _objects(text: str) -> Iterator[Row]:
+    """Lines of JSON objects as rows, with their keys for a heading. Raises Unusable."""
+    try:
+        objects = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (ValueError, RecursionError) as error:
+        raise Unusable(f"it is no JSON of one object a line ({error})") from error
+    if not all(isinstance(one, dict) for one in objects):
+        raise Unusable("it is no JSON of one object a line")
+    keys = list(dict.fromkeys(key for one in objects for key in one))
+    if keys:
+        yield keys
+    for one in objects:
+        yield ["" if one.get(key) is None else str(one[key]) for key in keys]
+
+
+def _pairs(text: str) -> Iterator[Row]:
+    """Pairs of an image and its class, under `labels` of a JSON object, as rows with a heading. Raises Unusable."""
+    if len(text) > LONGEST:
+        raise Unusable(f"it is JSON of more than {LONGEST} characters")
+    try:
+        told = json.loads(text)
+    except (ValueError, RecursionError):
+        told = ...
+    pairs = told.get("labels", ...) if isinstance(told, dict) else ...
+    if pairs is None:
+        raise Unlabelled("its `labels` are null")
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise Unusable(
+            "it holds no pairs of image and class under `labels`; write it as labels.csv, if it tells classes"
+        )
+    yield ["image", "label"]
+    yield from (["" if cell is None else str(cell) for cell in pair] for pair in pairs)

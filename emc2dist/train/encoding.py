@@ -1,0 +1,91 @@
+"""From images to features and back: all images of a step at once, or a chunk of them after the other.
+
+With `encode_chunk` a step encodes twice (GradCache: Gao, Zhang, Han & Callan 2021, arXiv:2101.06983). First without a
+graph; what is contrasted is the whole batch, whatever fits. Then, once the loss's gradient by each feature is known,
+chunk by chunk again with a graph, through which that gradient goes on to the parameters. That is the gradient of the
+whole, for one more forward pass and the memory of one chunk, where an image's feature depends on no other image.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from emc2dist.config.sections import Precision
+from emc2dist.towers.encoder import running_statistics
+from emc2dist.train import collectives
+
+
+@dataclass(frozen=True)
+class _Due:
+    """Images that have features, and still to be encoded with a graph."""
+
+    encode: Callable[[Tensor], Tensor]
+    images: Tensor
+    features: Tensor
+
+    def backward(self, chunk: slice) -> None:
+        """Encode a chunk, and take its features' gradient on to the parameters."""
+        gradient = self.features.grad
+        if gradient is None:  # nothing was contrasted with them
+            gradient = torch.zeros_like(self.features)
+        self.encode(self.images[chunk]).backward(gradient[chunk])
+
+
+class Encoding:
+    """A model, maybe data-parallel, that encodes at most `chunk` images at a time; None: as many as there are."""
+
+    def __init__(self, model: nn.Module, precision: Precision, chunk: int | None) -> None:
+        self._model, self._encoder = model, collectives.unwrapped(model)
+        self._precision, self._chunk = precision, chunk
+        self._due: list[_Due] = []
+
+    def of_batch(self, images: Tensor) -> Tensor:
+        """Features [n, D] of images uint8 [n, 3, H, W] on the device, once a step; all ranks bring as many."""
+        return self._features(self._encode, images)
+
+    def of_others(self, images: Tensor) -> Tensor:
+        """Features [m, D] of images that are not of the batch, of which every rank may have another number."""
+        return self._features(self._encode_alone, images)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradient to the parameters'; with several ranks, their mean where they are reduced."""
+        loss.backward()
+        due, self._due = self._due, []
+        # The batch last: its last chunk's backward reduces the gradients of all.
+        parts = [(one, chunk) for one in reversed(due) for chunk in self._chunks(one.images)]
+        for one, chunk in parts[:-1]:
+            with collectives.without_sync(self._model):
+                one.backward(chunk)
+        for one, chunk in parts[-1:]:
+            one.backward(chunk)
+
+    def _features(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        if self._chunk is None:
+            return encode(images)
+        with torch.no_grad():
+            features = torch.cat([self._encode_alone(images[chunk]) for chunk in self._chunks(images)])
+        if torch.is_grad_enabled():
+            self._due.append(_Due(encode, images, features.requires_grad_()))
+        return features
+
+    def _chunks(self, images: Tensor) -> list[slice]:
+        size = self._chunk or len(images)
+        return [slice(first, first + size) for first in range(0, len(images), size)]
+
+    def _encode(self, images: Tensor) -> Tensor:
+        with self._autocast(images.device):
+            return self._model(images)
+
+    def _encode_alone(self, images: Tensor) -> Tensor:
+        # Past DDP's wrapper: the parameters already took part in this step's forward, and a rank may have nothing to
+        # encode again. A handful of negatives has no batch statistics of its own, hence the running ones.
+        with running_statistics(self._encoder), self._autocast(images.device):
+            return self._encoder(images)
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        if self._precision == "bf16":
+            return torch.autocast(device.type, torch.bfloat16)
+        return nullcontext()

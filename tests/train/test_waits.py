@@ -1,0 +1,140 @@
+"""How often a step makes the host wait for a GPU, counted on a pretended one, where it computes what a CPU does.
+
+And whether it has to wait for views that it could have asked for a step ahead.
+"""
+
+from concurrent.futures import Executor, Future
+
+import pytest
+import torch
+from pretended_gpu import GPU, pretended_gpu
+from train.harness import small_spec
+
+from emc2dist.data import loader
+from emc2dist.data.images import open_images
+from emc2dist.towers import batched
+from emc2dist.train.meter import Meter
+from emc2dist.train.profile import alone
+from emc2dist.train.step import Trainer
+
+STEPS = 14  # of 6 an epoch: chains are recalled, and what they carry is encoded again
+ISIR, MOVES = "negatives.kernel=isir", "negatives.cache_proposals=12"
+KINDS = {
+    # One wait: for what the step before has found out. Which views are encoded again the host has been told.
+    "simclr": (1, ["objective=simclr", "negatives.draws=12"]),
+    "sogclr": (1, ["objective=sogclr"]),
+    "mh, cached": (1, ["negatives.carried=cached"]),
+    "isir": (1, [ISIR]),
+    "isir, in chunks": (1, [ISIR, "encode_chunk=5"]),
+    "complete": (1, ["negatives.carried=complete"]),
+    "ceiling": (1, ["negatives.ceiling=0.99"]),
+    # One more: for what the sweep, or delayed acceptance, has just decided.
+    "mh": (2, []),
+    "roulette": (2, [ISIR, "negatives.carried=roulette"]),
+    "closed": (2, [ISIR, "negatives.close=[label]"]),
+    "isir, moves": (2, [ISIR, MOVES, "optimiser.name=lars", "optimiser.clip_norm=1"]),
+    "infonce, moves": (2, ["objective=infonce", "negatives.name=chain", ISIR, MOVES, "optimiser.name=adamw"]),
+    # For both.
+    "mh, moves": (3, [MOVES]),
+}
+
+
+def trained(spec, device, waits):
+    """Waits of each step, losses, how many images were encoded again, and what is then in encoder and store."""
+    counts, losses, encoded = [], [], []
+    with alone(spec, open_images(spec.data, "train"), device) as trainer:
+        meter = Meter(spec.batch_size, trainer.stopwatch)
+        for step in range(STEPS):
+            waits.clear()
+            facts = trainer.step(step)
+            meter.add(facts)
+            counts.append(len(waits))
+            losses.append(facts.values["loss"])
+            encoded.append(facts.values.get("reencoded_images", torch.zeros(())))
+        memory = trainer.memory
+        memory.settle(STEPS - 1)
+        rows = memory.store.snapshot(memory.generation, 0, STEPS - 1) if memory.schema else {}
+        found = {name: value.cpu().clone() for name, value in trainer.model.state_dict().items()}
+        numbers = torch.stack([*losses, *encoded]).cpu()
+    columns = {f"{table}.{name}": torch.from_numpy(v) for table, named in rows.items() for name, v in named.items()}
+    return counts, numbers, found | columns
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_waits_for_the_step_before_and_for_what_it_decides_itself(kind):
+    most, overrides = KINDS[kind]
+    spec = small_spec("precision=float64", *overrides)
+    with pretended_gpu() as waits:
+        counts, numbers, found = trained(spec, GPU, waits)
+    assert set(counts[1:]) <= set(range(1, most + 1))
+    assert max(counts) == most
+    assert bool(numbers[STEPS:].any()) == (kind not in ("simclr", "sogclr", "mh, cached"))
+    _, expected_numbers, expected = trained(spec, torch.device("cpu"), [])
+    torch.testing.assert_close(numbers, expected_numbers, rtol=0, atol=1e-9)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ahead"),
+    [
+        ([ISIR], "all"),
+        (["negatives.carried=complete"], "all"),
+        (["negatives.ceiling=0.99"], "all"),
+        ([ISIR, "negatives.close=[label]"], "more"),  # what turns out to be closed is not encoded
+        ([ISIR, MOVES], "some"),  # what chains move to is not known a step ahead
+        ([ISIR, "negatives.carried=roulette"], "none"),
+        ([], "none"),
+    ],
+    ids=str,
+)
+def test_views_that_are_sure_to_be_encoded_again_are_asked_for_a_step_ahead(kind, ahead, monkeypatch):
+    encode_again, found = Trainer._encode_again, []
+
+    def watched(self, foreseen, ids):
+        known = [] if foreseen is None else foreseen.ids.tolist()
+        found.append((set(ids.tolist()), set(known)))
+        return encode_again(self, foreseen, ids)
+
+    monkeypatch.setattr(Trainer, "_encode_again", watched)
+    trained(small_spec(*kind), torch.device("cpu"), [])
+    assert found
+    match ahead:
+        case "all":
+            assert all(asked == known for asked, known in found)
+        case "more":
+            assert all(asked <= known for asked, known in found)
+        case "some":
+            assert sum(asked <= known for asked, known in found) > len(found) / 4
+        case "none":
+            assert not any(known for _, known in found)
+
+
+class InThisThread(Executor):
+    """For a thread, of which the pretended GPU knows nothing."""
+
+    def __init__(self, *arguments, **options) -> None:
+        """Take what a pool of threads takes."""
+
+    def submit(self, function, *arguments, **options):
+        future = Future()
+        try:
+            future.set_result(function(*arguments, **options))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def test_views_made_on_the_device_take_no_further_wait(monkeypatch):
+    """Of the batch, of draws, and those that are encoded again."""
+    monkeypatch.setattr(loader, "ThreadPoolExecutor", InThisThread)
+    monkeypatch.setattr(batched, "_for_sending", lambda size, _: torch.empty(size, dtype=torch.uint8).pin_memory())
+    keys = ["negatives.carried=complete", "negatives.draws=12", "precision=float64"]
+    keys += ["views.flip=0.5", "views.jitter_probability=0.8", "views.rotate=20"]
+    with pretended_gpu() as waits:
+        counts, numbers, _ = trained(small_spec("views.made_on=device", *keys), GPU, waits)
+    assert max(counts[1:]) == 1
+    assert numbers[STEPS:].any()
+    _, expected, _ = trained(small_spec("views.made_on=cpu", *keys), torch.device("cpu"), [])
+    torch.testing.assert_close(numbers, expected, rtol=0, atol=1e-9)
