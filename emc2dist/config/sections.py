@@ -150,7 +150,8 @@ class Data(Section):
     window: PositiveInt = 16_384
     """Rows that shuffle: block mixes: a row comes at most so many places later than its block."""
     loaders: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Processes per worker that decode and augment; 0 does it on a thread of the worker."""
+    """Processes per worker that decode, and make views where `views.made_on` leaves that to the CPU; 0 does it on a
+    thread of the worker."""
     prefetch: Annotated[int, Field(ge=1, le=1024)] = 2
     """Batches that are made ahead of the step that needs them."""
 
