@@ -2,7 +2,7 @@
 
     python benchmarks/sweep.py
 
-One row per (A anchors, P proposals), float32, one thread: the readable walk of `emc2dist.core.sweep`, the compiled one
+One row per (A anchors, P proposals), float32, one thread: the readable walk of `emc2dist.core.walk`, the compiled one
 (the CPU's hot path), the batched one (the GPU's, here on the CPU), and `sweep` whole, random order included.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from emc2dist.core import sweep
+from emc2dist.core.walk import metropolis_row
 
 SIZES = ((128, 63), (512, 255), (2048, 1023))
 
@@ -20,7 +21,7 @@ def readable(scores: torch.Tensor, carried: torch.Tensor, log_u: torch.Tensor) -
     """Every chain by the definition."""
     weights = torch.zeros(len(scores), scores.shape[1] + 1).numpy()
     for s, c, u, w in zip(scores.numpy(), carried.numpy(), log_u.numpy(), weights, strict=True):
-        sweep._metropolis_row(s, c, u, 0.5, w)
+        metropolis_row(s, c, u, 0.5, w)
 
 
 def best(work: Callable[[], object], repeats: int) -> float:

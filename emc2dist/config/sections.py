@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from emc2dist.config import paths
 
 Norm = Literal["batch", "sync_batch", "group", "none"]
-Precision = Literal["float32", "bf16", "float64"]
+Precision = Literal["float32", "tf32", "bf16", "float64"]
 
 REFUSED = "refused"
 """Type of the errors whose message is our own."""

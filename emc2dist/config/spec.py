@@ -71,7 +71,11 @@ class Spec(Section):
     lr: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
     """Peak learning rate, used as it stands (not scaled by the batch)."""
     precision: Precision = "float32"
-    """`bf16` runs the encoder under autocast; `float64` is for proofs."""
+    """`float32` in full; `tf32` lets a GPU's convolutions round what they multiply to TF32, of three digits, and is
+    `float32` elsewhere; `bf16` runs the encoder under autocast; `float64` is for proofs."""
+    deterministic: bool = False
+    """Whether a GPU may use only algorithms that give the same bits every time, at the price of speed
+    (docs/performance.md). A CPU does so in any case."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` trains on GPUs where the cluster has one for every worker. A run that would go on elsewhere than where it
     trained so far is refused with `auto`, for its numbers would differ; `cpu` or `cuda` says that it is meant.

@@ -25,8 +25,9 @@ def uniformity(features: Tensor) -> Tensor:
     """log mean exp(-2 |x - y|^2) over pairs of `features` [n, D]; 0 is collapse, -4 the least (Wang & Isola 2020)."""
     n = len(features)
     squares = 2 - 2 * features @ features.T
-    off_diagonal = ~torch.eye(n, dtype=torch.bool, device=features.device)
-    return (-2 * squares[off_diagonal]).logsumexp(0) - torch.tensor(n * (n - 1)).log()
+    # Without the first number the diagonal is the last column: no mask, for whose count a GPU would be waited for.
+    off_diagonal = squares.flatten()[1:].view(n - 1, n + 1)[:, :-1]
+    return (-2 * off_diagonal.flatten()).logsumexp(0) - torch.tensor(n * (n - 1)).log()
 
 
 def effective_rank(features: Tensor) -> Tensor:

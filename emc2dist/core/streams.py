@@ -12,6 +12,8 @@ from torch import Tensor
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
+ORDER, ACCEPT, DRAW = range(3)  # lanes of a chain's stream that `emc2dist.core.sweep` takes
+
 
 def fork(stream: int | Tensor, *labels: int | Tensor) -> Tensor:
     """Child streams of `stream`, one for each label (int or int64 tensors, broadcast); int64, in [0, 2^63).
@@ -21,12 +23,17 @@ def fork(stream: int | Tensor, *labels: int | Tensor) -> Tensor:
     state = torch.as_tensor(stream, dtype=torch.int64)
     for label in labels:
         if isinstance(label, int):  # as a number: a tensor of it would be a copy to the GPU, which waits
-            state = _mix(_mix(state) + _signed((label * _GOLDEN + 1) & _MASK))
+            state = _mix(_mix(state) + _signed(fork_label(label)))
         else:
             # A number on the CPU goes along as it is: moved to the GPU, it would be waited for.
             state = state if state.ndim == 0 and state.device.type == "cpu" else state.to(label.device)
             state = _mix(_mix(state) + label.long() * _signed(_GOLDEN) + 1)
     return state & ((1 << 63) - 1)
+
+
+def fork_label(label: int) -> int:
+    """What `fork` adds for a label that is a number: unsigned, 64 bits."""
+    return (label * _GOLDEN + 1) & _MASK
 
 
 def uniforms(streams: Tensor, count: int, *, lane: int = 0) -> Tensor:

@@ -10,23 +10,21 @@ proposal c replaces state e iff log u < s(c) - s(e). The weights are the shares 
 `isir` (Andrieu, Doucet & Holenstein 2010; Cardoso et al. 2022): the weights are the softmax over proposals and
 carried state, and the next state is drawn from them.
 
-`_metropolis_row` below is the readable sweep of one chain and, compiled by numba, the CPU's hot path. On a GPU all
-chains and proposals go at once (`_metropolis_batched`): the chain's path is a linked list of acceptances, found by
-binary lifting in O(P log P) work and O(log P) steps.
+`emc2dist.core.walk` has the readable sweep of one chain and, compiled by numba, the CPU's hot path. On a GPU the whole
+visit is one kernel (`emc2dist/core/walk_triton.py`). Where Triton is not, or proposals are too many for it, all chains
+and proposals go at once (`_metropolis_batched`): the chain's path is a linked list of acceptances, found by binary
+lifting in O(P log P) work and O(log P) steps.
 """
 
-from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from emc2dist.core.streams import uniforms
+from emc2dist.core import kernels
+from emc2dist.core.streams import ACCEPT, DRAW, ORDER, uniforms
 
 Kernel = Literal["mh", "isir"]
-_ORDER, _ACCEPT, _DRAW = range(3)  # lanes of a chain's random stream
 
 
 class Sweep(NamedTuple):
@@ -92,9 +90,14 @@ def sweep(
     streams = streams.to(scores.device)
     if kernel == "isir":
         return _importance_resample(scores, carried, streams)
+    if kernels.run_on(scores):
+        from emc2dist.core import walk_triton  # here: it needs Triton
+
+        if scores.shape[1] <= walk_triton.MOST:
+            return Sweep(*walk_triton.visit(scores, carried, streams, burn_in_fraction, shuffle))
     carried = carried.masked_fill(carried.isnan(), -torch.inf)
-    order = uniforms(streams, scores.shape[1], lane=_ORDER).argsort(1) if shuffle else None
-    log_u = uniforms(streams, scores.shape[1], lane=_ACCEPT).log().to(scores.dtype)
+    order = uniforms(streams, scores.shape[1], lane=ORDER).argsort(1) if shuffle else None
+    log_u = uniforms(streams, scores.shape[1], lane=ACCEPT).log().to(scores.dtype)
     return metropolis(scores, carried, order, log_u, burn_in_fraction)
 
 
@@ -132,13 +135,33 @@ def _check(proposals: Tensor, carried: Tensor, kernel: str, burn_in_fraction: fl
 def _importance_resample(scores: Tensor, carried: Tensor, streams: Tensor) -> Sweep:
     weights = _softmax(torch.cat([scores, carried.unsqueeze(1)], 1))
     exists = weights.any(1)
-    cdf = weights.cumsum(1)
-    threshold = uniforms(streams, 1, lane=_DRAW).to(weights.dtype) * cdf[:, -1:]
+    cdf = weights.cumsum(1) if weights.device.type == "cpu" else _parallel_sums(weights)
+    threshold = uniforms(streams, 1, lane=DRAW).to(weights.dtype) * cdf[:, -1:]
     state = torch.searchsorted(cdf, threshold, right=True).squeeze(1)
     # Rounding can put the threshold on the very top; the last candidate with weight owns it.
     last = scores.shape[1] - (weights.flip(1) > 0).int().argmax(1)
     state = torch.where(exists, torch.minimum(state, last), scores.shape[1])
     return Sweep(weights, state, (1 - weights[:, -1]) * exists, (scores != -torch.inf).sum(1))
+
+
+def _parallel_sums(weights: Tensor) -> Tensor:
+    """Sums [A, P] of the first columns, each of them; they never fall, and rise only where there is weight.
+
+    Many threads add up each column's sum in an order of its own, so where a weight is 0 the sum may rise by its last
+    bit, and a draw may fall there. torch refuses `cumsum` on a GPU where algorithms must be deterministic; doubling
+    stands for it.
+    """
+    sums = _doubled_sums(weights) if torch.are_deterministic_algorithms_enabled() else weights.cumsum(1)
+    return torch.where(weights > 0, sums, 0).cummax(1).values
+
+
+def _doubled_sums(weights: Tensor) -> Tensor:
+    """Sums of 2, 4, 8 ... neighbours, until they reach back to the first column (Hillis & Steele 1986)."""
+    sums, span = weights, 1
+    while span < weights.shape[1]:
+        sums = torch.cat([sums[:, :span], sums[:, span:] + sums[:, :-span]], 1)
+        span *= 2
+    return sums
 
 
 def _softmax(scores: Tensor) -> Tensor:
@@ -150,59 +173,15 @@ def _softmax(scores: Tensor) -> Tensor:
     return torch.where(exists, scores, 0).softmax(1) * exists
 
 
-def _metropolis_row(
-    scores: NDArray[Any], carried: float, log_u: NDArray[Any], burn_in_fraction: float, weights: NDArray[Any]
-) -> tuple[int, int, int]:
-    """Walk one chain through `scores` [P] in order; fills `weights` [P+1]; returns (state, accepted, valid).
-
-    This is the definition: every other implementation must agree with it.
-    """
-    valid = 0
-    for score in scores:
-        valid += score != -np.inf
-    burn_in = min(int(burn_in_fraction * valid), valid - 1)
-    state, current = len(scores), carried
-    accepted = step = kept = 0
-    for column, score in enumerate(scores):
-        if score == -np.inf:
-            continue
-        # log u < s(c) - s(e). An unvisited chain has current = -inf and takes its first proposal; NaN is a rejection.
-        if score - log_u[column] > current:
-            state, current = column, score
-            accepted += 1
-        if step >= burn_in and current != -np.inf:
-            weights[state] += 1
-            kept += 1
-        step += 1
-    if kept > 0:
-        for column in range(len(weights)):
-            weights[column] /= kept
-    elif carried != -np.inf:
-        weights[-1] = 1
-    return state, accepted, valid
-
-
-@cache
-def _compiled() -> Any:
-    from numba import njit  # here: importing and compiling it costs a second, and GPUs never need it
-
-    row = njit(nogil=True)(_metropolis_row)
-
-    @njit(nogil=True)
-    def rows(scores: Any, carried: Any, log_u: Any, burn_in_fraction: float, weights: Any, ends: Any) -> None:
-        for a in range(len(scores)):
-            ends[0, a], ends[1, a], ends[2, a] = row(scores[a], carried[a], log_u[a], burn_in_fraction, weights[a])
-
-    return rows
-
-
 def _metropolis_compiled(
     scores: Tensor, carried: Tensor, log_u: Tensor, burn_in_fraction: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from emc2dist.core.walk import metropolis_rows  # here: it loads numba, which GPUs never need
+
     weights = scores.new_zeros(scores.shape[0], scores.shape[1] + 1)
     ends = torch.zeros(3, scores.shape[0], dtype=torch.int64)
     given = [x.contiguous().numpy() for x in (scores, carried, log_u)]
-    _compiled()(*given, float(burn_in_fraction), weights.numpy(), ends.numpy())
+    metropolis_rows(*given, float(burn_in_fraction), weights.numpy(), ends.numpy())
     state, accepted, valid = ends
     return weights, state, accepted, valid
 
@@ -259,16 +238,16 @@ def _first_above(threshold: Tensor, score: Tensor) -> Tensor:
 
 
 def _reachable(successor: Tensor) -> Tensor:
-    """bool [A, M]: nodes on the path 0 -> successor[0] -> ...; node M is the end. Doubles the jumps: O(log M) steps."""
+    """bool [A, M]: nodes on the path 0 -> successor[0] -> ...; node M is the end.
+
+    A path of 2^k nodes becomes one of twice as many by a jump of 2^k from each: O(log M) steps. All threads write the
+    same, so in any order (no atomics). Numbers of nodes are int64 because torch's `gather` takes no other.
+    """
     chains, nodes = successor.shape
     end = successor.new_full((chains, 1), nodes)
     jump = torch.cat([successor, end], 1)
-    reached = torch.zeros(chains, nodes + 1, dtype=torch.bool, device=successor.device)
-    reached[:, 0] = True
+    path = torch.zeros_like(end)
     for _ in range(nodes.bit_length()):
-        landed = torch.zeros_like(reached, dtype=torch.int8).scatter_reduce_(
-            1, jump, reached.to(torch.int8), "amax", include_self=True
-        )
-        reached |= landed.bool()
+        path = torch.cat([path, jump.gather(1, path)], 1)
         jump = jump.gather(1, jump)
-    return reached[:, :nodes]
+    return torch.zeros_like(jump, dtype=torch.bool).scatter_(1, path, True)[:, :nodes]

@@ -17,7 +17,7 @@ from emc2dist.run.folder import RunFolder
 from emc2dist.run.scratch import temporary
 from emc2dist.terminal import say
 from emc2dist.towers.encoder import Encoder
-from emc2dist.train import checkpoint
+from emc2dist.train import arithmetic, checkpoint
 from emc2dist.train.evaluation import plain_views
 
 
@@ -63,6 +63,7 @@ class LoadedCheckpoint:
                 encoder.double()
             checkpoint.restore_trainer(path, encoder)
         device = torch.device("cuda" if torch.cuda.is_available() and spec.device != "cpu" else "cpu")
+        arithmetic.settle(spec, device)
         return cls(place, manifest, spec, encoder.to(device).eval(), device)
 
     def on_other_images(self, data: Data, images: Images) -> list[str]:

@@ -5,7 +5,6 @@ from contextlib import closing
 from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
 from safetensors.torch import save
 
 from emc2dist import files
@@ -53,7 +52,7 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
         say(remark)
     with closing(Progress(evaluation.images, unit="image")) as progress:
         bank, queries = evaluation.represent(newest.encoder, newest.device, progress.add)
-    if not (np.isfinite(bank).all() and np.isfinite(queries).all()):
+    if not (bank.isfinite().all() and queries.isfinite().all()):
         raise NonFiniteError(f"{newest.place}: its encoder's representations are not finite; the run has diverged")
     say("encoded; now the kNN vote and the linear probe")
     return {

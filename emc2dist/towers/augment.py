@@ -8,14 +8,13 @@ Importing this module compiles it, once: the code is kept beside it, or in the u
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import from_dtype, njit, types
 from numpy.typing import NDArray
 
-from emc2dist.terminal import say_once
+from emc2dist.core.compiled import OPTIONS, ahead_of_time
 from emc2dist.towers.parameters import BRIGHTNESS, CONTRAST, PARAMETERS, SATURATION
 
 Pixels = NDArray[np.uint8]
@@ -25,7 +24,7 @@ _ZERO, _HALF, _ONE, _WHITE = np.float32(0), np.float32(0.5), np.float32(1), np.f
 _RED, _GREEN, _BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 _LEAST_TAP = 2.0**-20  # of the blur: what is left out is less than a hundredth of a grey level
 
-_compiled = njit(nogil=True, error_model="numpy")
+_compiled = njit(**OPTIONS)
 
 
 @_compiled
@@ -253,19 +252,10 @@ def _reflected(i: int, size: int) -> int:
     return min(i, 2 * size - 2 - i)
 
 
-def _ahead_of_time(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile for the types that `augment` takes, or load what was compiled before."""
-    images, views = types.uint8[:, :, :], types.uint8[:, :, :, :, ::1]
-    signature = types.void(images, from_dtype(PARAMETERS)[:, ::1], types.int64, types.int64, views)
-    try:
-        return njit(signature, nogil=True, error_model="numpy", cache=True)(function)
-    except Exception as error:  # no folder to keep it in, a full disk, or what was kept is damaged
-        reason = f"compiled code can be neither kept nor found ({error}), so every process takes seconds to compile it"
-        say_once("numba", f"{reason}; NUMBA_CACHE_DIR names another folder for it")
-        return njit(signature, nogil=True, error_model="numpy")(function)
+_IMAGE, _VIEWS = types.uint8[:, :, :], types.uint8[:, :, :, :, ::1]
 
 
-@_ahead_of_time
+@ahead_of_time(types.void(_IMAGE, from_dtype(PARAMETERS)[:, ::1], types.int64, types.int64, _VIEWS))
 def augment(image: Any, parameters: Any, slot: int, taps: int, made: Any) -> None:
     """Draw views of an image, uint8 [3, H, W], into `made` [V, slot] of uint8 [V, n, 3, S, S].
 

@@ -29,6 +29,7 @@ from typing_extensions import override
 from emc2dist.config import Encoder as EncoderConfig
 from emc2dist.config import Norm
 from emc2dist.errors import SpecError
+from emc2dist.towers.norms import GroupNorm
 
 # ImageNet's, in units of a pixel value.
 MEAN = (123.675, 116.28, 103.53)
@@ -83,6 +84,16 @@ class _Uninitialised(TorchFunctionMode):
         return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
 
 
+def layout(config: EncoderConfig, device: torch.device) -> torch.memory_format:
+    """The order in memory in which the encoder's convolutions are fastest on the device.
+
+    With channels last a GPU's convolutions need no copies, but torch's group norm takes more than twice as long
+    (docs/performance.md).
+    """
+    by_channel = device.type == "cpu" or config.norm == "group"
+    return torch.contiguous_format if by_channel else torch.channels_last
+
+
 @contextmanager
 def running_statistics(encoder: nn.Module) -> Iterator[None]:
     """Inside, batch-norm layers use and keep their running statistics; afterwards each is as it was.
@@ -134,7 +145,7 @@ def not_torchvisions(config: EncoderConfig) -> list[str]:
 def _group_norm(channels: int) -> nn.Module:
     """GroupNorm of 32 groups, or of the most that divide the channels."""
     groups = next(g for g in range(min(32, channels), 0, -1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels)
+    return GroupNorm(groups, channels)
 
 
 # nn.Identity accepts, and ignores, the number of channels.

@@ -46,25 +46,43 @@ class Lars(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._move(weight, group)
+            moved = [weight for weight in group["params"] if weight.grad is not None]
+            for together in _together(moved):
+                self._move(together, group)
         return loss
 
-    def _move(self, weight: Tensor, group: dict[str, Any]) -> None:
-        update = weight.grad.add(weight, alpha=group["weight_decay"])  # type: ignore[union-attr]
+    def _move(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        updates = list(torch._foreach_add(_gradients(weights), weights, alpha=group["weight_decay"]))
         if group["adapt"]:
-            update.mul_(_trust_ratio(weight, update, group["trust"]))
-        state = self.state[weight]
-        if "velocity" not in state:
-            state["velocity"] = torch.zeros_like(weight)
-        weight.sub_(state["velocity"].mul_(group["momentum"]).add_(update, alpha=group["lr"]))
+            torch._foreach_mul_(updates, _trust_ratios(weights, updates, group["trust"]))
+        for weight in weights:
+            if "velocity" not in self.state[weight]:
+                self.state[weight]["velocity"] = torch.zeros_like(weight)
+        velocities = [self.state[weight]["velocity"] for weight in weights]
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, updates, alpha=group["lr"])
+        torch._foreach_sub_(weights, velocities)
 
 
-def _trust_ratio(weight: Tensor, update: Tensor, trust: float) -> Tensor:
-    weight_norm, update_norm = weight.norm(), update.norm()
-    # A tensor throughout: a Python branch on a norm would make the GPU wait at every layer.
-    return torch.where((weight_norm > 0) & (update_norm > 0), trust * weight_norm / update_norm, 1.0)
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _together(weights: list[Tensor]) -> list[list[Tensor]]:
+    """The weights in lists that are moved at once.
+
+    A GPU is told once for all, not once for each layer; a CPU that takes one after the other finds each in its cache.
+    """
+    if weights and weights[0].device.type != "cpu":
+        return [weights]
+    return [[weight] for weight in weights]
+
+
+def _trust_ratios(weights: list[Tensor], updates: list[Tensor], trust: float) -> list[Tensor]:
+    """Of each layer, a tensor: a Python branch on a norm would make the GPU wait."""
+    weight_norms, update_norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, updates))
+    adapted = (weight_norms > 0) & (update_norms > 0)
+    return list(torch.where(adapted, trust * weight_norms / update_norms, 1.0).unbind())
 
 
 def build_optimiser(model: nn.Module, config: Optimiser, lr: float) -> torch.optim.Optimizer:
@@ -74,16 +92,46 @@ def build_optimiser(model: nn.Module, config: Optimiser, lr: float) -> torch.opt
     plain: dict[str, Any] = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
     momentum = 0.9 if config.momentum is None else config.momentum
     trust = 1e-3 if config.trust is None else config.trust
+    # One kernel for all parameters on a GPU; None leaves the choice to torch, as before.
+    fused = True if all(p.is_cuda for p in parameters) else None
     match config.name:
         case "adam":
-            return torch.optim.Adam([weights, plain], lr=lr)
+            return torch.optim.Adam([weights, plain], lr=lr, fused=fused)
         case "adamw":
-            return torch.optim.AdamW([weights, plain], lr=lr)
+            return torch.optim.AdamW([weights, plain], lr=lr, fused=fused)
         case "sgd":
             return torch.optim.SGD([weights, plain], lr=lr, momentum=momentum)
         case "lars":
             groups = [weights, plain | {"adapt": False}]
             return Lars(groups, lr=lr, momentum=momentum, trust=trust)
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put its state dict back, of this or another kind of device: how it computes, and its layout, stay its own.
+
+    Raises what `torch.optim.Optimizer.load_state_dict` does where the state is another optimiser's.
+    """
+    groups = [dict(group) for group in state["param_groups"]]
+    for group, own in zip(groups, optimiser.param_groups, strict=False):  # as many or not, torch will tell
+        group |= {"fused": own["fused"]} if "fused" in own else {}
+    optimiser.load_state_dict({**state, "param_groups": groups})
+    for parameter, slots in optimiser.state.items():
+        for name, slot in slots.items():
+            if slot.shape == parameter.shape and slot.stride() != parameter.stride():
+                # Files hold rows one after the other; a fused update takes no other layout than the parameter's.
+                slots[name] = torch.empty_like(parameter).copy_(slot)
+
+
+def clip_gradients(parameters: Iterable[Tensor], longest: float | None) -> Tensor:
+    """Scale the gradients down to the norm `longest`, if they are longer; returns their norm before.
+
+    None leaves them as they are, and costs no pass over them.
+    """
+    moved = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(_gradients(moved))
+    if longest is not None:
+        torch.nn.utils.clip_grads_with_norm_(moved, longest, norm)
+    return norm
 
 
 def learning_rate(update: int, *, peak: float, warmup: int, total: int) -> float:

@@ -42,6 +42,7 @@ from emc2dist.data.images import Images
 from emc2dist.errors import RunError, StorageError
 from emc2dist.files import Place
 from emc2dist.store import ChainStore, Column, Commit, Layout, Rows, Schema, Tables, nbytes
+from emc2dist.towers.optim import restore_optimiser
 from emc2dist.train import checksums, collectives, tensors
 
 MANIFEST, TRAINER = "manifest.json", "trainer.safetensors"
@@ -186,7 +187,7 @@ def restore_trainer(folder: Path, encoder: nn.Module, optimiser: torch.optim.Opt
     with _understood(folder / TRAINER):
         encoder.load_state_dict(state["encoder"])
         if optimiser is not None:
-            optimiser.load_state_dict(state["optimiser"])
+            restore_optimiser(optimiser, state["optimiser"])
 
 
 def load_trainer(folder: Path) -> dict[str, Any]:

@@ -99,8 +99,8 @@ class Evaluation:
 
     def represent(
         self, encoder: Encoder, device: torch.device, tell: Callable[[int], object] = lambda count: None
-    ) -> tuple[NDArray, NDArray]:
-        """Representations [n, R] of bank and queries; the ranks share the work, and all get all of it.
+    ) -> tuple[Tensor, Tensor]:
+        """Representations float32 [n, R] of bank and queries, on the device; ranks share the work, and all get it.
 
         `tell` is called with how many more images this rank has encoded.
         """
@@ -111,27 +111,34 @@ class Evaluation:
         encoder.train(was_training)
         return bank, queries
 
-    def pixels(self) -> tuple[NDArray, NDArray]:
-        """The same images as they stand, [n, 3 * S * S]: what a representation has to beat."""
+    def pixels(self) -> tuple[Tensor, Tensor]:
+        """The same images as they stand, [n, 3 * S * S], on the CPU: what a representation has to beat."""
         bank, queries = (
-            np.concatenate([chunk.flatten(1).float().numpy() for chunk in self._views(images, index)])
+            torch.cat([chunk.flatten(1).float() for chunk in self._views(images, index)])
             for images, index in (self._bank, self._queries)
         )
         return bank, queries
 
-    def knn_accuracy(self, bank: NDArray, queries: NDArray) -> float:
-        """Share of queries whose k nearest voters by cosine name the right class."""
-        voters, asked = self.labels()
-        return knn.accuracy(bank, voters, queries, asked, neighbours=self.neighbours)
+    def knn_accuracy(self, bank: Tensor, queries: Tensor, *, shared: bool = False) -> float:
+        """Share of queries whose k nearest voters by cosine name the right class.
 
-    def linear_probe(self, bank: NDArray, queries: NDArray) -> float:
+        With `shared`, every rank calls it with the same, asks about its part of the queries, and gets the whole.
+        """
+        voters, asked = self.labels()
+        part = slice(collectives.rank(), None, collectives.world_size()) if shared else slice(None)
+        right = knn.right(bank, voters, queries[part], asked[part], neighbours=self.neighbours)
+        if shared:
+            right = int(collectives.gather_numbers(torch.tensor(right)).sum())
+        return right / len(asked)
+
+    def linear_probe(self, bank: Tensor, queries: Tensor) -> float:
         """Accuracy of multinomial logistic regression on standardised representations, fitted by L-BFGS.
 
         Raises:
             DataError: all voters are of one class.
         """
         voters, asked = self.labels()
-        return probe.accuracy(bank, voters, queries, asked)
+        return probe.accuracy(bank.cpu().numpy(), voters, queries.cpu().numpy(), asked)
 
     def _encode(
         self,
@@ -140,7 +147,7 @@ class Evaluation:
         index: NDArray[np.int64],
         device: torch.device,
         tell: Callable[[int], object],
-    ) -> NDArray:
+    ) -> Tensor:
         ranks = collectives.world_size()
         # Every rank brings as many rows to the gather; the last ones may repeat and are cut off again.
         share = np.resize(index, -(-len(index) // ranks) * ranks).reshape(-1, ranks)[:, collectives.rank()]
@@ -150,7 +157,7 @@ class Evaluation:
             tell(len(chunk))
         gathered = collectives.gather_rows(torch.cat(parts))
         by_index = gathered.unflatten(0, (ranks, -1)).transpose(0, 1).flatten(0, 1)[: len(index)]
-        return by_index.float().cpu().numpy()
+        return by_index.float()
 
     def _views(self, images: Images, index: NDArray[np.int64]) -> Iterator[Tensor]:
         return plain_views(images, index, self.spec.views.size)

@@ -20,9 +20,9 @@ from emc2dist.data.sampler import EpochOrder
 from emc2dist.errors import DataError, SpecError
 from emc2dist.metrics import Recorder, Row
 from emc2dist.store import ChainStore
-from emc2dist.towers.encoder import Encoder
+from emc2dist.towers.encoder import Encoder, layout
 from emc2dist.towers.optim import build_optimiser
-from emc2dist.train import checkpoint, collectives
+from emc2dist.train import arithmetic, checkpoint, collectives
 from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.memory import Memory
 from emc2dist.train.meter import Meter
@@ -109,10 +109,13 @@ def run(job: Job, resume: Path | None = None) -> int:
 
 
 def initial_encoder(spec: Spec, device: torch.device) -> Encoder:
-    """The encoder with which training begins; seeds torch's generator."""
+    """The encoder with which training begins; seeds torch's generator, and settles how this process computes."""
+    arithmetic.settle(spec, device)
     torch.manual_seed(spec.seed)
     encoder = Encoder(spec.encoder)
-    return (encoder.double() if spec.precision == "float64" else encoder).to(device)
+    if spec.precision == "float64":
+        encoder.double()
+    return encoder.to(device).to(memory_format=layout(spec.encoder, device))  # type: ignore[call-overload]
 
 
 class _Loop:
@@ -197,9 +200,9 @@ class _Loop:
         if self.evaluation is None:
             return {}
         bank, queries = self.evaluation.represent(self.encoder, self.device)
+        row = {"step": step, "knn_accuracy": self.evaluation.knn_accuracy(bank, queries, shared=True)}
         if collectives.rank() != 0:
             return {}
-        row = {"step": step, "knn_accuracy": self.evaluation.knn_accuracy(bank, queries)}
         if pixels:
             row["knn_pixels"] = self.evaluation.knn_accuracy(*self.evaluation.pixels())
         self._record(row)

@@ -17,6 +17,8 @@ from emc2dist.train.step import Facts
 from emc2dist.train.timing import Stopwatch
 
 _WAITS = ("data_wait", "store_wait")
+_MOST_WAITING = 2_000
+"""Facts that stay on the device, 512 bytes each there, before they are fetched."""
 
 
 class Meter:
@@ -28,7 +30,8 @@ class Meter:
 
     def restart(self) -> None:
         """Forget, and start the clock: what lies between (evaluation, checkpoint) is not training time."""
-        self._totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
+        self._totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._waiting: list[tuple[str, Tensor, Tensor | None]] = []
         self._ages: Mapping[str, Tensor] = {}
         self._retries, self._steps = 0, 0
         self._stopwatch.restart()
@@ -37,12 +40,13 @@ class Meter:
     def add(self, facts: Facts) -> None:
         """Take one step's facts; they stay on the device until read."""
         for name, fact in facts.values.items():
-            total, weight = fact if isinstance(fact, tuple) else (fact, torch.ones_like(fact))
-            pair = torch.stack([total.double(), weight.double()])
-            self._totals[name] = self._totals[name] + pair if name in self._totals else pair
+            total, weight = fact if isinstance(fact, tuple) else (fact, None)
+            self._waiting.append((name, total.detach(), None if weight is None else weight.detach()))
+        if len(self._waiting) > _MOST_WAITING:
+            self._fetch()
         traffic = {"data_hits": facts.traffic.hits, "data_misses": facts.traffic.misses}
         for name, number in {**traffic, "data_fetched_bytes": facts.traffic.fetched_bytes}.items():
-            self._totals[name] += torch.tensor([number, 1])
+            self._count(name, number, 1)
         self._retries += facts.traffic.retries
         self._ages = facts.ages
         self._steps += 1
@@ -57,11 +61,23 @@ class Meter:
         return row
 
     def _means(self) -> dict[str, float]:
+        self._fetch()
         names = sorted(self._totals)
-        pairs = torch.stack([self._totals[name].cpu() for name in names])
+        pairs = torch.tensor([self._totals[name] for name in names], dtype=torch.float64)
         totals, weights = collectives.gather_numbers(pairs).sum(0).unbind(1)
         means = zip(names, totals.tolist(), weights.tolist(), strict=True)
         return {name: fact_value(name, total, weight) for name, total, weight in means if weight}
+
+    def _fetch(self) -> None:
+        """Add up the facts that wait, all fetched at once: one by one a GPU would be asked for each."""
+        numbers = iter(_on_host([n for _, *pair in self._waiting for n in pair if n is not None]))
+        for name, _, weight in self._waiting:
+            self._count(name, next(numbers), 1 if weight is None else next(numbers))
+        self._waiting = []
+
+    def _count(self, name: str, total: float, weight: float) -> None:
+        self._totals[name][0] += total
+        self._totals[name][1] += weight
 
     def _percentiles(self) -> dict[str, float]:
         """Of the last step, over all ranks."""
@@ -82,3 +98,16 @@ class Meter:
         slowest = zip(parts, ranks.amax(0).tolist(), strict=True)
         row |= {f"{name}_slowest_seconds": seconds for name, seconds in slowest if name in _WAITS}
         return row | {"step_seconds": whole, "images_per_second": self._images_per_step / whole}
+
+
+def _on_host(numbers: list[Tensor]) -> list[float]:
+    """Tensors of one number each, of any types, by a copy for each device and type."""
+    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
+    for place, number in enumerate(numbers):
+        kinds[number.device, number.dtype].append(place)
+    found = [0.0] * len(numbers)
+    for places in kinds.values():
+        values = torch.stack([numbers[place] for place in places]).double().tolist()
+        for place, value in zip(places, values, strict=True):
+            found[place] = value
+    return found

@@ -13,7 +13,7 @@ workers share the batch, and the step number is the whole state of the generator
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ from emc2dist.data.encoded import Traffic
 from emc2dist.data.loader import ViewLoader
 from emc2dist.data.sampler import EpochOrder, rank_slice
 from emc2dist.errors import DataError
-from emc2dist.towers.optim import learning_rate, set_learning_rate
+from emc2dist.towers.optim import clip_gradients, learning_rate, set_learning_rate
 from emc2dist.train import collectives
 from emc2dist.train.again import Again, Foreseen, view_ids
 from emc2dist.train.encoding import Encoding
@@ -46,6 +46,7 @@ from emc2dist.train.timing import Stopwatch
 
 _DATA_TIMEOUT_S = 600
 _MOST_COMPARED = 2_048  # samples up to which log Z is compared with that by all cached features
+_MOST_MEASURED = 2_048  # samples whose features tell of health: of more, the decomposition takes as long as steps do
 _LEAST_CACHED = 0.9  # share of them that has to be cached by then
 SIDE = "x"
 """The one side that there is, images (see `emc2dist.core.batch`)."""
@@ -188,8 +189,22 @@ class Trainer:
         if not health:
             return Facts(facts, {}, self._traffic())
         self.memory.confirm()  # what is not finite has no singular values, and is not to be logged
-        facts |= _health(batch) | self._log_z(batch, outcome, everything)
+        facts |= self._health(batch) | self._log_z(batch, outcome, everything)
         return Facts(facts, outcome.ages, self._traffic())
+
+    @torch.no_grad()
+    def _health(self, batch: Batch) -> dict[str, Fact]:
+        """Of the whole batch, or its first samples where it is large; measured by one rank for all."""
+        features = batch.sides[SIDE].all[:, :_MOST_MEASURED].detach()
+        measures: dict[str, Callable[[], Tensor]] = {
+            "alignment": lambda: alignment(features),
+            "uniformity": lambda: uniformity(features[0]),
+            "effective_rank": lambda: effective_rank(features[0]),
+        }
+        if self._rank != 0:
+            nothing = torch.zeros((), device=self.device)
+            return {name: (nothing, nothing) for name in measures}
+        return {name: measure() for name, measure in measures.items()}
 
     @property
     def _compares(self) -> bool:
@@ -330,8 +345,7 @@ class Trainer:
         if (step + 1) % accumulate:
             return {}
         with self.stopwatch.phase("optimiser"):
-            clip = self.spec.optimiser.clip_norm or float("inf")
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+            norm = clip_gradients(self.model.parameters(), self.spec.optimiser.clip_norm)
             set_learning_rate(self.optimiser, self.schedule.at(step))
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
@@ -341,15 +355,6 @@ class Trainer:
 def _owner(samples: NDArray[np.int64], workers: int, row: int) -> tuple[int, int]:
     """(rank, sample) of a row of gathered samples, of which each rank brought as many."""
     return row // (len(samples) // workers), int(samples[row])
-
-
-def _health(batch: Batch) -> dict[str, Fact]:
-    features = batch.sides[SIDE].all.detach()
-    return {
-        "alignment": alignment(features),
-        "uniformity": uniformity(features[0]),
-        "effective_rank": effective_rank(features[0]),
-    }
 
 
 def _made(views: Future[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from benchmarks.certificate import digit_features
 from emc2dist.core import sweep as kernels
 from emc2dist.core.streams import fork
+from emc2dist.core.walk import metropolis_row
 
 INF = torch.inf
 
@@ -30,7 +31,7 @@ def test_compiled_and_batched_walks_agree_with_the_readable_one(dtype, burn_in_f
     weights = np.zeros((64, proposals + 1), scores.numpy().dtype)
     with np.errstate(invalid="ignore"):
         ends = [
-            kernels._metropolis_row(s, c, u, burn_in_fraction, w)
+            metropolis_row(s, c, u, burn_in_fraction, w)
             for s, c, u, w in zip(scores.numpy(), carried.numpy(), log_u.numpy(), weights, strict=True)
         ]
     for walk in (kernels._metropolis_compiled, kernels._metropolis_batched):
@@ -90,6 +91,25 @@ def test_isir_weighs_by_softmax_and_accepts_what_is_not_carried():
     expected = torch.cat([scores, scores[:, :1]], 1).softmax(1)
     torch.testing.assert_close(sweep.weights, expected)
     torch.testing.assert_close(sweep.acceptance_rate, 1 - expected[:, -1])
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5, 64, 301])
+def test_sums_by_many_threads_rise_only_where_there_is_weight(columns, monkeypatch):
+    """As on a GPU, in both modes; there a chain must not draw what has no weight."""
+    generator = torch.Generator().manual_seed(columns)
+    weights = torch.rand(500, columns, generator=generator)
+    weights[torch.rand(500, columns, generator=generator) < 0.5] = 0
+    rough = kernels._doubled_sums(weights)
+    torch.testing.assert_close(rough, weights.cumsum(1))
+    if columns > 5:
+        assert (rough.diff(dim=1)[weights[:, 1:] == 0] != 0).any()  # what it is for
+    for deterministic in (True, False):
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda on=deterministic: on)
+        sums = kernels._parallel_sums(weights)
+        torch.testing.assert_close(sums, weights.cumsum(1))
+        rises = sums.diff(dim=1, prepend=torch.zeros(500, 1))
+        assert (rises >= 0).all()
+        assert not rises[weights == 0].any()
 
 
 def test_the_order_is_drawn_anew_for_every_anchor():

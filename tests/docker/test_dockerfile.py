@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 # One instruction a line, whatever it was broken into, and no comments.
 LINES = re.sub(r"^#.*\n", "", (ROOT / "docker/Dockerfile").read_text(), flags=re.M).replace("\\\n", "").splitlines()
@@ -23,17 +21,26 @@ def test_the_only_outside_image_is_pinned_to_a_patch_version():
         stages.add(name)
 
 
-@pytest.mark.parametrize("target", ["cpu", "cuda"])
-def test_target_descends_from_the_user_and_health_check(target):
-    assert f"runtime AS {target}" in arguments("FROM")
+PARENTS = {"cpu": "runtime", "cuda": "runtime-cuda"}
+
+
+def test_targets_descend_from_the_user_and_health_check():
+    for child, parent in {**PARENTS, "runtime-cuda": "runtime"}.items():
+        assert f"{parent} AS {child}" in arguments("FROM")
     runtime = LINES[LINES.index("FROM ${BASE} AS runtime") : LINES.index("FROM runtime AS cpu")]
     assert any(line.startswith("HEALTHCHECK ") for line in runtime)
-    assert arguments("USER") == ["1000:100"]  # and no target becomes root again
+    assert arguments("USER") == ["1000:100", "0:0", "1000:100"]  # and no target stays root
+
+
+def test_what_runs_on_gpus_can_build_kernels():
+    start = LINES.index("FROM runtime AS runtime-cuda")
+    installed = next(line for line in LINES[start:] if line.startswith("RUN "))
+    assert " gcc libc6-dev " in installed
 
 
 def test_code_comes_after_dependencies():
-    for target in ("cpu", "cuda"):
-        start = LINES.index(f"FROM runtime AS {target}")
+    for target, parent in PARENTS.items():
+        start = LINES.index(f"FROM {parent} AS {target}")
         assert [line.split()[1] for line in LINES[start + 1 : start + 4]] == [
             f"--from=dependencies-{target}",
             "--from=package",

@@ -137,7 +137,7 @@ def test_a_second_driver_of_a_run_is_refused(spec_file, tmp_path):
 
 def test_interrupted_and_damaged_a_run_ends_where_it_would_have(ray_cluster, spec_file, tmp_path):
     """From the checkpoint before the damaged one, and with Ray Train's own list of them torn."""
-    arguments = ["train", spec_file, "epochs=10", "shards=2", "--json"]
+    arguments = ["train", spec_file, "epochs=25", "shards=2", "--json"]
     process = start(*arguments)
     run = tmp_path / "runs" / "small"
     rows = run / "metrics.jsonl"
@@ -153,7 +153,8 @@ def test_interrupted_and_damaged_a_run_ends_where_it_would_have(ray_cluster, spe
     newest, before, *_ = [s for s in examine(RunFolder.open(run), contents=True) if s.problem is None]
     # No step is lost to it.
     assert newest.step == max(row["step"] for row in RunFolder.open(run).rows())
-    assert f"small: stopped at step {newest.step} of 60, which a checkpoint holds; the same command resumes\n" in stderr
+    stopped = f"small: stopped at step {newest.step} of 150, which a checkpoint holds; the same command resumes\n"
+    assert stopped in stderr
     damage(Path(str(newest.place)) / "shard-00001-of-00002.safetensors")
     snapshot = run / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
     snapshot.write_text(snapshot.read_text()[:100])
@@ -161,14 +162,14 @@ def test_interrupted_and_damaged_a_run_ends_where_it_would_have(ray_cluster, spe
     assert resumed.returncode == 0, resumed.stderr
     assert f"{newest.place}: shard-00001-of-00002.safetensors is damaged" in resumed.stderr
     assert f"resumed from the checkpoint at step {before.step}\n" in resumed.stderr
-    oracle = Run(parse(SMALL, ["epochs=10", "shards=2"]), tmp_path).go()
+    oracle = Run(parse(SMALL, ["epochs=25", "shards=2"]), tmp_path).go()
     result = json.loads(resumed.stdout.splitlines()[-1])
-    expected, found = files(oracle.checkpoints[60]), files(Path(result["checkpoint"]))
+    expected, found = files(oracle.checkpoints[150]), files(Path(result["checkpoint"]))
     assert [name for name in expected if not expected[name].equal(found[name])] == []
     kept = [json.loads(line) for line in rows.read_text().splitlines()]
     assert [row["loss"] for row in kept if "loss" in row] == oracle.column("loss")
     assert [row["step"] for row in kept if "passed_over" in row] == [before.step]
-    assert [(s.step, s.problem) for s in examine(RunFolder.open(run), contents=True)] == [(60, None), (54, None)]
+    assert [(s.step, s.problem) for s in examine(RunFolder.open(run), contents=True)] == [(150, None), (144, None)]
 
 
 def damage(path):

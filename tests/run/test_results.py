@@ -7,6 +7,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from data.test_parquet import pixel
 from safetensors.numpy import load_file
 from train.harness import Run, small_spec
@@ -125,6 +126,13 @@ def test_evaluation_of_a_set_that_has_moved_names_the_key_that_helps(moved, caps
     assert "no such file or folder; set data.path to " in capsys.readouterr().err
     assert main(["evaluate", str(run), f"data.path={place}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == before | {"data": str(place)}
+
+
+def test_evaluation_computes_as_the_spec_says(moved, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    run, place, before = moved
+    assert evaluate(run, [f"data.path={place}"])["knn_accuracy"] == before["knn_accuracy"]
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_evaluation_takes_keys_of_evaluation_and_no_others(moved, capsys):

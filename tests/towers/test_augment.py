@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from numba import njit
 
 from emc2dist.towers import augment
 from emc2dist.towers._torchvision import v2
@@ -119,21 +118,3 @@ def test_a_view_of_one_pixel_is_not_blurred():
     image, made = np.full((3, 1, 1), 77, np.uint8), np.zeros((3, 1, 1), np.uint8)
     augment.blur(image, 1.0, 3, made)
     assert (made == 77).all()
-
-
-def test_where_compiled_code_cannot_be_kept_it_is_compiled_and_that_is_said(monkeypatch, capfd):
-    def fails(*arguments, cache=False, **options):
-        if cache:
-            raise RuntimeError("no locator available")
-        return njit(*arguments, **options)
-
-    def number_of_views(image, parameters, slot, taps, made):
-        made[0] = slot
-
-    monkeypatch.setattr("emc2dist.terminal._said", set())
-    monkeypatch.setattr(augment, "njit", fails)
-    compiled = augment._ahead_of_time(number_of_views)
-    assert "can be neither kept nor found (no locator available), so every process" in capfd.readouterr().err
-    made = np.zeros((1, 1, 3, 2, 2), np.uint8)
-    compiled(made[0, 0], np.zeros((1, 1), augment.PARAMETERS), 9, 3, made)
-    assert (made == 9).all()

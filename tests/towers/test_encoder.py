@@ -9,7 +9,15 @@ from torch import nn
 from emc2dist.config import Encoder as Config
 from emc2dist.errors import SpecError
 from emc2dist.towers._torchvision import models
-from emc2dist.towers.encoder import Conv4, Encoder, backbone_state_dict, not_torchvisions, running_statistics
+from emc2dist.towers.encoder import (
+    Conv4,
+    Encoder,
+    backbone_state_dict,
+    layout,
+    not_torchvisions,
+    running_statistics,
+)
+from emc2dist.towers.norms import GroupNorm
 
 
 def images(n: int, size: int = 32) -> torch.Tensor:
@@ -26,7 +34,7 @@ def encoder(**keys) -> Encoder:
     [
         ("batch", nn.BatchNorm2d, nn.BatchNorm1d),
         ("sync_batch", nn.SyncBatchNorm, nn.SyncBatchNorm),
-        ("group", nn.GroupNorm, nn.LayerNorm),
+        ("group", GroupNorm, nn.LayerNorm),
         ("none", nn.Identity, nn.Identity),
     ],
 )
@@ -226,3 +234,28 @@ def test_conv4_has_no_other_stem():
         encoder(backbone="conv4", stem="imagenet")
     with pytest.raises(SpecError, match=r"'conv5' is neither conv4 nor .*nearest are conv4, "):
         encoder(backbone="conv5")
+
+
+@pytest.mark.parametrize("norm", ["batch", "sync_batch", "group", "none"])
+def test_channels_come_last_on_a_gpu_but_under_group_norm(norm):
+    on_gpu = torch.contiguous_format if norm == "group" else torch.channels_last
+    assert layout(Config(norm=norm), torch.device("cuda")) == on_gpu
+    assert layout(Config(norm=norm), torch.device("cpu")) == torch.contiguous_format
+
+
+@pytest.mark.parametrize("backbone", ["conv4", "resnet18"])
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_a_feature_is_the_same_in_either_layout(backbone, norm):
+    features, gradients = [], []
+    for order in (torch.contiguous_format, torch.channels_last):
+        model = encoder(backbone=backbone, norm=norm).double().to(memory_format=order)
+        seen = []
+        first = model.backbone.blocks[0] if backbone == "conv4" else model.backbone.conv1
+        first.register_forward_hook(lambda _module, _inputs, output, seen=seen: seen.append(output))
+        made = model(images(4))
+        assert seen[0].is_contiguous(memory_format=order)  # from the first layer on
+        made[:, 0].sum().backward()
+        features.append(made.detach())
+        gradients.append([p.grad.contiguous() for p in model.parameters()])
+    torch.testing.assert_close(*features, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-11)

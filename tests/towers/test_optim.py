@@ -5,10 +5,18 @@ from itertools import pairwise
 
 import pytest
 import torch
+from operators import Operators
 from torch import nn
 
 from emc2dist.config import Optimiser
-from emc2dist.towers.optim import Lars, build_optimiser, learning_rate, set_learning_rate
+from emc2dist.towers.optim import (
+    Lars,
+    build_optimiser,
+    clip_gradients,
+    learning_rate,
+    restore_optimiser,
+    set_learning_rate,
+)
 
 
 def small_model() -> nn.Module:
@@ -58,10 +66,92 @@ def test_lars_resumes_from_its_state():
     stepped(first, whole, 0)
     resumed = build_optimiser(second, config, 0.1)
     second.load_state_dict(first.state_dict())
-    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    restore_optimiser(resumed, copy.deepcopy(whole.state_dict()))
     for model, optimiser in ((first, whole), (second, resumed)):
         stepped(model, optimiser, 1)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("adapt", [True, False])
+def test_lars_tells_the_device_once_for_all_layers(adapt):
+    def operators(layers):
+        parameters = [nn.Parameter(torch.ones(2, 3, device="meta")) for _ in range(layers)]  # as a GPU, not the CPU
+        optimiser = Lars(parameters, lr=0.1, adapt=adapt)
+        for _ in range(2):  # the first one makes the velocities
+            for parameter in parameters:
+                parameter.grad = torch.ones(2, 3, device="meta")
+            with Operators() as counted:
+                optimiser.step()
+        return counted.count
+
+    assert operators(20) == operators(5)
+
+
+def test_lars_moves_the_same_by_layers_and_all_at_once(monkeypatch):
+    """As on a CPU, and as on a GPU."""
+
+    def moved():
+        parameters = [nn.Parameter(torch.linspace(-1, 2, n * n).view(n, n)) for n in (2, 3, 8)]
+        optimiser = Lars(parameters, lr=0.3, weight_decay=0.1)
+        for _ in range(3):
+            for parameter in parameters:
+                parameter.grad = parameter.detach().sin()
+            optimiser.step()
+        return parameters
+
+    by_layers = moved()
+    monkeypatch.setattr("emc2dist.towers.optim._together", lambda weights: [weights])
+    assert all(torch.equal(a, b) for a, b in zip(by_layers, moved(), strict=True))
+
+
+def test_lars_leaves_alone_what_has_no_gradient():
+    moved, left = (nn.Parameter(torch.ones(2, 2)) for _ in range(2))
+    moved.grad = torch.ones(2, 2)
+    optimiser = Lars([moved, left], lr=0.5)
+    optimiser.step()
+    assert torch.equal(left, torch.ones(2, 2))
+    assert not torch.equal(moved, left)
+    assert left not in optimiser.state
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_restored_state_has_the_parameters_layout_and_is_updated_as_here(name):
+    """A file's rows lie one after the other; a run that trained on a GPU may have taken another kind of update."""
+    convolution = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimiser = build_optimiser(convolution, Optimiser(name=name), 0.1)
+    convolution(torch.ones(1, 3, 5, 5)).sum().backward()
+    optimiser.step()
+    state = copy.deepcopy(optimiser.state_dict())
+    slots = [slot for slot in state["state"][0] if state["state"][0][slot].ndim]
+    for slot in slots:
+        state["state"][0][slot] = state["state"][0][slot].contiguous()
+    for group in state["param_groups"]:
+        group["fused"] = True
+    other = build_optimiser(convolution, Optimiser(name=name), 0.1)
+    restore_optimiser(other, state)
+    assert slots
+    for slot in slots:
+        found = other.state[convolution.weight][slot]
+        assert torch.equal(found, state["state"][0][slot])
+        assert found.stride() == convolution.weight.stride()
+    assert not any(group.get("fused") for group in other.param_groups if name != "lars")
+
+
+def test_gradients_are_measured_and_only_clipped_where_that_is_asked_for():
+    first, second = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
+    first.grad, second.grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
+    parameters = [first, second, nn.Parameter(torch.zeros(5))]  # the last one takes no part
+    with Operators() as counted:
+        assert clip_gradients(iter(parameters), None).item() == 5
+    measured = counted.count
+    assert (first.grad.tolist(), second.grad.tolist()) == ([3, 0], [4])
+    with Operators() as counted:
+        assert clip_gradients(parameters, 10.0).item() == 5
+    assert counted.count > measured
+    assert (first.grad.tolist(), second.grad.tolist()) == ([3, 0], [4])
+    assert clip_gradients(parameters, 2.5).item() == 5
+    assert first.grad[0].item() == pytest.approx(1.5, rel=1e-5)
+    assert second.grad[0].item() == pytest.approx(2.0, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from emc2dist.config import Data, Eval, parse
@@ -96,8 +97,8 @@ def test_labels_are_matched_by_the_names_of_their_classes(tmp_path, evaluation):
     assert evaluation().remarks == [
         "2 of 4 images asked about are of 2 classes of which no image votes: they count as wrong"
     ]
-    points = np.eye(3)[[0, 1, 1]]
-    assert evaluation().knn_accuracy(points, np.eye(3)[[1, 0, 0, 1]]) == 0.5
+    points = torch.eye(3)
+    assert evaluation().knn_accuracy(points[[0, 1, 1]], points[[1, 0, 0, 1]]) == 0.5
 
 
 def test_classes_of_which_no_image_votes_are_said_by_name(tmp_path, evaluation):
@@ -107,7 +108,7 @@ def test_classes_of_which_no_image_votes_are_said_by_name(tmp_path, evaluation):
         "2 of 3 images asked about are of 1 classes of which no image votes: they count as wrong"
     ]
     with pytest.raises(DataError, match="all 2 voters are of one class"):
-        evaluation().linear_probe(np.eye(2), np.eye(2)[[0, 1, 1]])
+        evaluation().linear_probe(torch.eye(2), torch.eye(2)[[0, 1, 1]])
 
 
 def test_too_few_labels_are_refused(tmp_path, evaluation):

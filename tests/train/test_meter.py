@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 import torch.distributed
+from operators import Operators
 from train.harness import Run, small_spec
 
 from emc2dist.data.encoded import Traffic
@@ -64,6 +65,27 @@ def test_a_mean_weighs_what_it_is_a_mean_of():
     assert (row["images"], row["data_retries"]) == (16, 3)
     meter.add(facts({"acceptance_rate": (torch.tensor(0.0), torch.tensor(0))}))
     assert "acceptance_rate" not in meter.read()  # of nothing there is no mean
+
+
+def test_facts_are_fetched_once_a_row_or_where_too_many_wait(monkeypatch):
+    one = {"loss": torch.tensor(0.1), "count": (torch.tensor(7), torch.tensor(2)), "wide": torch.tensor(0.3).double()}
+    counts, rows = [], []
+    for steps, most in ((2, 2_000), (50, 2_000), (50, 4)):
+        monkeypatch.setattr("emc2dist.train.meter._MOST_WAITING", most)
+        meter = Meter(8, Stopwatch(CPU))
+        with Operators() as counted:
+            for _ in range(steps):
+                meter.add(facts(one))
+        with Operators() as read:
+            rows.append(meter.read())
+        counts.append((counted.others("detach"), read.count))
+    (few, at_once), (many, row), (by_parts, _) = counts
+    assert (few, many) == (0, 0)
+    assert at_once == row  # of 2 steps or 50
+    assert by_parts > 0
+    for found in rows:
+        assert found["loss"] == pytest.approx(0.1)
+        assert (found["count"], found["wide"]) == (3.5, pytest.approx(0.3, rel=1e-7))
 
 
 def test_percentiles_are_of_the_last_step_and_leave_out_what_has_no_age():

@@ -1,0 +1,58 @@
+"""Group norm's kernels in Triton's interpreter, against torch's in float64; in a process of its own, as the sweep's."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="needs triton, which torch's wheels for CUDA bring"
+)
+
+COMPARE = """
+import torch
+from torch.nn import functional
+from emc2dist.towers import norms
+from emc2dist.towers.norms_triton import GroupNormFunction
+
+asked, apply = [], GroupNormFunction.apply
+GroupNormFunction.apply = lambda *given: asked.append(given) or apply(*given)
+norms.kernels.run_on = lambda given: True  # as on a GPU
+torch.manual_seed(0)
+SHAPES = ((2, 16, 4, 9, 7), (2, 12, 4, 1, 1), (1, 64, 32, 70, 70), (2, 33, 11, 5, 5), (1, 8, 2, 3))
+for n, channels, groups, *pixels in SHAPES:
+    for dtype in (torch.bfloat16, torch.float16):
+        layer = norms.GroupNorm(groups, channels)
+        with torch.no_grad():
+            layer.weight.uniform_(0.5, 2)
+            layer.bias.uniform_(-1, 1)
+        given = (torch.randn(n, channels, *pixels) + 30).to(dtype).requires_grad_()  # a mean far from 0
+        made = layer(given)
+        exact = [t.detach().double().requires_grad_() for t in (given, layer.weight, layer.bias)]
+        expected = functional.group_norm(exact[0], groups, *exact[1:])
+        # The interpreters of some Tritons cut bf16 off where a GPU rounds.
+        step = torch.finfo(dtype).eps * (1.01 if dtype == torch.bfloat16 else 0.51)
+        assert made.dtype == dtype
+        torch.testing.assert_close(made.double(), expected, rtol=step, atol=1e-4)
+        pull = torch.randn(made.shape).to(dtype)
+        made.backward(pull)
+        expected.backward(pull.double())
+        assert given.grad.dtype == dtype
+        torch.testing.assert_close(given.grad.double(), exact[0].grad, rtol=step, atol=1e-4)
+        for found, sought in zip((layer.weight, layer.bias), exact[1:], strict=True):
+            torch.testing.assert_close(found.grad.double(), sought.grad, rtol=1e-4, atol=1e-3)
+assert len(asked) == 2 * len(SHAPES)
+layer(torch.zeros(0, 8, 3, dtype=torch.bfloat16))  # no image, no program
+layer(torch.zeros(1, 8, 3))  # float32 is torch's
+assert len(asked) == 2 * len(SHAPES)
+print("compared")
+"""
+
+
+def test_the_kernels_do_what_torchs_group_norm_does_in_float64():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", COMPARE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "compared" in done.stdout
