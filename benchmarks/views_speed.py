@@ -1,10 +1,11 @@
-"""How fast are random views? Ours against torchvision's v2, one view at a time, on one core.
+"""How fast are random views? Ours, compiled and by the batch, against torchvision's v2, a view at a time; on one core.
 
     python benchmarks/views_speed.py                 # a table, some minutes; kept in docs/performance.md
 
-The augmentations of SimCLR, blur from 96 pixels on, of images of one size. In each round both make views of the same
-images, one after the other; the ratio is the median over the rounds, so that what else the machine does meets both
-alike. Milliseconds are of the CPU, of one thread.
+The augmentations of SimCLR, blur from 96 pixels on, of images of one size. In each round all make views of the same
+images, one after the other; a ratio is the median over the rounds, so that what else the machine does meets all alike.
+Milliseconds are of the CPU, of one thread. By the batch is what a GPU does (`views.made_on`); here, on the CPU, packing
+included.
 """
 
 import argparse
@@ -13,11 +14,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from emc2dist.config import Views
 from emc2dist.towers._torchvision import v2
-from emc2dist.towers.parameters import SIGMA
+from emc2dist.towers.batched import BatchedViews
+from emc2dist.towers.parameters import SIGMA, kernel
 from emc2dist.towers.views import RandomView
 
 CASES = [(32, (32, 32)), (96, (96, 96)), (224, (224, 224)), (224, (375, 500))]
@@ -61,21 +64,28 @@ def milliseconds(made: Callable[[], object]) -> float:
     return 1000 * (time.thread_time() - began) / (IMAGES * V)
 
 
-def rounds(size: int, images: Sequence[Tensor], count: int) -> tuple[list[float], list[float]]:
-    """Milliseconds a view, of ours and of torchvision's, in so many rounds."""
+def rounds(size: int, images: Sequence[Tensor], count: int) -> NDArray[np.float64]:
+    """Milliseconds a view [3, rounds]: compiled, by the batch, and torchvision's."""
     config = spec(size)
-    view = RandomView(config)
-    other = by_torchvision(config, view.taps)
+    view, batched = RandomView(config), BatchedViews(config, torch.device("cpu"))
+    other = by_torchvision(config, kernel(size))
     draws = np.random.default_rng(0)
-    ours, theirs = [], []
-    for number in range(count + 1):
+    taken = []
+    for _ in range(count + 1):
         streams = draws.integers(0, 2**63, (V, IMAGES))
-        one = milliseconds(lambda streams=streams: view(images, streams))  # type: ignore[misc]
-        two = milliseconds(lambda: [other(image) for image in images for _ in range(V)])
-        if number:  # the first warms up
-            ours.append(one)
-            theirs.append(two)
-    return ours, theirs
+        ways: list[Callable[[], object]] = [
+            lambda streams=streams: view(images, streams),  # type: ignore[misc]
+            lambda streams=streams: batched([batched.pack(images, streams)]),  # type: ignore[misc]
+            lambda: [other(image) for image in images for _ in range(V)],
+        ]
+        taken.append([milliseconds(way) for way in ways])
+    return np.array(taken[1:]).T  # the first warms up
+
+
+def ratio(slower: NDArray[np.float64], faster: NDArray[np.float64]) -> str:
+    """The median over the rounds, and the least and the most."""
+    ratios = slower / faster
+    return f"{np.median(ratios):.1f} ({ratios.min():.1f} to {ratios.max():.1f})"
 
 
 def main() -> None:
@@ -85,14 +95,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print("| view, px | image, px | torchvision, ms | ours, ms | ratio (least to most) |")
-    print("|---|---|---|---|---|")
+    print(
+        "| view, px | image, px | torchvision, ms | compiled, ms | by the batch, ms "
+        "| torchvision / compiled | by the batch / compiled |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for size, (height, width) in CASES:
-        ours, theirs = rounds(size, pictures(height, width), args.rounds)
-        ratios = np.array(theirs) / np.array(ours)
+        ours, batched, theirs = rounds(size, pictures(height, width), args.rounds)
         print(
             f"| {size} | {height} x {width} | {np.median(theirs):.2f} | {np.median(ours):.3f} "
-            f"| {np.median(ratios):.1f} ({ratios.min():.1f} to {ratios.max():.1f}) |",
+            f"| {np.median(batched):.2f} | {ratio(theirs, ours)} | {ratio(batched, ours)} |",
             flush=True,
         )
 

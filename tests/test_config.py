@@ -234,16 +234,19 @@ def test_tags_in_a_spec_run_nothing():
 
 def test_differences_name_what_changes_the_result_only():
     old = parse(MINIMAL)
-    moved = parse(MINIMAL, ["workers=2", "shards=3", "eval.every=5", "data.path=/else", "run_dir=r", "log_every=7"])
+    keys = ["workers=2", "shards=3", "eval.every=5", "data.path=/else", "data.decoded_mib=9", "run_dir=r"]
+    moved = parse(MINIMAL, keys)
     assert differences(old, moved) == []
-    changed = parse(
-        MINIMAL, ["temperature=0.1", "data.limit=9", "encoder.features=64", "precision=tf32", "deterministic=true"]
-    )
+    keys = ["temperature=0.1", "precision=tf32", "deterministic=true", "data.limit=9", "data.shrink=true"]
+    keys += ["views.made_on=device", "encoder.features=64"]
+    changed = parse(MINIMAL, keys)
     assert differences(old, changed) == [
         "temperature: 0.2 -> 0.1",
         "precision: float32 -> tf32",
         "deterministic: False -> True",
         "data.limit: None -> 9",
+        "data.shrink: False -> True",
+        "views.made_on: auto -> device",
         "encoder.features: 128 -> 64",
     ]
 

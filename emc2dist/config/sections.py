@@ -138,13 +138,20 @@ class Data(Section):
     """Folder on every machine's own disk for what is fetched or unpacked; its processes share it."""
     cache_mib: PositiveInt = 16_384
     """Mebibytes that `cache_dir` may hold. Sets that `emc2dist ingest` wrote to a local disk need none."""
+    decoded_mib: Annotated[int, Field(ge=0, le=2**31)] = 0
+    """Mebibytes of decoded pixels to keep in `cache_dir`, besides `cache_mib`, so that an image that finds room is
+    decoded once; 0: none."""
+    shrink: bool = False
+    """Whether images whose shorter side is longer than any random crop needs (docs/data.md) are resized to it when they
+    are decoded. It changes their views a little, so a run does not go on with another one."""
     shuffle: Literal["auto", "full", "block"] = "auto"
     """Order of an epoch. `full`: any order is as likely. `block`: few row groups at a time, see docs/data.md. `auto`:
     `block` on S3, `full` on disk."""
     window: PositiveInt = 16_384
     """Rows that shuffle: block mixes: a row comes at most so many places later than its block."""
     loaders: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Processes per worker that decode and augment; 0 does it on a thread of the worker."""
+    """Processes per worker that decode, and make views where `views.made_on` leaves that to the CPU; 0 does it on a
+    thread of the worker."""
     prefetch: Annotated[int, Field(ge=1, le=1024)] = 2
     """Batches that are made ahead of the step that needs them."""
 
@@ -174,6 +181,10 @@ class Views(Section):
     """Probability of a Gaussian blur (sigma 0.1 to 2.0 pixels, kernel about a tenth of the side)."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Largest rotation, degrees either way."""
+    made_on: Literal["auto", "cpu", "device"] = "auto"
+    """Where views are made. `cpu`: where images are decoded. `device`: by the batch on the worker's device, to which
+    decoded images are sent, whole or, where they are longer than four views, as crops. `auto`: on the device if it is a
+    GPU. A pixel may differ by a level or so between the two, so a run does not go on with another one."""
 
 
 class Encoder(Section):

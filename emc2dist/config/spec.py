@@ -179,7 +179,7 @@ class Spec(Section):
 OPERATIONAL = frozenset(
     {"run_dir", "encode_chunk", "workers", "min_workers", "shards", "threads", "restarts", "log_every", "eval",
      "checkpoint", "s3", "resources", "watch", "launch", "store.timeout_s", "data.path", "data.cache_dir",
-     "data.cache_mib", "data.loaders", "data.prefetch"}
+     "data.cache_mib", "data.decoded_mib", "data.loaders", "data.prefetch"}
 )  # fmt: skip
 
 # A GPU's numbers are not a CPU's. This one may differ only knowingly, as `emc2dist.run.driver` sees to.

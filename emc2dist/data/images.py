@@ -24,8 +24,26 @@ from emc2dist.data.splits import EVALUATED
 from emc2dist.errors import DataError
 
 
-class Images(Protocol):
-    """Images by index, 0 <= index < len. Can be pickled into another process."""
+class Pixels(Protocol):
+    """Pixels of images by index. Can be pickled into another process."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """What this object has asked for so far."""
+        ...
+
+    def get(self, indices: NDArray[np.int64]) -> list[Tensor]:
+        """The images, uint8 [3, H, W] each, in the order asked; H and W may differ from one to the next.
+
+        Raises:
+            DataError: an image cannot be read; names file and row. StorageError: the set cannot be reached.
+            IndexError: an index is out of range.
+        """
+        ...
+
+
+class Images(Pixels, Protocol):
+    """Images by index, 0 <= index < len, and what is known of them."""
 
     @property
     def remarks(self) -> Sequence[str]:
@@ -51,20 +69,6 @@ class Images(Protocol):
     @property
     def blocks(self) -> NDArray[np.int64]:
         """Rows of each run of neighbouring indices that lie together, int64 [G]; they sum up to the length."""
-        ...
-
-    @property
-    def traffic(self) -> Traffic:
-        """What this object has asked for so far."""
-        ...
-
-    def get(self, indices: NDArray[np.int64]) -> list[Tensor]:
-        """The images, uint8 [3, H, W] each, in the order asked; H and W may differ from one to the next.
-
-        Raises:
-            DataError: an image cannot be read; names file and row. StorageError: the set cannot be reached.
-            IndexError: an index is out of range.
-        """
         ...
 
     def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:

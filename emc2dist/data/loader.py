@@ -6,9 +6,12 @@
 An image is decoded once for its V views. View v of image i is a function of seeds[v, i] and the image alone: not of
 the rank, the thread, the process, or its batch-mates.
 
-The views are written where the batch lies: with processes, in memory that they share with this one and that has no
-name, so that nothing is left behind and the size of /dev/shm, small in many containers, does not matter. Where there is
-no such memory, they come through a pipe, and that is said.
+Or an image is decoded here or in a process, and its views are made on a device: a `DeviceView` packs the pixels and
+what its seeds say of each view into a buffer, and makes the views of a batch of all its buffers, on a thread beside.
+
+The views, or the buffers, are written where the batch lies: with processes, in memory that they share with this one and
+that has no name, so that nothing is left behind and the size of /dev/shm, small in many containers, does not matter.
+Where there is no such memory, they come through a pipe, and that is said.
 
 A batch is made in pieces of a few images, taken up in the order submitted, except that an urgent batch (one that a
 step waits for, such as carried negatives) goes before all that has not been taken up. Nothing is made that was not
@@ -23,11 +26,13 @@ import multiprocessing
 import os
 import pickle
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,12 +40,39 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emc2dist.data.encoded import Traffic
-from emc2dist.data.images import Images
+from emc2dist.data.images import Pixels
 from emc2dist.errors import Emc2Error
 from emc2dist.terminal import say_once
 
 View = Callable[[Sequence[Tensor], NDArray[np.int64]], Tensor]
 """n images, uint8 [3, H, W] each, and seeds [V, n] -> uint8 [V, n, 3, S, S], each by its own seed; picklable."""
+
+
+class Packer(Protocol):
+    """The first half of a `DeviceView`; picklable."""
+
+    def __call__(self, images: Sequence[Tensor], seeds: NDArray[np.int64], /) -> Tensor:
+        """A buffer, uint8 [bytes], of n images, uint8 [3, H, W] each, and seeds [V, n]."""
+        ...
+
+    def most(self, views: int, /) -> int:
+        """Bytes that each image adds to a buffer at most, if there are so many views of it."""
+        ...
+
+
+@runtime_checkable
+class DeviceView(Protocol):
+    """Views in two halves: packed where images are decoded, made on a device."""
+
+    @property
+    def pack(self) -> Packer:
+        """Packs them."""
+        ...
+
+    def __call__(self, buffers: Sequence[Tensor], /) -> Tensor:
+        """Views uint8 [V, n, 3, S, S], on the device, of the images of all buffers; from any of several threads."""
+        ...
+
 
 _PIECE_BYTES = 3 * 2**20  # of views: little enough that an urgent batch need not wait long for a process
 
@@ -49,23 +81,28 @@ class ViewLoader:
     """Makes views of `images` with `view`, S = `size` pixels wide and high.
 
     With `processes` > 0 the pieces of a batch are shared out over so many spawned processes, each of which receives a
-    copy of `images` and `view` once; a script that starts them needs its `if __name__ == "__main__"`.
+    copy of `images` and `view` (of a `DeviceView` its packer) once; a script that starts them needs its
+    `if __name__ == "__main__"`.
     """
 
-    def __init__(self, images: Images, view: View, size: int, *, processes: int = 0) -> None:
+    def __init__(self, images: Pixels, view: View | DeviceView, size: int, *, processes: int = 0) -> None:
         self.traffic = Traffic()
         """What making the views has asked of the images so far."""
         self._size, self._processes = size, processes
+        self._device_view = view if isinstance(view, DeviceView) else None
+        # One for urgent batches, so that they do not wait for others.
+        self._finishers = {urgent: ThreadPoolExecutor(1, thread_name_prefix="device views") for urgent in (True, False)}
+        make = view.pack if isinstance(view, DeviceView) else view
         self._executor: Executor
         if processes:
             # Spawned, for a fork would copy this process's threads and its CUDA context in whatever state they are.
             spawn = multiprocessing.get_context("spawn")
             with _starting():
-                self._executor = ProcessPoolExecutor(processes, spawn, initializer=_receive, initargs=(images, view))
+                self._executor = ProcessPoolExecutor(processes, spawn, initializer=_receive, initargs=(images, make))
             self._make: Callable[..., _Made] = _make_there
         else:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="views")
-            self._make = partial(_make_here, images, view)
+            self._make = partial(_make, images, make)
         self._slots = 2 * max(1, processes)  # one piece in the making and one at hand for every process
         self._running = 0
         self._waiting: list[_Piece] = []
@@ -75,10 +112,10 @@ class ViewLoader:
     def submit(self, indices: NDArray[np.int64], seeds: NDArray[np.int64], *, urgent: bool = False) -> Future[Tensor]:
         """Begin on the views of n >= 1 images; seeds are int64 [V, n].
 
-        The future gives uint8 [V, n, 3, S, S], or raises what was raised in the making, such as a `DataError`; an
-        `Emc2Error` where a process was killed.
+        The future gives uint8 [V, n, 3, S, S], of a `DeviceView` on its device, or raises what was raised in the
+        making, such as a `DataError`; an `Emc2Error` where a process was killed.
         """
-        batch = _Batch(indices, seeds, self._size, shared=self._processes > 0)
+        batch = self._batch(indices, seeds, urgent)
         piece = self._piece(*seeds.shape)
         with self._lock:
             for start in range(0, len(indices), piece):
@@ -94,12 +131,21 @@ class ViewLoader:
         for piece in dropped:
             piece.batch.future.cancel()
         self._executor.shutdown(cancel_futures=True)
+        for finisher in self._finishers.values():
+            finisher.shutdown()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _batch(self, indices: NDArray[np.int64], seeds: NDArray[np.int64], urgent: bool) -> "_Batch":
+        shared = self._processes > 0
+        if self._device_view is None:
+            return _ViewsBatch(indices, seeds, self._size, shared=shared)
+        finisher = self._finishers[urgent]
+        return _PackedBatch(indices, seeds, self._device_view, finisher, shared=shared)
 
     def _piece(self, views: int, images: int) -> int:
         """Images of a piece: a process's share of the batch, or less."""
@@ -135,9 +181,9 @@ class ViewLoader:
         if error is not None:
             piece.batch.fail(_killed() if isinstance(error, BrokenExecutor) else error)
             return
-        traffic, views = made.result()
+        traffic, sent = made.result()
         self.traffic += traffic
-        piece.batch.complete(piece.start, piece.stop, views)
+        piece.batch.complete(piece.start, piece.stop, sent)
 
 
 @contextmanager
@@ -159,37 +205,103 @@ def _killed() -> Emc2Error:
     )
 
 
-class _Batch:
+class _Batch(ABC):
     """A batch in the making."""
 
-    def __init__(self, indices: NDArray[np.int64], seeds: NDArray[np.int64], size: int, *, shared: bool) -> None:
+    def __init__(self, indices: NDArray[np.int64], seeds: NDArray[np.int64], memory: "_SharedMemory | None") -> None:
         self.future: Future[Tensor] = Future()
-        self._indices, self._seeds, self._processes = indices, seeds, shared
+        self._indices, self._seeds, self._memory = indices, seeds, memory
         self._missing = len(indices)
-        self._shape = (len(seeds), len(indices), 3, size, size)
-        self._memory = _shared(math.prod(self._shape)) if shared else None
-        flat = torch.empty(math.prod(self._shape), dtype=torch.uint8) if self._memory is None else self._memory.map()
-        self._views = flat.view(self._shape)
 
     def arguments(self, start: int, stop: int) -> tuple[Any, ...]:
-        """What `_make_here` (or, in a process, `_make_there`) needs to make a piece."""
-        indices, seeds = self._indices[start:stop], self._seeds[:, start:stop]
-        if self._processes:
-            return indices, seeds, self._memory, self._shape, start
-        return indices, seeds, self._views[:, start:stop]
+        """What `_make` (or, in a process, `_make_there`) needs to make a piece."""
+        return self._indices[start:stop], self._seeds[:, start:stop], self._writer(start, stop)
 
-    def complete(self, start: int, stop: int, views: NDArray[np.uint8] | None) -> None:
-        """These images are done, and their views here or given; the last piece completes the batch."""
-        if views is not None:
-            self._views[:, start:stop] = torch.from_numpy(views)
+    def complete(self, start: int, stop: int, sent: Any) -> None:
+        """These images are done, and `sent` is what the piece's writer gave; the last piece completes the batch."""
+        self._take(start, stop, sent)
         self._missing -= stop - start
         if not self._missing and not self.future.done():
-            self.future.set_result(self._views)
+            self._end()
 
     def fail(self, error: BaseException) -> None:
         """A piece could not be made."""
         if not self.future.done():
             self.future.set_exception(error)
+
+    @abstractmethod
+    def _writer(self, start: int, stop: int) -> "_Writer": ...
+
+    @abstractmethod
+    def _take(self, start: int, stop: int, sent: Any) -> None: ...
+
+    @abstractmethod
+    def _end(self) -> None: ...
+
+
+class _ViewsBatch(_Batch):
+    """A batch whose pieces are views."""
+
+    def __init__(self, indices: NDArray[np.int64], seeds: NDArray[np.int64], size: int, *, shared: bool) -> None:
+        self._shape = (len(seeds), len(indices), 3, size, size)
+        count, self._in_processes = math.prod(self._shape), shared
+        super().__init__(indices, seeds, _shared(count) if shared else None)
+        flat = torch.empty(count, dtype=torch.uint8) if self._memory is None else self._memory.map()
+        self._views = flat.view(self._shape)
+
+    def _writer(self, start: int, stop: int) -> "_Writer":
+        if self._in_processes:
+            return _SharedViews(self._memory, self._shape, start)
+        return partial(_copy, self._views[:, start:stop])
+
+    def _take(self, start: int, stop: int, sent: NDArray[np.uint8] | None) -> None:
+        if sent is not None:
+            self._views[:, start:stop] = torch.from_numpy(sent)
+
+    def _end(self) -> None:
+        self.future.set_result(self._views)
+
+
+class _PackedBatch(_Batch):
+    """A batch whose pieces are buffers, of which `view` makes views on the thread of `finisher`."""
+
+    def __init__(
+        self,
+        indices: NDArray[np.int64],
+        seeds: NDArray[np.int64],
+        view: DeviceView,
+        finisher: Executor,
+        *,
+        shared: bool,
+    ) -> None:
+        self._view, self._finisher = view, finisher
+        self._most, self._in_processes = view.pack.most(len(seeds)), shared
+        # Mostly empty: what is never written takes no memory.
+        super().__init__(indices, seeds, _shared(len(indices) * self._most) if shared else None)
+        self._whole = None if self._memory is None else self._memory.map()
+        self._buffers = dict[int, Tensor]()
+
+    def _writer(self, start: int, stop: int) -> "_Writer":
+        return _SharedBuffer(self._memory, start * self._most) if self._in_processes else _as_it_is
+
+    def _take(self, start: int, stop: int, sent: int | NDArray[np.uint8] | Tensor) -> None:
+        if isinstance(sent, int):
+            assert self._whole is not None
+            first = start * self._most
+            self._buffers[start] = self._whole[first : first + sent]
+        else:
+            self._buffers[start] = torch.as_tensor(sent)
+
+    def _end(self) -> None:
+        self._finisher.submit(self._finish)
+
+    def _finish(self) -> None:
+        try:
+            views = self._view([self._buffers[start] for start in sorted(self._buffers)])
+        except Exception as error:  # whatever torch raises on a device, such as a want of memory
+            self.fail(error)
+        else:
+            self.future.set_result(views)
 
 
 class _SharedMemory:
@@ -234,44 +346,71 @@ class _Piece(NamedTuple):
     batch: _Batch
 
 
-def _make(images: Images, view: View, indices: NDArray[np.int64], seeds: NDArray[np.int64], views: Tensor) -> Traffic:
-    """Write the views of some images into uint8 [V, n, 3, S, S]."""
+_Writer = Callable[[Tensor], Any]
+"""Puts what was made of a piece where the batch lies, and gives what remains to be sent; picklable, for processes."""
+
+
+@dataclass(frozen=True)
+class _SharedViews:
+    """Writes views into memory that is shared; gives them back where there is none."""
+
+    memory: _SharedMemory | None
+    shape: tuple[int, ...]
+    """Of the batch."""
+    start: int
+
+    def __call__(self, views: Tensor) -> NDArray[np.uint8] | None:
+        whole = None if self.memory is None else _mapped(self.memory)
+        if whole is None:
+            return views.numpy()
+        whole.view(self.shape)[:, self.start : self.start + views.shape[1]] = views
+        return None
+
+
+@dataclass(frozen=True)
+class _SharedBuffer:
+    """Writes a buffer into memory that is shared, and gives its length; gives it back where there is none."""
+
+    memory: _SharedMemory | None
+    start: int
+
+    def __call__(self, buffer: Tensor) -> NDArray[np.uint8] | int:
+        whole = None if self.memory is None else _mapped(self.memory)
+        if whole is None:
+            return buffer.numpy()
+        whole[self.start : self.start + len(buffer)] = buffer
+        return len(buffer)
+
+
+def _copy(into: Tensor, views: Tensor) -> None:
+    into.copy_(views)
+
+
+def _as_it_is(buffer: Tensor) -> Tensor:
+    return buffer
+
+
+_Made = tuple[Traffic, Any]
+"""What making a piece asked of the images, and what its writer gave."""
+
+
+def _make(
+    images: Pixels, make: View | Packer, indices: NDArray[np.int64], seeds: NDArray[np.int64], write: _Writer
+) -> _Made:
+    """Make a piece."""
     before = images.traffic
-    views[:] = view(images.get(indices), seeds)
-    return images.traffic - before
+    sent = write(make(images.get(indices), seeds))
+    return images.traffic - before, sent
 
 
-_Made = tuple[Traffic, NDArray[np.uint8] | None]
-"""What making a piece asked of the images, and the views where they could not be written where they belong."""
+_received: tuple[Pixels, View | Packer] | None = None
 
 
-def _make_here(images: Images, view: View, *piece: Any) -> _Made:
-    return _make(images, view, *piece), None
-
-
-_received: tuple[Images, View] | None = None
-
-
-def _receive(images: Images, view: View) -> None:
+def _receive(images: Pixels, make: View | Packer) -> None:
     """Start of a pool process."""
     global _received
-    _received = (images, view)
+    _received = (images, make)
     torch.set_num_threads(1)
-
-
-def _make_there(
-    indices: NDArray[np.int64],
-    seeds: NDArray[np.int64],
-    memory: _SharedMemory | None,
-    shape: tuple[int, ...],
-    start: int,
-) -> _Made:
-    """Make a piece in a process of the pool."""
-    whole = None if memory is None else _mapped(memory)
-    if whole is not None:
-        return _make_received(indices, seeds, whole.view(shape)[:, start : start + len(indices)]), None
-    views = torch.empty((shape[0], len(indices), *shape[2:]), dtype=torch.uint8)
-    return _make_received(indices, seeds, views), views.numpy()
 
 
 def _mapped(memory: _SharedMemory) -> Tensor | None:
@@ -282,10 +421,11 @@ def _mapped(memory: _SharedMemory) -> Tensor | None:
         return None
 
 
-def _make_received(indices: NDArray[np.int64], seeds: NDArray[np.int64], views: Tensor) -> Traffic:
+def _make_there(indices: NDArray[np.int64], seeds: NDArray[np.int64], write: _Writer) -> _Made:
+    """Make a piece in a process of the pool."""
     assert _received is not None, "a pool process makes views only after its initialiser has run"
     try:
-        return _make(*_received, indices, seeds, views)
+        return _make(*_received, indices, seeds, write)
     except Exception as error:  # whatever a library raises
         if _travels(error):
             raise

@@ -36,6 +36,11 @@ _TRIES = 10  # to find a crop that fits the image
 _LANE = 0
 
 
+def kernel(size: int) -> int:
+    """Side of the blur's kernel for a view of `size` pixels: about a tenth of it, and odd."""
+    return max(3, size // 10 | 1)
+
+
 def draw(config: Views, streams: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray:
     """Parameters [n] of the type `PARAMETERS`, of views with streams [n] of images so high and wide [n]."""
     u = iter(uniforms(torch.from_numpy(streams), 2 * _TRIES + 16, lane=_LANE).numpy().T.copy())

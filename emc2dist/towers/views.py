@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emc2dist.config import Views
-from emc2dist.towers.parameters import draw
+from emc2dist.towers.parameters import draw, kernel
 
 
 class RandomView:
@@ -28,7 +28,7 @@ class RandomView:
 
         self._config = config
         self._augment = augment
-        self.taps = max(3, config.size // 10 | 1)
+        self.taps = kernel(config.size)
         """Side of the blur's kernel, pixels; odd."""
 
     def __reduce__(self) -> tuple[type["RandomView"], tuple[Views]]:

@@ -39,6 +39,7 @@ class Foreseen:
         if len(ids) == len(self.ids):
             return images
         slot, _ = locate(ids, self.ids)
+        (slot,) = to_device([slot], images.device)
         return images[slot]
 
 

@@ -34,8 +34,8 @@ from emc2dist.data.loader import ViewLoader
 from emc2dist.errors import DataError, NonFiniteError, SpecError
 from emc2dist.terminal import Progress, say
 from emc2dist.towers.encoder import Encoder
-from emc2dist.towers.views import RandomView
 from emc2dist.train.loop import initial_encoder
+from emc2dist.train.views import view_loader
 
 SAMPLES, VIEWS, SECONDS = 500, 20, 45.0
 """Images, views of each, and seconds of all steps together, where nobody says otherwise."""
@@ -165,7 +165,7 @@ def freeze(spec: Spec, encoder: Encoder, device: torch.device, images: Images, i
     there = np.sort(index)  # neighbours lie together
     parts = []
     with (
-        ViewLoader(images, RandomView(spec.views), spec.views.size, processes=spec.data.loaders) as loader,
+        view_loader(spec, images, device) as loader,
         closing(Progress(len(index) * views, unit="view")) as progress,
     ):
         for pixels in _views(loader, spec.seed, there, views):

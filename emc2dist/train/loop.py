@@ -16,19 +16,18 @@ import torch
 from emc2dist import files
 from emc2dist.config import Spec
 from emc2dist.data.images import Images, Labelled, known_of_each
-from emc2dist.data.loader import ViewLoader
 from emc2dist.data.sampler import EpochOrder
 from emc2dist.errors import DataError, SpecError
 from emc2dist.metrics import Recorder, Row
 from emc2dist.store import ChainStore
 from emc2dist.towers.encoder import Encoder, layout
 from emc2dist.towers.optim import build_optimiser
-from emc2dist.towers.views import RandomView
 from emc2dist.train import arithmetic, checkpoint, collectives
 from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.memory import Memory
 from emc2dist.train.meter import Meter
 from emc2dist.train.step import Trainer
+from emc2dist.train.views import view_loader
 
 
 class CheckpointWriter(Protocol):
@@ -131,7 +130,7 @@ class _Loop:
         self.optimiser = build_optimiser(self.encoder, spec.optimiser, spec.lr)
         self.generation = collectives.broadcast_text(uuid4().hex)
         self.memory = Memory(spec, job.store, self.order, collectives.rank(), self.generation, device)
-        self.loader = ViewLoader(train, RandomView(spec.views), spec.views.size, processes=spec.data.loaders)
+        self.loader = view_loader(spec, train, device)
         self.evaluation = Evaluation.of(spec, job.labelled)[0]
         self.stopping, self.due = False, False
         self.written, self.written_at = 0, monotonic()

@@ -29,15 +29,14 @@ from emc2dist import files
 from emc2dist.config import Spec, dump, parse
 from emc2dist.core.estimators import Fact
 from emc2dist.data.images import Images, known_of_each, open_images
-from emc2dist.data.loader import ViewLoader
 from emc2dist.errors import SpecError
 from emc2dist.store import Layout, LocalStore
 from emc2dist.towers.optim import build_optimiser
-from emc2dist.towers.views import RandomView
 from emc2dist.train.loop import initial_encoder, order_for
 from emc2dist.train.memory import Memory, schema_for
 from emc2dist.train.step import Trainer
 from emc2dist.train.timing import PHASES, Stopwatch
+from emc2dist.train.views import view_loader
 
 WARM_UP = 20
 """Steps, at least, that are not counted. They visit as many batches of images: of so many, few carried states are in
@@ -119,7 +118,7 @@ def alone(spec: Spec, images: Images, device: torch.device) -> Iterator[Trainer]
     store.reset(_GENERATION)
     memory = Memory(spec, store, order, 0, _GENERATION, device)
     memory.start(0, settled=-1)
-    with ViewLoader(images, RandomView(spec.views), spec.views.size, processes=spec.data.loaders) as loader:
+    with view_loader(spec, images, device) as loader:
         yield Trainer(spec, encoder, optimiser, memory, loader, order, device, columns)
 
 

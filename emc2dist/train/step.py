@@ -111,7 +111,7 @@ class _Ahead(NamedTuple):
 
     step: int
     views: Future[Tensor]
-    """uint8 [V, b, 3, S, S] of this rank's samples."""
+    """uint8 [V, b, 3, S, S] of this rank's samples, on the CPU or on the device."""
     drawn: Future[Tensor] | None
     """uint8 [1, M / W, 3, S, S] of this rank's draws; None without."""
 
@@ -221,7 +221,7 @@ class Trainer:
         return log_z_errors(outcome.log_z[what.name], cached_log_z(what, batch, rows))
 
     def _views(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """uint8 [V, b, 3, S, S] of this rank's samples, on the device, and [M / W, 3, S, S] of its draws, on the CPU.
+        """uint8 [V, b, 3, S, S] of this rank's samples and [M / W, 3, S, S] of its draws, on the device.
 
         Those of the next steps are begun.
         """
@@ -229,8 +229,17 @@ class Trainer:
             self._begin(self._ahead[-1].step + 1 if self._ahead else step)
         due, views, drawn = self._ahead.popleft()
         assert due == step, f"steps are taken one after the other, and {due} was next"
-        (on_device,) = to_device([_made(views)], self.device)
-        return on_device, None if drawn is None else _made(drawn).squeeze(0)
+        return self._arrived(views), None if drawn is None else self._arrived(drawn).squeeze(0)
+
+    def _arrived(self, views: Future[Tensor]) -> Tensor:
+        """The views on the device, where they may have been made already."""
+        made = _made(views)
+        if made.device.type == "cpu":
+            (made,) = to_device([made], self.device)
+        elif made.is_cuda:
+            # They were made on another stream, which must not have their memory back before this one has read it.
+            made.record_stream(torch.cuda.current_stream(made.device))
+        return made
 
     def _traffic(self) -> Traffic:
         """Since the last call."""
@@ -275,16 +284,15 @@ class Trainer:
         """[m, D]: views [m] encoded with gradient."""
         with self.stopwatch.phase("data_wait"):
             if foreseen is not None and foreseen.has(ids):
-                images = foreseen.of(ids, _made(foreseen.images).squeeze(0))
+                images = foreseen.of(ids, self._arrived(foreseen.images).squeeze(0))
             else:
-                images = _made(self._views_again(ids)).squeeze(0)
+                images = self._arrived(self._views_again(ids)).squeeze(0)
         return self._encode_alone(images)
 
     def _encode_alone(self, images: Tensor) -> Tensor:
-        """Features [m, D] of images, on the CPU, that are not of the batch."""
+        """Features [m, D] of images, on the device, that are not of the batch."""
         with self.stopwatch.phase("forward"):
-            (on_device,) = to_device([images], self.device)
-            return self.encoding.of_others(on_device)
+            return self.encoding.of_others(images)
 
     def _drawn_too(self, step: int, encoded: Encoded, drawn: Tensor) -> Encoded:
         """With this rank's draws [M / W, D], but for those of the batch: some rank has newer views of them to cache."""

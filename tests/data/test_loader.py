@@ -13,6 +13,7 @@ from emc2dist.config import Views
 from emc2dist.data.digits import DigitsImages
 from emc2dist.data.loader import ViewLoader, _SharedMemory
 from emc2dist.errors import DataError, Emc2Error
+from emc2dist.towers.batched import BatchedViews
 from emc2dist.towers.views import RandomView
 
 INDICES = np.array([5, 0, 9, 5, 2])
@@ -223,3 +224,64 @@ def test_where_proc_shows_no_other_process_the_views_come_through_a_pipe(pool, e
 def _elsewhere(memory):
     """As a process gets it that is shown no folder of its parent in /proc."""
     return {**vars(memory), "_owner": 2**22 + 1}  # above the greatest process number
+
+
+@pytest.fixture(scope="module")
+def device_view() -> BatchedViews:
+    return BatchedViews(Views(size=16, rotate=10.0), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def packing(images, device_view):
+    with ViewLoader(images, device_view, 16, processes=1) as loader:
+        yield loader
+
+
+def test_views_made_on_a_device_are_the_same(images, device_view, packing, expected, monkeypatch):
+    monkeypatch.setattr("emc2dist.data.loader._PIECE_BYTES", 2 * 2 * 3 * 16**2)  # a batch of several pieces
+    with ViewLoader(images, device_view, 16) as thread:
+        for loader in (thread, packing):
+            assert torch.equal(loader.submit(INDICES, SEEDS).result(120), expected)
+            assert torch.equal(loader.submit(INDICES[:1], SEEDS[1:, :1], urgent=True).result(120), expected[1:, :1])
+
+
+def test_an_error_comes_out_as_itself_where_pixels_are_packed_and_where_views_are_made(images, device_view, packing):
+    with pytest.raises(DataError, match=r"digits\.parquet, row 13: the image is null"):
+        packing.submit(np.array([0, 13]), SEEDS[:, :2]).result(120)
+
+    class Full(BatchedViews):
+        def __call__(self, buffers):
+            raise torch.OutOfMemoryError("out of memory")
+
+    with ViewLoader(images, Full(Views(size=16), torch.device("cpu")), 16) as loader:
+        for _ in range(2):
+            with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+                loader.submit(INDICES, SEEDS).result(60)
+
+
+def test_an_urgent_batch_does_not_wait_for_views_in_the_making(images):
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(BatchedViews):
+        def __call__(self, buffers):
+            if not begun.is_set():
+                begun.set()
+                assert go_on.wait(60)
+            return super().__call__(buffers)
+
+    with ViewLoader(images, Slow(Views(size=16), torch.device("cpu")), 16) as loader:
+        patient = loader.submit(INDICES, SEEDS)
+        assert begun.wait(60)
+        loader.submit(INDICES, SEEDS, urgent=True).result(60)
+        assert not patient.done()
+        go_on.set()
+    assert patient.done()  # closing waits for what has begun
+
+
+@pytest.mark.parametrize("hindrance", ["memfd_create", "/proc"])
+def test_without_shared_memory_the_pixels_come_through_a_pipe(packing, expected, monkeypatch, refused, hindrance):
+    if hindrance == "/proc":
+        monkeypatch.setattr(_SharedMemory, "__getstate__", _elsewhere, raising=False)
+    else:
+        monkeypatch.setattr(os, "memfd_create", refused)
+    assert torch.equal(packing.submit(INDICES, SEEDS).result(120), expected)

@@ -18,6 +18,7 @@ from emc2dist.data.images import open_images
 from emc2dist.errors import DataError, NonFiniteError, RunError
 from emc2dist.metrics import ROW
 from emc2dist.store import LocalStore, Pending
+from emc2dist.towers.batched import Packer
 from emc2dist.train import checkpoint, collectives, loop, step
 from emc2dist.train.step import Temperature
 
@@ -83,6 +84,20 @@ def test_false_negatives_are_counted_and_a_ceiling_waits_for_its_epoch(tmp_path)
     labels = Run(small_spec("negatives.close=[label]"), tmp_path / "label").go()
     assert labels.column("same_label_weight_ratio") == [0] * 12
     assert set(labels.column("same_label_closed_ratio")) == {1}
+
+
+AUGMENTED = ["views.flip=0.5", "views.jitter_probability=0.8", "views.grey=0.2", "views.rotate=20", "views.blur=0.5"]
+
+
+def test_views_made_on_the_device_train_as_those_of_the_cpu(tmp_path, monkeypatch):
+    """Batches, draws, and what is encoded again; on a CPU the pixels are the same, and so are the numbers."""
+    packed = []
+    monkeypatch.setattr(Packer, "__call__", lambda *given, pack=Packer.__call__: packed.append(given) or pack(*given))
+    keys = [*AUGMENTED, "negatives.carried=complete", "negatives.draws=12"]
+    runs = [Run(small_spec(f"views.made_on={where}", *keys), tmp_path / where).go() for where in ("cpu", "device")]
+    assert len(packed) > 12
+    assert sum(runs[1].column("reencoded_images")) > 0
+    assert runs[1].column("loss") == pytest.approx(runs[0].column("loss"), rel=1e-3)
 
 
 def test_more_draws_than_images_are_refused(tmp_path):

@@ -3,12 +3,16 @@
 And whether it has to wait for views that it could have asked for a step ahead.
 """
 
+from concurrent.futures import Executor, Future
+
 import pytest
 import torch
 from pretended_gpu import GPU, pretended_gpu
 from train.harness import small_spec
 
+from emc2dist.data import loader
 from emc2dist.data.images import open_images
+from emc2dist.towers import batched
 from emc2dist.train.meter import Meter
 from emc2dist.train.profile import alone
 from emc2dist.train.step import Trainer
@@ -105,3 +109,32 @@ def test_views_that_are_sure_to_be_encoded_again_are_asked_for_a_step_ahead(kind
             assert sum(asked <= known for asked, known in found) > len(found) / 4
         case "none":
             assert not any(known for _, known in found)
+
+
+class InThisThread(Executor):
+    """For a thread, of which the pretended GPU knows nothing."""
+
+    def __init__(self, *arguments, **options) -> None:
+        """Take what a pool of threads takes."""
+
+    def submit(self, function, *arguments, **options):
+        future = Future()
+        try:
+            future.set_result(function(*arguments, **options))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def test_views_made_on_the_device_take_no_further_wait(monkeypatch):
+    """Of the batch, of draws, and those that are encoded again."""
+    monkeypatch.setattr(loader, "ThreadPoolExecutor", InThisThread)
+    monkeypatch.setattr(batched, "_for_sending", lambda size, _: torch.empty(size, dtype=torch.uint8).pin_memory())
+    keys = ["negatives.carried=complete", "negatives.draws=12", "precision=float64"]
+    keys += ["views.flip=0.5", "views.jitter_probability=0.8", "views.rotate=20"]
+    with pretended_gpu() as waits:
+        counts, numbers, _ = trained(small_spec("views.made_on=device", *keys), GPU, waits)
+    assert max(counts[1:]) == 1
+    assert numbers[STEPS:].any()
+    _, expected, _ = trained(small_spec("views.made_on=cpu", *keys), torch.device("cpu"), [])
+    torch.testing.assert_close(numbers, expected, rtol=0, atol=1e-9)
