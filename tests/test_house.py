@@ -78,6 +78,7 @@ def test_nothing_is_decided_by_the_clock_on_the_wall():
     """It may jump. These only show it, have Prometheus ask it, or compare it with others': files', EC2's, S3's."""
     told = {
         "data/cache.py",
+        "files/disk.py",
         "files/s3.py",
         "launch/output.py",
         "launch/spot.py",

@@ -77,10 +77,10 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
         say(remark)
     order = loop.order_for(spec, images)
     steps = spec.epochs * order.steps_per_epoch
-    with ExitStack() as stack:
+    with ExitStack() as alone, ExitStack() as stack:
         folder = RunFolder.of(spec)
         if folder.summary() is None:  # a finished one is only read, perhaps by somebody who may do no more
-            stack.enter_context(lock.held(folder.place))
+            alone.enter_context(lock.held(folder.place))
         # What may refuse the run comes first: until it is accepted, its folder says what ran there before.
         folder.refuse_other_spec(spec)
         folder.rows()
@@ -113,14 +113,16 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
             kept = f"resumes at step {newest.step}" if newest else "begins anew, for no checkpoint holds any of it"
             raise KeyboardInterrupt(f"{folder.place}: interrupted; the same command {kept}") from None
         checkpoints.prune(folder, spec.checkpoint.keep)
-    if taken < steps:
-        where = f"at step {taken} of {steps}, which a checkpoint holds" if taken else "while it waited for its places"
-        if isinstance(stop, Asked) and stop.number == signal.SIGINT:
-            raise KeyboardInterrupt(f"{folder.place}: stopped {where}; the same command resumes")
-        raise RunStopped(f"{folder.place}: stopped {where}")
-    summary = summarise(folder, steps) | {"device": device, "neighbours": neighbours, "remarks": remarks}
-    folder.finish(summary)
-    return summary
+        stack.close()  # but for the lock: whoever finds it free and no summary knows that the run is unfinished
+        if taken < steps:
+            reached = f"at step {taken} of {steps}, which a checkpoint holds"
+            where = reached if taken else "while it waited for its places"
+            if isinstance(stop, Asked) and stop.number == signal.SIGINT:
+                raise KeyboardInterrupt(f"{folder.place}: stopped {where}; the same command resumes")
+            raise RunStopped(f"{folder.place}: stopped {where}")
+        summary = summarise(folder, steps) | {"device": device, "neighbours": neighbours, "remarks": remarks}
+        folder.finish(summary)
+        return summary
 
 
 def _of_finished(folder: RunFolder, spec: Spec, done: dict[str, Any]) -> dict[str, Any]:
