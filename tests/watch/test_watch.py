@@ -172,7 +172,7 @@ def test_once_tells_a_run_whose_driver_was_killed(dead, capsys):
     with lock.held(folder.place):
         assert live.remark(folder.place.path) == ""
     folder.metrics.write(b"")
-    with pytest.raises(RunError, match="^nobody trains .* has ended before its first step"):
+    with pytest.raises(RunError, match=r"^nobody trains .* has ended before its first step"):
         live.newest(folder.place.path)
 
 
