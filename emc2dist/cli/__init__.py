@@ -32,7 +32,7 @@ from itertools import takewhile
 from typing import Any, NoReturn, TextIO
 
 from emc2dist.config.characters import dash_for_hyphens, misleading, named
-from emc2dist.errors import DataError, Emc2Error, RunStopped, SpecError, StorageError, StorageUnreachable
+from emc2dist.errors import DataError, Emc2Error, RayEnded, RunStopped, SpecError, StorageError, StorageUnreachable
 from emc2dist.terminal import Around, Patient, say
 
 # Python looks through all of torch and Ray for garbage once more before it ends: a second or two for nothing.
@@ -109,6 +109,8 @@ def _status(argv: Sequence[str] | None) -> int:
     except RunStopped as stopped:
         say(f"emc2dist: {stopped}; the same command resumes")
         return 143
+    except RayEnded:  # told when it was seen
+        return 1
     except Emc2Error as error:
         say(f"emc2dist: {error}")
         unusable = isinstance(error, SpecError | DataError | StorageError)

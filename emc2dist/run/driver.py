@@ -280,6 +280,7 @@ class _Run:
             try:
                 taken = self._attempt()
             except (_Lost, StorageUnreachable) as loss:
+                cluster.see_that_own_ray_lives()
                 restarts += 1
                 if restarts > self.spec.restarts:
                     raise RunError(
