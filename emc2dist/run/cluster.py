@@ -44,7 +44,6 @@ RELEASE_S = 10.0
 """Seconds in which what a lost worker or a lost node held becomes free, or is known to be gone."""
 POLL_S = 0.5
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
-_RAYS_PRINT = ray._private.worker.print_to_stdstream
 _guard: Guard | None = None
 BOUNDLESS = 1_000_000
 """Workers that ask for nothing and fit on a node, as many as anybody wants."""
@@ -257,7 +256,6 @@ def _connect(spec: Spec, runs: int, dashboard: bool) -> None:
 def _start(cpus: int, dashboard: bool) -> None:
     """Start a Ray of our own on this machine, with a guard over it."""
     global _guard
-    ray._private.worker.print_to_stdstream = _RAYS_PRINT
     _make_token()
     name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"  # Ray asks them in this order
     folder = os.environ.get(name) or tempfile.gettempdir()
@@ -280,10 +278,20 @@ def _guard_of(node: Any) -> Guard:
     def end() -> None:
         end_process(lambda: node.kill_all_processes(check_alive=False))
 
-    def mute() -> None:  # dozens of lines of the raylet's log, among the results on stdout
-        ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    return Guard(lambda: [(name, process.returncode) for name, process in node.dead_processes()], end)
 
-    return Guard(lambda: [(name, process.returncode) for name, process in node.dead_processes()], end, mute)
+
+def _told_by_ray(data: dict[str, Any], ignore_prefix: bool) -> None:
+    """Have Ray's own messages go to stderr; Ray prints them on stdout, where results go.
+
+    But for dozens of lines of a raylet's log at its end, which the guard tells.
+    """
+    if not any("Raylet is terminated" in line for line in data["lines"]):
+        _RAYS_PRINT(data | {"is_err": True}, ignore_prefix)
+
+
+_RAYS_PRINT = ray._private.worker.print_to_stdstream
+ray._private.worker.print_to_stdstream = _told_by_ray
 
 
 def _job_config() -> JobConfig:

@@ -22,18 +22,16 @@ _VITAL = ("raylet", "gcs_server")
 class Guard:
     """Watches until `stop`.
 
-    Of Ray it is given `gone`, names and exit codes of processes that have ended, `end`, which ends this process, and
-    `mute`, after which Ray tells no more of what has just been told.
+    Of Ray it is given `gone`, names and exit codes of processes that have ended; and `end`, which ends this process.
     """
 
     def __init__(
         self,
         gone: Callable[[], Iterable[tuple[str, int]]],
         end: Callable[[], None],
-        mute: Callable[[], None],
         grace_s: float = GRACE_S,
     ) -> None:
-        self._gone, self._end, self._mute, self._grace_s = gone, end, mute, grace_s
+        self._gone, self._end, self._grace_s = gone, end, grace_s
         self.told = ""
         """What has been told; empty while Ray lives."""
         self._telling, self._over = threading.Lock(), threading.Event()
@@ -51,7 +49,6 @@ class Guard:
                     f"the Ray that was started here has been ended ({', '.join(ended)}), as by `ray stop` or by the "
                     "system; the same command resumes from the newest checkpoint"
                 )
-                self._mute()
                 say(f"emc2dist: {self.told}")
         if self.told:
             raise RayEnded(self.told)
