@@ -36,7 +36,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noq
 
 from emc2dist.config import Spec  # noqa: E402
 from emc2dist.errors import LaunchError, RayEnded, RunError, SpecError  # noqa: E402
-from emc2dist.run import address  # noqa: E402
+from emc2dist.run import address, limits  # noqa: E402
 from emc2dist.run.access import find_token, make_token  # noqa: E402
 from emc2dist.run.guard import Guard, end_process  # noqa: E402
 
@@ -44,6 +44,7 @@ RELEASE_S = 10.0
 """Seconds in which what a lost worker or a lost node held becomes free, or is known to be gone."""
 POLL_S = 0.5
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+_NO_THREAD = "can't start new thread"
 _guard: Guard | None = None
 BOUNDLESS = 1_000_000
 """Workers that ask for nothing and fit on a node, as many as anybody wants."""
@@ -71,6 +72,8 @@ def connected(spec: Spec, *, runs: int = 1, dashboard: bool = False) -> Iterator
         yield
     except Exception as error:
         see_that_own_ray_lives(error)
+        if _NO_THREAD in str(error):
+            raise LaunchError(f"{error}{scarce_threads(spec)}; the same command resumes") from error
         if not isinstance(error, RayError):
             raise
         from emc2dist.run import failures  # late: it asks for this module first
@@ -90,6 +93,11 @@ def see_that_own_ray_lives(error: Exception | None = None) -> None:
             _guard.check()
     except RayEnded as ended:
         raise ended from error
+
+
+def scarce_threads(spec: Spec) -> str:
+    """The end of a message on what does not start in a Ray of our own: this machine's limit, where that may be why."""
+    return limits.scarce(spec.workers) if _guard is not None else ""
 
 
 def _shut_down() -> None:
@@ -242,6 +250,7 @@ def _accessor() -> Any:
 def _connect(spec: Spec, runs: int, dashboard: bool) -> None:
     named = address.named()
     if named is None:
+        limits.refuse_too_few(spec.workers)
         # One CPU a worker is Ray's ticket to run, not a promise of a core: more workers than cores are slow but fine.
         _start(max(os.cpu_count() or 1, spec.workers * runs), dashboard)
         return
@@ -266,6 +275,8 @@ def _start(cpus: int, dashboard: bool) -> None:
             ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, job_config=_job_config(), **_QUIET)
             _guard = _guard_of(ray._private.worker._global_node)
     except Exception as error:  # Ray raises anything, bare Exceptions too
+        if short := limits.scarce(1):
+            raise LaunchError(f"Ray does not start on this machine ({_chain(error)}){short}") from error
         raise LaunchError(
             f"Ray does not start on this machine ({_chain(error)}); it keeps sockets and logs in {folder}: set "
             f"{name} to a folder with a short name that may be written to and has room"

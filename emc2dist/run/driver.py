@@ -337,7 +337,9 @@ class _Run:
         try:
             return RayStore.create(layout, schema, **limits, memory=memory, labels=labels)
         except StoreError as error:
-            raise failures.fatal_text(str(error), self.spec) or _Lost(f"the shards did not start ({error})") from error
+            raise failures.fatal_text(str(error), self.spec) or _Lost(
+                f"the shards did not start ({error}){cluster.scarce_threads(self.spec)}"
+            ) from error
 
 
 def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandle, avoid: set[str]) -> int:
@@ -381,7 +383,9 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandl
             raise _Lost(f"Ray Train's controller was lost{failures.cause_of_death(error)}") from error
         avoid |= late
         where = f" on {cluster.addresses(late)}" if late else ""
-        raise _Lost(f"workers did not start in {spec.resources.start_s:g} s (resources.start_s){where}") from error
+        raise _Lost(
+            f"workers did not start in {spec.resources.start_s:g} s (resources.start_s){where}{cluster.scarce_threads(spec)}"
+        ) from error
 
 
 class _Trainer(TorchTrainer):
