@@ -239,6 +239,15 @@ def test_a_variable_that_ends_in_a_newline_is_told_without_its_value(capsys, mon
     )
 
 
+@pytest.mark.parametrize("name", ["/site-packages/ipykernel_launcher.py", "/bin/ipykernel"])
+def test_a_notebook_is_told_to_give_the_words(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [name, "-f", "/root/kernel-8d4d.json"])
+    assert cli.main() == 2
+    assert "give main the words: main(['train', 'SPEC', 'KEY=VALUE'])" in capsys.readouterr().err
+    assert cli.main(["validate", "gone.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("emc2dist: gone.yaml: cannot be read")
+
+
 def test_overrides_of_one_command_are_none_of_the_next():
     assert cli.parse(["train", "a.yaml", "--json", "lr=1"]).overrides == ["lr=1"]
     assert cli.parse(["train", "a.yaml"]).overrides == []

@@ -29,6 +29,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from emc2dist.config.characters import dash_for_hyphens, misleading, named
@@ -100,6 +101,10 @@ def _told(argv: Sequence[str] | None) -> int:
 
 def _status(argv: Sequence[str] | None) -> int:
     try:
+        if argv is None and Path(sys.argv[0]).stem.startswith("ipykernel"):  # whose words are the kernel's own
+            raise SpecError(
+                "in a notebook give main the words: main(['train', 'SPEC', 'KEY=VALUE']), or run !emc2dist train SPEC"
+            )
         _refuse_returns(sys.argv[1:] if argv is None else argv)
         _refuse_dashes(sys.argv[1:] if argv is None else argv)
         arguments = parse(argv)

@@ -383,9 +383,8 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandl
             raise _Lost(f"Ray Train's controller was lost{failures.cause_of_death(error)}") from error
         avoid |= late
         where = f" on {cluster.addresses(late)}" if late else ""
-        raise _Lost(
-            f"workers did not start in {spec.resources.start_s:g} s (resources.start_s){where}{cluster.scarce_threads(spec)}"
-        ) from error
+        limit = f"{spec.resources.start_s:g} s (resources.start_s)"
+        raise _Lost(f"workers did not start in {limit}{where}{cluster.scarce_threads(spec)}") from error
 
 
 class _Trainer(TorchTrainer):
