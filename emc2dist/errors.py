@@ -8,6 +8,7 @@
     ├── StorageError       a file on disk or S3: refused, missing, changed or damaged
     │   └── StorageUnreachable   no answer, or throttled, after as many attempts as `s3.attempts` says: may pass
     ├── LaunchError        a cluster that a job is sent to: refused, no answer, no such job
+    │   └── RayEnded           the Ray that was started here was ended from outside, which has been told already
     ├── NonFiniteError     a feature that is NaN or infinite: the run has diverged
     └── StoreError         the chain store
         ├── StoreTimeout       a shard did not answer in time
@@ -49,6 +50,10 @@ class StorageUnreachable(StorageError):
 
 class LaunchError(Emc2Error):
     """A cluster, or the tool that speaks to it, refuses, does not answer, or knows no such job."""
+
+
+class RayEnded(LaunchError):
+    """The Ray that was started here was ended from outside. Its message stands on stderr: Ray may end the process."""
 
 
 class NonFiniteError(Emc2Error):

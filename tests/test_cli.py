@@ -204,6 +204,27 @@ def test_a_script_with_windows_line_ends_is_told_so(words, capsys, monkeypatch, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("\u2014json", "'\u2014json': begins with a dash, \u2014, U+2014 (EM DASH) where - is meant; write --json\n"),
+        ("-\u2013json", "'-\u2013json': begins with a dash, \u2013, U+2013 (EN DASH) where - is meant; write --json\n"),
+        ("lr\uff1d1", "it holds \uff1d, U+FF1D (FULLWIDTH EQUALS SIGN) where = is meant\n"),
+        ("\u00a0--json", "it holds U+00A0 (NO-BREAK SPACE)\n"),
+    ],
+)
+def test_what_looks_like_an_option_or_a_key_is_told_by_its_character(word, message, capsys):
+    assert cli.main(["train", "a.yaml", word]) == 2
+    assert capsys.readouterr().err.endswith(message)
+
+
+def test_a_file_may_begin_with_a_dash(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("\u2013a.yaml").write_text("nonsense: 1")
+    assert cli.main(["validate", "\u2013a.yaml"]) == 2
+    assert "nonsense: unknown key" in capsys.readouterr().err
+
+
 def test_a_variable_with_a_windows_line_end_is_told_without_its_value(capsys, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret\r")
     assert cli.main(["list"]) == 2
@@ -216,6 +237,15 @@ def test_a_variable_that_ends_in_a_newline_is_told_without_its_value(capsys, mon
     assert capsys.readouterr().err.startswith(
         "emc2dist: AWS_ACCESS_KEY_ID: ends in a newline, as of `echo KEY | base64`"
     )
+
+
+@pytest.mark.parametrize("name", ["/site-packages/ipykernel_launcher.py", "/bin/ipykernel"])
+def test_a_notebook_is_told_to_give_the_words(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [name, "-f", "/root/kernel-8d4d.json"])
+    assert cli.main() == 2
+    assert "give main the words: main(['train', 'SPEC', 'KEY=VALUE'])" in capsys.readouterr().err
+    assert cli.main(["validate", "gone.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("emc2dist: gone.yaml: cannot be read")
 
 
 def test_overrides_of_one_command_are_none_of_the_next():

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -612,6 +613,62 @@ def test_a_missing_space_after_a_colon_is_told_by_its_own_line(tmp_path, text, t
         load_job(path)
     slips = [f"line {line}: no space after the colon; write {key}: VALUE" for line, key in told]
     assert str(caught.value) == f"{path}: {'; '.join(slips)}"
+
+
+UNSEEN = ["\u00a0", "\u2007", "\u202f", "\u3000", "\u200b", "\u2060", "\u00ad"]
+
+
+@pytest.mark.parametrize("unseen", UNSEEN)
+@pytest.mark.parametrize(
+    ("written", "line", "where"),
+    [
+        ("name: x\nlr:?1e-3\n", 2, "after `lr:`"),
+        ("name: x\nlr: ?1e-3\n", 2, "after `lr:`"),
+        ("name: x\nlr?: 1e-3\n", 2, "after `lr`"),
+        ("name: x\nlr: 1e-3? \r\n", 2, "after `1e-3`"),
+        ("name: x # what? it is:?\ndata:\n??path: digits\n", 3, "before the first word"),
+        ("watch:\n  wandb: a project?\n", 2, "after `project`"),
+        ("launch:\n  spread:\n    - ?a\n", 3, "after `-`"),
+    ],
+)
+def test_a_blank_that_is_none_is_told_by_its_line_and_name(unseen, written, line, where):
+    with pytest.raises(SpecError) as caught:
+        parse(written.replace("?", unseen))
+    assert str(caught.value) == (
+        f"spec: line {line}: U+{ord(unseen):04X} ({unicodedata.name(unseen)}), which is not seen, stands {where}; "
+        "write a plain space, or none"
+    )
+
+
+def test_what_is_not_seen_may_stand_in_a_comment_and_within_a_text():
+    spec = parse(MINIMAL + "data: {path: a\u00a0b}  #\u00a0so:\u00a0")
+    assert spec.data.path == "a\u00a0b"
+    assert parse(dump(spec)) == spec
+
+
+def test_what_only_yaml_takes_for_the_end_of_a_line_is_refused():
+    with pytest.raises(SpecError, match=r"^spec: line 1: holds U\+2028 \(LINE SEPARATOR\), which ends a line"):
+        parse("# a comment\u2028lr: 3\n" + MINIMAL)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "told"),
+    [
+        (MINIMAL, ["lr=1e\u22123"], r"lr: got .*; it holds \u2212, U\+2212 \(MINUS SIGN\) where - is meant$"),
+        (MINIMAL, ["lr=1\u200be-3"], r"lr: got .*; it holds U\+200B \(ZERO WIDTH SPACE\)$"),
+        (MINIMAL, ["name=\u201ctiny\u201d"], r"name: got .*; it holds \u201c, U\+201C \(LEFT DOUBLE QUOTATION MARK\)"),
+        (MINIMAL, ["l\u0433=1"], r"unknown key; .*; it holds \u0433, U\+0433 \(CYRILLIC SMALL LETTER GHE\)"),
+        (
+            MINIMAL,
+            ["watch.wandb=it\u00a0"],
+            r"watch\.wandb: got .*; .* is U\+00A0 \(NO-BREAK SPACE\), which .* at an end; leave it out",
+        ),
+        ("lr\uff1a 1\nepochs: 1\n", [], r"not valid YAML .*; line \d+ holds \uff1a, U\+FF1A .* where : is meant$"),
+    ],
+)
+def test_what_looks_like_another_character_is_told_by_its_name(text, overrides, told):
+    with pytest.raises(SpecError, match=told):
+        parse(text, overrides)
 
 
 @pytest.mark.parametrize(

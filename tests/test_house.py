@@ -79,6 +79,7 @@ def test_nothing_is_decided_by_the_clock_on_the_wall():
     told = {
         "data/cache.py",
         "data/decoded.py",
+        "files/disk.py",
         "files/s3.py",
         "launch/output.py",
         "launch/spot.py",

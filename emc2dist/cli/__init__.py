@@ -29,9 +29,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from itertools import takewhile
-from typing import Any, TextIO
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
-from emc2dist.errors import DataError, Emc2Error, RunStopped, SpecError, StorageError, StorageUnreachable
+from emc2dist.config.characters import dash_for_hyphens, misleading, named
+from emc2dist.errors import DataError, Emc2Error, RayEnded, RunStopped, SpecError, StorageError, StorageUnreachable
 from emc2dist.terminal import Around, Patient, say
 
 # Python looks through all of torch and Ray for garbage once more before it ends: a second or two for nothing.
@@ -99,7 +101,12 @@ def _told(argv: Sequence[str] | None) -> int:
 
 def _status(argv: Sequence[str] | None) -> int:
     try:
+        if argv is None and Path(sys.argv[0]).stem.startswith("ipykernel"):  # whose words are the kernel's own
+            raise SpecError(
+                "in a notebook give main the words: main(['train', 'SPEC', 'KEY=VALUE']), or run !emc2dist train SPEC"
+            )
         _refuse_returns(sys.argv[1:] if argv is None else argv)
+        _refuse_dashes(sys.argv[1:] if argv is None else argv)
         arguments = parse(argv)
         return arguments.command(arguments) or 0
     except _Refused:
@@ -107,6 +114,8 @@ def _status(argv: Sequence[str] | None) -> int:
     except RunStopped as stopped:
         say(f"emc2dist: {stopped}; the same command resumes")
         return 143
+    except RayEnded:  # told when it was seen
+        return 1
     except Emc2Error as error:
         say(f"emc2dist: {error}")
         unusable = isinstance(error, SpecError | DataError | StorageError)
@@ -134,6 +143,14 @@ def _refuse_returns(words: Sequence[str]) -> None:
             raise SpecError(f"{what}: ends in a carriage return: the script has Windows line ends; run dos2unix on it")
         if end == "\n":
             raise SpecError(f"{what}: ends in a newline, as of `echo KEY | base64`; set it without (echo -n KEY)")
+
+
+def _refuse_dashes(words: Sequence[str]) -> None:
+    """Raise SpecError where a word begins with a dash, as an editor makes one of the hyphens of an option."""
+    for word in words:
+        if (dash := dash_for_hyphens(word)) and not os.path.lexists(word):
+            option = word.lstrip(f"-{dash}")
+            raise SpecError(f"{word!r}: begins with a dash, {named(dash)}; write --{option}")
 
 
 def _let_go(stream: TextIO) -> None:
@@ -200,12 +217,15 @@ def _refuse_further(arguments: argparse.Namespace) -> None:
         several = f"give the folder that holds them ({'/'.join(common)}/)"
     raise SpecError(
         f"{further!r}: {' and '.join(taken)} {'is' if len(taken) == 1 else 'are'} taken, and what follows is written "
-        f"{positional[-1].metavar}; for several files {several}"
+        f"{positional[-1].metavar}; for several files {several}{misleading(further)}"
     )
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser that what it parsed names: where arguments are left over, their own command is to blame."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(message + misleading(message))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         found, rest = super().parse_known_args(args, namespace)

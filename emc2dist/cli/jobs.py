@@ -57,11 +57,12 @@ def _submit(arguments: argparse.Namespace) -> int | None:
         return None
     target = targets.open_target(plan.launch.target, namespace=plan.launch.namespace, start_for=plan.workers)
     state = target.submit(plan)
-    say(output.hint(state, plan.launch))
+    say(output.hint(state, plan.launch, follows=arguments.follow))
     if arguments.follow:
-        return output.follow(target, state.id)
-    print_result(output.facts(state), as_json=arguments.json)
-    return None
+        state = output.follow(target, state.id)
+    if arguments.json or not arguments.follow:
+        print_result(output.facts(state), as_json=arguments.json)
+    return output.exit_status(state) if arguments.follow else None
 
 
 def _status(arguments: argparse.Namespace) -> None:
@@ -75,7 +76,7 @@ def _logs(arguments: argparse.Namespace) -> int | None:
 
     target = _target(arguments)
     if arguments.follow:
-        return output.follow(target, arguments.job)
+        return output.exit_status(output.follow(target, arguments.job))
     output.write(target.logs(arguments.job, follow=False))
     return None
 

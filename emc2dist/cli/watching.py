@@ -35,16 +35,22 @@ def add_to(commands: Commands) -> None:
 
 
 def _watch(arguments: argparse.Namespace) -> int | None:
+    from emc2dist import files
+    from emc2dist.run import lock
     from emc2dist.watch import live
 
     s3 = parse_s3(arguments.overrides)
     if arguments.once:
-        _print_values(live.newest(arguments.run, s3), as_json=arguments.json)
+        values = live.newest(arguments.run, s3)
+        if remark := live.remark(arguments.run, s3):
+            say(remark)
+        _print_values(values, as_json=arguments.json)
         return None
     try:
         print_result(live.follow(arguments.run, s3), as_json=arguments.json)
     except KeyboardInterrupt:
-        say("emc2dist: no longer watching; the run goes on")
+        goes_on = lock.state(files.at(arguments.run, s3)) == "held"
+        say(f"emc2dist: no longer watching{'; the run goes on' if goes_on else ''}")
         return 130
     return None
 

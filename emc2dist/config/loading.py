@@ -14,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from emc2dist.config import paths, points
+from emc2dist.config import characters, paths, points
 from emc2dist.config import text as spec_text
 from emc2dist.config.presets import expanded
 from emc2dist.config.sections import BUILT_IN, HIDDEN, REFUSED, S3
@@ -37,7 +37,7 @@ _FORMS = {
     "dict_type": "write keys and their values, as in {KEY: VALUE}",
     "model_type": "write keys and their values, as in {KEY: VALUE}",
 }
-_UNSPACED = re.compile(r"^[ \t]*([\w.]+):(?!//)(?=\S)", re.MULTILINE)
+_UNSPACED = re.compile(rf"^[ \t]*([\w.]+):(?!//)(?![\s{characters.UNSEEN}]|$)", re.MULTILINE)
 """A key that YAML takes for a piece of text."""
 _CHOSEN = {"objective": "emc2", "negatives": "chain"}
 """Sections that are one of several, chosen by their name, and a name for example."""
@@ -287,6 +287,8 @@ def _pairs(override: str, model: type[BaseModel]) -> Iterator[tuple[Parts, Any]]
         form = f"{key}={_CHOSEN[key]}" if key in _CHOSEN else f"{key}={{KEY: VALUE}}"
         wanted = "its name" if key in _CHOSEN else "keys and their values"
         raise SpecError(f"{key}: got nothing; give it {wanted}, as in {form}")
+    if unseen := characters.unseen_end(value):
+        raise SpecError(f"{key}: got {value!r}; {unseen}")
     if not value.strip() and types.NoneType in _kinds(kind):  # as where the shell knows no such variable
         raise SpecError(f"{key}: got nothing; give it a value, or null if none is meant")
     yield from _flat(model, key, spec_text.unquoted(value) if _takes_text(kind) else spec_text.flow(value, key))
@@ -476,7 +478,8 @@ def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
         message = "the quotes around it make it text; leave them out"
     elif error["type"] not in _FORMS and _are_several(value):
         message += _SEVERAL
-    return f"{key}: got {_shown(value)}; {message}"
+    odd = characters.strange(value) if isinstance(value, str) else ""
+    return f"{key}: got {_shown(value)}; {message}{odd}"
 
 
 def _are_several(value: Any) -> bool:
@@ -519,7 +522,7 @@ def _unknown(key: str, model: type[BaseModel]) -> str:
         return f"{name}: no space after the colon; write {name.rpartition('.')[2]}: VALUE"
     nearest = nearest_key(key, known)
     told = f"the nearest valid key is {nearest}" if nearest else "`emc2dist validate SPEC` prints those that there are"
-    return f"{_shown(key)[1:-1]}: unknown key; {told}"
+    return f"{_shown(key)[1:-1]}: unknown key; {told}{characters.strange(key)}"
 
 
 def _written(model: type[BaseModel]) -> list[str]:

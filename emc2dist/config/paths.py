@@ -9,13 +9,15 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+from emc2dist.config.characters import UNSEEN
+
 S3_SCHEME = "s3://"
 _FILE = "file:///"
 _UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # by a spec, one line of UTF-8 for a value
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/+")
 _S3S = ("s3", "s3a", "s3n")  # as Hadoop and others call it
 _ENCODED = re.compile("%[0-9A-Fa-f]{2}")
-_UNSEEN = r"[\s\u200b-\u200f\u202a-\u202e\u2060\ufeff]"
+_UNSEEN = rf"[\s{UNSEEN}]"
 
 _WRITE = "which nothing here fills in; write out what it stands for"
 _STAND_INS = {  # a $ or a { within a name may be one of its characters

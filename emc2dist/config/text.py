@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from emc2dist.config import paths
+from emc2dist.config import characters, paths
 from emc2dist.errors import SpecError
 
 LARGEST = 2**20
@@ -73,12 +73,15 @@ def tree(text: str, source: str) -> Any:
     Raises:
         SpecError: it is no YAML, holds a key twice or a tag, or is too deep or too much; names the line.
     """
+    if unseen := characters.unseen_blank(text):  # before YAML is asked, which blames the line after it
+        raise SpecError(f"{source}: {unseen}")
     try:
         node = yaml.compose(text, _Loader)
         return None if node is None else _Tree().value(node, ())
     except yaml.YAMLError as error:
         tab = "; indent with spaces, for YAML takes no tabs there" if r"'\t'" in str(error) else ""
-        raise SpecError(f"{source}: not valid YAML ({' '.join(str(error).split())}){tab}") from None
+        odd = characters.misleading_lines(text)
+        raise SpecError(f"{source}: not valid YAML ({' '.join(str(error).split())}){tab}{odd}") from None
     except ValueError as error:
         raise SpecError(f"{source}: {error}") from None
 

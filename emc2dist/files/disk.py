@@ -5,6 +5,7 @@ import io
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -42,6 +43,10 @@ class DiskPlace(Place):
     def entry(self) -> Entry | None:
         with explained(self):
             return entry_of(self.path) if self.path.is_file() else None
+
+    def age_s(self) -> float | None:
+        with explained(self):
+            return time.time() - self.path.stat().st_mtime if self.path.is_file() else None
 
     def entries(self) -> list[Entry]:
         found = []

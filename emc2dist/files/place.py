@@ -47,6 +47,10 @@ class Place(ABC):
         """This file, or None where there is no file of this name."""
 
     @abstractmethod
+    def age_s(self) -> float | None:
+        """Seconds since this file was written, by the storage's own clock where it tells that; None: there is none."""
+
+    @abstractmethod
     def entries(self) -> list[Entry]:
         """The files directly in this folder, by name; none where there is no folder."""
 

@@ -79,6 +79,9 @@ class S3Place(Place):
             return None
         return _entry(found) if found["type"] == "file" else None
 
+    def age_s(self) -> float | None:
+        return self._try(lambda fs: _age_s(fs, self.key)) if self.entry() else None
+
     def entries(self) -> list[Entry]:
         return sorted(_entry(found) for found in self._listing() if found["type"] == "file")
 
@@ -272,6 +275,14 @@ def _info(fs: S3FileSystem, path: str) -> dict[str, Any]:
     if found["type"] == "file" and not found.get("ETag"):
         raise _NoS3
     return found
+
+
+def _age_s(fs: S3FileSystem, path: str) -> float:
+    """Both times are of the answer: clocks here may differ from S3's."""
+    bucket, key, _ = fs.split_path(path)
+    answer = fs.call_s3("head_object", Bucket=bucket, Key=key)
+    now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return max(0.0, (now - answer["LastModified"]).total_seconds())  # the date is in whole seconds
 
 
 def _see_that_it_is_s3(fs: S3FileSystem, path: str) -> None:

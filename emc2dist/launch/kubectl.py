@@ -4,6 +4,7 @@ It speaks to the cluster, and with the rights, of its current context. What it i
 standard input, so nothing is for a shell to expand.
 """
 
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from emc2dist.files import explained
 _REQUEST_S = 30
 _COMMAND_S = 90  # a command may make several requests, and ask a helper of the cloud for a token first
 _TEXT: dict[str, Any] = {"text": True, "encoding": "utf-8", "errors": "replace"}
+_LOG = re.compile(r"[EWI]\d{4} [\d:.]+ ")  # of a library in kubectl, before the message for people
 _MISSING = "kubectl is not installed; install it, and configure a context for the cluster (`kubectl config`)"
 
 
@@ -69,7 +71,14 @@ class Kubectl:
         return ["kubectl", f"--namespace={self.namespace}", f"--request-timeout={_REQUEST_S}s", *words]
 
     def _explain(self, verb: str, stderr: str) -> str:
-        text = " ".join(stderr.split()) or "failed without a word"
+        lines = [line for line in stderr.splitlines() if line.strip()]
+        told = [line for line in lines if not _LOG.match(line)] or lines
+        text = " ".join(" ".join(told).split()) or "failed without a word"
+        if "localhost:8080" in text:  # where kubectl looks if nothing names a cluster
+            text += (
+                "; that is: kubectl knows no cluster: set KUBECONFIG to a file that does, or make a context (as "
+                "`aws eks update-kubeconfig --name CLUSTER` does)"
+            )
         if "doesn't have a resource type" in text or "no matches for kind" in text:
             text += "; install KubeRay's operator, 1.6 or newer, on this cluster"
         return f"kubectl {verb} in namespace {self.namespace}: {text}"

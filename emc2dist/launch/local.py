@@ -8,6 +8,7 @@ and has no option for it: they ask for the token, except that anybody may read t
 127.0.0.1 is the only loopback address; the head is then the one node and does the work.
 """
 
+import errno
 import fcntl
 import os
 import random
@@ -249,7 +250,7 @@ class LocalCluster:
     def _alone(self) -> Iterator[None]:
         """One start or stop at a time; the lock of one that dies is free."""
         with explained(self.folder), (self.folder / "lock").open("w") as lock:
-            if not processes.wait_for(lambda: _lock(lock.fileno()), LOCK_TIMEOUT_S):
+            if not processes.wait_for(lambda: _lock(lock.fileno(), self.folder), LOCK_TIMEOUT_S):
                 raise LaunchError(f"{self.folder}: another start or stop is at work for {LOCK_TIMEOUT_S:g} s; end it")
             yield
 
@@ -313,11 +314,18 @@ def _raise_first(signals: list[int]) -> None:
         raise SystemExit(128 + number)
 
 
-def _lock(descriptor: int) -> bool:
+def _lock(descriptor: int, folder: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        raise LaunchError(
+            f"{folder}: its file system has no locks ({error.strerror}), by which one start or stop is at work at a "
+            "time; set EMC2DIST_CLUSTER to a folder of a local disk"
+        ) from error
     return True
 
 

@@ -11,13 +11,13 @@ from emc2dist.launch.plan import JobState, Target
 from emc2dist.terminal import columns, say
 
 
-def follow(target: Target, job: str) -> int:
-    """Write the job's log to stdout until it ends; returns the exit status that stands for how it ended."""
+def follow(target: Target, job: str) -> JobState:
+    """Write the job's log to stdout until it ends; returns how it ended, of which `exit_status` makes a number."""
     write(target.logs(job, follow=True))
     state = target.state(job)
     if state.status != "succeeded":
         say(f"emc2dist: {state.id}: {state.status}. {state.message}")
-    return exit_status(state)
+    return state
 
 
 def exit_status(state: JobState) -> int:
@@ -37,11 +37,14 @@ def write(chunks: Iterable[str]) -> None:
         sys.stdout.flush()
 
 
-def hint(state: JobState, launch: Launch) -> str:
-    """One line on what was submitted and how to go on."""
+def hint(state: JobState, launch: Launch, *, follows: bool) -> str:
+    """One line on what was submitted and how to go on, or that its log follows."""
     where = f" --target {launch.target}" if launch.target != "local" else ""
     where += f" --namespace {launch.namespace}" if launch.target == "kuberay" else ""
-    return f"{state.id}: {state.status}; follow it with `emc2dist logs -f {state.id}{where}`"
+    command = f"`emc2dist logs -f {state.id}{where}`"
+    if follows:
+        return f"{state.id}: {state.status}; its log follows; after Ctrl-C, which ends no job, {command} shows it again"
+    return f"{state.id}: {state.status}; follow it with {command}"
 
 
 def facts(state: JobState) -> dict[str, Any]:

@@ -32,6 +32,11 @@ LOG_RATE = 2**20
 PATIENCE_S = 600.0
 """How long a cluster may give no answer before a follower gives up; the job itself goes on meanwhile."""
 
+_NO_DASHBOARD = (
+    "what answers is no Ray dashboard; give the address of one, as `ray start` prints it, and see that no login stands "
+    "before it"
+)
+_VERSION = "/api/version"  # which every dashboard has, and is asked for first
 _RUN = "emc2dist_run"  # metadata of every job of ours
 T = TypeVar("T")
 
@@ -151,10 +156,7 @@ class RayJobs(Target):
         except (requests.JSONDecodeError, ValueError, TypeError, LookupError, AttributeError) as error:
             if isinstance(error, OSError) and not isinstance(error, requests.JSONDecodeError):  # an InvalidURL
                 raise LaunchError(f"{self.url}: {error}") from error
-            raise LaunchError(
-                f"{self.url}: what answers is no Ray dashboard; give the address of one, as `ray start` prints it, and "
-                "see that no login stands before it"
-            ) from error
+            raise LaunchError(f"{self.url}: {_NO_DASHBOARD}") from error
         except (RuntimeError, OSError) as error:
             text = " ".join(str(error).split()) or type(error).__name__
             raise _kind_of(text)(f"{self.url}: {text[:500]}") from error
@@ -196,6 +198,8 @@ class _Client(JobSubmissionClient):
             raise LaunchError(
                 f"{self._address}: has moved to {answer.headers['location']}; give that address, if it is yours"
             )
+        if endpoint == _VERSION and 400 <= answer.status_code < 500:  # Ray would blame a cluster's version for it
+            raise LaunchError(f"{self._address}: {_NO_DASHBOARD}")
         return answer
 
 

@@ -35,14 +35,17 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group  # n
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from emc2dist.config import Spec  # noqa: E402
-from emc2dist.errors import LaunchError, RunError, SpecError  # noqa: E402
-from emc2dist.run import address  # noqa: E402
+from emc2dist.errors import LaunchError, RayEnded, RunError, SpecError  # noqa: E402
+from emc2dist.run import address, limits  # noqa: E402
 from emc2dist.run.access import find_token, make_token  # noqa: E402
+from emc2dist.run.guard import Guard, end_process  # noqa: E402
 
 RELEASE_S = 10.0
 """Seconds in which what a lost worker or a lost node held becomes free, or is known to be gone."""
 POLL_S = 0.5
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+_NO_THREAD = "can't start new thread"
+_guard: Guard | None = None
 BOUNDLESS = 1_000_000
 """Workers that ask for nothing and fit on a node, as many as anybody wants."""
 
@@ -57,7 +60,8 @@ def connected(spec: Spec, *, runs: int = 1, dashboard: bool = False) -> Iterator
     Raises:
         SpecError: RAY_ADDRESS is no address, or the cluster is too small for the workers or the shards.
         LaunchError: no Ray can be joined where RAY_ADDRESS says (`emc2dist.run.address`), or none starts here; or
-            the cluster is not on this machine, and there is no token for it; or it was lost meanwhile.
+            the cluster is not on this machine, and there is no token for it; or it was lost meanwhile (RayEnded where
+            it was one of our own: whoever waits has been told, and this process is ended if it does not end itself).
         RunError: Ray ended what ran there for want of memory.
     """
     ours = not ray.is_initialized()
@@ -66,7 +70,12 @@ def connected(spec: Spec, *, runs: int = 1, dashboard: bool = False) -> Iterator
             _connect(spec, runs, dashboard)
         _check_room(spec)
         yield
-    except RayError as error:
+    except Exception as error:
+        see_that_own_ray_lives(error)
+        if _NO_THREAD in str(error):
+            raise LaunchError(f"{error}{scarce_threads(spec)}; the same command resumes") from error
+        if not isinstance(error, RayError):
+            raise
         from emc2dist.run import failures  # late: it asks for this module first
 
         if failure := failures.fatal_text(str(error), spec):
@@ -74,7 +83,32 @@ def connected(spec: Spec, *, runs: int = 1, dashboard: bool = False) -> Iterator
         raise LaunchError(f"the Ray that this ran on was lost ({_chain(error)}); the same command resumes") from error
     finally:
         if ours:
-            ray.shutdown()
+            _shut_down()
+
+
+def see_that_own_ray_lives(error: Exception | None = None) -> None:
+    """Raise RayEnded, from `error`, where Ray was started here and its processes are gone; Ray itself is not asked."""
+    try:
+        if _guard is not None:
+            _guard.check()
+    except RayEnded as ended:
+        raise ended from error
+
+
+def scarce_threads(spec: Spec) -> str:
+    """The end of a message on what does not start in a Ray of our own: this machine's limit, where that may be why."""
+    return limits.scarce(spec.workers) if _guard is not None else ""
+
+
+def _shut_down() -> None:
+    """End the connection, and with it a Ray of our own."""
+    global _guard
+    guard, _guard = _guard, None
+    if guard is not None and not guard.told:
+        guard.stop()  # else it ends the process where Ray does not return from its shutdown
+    ray.shutdown()
+    if guard is not None:
+        guard.stop()
 
 
 def in_job() -> bool:
@@ -216,6 +250,7 @@ def _accessor() -> Any:
 def _connect(spec: Spec, runs: int, dashboard: bool) -> None:
     named = address.named()
     if named is None:
+        limits.refuse_too_few(spec.workers)
         # One CPU a worker is Ray's ticket to run, not a promise of a core: more workers than cores are slow but fine.
         _start(max(os.cpu_count() or 1, spec.workers * runs), dashboard)
         return
@@ -228,7 +263,8 @@ def _connect(spec: Spec, runs: int, dashboard: bool) -> None:
 
 
 def _start(cpus: int, dashboard: bool) -> None:
-    """Start a Ray of our own on this machine."""
+    """Start a Ray of our own on this machine, with a guard over it."""
+    global _guard
     _make_token()
     name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"  # Ray asks them in this order
     folder = os.environ.get(name) or tempfile.gettempdir()
@@ -237,11 +273,36 @@ def _start(cpus: int, dashboard: bool) -> None:
         validate_socket_filepath(f"{folder}/ray/session_{'0' * 26}_{os.getpid()}/sockets/plasma_store")
         with _sessions_of_their_own(), _signals_left_alone():
             ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, job_config=_job_config(), **_QUIET)
+            _guard = _guard_of(ray._private.worker._global_node)
     except Exception as error:  # Ray raises anything, bare Exceptions too
+        if short := limits.scarce(1):
+            raise LaunchError(f"Ray does not start on this machine ({_chain(error)}){short}") from error
         raise LaunchError(
             f"Ray does not start on this machine ({_chain(error)}); it keeps sockets and logs in {folder}: set "
             f"{name} to a folder with a short name that may be written to and has room"
         ) from error
+
+
+def _guard_of(node: Any) -> Guard:
+    """A guard over the processes that Ray has started for a node."""
+
+    def end() -> None:
+        end_process(lambda: node.kill_all_processes(check_alive=False))
+
+    return Guard(lambda: [(name, process.returncode) for name, process in node.dead_processes()], end)
+
+
+def _told_by_ray(data: dict[str, Any], ignore_prefix: bool) -> None:
+    """Have Ray's own messages go to stderr; Ray prints them on stdout, where results go.
+
+    But for dozens of lines of a raylet's log at its end, which the guard tells.
+    """
+    if not any("Raylet is terminated" in line for line in data["lines"]):
+        _RAYS_PRINT(data | {"is_err": True}, ignore_prefix)
+
+
+_RAYS_PRINT = ray._private.worker.print_to_stdstream
+ray._private.worker.print_to_stdstream = _told_by_ray
 
 
 def _job_config() -> JobConfig:

@@ -77,10 +77,10 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
         say(remark)
     order = loop.order_for(spec, images)
     steps = spec.epochs * order.steps_per_epoch
-    with ExitStack() as stack:
+    with ExitStack() as alone, ExitStack() as stack:
         folder = RunFolder.of(spec)
         if folder.summary() is None:  # a finished one is only read, perhaps by somebody who may do no more
-            stack.enter_context(lock.held(folder.place))
+            alone.enter_context(lock.held(folder.place))
         # What may refuse the run comes first: until it is accepted, its folder says what ran there before.
         folder.refuse_other_spec(spec)
         folder.rows()
@@ -113,14 +113,16 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
             kept = f"resumes at step {newest.step}" if newest else "begins anew, for no checkpoint holds any of it"
             raise KeyboardInterrupt(f"{folder.place}: interrupted; the same command {kept}") from None
         checkpoints.prune(folder, spec.checkpoint.keep)
-    if taken < steps:
-        where = f"at step {taken} of {steps}, which a checkpoint holds" if taken else "while it waited for its places"
-        if isinstance(stop, Asked) and stop.number == signal.SIGINT:
-            raise KeyboardInterrupt(f"{folder.place}: stopped {where}; the same command resumes")
-        raise RunStopped(f"{folder.place}: stopped {where}")
-    summary = summarise(folder, steps) | {"device": device, "neighbours": neighbours, "remarks": remarks}
-    folder.finish(summary)
-    return summary
+        stack.close()  # but for the lock: whoever finds it free and no summary knows that the run is unfinished
+        if taken < steps:
+            reached = f"at step {taken} of {steps}, which a checkpoint holds"
+            where = reached if taken else "while it waited for its places"
+            if isinstance(stop, Asked) and stop.number == signal.SIGINT:
+                raise KeyboardInterrupt(f"{folder.place}: stopped {where}; the same command resumes")
+            raise RunStopped(f"{folder.place}: stopped {where}")
+        summary = summarise(folder, steps) | {"device": device, "neighbours": neighbours, "remarks": remarks}
+        folder.finish(summary)
+        return summary
 
 
 def _of_finished(folder: RunFolder, spec: Spec, done: dict[str, Any]) -> dict[str, Any]:
@@ -278,6 +280,7 @@ class _Run:
             try:
                 taken = self._attempt()
             except (_Lost, StorageUnreachable) as loss:
+                cluster.see_that_own_ray_lives()
                 restarts += 1
                 if restarts > self.spec.restarts:
                     raise RunError(
@@ -334,7 +337,9 @@ class _Run:
         try:
             return RayStore.create(layout, schema, **limits, memory=memory, labels=labels)
         except StoreError as error:
-            raise failures.fatal_text(str(error), self.spec) or _Lost(f"the shards did not start ({error})") from error
+            raise failures.fatal_text(str(error), self.spec) or _Lost(
+                f"the shards did not start ({error}){cluster.scarce_threads(self.spec)}"
+            ) from error
 
 
 def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandle, avoid: set[str]) -> int:
@@ -378,7 +383,8 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandl
             raise _Lost(f"Ray Train's controller was lost{failures.cause_of_death(error)}") from error
         avoid |= late
         where = f" on {cluster.addresses(late)}" if late else ""
-        raise _Lost(f"workers did not start in {spec.resources.start_s:g} s (resources.start_s){where}") from error
+        limit = f"{spec.resources.start_s:g} s (resources.start_s)"
+        raise _Lost(f"workers did not start in {limit}{where}{cluster.scarce_threads(spec)}") from error
 
 
 class _Trainer(TorchTrainer):

@@ -2,14 +2,15 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import monotonic
 from types import TracebackType
 
-import emc2dist.run.cluster  # noqa: F401  before ray: sets its defaults
+import emc2dist.run.cluster as cluster  # before ray: sets its defaults
 
 from ray.exceptions import RayError  # isort: skip
 
-from emc2dist.errors import StorageError
+from emc2dist.errors import RayEnded, StorageError
 from emc2dist.metrics import Recorder, Row
 from emc2dist.run.channel import ChannelHandle
 from emc2dist.run.folder import RunFolder
@@ -85,7 +86,9 @@ class Monitor:
             try:
                 self._look()
             except RayError as error:  # an answer that comes late; the workers themselves find out who is lost
-                self._tell(f"the run cannot be watched for now: {brief(error)}")
+                with suppress(RayEnded):  # which has been told
+                    cluster.see_that_own_ray_lives()
+                    self._tell(f"the run cannot be watched for now: {brief(error)}")
             except Exception as error:  # of an listener or a service: whatever it is, workers wait for what this does
                 self._failure = self._failure or error
 

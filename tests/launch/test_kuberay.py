@@ -16,9 +16,10 @@ import crds
 import pytest
 import yaml
 
+from emc2dist.cli import main
 from emc2dist.config import parse, parse_sweep
 from emc2dist.errors import LaunchError, SpecError
-from emc2dist.launch import kuberay, manifest
+from emc2dist.launch import kuberay, manifest, targets
 from emc2dist.launch.kubectl import Kubectl
 from emc2dist.launch.kuberay import KubeRay, preview
 from emc2dist.launch.output import exit_status, table
@@ -459,6 +460,21 @@ def test_logs_go_on_over_lost_connections_to_the_end_without_gaps_or_repeats(fak
     assert [call[-1] for call in fake.calls() if call[0] == "logs"][1] == f"--since-time={stamp(1, 5)}"
 
 
+@pytest.mark.parametrize(("end", "status"), [(SUCCEEDED, 0), (FAILED, 2)])
+def test_a_submit_that_follows_ends_with_its_line_of_json(fake, target, end, status, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(targets, "open_target", lambda *_, **__: target)
+    (tmp_path / "spec.yaml").write_text(RUN)
+    job = plan().id
+    fake.prints(name_of(job), "2026-01-01T00:00:01.000000000Z one\n")
+    fake.becomes(name_of(job), RUNNING, RUNNING, end)
+    assert main(["submit", str(tmp_path / "spec.yaml"), "--follow", "--json"]) == status
+    shown = capsys.readouterr()
+    log, last = shown.out.splitlines()
+    found = json.loads(last)
+    assert (log, found["job"], found["exit_code"]) == ("one", job, status)
+    assert "its log follows" in shown.err
+
+
 def test_logs_wait_for_the_pod_and_for_the_server(fake, target):
     sent = plan()
     target.submit(sent)
@@ -483,6 +499,19 @@ def test_a_cluster_without_kuberay_is_told_what_it_lacks(fake, target):
     fake.fails('error: the server doesn\'t have a resource type "rayjobs"')
     with pytest.raises(LaunchError, match=r"kubectl get .*; install KubeRay's operator, 1.6 or newer"):
         target.submit(plan())
+
+
+def test_without_a_context_the_message_is_for_people(fake, target):
+    log = 'E1127 10:00:00.123456    4242 memcache.go:265] "Unhandled Error" err="couldn\'t get current server API"\n'
+    refused = "The connection to the server localhost:8080 was refused - did you specify the right host or port?"
+    fake.fails(f"{log * 5}{refused}")
+    with pytest.raises(LaunchError) as told:
+        target.jobs()
+    assert "memcache" not in str(told.value)
+    assert str(told.value).startswith(f"kubectl get in namespace team: {refused}; that is: kubectl knows no cluster")
+    fake.fails(log)  # better than nothing
+    with pytest.raises(LaunchError, match=r"memcache\.go"):
+        target.jobs()
 
 
 def test_without_kubectl_one_is_told_to_install_it(target, tmp_path, monkeypatch):

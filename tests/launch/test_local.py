@@ -1,5 +1,6 @@
 """`emc2dist cluster`: three real Ray nodes on this machine that only the token opens, and of which nothing stays."""
 
+import errno
 import json
 import os
 import shlex
@@ -289,3 +290,15 @@ def test_the_folder_is_read_as_a_shell_would(monkeypatch):
     monkeypatch.setenv("HOME", "/h")
     monkeypatch.setenv("EMC2DIST_CLUSTER", "~/x")
     assert LocalCluster().folder == Path("/h/x")
+
+
+def test_a_folder_without_locks_is_told_to_be_that(folder, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    told = (
+        rf"^{folder}: its file system has no locks \(No locks available\).* set EMC2DIST_CLUSTER to a folder of a loc"
+    )
+    with pytest.raises(LaunchError, match=told):
+        LocalCluster(folder).start()

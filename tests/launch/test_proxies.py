@@ -113,6 +113,16 @@ def test_what_is_no_dashboard_is_said_to_be_none(status, body):
         RayJobs(url, HEADERS)
 
 
+@pytest.mark.parametrize("status", [400, 404, 405])
+def test_another_server_is_not_taken_for_an_old_ray(status):
+    """As where a port is forwarded to a notebook's server, or to Prometheus."""
+    with (
+        listening(status, body=b"<html>") as (url, _),
+        pytest.raises(LaunchError, match=f"^{url}: what answers is no Ray dashboard"),
+    ):
+        RayJobs(url, HEADERS)
+
+
 class Says:
     """Ray's client, to which a dashboard answers what it likes."""
 

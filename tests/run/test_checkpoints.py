@@ -1,7 +1,11 @@
 """The checkpoints of a run folder: which one a run resumes from, which are kept, and what the command says of them."""
 
+import fcntl
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,6 +116,35 @@ def test_a_run_folder_has_one_driver(run):
         pass
     with lock.held(run.place):
         pass
+
+
+def test_a_suspended_driver_is_told_to_be_that(run):
+    """As by Ctrl-Z: it never ends, and takes no SIGTERM, until it goes on."""
+    code = "import os, sys; from emc2dist import files; from emc2dist.run import lock\n"
+    code += "with lock.held(files.at(sys.argv[1])): print(flush=True); os.kill(os.getpid(), 19)"
+    with subprocess.Popen([sys.executable, "-c", code, str(run.place)], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        os.waitpid(other.pid, os.WUNTRACED)
+        assert lock.state(run.place) == "suspended"
+        told = rf"process {other.pid} on .*which is suspended.*`fg`.*kill -CONT {other.pid}"
+        with pytest.raises(RunError, match=told), lock.held(run.place):
+            pass
+        other.kill()
+
+
+def test_who_looks_at_a_lock_for_a_moment_keeps_no_driver_out(run, monkeypatch):
+    real, calls = fcntl.flock, []
+
+    def looked_at(file, operation):
+        calls.append(operation)
+        if len(calls) == 1:
+            raise BlockingIOError
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", looked_at)
+    with lock.held(run.place):
+        assert lock.state(run.place) == "held"
+    assert lock.state(run.place) == "free"
 
 
 def test_the_command_lists_and_verifies(run, capsys):

@@ -1,11 +1,13 @@
 """A run watched from its folder: rows that come, rows that are dropped, a run that is not there yet or is finished."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 from train.harness import small_spec
@@ -15,6 +17,7 @@ from emc2dist.cli import main
 from emc2dist.config import S3
 from emc2dist.errors import RunError
 from emc2dist.metrics import METRICS
+from emc2dist.run import lock
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.listeners.terminal import Display
 from emc2dist.watch import live
@@ -136,6 +139,66 @@ def test_one_line_where_there_is_no_run_and_one_where_it_is_silent(tmp_path, cap
     assert lines[2].startswith("step 1/12")
 
 
+@pytest.fixture
+def dead(folder):
+    """The run of a driver that was killed."""
+    code = "import os, sys; from emc2dist import files; from emc2dist.run import lock\n"
+    code += "with lock.held(files.at(sys.argv[1])): os.kill(os.getpid(), 9)"
+    folder.append([row(0, resumed=0), step_row(5)])
+    done = subprocess.Popen([sys.executable, "-c", code, str(folder.place)])
+    assert done.wait(60) == -signal.SIGKILL
+    return folder, f"nobody trains {folder.place}: its driver (process {done.pid} on "
+
+
+def test_a_run_whose_driver_was_killed_is_told_at_once(dead, capsys):
+    folder, told = dead
+    watcher = Watcher(folder.place.path, capsys)
+    line = watcher.until(told)[-1]
+    assert line.endswith(" has ended at step 5 of 12; the same command resumes it")
+    with lock.held(folder.place):  # as the same command does
+        folder.append([step_row(6)])
+        watcher.until("step 6/12")
+        folder.finish(SUMMARY)
+    assert sum(line.startswith("nobody") for line in watcher.end()[1]) == 1
+    assert live.remark(folder.place.path) == ""
+
+
+def test_once_tells_a_run_whose_driver_was_killed(dead, capsys):
+    folder, told = dead
+    assert main(["watch", str(folder.place), "--once", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.startswith(told)
+    assert json.loads(shown.out)["step"] == 5
+    with lock.held(folder.place):
+        assert live.remark(folder.place.path) == ""
+    folder.metrics.write(b"")
+    with pytest.raises(RunError, match=r"^nobody trains .* has ended before its first step"):
+        live.newest(folder.place.path)
+
+
+def test_a_driver_that_cannot_be_asked_is_judged_by_the_age_of_its_rows(folder, capsys):
+    """On another machine, whose lock may not be seen here."""
+    (folder.place / "driver.lock").write(b"process 1 on elsewhere, since 2026-01-01")
+    folder.append([row(0, resumed=0), step_row(5)])
+    assert live.remark(folder.place.path) == ""
+    written = folder.metrics.path.stat().st_mtime
+    os.utime(folder.metrics.path, (written - 7200, written - 7200))
+    told = f"{folder.place}: no rows for 120 minutes: the run is starting or evaluating, or it ended unfinished"
+    assert live.remark(folder.place.path).startswith(told)
+    watcher = Watcher(folder.place.path, capsys)
+    watcher.until(told)
+    folder.finish(SUMMARY)
+    watcher.end()
+
+
+def test_on_s3_the_age_of_the_rows_is_by_its_own_clock(s3):
+    folder = RunFolder.prepare(small_spec(f"run_dir={s3.uri}/runs"))
+    folder.append([row(0, resumed=0), step_row(5)])
+    assert 0 <= folder.metrics.age_s() < 60
+    assert live.remark(f"{s3.uri}/runs/small") == ""
+    assert "no rows for" in live.remark(f"{s3.uri}/runs/small", quiet_s=0)
+
+
 def test_a_run_on_s3(s3, capsys):
     folder = RunFolder.prepare(small_spec(f"run_dir={s3.uri}/runs"))
     folder.append([row(0, resumed=0), step_row(12)])
@@ -225,7 +288,18 @@ def test_ctrl_c_ends_the_watching(tmp_path):
     assert "no run here yet" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (130, "emc2dist: no longer watching; the run goes on\n")
+    assert (process.returncode, stderr) == (130, "emc2dist: no longer watching\n")
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_the_run_goes_on_only_where_somebody_trains_it(folder, goes_on, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(live, "follow", interrupted)
+    with lock.held(folder.place) if goes_on else nullcontext():
+        assert main(["watch", str(folder.place)]) == 130
+    assert capsys.readouterr().err == f"emc2dist: no longer watching{'; the run goes on' * goes_on}\n"
 
 
 def test_in_a_terminal_the_bar_begins_where_the_run_stands(capsys):
