@@ -297,8 +297,6 @@ def test_a_folder_without_locks_is_told_to_be_that(folder, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", none)
-    told = (
-        rf"^{folder}: its file system has no locks \(No locks available\).* set EMC2DIST_CLUSTER to a folder of a loc"
-    )
+    told = rf"^{folder}: its file system has no locks \(No locks available\).* set EMC2DIST_CLUSTER to a folder of a"
     with pytest.raises(LaunchError, match=told):
         LocalCluster(folder).start()
