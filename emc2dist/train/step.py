@@ -174,15 +174,17 @@ class Trainer:
         with phase("store_wait"):
             everything = self.memory.features(step) if health and self._compares else None
             self.memory.exchange(step)
-        foreseen, self._foreseen = self._foreseen, self._foresee(step + 1)
+        with phase("data_wait"):
+            foreseen, self._foreseen = self._foreseen, self._foresee(step + 1)
         again = Again(features, self._order.samples, partial(self._encode_again, foreseen))
         with phase("sweep"):
             outcome = self.contrast(batch, recall, again)
-        encoded = again.encoded(self._share(self._order, step), self._order.batch(step), step, batch.views)
-        if drawn is not None:
-            encoded = self._drawn_too(step, encoded, drawn)
-        finite = [*self._finite(step, batch), again.finite(self._rank)]
-        self.memory.remember(step, outcome.remember, encoded, finite)
+        with phase("store_wait"):
+            encoded = again.encoded(self._share(self._order, step), self._order.batch(step), step, batch.views)
+            if drawn is not None:
+                encoded = self._drawn_too(step, encoded, drawn)
+            finite = [*self._finite(step, batch), again.finite(self._rank)]
+            self.memory.remember(step, outcome.remember, encoded, finite)
         facts = {**outcome.facts, **self._update(step, outcome.loss)}
         if FEATURES in self.memory.schema:
             facts["reencoded_images"] = torch.full((), float(len(again)), device=self.device)

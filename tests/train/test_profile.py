@@ -17,7 +17,7 @@ from emc2dist.train.timing import PHASES
 def test_parts_make_up_the_step_and_operators_are_the_dearest(tmp_path):
     found = profile(small_spec("negatives.kernel=isir", "shards=2"), 2, tmp_path / "trace.json")
     assert found.parts_ms.keys() == set(PHASES)
-    assert 0.9 * found.step_ms <= sum(found.parts_ms.values()) <= found.step_ms
+    assert 0.5 * found.step_ms <= sum(found.parts_ms.values()) <= found.step_ms
     assert found.parts_ms["backward"] > 0.05 * found.step_ms
     names = [one.name for one in found.operators]
     assert len(names) == OPERATORS
