@@ -113,7 +113,7 @@ def wait_for(condition, seconds=180):
 def test_a_job_is_stopped_goes_on_from_its_checkpoint_and_is_not_started_twice(cluster):
     labels = "{ray.io/market-type: spot}"
     resources = [f"resources.worker_labels={labels}", f"resources.shard_labels={labels}", "resources.shard_mib=1"]
-    long = cluster.shrunk("epochs=24", "checkpoint.every=24", "eval.every=0", "launch.environment={COLOUR: blue}")
+    long = cluster.shrunk("epochs=40", "checkpoint.every=40", "eval.every=0", "launch.environment={COLOUR: blue}")
     words = [CIFAR10, *long, *resources]
     first = json.loads(cluster.emc2dist("submit", *words, "--json").stdout)
     other = cluster.emc2dist("submit", *words, "log_every=2")
@@ -126,7 +126,7 @@ def test_a_job_is_stopped_goes_on_from_its_checkpoint_and_is_not_started_twice(c
     assert json.loads(stopped.stdout)["status"] == "stopped"
     (kept,) = (cluster.folder / "runs" / "cifar10").glob("checkpoint-*")
     step = int(kept.name.removeprefix("checkpoint-"))
-    assert 0 < step < 96
+    assert 0 < step < 160
     assert "a checkpoint is written first" in cluster.emc2dist("logs", "cifar10").stdout
     assert cluster.emc2dist("logs", "-f", first["job"]).returncode == 143
 
@@ -135,10 +135,10 @@ def test_a_job_is_stopped_goes_on_from_its_checkpoint_and_is_not_started_twice(c
     job = f"{first['job']}-2"
     assert f"{job}: " in done.stderr
     assert f"resumed from the checkpoint at step {step}" in done.stdout
-    assert "step 96/96" in done.stdout
+    assert "step 160/160" in done.stdout
     summary = json.loads((cluster.folder / "runs" / "cifar10" / "summary.json").read_text())
-    assert summary["steps"] == 96
-    assert [row["step"] for row in cluster.rows("cifar10") if "loss" in row] == list(range(1, 97))
+    assert summary["steps"] == 160
+    assert [row["step"] for row in cluster.rows("cifar10") if "loss" in row] == list(range(1, 161))
 
     again = cluster.emc2dist("submit", *words, "--json")
     assert again.returncode == 0, again.stderr
@@ -146,7 +146,7 @@ def test_a_job_is_stopped_goes_on_from_its_checkpoint_and_is_not_started_twice(c
     assert (state["job"], state["status"], state["exit_code"]) == (job, "succeeded", 0)
     assert cluster.emc2dist("list").stdout.count(first["job"]) == 2
     assert json.loads(cluster.emc2dist("status", "cifar10", "--json").stdout) == state
-    assert "step 96/96" in cluster.emc2dist("logs", job).stdout
+    assert "step 160/160" in cluster.emc2dist("logs", job).stdout
     assert cluster.token not in done.stdout + done.stderr + again.stdout
 
 

@@ -190,13 +190,13 @@ def test_after_a_killed_worker_and_a_killed_shard_the_run_goes_on_from_the_check
 
     with ThreadPoolExecutor(1) as beside:
         killed = beside.submit(kill)
-        done = in_process("train", spec_file, "epochs=8", "--json")
+        done = in_process("train", spec_file, "epochs=16", "--json")
     assert done.returncode == 0, done.stderr
     killed.result()
     assert len(re.findall(r"resumed from the checkpoint at step \d+", done.stderr)) == 2
     losses = [row["loss"] for row in map(json.loads, rows.read_text().splitlines()) if "loss" in row]
-    assert losses == Run(parse(SMALL, ["epochs=8"]), tmp_path).go().column("loss")
-    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 48
+    assert losses == Run(parse(SMALL, ["epochs=16"]), tmp_path).go().column("loss")
+    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 96
 
 
 @pytest.mark.slow
