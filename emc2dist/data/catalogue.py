@@ -48,7 +48,7 @@ PARTITION = (
     "rename the folder if it is none"
 )
 """What is wrong with a folder whose name holds a `=`."""
-_LOGGED = {"_delta_log": " Delta", ".hoodie": " Hudi"}
+_LOGGED = {"_delta_log": "a Delta", ".hoodie": "a Hudi"}
 UNFINISHED = ".ingest"
 """Folder of notes that `emc2dist ingest` keeps until the set is whole."""
 
@@ -283,10 +283,10 @@ def _refuse_logged(place: Place, folders: list[str]) -> None:
     kind = next((_LOGGED[folder] for folder in folders if folder in _LOGGED), None)
     if kind is None and "metadata" in folders:
         snapshots = [entry.name for entry in (place / "metadata").entries() if entry.name.endswith(".metadata.json")]
-        kind = "n Iceberg" if snapshots else None
+        kind = "an Iceberg" if snapshots else None
     if kind is not None:
         raise DataError(
-            f"{place}: a{kind} table, whose log tells which of its Parquet files count: others hold rows that were "
+            f"{place}: {kind} table, whose log tells which of its Parquet files count: others hold rows that were "
             "removed or changed; read it by its own library, write that as Parquet into another folder, and give that"
         )
 

@@ -14,7 +14,6 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -221,7 +220,7 @@ class DecodedFile:
                 self._opened = True
                 try:
                     kept.make_folder(self._path.parent, self._path.parent.parent)
-                    self._file = _opened(self._path)
+                    self._file = kept.open_regular(self._path, "r+", os.O_CREAT)
                     os.utime(self._file.fileno())  # used just now
                 except OSError as error:
                     self._give_up(error)
@@ -233,16 +232,6 @@ class DecodedFile:
 
 class _Damaged(Exception):
     """The file does not hold the image that was written there."""
-
-
-def _opened(path: Path) -> FileIO:
-    flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK
-    opener: Callable[[str, int], int] = lambda name, _: os.open(name, flags, 0o666)  # noqa: E731
-    file = FileIO(path, "r+", opener=opener)
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(f"{path} is no file")
-    return file
 
 
 def _write(file: FileIO, content: memoryview, start: int) -> None:

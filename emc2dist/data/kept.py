@@ -100,9 +100,12 @@ def identity(place: Place) -> str:
         return str(place) if place.remote else os.path.abspath(str(place))
 
 
-def open_regular(path: Path) -> FileIO:
-    """A file for reading; OSError where something else has its name, which a pipe would wait for ever to tell."""
-    file = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+def open_regular(path: Path, mode: str = "r", more: int = 0) -> FileIO:
+    """A file, for reading; OSError where something else has its name, which a pipe would wait for ever to tell.
+
+    `mode` is that of `FileIO`, and `more` are flags of `os.open` beside its own.
+    """
+    file = FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | more | os.O_NONBLOCK, 0o666))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(f"{path} is no file")

@@ -3,16 +3,9 @@
 In a process of its own: the interpreter is chosen when Triton is imported, and torch imports it.
 """
 
-import importlib.util
-import os
-import subprocess
-import sys
+from triton_interpreter import NEEDED, interpreted
 
-import pytest
-
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="needs triton, which torch's wheels for CUDA bring"
-)
+pytestmark = NEEDED
 
 COMPARE = """
 import numpy as np
@@ -78,7 +71,6 @@ print("compared")
 
 
 def test_the_kernel_walks_as_the_readable_walk_does():
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", COMPARE], env=environment, capture_output=True, text=True)
+    done = interpreted(COMPARE)
     assert done.returncode == 0, done.stderr
     assert "compared" in done.stdout

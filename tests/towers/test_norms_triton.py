@@ -1,15 +1,8 @@
 """Group norm's kernels in Triton's interpreter, against torch's in float64; in a process of its own, as the sweep's."""
 
-import importlib.util
-import os
-import subprocess
-import sys
+from triton_interpreter import NEEDED, interpreted
 
-import pytest
-
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="needs triton, which torch's wheels for CUDA bring"
-)
+pytestmark = NEEDED
 
 COMPARE = """
 import torch
@@ -52,7 +45,6 @@ print("compared")
 
 
 def test_the_kernels_do_what_torchs_group_norm_does_in_float64():
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", COMPARE], env=environment, capture_output=True, text=True)
+    done = interpreted(COMPARE)
     assert done.returncode == 0, done.stderr
     assert "compared" in done.stdout

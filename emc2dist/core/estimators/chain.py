@@ -115,11 +115,9 @@ class Chain(Estimator):
         if not is_complete:
             _, here = locate(state, batch)
             where = where & ~here
-        samples, numbers = state[where].unsqueeze(0), columns["view"][where].unsqueeze(0)
-        if is_complete:
-            others = fresh_numbers(step, views - 1, views).expand(-1, samples.shape[1])
-            numbers = torch.cat([numbers, others])
-        return samples.expand_as(numbers).flatten(), numbers.flatten()
+        carried = columns["view"][where]
+        numbers = _completed(carried, step, views) if is_complete else carried.unsqueeze(0)
+        return state[where].expand_as(numbers).flatten(), numbers.flatten()
 
     @property
     def _weighs_all(self) -> bool:
@@ -218,6 +216,12 @@ class Chain(Estimator):
         moved = accept(proposal, row.score.detach(), carried.score.detach(), pool.streams)
         pool.leave(moves)
         return carried.replaced(moved, row), moved
+
+
+def _completed(carried: Tensor, step: int, views: int) -> Tensor:
+    """int64 [V, A], on the CPU: the carried views' numbers [A], and below each those of V - 1 fresh ones."""
+    others = fresh_numbers(step, views - 1, views).expand(-1, len(carried))
+    return torch.cat([carried.unsqueeze(0), others])
 
 
 def staked(weights: Tensor, survives: Tensor) -> Tensor:
@@ -320,10 +324,8 @@ class _Pool:
 
     def refreshed(self, carried: Carried, where: Tensor) -> Carried:
         """Stale states at `where` bool [A], on the CPU, scored by fresh features."""
-        views = self.recall.columns["view"].unsqueeze(0)
-        if self.complete:
-            others = fresh_numbers(self._batch.step, self._batch.views - 1, self._batch.views)
-            views = torch.cat([views, others.expand(-1, len(where))])
+        views = self.recall.columns["view"]
+        views = _completed(views, self._batch.step, self._batch.views) if self.complete else views.unsqueeze(0)
         carried = self.fresh(carried, self.recall.columns["state"], views, where & self.stale)
         self.leave(where)
         return carried
