@@ -187,7 +187,7 @@ class Breaking:
 
 def test_a_log_stream_that_breaks_is_taken_up_where_it_broke(cluster):
     job = json.loads(cluster.emc2dist("status", "cifar10", "--json").stdout)["job"]
-    breaking = Breaking(cluster.dashboard, b"step 96/96")
+    breaking = Breaking(cluster.dashboard, b"step 160/160")
     with breaking as url:
         followed = cluster.emc2dist("logs", "-f", job, "--target", url)
     assert breaking.broken
