@@ -1,6 +1,7 @@
 """How fast are random views? Ours, compiled and by the batch, against torchvision's v2, a view at a time; on one core.
 
     python benchmarks/views_speed.py                 # a table, some minutes; kept in docs/performance.md
+    python benchmarks/views_speed.py --device cuda   # views a second of a GPU
 
 The augmentations of SimCLR, blur from 96 pixels on, of images of one size. In each round all make views of the same
 images, one after the other; a ratio is the median over the rounds, so that what else the machine does meets all alike.
@@ -88,11 +89,40 @@ def ratio(slower: NDArray[np.float64], faster: NDArray[np.float64]) -> str:
     return f"{np.median(ratios):.1f} ({ratios.min():.1f} to {ratios.max():.1f})"
 
 
+def on_gpu(device: torch.device, count: int) -> None:
+    """Print the table of a GPU: batches of 512 views, packed by one thread of the host, made on the device."""
+    print("| view, px | image, px | views/s, made | views/s, packed and made | views/s, compiled, a core |")
+    print("|---|---|---|---|---|")
+    for size, (height, width) in CASES:
+        images = pictures(height, width) * 8
+        config = spec(size)
+        view, batched = RandomView(config), BatchedViews(config, device)
+        draws = np.random.default_rng(0)
+        seconds = []
+        for _ in range(count + 1):
+            streams = draws.integers(0, 2**63, (V, len(images)))
+            times = [time.perf_counter()]
+            packed = [batched.pack(images, streams)]
+            times.append(time.perf_counter())
+            batched(packed)  # waits for its stream
+            times.append(time.perf_counter())
+            view(images[:IMAGES], streams[:, :IMAGES])
+            times.append(time.perf_counter())
+            seconds.append(np.diff(times))
+        packing, making, compiled = np.median(seconds[1:], 0)
+        views = V * len(images)
+        rates = [views / making, views / (packing + making), V * IMAGES / compiled]
+        print(f"| {size} | {height} x {width} | {' | '.join(f'{rate:,.0f}' for rate in rates)} |", flush=True)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
+    if args.device != "cpu":
+        return on_gpu(torch.device(args.device), args.rounds)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print(

@@ -14,15 +14,28 @@ asked, apply = [], GroupNormFunction.apply
 GroupNormFunction.apply = lambda *given: asked.append(given) or apply(*given)
 norms.kernels.run_on = lambda given: True  # as on a GPU
 torch.manual_seed(0)
-SHAPES = ((2, 16, 4, 9, 7), (2, 12, 4, 1, 1), (1, 64, 32, 70, 70), (2, 33, 11, 5, 5), (1, 8, 2, 3))
+SHAPES = (
+    (2, 16, 4, 9, 7),
+    (2, 12, 4, 1, 1),
+    (1, 64, 32, 70, 70),
+    (2, 33, 11, 5, 5),
+    (1, 8, 2, 3),
+    (2, 64, 32, 9, 7, "last"),
+    (2, 96, 3, 40, 30, "last"),
+    (2, 12, 4, 3, 3, "last"),  # channels that fill no program lie before pixels meanwhile
+)
 for n, channels, groups, *pixels in SHAPES:
+    last = pixels[-1] == "last"
+    pixels = pixels[:-1] if last else pixels
     for dtype in (torch.bfloat16, torch.float16):
         layer = norms.GroupNorm(groups, channels)
         with torch.no_grad():
             layer.weight.uniform_(0.5, 2)
             layer.bias.uniform_(-1, 1)
-        given = (torch.randn(n, channels, *pixels) + 30).to(dtype).requires_grad_()  # a mean far from 0
+        given = (torch.randn(n, channels, *pixels) + 30).to(dtype)  # a mean far from 0
+        given = (given.to(memory_format=torch.channels_last) if last else given).requires_grad_()
         made = layer(given)
+        assert made.is_contiguous() != (last and channels > 12)
         exact = [t.detach().double().requires_grad_() for t in (given, layer.weight, layer.bias)]
         expected = functional.group_norm(exact[0], groups, *exact[1:])
         # The interpreters of some Tritons cut bf16 off where a GPU rounds.
@@ -37,8 +50,8 @@ for n, channels, groups, *pixels in SHAPES:
         for found, sought in zip((layer.weight, layer.bias), exact[1:], strict=True):
             torch.testing.assert_close(found.grad.double(), sought.grad, rtol=1e-4, atol=1e-3)
 assert len(asked) == 2 * len(SHAPES)
-layer(torch.zeros(0, 8, 3, dtype=torch.bfloat16))  # no image, no program
-layer(torch.zeros(1, 8, 3))  # float32 is torch's
+layer(torch.zeros(0, 12, 3, dtype=torch.bfloat16))  # no image, no program
+layer(torch.zeros(1, 12, 3))  # float32 is torch's
 assert len(asked) == 2 * len(SHAPES)
 print("compared")
 """
