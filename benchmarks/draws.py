@@ -60,6 +60,11 @@ class Row:
         """As `emc2dist train` would take it."""
         return parse(SPEC, [f"batch_size={self.batch_size}", f"seed={seed}", *self.overrides])
 
+    @property
+    def images(self) -> int:
+        """How many it encodes, about, so that the longest rows can go first."""
+        return self.times * (self.batch_size + self.spec(0).negatives.draws)
+
 
 def rows(batch_size: int, draws: int, times: int) -> Iterator[Row]:
     """Those of every batch size."""
@@ -201,6 +206,7 @@ def main() -> None:
     done = {(one["row"], one["seed"], one["steps"]) for one in there}
     jobs = [(ROWS[name], seed) for seed in range(args.seeds) for name in args.rows]
     jobs = [job for job in jobs if (job[0].name, job[1], args.steps * job[0].times) not in done]
+    jobs.sort(key=lambda job: -job[0].images)
     print(HEAD, flush=True)
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool, args.out.open("a") as out:
