@@ -2,14 +2,10 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch._dynamo.utils import counters
-from train.harness import Run, small_spec
-from train.test_loop import assert_equal
+from train.harness import small_spec
 
 from emc2dist.data.images import open_images
-from emc2dist.errors import RunError, SpecError
-from emc2dist.towers.encoder import backbone_state_dict
 from emc2dist.train import compilation
 from emc2dist.train.encoding import Encoding
 from emc2dist.train.profile import alone
