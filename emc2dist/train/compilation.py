@@ -39,14 +39,22 @@ def explained() -> Iterator[None]:
     """Turn what torch raises where it cannot compile into an error that names the key.
 
     Raises:
-        RunError: as there is no C compiler, or no Triton for a GPU.
+        RunError: as there is no C++ compiler, or no Triton for a GPU; or code would be made without end.
     """
-    from torch._dynamo.exc import TorchDynamoException  # here: it takes a second to load
+    # Here: they take a second to load.
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 
     try:
         yield
-    except TorchDynamoException as error:
+    except FailOnRecompileLimitHit as error:
         raise RunError(
-            f"compile: true, but torch cannot compile the encoder here ({brief(error)}); it needs a C++ compiler (CXX "
-            "names one), and for a GPU Triton and a C compiler (CC) too: install them, or leave compile out"
+            f"compile: true, but torch makes code for the encoder again and again ({brief(error)}); leave compile out"
+        ) from error
+    except (TorchDynamoException, CppCompileError, InvalidCxxCompiler) as error:
+        cause = getattr(error, "inner_exception", error)
+        raise RunError(
+            f"compile: true, but torch cannot compile the encoder here ({type(cause).__name__}: {brief(cause)}); it "
+            "needs a C++ compiler (CXX names one), and for a GPU Triton and a C compiler (CC) too: install them, or "
+            "leave compile out"
         ) from error
