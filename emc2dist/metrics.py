@@ -146,6 +146,9 @@ METRICS: dict[str, Metric] = {
     "resumed": Metric(
         "faults", "Restarts", "", "1 where the run resumed at this step, 0 where it began", kind="event"
     ),
+    "loading": Metric(
+        "speed", "Parts of a step", "", "where views are made, of what pixels, and by how many processes", kind="event"
+    ),
     "passed_over": Metric(
         "faults", "Restarts", "", "newer checkpoints than the one the run resumed from, and what is wrong with them",
         kind="event",

@@ -236,15 +236,17 @@ def test_tags_in_a_spec_run_nothing():
 def test_differences_name_what_changes_the_result_only():
     old = parse(MINIMAL)
     keys = ["workers=2", "shards=3", "eval.every=5", "data.path=/else", "data.decoded_mib=9", "run_dir=r"]
+    keys += ["data.on_device=true", "data.loaders=3"]
     moved = parse(MINIMAL, keys)
     assert differences(old, moved) == []
     keys = ["temperature=0.1", "precision=tf32", "deterministic=true", "data.limit=9", "data.shrink=true"]
-    keys += ["views.made_on=device", "encoder.features=64"]
+    keys += ["views.made_on=device", "encoder.features=64", "compile=true"]
     changed = parse(MINIMAL, keys)
     assert differences(old, changed) == [
         "temperature: 0.2 -> 0.1",
         "precision: float32 -> tf32",
         "deterministic: False -> True",
+        "compile: False -> True",
         "data.limit: None -> 9",
         "data.shrink: False -> True",
         "views.made_on: auto -> device",
@@ -551,6 +553,9 @@ def test_paths_that_stay_on_disk():
         ("workers=1000000000", "65536"),
         ("shards=1000000000", "65536"),
         ("data.loaders=1000000", "1024"),
+        ("data.loaders=-1", "auto"),
+        ("data.loaders=many", "auto"),
+        ("data.on_device=1", "auto, true or false"),
         ("data.prefetch=1000000000", "1024"),
         ("threads=1000000000", "65536"),
         ("epochs=1000000000000000000", "1000000"),

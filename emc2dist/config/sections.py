@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from emc2dist.config import paths
@@ -94,6 +94,23 @@ Url = Annotated[str, AfterValidator(_refuse_credentials), AfterValidator(_writte
 Endpoint = Annotated[Url, AfterValidator(_of_a_server)]
 
 
+def _loaders(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and 0 <= value <= 1024):
+        return value
+    raise _refusal("use auto, or a whole number from 0 to 1024")
+
+
+def _on_device(value: Any) -> Any:
+    if value == "auto" or type(value) is bool:
+        return value
+    raise _refusal("use auto, true or false")
+
+
+# Not pydantic's own: of a union it tells what each of its kinds would take.
+Loaders = Annotated[int | Literal["auto"], PlainValidator(_loaders)]
+OnDevice = Annotated[bool | Literal["auto"], PlainValidator(_on_device)]
+
+
 class Section(BaseModel):
     """Strict, and without keys that it does not know."""
 
@@ -144,14 +161,21 @@ class Data(Section):
     shrink: bool = False
     """Whether images whose shorter side is longer than any random crop needs (docs/data.md) are resized to it when they
     are decoded. It changes their views a little, so a run does not go on with another one."""
+    on_device: OnDevice = "auto"
+    """Whether decoded pixels stay on the worker's device, where its views are made, once they have been there: a step
+    then sends each view's parameters alone. `auto`: on a GPU that makes the views (`views.made_on`), if the set, by 32
+    of its images, takes at most an eighth of the memory that is free when the worker starts. `true`: on any device, if
+    it takes at most half of that; else it is refused. No image may be longer than four views (docs/data.md)."""
     shuffle: Literal["auto", "full", "block"] = "auto"
     """Order of an epoch. `full`: any order is as likely. `block`: few row groups at a time, see docs/data.md. `auto`:
     `block` on S3, `full` on disk."""
     window: PositiveInt = 16_384
     """Rows that shuffle: block mixes: a row comes at most so many places later than its block."""
-    loaders: Annotated[int, Field(ge=0, le=1024)] = 0
+    loaders: Loaders = "auto"
     """Processes per worker that decode, and make views where `views.made_on` leaves that to the CPU; 0 does it on a
-    thread of the worker."""
+    thread of the worker. `auto`: 0 for a set in memory. Else, of a worker's cores (`resources.worker_cpus`, or its
+    share of the machine's), all but one beside a GPU, or a quarter (what `threads` leaves, if given) where it trains on
+    them; half as many where views are made on the device; at most 16."""
     prefetch: Annotated[int, Field(ge=1, le=1024)] = 2
     """Batches that are made ahead of the step that needs them."""
 

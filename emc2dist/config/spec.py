@@ -76,6 +76,10 @@ class Spec(Section):
     deterministic: bool = False
     """Whether a GPU may use only algorithms that give the same bits every time, at the price of speed
     (docs/performance.md). A CPU does so in any case."""
+    compile: bool = False
+    """Whether `torch.compile` makes code of the encoder that is trained, in the first steps of every start; it needs a
+    C++ compiler, and on a GPU Triton and a C compiler. Numbers differ in their last places, so a run does not go on
+    with another one (docs/performance.md)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` trains on GPUs where the cluster has one for every worker. A run that would go on elsewhere than where it
     trained so far is refused with `auto`, for its numbers would differ; `cpu` or `cuda` says that it is meant.
@@ -170,6 +174,21 @@ class Spec(Section):
                 f"encode_chunk: {self.encode_chunk} would give encoder.norm: {self.encoder.norm} the statistics of a "
                 "chunk, not of the batch; use group or none, or optimiser.accumulate"
             )
+        if self.data.on_device is True and self.views.made_on == "cpu":
+            raise ValueError(
+                "data.on_device: true needs views that are made there, and views.made_on is cpu; give "
+                "views.made_on=device, or data.on_device=auto"
+            )
+        if self.compile and self.encoder.norm == "sync_batch":
+            raise ValueError(
+                "compile: true cannot be of encoder.norm: sync_batch, whose workers talk to each other within the "
+                "encoder; use batch, group or none, or leave compile out"
+            )
+        if self.compile and self.deterministic:
+            raise ValueError(
+                "compile: true chooses a GPU's code by the clock, so that its bits may differ from one start to the "
+                "next; leave out compile or deterministic"
+            )
         if self.encoder.norm == "sync_batch" and self.device == "cpu":
             raise ValueError("encoder.norm: sync_batch needs GPUs; use batch, group or none on device: cpu")
         return self
@@ -179,7 +198,7 @@ class Spec(Section):
 OPERATIONAL = frozenset(
     {"run_dir", "encode_chunk", "workers", "min_workers", "shards", "threads", "restarts", "log_every", "eval",
      "checkpoint", "s3", "resources", "watch", "launch", "store.timeout_s", "data.path", "data.cache_dir",
-     "data.cache_mib", "data.decoded_mib", "data.loaders", "data.prefetch"}
+     "data.cache_mib", "data.decoded_mib", "data.on_device", "data.loaders", "data.prefetch"}
 )  # fmt: skip
 
 # A GPU's numbers are not a CPU's. This one may differ only knowingly, as `emc2dist.run.driver` sees to.

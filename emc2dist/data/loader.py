@@ -7,7 +7,8 @@ An image is decoded once for its V views. View v of image i is a function of see
 the rank, the thread, the process, or its batch-mates.
 
 Or an image is decoded here or in a process, and its views are made on a device: a `DeviceView` packs the pixels and
-what its seeds say of each view into a buffer, and makes the views of a batch of all its buffers, on a thread beside.
+what its seeds say of each view into a buffer, and makes the views of a batch of all its buffers, on a thread beside. An
+image whose pixels it has there already is not packed.
 
 The views, or the buffers, are written where the batch lies: with processes, in memory that they share with this one and
 that has no name, so that nothing is left behind and the size of /dev/shm, small in many containers, does not matter.
@@ -38,6 +39,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
 from emc2dist.data.encoded import Traffic
 from emc2dist.data.images import Pixels
@@ -69,9 +71,15 @@ class DeviceView(Protocol):
         """Packs them."""
         ...
 
-    def __call__(self, buffers: Sequence[Tensor], /) -> Tensor:
-        """Views uint8 [V, n, 3, S, S], on the device, of the images of all buffers; from any of several threads."""
+    def begin(
+        self, indices: NDArray[np.int64], seeds: NDArray[np.int64], /
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], "Finish"]:
+        """Of images [n] and seeds [V, n] those that have to be packed, maybe none, and what makes all views then."""
         ...
+
+
+Finish = Callable[[Sequence[Tensor]], Tensor]
+"""The buffers of what was packed, in order -> uint8 [V, n, 3, S, S] of all, on the device. Any thread may call it."""
 
 
 _PIECE_BYTES = 3 * 2**20  # of views: little enough that an urgent batch need not wait long for a process
@@ -116,12 +124,14 @@ class ViewLoader:
         making, such as a `DataError`; an `Emc2Error` where a process was killed.
         """
         batch = self._batch(indices, seeds, urgent)
-        piece = self._piece(*seeds.shape)
+        piece = self._piece(len(seeds), batch.images)
         with self._lock:
-            for start in range(0, len(indices), piece):
-                stop = min(start + piece, len(indices))
+            for start in range(0, batch.images, piece):
+                stop = min(start + piece, batch.images)
                 heapq.heappush(self._waiting, _Piece(not urgent, next(self._numbers), start, stop, batch))
             self._take_up()
+        if not batch.images:
+            batch.end()
         return batch.future
 
     def close(self) -> None:
@@ -144,8 +154,9 @@ class ViewLoader:
         shared = self._processes > 0
         if self._device_view is None:
             return _ViewsBatch(indices, seeds, self._size, shared=shared)
-        finisher = self._finishers[urgent]
-        return _PackedBatch(indices, seeds, self._device_view, finisher, shared=shared)
+        most = self._device_view.pack.most(len(seeds))
+        indices, seeds, finish = self._device_view.begin(indices, seeds)
+        return _PackedBatch(indices, seeds, most, finish, self._finishers[urgent], shared=shared)
 
     def _piece(self, views: int, images: int) -> int:
         """Images of a piece: a process's share of the batch, or less."""
@@ -210,8 +221,10 @@ class _Batch(ABC):
 
     def __init__(self, indices: NDArray[np.int64], seeds: NDArray[np.int64], memory: "_SharedMemory | None") -> None:
         self.future: Future[Tensor] = Future()
+        self.images = len(indices)
+        """Of which its pieces are."""
         self._indices, self._seeds, self._memory = indices, seeds, memory
-        self._missing = len(indices)
+        self._missing = self.images
 
     def arguments(self, start: int, stop: int) -> tuple[Any, ...]:
         """What `_make` (or, in a process, `_make_there`) needs to make a piece."""
@@ -222,7 +235,7 @@ class _Batch(ABC):
         self._take(start, stop, sent)
         self._missing -= stop - start
         if not self._missing and not self.future.done():
-            self._end()
+            self.end()
 
     def fail(self, error: BaseException) -> None:
         """A piece could not be made."""
@@ -236,7 +249,8 @@ class _Batch(ABC):
     def _take(self, start: int, stop: int, sent: Any) -> None: ...
 
     @abstractmethod
-    def _end(self) -> None: ...
+    def end(self) -> None:
+        """All pieces are done."""
 
 
 class _ViewsBatch(_Batch):
@@ -258,26 +272,27 @@ class _ViewsBatch(_Batch):
         if sent is not None:
             self._views[:, start:stop] = torch.from_numpy(sent)
 
-    def _end(self) -> None:
+    @override
+    def end(self) -> None:
         self.future.set_result(self._views)
 
 
 class _PackedBatch(_Batch):
-    """A batch whose pieces are buffers, of which `view` makes views on the thread of `finisher`."""
+    """A batch whose pieces are buffers, `most` bytes an image, of which `finish` makes views on `finisher`'s thread."""
 
     def __init__(
         self,
         indices: NDArray[np.int64],
         seeds: NDArray[np.int64],
-        view: DeviceView,
+        most: int,
+        finish: Finish,
         finisher: Executor,
         *,
         shared: bool,
     ) -> None:
-        self._view, self._finisher = view, finisher
-        self._most, self._in_processes = view.pack.most(len(seeds)), shared
+        self._most, self._finish_views, self._finisher, self._in_processes = most, finish, finisher, shared
         # Mostly empty: what is never written takes no memory.
-        super().__init__(indices, seeds, _shared(len(indices) * self._most) if shared else None)
+        super().__init__(indices, seeds, _shared(len(indices) * most) if shared and len(indices) else None)
         self._whole = None if self._memory is None else self._memory.map()
         self._buffers = dict[int, Tensor]()
 
@@ -292,12 +307,13 @@ class _PackedBatch(_Batch):
         else:
             self._buffers[start] = torch.as_tensor(sent)
 
-    def _end(self) -> None:
+    @override
+    def end(self) -> None:
         self._finisher.submit(self._finish)
 
     def _finish(self) -> None:
         try:
-            views = self._view([self._buffers[start] for start in sorted(self._buffers)])
+            views = self._finish_views([self._buffers[start] for start in sorted(self._buffers)])
         except Exception as error:  # whatever torch raises on a device, such as a want of memory
             self.fail(error)
         else:

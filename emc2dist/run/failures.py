@@ -94,7 +94,8 @@ def _too_large(said: str, spec: Spec) -> str:
     return (
         f"out of memory: {said}; give an encode_chunk (now {spec.encode_chunk}), images encoded at a time, or a lower "
         f"one; or lower batch_size (now {spec.batch_size}) or views.size (now {spec.views.size}), raise "
-        f"optimiser.accumulate (now {spec.optimiser.accumulate}), which divides a batch, or use more workers"
+        f"optimiser.accumulate (now {spec.optimiser.accumulate}), which divides a batch, use more workers, or keep no "
+        f"pixels on a GPU (data.on_device=false, now {spec.data.on_device})"
     )
 
 

@@ -25,6 +25,7 @@ from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.run.scratch import scratch
 from emc2dist.store import ChainStore
 from emc2dist.train import collectives, loop
+from emc2dist.train.views import cores_of
 
 
 def work(config: dict[str, Any]) -> int:
@@ -53,7 +54,8 @@ def _reported(channel: ChannelHandle, spec: Spec) -> Iterator[None]:
 
 def _train_rank(spec: Spec, run: RunFolder, store: ChainStore, channel: ChannelHandle) -> int:
     context = ray.train.get_context()
-    torch.set_num_threads(spec.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    beside = context.get_local_world_size()
+    torch.set_num_threads(spec.threads or max(1, (os.cpu_count() or 1) // beside))
     train = open_images(spec.data, "train", spec.s3)
     assert train is not None, "open_images raises where there is nothing to train on"
     labelled = open_labelled(spec.data, spec.eval, train, spec.s3)
@@ -67,7 +69,8 @@ def _train_rank(spec: Spec, run: RunFolder, store: ChainStore, channel: ChannelH
             channel.record({"step": choice.step, "passed_over": "; ".join(choice.passed_over)})
         writer = stack.enter_context(closing(_CheckpointWriter(spec, run, channel)))
         stop = stack.enter_context(StopPoller(channel)) if context.get_world_rank() == 0 else threading.Event()
-        return loop.run(loop.Job(spec, train, labelled, store, channel, writer, device, stop, own), choice.folder)
+        parts = (store, channel, writer, device, stop, own, cores_of(spec, beside))
+        return loop.run(loop.Job(spec, train, labelled, *parts), choice.folder)
 
 
 class _CheckpointWriter(loop.CheckpointWriter):

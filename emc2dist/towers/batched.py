@@ -14,7 +14,7 @@ more), so that it takes about 1 GiB besides the buffer and the views, however la
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,14 +35,19 @@ _PIXELS = 2**23  # of views, or of rows of crops resized to their width; up to 1
 _LEAST_TAP = 2.0**-20  # of the blur, as in `augment`
 _RED, _GREEN, _BLUE = 0.2989, 0.587, 0.114
 
-_PLACED = np.dtype(
+PLACED = np.dtype(
     [
         ("drawn", PARAMETERS),
-        ("first", np.int64),  # pixel of the buffer with which its crop begins
+        ("first", np.int64),  # of all pixels the one with which its crop begins
         ("pitch", np.int64),  # pixels from one row to the next
     ],
     align=True,
 )
+"""A view: its parameters, and where its crop lies."""
+
+WHOLE = np.dtype([("first", np.int64), ("height", np.int64), ("width", np.int64)])
+"""An image among all pixels; its height is 0 where there are crops of it only."""
+
 _SHAPE = np.dtype((np.int64, 2))  # views of an image, and images; a buffer begins with it
 
 
@@ -61,16 +66,19 @@ class Packer:
     def most(self, views: int) -> int:
         """Bytes that each image adds to a buffer at most, if there are so many views of it."""
         pixels = max(views, LONGEST**2) * self._config.size**2
-        return 3 * pixels + views * _PLACED.itemsize + _SHAPE.itemsize
+        return 3 * pixels + views * PLACED.itemsize + WHOLE.itemsize + _SHAPE.itemsize
 
     def __call__(self, images: Sequence[Tensor], streams: NDArray[np.int64]) -> Tensor:
         """The buffer, uint8 [bytes], of n images, uint8 [3, H, W] each, and the streams [V, n] of their views."""
         heights, widths = np.array([image.shape[1:] for image in images], np.int64).reshape(-1, 2).T
         sides = (np.broadcast_to(side, streams.shape).ravel() for side in (heights, widths))
-        placed = np.zeros(streams.shape, _PLACED)
+        placed = np.zeros(streams.shape, PLACED)
         placed["drawn"] = draw(self._config, streams.ravel(), *sides).reshape(streams.shape)
+        whole = np.zeros(len(images), WHOLE)
         sources, pixels = list[NDArray[np.uint8]](), 0
         for slot, image in enumerate(images):
+            if self._is_sent(image):
+                whole[slot] = pixels, *image.shape[1:]
             for views, source in self._sources(image, placed[:, slot]):
                 height, width = source.shape[1:]
                 views["pitch"] = width
@@ -78,7 +86,11 @@ class Packer:
                 sources.append(source.permute(1, 2, 0).reshape(-1).numpy())
                 pixels += height * width
         head = np.array(streams.shape, np.int64)
-        return torch.from_numpy(np.concatenate([_bytes(head), _bytes(placed), *sources]))
+        return torch.from_numpy(np.concatenate([_bytes(head), _bytes(whole), _bytes(placed), *sources]))
+
+    def _is_sent(self, image: Tensor) -> bool:
+        """Whether all of it is."""
+        return max(image.shape[1:]) <= LONGEST * self._config.size
 
     def _sources(self, image: Tensor, placed: NDArray) -> Iterator[tuple[NDArray, Tensor]]:
         """Which of the views [V] of an image are made of which pixels, uint8 [3, H, W].
@@ -86,7 +98,7 @@ class Packer:
         All of the image itself; but of a large one each of its own crop, resized to [3, S, S], which is all of it then.
         """
         size = self._config.size
-        if max(image.shape[1:]) <= LONGEST * size:
+        if self._is_sent(image):
             yield placed, image
             return
         crops = np.zeros((len(placed), 1), PARAMETERS)
@@ -118,13 +130,33 @@ class BatchedViews:
 
         On a GPU they are there when this returns: the calling thread waits for its own stream, and no other one does.
         """
-        placed, sources = _unpacked(buffers)
-        batch = _Batch(placed.reshape(-1), self._size)
+        _, placed, sources = unpacked(buffers)
+        with self.beside():
+            views, _ = self.of(placed, sources)
+        return views
+
+    def begin(
+        self, indices: NDArray[np.int64], streams: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], "BatchedViews"]:
+        """See `emc2dist.data.loader.DeviceView`: all images are packed."""
+        return indices, streams, self
+
+    def of(self, placed: NDArray, sources: Sequence[Tensor], there: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Views uint8 [V, n, 3, S, S] that lie as `placed` [V, n], `PLACED`, says, and the pixels on the device.
+
+        The pixels are those of all `sources`, uint8 [bytes] each, which are sent; or those that are already `there`,
+        uint8 [P, 3], of which `BEHIND` at least come behind the last crop.
+        """
+        views, pixels = _Batch(placed.reshape(-1), self._size).views(sources, there, self._device)
+        return views.unflatten(0, placed.shape), pixels
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Inside, the device works on a stream of this thread's own; afterwards it has done so."""
         with self._stream():
-            views = batch.views(sources, self._device).unflatten(0, placed.shape)
+            yield
         if self._device.type == "cuda":
             self._of_thread.stream.synchronize()
-        return views
 
     def _stream(self) -> AbstractContextManager[Any]:
         if self._device.type != "cuda":
@@ -136,19 +168,21 @@ class BatchedViews:
         return torch.cuda.stream(self._of_thread.stream)
 
 
-def _unpacked(buffers: Sequence[Tensor]) -> tuple[NDArray, list[Tensor]]:
-    """Of all buffers together the views [V, n] of the type `_PLACED`, and the pixels, uint8 [bytes] of each."""
-    placed, sources, pixels = [], [], 0
+def unpacked(buffers: Sequence[Tensor]) -> tuple[NDArray, NDArray, list[Tensor]]:
+    """Of all buffers together images [n], `WHOLE`, views [V, n], `PLACED`, and of each the pixels, uint8 [bytes]."""
+    wholes, placed, sources, pixels = [], [], [], 0
     for buffer in buffers:
         content = buffer.numpy()
         shape = content[: _SHAPE.itemsize].view(np.int64)
-        end = _SHAPE.itemsize + int(shape.prod()) * _PLACED.itemsize
-        part = content[_SHAPE.itemsize : end].view(_PLACED).reshape(shape).copy()
-        part["first"] += pixels
-        placed.append(part)
+        middle = _SHAPE.itemsize + int(shape[1]) * WHOLE.itemsize
+        end = middle + int(shape.prod()) * PLACED.itemsize
+        wholes.append(content[_SHAPE.itemsize : middle].view(WHOLE).copy())
+        placed.append(content[middle:end].view(PLACED).reshape(shape).copy())
+        for part in (wholes[-1], placed[-1]):
+            part["first"] += pixels
         sources.append(buffer[end:])
         pixels += len(sources[-1]) // 3
-    return np.concatenate(placed, 1), sources
+    return np.concatenate(wholes), np.concatenate(placed, 1), sources
 
 
 class _Step(NamedTuple):
@@ -183,10 +217,11 @@ class _Batch:
         crops = [part["first"], part["pitch"], *(drawn[name].astype(np.int64) for name in ("height", "width", "flip"))]
         return _Part(start, stop, crops, list(_steps(drawn, self._size)))
 
-    def views(self, sources: Sequence[Tensor], device: torch.device) -> Tensor:
-        """uint8 [N, 3, S, S] of the pixels, uint8 [bytes] each."""
+    def views(self, sources: Sequence[Tensor], there: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+        """uint8 [N, 3, S, S], and the pixels uint8 [P, 3], of which they are (see `BatchedViews.of`)."""
         arrived = self._arrived(sources, device)
-        pixels = next(arrived).view(-1, 3)
+        sent = next(arrived).view(-1, 3)
+        pixels = sent if there is None else there
         made = torch.empty((self._views, 3, self._size, self._size), dtype=torch.uint8, device=device)
         for start, stop, crops, steps in self._parts:
             views = made[start:stop]
@@ -194,7 +229,7 @@ class _Batch:
             for augment, arguments in steps:
                 which, *others = (next(arrived) for _ in arguments)
                 views.index_copy_(0, which, augment(views.index_select(0, which), *others))
-        return made
+        return made, pixels
 
     def _arrived(self, sources: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
         """On the device, for one copy: the pixels, and then the numbers in the order in which they are needed."""
@@ -203,8 +238,7 @@ class _Batch:
             arrays += [*part.crops, *(array for step in part.steps for array in step.arguments)]
         numbers = [torch.from_numpy(array.copy()) for array in arrays]  # of fields: a copy lies in one piece
         flat = [number.view(-1).view(torch.uint8) for number in numbers]
-        # Behind the last crop there has to be something that weights of 0 can be of.
-        sources = [*sources, torch.zeros(3 * _most_taps(LONGEST), dtype=torch.uint8)]
+        sources = [*sources, torch.zeros(3 * BEHIND, dtype=torch.uint8)]
         sizes = [len(one) for one in (*flat, *sources)]
         sent = _for_sending(sum(sizes), device)
         torch.cat([*flat, *sources], out=sent)
@@ -301,6 +335,10 @@ def _taps(lengths: Tensor, size: int, longest: int) -> tuple[Tensor, Tensor]:
 def _most_taps(scale: float) -> int:
     """Pixels of a line that may make one of it, resized to a `scale`-th."""
     return int(2 * max(scale, 1)) + 2
+
+
+BEHIND = _most_taps(LONGEST)
+"""Pixels that have to come behind the last crop, whatever they are: weights of 0 are of them."""
 
 
 def _rotated(images: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ class GroupNorm(nn.GroupNorm):
     On a GPU autocast would run it in float32 and leave its output there, so that what comes after it, up to the next
     convolution, moves twice the bytes; and torch's own kernel for bf16 rounds the mean and the deviation to bf16. Here
     it is a kernel of its own (`emc2dist/towers/norms_triton.py`), or torch's between two conversions where Triton is
-    not. On a CPU torch already does what this does.
+    not, or where the encoder is compiled. On a CPU torch already does what this does.
     """
 
     @override
@@ -22,6 +22,8 @@ class GroupNorm(nn.GroupNorm):
         """Of [n, C, ...], in its type."""
         if input.dtype not in (torch.bfloat16, torch.float16):
             return super().forward(input)
+        if torch.compiler.is_compiling():  # what is compiled converts where it reads and writes, which takes no pass
+            return self._in_float32(input)
         if len(input) and kernels.run_on(input):
             from emc2dist.towers.norms_triton import GroupNormFunction  # here: it needs Triton
 

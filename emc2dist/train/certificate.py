@@ -164,8 +164,9 @@ def freeze(spec: Spec, encoder: Encoder, device: torch.device, images: Images, i
     """
     there = np.sort(index)  # neighbours lie together
     parts = []
+    once = spec.data.model_copy(update={"on_device": False})  # each is asked for once
     with (
-        view_loader(spec, images, device) as loader,
+        view_loader(spec.model_copy(update={"data": once}), images, device) as loader,
         closing(Progress(len(index) * views, unit="view")) as progress,
     ):
         for pixels in _views(loader, spec.seed, there, views):

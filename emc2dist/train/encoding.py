@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from emc2dist.config.sections import Precision
 from emc2dist.towers.encoder import running_statistics
-from emc2dist.train import collectives
+from emc2dist.train import collectives, compilation
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,15 @@ class _Due:
 
 
 class Encoding:
-    """A model, maybe data-parallel, that encodes at most `chunk` images at a time; None: as many as there are."""
+    """A model, maybe data-parallel, that encodes at most `chunk` images at a time; None: as many as there are.
 
-    def __init__(self, model: nn.Module, precision: Precision, chunk: int | None) -> None:
+    `compiled` says that its encoder is (`emc2dist.train.compilation`). Then each of the methods raises RunError where
+    torch cannot compile it.
+    """
+
+    def __init__(self, model: nn.Module, precision: Precision, chunk: int | None, *, compiled: bool = False) -> None:
         self._model, self._encoder = model, collectives.unwrapped(model)
-        self._precision, self._chunk = precision, chunk
+        self._precision, self._chunk, self._compiled = precision, chunk, compiled
         self._due: list[_Due] = []
 
     def of_batch(self, images: Tensor) -> Tensor:
@@ -52,6 +56,10 @@ class Encoding:
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradient to the parameters'; with several ranks, their mean where they are reduced."""
+        with self._explained():  # torch may leave the backward's code to the first one
+            self._backward(loss)
+
+    def _backward(self, loss: Tensor) -> None:
         loss.backward()
         due, self._due = self._due, []
         # The batch last: its last chunk's backward reduces the gradients of all.
@@ -76,14 +84,17 @@ class Encoding:
         return [slice(first, first + size) for first in range(0, len(images), size)]
 
     def _encode(self, images: Tensor) -> Tensor:
-        with self._autocast(images.device):
+        with self._autocast(images.device), self._explained():
             return self._model(images)
 
     def _encode_alone(self, images: Tensor) -> Tensor:
         # Past DDP's wrapper: the parameters already took part in this step's forward, and a rank may have nothing to
         # encode again. A handful of negatives has no batch statistics of its own, hence the running ones.
-        with running_statistics(self._encoder), self._autocast(images.device):
-            return self._encoder(images)
+        with running_statistics(self._encoder), self._autocast(images.device), self._explained():
+            return compilation.of_any_number(self._encoder, images) if self._compiled else self._encoder(images)
+
+    def _explained(self) -> AbstractContextManager[object]:
+        return compilation.explained() if self._compiled else nullcontext()
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         if self._precision == "bf16":

@@ -91,6 +91,8 @@ class Job:
     stop: StopRequest
     scratch: Path
     """A folder on this machine, this process's own; takes a checkpoint's files until the writer has moved them."""
+    cores: int | None = None
+    """Of this machine, for this rank; None: all."""
 
 
 def run(job: Job, resume: Path | None = None) -> int:
@@ -130,13 +132,17 @@ class _Loop:
         self.optimiser = build_optimiser(self.encoder, spec.optimiser, spec.lr)
         self.generation = collectives.broadcast_text(uuid4().hex)
         self.memory = Memory(spec, job.store, self.order, collectives.rank(), self.generation, device)
-        self.loader = view_loader(spec, train, device)
+        self.loading = ""
+        self.loader = view_loader(spec, train, device, cores=job.cores, tell=self._is_loading)
         self.evaluation = Evaluation.of(spec, job.labelled)[0]
         self.stopping, self.due = False, False
         self.written, self.written_at = 0, monotonic()
 
     def close(self) -> None:
         self.loader.close()
+
+    def _is_loading(self, how: str) -> None:
+        self.loading = how
 
     def run(self, resume: Path | None) -> int:
         first = self._restore(resume) if resume else self._start()
@@ -166,7 +172,7 @@ class _Loop:
             self.store.reset(self.generation)
         collectives.barrier()
         self.memory.start(0, settled=-1)
-        self._record({"step": 0, "resumed": 0})
+        self._record({"step": 0, "resumed": 0, "loading": self.loading})
         self._evaluate(0, pixels=True)
         return 0
 
@@ -180,7 +186,7 @@ class _Loop:
             checkpoint.resend_pending(folder, manifest, self.store, self.generation)
         collectives.barrier()
         self.memory.start(manifest.step, manifest.applied)
-        self._record({"step": manifest.step, "resumed": 1})
+        self._record({"step": manifest.step, "resumed": 1, "loading": self.loading})
         return manifest.step
 
     def _end_of_epoch(self, epoch: int, step: int) -> None:

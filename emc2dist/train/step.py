@@ -39,6 +39,7 @@ from emc2dist.errors import DataError
 from emc2dist.towers.optim import clip_gradients, learning_rate, set_learning_rate
 from emc2dist.train import collectives
 from emc2dist.train.again import Again, Foreseen, view_ids
+from emc2dist.train.compilation import compile_encoder
 from emc2dist.train.encoding import Encoding
 from emc2dist.train.finite import Finite
 from emc2dist.train.memory import Encoded, Memory
@@ -132,8 +133,10 @@ class Trainer:
     ) -> None:
         """Begin; `columns` are what is known of every image (`emc2dist.data.images.known_of_each`)."""
         self.spec, self.optimiser, self.memory, self.device = spec, optimiser, memory, device
+        if spec.compile:
+            compile_encoder(encoder)
         self.model = collectives.data_parallel(encoder)
-        self.encoding = Encoding(self.model, spec.precision, spec.encode_chunk)
+        self.encoding = Encoding(self.model, spec.precision, spec.encode_chunk, compiled=spec.compile)
         self.schedule = Schedule.of(spec, order.steps_per_epoch)
         self.temperature = Temperature.of(spec, order.steps_per_epoch)
         self._loader, self._order = loader, order

@@ -16,7 +16,7 @@ from emc2dist.data.images import open_images, open_labelled
 from emc2dist.run.checkpoints import send
 from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.store import Layout, LocalStore
-from emc2dist.train import collectives, loop
+from emc2dist.train import collectives, compilation, loop
 from emc2dist.train.checkpoint import MANIFEST, Manifest
 from emc2dist.train.memory import schema_for
 
@@ -104,6 +104,7 @@ class Rank:
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
+        compilation.BACKEND = "aot_eager"  # machine code takes its time
 
     def train(self, spec_text, store, rank, rendezvous, folder, stop_after=math.inf, resume=None):
         """Join the group, train, leave; returns the rows that this rank recorded."""

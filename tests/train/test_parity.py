@@ -86,7 +86,7 @@ def test_workers_and_shards_do_not_change_loss_or_gradient(kind, worlds, ray_clu
             torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0, msg=f"{name}, W={workers} S={shards}")
 
 
-@pytest.mark.parametrize("more", [[], ["encode_chunk=3"]], ids=str)
+@pytest.mark.parametrize("more", [[], ["encode_chunk=3"], ["compile=true"]], ids=str)
 def test_gradients_are_reduced_once_an_update(more, ray_cluster, ranks, tmp_path):
     """And are those of one process with the whole batch."""
     kind = [*EXACT, *ISIR, "batch_size=16", "optimiser.accumulate=2"]

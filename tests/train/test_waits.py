@@ -126,14 +126,17 @@ class InThisThread(Executor):
         return future
 
 
-def test_views_made_on_the_device_take_no_further_wait(monkeypatch):
-    """Of the batch, of draws, and those that are encoded again."""
+@pytest.mark.parametrize("on_device", ["false", "true"])
+def test_views_made_on_the_device_take_no_further_wait(on_device, monkeypatch):
+    """Of the batch, of draws, and those that are encoded again; of pixels that are sent, or stay there."""
     monkeypatch.setattr(loader, "ThreadPoolExecutor", InThisThread)
     monkeypatch.setattr(batched, "_for_sending", lambda size, _: torch.empty(size, dtype=torch.uint8).pin_memory())
     keys = ["negatives.carried=complete", "negatives.draws=12", "precision=float64"]
     keys += ["views.flip=0.5", "views.jitter_probability=0.8", "views.rotate=20"]
     with pretended_gpu() as waits:
-        counts, numbers, _ = trained(small_spec("views.made_on=device", *keys), GPU, waits)
+        counts, numbers, _ = trained(
+            small_spec("views.made_on=device", f"data.on_device={on_device}", *keys), GPU, waits
+        )
     assert max(counts[1:]) == 1
     assert numbers[STEPS:].any()
     _, expected, _ = trained(small_spec("views.made_on=cpu", *keys), torch.device("cpu"), [])

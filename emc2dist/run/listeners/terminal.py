@@ -50,6 +50,8 @@ class Display(Listener):
         elif row.get("resumed") is not None:
             if row["resumed"]:
                 self.say(f"resumed from the checkpoint at step {row['step']}")
+            if "loading" in row:
+                self.say(str(row["loading"]))
             self.start_at(int(row["step"]))
         elif "knn_accuracy" in row:
             pixels = f", raw pixels {row['knn_pixels']:.3f}" if "knn_pixels" in row else ""
