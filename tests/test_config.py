@@ -240,18 +240,29 @@ def test_differences_name_what_changes_the_result_only():
     moved = parse(MINIMAL, keys)
     assert differences(old, moved) == []
     keys = ["temperature=0.1", "precision=tf32", "deterministic=true", "data.limit=9", "data.shrink=true"]
-    keys += ["views.made_on=device", "encoder.features=64", "compile=true"]
+    keys += ["views.made_on=device", "encoder.features=64", "compile=true", "cuda_graphs=true"]
     changed = parse(MINIMAL, keys)
     assert differences(old, changed) == [
         "temperature: 0.2 -> 0.1",
         "precision: float32 -> tf32",
         "deterministic: False -> True",
         "compile: False -> True",
+        "cuda_graphs: False -> True",
         "data.limit: None -> 9",
         "data.shrink: False -> True",
         "views.made_on: auto -> device",
         "encoder.features: 128 -> 64",
     ]
+
+
+@pytest.mark.parametrize(
+    "other", ["workers=2", "optimiser.accumulate=2", "encode_chunk=4", "compile=true", "device=cpu"]
+)
+def test_what_cannot_be_recorded_as_a_cuda_graph_is_refused(other):
+    assert parse(MINIMAL, ["cuda_graphs=true"]).cuda_graphs
+    key, value = other.split("=")
+    with pytest.raises(SpecError, match=f"cuda_graphs: true does not go with {key}: {value},"):
+        parse(MINIMAL, ["cuda_graphs=true", other])
 
 
 def test_operational_keys_exist():

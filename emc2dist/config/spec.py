@@ -80,6 +80,9 @@ class Spec(Section):
     """Whether `torch.compile` makes code of the encoder that is trained, in the first steps of every start; it needs a
     C++ compiler, and on a GPU Triton and a C compiler. Numbers differ in their last places, so a run does not go on
     with another one (docs/performance.md)."""
+    cuda_graphs: bool = False
+    """Whether the encoder's passes over a batch are recorded as CUDA graphs and replayed in every step, which spares
+    the host most launches: for steps that are short on the GPU. Of one worker, on a GPU (docs/performance.md)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` trains on GPUs where the cluster has one for every worker. A run that would go on elsewhere than where it
     trained so far is refused with `auto`, for its numbers would differ; `cpu` or `cuda` says that it is meant.
@@ -189,9 +192,24 @@ class Spec(Section):
                 "compile: true chooses a GPU's code by the clock, so that its bits may differ from one start to the "
                 "next; leave out compile or deterministic"
             )
+        if self.cuda_graphs:
+            self._refuse_what_cannot_be_recorded()
         if self.encoder.norm == "sync_batch" and self.device == "cpu":
             raise ValueError("encoder.norm: sync_batch needs GPUs; use batch, group or none on device: cpu")
         return self
+
+    def _refuse_what_cannot_be_recorded(self) -> None:
+        others = {
+            f"workers: {self.workers}, which reduce gradients within the backward": self.workers > 1,
+            f"optimiser.accumulate: {self.optimiser.accumulate}, whose gradients would be written over":
+                self.optimiser.accumulate > 1,
+            f"encode_chunk: {self.encode_chunk}, whose passes are several": self.encode_chunk is not None,
+            "compile: true, which launches fewer kernels already": self.compile,
+            "device: cpu, which has none": self.device == "cpu",
+        }  # fmt: skip
+        for what, found in others.items():
+            if found:
+                raise ValueError(f"cuda_graphs: true does not go with {what}; leave one of the two out")
 
 
 # Keys that may differ between a run and its resumption: they move work around, not the result.

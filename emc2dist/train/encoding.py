@@ -38,10 +38,20 @@ class Encoding:
     """A model, maybe data-parallel, that encodes at most `chunk` images at a time; None: as many as there are.
 
     `compiled` says that its encoder is (`emc2dist.train.compilation`). Then each of the methods raises RunError where
-    torch cannot compile it.
+    torch cannot compile it. `recorded` encodes a batch that is trained on in the model's stead
+    (`emc2dist.train.graphs`).
     """
 
-    def __init__(self, model: nn.Module, precision: Precision, chunk: int | None, *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        precision: Precision,
+        chunk: int | None,
+        *,
+        compiled: bool = False,
+        recorded: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._recorded = recorded
         self._model, self._encoder = model, collectives.unwrapped(model)
         self._precision, self._chunk, self._compiled = precision, chunk, compiled
         self._due: list[_Due] = []
@@ -84,6 +94,8 @@ class Encoding:
         return [slice(first, first + size) for first in range(0, len(images), size)]
 
     def _encode(self, images: Tensor) -> Tensor:
+        if self._recorded is not None and torch.is_grad_enabled():
+            return self._recorded(images)
         with self._autocast(images.device), self._explained():
             return self._model(images)
 

@@ -37,7 +37,7 @@ from emc2dist.data.loader import ViewLoader
 from emc2dist.data.sampler import EpochOrder, rank_slice
 from emc2dist.errors import DataError
 from emc2dist.towers.optim import clip_gradients, learning_rate, set_learning_rate
-from emc2dist.train import collectives
+from emc2dist.train import collectives, graphs
 from emc2dist.train.again import Again, Foreseen, view_ids
 from emc2dist.train.compilation import compile_encoder
 from emc2dist.train.encoding import Encoding
@@ -136,7 +136,9 @@ class Trainer:
         if spec.compile:
             compile_encoder(encoder)
         self.model = collectives.data_parallel(encoder)
-        self.encoding = Encoding(self.model, spec.precision, spec.encode_chunk, compiled=spec.compile)
+        recorded = graphs.record(encoder, spec, device) if spec.cuda_graphs else None
+        parts = (self.model, spec.precision, spec.encode_chunk)
+        self.encoding = Encoding(*parts, compiled=spec.compile, recorded=recorded)
         self.schedule = Schedule.of(spec, order.steps_per_epoch)
         self.temperature = Temperature.of(spec, order.steps_per_epoch)
         self._loader, self._order = loader, order
