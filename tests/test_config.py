@@ -563,10 +563,6 @@ def test_paths_that_stay_on_disk():
         ("batch_size=1000000000000", "16777216"),
         ("workers=1000000000", "65536"),
         ("shards=1000000000", "65536"),
-        ("data.loaders=1000000", "1024"),
-        ("data.loaders=-1", "auto"),
-        ("data.loaders=many", "auto"),
-        ("data.on_device=1", "auto, true or false"),
         ("data.prefetch=1000000000", "1024"),
         ("threads=1000000000", "65536"),
         ("epochs=1000000000000000000", "1000000"),
@@ -580,6 +576,36 @@ def test_paths_that_stay_on_disk():
 def test_absurd_sizes_are_told_the_range(override, most):
     key = override.partition("=")[0]
     with pytest.raises(SpecError, match=rf"{key}: got .*less than or equal to {most}\b"):
+        parse(MINIMAL, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("data.loaders=auto", "auto"),
+        ("data.loaders=3", 3),
+        ("data.on_device=auto", "auto"),
+        ("data.on_device=true", True),
+    ],
+)
+def test_what_may_be_chosen_by_itself_or_given(override, value):
+    spec = parse(MINIMAL, [override])
+    assert value in (spec.data.loaders, spec.data.on_device)
+    assert parse(dump(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    ("override", "allowed"),
+    [
+        ("data.loaders=1000000", r"got 1000000; use auto, or a whole number from 0 to 1024"),
+        ("data.loaders=-1", r"got -1; use auto, or a whole number from 0 to 1024"),
+        ("data.loaders=true", r"got True; use auto, or a whole number from 0 to 1024"),
+        ("data.on_device=1", "got 1; use auto, true or false"),
+        ("data.on_device=cuda", "got 'cuda'; use auto, true or false"),
+    ],
+)
+def test_neither_auto_nor_a_value(override, allowed):
+    with pytest.raises(SpecError, match=f"{override.partition('=')[0]}: {allowed}"):
         parse(MINIMAL, [override])
 
 

@@ -33,7 +33,8 @@ class ResidentViews:
         self._config, self._batched = config, BatchedViews(config, device)
         self.pack = self._batched.pack
         """Makes the buffers of images that are not there."""
-        self._pixels = torch.empty((pixels + BEHIND, 3), dtype=torch.uint8, device=device)
+        with self._batched.beside():  # memory that no other stream has had, whose work on it might not be done
+            self._pixels = torch.empty((pixels + BEHIND, 3), dtype=torch.uint8, device=device)
         self._room, self._end = pixels, 0
         self._lock = threading.Lock()
         self._taken = np.zeros(images, np.bool_)  # there, or on its way there

@@ -166,7 +166,7 @@ def test_want_of_memory_names_what_takes_it(error):
 
 def test_what_ray_says_of_a_worker_that_could_not():
     killed = "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory."
-    assert "data.loaders (now 0), batch_size (now" in str(fatal_text(killed, SPEC))
+    assert "data.loaders (now auto), batch_size (now" in str(fatal_text(killed, SPEC))
     missing = fatal_text("ModuleNotFoundError: No module named 'emc2dist'", SPEC)
     assert "every node must have the packages" in str(missing)
     for said in (

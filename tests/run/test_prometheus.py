@@ -118,13 +118,14 @@ def test_a_line_tells_the_newest_accuracy_and_the_time_left(capsys, monkeypatch)
     now = 100.0
     monkeypatch.setattr(display_module.time, "monotonic", lambda: now)
     display = Display(40, terminal=False)
-    display.show({"step": 10, "epoch": 1.0, "resumed": 1})
+    display.show({"step": 10, "epoch": 1.0, "resumed": 1, "loading": "views: made on cpu"})
     now += 30  # in which the run resumes
     display.show({"step": 10, "epoch": 1.0, "knn_accuracy": 0.25})
     now += 4
     display.show({"step": 12, "epoch": 1.2, "loss": 3.0})
     assert capsys.readouterr().err.splitlines() == [
         "resumed from the checkpoint at step 10",
+        "views: made on cpu",
         "epoch 1: kNN accuracy 0.250",
         "step 12/40 epoch 1.20 loss 3.000, kNN 0.250, 00:56 to go",
     ]
