@@ -15,13 +15,12 @@ import triton.language as tl
 from torch import Tensor
 
 from emc2dist.core.streams import ACCEPT, ORDER, fork_label
+from emc2dist.core.streams_triton import bits, fork, uniform
 
 MOST = 4096
 """Proposals that one program can sort: their numbers have 12 bits, and lie in registers."""
 
 _NUMBER = tl.constexpr(MOST - 1)
-_GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
-_CHAIN = tl.constexpr((1 << 63) - 1)
 _SIGN = tl.constexpr(1 << 63)
 _LAST = tl.constexpr((1 << 63) - 1)
 _ORDER, _ACCEPT = tl.constexpr(fork_label(ORDER)), tl.constexpr(fork_label(ACCEPT))
@@ -134,8 +133,8 @@ def _visit(
 def _shuffle(stream: tl.tensor, order: tl.tensor, columns: tl.tensor, ROW: tl.constexpr) -> None:
     """Write the columns [ROW] in the order of their uniforms: each a key of 52 bits, its own number below them."""
     place = tl.arange(0, ROW)
-    bits = _mix(_fork(stream, _ORDER) + (place + 1).to(tl.uint64) * _GOLDEN)
-    key = ((bits - (bits & _NUMBER) + place.to(tl.uint64)) ^ _SIGN).to(tl.int64, bitcast=True)
+    drawn = bits(fork(stream, _ORDER), place)
+    key = ((drawn - (drawn & _NUMBER) + place.to(tl.uint64)) ^ _SIGN).to(tl.int64, bitcast=True)
     key = tl.sort(tl.where(place < columns, key, _LAST))
     tl.store(order + place, (key & _NUMBER).to(tl.int16), mask=place < columns)
 
@@ -143,21 +142,7 @@ def _shuffle(stream: tl.tensor, order: tl.tensor, columns: tl.tensor, ROW: tl.co
 @triton.jit
 def _log_u(stream: tl.tensor, place: tl.tensor, like: tl.tensor) -> tl.tensor:
     """The logarithms of the chain's uniforms, taken in float64, in the type of `like`."""
-    bits = _mix(_fork(stream, _ACCEPT) + (place + 1).to(tl.uint64) * _GOLDEN)
-    uniform = ((bits >> 11).to(tl.float64) + 0.5) * 1.1102230246251565e-16  # 2^-53
-    return tl.log(uniform).to(like.dtype)
-
-
-@triton.jit
-def _fork(stream: tl.tensor, label: tl.constexpr) -> tl.tensor:
-    return _mix(_mix(stream) + label) & _CHAIN
-
-
-@triton.jit
-def _mix(x: tl.tensor) -> tl.tensor:
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    return x ^ (x >> 31)
+    return tl.log(uniform(fork(stream, _ACCEPT), place)).to(like.dtype)
 
 
 @triton.jit

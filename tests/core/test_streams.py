@@ -7,9 +7,13 @@ from emc2dist.core.streams import fork, seed_of, uniforms
 
 def test_known_answer():
     # SplitMix64 of seed 0: the first output of the reference implementation is 0xE220A8397B1DCDAF.
+    # Of numbers, of tensors on the CPU, and of what stands for those of a GPU.
     from emc2dist.core.streams import _GOLDEN, _mix, _signed
 
-    assert _mix(torch.tensor(_signed(_GOLDEN))).item() == _signed(0xE220A8397B1DCDAF)
+    expected = 0xE220A8397B1DCDAF
+    assert _mix(_GOLDEN) == expected
+    assert _mix(torch.tensor([_signed(_GOLDEN)])).item() == _signed(expected)
+    assert _mix(torch.tensor(_signed(_GOLDEN))).item() == _signed(expected)
 
 
 def test_uniforms_are_uniform_and_streams_unrelated():

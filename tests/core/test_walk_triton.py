@@ -13,7 +13,7 @@ import torch
 from core.test_kernels import random_scores
 from emc2dist.core import sweep as kernels
 from emc2dist.core import kernels as triton_runs
-from emc2dist.core import walk_triton
+from emc2dist.core import streams_triton, walk_triton
 from emc2dist.core.streams import ACCEPT, ORDER, fork, uniforms
 from emc2dist.core.walk import metropolis_row
 
@@ -35,6 +35,10 @@ def readable(scores, carried, streams, fraction, shuffle):
         ends.append([int(columns_of[state]), accepted / max(valid, 1), valid])
     return weights, torch.tensor(ends, dtype=torch.float64)
 
+
+for shape, count, lane in (((5,), 7, 0), ((2, 3), 1, 4), ((0,), 3, 1), ((1100,), 1, 2)):
+    streams = fork(3, torch.arange(shape[-1]), torch.zeros(shape, dtype=torch.int64))
+    assert streams_triton.uniforms(streams, count, lane).equal(uniforms(streams, count, lane=lane))
 
 SIZES = ((0, 3), (1, 8), (2, 8), (7, 8), (33, 8), (200, 3))
 elsewhere = triton_runs.run_on
