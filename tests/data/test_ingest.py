@@ -1148,17 +1148,22 @@ def test_a_single_file_of_s3_is_read_by_who_may_not_list(run, pets, s3, tmp_path
         ParquetImages.open(f"{s3.uri}/pets", cache_dir=tmp_path / "cache")
 
 
-def test_a_folder_of_s3_without_parquet_is_refused_with_what_helps(run, s3):
-    (files.at(s3.uri) / "pets" / "0.png").write(picture())
-    for name, what in (("pets", r"no \*\.parquet files"), ("gone", "no such file or folder")):
-        with pytest.raises(DataError, match=rf"/{name}: {what}; give .*, for only Parquet sets are read from S3: copy"):
+def test_a_folder_of_s3_without_parquet_is_refused_with_what_helps(run, tmp_path, s3):
+    for name in ("pets/0.png", "pets/dog/1.png", "pets/b.JPG", "pets/a.png"):
+        (files.at(f"{s3.uri}/{name.rpartition('/')[0]}") / name.rpartition("/")[2]).write(picture())
+    found = r"holds no \*\.parquet files, but dog/, \.png 2, \.jpg 1"
+    only = r"only Parquet sets are read from S3: copy others to a disk first \(aws s3 cp\)"
+    for name, what in (("pets", found), ("gone", "no such file or folder")):
+        with pytest.raises(DataError, match=rf"/{name}: {what}; give .*, for {only}$"):
             run(f"{s3.uri}/{name}")
+        with pytest.raises(DataError, match=rf"/{name}: {what}; set data\.path .*`emc2dist ingest` \(but {only}\)$"):
+            ParquetImages.open(f"{s3.uri}/{name}", cache_dir=str(tmp_path / "cache"))
 
 
 def test_a_tar_on_s3_is_told_to_be_copied(run, s3):
     (files.at(s3.uri) / "train-000000.tar").write(b"tar")
     with pytest.raises(
-        DataError, match=r"000000\.tar: is no Parquet file; give .* from S3: copy others to a disk first$"
+        DataError, match=r"000000\.tar: is no Parquet file; give .* from S3: copy others to a disk first \(aws s3 cp\)$"
     ):
         run(f"{s3.uri}/train-000000.tar")
 
@@ -1470,6 +1475,7 @@ def test_what_is_packed_is_refused_with_what_to_do(run, tmp_path, name):
         ),
         ("scans/BRATS_000.nii.gz", r"volumes \(nibabel\.load .* of each slice make an array from 0 to 255"),
         ("clips/a.MP4", r"videos \(ffmpeg"),
+        ("cc12m.tsv", r"a table is none of images: .*if it holds their addresses, fetch them, as img2dataset does"),
         ("train.pq", r"Parquet is known by its name: call it \*\.parquet"),
         ("a/b/train-0.parquet", r"give \S+/source/a/b, which holds train-0\.parquet"),
         (
@@ -1486,6 +1492,37 @@ def test_what_lies_where_no_images_are_is_told_how_to_give(run, tmp_path, name, 
     source = plant(tmp_path / "source", {name: b"x", **archives})
     with pytest.raises(DataError, match=rf"source: no images .*; {advice}"):
         run(source)
+
+
+@pytest.mark.parametrize(
+    ("parts", "joined"),
+    [
+        ("images.tar.part00 images.tar.part01", "images.tar: .*`cat images.tar.part* > images.tar`"),
+        ("images.zip.001 images.zip.002", "images.zip: .*`cat images.zip.* > images.zip`"),
+        ("train.tar.gz.aa train.tar.gz.ab", "train.tar.gz: .*`cat train.tar.gz.* > train.tar.gz`"),
+        ("x.tar.gz-part-aa x.tar.gz-part-ab", "x.tar.gz: .*`cat x.tar.gz-part-* > x.tar.gz`"),
+        ("train.7z.001", "train.7z: .*`cat train.7z.* > train.7z`"),
+        ("it is.zip.part1", "it is.zip: .*`cat 'it is.zip.part'* > 'it is.zip'`"),
+        ("images.part1 images.part2", "images: .*`cat images.part* > images`"),
+        ("images.z01 images.z02 images.zip", "images.zip: .*`zip -s 0 images.zip --out whole.zip`"),
+    ],
+)
+def test_parts_of_an_archive_are_told_how_to_join(run, tmp_path, parts, joined):
+    names = [parts] if parts.startswith("it is") else parts.split()
+    source = plant(tmp_path / "source", dict.fromkeys(names, b"x"))
+    told = f"a part of {re.escape(joined).replace(re.escape(': .*'), ': join all.*')}, and unpack that"
+    with pytest.raises(DataError, match=rf"source: no images .*; {told}"):
+        run(source)
+    with pytest.raises(DataError, match=rf"{names[0]}: no source of images; {told}"):
+        run(source / names[0])
+
+
+def test_archives_and_texts_are_no_parts_of_others(run, tmp_path):
+    for name in ("all.tar.gz", "all.tar.xz", "all.part1.rar"):
+        with pytest.raises(DataError, match=rf"no source of images; unpack {name} first"):
+            run(plant(tmp_path, {name: b"x"}) / name)
+    with pytest.raises(DataError, match=r"no source of images; give the folder that the images lie in"):
+        run(plant(tmp_path, {"all.tar.md5": b"x"}) / "all.tar.md5")
 
 
 def test_what_is_unpacked_already_is_not_told_to_be(run, tmp_path):
@@ -1557,7 +1594,7 @@ def test_finished_sets_below_a_folder_are_told_and_what_makes_one_of_them(run, p
         both / "d2",
     )
     advice = r"it holds finished sets \(d1/, d2/\): give one of them; .* without manifest\.json, into one folder"
-    for kind, what in ((None, r"no images \(.*\)"), ("parquet", r"no \*\.parquet files")):
+    for kind, what in ((None, r"no images \(.*\)"), ("parquet", r"holds no \*\.parquet files")):
         with pytest.raises(DataError, match=rf"both: {what}; {advice}"):
             run(both, kind=kind)
     with pytest.raises(DataError, match=rf"both: holds no \*\.parquet files; {advice}"):

@@ -7,6 +7,7 @@ it hands out `Samples`: as much as a worker process needs to read some images, s
 import hashlib
 import os
 import re
+import shlex
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,12 @@ EXTENSIONS = frozenset(
 """Of files that are taken for images, in lower case."""
 PACKED = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 """Extensions of what holds files and has to be unpacked."""
+_PART = re.compile(  # of a file that was cut: x.tar.part00, x.zip.001, x.tar.gz.aa as `split` has them, x.part1
+    rf"(?P<begin>(?P<whole>.+?({'|'.join(map(re.escape, PACKED))}))[._-]?(part[._-]?)?)(\d{{1,4}}|[a-z]{{2}}|aa[a-z])"
+    r"|(?P<named>(?P<other>.+?)[._-]part[._-]?)(\d{1,4}|[a-z]{2})",
+    re.IGNORECASE,
+)
+_OF_ZIP = re.compile(r"\.z\d\d+$", re.IGNORECASE)  # beside the last part, which is x.zip
 _OF_MANY = re.compile(r"-\d+-of-\d+$")  # after the extension, as TensorFlow writes it, which often leaves that out
 _AS_FILES = "write each image as a file into train/CLASS/, and give the folder that train/ lies in"
 _AS_PNG = f"with PIL.Image.fromarray(ARRAY).save(PNG), {_AS_FILES}"
@@ -54,9 +61,10 @@ _INSTEAD = {
         (".mp4", ".avi", ".mov", ".mkv", ".webm"), f"videos (ffmpeg -i FILE %06d.jpg writes frames): {_AS_FILES}"
     ),
     **dict.fromkeys(
-        (".csv", ".tsv"),
-        "a table is none of images: give the folder that they lie in; or if it holds their pixels (pandas.read_csv), "
-        f"make an array of each row, and {_AS_PNG}",
+        (".csv", ".tsv", ".jsonl"),
+        "a table is none of images: give the folder that they lie in; if it holds their addresses, fetch them, as "
+        "img2dataset does, and give what that writes; if it holds their pixels (pandas.read_csv), make an array of "
+        f"each row, and {_AS_PNG}",
     ),
 }
 _UNREAD = (
@@ -148,7 +156,20 @@ def unread(others: "Counter[str]") -> int:
 def instead(name: str) -> str | None:
     """What would help where a file is given that holds images and is read by no kind; None where nothing is known."""
     kind = extension(name)
-    return f"unpack {name} first" if kind in PACKED else _INSTEAD.get(kind)
+    return f"unpack {name} first" if kind in PACKED else _INSTEAD.get(kind) or _of_parts(name)
+
+
+def _of_parts(name: str) -> str | None:
+    """What would help where a file is one part of several that an archive was cut into; None where none is known."""
+    if _OF_ZIP.search(name):
+        whole = f"{name.rpartition('.')[0]}.zip"
+        return f"a part of {whole}: join all, as with `zip -s 0 {shlex.quote(whole)} --out whole.zip`, and unpack that"
+    part = _PART.fullmatch(name)
+    if part is None:
+        return None
+    begin, whole = part["begin"] or part["named"], part["whole"] or part["other"]
+    joined = f"cat {shlex.quote(begin)}* > {shlex.quote(whole)}"
+    return f"a part of {whole}: join all in their order, as with `{joined}`, and unpack that"
 
 
 def extension(name: str) -> str:
