@@ -1933,6 +1933,49 @@ def test_tables_are_named_where_folders_tell_the_classes_too(run, pets):
     ]
 
 
+DEVKIT = "ILSVRC2012_validation_ground_truth.txt"
+BEFORE = "write each image before its class (IMAGE,CLASS), for the order of lines tells none"
+
+
+@pytest.mark.parametrize("place", ["val/", "", "devkit/data/"])
+def test_labels_that_name_no_image_are_told_to(run, tmp_path, place):
+    """ImageNet's devkit: a number on each line, of the images in order of their names, by an order of its own."""
+    images = {f"train/{kind}/{n}.JPEG": picture() for kind in ("n01", "n02") for n in range(4)}
+    images |= {f"val/ILSVRC2012_val_0000000{n}.JPEG": picture() for n in range(1, 7)}
+    source = plant(tmp_path / "imagenet", images | {place + DEVKIT: b"1\n2\n1\n2\n2\n1\n"})
+    remarks = run(source)[0]["remarks"]
+    if place == "devkit/data/":
+        what = f"1 texts of as many lines as a split has images ({place}{DEVKIT}) were not read, for they name no image"
+        assert f"{what}: if these are labels, {BEFORE}" in remarks
+    else:
+        what = f"val: no labels are told by {place}{DEVKIT}: its 6 lines name no image of val"
+        assert f"{what}: {BEFORE}, and classes by the names of their folders" in remarks
+    assert not any("lists of splits" in remark for remark in remarks)
+    lines = [f"{name.rpartition('/')[2]},n0{n % 2 + 1}" for n, name in enumerate(sorted(images)[8:])]
+    (source / place / DEVKIT).unlink()
+    (source / "val" / "val.csv").write_text("\n".join(lines))  # as the message says
+    assert table_of(run(source, "again")[1], "validation") == [0, 1] * 3
+
+
+def test_classes_alone_are_told_to_name_their_images(run, tmp_path):
+    images = {f"{name}.png": picture() for name in ("train/a/0", "train/b/1", "test/t0", "test/t1")}
+    source = plant(tmp_path / "ab", images | {"test.txt": b"a\nb\n"})
+    assert (
+        f"test: no labels are told by test.txt: its 2 lines name no image of test: {BEFORE}"
+        in run(source)[0]["remarks"]
+    )
+
+
+def test_texts_without_images_beside_labels_are_no_lists_of_splits(run, pets):
+    plant(pets, {f"devkit/{DEVKIT}": b"1\n" * 8, "train_test_split.txt": b"0\n1\n"})
+    assert run(pets)[0]["remarks"][-3:-1] == [
+        f"1 texts of as many lines as a split has images (devkit/{DEVKIT}) were not read, for they name no image: "
+        "there are labels without them",
+        "1 lists of splits (train_test_split.txt) were not read: folders alone tell splits, and where they tell none "
+        "all images train",
+    ]
+
+
 def test_one_hot_columns_are_labels(run, tmp_path):
     images = {f"{n}.png": picture() for n in "xyz"}
     rows = b"image,MEL,NV,AK\nz,0.0,0.0,1.0\nx,1.0,0.0,0.0\ny,0.0,1.0,0.0\nother,0,0,0\n"
