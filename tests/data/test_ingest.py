@@ -2455,8 +2455,23 @@ def test_names_that_are_no_unicode_stay_apart(run, tmp_path):
         folder = Path(os.fsdecode(bytes(tmp_path / "pets") + b"/" + name))
         folder.mkdir(parents=True)
         (folder / "1.png").write_bytes(picture())
-    _, dest = run(tmp_path / "pets")
+    summary, dest = run(tmp_path / "pets")
     assert read_manifest(files.at(dest)).classes == ["caf\\xe8", "caf\\xe9", "z"]
+    assert summary["remarks"][0] == (
+        "2 images have names that are not UTF-8, or hold characters that are not seen, and were written escaped, as "
+        "caf\\xe8/1.png; name them anew, as with `convmv -f GBK -t UTF-8 -r --notest FOLDER`, to have them as they "
+        "were meant"
+    )
+
+
+def test_names_in_a_tar_that_are_no_unicode_are_said(run, tmp_path):
+    source = shard(tmp_path / "shards" / "x.tar", {os.fsdecode(b"caf\xe9.png"): picture(), "zo\u00eb.png": picture()})
+    summary, dest = run(source)
+    assert table(dest).path.tolist() == ["caf\\xe9.png", "zo\u00eb.png"]
+    assert any(
+        line.startswith("1 images have names that are not UTF-8") and r"as caf\xe9.png;" in line
+        for line in summary["remarks"]
+    )
 
 
 def test_tars_beside_parquet_are_refused_and_sets_within_are_none_of_it(run, tmp_path):

@@ -37,6 +37,7 @@ from emc2dist.data.ingest.source import (
     Samples,
     Source,
     Split,
+    escaped,
     extension,
     hidden,
     hidden_by,
@@ -90,7 +91,7 @@ class Folder(Source):
         labelled = all(split.labels is not None for name, split in self.splits.items() if name in asked)
         self.remarks += self._annotations.remarks(split_of_image, labelled=labelled)
         listing.others.subtract(extension(name) for name in self._annotations.told)
-        passed = hidden(listing.hidden) + listing.passed_over() + _on_bare(listing.bare)
+        passed = hidden(listing.hidden) + listing.passed_over() + _on_bare(listing.bare) + escaped(self._names)
         self.remarks = passed + self.remarks + _on_classes(self._names, places)
 
     def _arranged(self, kind: str, labels: bool) -> list[Where]:

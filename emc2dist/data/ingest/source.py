@@ -224,6 +224,18 @@ def read_range(file: Path, start: int, size: int) -> bytes:
     return content
 
 
+def escaped(names: Iterable[str]) -> list[str]:
+    """A remark on names that are written otherwise than they are, see `printable`, if there are any."""
+    odd = [name for name in names if not name.isprintable()]
+    if not odd:
+        return []
+    return [
+        f"{len(odd)} images have names that are not UTF-8, or hold characters that are not seen, and were written "
+        f"escaped, as {printable(odd[0])}; name them anew, as with `convmv -f GBK -t UTF-8 -r --notest FOLDER`, to "
+        "have them as they were meant"
+    ]
+
+
 def printable(name: str) -> str:
     """A file's name as proper Unicode on one line: bytes that are none are escaped, and so are control characters."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -34,6 +34,7 @@ from emc2dist.data.ingest.source import (
     Samples,
     Source,
     Split,
+    escaped,
     hidden,
     hidden_by,
     instead,
@@ -114,6 +115,7 @@ class Tar(Source):
             left_out(left) + alone(path, [] if path.is_file() else shards) + together(members) + missing(shards)
         )
         self.remarks += hidden(hidden_ones + contents.hidden) + contents.remarks()
+        self.remarks += escaped(image.name for image in self._images)
         self.remarks += (
             [f"{others.total()} files are no *.tar and were left out ({', '.join(others)})"] if others else []
         )
