@@ -37,6 +37,7 @@ from emc2dist.data.foreign import MAGIC
 from emc2dist.data.splits import alone, by_split, left_out, missing, one_writing, split_of, together
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place, refuse_lost
+from emc2dist.files.pointers import pointer, pointer_at
 
 MANIFEST = "manifest.json"
 _USABLE = (
@@ -317,9 +318,12 @@ def splits_of(place: Place) -> list[str]:
 
 def read_manifest(folder: Place) -> Manifest:
     """The manifest of an ingested set. Raises DataError where it is damaged."""
+    content = (folder / MANIFEST).read()
     try:
-        return Manifest.model_validate_json((folder / MANIFEST).read())
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
+        if what := pointer(content):
+            raise DataError(f"{folder / MANIFEST}: {what}") from error
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
         raise DataError(f"{folder / MANIFEST}: {key}: {problem['msg']}; ingest the set again") from error
@@ -445,6 +449,8 @@ def _read_index(place: Place) -> tuple[NDArray[np.uint32], NDArray[np.int64], ND
         with np.load(io.BytesIO(content)) as index:
             return index["lengths"], index["labels"], index["duplicates"]
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if what := pointer(content):
+            raise DataError(f"{place}: {what}") from error
         raise DataError(f"{place}: damaged ({error}); remove the set, ingest it again") from error
 
 
@@ -452,6 +458,8 @@ def _check_pinned(folder: Place, file: ManifestFile, entry: Entry | None) -> Non
     if entry is None:
         raise DataError(f"{folder / file.name}: missing, though {MANIFEST} lists it; remove the set, ingest it again")
     if entry.size != file.size:
+        if what := pointer_at(folder / file.name, entry):
+            raise DataError(f"{folder / file.name}: {what}")
         raise DataError(
             f"{folder / file.name}: {entry.size} bytes, but {file.size} when it was ingested: truncated or replaced; "
             "remove the set, ingest it again"

@@ -740,6 +740,17 @@ def test_pointers_of_files_that_were_not_fetched_are_named(run, pets, tmp_path):
         run(plant(tmp_path / "e", images | {"labels.csv": LFS}), "other")
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "train.index.npz", "train-00000-of-00001.parquet"])
+def test_pointers_among_the_files_of_a_set_are_named(run, pets, name):
+    """As a clone of a set from a hub leaves them; nothing is to be ingested again."""
+    _, dest = run(pets)
+    plant(dest, {name: LFS})
+    with pytest.raises(
+        DataError, match=rf"{name}: a pointer of Git LFS and not the file: fetch that with `git lfs pull`$"
+    ):
+        ParquetImages.open(str(dest))
+
+
 def test_copies_in_other_splits_or_classes_are_said(run, tmp_path):
     same, torn = picture(), picture()
     images = {"train/a/0.png": same, "train/b/0.png": picture(), "train/a/1.png": torn, "train/b/1.png": torn}

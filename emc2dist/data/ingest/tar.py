@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emc2dist import files
-from emc2dist.data import pointers
 from emc2dist.data.columns import check_labels
 from emc2dist.data.ingest.folder import MAX_BYTES
 from emc2dist.data.ingest.layout import companions, masks_among, parts_among
@@ -57,7 +56,7 @@ from emc2dist.data.splits import (
     together,
 )
 from emc2dist.errors import DataError
-from emc2dist.files import Entry, entry_of
+from emc2dist.files import Entry, entry_of, pointers
 
 CLASSES = "classes.txt"
 _IMAGES = frozenset(extension.removeprefix(".") for extension in EXTENSIONS)
