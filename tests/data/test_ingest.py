@@ -1528,6 +1528,24 @@ def test_parts_of_an_archive_are_told_how_to_join(run, tmp_path, parts, joined):
         run(source / names[0])
 
 
+@pytest.mark.parametrize(
+    ("begin", "told"),
+    [
+        (b"PK\x03\x04", "imagesaa begins as zip: unpack it, joined with its other parts if it is one"),
+        (b"\x1f\x8b", "imagesaa begins as gzip: unpack it"),
+        (b"x".ljust(257) + b"ustar", "imagesaa begins as tar: unpack it"),
+        (b"PAR1", r"imagesaa begins as Parquet, which is known by its name: call it \*\.parquet"),
+        (b"<html>", r"give (a folder that holds some|the folder that the images lie in)"),
+    ],
+)
+def test_what_a_name_does_not_tell_is_told_by_its_first_bytes(run, tmp_path, begin, told):
+    source = plant(tmp_path / "source", {"imagesaa": begin, "imagesab": b"more"})
+    with pytest.raises(DataError, match=rf"source: no images .*; {told}"):
+        run(source)
+    with pytest.raises(DataError, match=rf"imagesaa: no source of images; {told}"):
+        run(source / "imagesaa")
+
+
 def test_archives_and_texts_are_no_parts_of_others(run, tmp_path):
     for name in ("all.tar.gz", "all.tar.xz", "all.part1.rar"):
         with pytest.raises(DataError, match=rf"no source of images; unpack {name} first"):

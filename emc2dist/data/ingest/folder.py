@@ -42,6 +42,7 @@ from emc2dist.data.ingest.source import (
     hidden,
     hidden_by,
     instead,
+    instead_by_content,
     listing_digest,
     passed_over,
     printable,
@@ -326,7 +327,7 @@ def _help(root: Path, listing: Listing) -> str:
             return _to_give(root, suffix, listing.sets[suffix])
         if is_stl10(above) or is_cifar(above):
             return f"give {printable(str(above))}, which holds {printable(Path(name).name)}"
-    helped = [told for name in examples if (told := instead(printable(name)))]
+    helped = [told for name in examples if (told := instead(printable(name)) or instead_by_content(root / name))]
     if helped:
         return helped[0]
     return f"give a folder that holds some ({', '.join(sorted(EXTENSIONS))})"

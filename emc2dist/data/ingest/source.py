@@ -34,6 +34,17 @@ _PART = re.compile(  # of a file that was cut: x.tar.part00, x.zip.001, x.tar.gz
     re.IGNORECASE,
 )
 _OF_ZIP = re.compile(r"\.z\d\d+$", re.IGNORECASE)  # beside the last part, which is x.zip
+_BEGINS = {
+    b"PK\x03\x04": "zip",
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf": "7z",
+    b"Rar!": "rar",
+}
+"""Formats of archives by their first bytes."""
+_TAR = slice(257, 262)  # where a tar says `ustar`
 _OF_MANY = re.compile(r"-\d+-of-\d+$")  # after the extension, as TensorFlow writes it, which often leaves that out
 _AS_FILES = "write each image as a file into train/CLASS/, and give the folder that train/ lies in"
 _AS_PNG = f"with PIL.Image.fromarray(ARRAY).save(PNG), {_AS_FILES}"
@@ -170,6 +181,21 @@ def _of_parts(name: str) -> str | None:
     begin, whole = part["begin"] or part["named"], part["whole"] or part["other"]
     joined = f"cat {shlex.quote(begin)}* > {shlex.quote(whole)}"
     return f"a part of {whole}: join all in their order, as with `{joined}`, and unpack that"
+
+
+def instead_by_content(file: Path) -> str | None:
+    """The same by a file's first bytes, where its name tells nothing."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(_TAR.stop)
+    except OSError:  # it is not needed
+        return None
+    name = printable(file.name)
+    if head.startswith(b"PAR1"):
+        return f"{name} begins as Parquet, which is known by its name: call it *.parquet"
+    packed = next((kind for begin, kind in _BEGINS.items() if head.startswith(begin)), None)
+    packed = "tar" if head[_TAR] == b"ustar" else packed
+    return f"{name} begins as {packed}: unpack it, joined with its other parts if it is one" if packed else None
 
 
 def extension(name: str) -> str:
