@@ -105,6 +105,11 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("training.lr=1e-3", ["training.lr: unknown key; the nearest valid key is lr"]),
         ("momentum=0.5", ["momentum: unknown key; the nearest valid key is optimiser.momentum"]),
         ("data.num_workers=4", ["data.num_workers: unknown key; the nearest valid key is data.loaders"]),
+        (
+            "encoder.pretrained=true",
+            ["encoder.pretrained: unknown key; encoder takes backbone, stem, norm, hidden, features"],
+        ),
+        ("encoder.weights=x", ["encoder.weights: unknown key; encoder takes backbone, stem, norm, hidden, features"]),
         ("amp=true", ["amp: unknown key; the nearest valid key is precision"]),
         ("trainer.use_amp=true", ["trainer.use_amp: unknown key; the nearest valid key is precision"]),
         ("knn_k=3", ["knn_k: unknown key; `emc2dist validate SPEC` prints those that there are"]),

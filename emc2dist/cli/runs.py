@@ -16,7 +16,10 @@ def add_to(commands: Commands) -> None:
     validate = commands.add_parser("validate", help=text, description=text)
     text = "kNN accuracy and linear probe of a run's newest checkpoint"
     evaluate = commands.add_parser("evaluate", help=text, description=text)
-    text = "write a run's backbone as safetensors; a ResNet's under torchvision's own key names"
+    text = (
+        "write a run's backbone as safetensors, a ResNet's under torchvision's own key names and without `fc`; what "
+        "images it takes is in the file's metadata: size, mean, std"
+    )
     export = commands.add_parser("export", help=text, description=text)
     for sub in (train, validate):
         add_spec(sub)

@@ -520,8 +520,10 @@ def _unknown(key: str, model: type[BaseModel]) -> str:
     name, colon, _ = key.partition(":")
     if colon and name in known:
         return f"{name}: no space after the colon; write {name.rpartition('.')[2]}: VALUE"
-    nearest = nearest_key(key, known)
-    told = f"the nearest valid key is {nearest}" if nearest else "`emc2dist validate SPEC` prints those that there are"
+    nearest, section = nearest_key(key, known), key.rpartition(".")[0]
+    beside = [one.removeprefix(f"{section}.") for one in known if section and one.startswith(f"{section}.")]
+    told = f"{section} takes {', '.join(beside)}" if beside else "`emc2dist validate SPEC` prints those that there are"
+    told = f"the nearest valid key is {nearest}" if nearest else told
     return f"{_shown(key)[1:-1]}: unknown key; {told}{characters.strange(key)}"
 
 
@@ -547,6 +549,8 @@ _OF_OTHERS = {
 """What keys are called by W&B and Ray Tune, by torch and by those who train with it."""
 _ALIKE = 0.55
 """The least likeness of a key that is worth naming."""
+_ALIKE_ELSEWHERE = 0.75
+"""The same of the last part, where its section is another one."""
 
 
 def nearest_key(key: str, known: Iterable[str]) -> str | None:
@@ -557,13 +561,21 @@ def nearest_key(key: str, known: Iterable[str]) -> str | None:
 
     def likeness(other: str) -> tuple[float, float]:
         whole = difflib.SequenceMatcher(None, key, other).ratio()
-        ends = difflib.SequenceMatcher(None, key.rpartition(".")[2], other.rpartition(".")[2]).ratio()
-        return max(whole, ends if "." in key or ends == 1 else 0), whole
+        (section, _, name), (elsewhere, _, called) = key.rpartition("."), other.rpartition(".")
+        ends = difflib.SequenceMatcher(None, name, called).ratio()
+        if section and section == elsewhere:  # which is alike in itself
+            return ends, whole
+        if section in sections and whole < _ALIKE_ELSEWHERE:
+            whole = 0
+        counts = ends == 1 or (section and ends >= _ALIKE_ELSEWHERE)
+        return max(whole, ends if counts else 0), whole
 
     key = key.replace("learning_rate", "lr")
     known, ours = list(known), _OF_OTHERS.get(key.rpartition(".")[2])
     if ours in known:
         return ours
+    sections = {one.rpartition(".")[0] for one in known} - {""}
+    known = [one for one in known if not key.startswith(f"{one}.")]
     nearest = max(known, key=likeness)
     return nearest if likeness(nearest)[0] >= _ALIKE else None
 

@@ -20,9 +20,10 @@ import json
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -36,12 +37,16 @@ from emc2dist.data.foreign import MAGIC
 from emc2dist.data.splits import alone, by_split, left_out, missing, one_writing, split_of, together
 from emc2dist.errors import DataError
 from emc2dist.files import Entry, Place, refuse_lost
+from emc2dist.files.pointers import pointer, pointer_at
 
 MANIFEST = "manifest.json"
 _USABLE = (
     f"set data.path to a *.parquet file, a folder of such, or one of {', '.join(BUILT_IN)}, or make a set of other "
     "images with `emc2dist ingest`"
 )
+ON_S3 = "only Parquet sets are read from S3: copy others to a disk first (aws s3 cp)"
+"""What helps where other things lie there."""
+_SHOWN = 5  # folders and kinds of files that a message names
 _PATTERN = re.compile(r"[*?]|\[.+\]|\{.*(,|\.\.).*\}")  # as shells and loaders of tars expand them
 PARTITION = (
     "a partition of Hive, whose name is a value of a column that the files lack; write that column into the files, or "
@@ -313,9 +318,12 @@ def splits_of(place: Place) -> list[str]:
 
 def read_manifest(folder: Place) -> Manifest:
     """The manifest of an ingested set. Raises DataError where it is damaged."""
+    content = (folder / MANIFEST).read()
     try:
-        return Manifest.model_validate_json((folder / MANIFEST).read())
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
+        if what := pointer(content):
+            raise DataError(f"{folder / MANIFEST}: {what}") from error
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
         raise DataError(f"{folder / MANIFEST}: {key}: {problem['msg']}; ingest the set again") from error
@@ -332,7 +340,7 @@ def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[s
     """The Parquet files of each split of a set without a manifest, at least one; and remarks."""
     if not listing and (entry := place.entry()) is not None:
         if not begins_as_parquet(place, entry):
-            raise DataError(f"{place}: is no Parquet file; {_USABLE}")
+            raise DataError(f"{place}: is no Parquet file; {_usable(place)}")
         return {"train": [place.name]}, alone(place)
     if UNFINISHED in place.folders():
         raise DataError(f"{place}: an unfinished ingest; run the same `emc2dist ingest` again, it goes on where it was")
@@ -341,9 +349,9 @@ def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[s
     found = [name for name in every if not is_hidden(name)]
     files, others = by_split(found)
     if not files and not listing and not place.folders() and (place.remote or not Path(str(place)).is_dir()):
-        raise nothing_at(place, _USABLE)
+        raise nothing_at(place, _usable(place))
     if not files:
-        raise DataError(f"{place}: holds no *.parquet files; {on_sets(listing) or _USABLE}")
+        raise holds_none(place, listing, _usable(place))
     one_writing(place, found)
     remarks = [f"{len(hidden)} hidden files were passed over ({hidden[0]})"] if hidden else []
     own = _sets_among(listing)
@@ -353,6 +361,21 @@ def _files_of(place: Place, listing: dict[str, Entry]) -> tuple[dict[str, list[s
     nearly = [name for name in listing if ".parquet" in name.lower() and name not in every and not name.startswith(".")]
     remarks += [f"{len(nearly)} files are no *.parquet and were left out ({nearly[0]})"] if nearly else []
     return files, remarks + alone(place, found) + together(files) + missing(found) + left_out(others)
+
+
+def _usable(place: Place) -> str:
+    return f"{_USABLE} (but {ON_S3})" if place.remote else _USABLE
+
+
+def holds_none(place: Place, listing: Iterable[str], advice: str) -> DataError:
+    """What to raise where a folder holds no Parquet files: it tells what is there; `advice` helps where no sets are."""
+    if sets := on_sets(listing):
+        return DataError(f"{place}: holds no *.parquet files; {sets}")
+    kinds = Counter(PurePosixPath(name).suffix.lower() or "no extension" for name in listing)
+    found = [f"{folder}/" for folder in place.folders()] + [f"{kind} {n}" for kind, n in kinds.most_common()]
+    shown = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
+    what = f", but {shown}" if found else ""
+    return DataError(f"{place}: holds no *.parquet files{what}; {advice}")
 
 
 def on_sets(listing: Iterable[str]) -> str:
@@ -385,7 +408,7 @@ def is_parquet(name: str) -> bool:
 def _there(place: Place) -> Entry:
     entry = place.entry()
     if entry is None:
-        raise nothing_at(place, _USABLE)
+        raise nothing_at(place, _usable(place))
     return entry
 
 
@@ -426,6 +449,8 @@ def _read_index(place: Place) -> tuple[NDArray[np.uint32], NDArray[np.int64], ND
         with np.load(io.BytesIO(content)) as index:
             return index["lengths"], index["labels"], index["duplicates"]
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if what := pointer(content):
+            raise DataError(f"{place}: {what}") from error
         raise DataError(f"{place}: damaged ({error}); remove the set, ingest it again") from error
 
 
@@ -433,6 +458,8 @@ def _check_pinned(folder: Place, file: ManifestFile, entry: Entry | None) -> Non
     if entry is None:
         raise DataError(f"{folder / file.name}: missing, though {MANIFEST} lists it; remove the set, ingest it again")
     if entry.size != file.size:
+        if what := pointer_at(folder / file.name, entry):
+            raise DataError(f"{folder / file.name}: {what}")
         raise DataError(
             f"{folder / file.name}: {entry.size} bytes, but {file.size} when it was ingested: truncated or replaced; "
             "remove the set, ingest it again"

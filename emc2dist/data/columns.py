@@ -13,6 +13,7 @@ What was guessed is a remark. Labels that cannot be read are no error until some
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -30,6 +31,10 @@ from emc2dist.files import Entry, Place
 
 LABELS = ("label", "labels", "fine_label", "target", "class", "cls", "category", "y")
 """Columns that are taken for labels, the first that is there."""
+_LOOKED_AT = 16  # rows, for what stands in place of images
+_ADDRESS = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)
+_BASE64 = re.compile(r"data:image/[\w+.-]+;base64,|iVBORw0KGgo|/9j/|R0lGOD|UklGR")  # PNG, JPEG, GIF, WebP
+_SHOWN_CHARACTERS = 60  # of a value
 _END = 8  # bytes of a file after its footer: the footer's size, and PAR1
 
 
@@ -71,7 +76,7 @@ def read_footer(place: Place, entry: Entry) -> Footer:
         twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
         if twice is not None:
             raise DataError(f"{place}: has {schema.names.count(twice)} columns `{twice}`; leave one of them")
-        image = _image_column(place, schema)
+        image = _image_column(place, file)
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         counts, nulls = [group.num_rows for group in groups], sum(_nulls(group, image) for group in groups)
     size = metadata.serialized_size
@@ -228,7 +233,8 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _image_column(place: Place, schema: pa.Schema) -> str:
+def _image_column(place: Place, file: pq.ParquetFile) -> str:
+    schema = file.schema_arrow
     found = {field.name: path for field in schema if (path := _path_of_bytes(field))}
     if "image" in found:
         return found["image"]
@@ -237,10 +243,30 @@ def _image_column(place: Place, schema: pa.Schema) -> str:
     columns = ", ".join(f"{field.name}: {field.type}" for field in schema) or "no columns"
     if found:
         raise DataError(f"{place}: {' and '.join(found)} could all be the images ({columns}); call one of them `image`")
-    raise DataError(
-        f"{place}: no column `image` of type struct<bytes: binary> or binary, but {columns}; write the images' files "
-        "into such a column, as Hugging Face datasets does, or ingest the folder that they lie in"
+    instead = _in_place_of_images(file) or (
+        "write the images' files into such a column, as Hugging Face datasets does, or ingest the folder that they "
+        "lie in"
     )
+    raise DataError(f"{place}: no column `image` of type struct<bytes: binary> or binary, but {columns}; {instead}")
+
+
+def _in_place_of_images(file: pq.ParquetFile) -> str | None:
+    """What a column of text holds for images, and what helps, by its first values; None where that tells nothing."""
+    names = [field.name for field in file.schema_arrow if _is_text(field.type)]
+    if not names or not file.metadata.num_rows:
+        return None
+    rows = next(file.iter_batches(_LOOKED_AT, columns=names)).to_pylist()
+    for name in names:
+        value = next((row[name] for row in rows if row[name]), "")
+        if _ADDRESS.match(value):
+            shown = value[:_SHOWN_CHARACTERS]
+            return (
+                f"`{name}` holds addresses ({shown}): fetch what lies there, as with `img2dataset --input_format "
+                f"parquet --url_col {name} --output_format webdataset`, and ingest what that writes"
+            )
+        if _BASE64.match(value):
+            return f"`{name}` holds images in base64: write what base64.b64decode gives of each into such a column"
+    return None
 
 
 def _path_of_bytes(field: "pa.Field[Any]") -> str | None:

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from emc2dist.data.pointers import LONGEST, pointer
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Entry, Place
+from emc2dist.files.pointers import pointer_at
 
 MAGIC = b"PAR1"
 """At both ends of a Parquet file."""
@@ -28,7 +28,7 @@ def opened(
         StorageError: it cannot be reached, has changed, or takes more memory than there is.
     """
     whole = group is None
-    if metadata is None and entry.size <= LONGEST and (what := pointer(place.read_range(0, entry.size, entry.tag))):
+    if metadata is None and (what := pointer_at(place, entry)):
         raise DataError(f"{place}: {what}")
     with (
         _naming(str(place) if whole else f"{place}, row group {group}"),

@@ -28,6 +28,7 @@ from emc2dist import files
 from emc2dist.config import S3, Spec, differences, dump, leaves, parse
 from emc2dist.errors import RunError, StorageError
 from emc2dist.files import Place
+from emc2dist.files.pointers import pointer
 from emc2dist.metrics import METRICS, Row
 from emc2dist.terminal import as_json, say
 
@@ -257,8 +258,11 @@ def runs_near(path: str, s3: S3 | None) -> str:
 
 def text_of(place: Place) -> str:
     """A file of a run as text. Raises RunError where it is none."""
+    content = place.read()
+    if what := pointer(content):
+        raise RunError(f"{place}: {what}")
     try:
-        return place.read().decode()
+        return content.decode()
     except UnicodeDecodeError as error:
         raise RunError(f"{place}: is no text (byte {error.start}); {_MEND}") from error
 
@@ -273,6 +277,8 @@ def _parsed(place: Place, data: bytes, line: int | None = None) -> dict[str, Any
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:  # no JSON, or no text
+        if what := pointer(data):
+            raise RunError(f"{place}: {what}") from error
         raise RunError(f"{where}: is no JSON ({error}); {_MEND}") from error
     if not isinstance(found, dict):
         raise RunError(f"{where}: is {type(found).__name__} where an object is to be; {_MEND}")

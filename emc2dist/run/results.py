@@ -1,5 +1,6 @@
 """The results of a run, finished or running: its evaluation, and its backbone."""
 
+import json
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path, PurePath
@@ -14,7 +15,7 @@ from emc2dist.errors import NonFiniteError, SpecError
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.terminal import Progress, say
-from emc2dist.towers.encoder import backbone_state_dict, not_torchvisions
+from emc2dist.towers.encoder import MEAN, STD, backbone_state_dict, not_torchvisions
 from emc2dist.train.evaluation import Evaluation
 
 _HEEDED = (
@@ -25,6 +26,12 @@ _HEEDED = (
     "eval.voters",
     "eval.asked",
     "eval.neighbours",
+)
+
+
+_USE = (
+    "images for it: RGB from 0 to 1, less `mean`, by `std` (README.md, The encoder elsewhere); neither projector nor "
+    "`fc` is in it: set a ResNet's to torch.nn.Identity() before it is loaded, or load with strict=False"
 )
 
 
@@ -88,7 +95,8 @@ def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[st
     """Write the newest checkpoint's backbone as safetensors.
 
     A ResNet's keys are torchvision's (no `fc`); those of conv4 are of `emc2dist.towers.encoder.Conv4`. What a model has
-    to be like to give the same representations is in `remarks`, where it is not torchvision's own.
+    to be like to give the same representations is in `remarks`, where it is not torchvision's own; what images have to
+    be like, in the file's metadata and in what is returned: `mean` and `std` of RGB from 0 to 1, `size` as trained on.
 
     Raises:
         RunError: there is no run or no whole checkpoint. StorageError: `out`, on disk or S3, cannot be written.
@@ -102,10 +110,24 @@ def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[st
     place.entry() if place.remote else files.writable(out)  # before anything is read
     newest = LoadedCheckpoint.newest(folder)
     spec = newest.spec
-    metadata = {"backbone": spec.encoder.backbone, "stem": spec.encoder.stem, "norm": spec.encoder.norm}
+    told: dict[str, Any] = {
+        "backbone": spec.encoder.backbone,
+        "stem": spec.encoder.stem,
+        "norm": spec.encoder.norm,
+        "width": newest.encoder.width,
+        "size": spec.views.size,
+        "mean": _from_0_to_1(MEAN),
+        "std": _from_0_to_1(STD),
+    }
+    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(newest.encoder).items()}
     place.write(save(tensors, metadata))
     remarks = not_torchvisions(spec.encoder)
     for remark in remarks:
         say(remark)
-    return {"checkpoint": str(newest.place), "out": str(place), **metadata, "remarks": [*newest.remarks, *remarks]}
+    say(_USE)
+    return {"checkpoint": str(newest.place), "out": str(place), **told, "remarks": [*newest.remarks, *remarks]}
+
+
+def _from_0_to_1(pixels: Sequence[float]) -> list[float]:
+    return [round(value / 255, 6) for value in pixels]

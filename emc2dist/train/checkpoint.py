@@ -41,6 +41,7 @@ from emc2dist.config import Spec, dump, parse
 from emc2dist.data.images import Images
 from emc2dist.errors import RunError, StorageError
 from emc2dist.files import Place
+from emc2dist.files.pointers import pointer
 from emc2dist.store import ChainStore, Column, Commit, Layout, Rows, Schema, Tables, nbytes
 from emc2dist.towers.optim import restore_optimiser
 from emc2dist.train import checksums, collectives, tensors
@@ -142,9 +143,12 @@ def read_manifest(place: Place) -> Manifest:
     """The manifest of a checkpoint. Raises RunError where there is none."""
     if (place / MANIFEST).entry() is None:
         raise RunError(f"{MANIFEST} is missing")
+    content = (place / MANIFEST).read()
     try:
-        return Manifest.model_validate_json((place / MANIFEST).read())
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
+        if what := pointer(content):
+            raise RunError(f"{MANIFEST} is {what}") from error
         raise RunError(f"{MANIFEST} is damaged ({error.errors()[0]['msg']})") from error
 
 

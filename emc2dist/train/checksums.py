@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from emc2dist.errors import RunError
 from emc2dist.files import Place
+from emc2dist.files.pointers import pointer, pointer_at
 from emc2dist.train import collectives
 
 _BUFFER = 2**24  # bytes read at a time: a GET each on S3
@@ -76,6 +77,8 @@ def check(place: Place, checksums: Mapping[str, Checksum], names: Collection[str
         if name not in checksums:
             raise RunError(f"{name} is in no list of the checkpoint's files")
         if entries[name].size != checksums[name].size:
+            if what := pointer_at(place / name, entries[name]):
+                raise RunError(f"{name} is {what}")
             raise RunError(f"{name} has {entries[name].size} bytes, {checksums[name].size} were written")
     for name in sorted(names) if contents else ():
         with io.BufferedReader(cast(io.RawIOBase, (place / name).open(entries[name])), _BUFFER) as stream:
@@ -84,9 +87,12 @@ def check(place: Place, checksums: Mapping[str, Checksum], names: Collection[str
 
 
 def _parse(place: Place) -> _List:
+    content = place.read()
     try:
-        return _List.model_validate_json(place.read())
+        return _List.model_validate_json(content)
     except ValidationError as error:
+        if what := pointer(content):
+            raise RunError(f"{place.name} is {what}") from error
         raise RunError(f"{place.name} is damaged ({error.errors()[0]['msg']})") from error
 
 

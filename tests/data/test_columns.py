@@ -1,5 +1,6 @@
 """Columns of other tools' Parquet files: which holds the images, what the labels mean; docs/data.md says the same."""
 
+import base64
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,26 @@ def test_the_only_column_of_images_is_taken_and_said(open_table):
 def test_what_holds_no_images_is_refused_with_its_type(open_table, column, kind):
     with pytest.raises(DataError, match=rf"train-0\.parquet: no column `image` .*, but image: {kind}"):
         open_table(pa.table({"image": column}))
+
+
+@pytest.mark.parametrize(
+    ("values", "advice"),
+    [
+        (
+            ["", "http://a.b/x.jpg"],
+            r"`URL` holds addresses \(http://a\.b/x\.jpg\): fetch .* --url_col URL .*ingest what",
+        ),
+        (["s3://a/x.jpg", None], r"`URL` holds addresses \(s3://a/x\.jpg\)"),
+        (["", base64.b64encode(ROWS[0]).decode()], r"`URL` holds images in base64: .*base64\.b64decode"),
+        (["", "data:image/png;base64,AAAA"], r"`URL` holds images in base64"),
+        (["", "/data/x.jpg"], r"write the images' files into .*, or ingest the folder that they lie in"),
+        ([None, None], r"write the images' files into .*, or ingest the folder that they lie in"),
+        ([], r"write the images' files into .*, or ingest the folder that they lie in"),
+    ],
+)
+def test_text_in_place_of_images_is_told_how_it_becomes_some(open_table, values, advice):
+    with pytest.raises(DataError, match=rf"no column `image` .*, but TEXT: string, URL: string; {advice}"):
+        open_table(pa.table({"TEXT": pa.array(["a"] * len(values), pa.string()), "URL": pa.array(values, pa.string())}))
 
 
 LABELS = {

@@ -740,6 +740,17 @@ def test_pointers_of_files_that_were_not_fetched_are_named(run, pets, tmp_path):
         run(plant(tmp_path / "e", images | {"labels.csv": LFS}), "other")
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "train.index.npz", "train-00000-of-00001.parquet"])
+def test_pointers_among_the_files_of_a_set_are_named(run, pets, name):
+    """As a clone of a set from a hub leaves them; nothing is to be ingested again."""
+    _, dest = run(pets)
+    plant(dest, {name: LFS})
+    with pytest.raises(
+        DataError, match=rf"{name}: a pointer of Git LFS and not the file: fetch that with `git lfs pull`$"
+    ):
+        ParquetImages.open(str(dest))
+
+
 def test_copies_in_other_splits_or_classes_are_said(run, tmp_path):
     same, torn = picture(), picture()
     images = {"train/a/0.png": same, "train/b/0.png": picture(), "train/a/1.png": torn, "train/b/1.png": torn}
@@ -1148,17 +1159,22 @@ def test_a_single_file_of_s3_is_read_by_who_may_not_list(run, pets, s3, tmp_path
         ParquetImages.open(f"{s3.uri}/pets", cache_dir=tmp_path / "cache")
 
 
-def test_a_folder_of_s3_without_parquet_is_refused_with_what_helps(run, s3):
-    (files.at(s3.uri) / "pets" / "0.png").write(picture())
-    for name, what in (("pets", r"no \*\.parquet files"), ("gone", "no such file or folder")):
-        with pytest.raises(DataError, match=rf"/{name}: {what}; give .*, for only Parquet sets are read from S3: copy"):
+def test_a_folder_of_s3_without_parquet_is_refused_with_what_helps(run, tmp_path, s3):
+    for name in ("pets/0.png", "pets/dog/1.png", "pets/b.JPG", "pets/a.png"):
+        (files.at(f"{s3.uri}/{name.rpartition('/')[0]}") / name.rpartition("/")[2]).write(picture())
+    found = r"holds no \*\.parquet files, but dog/, \.png 2, \.jpg 1"
+    only = r"only Parquet sets are read from S3: copy others to a disk first \(aws s3 cp\)"
+    for name, what in (("pets", found), ("gone", "no such file or folder")):
+        with pytest.raises(DataError, match=rf"/{name}: {what}; give .*, for {only}$"):
             run(f"{s3.uri}/{name}")
+        with pytest.raises(DataError, match=rf"/{name}: {what}; set data\.path .*`emc2dist ingest` \(but {only}\)$"):
+            ParquetImages.open(f"{s3.uri}/{name}", cache_dir=str(tmp_path / "cache"))
 
 
 def test_a_tar_on_s3_is_told_to_be_copied(run, s3):
     (files.at(s3.uri) / "train-000000.tar").write(b"tar")
     with pytest.raises(
-        DataError, match=r"000000\.tar: is no Parquet file; give .* from S3: copy others to a disk first$"
+        DataError, match=r"000000\.tar: is no Parquet file; give .* from S3: copy others to a disk first \(aws s3 cp\)$"
     ):
         run(f"{s3.uri}/train-000000.tar")
 
@@ -1470,6 +1486,7 @@ def test_what_is_packed_is_refused_with_what_to_do(run, tmp_path, name):
         ),
         ("scans/BRATS_000.nii.gz", r"volumes \(nibabel\.load .* of each slice make an array from 0 to 255"),
         ("clips/a.MP4", r"videos \(ffmpeg"),
+        ("cc12m.tsv", r"a table is none of images: .*if it holds their addresses, fetch them, as img2dataset does"),
         ("train.pq", r"Parquet is known by its name: call it \*\.parquet"),
         ("a/b/train-0.parquet", r"give \S+/source/a/b, which holds train-0\.parquet"),
         (
@@ -1486,6 +1503,55 @@ def test_what_lies_where_no_images_are_is_told_how_to_give(run, tmp_path, name, 
     source = plant(tmp_path / "source", {name: b"x", **archives})
     with pytest.raises(DataError, match=rf"source: no images .*; {advice}"):
         run(source)
+
+
+@pytest.mark.parametrize(
+    ("parts", "joined"),
+    [
+        ("images.tar.part00 images.tar.part01", "images.tar: .*`cat images.tar.part* > images.tar`"),
+        ("images.zip.001 images.zip.002", "images.zip: .*`cat images.zip.* > images.zip`"),
+        ("train.tar.gz.aa train.tar.gz.ab", "train.tar.gz: .*`cat train.tar.gz.* > train.tar.gz`"),
+        ("x.tar.gz-part-aa x.tar.gz-part-ab", "x.tar.gz: .*`cat x.tar.gz-part-* > x.tar.gz`"),
+        ("train.7z.001", "train.7z: .*`cat train.7z.* > train.7z`"),
+        ("it is.zip.part1", "it is.zip: .*`cat 'it is.zip.part'* > 'it is.zip'`"),
+        ("images.part1 images.part2", "images: .*`cat images.part* > images`"),
+        ("images.z01 images.z02 images.zip", "images.zip: .*`zip -s 0 images.zip --out whole.zip`"),
+    ],
+)
+def test_parts_of_an_archive_are_told_how_to_join(run, tmp_path, parts, joined):
+    names = [parts] if parts.startswith("it is") else parts.split()
+    source = plant(tmp_path / "source", dict.fromkeys(names, b"x"))
+    told = f"a part of {re.escape(joined).replace(re.escape(': .*'), ': join all.*')}, and unpack that"
+    with pytest.raises(DataError, match=rf"source: no images .*; {told}"):
+        run(source)
+    with pytest.raises(DataError, match=rf"{names[0]}: no source of images; {told}"):
+        run(source / names[0])
+
+
+@pytest.mark.parametrize(
+    ("begin", "told"),
+    [
+        (b"PK\x03\x04", "imagesaa begins as zip: unpack it, joined with its other parts if it is one"),
+        (b"\x1f\x8b", "imagesaa begins as gzip: unpack it"),
+        (b"x".ljust(257) + b"ustar", "imagesaa begins as tar: unpack it"),
+        (b"PAR1", r"imagesaa begins as Parquet, which is known by its name: call it \*\.parquet"),
+        (b"<html>", r"give (a folder that holds some|the folder that the images lie in)"),
+    ],
+)
+def test_what_a_name_does_not_tell_is_told_by_its_first_bytes(run, tmp_path, begin, told):
+    source = plant(tmp_path / "source", {"imagesaa": begin, "imagesab": b"more"})
+    with pytest.raises(DataError, match=rf"source: no images .*; {told}"):
+        run(source)
+    with pytest.raises(DataError, match=rf"imagesaa: no source of images; {told}"):
+        run(source / "imagesaa")
+
+
+def test_archives_and_texts_are_no_parts_of_others(run, tmp_path):
+    for name in ("all.tar.gz", "all.tar.xz", "all.part1.rar"):
+        with pytest.raises(DataError, match=rf"no source of images; unpack {name} first"):
+            run(plant(tmp_path, {name: b"x"}) / name)
+    with pytest.raises(DataError, match=r"no source of images; give the folder that the images lie in"):
+        run(plant(tmp_path, {"all.tar.md5": b"x"}) / "all.tar.md5")
 
 
 def test_what_is_unpacked_already_is_not_told_to_be(run, tmp_path):
@@ -1557,7 +1623,7 @@ def test_finished_sets_below_a_folder_are_told_and_what_makes_one_of_them(run, p
         both / "d2",
     )
     advice = r"it holds finished sets \(d1/, d2/\): give one of them; .* without manifest\.json, into one folder"
-    for kind, what in ((None, r"no images \(.*\)"), ("parquet", r"no \*\.parquet files")):
+    for kind, what in ((None, r"no images \(.*\)"), ("parquet", r"holds no \*\.parquet files")):
         with pytest.raises(DataError, match=rf"both: {what}; {advice}"):
             run(both, kind=kind)
     with pytest.raises(DataError, match=rf"both: holds no \*\.parquet files; {advice}"):
@@ -1891,6 +1957,49 @@ def test_tables_are_named_where_folders_tell_the_classes_too(run, pets):
     plant(pets, {"HAM_metadata.csv": b"image_id,dx\n0,nv\n", "train_test_split.txt": b"0 1\n"})
     assert run(pets)[0]["remarks"][:2] == [
         "1 tables (HAM_metadata.csv) were not read: there are labels without them",
+        "1 lists of splits (train_test_split.txt) were not read: folders alone tell splits, and where they tell none "
+        "all images train",
+    ]
+
+
+DEVKIT = "ILSVRC2012_validation_ground_truth.txt"
+BEFORE = "write each image before its class (IMAGE,CLASS), for the order of lines tells none"
+
+
+@pytest.mark.parametrize("place", ["val/", "", "devkit/data/"])
+def test_labels_that_name_no_image_are_told_to(run, tmp_path, place):
+    """ImageNet's devkit: a number on each line, of the images in order of their names, by an order of its own."""
+    images = {f"train/{kind}/{n}.JPEG": picture() for kind in ("n01", "n02") for n in range(4)}
+    images |= {f"val/ILSVRC2012_val_0000000{n}.JPEG": picture() for n in range(1, 7)}
+    source = plant(tmp_path / "imagenet", images | {place + DEVKIT: b"1\n2\n1\n2\n2\n1\n"})
+    remarks = run(source)[0]["remarks"]
+    if place == "devkit/data/":
+        what = f"1 texts of as many lines as a split has images ({place}{DEVKIT}) were not read, for they name no image"
+        assert f"{what}: if these are labels, {BEFORE}" in remarks
+    else:
+        what = f"val: no labels are told by {place}{DEVKIT}: its 6 lines name no image of val"
+        assert f"{what}: {BEFORE}, and classes by the names of their folders" in remarks
+    assert not any("lists of splits" in remark for remark in remarks)
+    lines = [f"{name.rpartition('/')[2]},n0{n % 2 + 1}" for n, name in enumerate(sorted(images)[8:])]
+    (source / place / DEVKIT).unlink()
+    (source / "val" / "val.csv").write_text("\n".join(lines))  # as the message says
+    assert table_of(run(source, "again")[1], "validation") == [0, 1] * 3
+
+
+def test_classes_alone_are_told_to_name_their_images(run, tmp_path):
+    images = {f"{name}.png": picture() for name in ("train/a/0", "train/b/1", "test/t0", "test/t1")}
+    source = plant(tmp_path / "ab", images | {"test.txt": b"a\nb\n"})
+    assert (
+        f"test: no labels are told by test.txt: its 2 lines name no image of test: {BEFORE}"
+        in run(source)[0]["remarks"]
+    )
+
+
+def test_texts_without_images_beside_labels_are_no_lists_of_splits(run, pets):
+    plant(pets, {f"devkit/{DEVKIT}": b"1\n" * 8, "train_test_split.txt": b"0\n1\n"})
+    assert run(pets)[0]["remarks"][-3:-1] == [
+        f"1 texts of as many lines as a split has images (devkit/{DEVKIT}) were not read, for they name no image: "
+        "there are labels without them",
         "1 lists of splits (train_test_split.txt) were not read: folders alone tell splits, and where they tell none "
         "all images train",
     ]
@@ -2375,8 +2484,23 @@ def test_names_that_are_no_unicode_stay_apart(run, tmp_path):
         folder = Path(os.fsdecode(bytes(tmp_path / "pets") + b"/" + name))
         folder.mkdir(parents=True)
         (folder / "1.png").write_bytes(picture())
-    _, dest = run(tmp_path / "pets")
+    summary, dest = run(tmp_path / "pets")
     assert read_manifest(files.at(dest)).classes == ["caf\\xe8", "caf\\xe9", "z"]
+    assert summary["remarks"][0] == (
+        "2 images have names that are not UTF-8, or hold characters that are not seen, and were written escaped, as "
+        "caf\\xe8/1.png; name them anew, as with `convmv -f GBK -t UTF-8 -r --notest FOLDER`, to have them as they "
+        "were meant"
+    )
+
+
+def test_names_in_a_tar_that_are_no_unicode_are_said(run, tmp_path):
+    source = shard(tmp_path / "shards" / "x.tar", {os.fsdecode(b"caf\xe9.png"): picture(), "zo\u00eb.png": picture()})
+    summary, dest = run(source)
+    assert table(dest).path.tolist() == ["caf\\xe9.png", "zo\u00eb.png"]
+    assert any(
+        line.startswith("1 images have names that are not UTF-8") and r"as caf\xe9.png;" in line
+        for line in summary["remarks"]
+    )
 
 
 def test_tars_beside_parquet_are_refused_and_sets_within_are_none_of_it(run, tmp_path):

@@ -66,6 +66,14 @@ def test_a_damaged_file_of_a_run_is_named_by_whatever_reads_it(run, file, comman
     assert (run / file).read_bytes() == data
 
 
+@pytest.mark.parametrize(("file", "command"), [(file, all_[0]) for file, all_ in READ_BY.items()])
+def test_a_pointer_in_place_of_a_file_of_a_run_is_named(run, file, command):
+    (run / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    done = in_process(*words_of(command, run))
+    assert done.returncode == 1
+    assert f"{run / file}: a pointer of Git LFS and not the file: fetch that with `git lfs pull`" in done.stderr
+
+
 @pytest.mark.parametrize("read", ["versions", "trackers"])
 def test_what_is_read_beside_is_named_too(run, read):
     (run / f"{read}.json").write_bytes(b"{")

@@ -3,12 +3,17 @@
 import json
 import os
 import shutil
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from data.test_parquet import pixel
+from PIL import Image
+from safetensors import safe_open
 from safetensors.numpy import load_file
 from train.harness import Run, small_spec
 
@@ -17,7 +22,9 @@ from emc2dist.cli import main
 from emc2dist.config import changed
 from emc2dist.run.driver import check
 from emc2dist.run.folder import RunFolder, checkpoint_name
+from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.results import evaluate
+from emc2dist.towers.views import PlainView
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +53,35 @@ def test_the_backbone_is_written_over_what_was_there(run, tmp_path, capsys):
     (remark,) = json.loads(told.out)["remarks"]
     assert remark in told.err.splitlines()
     assert "build emc2dist.towers.encoder.Conv4('none') for it" in remark
+
+
+def test_the_readme_makes_elsewhere_what_is_made_here(tmp_path, capsys, monkeypatch):
+    """Its code, run on an exported ResNet and an image: representations as `evaluate` has them."""
+    network = ("encoder.backbone=resnet18", "encoder.stem=imagenet", "encoder.norm=batch")
+    spec = small_spec("epochs=1", *network, f"run_dir={tmp_path / 'runs'}", "eval.every=0")
+    folder = RunFolder.prepare(spec)
+    Run(spec, folder.place.path).go().checkpoints[6].rename(folder.place.path / checkpoint_name(6))
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(folder.place.path), "backbone.safetensors", "--json"]) == 0
+    told = capsys.readouterr()
+    result = json.loads(told.out)
+    assert "images for it: RGB from 0 to 1, less `mean`, by `std`" in told.err
+    assert (result["width"], result["size"], result["remarks"]) == (512, spec.views.size, [])
+
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("image.png")
+    code = (Path(__file__).parents[2] / "README.md").read_text().partition("## The encoder elsewhere")[2]
+    known: dict[str, Any] = {}
+    exec(code.partition("```python\n")[2].partition("```")[0], known)
+    with safe_open("backbone.safetensors", "pt") as file:
+        assert {key: file.metadata()[key] for key in ("backbone", "stem", "norm")} == {
+            key: result[key] for key in ("backbone", "stem", "norm")
+        }
+
+    encoder = LoadedCheckpoint.newest(folder).encoder.eval()
+    view = PlainView(spec.views.size)(torch.from_numpy(pixels).permute(2, 0, 1))
+    with torch.no_grad():
+        torch.testing.assert_close(known["representation"], encoder.representation(view[None]), rtol=1e-4, atol=1e-4)
 
 
 def test_where_it_cannot_be_written_is_told_before_anything_is_read(run, tmp_path, capsys, monkeypatch):

@@ -202,6 +202,23 @@ def test_what_is_no_file_of_ours_is_named(name, content, whole, tmp_path):
         read(name, folder, manifest, store)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "manifest.json",
+        "checksums-00000-of-00001.json",
+        "trainer.safetensors",
+        "shard-00000-of-00002.safetensors",
+    ],
+)
+def test_a_pointer_in_place_of_a_file_is_named(name, whole, tmp_path):
+    """As a clone leaves it where Git LFS keeps the file."""
+    folder = shutil.copytree(whole, tmp_path / "cloned")
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(RunError, match=rf"^{name} is a pointer of Git LFS .*`git lfs pull`$"):
+        checkpoint.verify(files.at(folder))
+
+
 def read(name, folder, manifest, store):
     if name.startswith("trainer"):
         checkpoint.restore_trainer(folder, nn.Linear(3, 2))

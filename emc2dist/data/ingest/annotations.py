@@ -58,6 +58,9 @@ _LABELS_ARE = (
 )
 
 
+_BEFORE = "write each image before its class (IMAGE,CLASS), for the order of lines tells none"
+
+
 class _OtherSplit(DataError):
     """A file tells other splits than the folders."""
 
@@ -171,6 +174,8 @@ class Annotations:
         if labelled:
             tables = [name for name in tables if name not in lists]
         lists = [name for name in lists if not named.get(name)]  # else they say what the folders do
+        counts = set(Counter(splits.values()).values())
+        bare = [name for name in lists if self._lines_alone(name) in counts]
         self.told |= {*self.used, *tables, *lists, *of_images, *others, *(self._unused if reasons else ())}
         reasons += _on_other_splits(others, splits, labelled)
         if of_images:
@@ -180,6 +185,11 @@ class Annotations:
         if tables:
             told = "there are labels without them" if labelled else _LABELS_ARE
             reasons.append(f"{_listed(tables, 'tables')} not read: {told}")
+        if bare:
+            told = "there are labels without them" if labelled else f"if these are labels, {_BEFORE}"
+            what = _listed(bare, "texts of as many lines as a split has images")
+            reasons.append(f"{what} not read, for they name no image: {told}")
+        lists = [name for name in lists if name not in bare]
         if lists:
             told = "folders alone tell splits, and where they tell none all images train"
             reasons.append(f"{_listed(lists, 'lists of splits')} not read: {told}")
@@ -247,6 +257,17 @@ class Annotations:
         named = [row for row in rows if any(PurePosixPath(cell).name in self._image_names for cell in row)]
         return 0 < len(rows) <= 2 * len(named)
 
+    def _lines_alone(self, file: str) -> int:
+        """How many lines a text has, where each is one word: none where one is not, or where it cannot be read."""
+        try:
+            if (self.root / file).stat().st_size > LONGEST:
+                return 0
+            lines = (self.root / file).read_bytes().decode(errors="replace").split("\n")
+        except OSError:  # it is not needed
+            return 0
+        words = [line.split() for line in lines if line.strip()]
+        return len(words) if all(len(word) == 1 for word in words) else 0
+
     def _named(self, file: str) -> str:
         return printable(str(self.root / file))
 
@@ -266,6 +287,10 @@ class Annotations:
             of_images = image_column(self._named(file), rows, images, labels, classes)
         if of_images is None:
             self._refuse_unclear(file, rows, ImagesByCell(folder, names, split, set(names), loosely))
+            if all(len(row) == 1 for row in rows):
+                known = all(row[0] in (classes or ()) for row in rows[bool(labels) :])
+                rest = "" if known else ", and classes by the names of their folders" if classes else ""
+                raise Unusable(f"its {len(rows)} lines name no image of {split}: {_BEFORE}{rest}")
             line = ", ".join(rows[min(1, len(rows) - 1)])[:_SHOWN_CHARACTERS]
             raise Unusable(f"its line {line!r} names no image of {split}, such as {names[0]}")
         if not labels and (hot := one_hot(rows, of_images, images, classes)):

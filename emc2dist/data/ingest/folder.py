@@ -37,10 +37,12 @@ from emc2dist.data.ingest.source import (
     Samples,
     Source,
     Split,
+    escaped,
     extension,
     hidden,
     hidden_by,
     instead,
+    instead_by_content,
     listing_digest,
     passed_over,
     printable,
@@ -90,7 +92,7 @@ class Folder(Source):
         labelled = all(split.labels is not None for name, split in self.splits.items() if name in asked)
         self.remarks += self._annotations.remarks(split_of_image, labelled=labelled)
         listing.others.subtract(extension(name) for name in self._annotations.told)
-        passed = hidden(listing.hidden) + listing.passed_over() + _on_bare(listing.bare)
+        passed = hidden(listing.hidden) + listing.passed_over() + _on_bare(listing.bare) + escaped(self._names)
         self.remarks = passed + self.remarks + _on_classes(self._names, places)
 
     def _arranged(self, kind: str, labels: bool) -> list[Where]:
@@ -325,7 +327,7 @@ def _help(root: Path, listing: Listing) -> str:
             return _to_give(root, suffix, listing.sets[suffix])
         if is_stl10(above) or is_cifar(above):
             return f"give {printable(str(above))}, which holds {printable(Path(name).name)}"
-    helped = [told for name in examples if (told := instead(printable(name)))]
+    helped = [told for name in examples if (told := instead(printable(name)) or instead_by_content(root / name))]
     if helped:
         return helped[0]
     return f"give a folder that holds some ({', '.join(sorted(EXTENSIONS))})"

@@ -10,7 +10,7 @@ from emc2dist.data.catalogue import MANIFEST, UNFINISHED, nothing_at
 from emc2dist.data.ingest.folder import Folder
 from emc2dist.data.ingest.parquet import ParquetSource
 from emc2dist.data.ingest.pixels import Cifar, Stl10, is_cifar, is_stl10
-from emc2dist.data.ingest.source import EXTENSIONS, Source, instead, printable
+from emc2dist.data.ingest.source import EXTENSIONS, Source, instead, instead_by_content, printable
 from emc2dist.data.ingest.tar import Tar
 from emc2dist.errors import DataError
 
@@ -32,7 +32,8 @@ def recognise(path: str) -> str:
             suffix = place.suffix.lower()
             if suffix in (".parquet", ".tar"):
                 return suffix.removeprefix(".")
-            what = instead(place.name) or "give the folder that the images lie in, or a .tar or .parquet file"
+            what = instead(printable(place.name)) or instead_by_content(place)
+            what = what or "give the folder that the images lie in, or a .tar or .parquet file"
             raise DataError(f"{path}: no source of images; {what}")
         if not place.is_dir():
             raise nothing_at(path, "give the folder or file that holds the images")

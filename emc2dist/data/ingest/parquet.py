@@ -18,14 +18,15 @@ from emc2dist import files
 from emc2dist.config import S3
 from emc2dist.data.catalogue import (
     MANIFEST,
+    ON_S3,
     UNFINISHED,
     Catalogue,
     begins_as_parquet,
+    holds_none,
     is_hidden,
     is_parquet,
     list_set,
     nothing_at,
-    on_sets,
     open_catalogue,
     splits_of,
 )
@@ -108,12 +109,12 @@ def _check_some(place: Place, listed: dict[str, Entry]) -> None:
     if any(is_parquet(name) for name in listed):
         return
     if listed or place.folders():
-        raise DataError(f"{place}: no *.parquet files; {on_sets(listed) or _advice(place)}")
+        raise holds_none(place, listed, _advice(place))
     raise nothing_at(place, _advice(place))
 
 
 def _advice(place: Place) -> str:
-    on_s3 = ", for only Parquet sets are read from S3: copy others to a disk first" if place.remote else ""
+    on_s3 = f", for {ON_S3}" if place.remote else ""
     return f"give the file or folder that holds some{on_s3}"
 
 

@@ -21,11 +21,10 @@ from numpy._core.numeric import _frombuffer  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 from PIL import Image
 
-from emc2dist.data import pointers
 from emc2dist.data.columns import check_labels
 from emc2dist.data.ingest.source import Samples, Source, Split, listing_digest, read_range
 from emc2dist.errors import DataError, StorageError
-from emc2dist.files import entry_of
+from emc2dist.files import entry_of, pointers
 
 OTHER_CIFAR = "CIFAR's version for C or MATLAB; its python version is read: fetch that"
 """What is wrong with a folder of which `is_other_cifar` is true."""

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emc2dist import files
-from emc2dist.data import pointers
 from emc2dist.data.ingest.source import Source, Split
 from emc2dist.data.splits import EVALUATED, is_plain, series, split_of, tells_split
 from emc2dist.errors import DataError, SpecError, StorageError
+from emc2dist.files import pointers
 
 PINNED = {"imagenet100": "imagenet100.txt"}
 """Class lists that come with emc2dist. imagenet100: the 100 classes of Tian, Krishnan and Isola, Contrastive Multiview

@@ -7,6 +7,7 @@ it hands out `Samples`: as much as a worker process needs to read some images, s
 import hashlib
 import os
 import re
+import shlex
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,23 @@ EXTENSIONS = frozenset(
 """Of files that are taken for images, in lower case."""
 PACKED = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 """Extensions of what holds files and has to be unpacked."""
+_PART = re.compile(  # of a file that was cut: x.tar.part00, x.zip.001, x.tar.gz.aa as `split` has them, x.part1
+    rf"(?P<begin>(?P<whole>.+?({'|'.join(map(re.escape, PACKED))}))[._-]?(part[._-]?)?)(\d{{1,4}}|[a-z]{{2}}|aa[a-z])"
+    r"|(?P<named>(?P<other>.+?)[._-]part[._-]?)(\d{1,4}|[a-z]{2})",
+    re.IGNORECASE,
+)
+_OF_ZIP = re.compile(r"\.z\d\d+$", re.IGNORECASE)  # beside the last part, which is x.zip
+_BEGINS = {
+    b"PK\x03\x04": "zip",
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf": "7z",
+    b"Rar!": "rar",
+}
+"""Formats of archives by their first bytes."""
+_TAR = slice(257, 262)  # where a tar says `ustar`
 _OF_MANY = re.compile(r"-\d+-of-\d+$")  # after the extension, as TensorFlow writes it, which often leaves that out
 _AS_FILES = "write each image as a file into train/CLASS/, and give the folder that train/ lies in"
 _AS_PNG = f"with PIL.Image.fromarray(ARRAY).save(PNG), {_AS_FILES}"
@@ -54,9 +72,10 @@ _INSTEAD = {
         (".mp4", ".avi", ".mov", ".mkv", ".webm"), f"videos (ffmpeg -i FILE %06d.jpg writes frames): {_AS_FILES}"
     ),
     **dict.fromkeys(
-        (".csv", ".tsv"),
-        "a table is none of images: give the folder that they lie in; or if it holds their pixels (pandas.read_csv), "
-        f"make an array of each row, and {_AS_PNG}",
+        (".csv", ".tsv", ".jsonl"),
+        "a table is none of images: give the folder that they lie in; if it holds their addresses, fetch them, as "
+        "img2dataset does, and give what that writes; if it holds their pixels (pandas.read_csv), make an array of "
+        f"each row, and {_AS_PNG}",
     ),
 }
 _UNREAD = (
@@ -148,7 +167,35 @@ def unread(others: "Counter[str]") -> int:
 def instead(name: str) -> str | None:
     """What would help where a file is given that holds images and is read by no kind; None where nothing is known."""
     kind = extension(name)
-    return f"unpack {name} first" if kind in PACKED else _INSTEAD.get(kind)
+    return f"unpack {name} first" if kind in PACKED else _INSTEAD.get(kind) or _of_parts(name)
+
+
+def _of_parts(name: str) -> str | None:
+    """What would help where a file is one part of several that an archive was cut into; None where none is known."""
+    if _OF_ZIP.search(name):
+        whole = f"{name.rpartition('.')[0]}.zip"
+        return f"a part of {whole}: join all, as with `zip -s 0 {shlex.quote(whole)} --out whole.zip`, and unpack that"
+    part = _PART.fullmatch(name)
+    if part is None:
+        return None
+    begin, whole = part["begin"] or part["named"], part["whole"] or part["other"]
+    joined = f"cat {shlex.quote(begin)}* > {shlex.quote(whole)}"
+    return f"a part of {whole}: join all in their order, as with `{joined}`, and unpack that"
+
+
+def instead_by_content(file: Path) -> str | None:
+    """The same by a file's first bytes, where its name tells nothing."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(_TAR.stop)
+    except OSError:  # it is not needed
+        return None
+    name = printable(file.name)
+    if head.startswith(b"PAR1"):
+        return f"{name} begins as Parquet, which is known by its name: call it *.parquet"
+    packed = next((kind for begin, kind in _BEGINS.items() if head.startswith(begin)), None)
+    packed = "tar" if head[_TAR] == b"ustar" else packed
+    return f"{name} begins as {packed}: unpack it, joined with its other parts if it is one" if packed else None
 
 
 def extension(name: str) -> str:
@@ -201,6 +248,18 @@ def read_range(file: Path, start: int, size: int) -> bytes:
     if len(content) != size:
         raise StorageError(f"{file}: truncated while it was read; run again when it is whole")
     return content
+
+
+def escaped(names: Iterable[str]) -> list[str]:
+    """A remark on names that are written otherwise than they are, see `printable`, if there are any."""
+    odd = [name for name in names if not name.isprintable()]
+    if not odd:
+        return []
+    return [
+        f"{len(odd)} images have names that are not UTF-8, or hold characters that are not seen, and were written "
+        f"escaped, as {printable(odd[0])}; name them anew, as with `convmv -f GBK -t UTF-8 -r --notest FOLDER`, to "
+        "have them as they were meant"
+    ]
 
 
 def printable(name: str) -> str:

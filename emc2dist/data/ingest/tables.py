@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from emc2dist.data import pointers
 from emc2dist.errors import DataError
+from emc2dist.files import pointers
 
 LONGEST = 2**26
 """Bytes of a list of splits, or of JSON."""

@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emc2dist import files
-from emc2dist.data import pointers
 from emc2dist.data.columns import check_labels
 from emc2dist.data.ingest.folder import MAX_BYTES
 from emc2dist.data.ingest.layout import companions, masks_among, parts_among
@@ -34,6 +33,7 @@ from emc2dist.data.ingest.source import (
     Samples,
     Source,
     Split,
+    escaped,
     hidden,
     hidden_by,
     instead,
@@ -56,7 +56,7 @@ from emc2dist.data.splits import (
     together,
 )
 from emc2dist.errors import DataError
-from emc2dist.files import Entry, entry_of
+from emc2dist.files import Entry, entry_of, pointers
 
 CLASSES = "classes.txt"
 _IMAGES = frozenset(extension.removeprefix(".") for extension in EXTENSIONS)
@@ -114,6 +114,7 @@ class Tar(Source):
             left_out(left) + alone(path, [] if path.is_file() else shards) + together(members) + missing(shards)
         )
         self.remarks += hidden(hidden_ones + contents.hidden) + contents.remarks()
+        self.remarks += escaped(image.name for image in self._images)
         self.remarks += (
             [f"{others.total()} files are no *.tar and were left out ({', '.join(others)})"] if others else []
         )

@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from emc2dist.data.catalogue import ManifestFile
 from emc2dist.data.decode import examine
 from emc2dist.data.ingest.source import Samples
-from emc2dist.data.pointers import pointer
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Place
+from emc2dist.files.pointers import pointer
 
 GROUP_ROWS = 100
 GROUP_BYTES = 2**24
