@@ -240,18 +240,18 @@ def test_differences_name_what_changes_the_result_only():
     moved = parse(MINIMAL, keys)
     assert differences(old, moved) == []
     keys = ["temperature=0.1", "precision=tf32", "deterministic=true", "data.limit=9", "data.shrink=true"]
-    keys += ["views.made_on=device", "encoder.features=64", "compile=true"]
+    keys += ["views.made_on=device", "encoder.features=64"]
     changed = parse(MINIMAL, keys)
     assert differences(old, changed) == [
         "temperature: 0.2 -> 0.1",
         "precision: float32 -> tf32",
         "deterministic: False -> True",
-        "compile: False -> True",
         "data.limit: None -> 9",
         "data.shrink: False -> True",
         "views.made_on: auto -> device",
         "encoder.features: 128 -> 64",
     ]
+    assert differences(old, parse(MINIMAL, ["compile=true"])) == ["compile: False -> True"]
 
 
 def test_operational_keys_exist():
