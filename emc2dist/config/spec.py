@@ -81,7 +81,8 @@ class Spec(Section):
     trained so far is refused with `auto`, for its numbers would differ; `cpu` or `cuda` says that it is meant.
     What it trains on is said when it begins."""
     threads: SmallInt = 0
-    """CPU threads of a worker; 0: the machine's cores divided among the workers."""
+    """CPU threads of a worker; 0: the CPUs that may be used on its machine (those that Slurm, taskset or a container
+    allots, where they are fewer than there are), divided among the workers there."""
     restarts: SmallInt = 3
     """Times the workers may be lost and started again from the newest checkpoint."""
     log_every: PositiveInt = 10

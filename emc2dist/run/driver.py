@@ -71,6 +71,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
         KeyboardInterrupt: the same by Ctrl-C; or it came once more, and no checkpoint was waited for.
     """
     spec = resolved(spec)
+    cluster.leave_jobs_folder()
     trackers.refuse_missing(spec)
     images, remarks, neighbours = check(spec)
     for remark in remarks:
