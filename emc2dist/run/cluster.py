@@ -121,9 +121,11 @@ def in_job() -> bool:
 def leave_jobs_folder() -> None:
     """Leave the working directory of a submitted job, for home; relative paths have been resolved before.
 
-    Nodes that share a machine unpack it anew, and whoever is still in it then is nowhere.
+    Nodes that share a machine unpack it anew, and whoever is still in it then is nowhere: pictures cannot be drawn, and
+    processes that are started there die of it.
     """
-    for folder in (Path.home(), "/") if in_job() else ():
+    is_in_it = in_job() or (ray.is_initialized() and "working_dir" in ray.get_runtime_context().runtime_env)
+    for folder in (Path.home(), "/") if is_in_it else ():
         with suppress(OSError):
             os.chdir(folder)
             return

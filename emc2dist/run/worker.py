@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import emc2dist.run.cluster  # noqa: F401  before ray: sets its defaults
+import emc2dist.run.cluster as cluster  # before ray: sets its defaults
 
 import ray.train  # isort: skip
 import ray.train.torch
@@ -34,6 +34,7 @@ def work(config: dict[str, Any]) -> int:
     """
     channel: ChannelHandle = config["channel"]
     channel.enter()
+    cluster.leave_jobs_folder()
     spec = parse(config["spec"])
     with _reported(channel, spec):
         return _train_rank(spec, config["run"], config["store"], channel)

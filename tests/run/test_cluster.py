@@ -1,6 +1,7 @@
 """Room for a run on a real Ray: as many workers as there are places, and a limit to waiting for them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +142,25 @@ def test_a_driver_leaves_the_working_directory_of_its_job_alone(monkeypatch, tmp
     monkeypatch.setenv("HOME", str(tmp_path / "gone"))
     cluster.leave_jobs_folder()
     assert Path.cwd() == Path("/")
+
+
+def test_so_does_what_works_for_it(ray_cluster, tmp_path):
+    """A worker of Ray starts in the job's folder; loaders that it starts would die in one that is gone."""
+
+    def found():
+        before = Path.cwd()
+        cluster.leave_jobs_folder()
+        return before, Path.cwd()
+
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "spec.yaml").touch()
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path, "job")
+    task = ray_cluster.remote(num_cpus=0)(found)
+    before, after = ray_cluster.get(task.options(runtime_env={"working_dir": f"file://{packed}"}).remote())
+    assert "working_dir_files" in str(before)
+    assert after == Path.home()
+    before, after = ray_cluster.get(task.remote())
+    assert before == after
 
 
 def test_a_ray_of_our_own_has_a_place_for_each_cpu_that_may_be_used_and_each_worker(monkeypatch):
