@@ -1,6 +1,5 @@
 """The results of a run, finished or running: its evaluation, and its backbone."""
 
-import json
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path, PurePath
@@ -15,7 +14,7 @@ from emc2dist.errors import NonFiniteError, SpecError
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.terminal import Progress, say
-from emc2dist.towers.encoder import backbone_state_dict, elsewhere, pixel_statistics
+from emc2dist.towers.encoder import backbone_state_dict, not_torchvisions
 from emc2dist.train.evaluation import Evaluation
 
 _HEEDED = (
@@ -88,9 +87,8 @@ def _on_limit(own: Data, train: Images, data: Data) -> list[str]:
 def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[str, Any]:
     """Write the newest checkpoint's backbone as safetensors.
 
-    A ResNet's keys are torchvision's (no `fc`); those of conv4 are of `emc2dist.towers.encoder.Conv4`. `remarks` tell
-    what gives the same representations elsewhere; the file's metadata has the encoder, `size` of a view, pixels, and
-    `mean` and `std` of images, in units of pixels of 0 to 1.
+    A ResNet's keys are torchvision's (no `fc`); those of conv4 are of `emc2dist.towers.encoder.Conv4`. What a model has
+    to be like to give the same representations is in `remarks`, where it is not torchvision's own.
 
     Raises:
         RunError: there is no run or no whole checkpoint. StorageError: `out`, on disk or S3, cannot be written.
@@ -104,12 +102,10 @@ def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[st
     place.entry() if place.remote else files.writable(out)  # before anything is read
     newest = LoadedCheckpoint.newest(folder)
     spec = newest.spec
-    encoder = {"backbone": spec.encoder.backbone, "stem": spec.encoder.stem, "norm": spec.encoder.norm}
-    metadata = {**encoder, "size": spec.views.size, **pixel_statistics()}
+    metadata = {"backbone": spec.encoder.backbone, "stem": spec.encoder.stem, "norm": spec.encoder.norm}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(newest.encoder).items()}
-    numbers = {name: json.dumps(value) for name, value in metadata.items() if name not in encoder}
-    place.write(save(tensors, encoder | numbers))  # whose metadata are text
-    remarks = elsewhere(spec.encoder)
+    place.write(save(tensors, metadata))
+    remarks = not_torchvisions(spec.encoder)
     for remark in remarks:
         say(remark)
     return {"checkpoint": str(newest.place), "out": str(place), **metadata, "remarks": [*newest.remarks, *remarks]}

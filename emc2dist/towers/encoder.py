@@ -113,35 +113,24 @@ def running_statistics(encoder: nn.Module) -> Iterator[None]:
 def backbone_state_dict(encoder: Encoder) -> dict[str, Tensor]:
     """The backbone's tensors, under torchvision's own key names and without `fc`; of a `Conv4`, under its own.
 
-    What else has to be so for the same representations is told by `elsewhere`.
+    With the `imagenet` stem and norm `batch` a ResNet's load into `torchvision.models` with `strict=False`.
     """
     return dict(encoder.backbone.state_dict())
 
 
-def pixel_statistics() -> dict[str, list[float]]:
-    """`mean` and `std` that images are normalised by, in units of pixels of 0 to 1."""
-    return {name: [round(value / 255, 3) for value in values] for name, values in (("mean", MEAN), ("std", STD))}
+def not_torchvisions(config: EncoderConfig) -> list[str]:
+    """How torchvision's own model has to be built for an exported backbone to give there what it gives here.
 
-
-def elsewhere(config: EncoderConfig) -> list[str]:
-    """What an exported backbone needs in order to give elsewhere what it gives here: pixels, and a model.
-
-    Keys alone do not tell: a BatchNorm takes the weights of a GroupNorm, and any pixels go in.
+    Keys alone do not tell: a BatchNorm takes the weights of a GroupNorm.
     """
-    mean, std = (tuple(values) for values in pixel_statistics().values())
-    remarks = [
-        f"pixels: it takes RGB / 255 through torchvision.transforms.Normalize({mean}, {std}), which is ImageNet's; and "
-        "call the model's eval()"
-    ]
     if config.backbone == "conv4":
         norm = config.norm
         return [
-            *remarks,
-            f"encoder.backbone: conv4 is none of torchvision's; build emc2dist.towers.encoder.Conv4({norm!r}) for it",
+            f"encoder.backbone: conv4 is none of torchvision's; build emc2dist.towers.encoder.Conv4({norm!r}) for it"
         ]
     model = f"torchvision.models.{config.backbone}"
     layers = {"group": "lambda channels: torch.nn.GroupNorm(32, channels)", "none": "torch.nn.Identity"}
-    remarks.append(f"fc: a backbone has none; set that of {model}() to torch.nn.Identity() before its load_state_dict")
+    remarks = []
     if config.norm in layers:
         build = f"{model}(norm_layer={layers[config.norm]})"
         remarks.append(f"encoder.norm: {config.norm} is not torchvision's BatchNorm; build the model as {build}")
