@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from emc2dist import cli
+from emc2dist.cli import imports
 from emc2dist.run.listeners.terminal import Display
 from emc2dist.terminal import Patient, Progress, as_json, say
 
@@ -149,10 +150,91 @@ def test_what_nobody_has_foreseen_is_one_line_with_its_files(error, status, word
     assert told.count("\n") == 1
 
 
-def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("emc2dist.cli.runs.load_job", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), RuntimeError("shapes differ")])
+def test_a_fault_of_ours_keeps_its_traceback(error, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("emc2dist.cli.runs.load_job", fail)
+    with pytest.raises(type(error)):
         cli.main(["validate", "a.yaml"])
+
+
+def foreign(folder, package, text):
+    (folder / package).mkdir(parents=True)
+    (folder / package / "__init__.py").write_text(text)
+    return str(folder)
+
+
+def test_a_package_of_another_python_is_told_with_what_put_it_there(tmp_path, validate):
+    path = foreign(tmp_path / "modules", "yaml", "raise ImportError('for Python 2\\nand so on')")
+    done = validate(PYTHONPATH=path)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"emc2dist: a package cannot be imported (ImportError: for Python 2; in {path}/yaml/__init__.py); PYTHONPATH "
+        f"puts {path} before this environment's packages: unset it (unset PYTHONPATH)\n"
+    )
+
+
+def test_of_errors_about_an_error_the_first_is_told(tmp_path):
+    """Ray says that dependencies are missing, NumPy that it is installed badly: what is broken lies below."""
+    path = foreign(
+        tmp_path, "numpy", "try:\n    import numpy.gone\nexcept ImportError as e:\n    raise ImportError('!') from e"
+    )
+    command = [sys.executable, "-m", "emc2dist.cli", "certify", "a.yaml", "--out", "a.png"]
+    (tmp_path / "a.yaml").write_text(SPEC)
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "(ModuleNotFoundError: No module named 'numpy.gone'; in " in line
+    assert f"PYTHONPATH puts {path} before" in line
+
+
+def test_a_package_that_pip_left_for_the_user_and_one_that_is_missing(monkeypatch):
+    def told(file):
+        return imports.explained(ImportError("cannot import name 'a'", name="a", path=file))
+
+    monkeypatch.setattr("site.getusersitepackages", lambda: "/home/me/.local/lib")
+    monkeypatch.setattr(sys, "path", ["/home/me/.local/lib", "/env/lib"])
+    monkeypatch.setattr(sys, "prefix", "/env")
+    assert told("/home/me/.local/lib/numpy/__init__.py").endswith(
+        "; in /home/me/.local/lib/numpy/__init__.py); /home/me/.local/lib holds what `pip install --user` left: "
+        "PYTHONNOUSERSITE=1 does without it"
+    )
+    assert told("/env/lib/numpy/__init__.py").endswith("; install emc2dist anew into /env, with what it requires")
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            "CUDA error: no kernel image is available for execution",
+            "this machine has a GPU, and a torch that cannot use",
+        ),
+        ("CUDA out of memory. Tried to allocate 2 GiB.", "out of memory (CUDA out of memory."),
+    ],
+)
+def test_what_torch_says_of_a_gpu_is_one_line_that_says_what_helps(said, words, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError(f"{said}\nCUDA kernel errors might be asynchronously reported")
+
+    monkeypatch.setattr("emc2dist.cli.runs.load_job", fail)
+    assert cli.main(["validate", "a.yaml"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"emc2dist: {words}")
+    assert "CUDA_VISIBLE_DEVICES" in line
+
+
+def test_a_working_folder_that_is_gone_is_told(tmp_path):
+    """Torch's libraries would end the process."""
+    (tmp_path / "gone").mkdir()
+    inside = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec {sys.executable} -m emc2dist.cli evaluate {tmp_path}"
+    done = subprocess.run(["sh", "-c", inside], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "emc2dist: the working folder is gone, deleted or made anew since it was entered; cd into one that is there\n"
+    )
 
 
 @pytest.mark.parametrize(

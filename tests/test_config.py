@@ -779,3 +779,14 @@ def test_what_a_command_says_of_s3_goes_before_what_a_spec_says():
     found = spec.overridden(said)
     assert (found.endpoint, found.attempts, found.region) == ("http://of.command", 6, "of-spec")
     assert spec.overridden(None) == spec.overridden(parse_s3([])) == spec
+
+
+@pytest.mark.parametrize(
+    ("value", "named"), [("cuda:1", "1"), ("0", "0"), ("0,1", "0,1"), ("gpu:2", "2"), ("gpu", None), ("mps", None)]
+)
+def test_a_gpu_by_its_number_is_told_which_variable_chooses(value, named):
+    with pytest.raises(SpecError) as refused:
+        parse(MINIMAL, [f"device={value}"])
+    told = f"; which of several GPUs is for the environment to say: CUDA_VISIBLE_DEVICES={named}"
+    end = told if named else ""
+    assert str(refused.value) == f"spec: device: got {value!r}; input should be 'auto', 'cpu' or 'cuda'{end}"

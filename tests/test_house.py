@@ -95,6 +95,13 @@ def test_nothing_is_decided_by_the_clock_on_the_wall():
     assert {path.relative_to(ROOT / "emc2dist").as_posix() for path in asked} == told
 
 
+def test_no_number_of_processes_or_threads_goes_by_all_cpus_of_a_machine():
+    """Slurm or a container may let a process have few of them: `machine.cpus` tells."""
+    counts = ("os.cpu_count", "os.process_cpu_count", "multiprocessing.cpu_count", "psutil.cpu_count")
+    asked = {path.name for path in MODULES if any(name.startswith(counts) for name in reached(path.read_text()))}
+    assert asked == {"machine.py"}
+
+
 def test_readme_links_lead_somewhere():
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text())
     assert links

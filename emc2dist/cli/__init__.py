@@ -10,12 +10,14 @@
     data.py         ingest
     jobs.py         submit, status, logs, stop, list: a run as a job on a cluster
     clusters.py     cluster: a Ray of several nodes on this machine
+    imports.py      what is said where a package cannot be imported
 
 Exit status: 0 done, 2 a spec, a key=value, data or storage that cannot be used, 1 any other refusal, 130 interrupted,
 143 a run that was asked to stop and left a checkpoint; `submit --follow` and `logs -f` exit with the job's own. Where
 the operating system refuses what nobody has foreseen, its file is named (2); who reads stdout may leave early (1).
 Progress and messages go to stderr, which may take nothing of them; results to stdout, which must take all. Each command
-imports what it needs when it runs, so help and `validate` wait for neither torch nor Ray.
+imports what it needs when it runs, so help and `validate` wait for neither torch nor Ray; and what cannot be imported
+is said in one message.
 """
 
 import argparse
@@ -32,8 +34,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from emc2dist.config.characters import dash_for_hyphens, misleading, named
 from emc2dist.errors import DataError, Emc2Error, RayEnded, RunStopped, SpecError, StorageError, StorageUnreachable
+from emc2dist.machine import out_of_memory, unusable_gpu
 from emc2dist.terminal import Around, Patient, say
 
 # Python looks through all of torch and Ray for garbage once more before it ends: a second or two for nothing.
@@ -101,6 +103,7 @@ def _told(argv: Sequence[str] | None) -> int:
 
 def _status(argv: Sequence[str] | None) -> int:
     try:
+        _refuse_lost_folder()
         if argv is None and Path(sys.argv[0]).stem.startswith("ipykernel"):  # whose words are the kernel's own
             raise SpecError(
                 "in a notebook give main the words: main(['train', 'SPEC', 'KEY=VALUE']), or run !emc2dist train SPEC"
@@ -126,11 +129,44 @@ def _status(argv: Sequence[str] | None) -> int:
     except MemoryError:
         say("emc2dist: out of memory; lower batch_size, views.size or data.loaders, or use a machine with more")
         return 1
+    except ImportError as error:
+        from emc2dist.cli import imports
+
+        say(f"emc2dist: {imports.explained(error)}")
+        return 1
+    except RuntimeError as error:
+        told = _of_torch(" ".join(str(error).split())[:300])
+        if told is None:
+            raise
+        say(f"emc2dist: {told}")
+        return 1
     except OSError as error:  # that nobody has explained
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
         reason = " ".join(str(error.strerror or error).split())
         say(f"emc2dist: {' -> '.join(names) or type(error).__name__}: {reason}")
         return 2 if names else 1
+
+
+def _of_torch(said: str) -> str | None:
+    """What to do about an error of torch in this process, of which workers tell more; None where it is another."""
+    if unusable_gpu(said):
+        return f"this machine has a GPU, and a torch that cannot use it ({said}); CUDA_VISIBLE_DEVICES= does without it"
+    if out_of_memory(said):
+        return (
+            f"out of memory ({said}); use a machine with more, or, where it is a GPU's, another GPU, which "
+            "CUDA_VISIBLE_DEVICES names; where that is empty none is used"
+        )
+    return None
+
+
+def _refuse_lost_folder() -> None:
+    """Raise StorageError where the working folder is gone: torch's libraries would end the process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise StorageError(
+            "the working folder is gone, deleted or made anew since it was entered; cd into one that is there"
+        ) from None
 
 
 def _refuse_returns(words: Sequence[str]) -> None:
@@ -147,6 +183,8 @@ def _refuse_returns(words: Sequence[str]) -> None:
 
 def _refuse_dashes(words: Sequence[str]) -> None:
     """Raise SpecError where a word begins with a dash, as an editor makes one of the hyphens of an option."""
+    from emc2dist.config.characters import dash_for_hyphens, named
+
     for word in words:
         if (dash := dash_for_hyphens(word)) and not os.path.lexists(word):
             option = word.lstrip(f"-{dash}")
@@ -197,6 +235,8 @@ def _refuse_swapped(arguments: argparse.Namespace) -> None:
 
 def _refuse_further(arguments: argparse.Namespace) -> None:
     """Raise SpecError where a word follows that is no KEY=VALUE: of `*.tar` a shell makes several."""
+    from emc2dist.config.characters import misleading
+
     positional = arguments.parser._get_positional_actions()
     taken = [f"one {action.metavar}" for action in positional if action.nargs is None]
     further = next((word for word in getattr(arguments, "overrides", ()) if "=" not in word), None)
@@ -225,6 +265,8 @@ class _Parser(argparse.ArgumentParser):
     """A parser that what it parsed names: where arguments are left over, their own command is to blame."""
 
     def error(self, message: str) -> NoReturn:
+        from emc2dist.config.characters import misleading
+
         super().error(message + misleading(message))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:

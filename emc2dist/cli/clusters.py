@@ -15,7 +15,7 @@ def add_to(commands: Commands) -> None:
     text = "start what does not run yet of a head and WORKERS nodes, and print the exports that lead to it"
     start = actions.add_parser("start", help=text, description=text)
     start.add_argument("workers", metavar="WORKERS", type=int, nargs="?", default=1, help="nodes for workers (1)")
-    start.add_argument("--cpus", metavar="N", type=int, help="CPUs that each node offers, by default all there are")
+    start.add_argument("--cpus", metavar="N", type=int, help="CPUs that each node offers; all that may be used")
     start.add_argument("--labels", metavar="K=V,K=V", help="labels of each node, as in ray.io/market-type=spot")
     text = "end exactly what `start` started"
     stop = actions.add_parser("stop", help=text, description=text)

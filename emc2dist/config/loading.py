@@ -42,6 +42,8 @@ _UNSPACED = re.compile(rf"^[ \t]*([\w.]+):(?!//)(?![\s{characters.UNSEEN}]|$)", 
 _CHOSEN = {"objective": "emc2", "negatives": "chain"}
 """Sections that are one of several, chosen by their name, and a name for example."""
 _SEVERAL = "; several values are for `emc2dist sweep`, see jobs/sweep.yaml, and a number has no comma"
+_CARD = re.compile(r"(?:(?:cuda|gpu):?)?(\d+(?:, ?\d+)*)")
+"""A GPU by its number, as torch and others take it."""
 _SHOWN = 200  # characters of a value that a message repeats
 _TOLD = 5  # errors of one spec that a message tells
 
@@ -476,6 +478,8 @@ def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
         message += ", or null"
     if error["type"] not in _FORMS and _is_quoted(value, kind):
         message = "the quotes around it make it text; leave them out"
+    elif key.endswith("device") and (card := _CARD.fullmatch(str(value))):
+        message += f"; which of several GPUs is for the environment to say: CUDA_VISIBLE_DEVICES={card[1]}"
     elif error["type"] not in _FORMS and _are_several(value):
         message += _SEVERAL
     odd = characters.strange(value) if isinstance(value, str) else ""

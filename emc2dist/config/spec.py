@@ -86,9 +86,10 @@ class Spec(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` trains on GPUs where the cluster has one for every worker. A run that would go on elsewhere than where it
     trained so far is refused with `auto`, for its numbers would differ; `cpu` or `cuda` says that it is meant.
-    What it trains on is said when it begins."""
+    What it trains on is said when it begins; of several GPUs, CUDA_VISIBLE_DEVICES chooses."""
     threads: SmallInt = 0
-    """CPU threads of a worker; 0: the machine's cores divided among the workers."""
+    """CPU threads of a worker; 0: the CPUs that may be used on its machine (those that Slurm, taskset or a container
+    allots, where they are fewer than there are), divided among the workers there."""
     restarts: SmallInt = 3
     """Times the workers may be lost and started again from the newest checkpoint."""
     log_every: PositiveInt = 10

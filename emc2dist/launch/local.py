@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from emc2dist import files
+from emc2dist import files, machine
 from emc2dist.errors import LaunchError, SpecError
 from emc2dist.files import explained
 from emc2dist.launch import processes
@@ -76,7 +76,7 @@ class LocalCluster:
 
         Args:
             workers: nodes for workers.
-            cpus: CPUs that each of them offers; by default all of the machine. They are tickets to run, not cores.
+            cpus: CPUs that each of them offers; by default all that may be used. They are tickets to run, not cores.
             labels: labels of each of them, as `ray start --labels` takes them: KEY=VALUE,KEY=VALUE.
 
         Raises:
@@ -89,7 +89,7 @@ class LocalCluster:
         _check_number(workers)
         _check_offer(cpus, labels)
         self._prepare()
-        offer = [f"--num-cpus={cpus}"] if cpus is not None else []
+        offer = [f"--num-cpus={machine.cpus() if cpus is None else cpus}"]
         offer += [f"--labels={labels}"] if labels else []
         with self._alone(), _deferred_signals() as signals:
             connection = self.running()

@@ -24,6 +24,7 @@ from emc2dist.errors import LaunchError
 from emc2dist.launch.plan import SPEC_FILE, JobState, Plan, Status, Target, grace_of, printable, refuse_second
 from emc2dist.run.access import WRONG_TOKEN, by_proxy
 from emc2dist.run.scratch import temporary
+from emc2dist.terminal import say
 
 REQUEST_S = 30.0
 POLL_S = 1.0
@@ -54,7 +55,8 @@ class RayJobs(Target):
         """Raises LaunchError where no cluster answers, or it refuses the token."""
         self.url = url.rstrip("/")
         self._headers = headers
-        logging.getLogger("ray").setLevel(logging.WARNING)  # what it packs and uploads is not worth a line
+        for name in ("ray", SubmissionClient.__module__):  # what it packs and uploads is not worth a line
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._client = self._call(lambda: _Client(self.url, dict(headers)))
 
     @override
@@ -64,6 +66,11 @@ class RayJobs(Target):
             job = plan.id if attempt == 1 else f"{plan.id}-{attempt}"
             found = self._find(job)
             if found is None:
+                if (other := self._client.version()) != ray.__version__:
+                    say(
+                        f"{self.url}: runs Ray {other}, and here is Ray {ray.__version__}: the job takes the emc2dist "
+                        "that is installed there, which must fit that"
+                    )
                 self._send(plan, job)
                 return self.state(job)
             if not found.final or found.status in plan.over:
@@ -186,6 +193,10 @@ class _Client(JobSubmissionClient):
         # Past Ray's own, which prefers what RAY_ADDRESS or RAY_API_SERVER_ADDRESS say to the URL that it is given.
         SubmissionClient.__init__(self, url, headers=headers)
         self._check_connection_and_version("2.0")
+
+    def version(self) -> str:
+        """The version of Ray that the cluster runs."""
+        return str(self._server_ray_version)
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
         ours = {

@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from emc2dist.errors import LaunchError, SpecError
 from emc2dist.launch.plan import Plan, Target
+from emc2dist.machine import cpus
 from emc2dist.run.access import headers_for
 
 
@@ -47,7 +48,7 @@ def open_target(name: str, *, namespace: str = "default", start_for: int = 0) ->
     connection = cluster.running()
     if connection is None and start_for:
         # A CPU is Ray's ticket to run, not a promise of a core: more workers than cores are slow but fine.
-        connection = cluster.start(cpus=max(os.cpu_count() or 1, start_for))
+        connection = cluster.start(cpus=max(cpus(), start_for))
     if connection is None:
         raise LaunchError(
             "no Ray of ours runs on this machine; `emc2dist submit` and `emc2dist cluster start` start one. A run of "

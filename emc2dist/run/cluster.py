@@ -14,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
@@ -36,6 +37,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noq
 
 from emc2dist.config import Spec  # noqa: E402
 from emc2dist.errors import LaunchError, RayEnded, RunError, SpecError  # noqa: E402
+from emc2dist.machine import cpus  # noqa: E402
 from emc2dist.run import address, limits  # noqa: E402
 from emc2dist.run.access import find_token, make_token  # noqa: E402
 from emc2dist.run.guard import Guard, end_process  # noqa: E402
@@ -114,6 +116,19 @@ def _shut_down() -> None:
 def in_job() -> bool:
     """Whether this is the driver of a submitted Ray job, whose working directory is a copy that goes with the job."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def leave_jobs_folder() -> None:
+    """Leave the working directory of a submitted job, for home; relative paths have been resolved before.
+
+    Nodes that share a machine unpack it anew, and whoever is still in it then is nowhere: pictures cannot be drawn, and
+    processes that are started there die of it.
+    """
+    is_in_it = in_job() or (ray.is_initialized() and "working_dir" in ray.get_runtime_context().runtime_env)
+    for folder in (Path.home(), "/") if is_in_it else ():
+        with suppress(OSError):
+            os.chdir(folder)
+            return
 
 
 def here() -> NodeAffinitySchedulingStrategy:
@@ -252,7 +267,8 @@ def _connect(spec: Spec, runs: int, dashboard: bool) -> None:
     if named is None:
         limits.refuse_too_few(spec.workers)
         # One CPU a worker is Ray's ticket to run, not a promise of a core: more workers than cores are slow but fine.
-        _start(max(os.cpu_count() or 1, spec.workers * runs), dashboard)
+        # Ray starts an idle process for each CPU, so those that are not ours to use are none.
+        _start(max(cpus(), spec.workers * runs), dashboard)
         return
     address.check(named, authorised=in_job())
     try:
@@ -262,7 +278,7 @@ def _connect(spec: Spec, runs: int, dashboard: bool) -> None:
         raise LaunchError(f"RAY_ADDRESS: {named}: Ray cannot be joined there ({_chain(error)})") from error
 
 
-def _start(cpus: int, dashboard: bool) -> None:
+def _start(places: int, dashboard: bool) -> None:
     """Start a Ray of our own on this machine, with a guard over it."""
     global _guard
     _make_token()
@@ -272,7 +288,7 @@ def _start(cpus: int, dashboard: bool) -> None:
         # Ray sees this too, but leaves the session's folder there.
         validate_socket_filepath(f"{folder}/ray/session_{'0' * 26}_{os.getpid()}/sockets/plasma_store")
         with _sessions_of_their_own(), _signals_left_alone():
-            ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, job_config=_job_config(), **_QUIET)
+            ray.init(address="local", num_cpus=places, include_dashboard=dashboard, job_config=_job_config(), **_QUIET)
             _guard = _guard_of(ray._private.worker._global_node)
     except Exception as error:  # Ray raises anything, bare Exceptions too
         if short := limits.scarce(1):

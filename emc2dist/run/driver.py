@@ -18,7 +18,7 @@ of size, and the same command run again.
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +71,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
         KeyboardInterrupt: the same by Ctrl-C; or it came once more, and no checkpoint was waited for.
     """
     spec = resolved(spec)
+    cluster.leave_jobs_folder()
     trackers.refuse_missing(spec)
     images, remarks, neighbours = check(spec)
     for remark in remarks:
@@ -120,6 +121,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
             if isinstance(stop, Asked) and stop.number == signal.SIGINT:
                 raise KeyboardInterrupt(f"{folder.place}: stopped {where}; the same command resumes")
             raise RunStopped(f"{folder.place}: stopped {where}")
+        remarks += on_the_way(folder.rows())
         summary = summarise(folder, steps) | {"device": device, "neighbours": neighbours, "remarks": remarks}
         folder.finish(summary)
         return summary
@@ -189,6 +191,17 @@ def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:
         **numbers(folder.rows()),
         "checkpoint": str(folder.checkpoints()[0]),
     }
+
+
+def on_the_way(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Remarks on what rows tell of a run's way: checkpoints that were passed over, and another device."""
+    remarks = []
+    for row in rows:
+        if "passed_over" in row:
+            remarks.append(f"passed over at step {row['step']}, as not whole: {row['passed_over']}")
+        if "device_changed" in row:
+            remarks.append(f"device: {row['device_changed']} at step {row['step']}: the numbers are not those of one")
+    return remarks
 
 
 def resolved(spec: Spec) -> Spec:

@@ -17,15 +17,15 @@ from ray.train.v2._internal.exceptions import RayTrainError
 from emc2dist.config import Spec
 from emc2dist.errors import Emc2Error, RunError, StorageError, StorageUnreachable, StoreError
 from emc2dist.files import explained
+from emc2dist.machine import out_of_memory, unusable_gpu
 from emc2dist.terminal import brief
 
-_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate memory|ALLOC_FAILED", re.IGNORECASE)
 _KILLED = re.compile(r"OutOfMemoryError|running low on memory|memory monitor", re.IGNORECASE)
 _IMPORT = re.compile(
     r"\b(ModuleNotFoundError|ImportError|SyntaxError|IndentationError): "
     r"|\bAttributeError: (partially initialized )?module '[\w.]+' has no attribute "
 )
-_NO_CUDA = re.compile("NCCL built in|no GPUs found|not compiled with CUDA|No CUDA GPUs are available")
+_ASSERTED = "device-side assert triggered"
 _NO_INTERFACE = re.compile(r"Unable to find address for: (\S+)")  # gloo's words
 _NETWORK = {
     getattr(errno, name)
@@ -44,6 +44,8 @@ def fatal(error: BaseException, spec: Spec) -> Emc2Error | None:
             f"GLOO_SOCKET_IFNAME: {name.group(1)} is no network interface of a worker's machine; unset it, or name one "
             "that each has (`ip addr` lists them)"
         )
+    if isinstance(error, RuntimeError) and unusable_gpu(str(error)):
+        return RunError(_without_gpu(brief(error)))
     if _is_memory(error):
         return RunError(_too_large(" ".join(str(error).split())[:300] or type(error).__name__, spec))
     if isinstance(error, OSError):
@@ -71,12 +73,7 @@ def fatal_text(text: str, spec: Spec) -> RunError | None:
             f"a worker did not start: {text}; every node must have the packages that this machine has, and no file or "
             "folder of the same name as one of Python's or of theirs may stand before them"
         )
-    if _NO_CUDA.search(text):
-        return RunError(
-            f"a worker has a GPU by Ray's count, and a torch that cannot use it ({text}); install a CUDA build of "
-            "torch that fits the driver on every node, or give device=cpu"
-        )
-    return None
+    return RunError(_without_gpu(text)) if unusable_gpu(text) else None
 
 
 def cause_of_death(error: RayError) -> str:
@@ -88,6 +85,14 @@ def gist(text: str) -> str:
     """Of a traceback: what was raised, in a line. What Ray says of memory goes on for pages after it."""
     lines = text.strip().splitlines() or [""]
     return brief(next((line for line in lines if _KILLED.search(line)), lines[-1]))
+
+
+def _without_gpu(said: str) -> str:
+    return (
+        f"a worker has a GPU by Ray's count, and a torch that cannot use it ({said}); install a CUDA build of torch "
+        "that fits the GPU and its driver on every node, choose other GPUs (CUDA_VISIBLE_DEVICES, "
+        "resources.accelerator), or give device=cpu"
+    )
 
 
 def _too_large(said: str, spec: Spec) -> str:
@@ -102,7 +107,7 @@ def _too_large(said: str, spec: Spec) -> str:
 def _is_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    return isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error)))  # torch's are RuntimeErrors
+    return isinstance(error, RuntimeError) and out_of_memory(str(error))  # torch's are RuntimeErrors
 
 
 def _of_files(error: OSError) -> StorageError | None:
@@ -132,7 +137,7 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, RayError | RayTrainError | EOFError):
         return not isinstance(error, OutOfMemoryError)
     if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError | RecursionError):
-        return True
+        return _ASSERTED not in str(error)  # by a kernel, of an index for instance: the same again
     if _IMPORT.match(f"{type(error).__name__}: {error}"):
         return False
     # What we ask of Ray fails in many ways while it is taken down around us.

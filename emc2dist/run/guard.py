@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from emc2dist.errors import RayEnded
+from emc2dist.run.limits import scarce_files
 from emc2dist.terminal import say
 
 GRACE_S = 10.0
@@ -43,11 +44,12 @@ class Guard:
         if self._over.is_set():
             return
         with self._telling:
-            ended = [_ended(name, code) for name, code in self._gone() if name in _VITAL]
+            gone = [(name, code) for name, code in self._gone() if name in _VITAL]
+            ended, killed = [_ended(*one) for one in gone], all(code <= 0 for _, code in gone)
             if ended and not self.told:
                 self.told = (
                     f"the Ray that was started here has been ended ({', '.join(ended)}), as by `ray stop` or by the "
-                    "system; the same command resumes from the newest checkpoint"
+                    f"system{'' if killed else scarce_files()}; the same command resumes from the newest checkpoint"
                 )
                 say(f"emc2dist: {self.told}")
         if self.told:

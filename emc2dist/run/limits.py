@@ -1,4 +1,6 @@
-"""The number of processes and threads that may be started here: Ray takes hundreds, and meets a limit silently."""
+"""The numbers of processes and threads, and of open files, that are allowed here: Ray takes hundreds, and meets a limit
+silently.
+"""
 
 import os
 import resource
@@ -12,6 +14,8 @@ _RAY, _WORKER = 280, 30
 _AMPLE = 4
 """Times as many as that: who meets a limit of so many is not short of threads."""
 _PIDS = ("/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max")
+_FILES = 4096
+"""Open files below which Ray itself warns, once it has raised the limit as far as it may."""
 
 
 def refuse_too_few(workers: int) -> None:
@@ -27,8 +31,19 @@ def scarce(workers: int) -> str:
     """The end of a message on what does not start: the limit, where it may well be the cause; else empty."""
     found, least = allowed(), _RAY + _WORKER * workers
     if found is None or found[0] >= _AMPLE * least:
-        return ""
+        return scarce_files()
     return f"; {_told(*found)}; Ray with workers: {workers} takes more than {least}, and what else you run counts too"
+
+
+def scarce_files() -> str:
+    """The end of a message on what does not start or has ended: `ulimit -n`, where it is low; else empty."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # to which Ray raises what is allowed so far
+    if most == resource.RLIM_INFINITY or most >= _FILES:
+        return ""
+    return (
+        f"; at most {most} open files are allowed here (ulimit -n), which may be why: Ray takes some for each CPU, and "
+        f"wants {_FILES}; raise it, or use another machine"
+    )
 
 
 def allowed() -> tuple[int, str] | None:

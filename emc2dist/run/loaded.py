@@ -12,6 +12,7 @@ from emc2dist.config import Data, Spec
 from emc2dist.data.images import Images
 from emc2dist.errors import NonFiniteError, RunError, StorageError, StorageUnreachable
 from emc2dist.files import Place
+from emc2dist.machine import cpus
 from emc2dist.run.checkpoints import spec_of
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.scratch import temporary
@@ -64,6 +65,7 @@ class LoadedCheckpoint:
             checkpoint.restore_trainer(path, encoder)
         device = torch.device("cuda" if torch.cuda.is_available() and spec.device != "cpu" else "cpu")
         arithmetic.settle(spec, device)
+        torch.set_num_threads(min(torch.get_num_threads(), cpus()))  # torch knows nothing of a container's quota
         return cls(place, manifest, spec, encoder.to(device).eval(), device)
 
     def on_other_images(self, data: Data, images: Images) -> list[str]:

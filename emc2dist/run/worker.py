@@ -1,13 +1,12 @@
 """One worker of an attempt, in the hands of Ray Train: open the data, restore or start, train, send checkpoints."""
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import emc2dist.run.cluster  # noqa: F401  before ray: sets its defaults
+import emc2dist.run.cluster as cluster  # before ray: sets its defaults
 
 import ray.train  # isort: skip
 import ray.train.torch
@@ -18,6 +17,7 @@ from typing_extensions import override
 from emc2dist import files
 from emc2dist.config import Spec, parse
 from emc2dist.data.images import open_images, open_labelled
+from emc2dist.machine import cpus
 from emc2dist.metrics import Row
 from emc2dist.run import checkpoints, failures
 from emc2dist.run.channel import TIMEOUT_S, ChannelHandle, StopPoller
@@ -35,6 +35,7 @@ def work(config: dict[str, Any]) -> int:
     """
     channel: ChannelHandle = config["channel"]
     channel.enter()
+    cluster.leave_jobs_folder()
     spec = parse(config["spec"])
     with _reported(channel, spec):
         return _train_rank(spec, config["run"], config["store"], channel)
@@ -55,7 +56,7 @@ def _reported(channel: ChannelHandle, spec: Spec) -> Iterator[None]:
 def _train_rank(spec: Spec, run: RunFolder, store: ChainStore, channel: ChannelHandle) -> int:
     context = ray.train.get_context()
     beside = context.get_local_world_size()
-    torch.set_num_threads(spec.threads or max(1, (os.cpu_count() or 1) // beside))
+    torch.set_num_threads(spec.threads or max(1, cpus() // beside))
     train = open_images(spec.data, "train", spec.s3)
     assert train is not None, "open_images raises where there is nothing to train on"
     labelled = open_labelled(spec.data, spec.eval, train, spec.s3)

@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -183,8 +182,7 @@ def run(ledger: Ledger, folder: SweepFolder, points: Points, ends: Callable[[], 
     scratch = folder.place / "tune"
     scratch.remove()
     filesystem, path = scratch.arrow()
-    if cluster.in_job():
-        os.chdir(Path.home())  # nodes that share a machine unpack the working directory anew, and Tune asks where it is
+    cluster.leave_jobs_folder()  # Tune asks where it is
     # Not a Tuner, which pickles what it is given so as to restore it.
     tune.run(
         tune.with_parameters(Trial, stops=stops),

@@ -30,6 +30,7 @@ from emc2dist.config import Spec, dump, parse
 from emc2dist.core.estimators import Fact
 from emc2dist.data.images import Images, known_of_each, open_images
 from emc2dist.errors import SpecError
+from emc2dist.machine import cpus
 from emc2dist.store import Layout, LocalStore
 from emc2dist.towers.optim import build_optimiser
 from emc2dist.train.loop import initial_encoder, order_for
@@ -159,7 +160,7 @@ def _share(spec: Spec, batches: int) -> Spec:
 def _threads(spec: Spec) -> Iterator[None]:
     """As many CPU threads as a worker has where all workers are on one machine."""
     before = torch.get_num_threads()
-    torch.set_num_threads(spec.threads or max(1, (os.cpu_count() or 1) // spec.workers))
+    torch.set_num_threads(spec.threads or max(1, cpus() // spec.workers))
     try:
         yield
     finally:

@@ -5,13 +5,16 @@ import json
 import threading
 
 import pytest
+import ray
 import requests
 from aiohttp import web
 from ray.job_submission import JobDetails
 from recording import PROXIES, listening
 
+from emc2dist.config import parse
 from emc2dist.errors import LaunchError, SpecError
 from emc2dist.launch import ray_jobs, spot, targets
+from emc2dist.launch.plan import plan_of
 from emc2dist.launch.ray_jobs import RayJobs
 from emc2dist.run.access import by_proxy
 
@@ -150,6 +153,21 @@ def test_a_dashboard_that_answers_oddly_is_none():
     ):
         with pytest.raises(LaunchError, match=r"^http://h: what answers is no Ray dashboard"):
             ask(jobs)
+
+
+def test_another_ray_than_here_is_told_before_a_job_is_sent(monkeypatch, capsys):
+    plan = plan_of(parse("{name: a, epochs: 1, batch_size: 8, lr: 1e-3, run_dir: /runs, launch: {target: http://h:1}}"))
+    for version, told in {"2.9.3": 1, ray.__version__: 0}.items():
+        jobs, sent = jobs_of(list_jobs=[], version=version), []
+        monkeypatch.setattr(jobs, "_find", lambda job: None)
+        monkeypatch.setattr(jobs, "_send", lambda plan, job, sent=sent: sent.append(job))
+        monkeypatch.setattr(jobs, "state", lambda job: job)
+        assert (jobs.submit(plan), sent) == (plan.id, [plan.id])
+        said = capsys.readouterr().err
+        assert (
+            said.count(f"http://h: runs Ray 2.9.3, and here is Ray {ray.__version__}: the job takes the emc2dist")
+            == told
+        )
 
 
 def test_odd_settings_and_names_of_a_job_are_read_as_ray_does():

@@ -138,6 +138,8 @@ def test_a_job_is_stopped_goes_on_from_its_checkpoint_and_is_not_started_twice(c
     assert "step 160/160" in done.stdout
     summary = json.loads((cluster.folder / "runs" / "cifar10" / "summary.json").read_text())
     assert summary["steps"] == 160
+    assert "no report" not in done.stdout  # whose pictures want a working folder that is there
+    assert (cluster.folder / "runs" / "cifar10" / "report" / "report.html").exists()
     assert [row["step"] for row in cluster.rows("cifar10") if "loss" in row] == list(range(1, 161))
 
     again = cluster.emc2dist("submit", *words, "--json")

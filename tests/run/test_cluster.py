@@ -1,12 +1,14 @@
 """Room for a run on a real Ray: as many workers as there are places, and a limit to waiting for them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
 import time
 from functools import reduce
+from pathlib import Path
 
 import pytest
 from command import on
@@ -126,6 +128,49 @@ def test_what_dead_creators_have_left_is_given_back_and_nothing_else(ray_cluster
     assert comes_true(lambda: free() == before - 1)
     ray_cluster.util.remove_placement_group(own)
     assert comes_true(lambda: free() == before)
+
+
+def test_a_driver_leaves_the_working_directory_of_its_job_alone(monkeypatch, tmp_path):
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    cluster.leave_jobs_folder()
+    assert Path.cwd() == tmp_path  # it is no job's
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    cluster.leave_jobs_folder()
+    assert Path.cwd() == tmp_path / "home"
+    monkeypatch.setenv("HOME", str(tmp_path / "gone"))
+    cluster.leave_jobs_folder()
+    assert Path.cwd() == Path("/")
+
+
+def test_so_does_what_works_for_it(ray_cluster, tmp_path):
+    """A worker of Ray starts in the job's folder; loaders that it starts would die in one that is gone."""
+
+    def found():
+        before = Path.cwd()
+        cluster.leave_jobs_folder()
+        return before, Path.cwd()
+
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "spec.yaml").touch()
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path, "job")
+    task = ray_cluster.remote(num_cpus=0)(found)
+    before, after = ray_cluster.get(task.options(runtime_env={"working_dir": f"file://{packed}"}).remote())
+    assert "working_dir_files" in str(before)
+    assert after == Path.home()
+    before, after = ray_cluster.get(task.remote())
+    assert before == after
+
+
+def test_a_ray_of_our_own_has_a_place_for_each_cpu_that_may_be_used_and_each_worker(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "cpus", lambda: 3)
+    asked = []
+    monkeypatch.setattr(cluster, "_start", lambda places, dashboard: asked.append(places))
+    cluster._connect(small_spec(), 1, False)
+    cluster._connect(small_spec("workers=2", "batch_size=32"), 4, False)
+    assert asked == [3, 8]
 
 
 def test_workers_import_what_the_driver_does_and_the_standard_library_first(monkeypatch, tmp_path):

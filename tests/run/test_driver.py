@@ -26,6 +26,7 @@ from emc2dist.config import load, load_sweep, parse, parse_sweep
 from emc2dist.files import at as files_at
 from emc2dist.run import lock
 from emc2dist.run.checkpoints import examine
+from emc2dist.run.driver import on_the_way
 from emc2dist.run.folder import RunFolder
 
 IDLE = ("PreemptionWatcher", "DatasetManager", "PlacementGroup")
@@ -164,12 +165,28 @@ def test_interrupted_and_damaged_a_run_ends_where_it_would_have(ray_cluster, spe
     assert f"resumed from the checkpoint at step {before.step}\n" in resumed.stderr
     oracle = Run(parse(SMALL, ["epochs=25", "shards=2"]), tmp_path).go()
     result = json.loads(resumed.stdout.splitlines()[-1])
+    (remark,) = result["remarks"]
+    assert remark.startswith(
+        f"passed over at step {before.step}, as not whole: {newest.place}: shard-00001-of-00002.safe"
+    )
     expected, found = files(oracle.checkpoints[150]), files(Path(result["checkpoint"]))
     assert [name for name in expected if not expected[name].equal(found[name])] == []
     kept = [json.loads(line) for line in rows.read_text().splitlines()]
     assert [row["loss"] for row in kept if "loss" in row] == oracle.column("loss")
     assert [row["step"] for row in kept if "passed_over" in row] == [before.step]
     assert [(s.step, s.problem) for s in examine(RunFolder.open(run), contents=True)] == [(150, None), (144, None)]
+
+
+def test_what_happened_on_the_way_is_told_with_the_result():
+    rows = [
+        {"step": 3, "loss": 1.0},
+        {"step": 4, "device_changed": "cuda -> cpu"},
+        {"step": 4, "passed_over": "b: torn"},
+    ]
+    assert on_the_way(rows) == [
+        "device: cuda -> cpu at step 4: the numbers are not those of one",
+        "passed over at step 4, as not whole: b: torn",
+    ]
 
 
 def damage(path):

@@ -48,6 +48,32 @@ def test_a_torch_that_cannot_use_its_gpu_is_told_what_helps(said):
     )
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors might be",
+        "CUDA error: invalid device ordinal\n",
+        "CUDA error: the provided PTX was compiled with an unsupported toolchain.\n",
+        "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver",
+        "CUDA driver version is insufficient for CUDA runtime version",
+        "Found no NVIDIA driver on your system.",
+    ],
+)
+def test_a_gpu_that_torch_has_no_code_for_is_no_lost_worker(said):
+    failure = fatal(torch.AcceleratorError(said), SPEC)
+    assert type(failure) is RunError
+    assert f"({said.splitlines()[0]}); install a CUDA build of torch that fits" in str(failure)
+    assert "CUDA_VISIBLE_DEVICES" in str(failure)
+    assert "\n" not in str(failure)
+
+
+def test_what_a_kernel_asserts_is_a_fault_of_the_program_and_what_a_gpu_may_recover_from_is_none():
+    asserted = fatal(torch.AcceleratorError("CUDA error: device-side assert triggered"), SPEC)
+    assert "that is a fault of the program" in str(asserted)
+    for passing in ("uncorrectable ECC error encountered", "all CUDA-capable devices are busy or unavailable"):
+        assert fatal(torch.AcceleratorError(f"CUDA error: {passing}"), SPEC) is None
+
+
 def test_an_actor_that_could_not_be_made_says_of_what(ray_cluster):
     @ray_cluster.remote(num_cpus=0)
     class Controller:

@@ -6,8 +6,9 @@ import resource
 import pytest
 from train.harness import small_spec
 
-from emc2dist.errors import LaunchError
+from emc2dist.errors import LaunchError, RayEnded
 from emc2dist.run import cluster, limits
+from emc2dist.run.guard import Guard
 
 
 @pytest.fixture
@@ -72,3 +73,22 @@ def test_a_thread_that_cannot_start_is_a_limit(limited, monkeypatch, ray_cluster
     refused = pytest.raises(LaunchError, match=r"^can't start new thread.*the same command resumes")
     with refused, cluster.connected(small_spec()):
         raise RuntimeError("can't start new thread")
+
+
+def test_few_open_files_are_told_where_ray_does_not_start_and_where_its_raylet_has_failed(limited, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise Exception("The current node timed out during startup")
+
+    monkeypatch.setattr("ray.init", fails)
+    monkeypatch.setattr(cluster, "_make_token", lambda: None)
+    limited(256, uid=0)
+    told = r"at most 256 open files are allowed here \(ulimit -n\)"
+    with pytest.raises(LaunchError, match=rf"timed out during startup\); {told}"):
+        cluster._start(1, dashboard=False)
+    for code, words in {1: told, -9: r"by the system; the same", 0: r"by the system; the same"}.items():
+        guard = Guard(lambda code=code: [("raylet", code)], lambda: None)
+        with pytest.raises(RayEnded, match=words):
+            guard.check()
+        guard.stop()
+    limited(4096, uid=0)
+    assert limits.scarce_files() == ""

@@ -46,6 +46,7 @@ from emc2dist.data.ingest.writer import Note, Target, Task
 from emc2dist.data.kept import cache_folder
 from emc2dist.errors import DataError, SpecError, StorageError
 from emc2dist.files import Place
+from emc2dist.machine import cpus
 from emc2dist.terminal import Progress, say
 
 __all__ = ["KINDS", "ingest"]
@@ -188,9 +189,9 @@ class _Plan:
 
     @property
     def workers(self) -> int:
-        """One for each CPU, if each gets some files: starting one takes as long as thousands of small images."""
+        """One for each CPU that may be used, if each gets some files: a start takes as long as thousands of images."""
         files = sum(len(self.files(name)) for name in self.splits)
-        return max(1, min(os.cpu_count() or 1, files // _WORTH_A_WORKER))
+        return max(1, min(cpus(), files // _WORTH_A_WORKER))
 
     def files(self, split: str) -> list[str]:
         """Names of the split's files, in order."""
