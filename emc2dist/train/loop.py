@@ -136,6 +136,7 @@ class _Loop:
         self.written, self.written_at = 0, monotonic()
 
     def close(self) -> None:
+        self.memory.close()
         self.loader.close()
 
     def run(self, resume: Path | None) -> int:

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -82,6 +83,21 @@ def leave_manifest(folder: RunFolder, spec: Spec, step: int) -> Manifest:
     )  # fmt: skip
     (folder.place / checkpoint_name(step) / MANIFEST).write(manifest.model_dump_json().encode())
     return manifest
+
+
+class InThisThread(Executor):
+    """For a pool of threads: what it is to do is done before `submit` returns."""
+
+    def __init__(self, *arguments, **options) -> None:
+        """Take what a pool of threads takes."""
+
+    def submit(self, function, *arguments, **options):
+        future = Future()
+        try:
+            future.set_result(function(*arguments, **options))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
 class CountedParallel(DistributedDataParallel):
