@@ -5,8 +5,8 @@
 
 A tensor on it wraps one on the CPU, so what depends on data goes as it would on a GPU. Wherever a real one would make
 the host wait, `waits` gets a line: what waited, and the file and line that had it wait. Operations that mix devices
-where CUDA would refuse to raise, and a copy to the host that nobody has waited for holds garbage. Other threads may wait
-for an event, which does not count: they give the GPU no work.
+where CUDA would refuse to raise, and a copy to the host that nobody has waited for holds garbage. Another thread may
+wait for an event, which does not count: it gives the GPU no work.
 
 The device is torch's `meta`, because autograd then goes backward in the thread that asked for it.
 """

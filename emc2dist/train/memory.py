@@ -140,7 +140,12 @@ class Memory:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def start(self, step: int, settled: int) -> None:
-        """Fill the pipeline for a run whose next step is `step`; the store has all before it, and shows `settled`."""
+        """Fill the pipeline for a run whose next step is `step`; the store has all before it, and shows `settled`.
+
+        Every rank calls it, and waits for the others, who may still be writing a checkpoint: the store's patience with
+        workers that exchange together is short.
+        """
+        collectives.barrier()
         self._found, self._settled = None, settled
         self._read_ahead = {}
         for ahead in (step, step + 1):

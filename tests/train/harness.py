@@ -127,6 +127,7 @@ class Rank:
         collectives.DistributedDataParallel = CountedParallel
         CountedParallel.reductions = 0
         dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=spec.workers)
+        store = store.joined(rank, spec.workers, start_timeout_s=120)
         run = Run(spec, Path(folder), stop_after)
         run.write = lambda step, source, row: send(source, files.at(folder))
         train = open_images(spec.data, "train")
