@@ -200,7 +200,7 @@ class Node:
         """Calls of all shards; seconds of CPU of the node's actor, and of all shards."""
         actors = [self._stores[0]._actor, *self.store.actors]  # type: ignore[attr-defined]
         actor, *shards = ray.get([actor.__ray_call__.remote(lambda _: time.process_time()) for actor in actors])
-        return np.array([sum(stats.calls for stats in self.store.stats()), actor, sum(shards)])
+        return np.array([sum(stats.exchanges for stats in self.store.stats()), actor, sum(shards)])
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> str:

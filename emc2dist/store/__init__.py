@@ -14,13 +14,12 @@ from emc2dist.core.columns import Column, Schema
 from emc2dist.store.base import ChainStore, Pending, ShardedStore
 from emc2dist.store.layout import Layout, Part
 from emc2dist.store.local import LocalStore
-from emc2dist.store.shard import Commit, Exchange, Read, Rows, Shard, ShardStats, Tables, nbytes
+from emc2dist.store.shard import Commit, Read, Rows, Shard, ShardStats, Tables, nbytes
 
 __all__ = [
     "ChainStore",
     "Column",
     "Commit",
-    "Exchange",
     "Layout",
     "LocalStore",
     "Part",

@@ -28,7 +28,6 @@ from emc2dist.errors import StoreError
 from emc2dist.store.layout import Layout, Part
 from emc2dist.store.shard import (
     Commit,
-    Exchange,
     Read,
     Rows,
     ShardStats,
@@ -66,17 +65,14 @@ class ChainStore(Protocol):
         StaleGeneration if a shard serves another generation, StoreError if its rows have gone past `as_of`.
         """
 
-    def exchange_all(self, exchanges: Sequence[Exchange]) -> list[Tables]:
-        """Make exchanges one after the other, by one call to each shard that any of them concerns; waits for all.
-
-        Raises as `exchange` does, for the first that is refused.
-        """
+    def resend(self, generation: str, commits: Sequence[Commit], as_of: int) -> None:
+        """Write commits that a snapshot as of a step does not show, whoever's they are; one caller does it for all."""
 
     def joined(self, member: int, members: int, start_timeout_s: float) -> "ChainStore":
         """This store for one, counted from 0, of so many workers of this node, all of whom ask for it.
 
-        They may then make their exchanges together. So each of them has to exchange as often as the others, and waits
-        for the last of them; for nothing else. Raises StoreError where what joins them does not start.
+        They may then make their exchanges together. So each of them has to exchange as often as the others, as of the
+        same steps, and waits for the last of them. Raises StoreError where what joins them does not start.
         """
 
     def reset(self, generation: str) -> None:
@@ -134,12 +130,19 @@ class ShardedStore(ChainStore, ABC):
 
     @override
     def exchange(self, generation: str, commit: Commit | None, read: Read, as_of: int) -> Pending:
-        replies = self._send([Exchange(generation, commit, read, as_of)])
-        return Pending(lambda: replies()[0])
+        commits = {} if commit is None else self._split_commit(commit)
+        reads = self._split_read(read)
+        handles = {}
+        for shard in sorted(commits.keys() | reads.keys()):
+            rows = {table: part.rows for table, part in reads.get(shard, {}).items()}
+            handles[shard] = self._start(shard, "exchange", generation, commits.get(shard), rows, as_of)
+        sizes = {table: len(index) for table, index in read.items()}
+        return Pending(lambda: self._merge(sizes, reads, self._replies(handles)))
 
     @override
-    def exchange_all(self, exchanges: Sequence[Exchange]) -> list[Tables]:
-        return self._send(exchanges)()
+    def resend(self, generation: str, commits: Sequence[Commit], as_of: int) -> None:
+        for commit in commits:
+            ShardedStore.exchange(self, generation, commit, {}, as_of).result()  # not joined with anybody's
 
     @override
     def joined(self, member: int, members: int, start_timeout_s: float) -> ChainStore:
@@ -184,29 +187,6 @@ class ShardedStore(ChainStore, ABC):
         return [
             self._stats_or_none(shard, handle, max(0.0, deadline - monotonic())) for shard, handle in enumerate(handles)
         ]
-
-    def _send(self, exchanges: Sequence[Exchange]) -> Callable[[], list[Tables]]:
-        """Call each shard that the exchanges concern, once; returns what waits for the replies."""
-        commits = [{} if one.commit is None else self._split_commit(one.commit) for one in exchanges]
-        reads = [self._split_read(one.read) for one in exchanges]
-        shares: dict[int, dict[int, Exchange]] = {}
-        for number, (generation, _, _, as_of) in enumerate(exchanges):
-            for shard in commits[number].keys() | reads[number].keys():
-                rows = {table: part.rows for table, part in reads[number].get(shard, {}).items()}
-                share = Exchange(generation, commits[number].get(shard), rows, as_of)
-                shares.setdefault(shard, {})[number] = share
-        handles = {shard: self._start(shard, "exchange_all", list(shares[shard].values())) for shard in sorted(shares)}
-        numbers = {shard: list(share) for shard, share in shares.items()}
-        sizes = [{table: len(index) for table, index in one.read.items()} for one in exchanges]
-
-        def replies() -> list[Tables]:
-            found: list[dict[int, Tables]] = [{} for _ in sizes]
-            for shard, tables in self._replies(handles).items():
-                for number, reply in zip(numbers[shard], tables, strict=True):
-                    found[number][shard] = reply
-            return [self._merge(*parts) for parts in zip(sizes, reads, found, strict=True)]
-
-        return replies
 
     def _stats_or_none(self, shard: int, handle: Any, timeout_s: float) -> ShardStats | None:
         try:

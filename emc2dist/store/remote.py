@@ -18,16 +18,17 @@ How the actors live (Ray 2.60):
 - Each serves one call at a time, in order of arrival: that is what makes an exchange atomic.
 
 W workers that call S shards each make W x S calls a step. Where a node has several workers, they exchange through an
-actor on their node (`joined`), which calls each shard once for all: a step takes one call of each worker, and S of
-each node. The actor belongs to the worker that was first to ask for it, holds nothing beyond a step, and is lost as a
-shard is lost.
+actor on their node (`joined`), which makes one exchange of theirs: a step takes one call of each worker, and S of each
+node. What they write in a step is one commit then, in the name of the first of their ranks. The actor belongs to the
+worker that was first to ask for it, holds nothing beyond a step, and is lost as a shard is lost.
 """
 
 import logging
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -37,7 +38,7 @@ from emc2dist.core.columns import Schema
 from emc2dist.errors import SpecError, StoreError, StoreTimeout
 from emc2dist.store.base import Pending, ShardedStore
 from emc2dist.store.layout import Layout
-from emc2dist.store.shard import Commit, Exchange, Read, Shard, Tables, nbytes
+from emc2dist.store.shard import Commit, Read, Rows, Shard, Tables, nbytes
 from emc2dist.terminal import brief
 
 logger = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ class _JoinedStore(RayStore):
     def exchange(self, generation: str, commit: Commit | None, read: Read, as_of: int) -> Pending:
         if self._closed:
             raise StoreError("the store is closed")
-        handle = self._actor.exchange.remote(self._member, Exchange(generation, commit, read, as_of))
+        handle = self._actor.exchange.remote(self._member, _Exchange(generation, commit, read, as_of))
         # The actor waits for the shards for as long as one worker would, and for the other workers before.
         return Pending(lambda: _own(self._outcome(handle, 2 * self.timeout_s, "store.timeout_s")))
 
@@ -178,16 +179,25 @@ class _JoinedStore(RayStore):
             ) from error
 
 
+class _Exchange(NamedTuple):
+    """What one worker has written and read."""
+
+    generation: str
+    commit: Commit | None
+    read: Read
+    as_of: int
+
+
 class _NodeExchange:
-    """The exchanges of a node's workers, by one call per shard: the last worker to come makes them all."""
+    """The exchanges of a node's workers as one, which the last of them to come makes for all."""
 
     def __init__(self, store: RayStore, members: int) -> None:
         self._store = store
-        self._exchanges = [Exchange("", None, {}, -1)] * members
+        self._exchanges = [_Exchange("", None, {}, -1)] * members
         self._outcome: list[Tables] | StoreError = []
         self._all_there = threading.Barrier(members, action=self._make)
 
-    def exchange(self, member: int, exchange: Exchange) -> Tables:
+    def exchange(self, member: int, exchange: _Exchange) -> Tables:
         """The member's reply; each is in a thread of its own. Nobody comes again before all have their replies."""
         self._exchanges[member] = exchange
         self._all_there.wait()
@@ -197,9 +207,38 @@ class _NodeExchange:
 
     def _make(self) -> None:
         try:
-            self._outcome = self._store.exchange_all(self._exchanges)
+            self._outcome = self._replies()
         except StoreError as error:  # for each of them, not for the last alone
             self._outcome = error
+
+    def _replies(self) -> list[Tables]:
+        asked = {(one.generation, one.as_of, one.commit and one.commit.step) for one in self._exchanges}
+        if len(asked) > 1:
+            raise StoreError(f"workers that exchange together differ in generation or step: {sorted(map(str, asked))}")
+        generation, _, _, as_of = self._exchanges[0]
+        reads = [one.read for one in self._exchanges]
+        commits = [one.commit for one in self._exchanges if one.commit is not None]
+        whole = {table: np.concatenate([read[table] for read in reads]) for table in reads[0]}
+        reply = self._store.exchange(generation, _joined(commits) if commits else None, whole, as_of).result()
+        replies: list[Tables] = [{} for _ in reads]
+        for table, columns in reply.items():
+            ends = np.cumsum([len(read[table]) for read in reads])
+            for name, column in columns.items():
+                for own, part in zip(replies, np.split(column, ends[:-1]), strict=True):
+                    own.setdefault(table, {})[name] = part
+        return replies
+
+
+def _joined(commits: Sequence[Commit]) -> Commit:
+    """One commit, in the name of the first rank, that writes what those of several ranks would write in their order."""
+    ordered = sorted(commits, key=lambda commit: commit.rank)
+    first = ordered[0]
+    writes = {}
+    for table, rows in first.writes.items():
+        parts = [commit.writes[table] for commit in ordered]
+        values = {name: np.concatenate([part.values[name] for part in parts]) for name in rows.values}
+        writes[table] = Rows(np.concatenate([part.index for part in parts]), values)
+    return Commit(first.step, first.rank, writes)
 
 
 class _ShardActor(Shard):

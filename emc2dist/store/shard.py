@@ -24,10 +24,8 @@ new generation at every start of a worker group, and writes of dead workers cann
 Memory: `nbytes(schema, rows)`, touched as rows are first written, plus the commits in the buffer.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,15 +60,6 @@ class Commit:
     writes: dict[str, Rows]
 
 
-class Exchange(NamedTuple):
-    """What one rank has written and read at once."""
-
-    generation: str
-    commit: Commit | None
-    read: Read
-    as_of: int
-
-
 @dataclass(frozen=True)
 class ShardStats:
     """What a shard says of itself, in any generation or none."""
@@ -89,8 +78,6 @@ class ShardStats:
     """Exchanges served since the process started."""
     exchange_s: float
     """Seconds spent on them."""
-    calls: int
-    """Calls that brought them."""
 
 
 class Shard:
@@ -107,18 +94,9 @@ class Shard:
         self._dropped = 0
         self._exchanges = 0
         self._exchange_s = 0.0
-        self._calls = 0
-
-    def exchange_all(self, exchanges: Sequence[Exchange]) -> list[Tables]:
-        """Make exchanges one after the other: the one call per node (of workers), shard and step.
-
-        Raises what the first that is refused does; those before it stand.
-        """
-        self._calls += 1
-        return [self.exchange(*exchange) for exchange in exchanges]
 
     def exchange(self, generation: str, commit: Commit | None, read: Read, as_of: int) -> Tables:
-        """Take a commit and answer a read as of a step.
+        """Take a commit and answer a read as of a step: the one call per node, or per worker, and shard and step.
 
         The commit is seen by this very read if its step is not above `as_of`. Returns copies, in the order asked.
         Raises StaleGeneration for another generation, StoreError if the rows have gone past `as_of` or the call does
@@ -183,7 +161,6 @@ class Shard:
             dropped=self._dropped,
             exchanges=self._exchanges,
             exchange_s=self._exchange_s,
-            calls=self._calls,
         )
 
     def _admit(self, generation: str, as_of: int) -> None:

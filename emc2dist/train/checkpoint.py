@@ -41,7 +41,7 @@ from emc2dist.config import Spec, dump, parse
 from emc2dist.data.images import Images
 from emc2dist.errors import RunError, StorageError
 from emc2dist.files import Place
-from emc2dist.store import ChainStore, Column, Commit, Exchange, Layout, Rows, Schema, Tables, nbytes
+from emc2dist.store import ChainStore, Column, Commit, Layout, Rows, Schema, Tables, nbytes
 from emc2dist.towers.optim import restore_optimiser
 from emc2dist.train import checksums, collectives, tensors
 
@@ -228,7 +228,7 @@ def resend_pending(folder: Path, manifest: Manifest, store: ChainStore, generati
                     parts.setdefault((commit.step, commit.rank), {}).setdefault(table, []).append(rows)
     # Whole again: a shard takes a commit of one step and rank once, and shards may be fewer now.
     commits = [Commit(*key, {table: _joined(rows) for table, rows in parts[key].items()}) for key in sorted(parts)]
-    store.exchange_all([Exchange(generation, commit, {}, manifest.applied) for commit in commits])
+    store.resend(generation, commits, manifest.applied)
 
 
 def read_table(place: Place, manifest: Manifest, scratch: Path, table: str) -> dict[str, NDArray]:
