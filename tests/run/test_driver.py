@@ -204,7 +204,7 @@ def test_after_the_death_of_what_joins_a_nodes_workers_the_run_goes_on(spec_file
     words = ["workers=2", "shards=2", "epochs=8", "precision=float64"]
     rows = tmp_path / "runs" / "small" / "metrics.jsonl"
     process = start("train", spec_file, *words, "--json")
-    wait_for(lambda: rows.exists() and '"step": 13,' in rows.read_text(), process)
+    wait_for(lambda: rows.exists() and '"step": 13,' in rows.read_text(), process, seconds=240)
     os.kill(pid_of("ray::_NodeExchange", process.pid), signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=400)
     assert process.returncode == 0, stderr
