@@ -5,11 +5,13 @@
 
 A tensor on it wraps one on the CPU, so what depends on data goes as it would on a GPU. Wherever a real one would make
 the host wait, `waits` gets a line: what waited, and the file and line that had it wait. Operations that mix devices
-where CUDA would refuse to raise, and a copy to the host that nobody has waited for holds garbage.
+where CUDA would refuse to raise, and a copy to the host that nobody has waited for holds garbage. Another thread may
+wait for an event, which does not count: it gives the GPU no work.
 
 The device is torch's `meta`, because autograd then goes backward in the thread that asked for it.
 """
 
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,11 +48,13 @@ class _Gpu:
 
     def __init__(self) -> None:
         self.waits: list[str] = []
+        self._thread = threading.current_thread()
         self.pinned: list[Tensor] = []
         self.copies: list[tuple[Tensor, Tensor]] = []
 
     def wait(self, what: str) -> None:
-        self.waits.append(f"{what}, {_place()}")
+        if threading.current_thread() is self._thread:
+            self.waits.append(f"{what}, {_place()}")
 
     def pin(self, tensor: Tensor) -> Tensor:
         copy = tensor.clone()

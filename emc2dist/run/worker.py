@@ -69,6 +69,7 @@ def _train_rank(spec: Spec, run: RunFolder, store: ChainStore, channel: ChannelH
         if choice.passed_over and context.get_world_rank() == 0:
             channel.record({"step": choice.step, "passed_over": "; ".join(choice.passed_over)})
         writer = stack.enter_context(closing(_CheckpointWriter(spec, run, channel)))
+        store = store.joined(context.get_local_rank(), context.get_local_world_size(), spec.resources.start_s)
         stop = stack.enter_context(StopPoller(channel)) if context.get_world_rank() == 0 else threading.Event()
         parts = (store, channel, writer, device, stop, own, cores_of(spec, beside))
         return loop.run(loop.Job(spec, train, labelled, *parts), choice.folder)

@@ -6,7 +6,8 @@
     local    LocalStore: all shards in this process
     remote   RayStore: one Ray actor per shard. Import it from there; nothing here imports Ray
 
-One step of a rank, in one line: `store.exchange(generation, commit_of_last_step, read, as_of).result()`.
+One step of a rank, in one line: `store.exchange(generation, commit_of_last_step, read, as_of).result()`. Workers of one
+node may make their exchanges together: `store.joined`.
 """
 
 from emc2dist.core.columns import Column, Schema

@@ -15,7 +15,7 @@ all shards back together with `restore`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol
@@ -63,6 +63,16 @@ class ChainStore(Protocol):
 
         Raises StoreError at once if they do not fit the schema or the dataset, and sends nothing. `result()` raises
         StaleGeneration if a shard serves another generation, StoreError if its rows have gone past `as_of`.
+        """
+
+    def resend(self, generation: str, commits: Sequence[Commit], as_of: int) -> None:
+        """Write commits that a snapshot as of a step does not show, whoever's they are; one caller does it for all."""
+
+    def joined(self, member: int, members: int, start_timeout_s: float) -> "ChainStore":
+        """This store for one, counted from 0, of so many workers of this node, all of whom ask for it.
+
+        They may then make their exchanges together. So each of them has to exchange as often as the others, as of the
+        same steps, and waits for the last of them. Raises StoreError where what joins them does not start.
         """
 
     def reset(self, generation: str) -> None:
@@ -128,6 +138,15 @@ class ShardedStore(ChainStore, ABC):
             handles[shard] = self._start(shard, "exchange", generation, commits.get(shard), rows, as_of)
         sizes = {table: len(index) for table, index in read.items()}
         return Pending(lambda: self._merge(sizes, reads, self._replies(handles)))
+
+    @override
+    def resend(self, generation: str, commits: Sequence[Commit], as_of: int) -> None:
+        for commit in commits:
+            ShardedStore.exchange(self, generation, commit, {}, as_of).result()  # not joined with anybody's
+
+    @override
+    def joined(self, member: int, members: int, start_timeout_s: float) -> ChainStore:
+        return self
 
     @override
     def reset(self, generation: str) -> None:

@@ -16,20 +16,29 @@ How the actors live (Ray 2.60):
   was free when Ray started); elsewhere a warning is logged and the rows, which take memory only when first written,
   have to fit.
 - Each serves one call at a time, in order of arrival: that is what makes an exchange atomic.
+
+W workers that call S shards each make W x S calls a step. Where a node has several workers, they exchange through an
+actor on their node (`joined`), which makes one exchange of theirs: a step takes one call of each worker, and S of each
+node. What they write in a step is one commit then, in the name of the first of their ranks. The actor belongs to the
+worker that was first to ask for it, holds nothing beyond a step, and is lost as a shard is lost.
 """
 
 import logging
+import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from typing_extensions import override
 
 from emc2dist.core.columns import Schema
 from emc2dist.errors import SpecError, StoreError, StoreTimeout
-from emc2dist.store.base import ShardedStore
+from emc2dist.store.base import Pending, ShardedStore
 from emc2dist.store.layout import Layout
-from emc2dist.store.shard import Shard, nbytes
+from emc2dist.store.shard import Commit, Read, Rows, Shard, Tables, nbytes
 from emc2dist.terminal import brief
 
 logger = logging.getLogger(__name__)
@@ -98,6 +107,10 @@ class RayStore(ShardedStore):
         for actor in self.actors:
             ray.kill(actor)
 
+    @override
+    def joined(self, member: int, members: int, start_timeout_s: float) -> "RayStore":
+        return _JoinedStore(self, member, members, start_timeout_s) if members > 1 else self
+
     def _start(self, shard: int, method: str, *arguments: Any) -> Any:
         if self._closed:
             raise StoreError(f"shard {shard} of {self.layout.shards}: the store is closed")
@@ -123,9 +136,119 @@ class RayStore(ShardedStore):
             ) from error
 
 
+class _JoinedStore(RayStore):
+    """A RayStore whose exchanges the workers of a node make together; all else goes to the shards as before."""
+
+    def __init__(self, store: RayStore, member: int, members: int, start_timeout_s: float) -> None:
+        super().__init__(store.layout, store.schema, store.actors, store.timeout_s)
+        self._member, node = member, ray.get_runtime_context().get_node_id()
+        options = {
+            "name": f"exchange-{store.actors[0]._actor_id.hex()}-{node}",
+            "get_if_exists": True,
+            "num_cpus": 0,
+            "max_concurrency": members,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+        }
+        self._actor = ray.remote(_NodeExchange).options(**options).remote(store, members)
+        self._outcome(self._actor.__ray_ready__.remote(), start_timeout_s, "resources.start_s")
+
+    @override
+    def exchange(self, generation: str, commit: Commit | None, read: Read, as_of: int) -> Pending:
+        if self._closed:
+            raise StoreError("the store is closed")
+        handle = self._actor.exchange.remote(self._member, _Exchange(generation, commit, read, as_of))
+        # The actor waits for the shards for as long as one worker would, and for the other workers before.
+        return Pending(lambda: _own(self._outcome(handle, 2 * self.timeout_s, "store.timeout_s")))
+
+    def _outcome(self, handle: Any, timeout_s: float, key: str) -> Any:
+        where = "the actor by which this node's workers exchange"
+        try:
+            return ray.get(handle, timeout=timeout_s)
+        except GetTimeoutError:
+            raise StoreTimeout(
+                f"{where} did not answer in {timeout_s:g} s: it, or another worker of the node, stands still. Raise "
+                f"{key} if it is only slow"
+            ) from None
+        except RayTaskError as error:
+            if isinstance(error.cause, StoreError):
+                raise type(error.cause)(str(error.cause)) from None
+            raise
+        except RayError as error:
+            raise StoreError(
+                f"{where} was lost; the run resumes from its last checkpoint ({type(error).__name__}: {brief(error)})"
+            ) from error
+
+
+class _Exchange(NamedTuple):
+    """What one worker has written and read."""
+
+    generation: str
+    commit: Commit | None
+    read: Read
+    as_of: int
+
+
+class _NodeExchange:
+    """The exchanges of a node's workers as one, which the last of them to come makes for all."""
+
+    def __init__(self, store: RayStore, members: int) -> None:
+        self._store = store
+        self._exchanges = [_Exchange("", None, {}, -1)] * members
+        self._outcome: list[Tables] | StoreError = []
+        self._all_there = threading.Barrier(members, action=self._make)
+
+    def exchange(self, member: int, exchange: _Exchange) -> Tables:
+        """The member's reply; each is in a thread of its own. Nobody comes again before all have their replies."""
+        self._exchanges[member] = exchange
+        self._all_there.wait()
+        if isinstance(self._outcome, StoreError):
+            raise self._outcome
+        return self._outcome[member]
+
+    def _make(self) -> None:
+        try:
+            self._outcome = self._replies()
+        except StoreError as error:  # for each of them, not for the last alone
+            self._outcome = error
+
+    def _replies(self) -> list[Tables]:
+        asked = {(one.generation, one.as_of, one.commit and one.commit.step) for one in self._exchanges}
+        if len(asked) > 1:
+            raise StoreError(f"workers that exchange together differ in generation or step: {sorted(map(str, asked))}")
+        generation, _, _, as_of = self._exchanges[0]
+        reads = [one.read for one in self._exchanges]
+        commits = [one.commit for one in self._exchanges if one.commit is not None]
+        whole = {table: np.concatenate([read[table] for read in reads]) for table in reads[0]}
+        reply = self._store.exchange(generation, _joined(commits) if commits else None, whole, as_of).result()
+        replies: list[Tables] = [{} for _ in reads]
+        for table, columns in reply.items():
+            ends = np.cumsum([len(read[table]) for read in reads])
+            for name, column in columns.items():
+                for own, part in zip(replies, np.split(column, ends[:-1]), strict=True):
+                    own.setdefault(table, {})[name] = part
+        return replies
+
+
+def _joined(commits: Sequence[Commit]) -> Commit:
+    """One commit, in the name of the first rank, that writes what those of several ranks would write in their order."""
+    ordered = sorted(commits, key=lambda commit: commit.rank)
+    first = ordered[0]
+    writes = {}
+    for table, rows in first.writes.items():
+        parts = [commit.writes[table] for commit in ordered]
+        values = {name: np.concatenate([part.values[name] for part in parts]) for name in rows.values}
+        writes[table] = Rows(np.concatenate([part.index for part in parts]), values)
+    return Commit(first.step, first.rank, writes)
+
+
 class _ShardActor(Shard):
     def node(self) -> str:
         return ray.get_runtime_context().get_node_id()
+
+
+def _own(tables: Tables) -> Tables:
+    """The tables as copies: what lies in Ray's store cannot be written to."""
+    return {table: {name: column.copy() for name, column in columns.items()} for table, columns in tables.items()}
 
 
 def _check_memory(layout: Layout, schema: Schema, memory: int) -> None:

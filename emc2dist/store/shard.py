@@ -96,7 +96,7 @@ class Shard:
         self._exchange_s = 0.0
 
     def exchange(self, generation: str, commit: Commit | None, read: Read, as_of: int) -> Tables:
-        """Take a commit and answer a read as of a step: the one call per worker, shard and step.
+        """Take a commit and answer a read as of a step: the one call per node, or per worker, and shard and step.
 
         The commit is seen by this very read if its step is not above `as_of`. Returns copies, in the order asked.
         Raises StaleGeneration for another generation, StoreError if the rows have gone past `as_of` or the call does

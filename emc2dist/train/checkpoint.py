@@ -230,10 +230,9 @@ def resend_pending(folder: Path, manifest: Manifest, store: ChainStore, generati
             for commit in _commits(tensors.columns(path)) if path.exists() else ():
                 for table, rows in commit.writes.items():
                     parts.setdefault((commit.step, commit.rank), {}).setdefault(table, []).append(rows)
-    for key in sorted(parts):
-        # Whole again: a shard takes a commit of one step and rank once, and shards may be fewer now.
-        commit = Commit(*key, {table: _joined(rows) for table, rows in parts[key].items()})
-        store.exchange(generation, commit, {}, manifest.applied).result()
+    # Whole again: a shard takes a commit of one step and rank once, and shards may be fewer now.
+    commits = [Commit(*key, {table: _joined(rows) for table, rows in parts[key].items()}) for key in sorted(parts)]
+    store.resend(generation, commits, manifest.applied)
 
 
 def read_table(place: Place, manifest: Manifest, scratch: Path, table: str) -> dict[str, NDArray]:

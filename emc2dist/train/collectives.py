@@ -59,7 +59,7 @@ def gather_features(features: Tensor) -> Tensor:
 
 def gather_rows(rows: Tensor) -> Tensor:
     """[n, ...] of every rank, as [W * n, ...] in rank order; no gradient. All ranks bring the same n."""
-    if world_size() == 1:
+    if world_size() == 1 or not len(rows):
         return rows
     gathered = rows.new_empty(world_size() * len(rows), *rows.shape[1:])
     dist.all_gather_into_tensor(gathered, rows.contiguous())

@@ -139,6 +139,7 @@ class _Loop:
         self.written, self.written_at = 0, monotonic()
 
     def close(self) -> None:
+        self.memory.close()
         self.loader.close()
 
     def _is_loading(self, how: str) -> None:

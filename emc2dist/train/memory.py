@@ -2,9 +2,14 @@
 
 In step t, once the step's features are gathered, one fused call per shard writes what step t-1 found out, reads the
 cached features that step t+1 needs, and reads the chains of step t+2. It runs while step t computes. Two reads are
-needed because a chain's state tells which feature to read.
+needed because a chain's state tells which feature to read. Rows that all ranks need are read once: each rank reads its
+part of them, and the ranks gather the whole on their devices.
 
-What a step finds out leaves the device as one copy, and the host waits for it only to send it, in the next step; what
+All that has to do with the call is a thread's of its own: waiting for what step t-1 found out, building arguments,
+sending, waiting for the replies. The step's own thread, which gives the GPU its work, meets an error of it where it
+needs the reply, in step t+1.
+
+What a step finds out leaves the device as one copy, and the thread waits for it only to send it, in the next step; what
 is recalled comes to the device as one. With the findings come flags of the features that are not finite, so a run that
 has diverged stops before anything of that step is sent.
 
@@ -18,8 +23,10 @@ checkpoint there takes all writes but shows none of the last ones (`park`): fill
 would have read.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -33,7 +40,8 @@ from emc2dist.core.estimators import FEATURES, CachedRows, Recall
 from emc2dist.core.streams import seed_of
 from emc2dist.core.transfer import Departure, to_device
 from emc2dist.data.sampler import EpochOrder, rank_slice
-from emc2dist.store import ChainStore, Commit, Pending, Rows, Tables
+from emc2dist.store import ChainStore, Commit, Read, Rows, Tables
+from emc2dist.train import collectives
 from emc2dist.train.finite import Finite
 
 _CACHE_PROPOSALS = 1  # label of the random stream that draws them
@@ -55,14 +63,25 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class _Reply:
+    """What a read ahead has brought, on the CPU."""
+
+    rows: Tables
+    """The columns by anchor of the step after the one that was read for; none at the start."""
+    carried: Mapping[str, CachedRows]
+    """For each table of chains, the cached features of what the anchors carry."""
+    proposals: NDArray[np.int64]
+    """[K], the samples of the cache proposals."""
+    part: Mapping[str, NDArray]
+    """Their cached features, this rank's part of them."""
+
+
+@dataclass(frozen=True)
 class _Ahead:
     """A read under way: features for `step`, and the columns by anchor of the step after it."""
 
     step: int
-    reply: Pending
-    carried: Mapping[str, NDArray[np.bool_]]
-    """For each table of chains [b, V]: which anchors of `step` carry a state, in the order of the features read."""
-    proposals: NDArray[np.int64]
+    reply: Future[_Reply]
 
 
 @dataclass(frozen=True)
@@ -70,13 +89,29 @@ class _Found:
     """What a step found out, on its way to the host."""
 
     step: int
+    rank: int
+    own: NDArray[np.int64]
+    """[b], the rank's samples."""
     columns: Mapping[str, Sequence[str]]
     """The names of the columns by anchor that came from each table, in the order in which they left."""
-    cached: Tensor
-    """int64 [n], on the CPU: the samples whose features are cached."""
+    cached: NDArray[np.int64] | None
+    """[n], the samples whose features are cached; None without a cache."""
     finite: Sequence[Finite]
     departure: Departure
     """The columns, by sample; then the features that are cached, if any are; then the flags."""
+
+    @cached_property
+    def commit(self) -> Commit | None:
+        """All of it, None if it is nothing; waits for a GPU. Raises NonFiniteError where a feature is not finite."""
+        arrays = iter(self.departure.arrays())
+        writes = {
+            table: Rows(self.own, {name: next(arrays) for name in names}) for table, names in self.columns.items()
+        }
+        if self.cached is not None:
+            writes[FEATURES] = _features(self.step, self.cached, next(arrays))
+        for finite in self.finite:
+            finite.check(self.step, next(arrays))
+        return Commit(self.step, self.rank, writes) if writes else None
 
 
 class Memory:
@@ -97,12 +132,21 @@ class Memory:
         """By step: the rows of its own samples, of all tables by anchor."""
         self._ahead: _Ahead | None = None
         self._found: _Found | None = None
-        self._commit: Commit | None = None
         self._settled = -1
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+
+    def close(self) -> None:
+        """End the thread that calls the store, once it has no call under way; does not wait for that."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def start(self, step: int, settled: int) -> None:
-        """Fill the pipeline for a run whose next step is `step`; the store has all before it, and shows `settled`."""
-        self._commit, self._settled = None, settled
+        """Fill the pipeline for a run whose next step is `step`; the store has all before it, and shows `settled`.
+
+        Every rank calls it, and waits for the others, who may still be writing a checkpoint: the store's patience with
+        workers that exchange together is short.
+        """
+        collectives.barrier()
+        self._found, self._settled = None, settled
         self._read_ahead = {}
         for ahead in (step, step + 1):
             read = dict.fromkeys(self._by_anchor, self._samples(ahead))
@@ -110,17 +154,19 @@ class Memory:
         self._ahead = self._read(step, ahead=None, as_of=self._settled)
 
     def recall(self, step: int) -> dict[str, Recall]:
-        """What step `step` needs, by table, on the device and on the CPU; waits for the read that was sent ahead."""
+        """What step `step` needs, by table, on the device and on the CPU; waits for the read that was sent ahead.
+
+        Every rank calls it. Raises what went wrong in the call: NonFiniteError where a feature of the step before the
+        last is not finite, and StoreError.
+        """
         ahead = self._ahead
         assert ahead is not None, "start comes first"
         assert ahead.step == step, "recall goes step by step"
         reply = ahead.reply.result()
-        if self._by_anchor and self._by_anchor[0] in reply:
-            self._read_ahead[step + 1] = {table: reply[table] for table in self._by_anchor}
+        if reply.rows:
+            self._read_ahead[step + 1] = reply.rows
         columns = self.remembered(step)
-        cached = dict(self._cached(reply, ahead))
-        on_host = {table: Recall(columns[table], *cached.get(table, (None, None))) for table in columns}
-        return dict(zip(on_host, self._on_device(list(on_host.values())), strict=True))
+        return self._on_device({table: Recall(columns[table], reply.carried.get(table)) for table in columns}, reply)
 
     def remembered(self, step: int) -> dict[str, dict[str, Tensor]]:
         """The columns of step `step`, by table and by anchor, on the CPU; of the step at hand and of the next one."""
@@ -130,21 +176,20 @@ class Memory:
     def features(self, step: int) -> CachedRows:
         """The cached feature of every sample as step `step` may see it, the same on all ranks; waits for it.
 
-        To be asked between the gather of step `step` and `exchange(step)`. Needs a cache, and N rows of room.
+        To be asked between the gather of step `step` and `exchange(step)`, by every rank. Needs a cache, and N rows of
+        room.
         """
         index = np.arange(self._order.samples)
-        reply = self.store.exchange(self.generation, None, {FEATURES: index}, self._as_of(step)).result()
-        rows = CachedRows(_tensor(index), **{name: _tensor(values) for name, values in reply[FEATURES].items()})
-        (recall,) = self._on_device([Recall({}, rows)])
-        assert recall.carried is not None
-        return recall.carried
+        read = {FEATURES: self._part(index)}
+        part = self.store.exchange(self.generation, None, read, self._as_of(step)).result()[FEATURES]
+        on_device = to_device([_tensor(index), *map(_tensor, part.values())], self._device)
+        return _whole(on_device[0], dict(zip(part, on_device[1:], strict=True)))
 
     def exchange(self, step: int) -> None:
-        """Send the last step's commit and the next step's read; after the gather of step `step`.
+        """Have the last step's commit and the next step's read sent; after the gather of step `step`.
 
-        Raises NonFiniteError instead where a feature of the last step is not finite.
+        Nothing is sent where a feature of the last step is not finite, which the next `recall` raises.
         """
-        self.confirm()
         self._read_ahead.pop(step, None)
         self._ahead = self._read(step + 1, ahead=step + 2, as_of=self._as_of(step))
 
@@ -164,24 +209,18 @@ class Memory:
             leaving.append(encoded.features.to(getattr(torch, self.schema[FEATURES]["feature"].dtype)))
         leaving += [one.rows for one in finite]
         names = {table: list(named) for table, named in columns.items()}
-        self._found = _Found(step, names, encoded.index, finite, Departure(leaving))
+        cached = encoded.index.numpy() if FEATURES in self.schema else None
+        self._found = _Found(step, self._rank, self._samples(step), names, cached, finite, Departure(leaving))
 
     def confirm(self) -> None:
-        """Wait for what the last step found out, if that is still on its way.
+        """Wait for what the last step found out, and for the call under way.
 
-        Raises NonFiniteError where a feature of it is not finite; nothing of that step will be sent.
+        Raises NonFiniteError where a feature is not finite, of which nothing will be sent, and StoreError.
         """
-        found, self._found = self._found, None
-        if found is None:
-            return
-        arrays = iter(found.departure.arrays())
-        own = self._samples(found.step)
-        writes = {table: Rows(own, {name: next(arrays) for name in names}) for table, names in found.columns.items()}
-        if FEATURES in self.schema:
-            writes[FEATURES] = _features(found.step, found.cached.numpy(), next(arrays))
-        for finite in found.finite:
-            finite.check(found.step, next(arrays))
-        self._commit = Commit(found.step, self._rank, writes) if writes else None
+        if self._ahead is not None:
+            self._ahead.reply.result()  # an error of it belongs to an earlier step
+        if self._found is not None:
+            _ = self._found.commit
 
     def settle(self, step: int) -> int:
         """Send what is still unsent after step `step`, which the store can show after a barrier; returns that step."""
@@ -194,12 +233,11 @@ class Memory:
         Raises NonFiniteError instead where a feature of that step is not finite.
         """
         self.confirm()
-        if self._ahead is not None:
-            self._ahead.reply.result()
+        commit = None if self._found is None else self._found.commit
         # Not later: another rank's commit of step - 1 may still be on its way.
         as_of = self._as_of(step)
-        self.store.exchange(self.generation, self._commit, {}, as_of).result()
-        self._commit, self._ahead = None, None
+        self.store.exchange(self.generation, commit, {}, as_of).result()
+        self._found, self._ahead = None, None
         return as_of
 
     def _as_of(self, step: int) -> int:
@@ -208,19 +246,33 @@ class Memory:
 
     def _read(self, step: int, ahead: int | None, as_of: int) -> _Ahead:
         """Send the commit; read the features of `step` (its chains are at hand) and the chains of a later step."""
-        read: dict[str, NDArray[np.int64]] = {}
-        if ahead is not None:
-            read = dict.fromkeys(self._by_anchor, self._samples(ahead))
-        carried: dict[str, NDArray[np.bool_]] = {}
-        proposals = np.zeros(0, np.int64)
+        found, self._found = self._found, None
+        read = {} if ahead is None else dict.fromkeys(self._by_anchor, self._samples(ahead))
+        rows = self._read_ahead.get(step, {})
+        return _Ahead(step, self._thread.submit(self._call, step, found, rows, read, as_of))
+
+    def _call(self, step: int, found: _Found | None, rows: Tables, read: Read, as_of: int) -> _Reply:
+        """In the thread: send what was found, read `read` and the features of `step`, of whose anchors are `rows`."""
+        commit = None if found is None else found.commit
+        visited = {table: rows[table]["visited"] for table in self._chains}
+        proposals = self._propose(step)
         if FEATURES in self.schema:
-            proposals = self._propose(step)
-            rows = self._read_ahead[step]
-            carried = {table: rows[table]["visited"] for table in self._chains}
-            states = [rows[table]["state"][visited] for table, visited in carried.items()]
-            read[FEATURES] = np.concatenate([*states, proposals])
-        commit, self._commit = self._commit, None
-        return _Ahead(step, self.store.exchange(self.generation, commit, read, as_of), carried, proposals)
+            states = [rows[table]["state"][carries] for table, carries in visited.items()]
+            read = {**read, FEATURES: np.concatenate([*states, self._part(proposals)])}
+        reply = self.store.exchange(self.generation, commit, read, as_of).result()
+        columns = reply.pop(FEATURES, {})
+        carried, first = {}, 0
+        for table, carries in visited.items():
+            last = first + int(carries.sum())
+            asked = {name: values[first:last] for name, values in columns.items()}
+            carried[table] = self._carried(rows[table]["state"], carries, asked)
+            first = last
+        return _Reply(reply, carried, proposals, {name: values[first:] for name, values in columns.items()})
+
+    def _part(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[ceil(n / W)]: this rank's of samples [n] that all ranks need; the last ones go on with the first samples."""
+        workers = self._spec.workers
+        return rank_slice(np.resize(index, -(-len(index) // workers) * workers), self._rank, workers)
 
     def _samples(self, step: int) -> NDArray[np.int64]:
         """[b], this rank's samples."""
@@ -231,20 +283,6 @@ class Memory:
         count = min(self._proposals, self._order.samples)
         generator = np.random.default_rng(seed_of(self._spec.seed, _CACHE_PROPOSALS, step))
         return generator.choice(self._order.samples, count, replace=False, shuffle=False).astype(np.int64)
-
-    def _cached(self, reply: Tables, ahead: _Ahead) -> Iterator[tuple[str, tuple[CachedRows, CachedRows]]]:
-        """For each table of chains: the cached features of what they carry, and the cache proposals."""
-        if not self._chains:
-            return
-        columns = reply[FEATURES]
-        last_rows = {name: _tensor(v[len(v) - len(ahead.proposals) :]) for name, v in columns.items()}
-        proposed = CachedRows(_tensor(ahead.proposals), **last_rows)
-        first = 0
-        for table, visited in ahead.carried.items():
-            last = first + int(visited.sum())
-            asked = {name: values[first:last] for name, values in columns.items()}
-            yield table, (self._carried(self._read_ahead[ahead.step][table]["state"], visited, asked), proposed)
-            first = last
 
     def _carried(
         self, state: NDArray[np.int64], visited: NDArray[np.bool_], asked: Mapping[str, NDArray]
@@ -263,10 +301,22 @@ class Memory:
         """[b, V, ...] by sample -> [V * b, ...] by anchor, on the CPU."""
         return _tensor(column.swapaxes(0, 1)).flatten(0, 1)
 
-    def _on_device(self, recalls: Sequence[Recall]) -> list[Recall]:
-        """The recalls on the device, sent as one copy, and beside them those on the CPU."""
-        sent = iter(to_device((tensor for recall in recalls for tensor in recall.tensors), self._device))
-        return [recall.map(lambda _: next(sent))._replace(host=recall) for recall in recalls]
+    def _on_device(self, recalls: Mapping[str, Recall], reply: _Reply) -> dict[str, Recall]:
+        """The recalls, on the CPU, as they are on the device, with the proposals of all ranks; sent as one copy."""
+        tensors = [tensor for recall in recalls.values() for tensor in recall.tensors]
+        if self._chains:
+            tensors += [_tensor(reply.proposals), *map(_tensor, reply.part.values())]
+        sent = iter(to_device(tensors, self._device))
+        found = {table: recall.map(lambda _: next(sent))._replace(host=recall) for table, recall in recalls.items()}
+        if not self._chains:
+            return found
+        proposed = _whole(next(sent), dict(zip(reply.part, sent, strict=True)))
+        return found | {table: found[table]._replace(proposed=proposed) for table in self._chains}
+
+
+def _whole(index: Tensor, part: Mapping[str, Tensor]) -> CachedRows:
+    """Cached features of samples [n] that all ranks need, where each rank has its part of them, on the device."""
+    return CachedRows(index, **{name: collectives.gather_rows(column)[: len(index)] for name, column in part.items()})
 
 
 def _tensor(column: NDArray) -> Tensor:

@@ -14,7 +14,7 @@ import gzip
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -117,9 +117,11 @@ def alone(spec: Spec, images: Images, device: torch.device) -> Iterator[Trainer]
     optimiser = build_optimiser(encoder, spec.optimiser, spec.lr)
     store = LocalStore(Layout(len(images), spec.shards), schema_for(spec))
     store.reset(_GENERATION)
-    memory = Memory(spec, store, order, 0, _GENERATION, device)
-    memory.start(0, settled=-1)
-    with view_loader(spec, images, device) as loader:
+    with (
+        closing(Memory(spec, store, order, 0, _GENERATION, device)) as memory,
+        view_loader(spec, images, device) as loader,
+    ):
+        memory.start(0, settled=-1)
         yield Trainer(spec, encoder, optimiser, memory, loader, order, device, columns)
 
 

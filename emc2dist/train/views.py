@@ -5,7 +5,6 @@ data.on_device     whether the set's pixels stay on the device
 data.loaders       processes that decode
 """
 
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from emc2dist.data.decoded import DecodedFile, DecodedImages, shorter_side
 from emc2dist.data.images import Images, Pixels
 from emc2dist.data.loader import DeviceView, View, ViewLoader
 from emc2dist.errors import SpecError
+from emc2dist.machine import cpus
 from emc2dist.towers.batched import LONGEST, BatchedViews
 from emc2dist.towers.resident import ResidentViews
 from emc2dist.towers.views import RandomView
@@ -64,8 +64,7 @@ def cores_of(spec: Spec, beside: int = 1) -> int:
     """Cores of a worker: its CPUs by `resources.worker_cpus`, else its share of the machine's, for `beside` workers."""
     if spec.resources.worker_cpus:
         return max(1, int(spec.resources.worker_cpus))
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, allowed // beside)
+    return max(1, cpus() // beside)
 
 
 def loaders(spec: Spec, device: torch.device, made_on: str, cores: int) -> int:

@@ -23,8 +23,8 @@ from emc2dist.launch.local import LocalCluster
 ROOT = Path(__file__).parents[2]
 NODES = 3
 # Ours, Train's and Tune's.
-ACTORS = ("RayTrainWorker", "_ShardActor", "Channel", "TrainController", "_Inner", "StopRequests")
-HELPERS = ("Channel", "TrainController", "SynchronizationActor", "PlacementGroupCleaner")
+ACTORS = ("RayTrainWorker", "_ShardActor", "_NodeExchange", "Channel", "TrainController", "_Inner", "StopRequests")
+HELPERS = ("Channel", "_NodeExchange", "TrainController", "SynchronizationActor", "PlacementGroupCleaner")
 DISK_MIB = 500  # four checkpoints of 90 MB, and a bit
 TUNED = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -181,7 +181,7 @@ def kill_worker_and_shard(world, rng):
 
 
 def kill_helper(world, rng):
-    """One of the processes beside: the run's channel, and those that Ray Train has."""
+    """One of the processes beside: the run's channel, what joins a node's workers, and those that Ray Train has."""
     name = HELPERS[rng.integers(len(HELPERS))]
     _signal_one(world, rng, f"ray::{name}", signal.SIGKILL)
     world.note(f"  {name}")

@@ -217,6 +217,22 @@ def test_after_a_killed_worker_and_a_killed_shard_the_run_goes_on_from_the_check
 
 
 @pytest.mark.slow
+def test_after_the_death_of_what_joins_a_nodes_workers_the_run_goes_on(spec_file, tmp_path):
+    words = ["workers=2", "shards=2", "epochs=8", "precision=float64"]
+    rows = tmp_path / "runs" / "small" / "metrics.jsonl"
+    process = start("train", spec_file, *words, "--json")
+    wait_for(lambda: rows.exists() and '"step": 13,' in rows.read_text(), process, seconds=240)
+    os.kill(pid_of("ray::_NodeExchange", process.pid), signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=400)
+    assert process.returncode == 0, stderr
+    assert len(re.findall(r"resumed from the checkpoint at step \d+", stderr)) == 1
+    assert json.loads(stdout.splitlines()[-1])["steps"] == 48
+    losses = [row["loss"] for row in map(json.loads, rows.read_text().splitlines()) if "loss" in row]
+    oracle = Run(parse(SMALL, ["epochs=8", "precision=float64"]), tmp_path).go()
+    assert losses == pytest.approx(oracle.column("loss"), abs=1e-6)
+
+
+@pytest.mark.slow
 def test_a_worker_that_hangs_before_it_trains_is_started_again(spec_file, tmp_path):
     process = start("train", spec_file, "epochs=2", "resources.start_s=30", "--json")
     wait_for(lambda: pids_of("RayTrainWorker", process.pid), process)

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from store_oracle import SAMPLES, SCHEMA, assert_same, everything, expected, random_commit
+from store_oracle import SAMPLES, SCHEMA, assert_same, everything, expected, random_commit, random_read
 
 from emc2dist.errors import StaleGeneration, StoreError, StoreTimeout
 from emc2dist.store import Layout
@@ -147,6 +147,89 @@ def test_a_store_travels_to_workers_that_share_its_shards(ray_cluster, store):
     ray_cluster.get([work.remote({"store": store}, commit) for commit in commits], timeout=30)
     found = store.exchange("first", None, everything(), as_of=0).result()
     assert_same(found, expected(commits, everything(), 0))
+
+
+@pytest.fixture
+def members(store):
+    """The store as two workers of one node have it."""
+    return [store.joined(member, 2, start_timeout_s=120) for member in range(2)]
+
+
+def test_workers_that_exchange_together_call_each_shard_once_and_see_what_they_would_alone(store, members):
+    rng = np.random.default_rng(0)
+    commits = []
+    for step in range(6):
+        new = [random_commit(rng, step, rank) for rank in range(2)]
+        reads = [random_read(rng) for _ in range(2)]
+        order = rng.permutation(2)
+        started = {rank: members[rank].exchange("first", new[rank], reads[rank], max(step - 2, -1)) for rank in order}
+        for rank in range(2):
+            found = started[rank].result()
+            assert_same(found, expected(commits, reads[rank], max(step - 2, -1)))
+            assert all(column.flags.writeable for columns in found.values() for column in columns.values())
+        commits += new
+    assert_same(store.exchange("first", None, everything(), as_of=5).result(), expected(commits, everything(), 5))
+    assert [(stats.exchanges, stats.dropped) for stats in store.stats()] == [(7, 0), (7, 0)]
+
+
+def test_workers_that_are_not_in_the_same_step_are_refused(store, members):
+    for pending in [one.exchange("first", None, everything(), as_of=step) for step, one in enumerate(members)]:
+        with pytest.raises(StoreError, match="differ in generation or step"):
+            pending.result()
+    assert [stats.exchanges for stats in store.stats()] == [0, 0]
+
+
+def test_who_exchanges_with_others_resends_alone(store, members):
+    commits = [random_commit(np.random.default_rng(rank), 0, rank) for rank in range(2)]
+    members[0].resend("first", commits, as_of=-1)
+    assert_same(store.exchange("first", None, everything(), as_of=0).result(), expected(commits, everything(), 0))
+
+
+def test_an_error_of_a_shard_reaches_every_worker_of_the_node(ray_cluster, store, members):
+    for pending in [one.exchange("another", None, everything(), as_of=0) for one in members]:
+        with pytest.raises(StaleGeneration, match=r"^shard 0 of 2: ") as caught:
+            pending.result()
+        assert type(caught.value) is StaleGeneration
+    for pending in [one.exchange("first", None, everything(), as_of=0) for one in members]:
+        assert_same(pending.result(), expected([], everything(), 0))  # and they go on
+
+
+def test_a_silent_shard_is_named_to_every_worker_of_the_node(ray_cluster, store):
+    from emc2dist.store.remote import RayStore
+
+    hasty = RayStore(store.layout, store.schema, store.actors, timeout_s=1)
+    members = [hasty.joined(member, 2, start_timeout_s=120) for member in range(2)]
+    process = process_of(ray_cluster, store.actors[1])
+    os.kill(process, signal.SIGSTOP)
+    try:
+        for pending in [one.exchange("first", None, everything(), as_of=-1) for one in members]:
+            with pytest.raises(StoreTimeout, match=r"shard 1 of 2.*store\.timeout_s \(now 1\)"):
+                pending.result()
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+def test_a_worker_whose_fellow_does_not_come_is_told_so(ray_cluster, store):
+    from emc2dist.store.remote import RayStore
+
+    hasty = RayStore(store.layout, store.schema, store.actors, timeout_s=0.2)
+    alone = hasty.joined(0, 2, start_timeout_s=120)
+    with pytest.raises(StoreTimeout, match=r"in 0\.4 s: .*another worker of the node, stands still.*store\.timeout_s"):
+        alone.exchange("first", None, everything(), as_of=0).result()
+    assert [stats.exchanges for stats in store.stats()] == [0, 0]
+
+
+def test_the_death_of_what_joins_workers_is_a_loss(ray_cluster, store, members):
+    started = members[0].exchange("first", None, everything(), as_of=0)  # waits for the other one
+    ray_cluster.kill(members[0]._actor)
+    with pytest.raises(StoreError, match=r"exchange was lost.*checkpoint") as caught:
+        started.result()
+    assert type(caught.value) is StoreError
+    assert_same(store.exchange("first", None, everything(), as_of=0).result(), expected([], everything(), 0))
+
+
+def test_a_single_worker_calls_the_shards_itself(store):
+    assert store.joined(0, 1, start_timeout_s=120) is store
 
 
 def test_errors_survive_pickling_with_their_type_and_words(ray_cluster, store):

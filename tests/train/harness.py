@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -84,6 +85,21 @@ def leave_manifest(folder: RunFolder, spec: Spec, step: int) -> Manifest:
     return manifest
 
 
+class InThisThread(Executor):
+    """For a pool of threads: what it is to do is done before `submit` returns."""
+
+    def __init__(self, *arguments, **options) -> None:
+        """Take what a pool of threads takes."""
+
+    def submit(self, function, *arguments, **options):
+        future = Future()
+        try:
+            future.set_result(function(*arguments, **options))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 class CountedParallel(DistributedDataParallel):
     """DDP that counts how often it reduces the gradients."""
 
@@ -112,6 +128,7 @@ class Rank:
         collectives.DistributedDataParallel = CountedParallel
         CountedParallel.reductions = 0
         dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=spec.workers)
+        store = store.joined(rank, spec.workers, start_timeout_s=120)
         run = Run(spec, Path(folder), stop_after)
         run.write = lambda step, source, row: send(source, files.at(folder))
         train = open_images(spec.data, "train")

@@ -1,16 +1,60 @@
-"""What is recalled, against an oracle that remembers every write of every step."""
+"""What is recalled, against an oracle that remembers every write of every step; and who calls the store."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
+import pytest
 import torch
-from train.harness import small_spec
+from train.harness import InThisThread, small_spec
 
+from emc2dist.core.estimators import FEATURES
 from emc2dist.data.digits import DigitsImages
 from emc2dist.data.sampler import rank_slice
+from emc2dist.errors import NonFiniteError, StoreError
 from emc2dist.store import Layout, LocalStore
+from emc2dist.train import collectives, memory
+from emc2dist.train.finite import Finite
 from emc2dist.train.loop import order_for
 from emc2dist.train.memory import Encoded, Memory, schema_for
 
 STEPS, SAMPLES, VIEWS = 20, 48, 2
+PROPOSALS = 11  # which two ranks cannot share evenly
+
+
+class TwoRanks:
+    """Two ranks in threads of this process; one goes on alone until it has ended or waits for the other's rows."""
+
+    def __init__(self) -> None:
+        self._both, self._paused, self._rank = threading.Barrier(2, timeout=60), threading.Event(), threading.local()
+        self._rows = [torch.empty(0)] * 2
+
+    def each(self, order, call):
+        """What the call returns for each rank, begun in this order."""
+        with ThreadPoolExecutor(2) as pool:
+            found = {}
+            for rank in order:
+                self._paused.clear()
+                found[rank] = pool.submit(self._run, rank, call)
+                assert self._paused.wait(60)
+            return [found[rank].result() for rank in range(2)]
+
+    def gather_rows(self, rows):
+        """As that of `collectives`."""
+        self._rows[self._rank.number] = rows
+        self._paused.set()
+        self._both.wait()
+        gathered = torch.cat(self._rows)
+        self._both.wait()
+        return gathered
+
+    def _run(self, rank, call):
+        self._rank.number = rank
+        try:
+            return call(rank)
+        finally:
+            self._paused.set()
 
 
 def found_in(step, index):
@@ -50,45 +94,131 @@ def check(recall, order, step, rank, settled):
                 assert recall.carried.feature[anchor].tolist() == [state * 100.0 + cached] * 16
 
 
-def check_all(rows, order, as_of):
-    """The newest feature of every sample."""
-    assert rows.index.tolist() == list(range(SAMPLES))
-    wrote = [last_write(order, sample, as_of) for sample in range(SAMPLES)]
+def check_cached(rows, samples, order, as_of):
+    """The newest feature of each of the samples."""
+    assert rows.index.tolist() == list(samples)
+    wrote = [last_write(order, sample, as_of) for sample in samples]
     assert rows.present.tolist() == [step is not None for step in wrote]
     assert rows.written_at.tolist() == [step or 0 for step in wrote]
-    expected = [[0 if step is None else sample * 100.0 + step] * 16 for sample, step in enumerate(wrote)]
+    expected = [
+        [0 if step is None else sample * 100.0 + step] * 16 for sample, step in zip(samples, wrote, strict=True)
+    ]
     assert rows.feature.tolist() == expected
 
 
-def test_recall_is_exactly_as_of_its_steps_whatever_the_order_of_calls():
-    spec = small_spec("negatives.kernel=isir", "negatives.cache_proposals=10", "workers=2", "shards=3")
+def test_recall_is_exactly_as_of_its_steps_whatever_the_order_of_calls(monkeypatch):
+    monkeypatch.setattr(memory, "ThreadPoolExecutor", InThisThread)
+    group = TwoRanks()
+    monkeypatch.setattr(collectives, "gather_rows", group.gather_rows)
+    spec = small_spec("negatives.kernel=isir", f"negatives.cache_proposals={PROPOSALS}", "workers=2", "shards=3")
     order = order_for(spec, DigitsImages("train", limit=SAMPLES))
     store = LocalStore(Layout(SAMPLES, 3), schema_for(spec))
     store.reset("g")
     memories = [Memory(spec, store, order, rank, "g", torch.device("cpu")) for rank in range(2)]
-    for memory in memories:
-        memory.start(0, settled=-1)
+    for one in memories:
+        one.start(0, settled=-1)
     settled, lottery = -1, np.random.default_rng(0)
     for step in range(STEPS):
-        for rank in lottery.permutation(2):
-            recall = memories[rank].recall(step)["negatives"]
+        recalled = group.each(lottery.permutation(2), lambda rank: memories[rank].recall(step)["negatives"])  # noqa: B023
+        proposals = memories[0]._propose(step).tolist()
+        assert len(proposals) == PROPOSALS
+        for rank, recall in enumerate(recalled):
             check(recall, order, step, rank, settled)
-        for rank in lottery.permutation(2):
-            check_all(memories[rank].features(step), order, max(step - 2, settled))
+            check_cached(recall.proposed, proposals, order, max(step - 3, settled))
+        for rows in group.each(lottery.permutation(2), lambda rank: memories[rank].features(step)):  # noqa: B023
+            check_cached(rows, range(SAMPLES), order, max(step - 2, settled))
         for rank in lottery.permutation(2):
             memories[rank].exchange(step)
-        for rank, memory in enumerate(memories):
-            memory.remember(step, *found_in(step, rank_slice(order.batch(step), rank, 2)))
+        for rank, one in enumerate(memories):
+            one.remember(step, *found_in(step, rank_slice(order.batch(step), rank, 2)))
         if step == 8:  # a checkpoint
             for rank in lottery.permutation(2):
                 memories[rank].settle(step)
             written = sum(store.snapshot("g", shard, step)["negatives"]["visited_at"].sum() for shard in range(3))
             last = [last_write(order, sample, step) for sample in range(SAMPLES)]
             assert written == VIEWS * sum(step or 0 for step in last)
-            for memory in memories:
-                memory.start(step + 1, settled=step)
+            for one in memories:
+                one.start(step + 1, settled=step)
             settled = step
     assert sum(shard.dropped for shard in store.stats()) == 0
+
+
+class WatchedStore(LocalStore):
+    """Notes what is read, and lets no call pass while the gate is closed."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.gate, self.reads, self.broken = threading.Event(), [], False
+        self.gate.set()
+
+    def exchange(self, generation, commit, read, as_of):
+        assert self.gate.wait(60)
+        if self.broken:
+            raise StoreError("the store is broken")
+        self.reads.append({table: len(index) for table, index in read.items()})
+        return super().exchange(generation, commit, read, as_of)
+
+
+@pytest.fixture
+def watched():
+    """A memory at the start of a run of one worker, and its store."""
+    spec = small_spec("negatives.kernel=isir", f"negatives.cache_proposals={PROPOSALS}")
+    store = WatchedStore(Layout(SAMPLES, 1), schema_for(spec))
+    store.reset("g")
+    order = order_for(spec, DigitsImages("train", limit=SAMPLES))
+    with closing(Memory(spec, store, order, 0, "g", torch.device("cpu"))) as found:
+        found.start(0, settled=-1)
+        yield found
+
+
+def finite(*rows):
+    return [Finite(torch.tensor(rows), lambda row: (0, 100 + row))]
+
+
+def test_each_rank_reads_its_part_of_the_proposals():
+    for workers, part in ((1, 11), (2, 6), (4, 3), (8, 2)):
+        spec = small_spec(f"negatives.cache_proposals={PROPOSALS}", f"workers={workers}", "batch_size=16")
+        order = order_for(spec, DigitsImages("train", limit=SAMPLES))
+        store = WatchedStore(Layout(SAMPLES, 1), schema_for(spec))
+        store.reset("g")
+        for rank in range(workers):
+            with closing(Memory(spec, store, order, rank, "g", torch.device("cpu"))) as one:
+                one.start(0, settled=-1)
+                one._ahead.reply.result()
+                assert store.reads[-1][FEATURES] == part
+
+
+def test_the_thread_of_the_step_does_not_wait_for_the_store(watched):
+    """It goes on while the call stands still, up to the step that needs the reply."""
+    watched.recall(0)
+    watched.store.gate.clear()
+    watched.exchange(0)
+    watched.remember(0, *found_in(0, watched._order.batch(0)))
+    assert not watched._ahead.reply.done()
+    watched.store.gate.set()
+    assert watched.recall(1)["negatives"].columns["visited"].tolist() == [False] * 16
+
+
+def test_what_is_not_finite_is_never_sent_and_told_by_the_next_recall(watched):
+    watched.recall(0)
+    watched.exchange(0)
+    watched.remember(0, *found_in(0, watched._order.batch(0)), finite(True, False, True))
+    watched.recall(1)
+    watched.exchange(1)
+    watched.remember(1, *found_in(1, watched._order.batch(1)), finite(False))
+    for ask in (watched.confirm, lambda: watched.recall(2), lambda: watched.settle(1)):
+        with pytest.raises(NonFiniteError, match="step 0, sample 101"):  # not step 1: the first one is told
+            ask()
+    assert watched.store.pending("g", 0) == []
+
+
+def test_an_error_of_the_store_comes_with_the_reply(watched):
+    watched.recall(0)
+    watched.store.broken = True
+    watched.exchange(0)
+    for ask in (lambda: watched.recall(1), watched.confirm, lambda: watched.park(0)):
+        with pytest.raises(StoreError, match="the store is broken"):
+            ask()
 
 
 def test_cache_rows_are_drawn_uniformly_without_repeats_and_alike_for_all_ranks():
@@ -97,7 +227,7 @@ def test_cache_rows_are_drawn_uniformly_without_repeats_and_alike_for_all_ranks(
     store = LocalStore(Layout(SAMPLES, 1), schema_for(spec))
     ranks = [Memory(spec, store, order, rank, "g", torch.device("cpu")) for rank in range(2)]
     draws = np.stack([ranks[0]._propose(step) for step in range(4_000)])
-    assert all((memory._propose(7) == draws[7]).all() for memory in ranks)
+    assert all((one._propose(7) == draws[7]).all() for one in ranks)
     assert all(len(set(row)) == 12 for row in draws[:100])
     counts, expected = np.bincount(draws.ravel(), minlength=SAMPLES), 4_000 * 12 / SAMPLES
     assert ((counts - expected) ** 2 / (expected * (1 - 12 / SAMPLES))).sum() < 90  # chi-square, 47 degrees, p = 0.0002

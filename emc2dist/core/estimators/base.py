@@ -52,11 +52,12 @@ class Recall(NamedTuple):
     proposed: CachedRows | None = None
     """The K cache proposals of this step, the same for all workers; None without a cache."""
     host: "Recall | None" = None
-    """The same on the CPU, where it came from: what the host knows without asking a GPU. None: it has to ask."""
+    """Columns and carried rows on the CPU, where they came from: what the host knows without asking a GPU. None: it has
+    to ask."""
 
     @property
     def on_host(self) -> "Recall":
-        """The same on the CPU; waits for a GPU unless `host` is there."""
+        """Columns and carried rows on the CPU; waits for a GPU unless `host` is there."""
         return self.map(Tensor.cpu) if self.host is None else self.host
 
     @property

@@ -198,19 +198,17 @@ class Chain(Estimator):
 
     def _move(self, pool: "_Pool", carried: Carried, recall: Recall) -> tuple[Carried, Tensor]:
         """Delayed acceptance of one of the K cached rows by each chain; also which chains moved, bool [A]."""
-        rows, on_host = recall.proposed, pool.recall.proposed
+        rows = recall.proposed
         assert recall.carried is not None
         assert rows is not None
-        assert on_host is not None
         with torch.no_grad():
             is_carried = (rows.index == carried.state.unsqueeze(1)) & carried.exists.unsqueeze(1)
             stale = pool.score_rows(rows).masked_fill(is_carried, -torch.inf)
             stale_carried = pool.score_cached(recall.carried).masked_fill(~carried.exists, -torch.inf)
             proposal = propose(stale, stale_carried, pool.streams)
-        chosen, moves, exists = pool.told(proposal.row, proposal.moves, carried.exists)
+        samples, moves, exists = pool.told(rows.index[proposal.row], proposal.moves, carried.exists)
         moves = moves.bool()
         carried = pool.refreshed(carried, moves & exists.bool())
-        samples = on_host.index[chosen]
         row, here = pool.find(samples)
         row = pool.fresh(row, samples, pool.fresh_views(), moves if pool.complete else moves & ~here)
         moved = accept(proposal, row.score.detach(), carried.score.detach(), pool.streams)
