@@ -20,15 +20,20 @@ def fork(stream: int | Tensor, *labels: int | Tensor) -> Tensor:
 
     Different labels, or the same labels in another order, give unrelated streams.
     """
-    state = torch.as_tensor(stream, dtype=torch.int64)
+    state = stream if isinstance(stream, int) else stream.long()
     for label in labels:
         if isinstance(label, int):  # as a number: a tensor of it would be a copy to the GPU, which waits
-            state = _mix(_mix(state) + _signed(fork_label(label)))
+            if isinstance(state, int):  # and without torch, whose calls would take longer than all that they compute
+                state = _mix_number(_mix_number(state) + fork_label(label))
+            else:
+                state = _mix(_mix(state) + _signed(fork_label(label)))
+        elif isinstance(state, int):
+            state = _mix(label.long() * _signed(_GOLDEN) + _signed((_mix_number(state) + 1) & _MASK))
         else:
             # A number on the CPU goes along as it is: moved to the GPU, it would be waited for.
             state = state if state.ndim == 0 and state.device.type == "cpu" else state.to(label.device)
             state = _mix(_mix(state) + label.long() * _signed(_GOLDEN) + 1)
-    return state & ((1 << 63) - 1)
+    return torch.as_tensor(_signed(state & _MASK) if isinstance(state, int) else state) & ((1 << 63) - 1)
 
 
 def fork_label(label: int) -> int:
@@ -60,6 +65,14 @@ def _mix(x: Tensor) -> Tensor:
     x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
     return x ^ _shift(x, 31)
+
+
+def _mix_number(x: int) -> int:
+    """`_mix` of a number, unsigned."""
+    x &= _MASK
+    x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ x >> 27) * 0x94D049BB133111EB) & _MASK
+    return x ^ x >> 31
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:

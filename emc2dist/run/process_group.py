@@ -16,7 +16,6 @@ from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 from typing_extensions import override
 
-
 LEAVE_S = 30.0
 
 

@@ -3,7 +3,7 @@
 import socket
 from concurrent import futures
 
-import emc2dist.run.cluster  # before ray: sets its defaults
+import emc2dist.run.cluster  # noqa: F401  before ray: sets its defaults
 
 import grpc  # isort: skip
 import pytest
