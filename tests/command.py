@@ -25,7 +25,10 @@ def emc2dist(*arguments, timeout=240, **options):
 def in_process(*arguments):
     """The same here, without seconds of imports: on the session's cluster, or for what ends before it asks for one."""
     with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()) as stderr:
-        status = main([*map(str, arguments)])
+        try:
+            status = main([*map(str, arguments)])
+        except SystemExit as ended:  # as argparse does
+            status = ended.code
     return subprocess.CompletedProcess(arguments, status, stdout.getvalue(), stderr.getvalue())
 
 

@@ -28,7 +28,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_collection_modifyitems(items):
     """Tests of whole runs first: they are the longest, and the last file to be begun should be a short one."""
-    rooms = {Path(__file__).with_name(room) for room in ("run", "launch", "sweep", "report", "watch")}
+    rooms = {Path(__file__).with_name(room) for room in ("run", "launch", "sweep", "report", "watch", "train")}
     items.sort(key=lambda item: rooms.isdisjoint(item.path.parents))
 
 

@@ -15,15 +15,16 @@ import struct
 import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import simplejpeg
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_PIXELS = 2**26
 """Width times height above which an image is refused before it is unpacked: 67 million, 200 MB of pixels."""
@@ -54,7 +55,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-def decode(encoded: bytes) -> Tensor:
+def decode(encoded: bytes) -> "Tensor":
     """Any image file that Pillow reads -> RGB uint8 [3, H, W] (a view of [H, W, 3]), turned as EXIF says.
 
     The values are sRGB, whatever the file's depth and colours; a transparent picture is laid on white; of several
@@ -63,6 +64,8 @@ def decode(encoded: bytes) -> Tensor:
     Raises:
         ValueError: no image, a damaged one, one of more than `MAX_PIXELS`, or one whose black and white are not known.
     """
+    import torch  # late: the processes of an ingest, which only examine images, do without
+
     return torch.from_numpy(_decoded(encoded)[0]).permute(2, 0, 1)
 
 

@@ -10,12 +10,10 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from emc2dist import files
 from emc2dist.config import S3
@@ -25,6 +23,9 @@ from emc2dist.data.decode import decode
 from emc2dist.data.encoded import EncodedImages, Traffic
 from emc2dist.data.kept import cache_folder
 from emc2dist.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MOST_THREADS = 64
 _SHARE = 16  # images that are worth a thread
@@ -112,13 +113,15 @@ class ParquetImages:
         """What this copy has asked for so far."""
         return replace(self._encoded.traffic, retries=files.retries() - self._retries_before)
 
-    def get(self, indices: NDArray[np.int64]) -> list[Tensor]:
+    def get(self, indices: NDArray[np.int64]) -> "list[Tensor]":
         """The images, RGB uint8 [3, H, W] each, upright, in the order asked; an index may be asked for twice.
 
         Raises:
             DataError: an image is null or cannot be decoded; names file and row. StorageError: it cannot be reached.
             IndexError: an index is out of range.
         """
+        import torch  # late: an ingest, which takes images as they stand in the files, does without
+
         encoded = self.encoded(indices)
         rows = list(zip(indices.tolist(), encoded, strict=True))
         threads = max(1, min(torch.get_num_threads(), _MOST_THREADS, len(rows) // _SHARE))
@@ -165,10 +168,10 @@ class ParquetImages:
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"indices {indices.min()}..{indices.max()} are outside 0..{len(self) - 1}")
 
-    def _decoded(self, rows: list[tuple[int, bytes]]) -> list[Tensor]:
+    def _decoded(self, rows: list[tuple[int, bytes]]) -> "list[Tensor]":
         return [self._decode(index, encoded) for index, encoded in rows]
 
-    def _decode(self, index: int, encoded: bytes) -> Tensor:
+    def _decode(self, index: int, encoded: bytes) -> "Tensor":
         try:
             return decode(encoded)
         except ValueError as error:

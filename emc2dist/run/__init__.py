@@ -2,6 +2,7 @@
 
     driver.py       the run: attempt after attempt, each from the newest whole checkpoint on
     worker.py       one worker of an attempt
+    process_group.py how torch.distributed joins the workers
     channel.py      rows, errors and the stop request, between workers and driver
     monitor.py      rows from the channel to the run folder and to the listeners
     listeners/      a person's terminal, Prometheus, TensorBoard, W&B, MLflow

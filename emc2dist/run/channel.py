@@ -14,9 +14,7 @@ from time import monotonic, sleep
 from types import TracebackType
 from typing import Any, Protocol
 
-import emc2dist.run.cluster as cluster  # before ray: sets its defaults
-
-import ray  # isort: skip
+import ray
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
 
 from emc2dist.errors import Emc2Error, StorageError, StorageUnreachable
@@ -109,6 +107,8 @@ class ChannelHandle:
     @classmethod
     def create(cls) -> "ChannelHandle":
         """A new channel, on the driver's node: it lives as long as the driver."""
+        from emc2dist.run import cluster  # late: the actor itself does without, and is there sooner
+
         return cls(ray.remote(Channel).options(num_cpus=0, scheduling_strategy=cluster.here()).remote())
 
     def enter(self) -> None:

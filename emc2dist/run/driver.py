@@ -1,7 +1,7 @@
 """The driver of a run: shards and channel on its side, Ray Train's workers under them.
 
     driver:  check the data -> run folder -> cluster -> attempts -> summary
-    attempt: wait for room -> shards, channel -> TorchTrainer.fit
+    attempt: wait for room -> shards, channel -> Ray Train's controller
     worker:  `emc2dist.run.worker`: open the data -> restore or start -> `emc2dist.train.loop`
 
 A run is a chain of attempts, each with workers, shards and a channel of its own, from the newest whole checkpoint on.
@@ -30,10 +30,10 @@ import emc2dist.run.cluster as cluster  # before ray: sets its defaults
 
 import ray.train  # isort: skip
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.config import LoggingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from emc2dist import files
 from emc2dist.config import BUILT_IN, Spec, dump, paths
@@ -48,6 +48,7 @@ from emc2dist.run.listeners import Listener, trackers
 from emc2dist.run.listeners.prometheus import Exporter, refuse_taken, watched
 from emc2dist.run.listeners.terminal import Display
 from emc2dist.run.monitor import Monitor
+from emc2dist.run.process_group import ProcessGroup
 from emc2dist.run.start_limit import StartLimit
 from emc2dist.run.worker import work
 from emc2dist.store import ChainStore, Layout, LocalStore
@@ -365,6 +366,7 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandl
     trainer = _Trainer(
         work,
         train_loop_config={"spec": dump(spec), "run": folder, "store": store, "channel": channel},
+        backend_config=ProcessGroup(),
         scaling_config=ScalingConfig(
             num_workers=spec.workers,
             use_gpu=cluster.use_gpu(spec),
@@ -400,7 +402,7 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandl
         raise _Lost(f"workers did not start in {limit}{where}{cluster.scarce_threads(spec)}") from error
 
 
-class _Trainer(TorchTrainer):
+class _Trainer(DataParallelTrainer):
     """Ray's, but without processes that have nothing to do here, and but for the first Ctrl-C: that is the driver's,
     and Ray, which would abort at once, has the second.
 

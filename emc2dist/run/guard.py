@@ -14,7 +14,7 @@ from emc2dist.errors import RayEnded
 from emc2dist.run.limits import scarce_files
 from emc2dist.terminal import say
 
-GRACE_S = 10.0
+GRACE_S = 5.0
 """Seconds in which the process may end by itself, before it is ended: a call of Ray's may wait much longer."""
 _INTERVAL_S = 0.1
 _VITAL = ("raylet", "gcs_server")

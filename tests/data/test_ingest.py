@@ -1101,6 +1101,12 @@ def test_a_log_gets_lines_with_rate_and_time_left(run, pets, capsys, monkeypatch
     assert lines[3].endswith(" to go")
 
 
+def test_its_processes_do_not_load_torch():
+    code = "import sys, emc2dist.data.ingest; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_the_command(run, pets, tmp_path):
     chosen = str(plant(tmp_path, {"list": b"cat\n"}) / "list")
     command = [*COMMAND, str(pets), str(tmp_path / "set"), "--classes", chosen, "--rows-per-file", "2", "--json"]

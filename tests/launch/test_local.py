@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from command import in_process
 
 from emc2dist.errors import LaunchError, SpecError
 from emc2dist.launch import local, processes
@@ -36,7 +37,7 @@ print(json.dumps({"nodes": sorted(nodes), "answer": ray.get(ray.remote(lambda: 4
 def folder():
     folder = tempfile.mkdtemp(prefix="emc2-")  # short: sockets lie in it
     yield Path(folder)
-    run(folder, "stop")
+    LocalCluster(Path(folder)).stop()
     shutil.rmtree(folder)
 
 
@@ -195,8 +196,9 @@ def test_what_does_not_end_when_asked_is_killed_with_all_its_session(folder):
         (["stop", "worker-1"], 2),
     ],
 )
-def test_it_says_what_it_did_not_understand(folder, arguments, status):
-    refused = run(folder, *arguments)
+def test_it_says_what_it_did_not_understand(folder, arguments, status, monkeypatch):
+    monkeypatch.setenv("EMC2DIST_CLUSTER", str(folder))
+    refused = in_process("cluster", *arguments)
     assert refused.returncode == status
     assert arguments[-1] in refused.stderr
     assert refused.stderr.count("\n") == 1 or "usage: " in refused.stderr
@@ -249,13 +251,14 @@ def works_in(process, folder):
         return Path(process.cwd()).is_relative_to(folder)
 
 
-def test_a_head_that_is_half_started_is_named(folder):
+def test_a_head_that_is_half_started_is_named(folder, monkeypatch):
     head = processes.launch(["sleep", "300"], log=folder / "head.log", environment=os.environ)
     (folder / "head.pid").write_text(str(head.pid))
-    seen = run(folder, "status")
+    monkeypatch.setenv("EMC2DIST_CLUSTER", str(folder))
+    seen = in_process("cluster", "status")
     assert seen.returncode == 1
     assert "only parts run (head)" in seen.stderr
-    assert run(folder, "stop").returncode == 0
+    assert in_process("cluster", "stop").returncode == 0
     assert head.wait(timeout=30) == -signal.SIGTERM
 
 

@@ -1,15 +1,14 @@
 """RAY_ADDRESS: what nothing, or something else, or another Ray answers to, found out in seconds and named."""
 
-import os
 import socket
 from concurrent import futures
 
-import emc2dist.run.cluster  # before ray: sets its defaults
+import emc2dist.run.cluster  # noqa: F401  before ray: sets its defaults
 
 import grpc  # isort: skip
 import pytest
 import ray
-from command import ROOT, emc2dist
+from command import ROOT, in_process
 from ray.core.generated import gcs_service_pb2 as messages
 from ray.core.generated import gcs_service_pb2_grpc as services
 from recording import PROXIES, listening
@@ -113,11 +112,13 @@ def test_the_environment_says_where(monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["train", "sweep"])
-def test_the_command_names_a_dead_address(command, tmp_path):
+def test_the_command_names_a_dead_address(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever other tests run on
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     (tmp_path / "small.yaml").write_text(f"{SMALL}run_dir: {tmp_path / 'runs'}\n")
     small = [tmp_path / "small.yaml"]
     words = small if command == "train" else [ROOT / "jobs" / "sweep.yaml", f"set.run_dir={tmp_path}"]
-    done = emc2dist(command, *words, env=os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}, timeout=60)
+    done = in_process(command, *words)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("emc2dist: RAY_ADDRESS: 127.0.0.1:1: nothing answers there")
     assert "Traceback" not in done.stderr

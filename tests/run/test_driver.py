@@ -123,15 +123,18 @@ def test_the_driver_imports_nothing_heavy_that_not_every_run_needs():
     assert done.stdout == "set()\n", done.stderr
 
 
-def test_who_only_asks_a_cluster_does_not_load_torch():
-    code = "import sys, emc2dist.run.channel; print('torch' in sys.modules)"
+def test_who_only_asks_a_cluster_and_rays_controller_do_not_load_torch():
+    """Nor does the channel's actor load what else a driver needs."""
+    code = "import sys, emc2dist.run.channel; print({'torch', 'pydantic', 'pyarrow'} & set(sys.modules)); "
+    code += "import emc2dist.run.process_group, emc2dist.run.start_limit, emc2dist.run.folder, emc2dist.store.remote; "
+    code += "from ray.train.v2._internal.execution.controller import TrainController; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "False\n", done.stderr
+    assert done.stdout == "set()\nFalse\n", done.stderr
 
 
 def test_a_second_driver_of_a_run_is_refused(spec_file, tmp_path):
     with lock.held(files_at(tmp_path / "runs" / "small")):
-        another = emc2dist("train", spec_file)
+        another = in_process("train", spec_file)
     assert another.returncode == 1
     assert re.search(rf"another driver trains this run \(process {os.getpid()} on .*\)", another.stderr)
 

@@ -135,7 +135,7 @@ def test_an_interrupted_run_says_at_which_step_it_resumes(desk, monkeypatch):
 def test_the_first_ctrl_c_is_the_runs_and_the_second_rays(monkeypatch):
     rays = []
     monkeypatch.setattr(
-        "emc2dist.run.driver.TorchTrainer._register_sigint_handler",
+        "emc2dist.run.driver.DataParallelTrainer._register_sigint_handler",
         lambda trainer, controller: signal.signal(signal.SIGINT, lambda *_: rays.append(_)),
     )
     with set_on(signal.SIGINT) as wanted:

@@ -20,8 +20,6 @@ from itertools import islice
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
-import torch
-
 from emc2dist.data.ingest.writer import Note, Target, Task, write_file
 from emc2dist.errors import Emc2Error
 from emc2dist.terminal import Progress
@@ -120,7 +118,6 @@ def _start(shared: _Shared) -> None:
     """Make this process a worker."""
     global _shared
     _shared = shared
-    torch.set_num_threads(1)
     threading.Thread(target=_end_with_leader, args=(shared.drafts,), daemon=True).start()
 
 
