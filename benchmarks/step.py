@@ -16,7 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from itertools import count
 from typing import Any
 
@@ -119,9 +119,9 @@ def stepping(kind: str, spec: Spec, device: torch.device, batches: int) -> Itera
     encoder = initial_encoder(spec, device)
     store = LocalStore(Layout(len(images), spec.shards), schema_for(spec))
     store.reset(_GENERATION)
-    memory = Memory(spec, store, order, 0, _GENERATION, device)
-    memory.start(0, settled=-1)
     with ExitStack() as stack:
+        memory = stack.enter_context(closing(Memory(spec, store, order, 0, _GENERATION, device)))
+        memory.start(0, settled=-1)
         loader: Any = Ready(spec.views.size, device)
         if kind == "end to end":
             loader = stack.enter_context(view_loader(spec, images, device))
