@@ -9,8 +9,13 @@ from emc2dist.terminal import brief, say_once
 
 
 def run_on(tensor: Tensor) -> bool:
-    """Whether they do on the tensor's device: a GPU for which Triton is here and can compile."""
-    return tensor.is_cuda and _tried(tensor.device)
+    """Whether they do on the tensor's device."""
+    return tensor.is_cuda and run_there(tensor.device)
+
+
+def run_there(device: torch.device) -> bool:
+    """Whether they do on the device: a GPU for which Triton is here and can compile."""
+    return device.type == "cuda" and _tried(device)
 
 
 @cache

@@ -28,6 +28,8 @@ from typing_extensions import override
 
 from emc2dist.config import Encoder as EncoderConfig
 from emc2dist.config import Norm
+from emc2dist.config.sections import Precision
+from emc2dist.core import kernels
 from emc2dist.errors import SpecError
 from emc2dist.towers.norms import GroupNorm
 
@@ -84,14 +86,16 @@ class _Uninitialised(TorchFunctionMode):
         return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
 
 
-def layout(config: EncoderConfig, device: torch.device) -> torch.memory_format:
-    """The order in memory in which the encoder's convolutions are fastest on the device.
+def layout(config: EncoderConfig, precision: Precision, device: torch.device) -> torch.memory_format:
+    """The order in memory in which the encoder is fastest on the device.
 
-    With channels last a GPU's convolutions need no copies, but torch's group norm takes more than twice as long
-    (docs/performance.md).
+    With channels last a GPU's convolutions need no copies. So do our kernels of group norm for bf16, but torch's takes
+    more than twice as long (docs/performance.md).
     """
-    by_channel = device.type == "cpu" or config.norm == "group"
-    return torch.contiguous_format if by_channel else torch.channels_last
+    if device.type == "cpu":
+        return torch.contiguous_format
+    by_torch = config.norm == "group" and not (precision == "bf16" and kernels.run_there(device))
+    return torch.contiguous_format if by_torch else torch.channels_last
 
 
 @contextmanager

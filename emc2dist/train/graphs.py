@@ -5,6 +5,7 @@ from Python. Replayed, they are one launch each. What is encoded beside the batc
 ever.
 """
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,7 @@ def record(encoder: nn.Module, spec: Spec, device: torch.device) -> Callable[[Te
     views = torch.zeros(spec.views.count * spec.batch_size, 3, spec.views.size, spec.views.size, dtype=torch.uint8)
     buffers = [buffer.clone() for buffer in encoder.buffers()]
     passes: Any
+    gc.collect()  # no graph of before may be taken down while another one is recorded
     try:
         passes = torch.cuda.make_graphed_callables(_Passes(encoder, spec), (views.to(device),))
     except torch.OutOfMemoryError:

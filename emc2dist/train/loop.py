@@ -117,7 +117,7 @@ def initial_encoder(spec: Spec, device: torch.device) -> Encoder:
     encoder = Encoder(spec.encoder)
     if spec.precision == "float64":
         encoder.double()
-    return encoder.to(device).to(memory_format=layout(spec.encoder, device))  # type: ignore[call-overload]
+    return encoder.to(device).to(memory_format=layout(spec.encoder, spec.precision, device))  # type: ignore[call-overload]
 
 
 class _Loop:

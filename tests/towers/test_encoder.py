@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from emc2dist.config import Encoder as Config
+from emc2dist.core import kernels
 from emc2dist.errors import SpecError
 from emc2dist.towers._torchvision import models
 from emc2dist.towers.encoder import (
@@ -236,11 +237,15 @@ def test_conv4_has_no_other_stem():
         encoder(backbone="conv5")
 
 
+@pytest.mark.parametrize("triton", [True, False])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("norm", ["batch", "sync_batch", "group", "none"])
-def test_channels_come_last_on_a_gpu_but_under_group_norm(norm):
-    on_gpu = torch.contiguous_format if norm == "group" else torch.channels_last
-    assert layout(Config(norm=norm), torch.device("cuda")) == on_gpu
-    assert layout(Config(norm=norm), torch.device("cpu")) == torch.contiguous_format
+def test_channels_come_last_on_a_gpu_but_under_group_norm_by_torch(norm, precision, triton, monkeypatch):
+    monkeypatch.setattr(kernels, "run_there", lambda device: triton)
+    ours = triton and precision == "bf16"
+    on_gpu = torch.contiguous_format if norm == "group" and not ours else torch.channels_last
+    assert layout(Config(norm=norm), precision, torch.device("cuda")) == on_gpu
+    assert layout(Config(norm=norm), precision, torch.device("cpu")) == torch.contiguous_format
 
 
 @pytest.mark.parametrize("backbone", ["conv4", "resnet18"])
