@@ -188,6 +188,15 @@ def test_each_rank_reads_its_part_of_the_proposals():
                 assert store.reads[-1][FEATURES] == part
 
 
+def test_a_start_calls_the_store_once_all_ranks_are_there(watched, monkeypatch):
+    """Others may still write a checkpoint, for which the store has no patience."""
+    watched.recall(0)
+    calls, found = len(watched.store.reads), []
+    monkeypatch.setattr(collectives, "barrier", lambda: found.append(len(watched.store.reads)))
+    watched.start(0, settled=-1)
+    assert found == [calls]
+
+
 def test_the_thread_of_the_step_does_not_wait_for_the_store(watched):
     """It goes on while the call stands still, up to the step that needs the reply."""
     watched.recall(0)
