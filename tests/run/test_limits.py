@@ -13,11 +13,12 @@ from emc2dist.run.guard import Guard
 
 @pytest.fixture
 def limited(monkeypatch, tmp_path):
-    """An ordinary user's `ulimit -u`, which is given, and no container's."""
+    """An ordinary user's `ulimit -u`, which is given, and no container's; and the most that `ulimit -n` may be."""
 
-    def to(number, *, uid=1000, pids=None):
+    def to(number, *, uid=1000, pids=None, files=65_536):
+        limits_of = {resource.RLIMIT_NPROC: (number, number), resource.RLIMIT_NOFILE: (min(files, 1024), files)}
         monkeypatch.setattr(os, "getuid", lambda: uid)
-        monkeypatch.setattr(resource, "getrlimit", lambda _: (number, number))
+        monkeypatch.setattr(resource, "getrlimit", limits_of.get)
         if pids is not None:
             (tmp_path / "pids.max").write_text(pids)
         monkeypatch.setattr(limits, "_PIDS", [str(tmp_path / "pids.max")])
@@ -81,7 +82,7 @@ def test_few_open_files_are_told_where_ray_does_not_start_and_where_its_raylet_h
 
     monkeypatch.setattr("ray.init", fails)
     monkeypatch.setattr(cluster, "_make_token", lambda: None)
-    limited(256, uid=0)
+    limited(60_000, files=256)
     told = r"at most 256 open files are allowed here \(ulimit -n\)"
     with pytest.raises(LaunchError, match=rf"timed out during startup\); {told}"):
         cluster._start(1, dashboard=False)
@@ -90,5 +91,5 @@ def test_few_open_files_are_told_where_ray_does_not_start_and_where_its_raylet_h
         with pytest.raises(RayEnded, match=words):
             guard.check()
         guard.stop()
-    limited(4096, uid=0)
+    limited(60_000, files=4096)
     assert limits.scarce_files() == ""
