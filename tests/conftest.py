@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 os.environ.update(
+    PYTHONDONTWRITEBYTECODE="",  # whatever was set: hundreds of processes are started, and import the same
     PYTHONPATH=str(Path(__file__).parent),  # Ray's workers import actors of the tests by name
     RAY_USAGE_STATS_ENABLED="0",
     RAY_worker_niceness="0",
@@ -14,6 +15,7 @@ os.environ.update(
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 from types import SimpleNamespace
 
@@ -21,6 +23,8 @@ import pytest
 import tmpfs
 import torch
 from command import end_all_started
+
+sys.dont_write_bytecode = False  # so for this process, which imports and rewrites the tests
 
 # pytest-xdist ignores SIGINT in its processes, and whatever a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
