@@ -58,13 +58,13 @@ def on(ray):
     return os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
 
-def wait_for(condition, process=None, seconds=120):
-    """Poll until the condition holds; a process that ends first is a failure."""
+def wait_for(condition, process=None, seconds=120, every=0.05):
+    """Poll until the condition holds, every so many seconds; a process that ends first is a failure."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 def title(process: psutil.Process) -> str:

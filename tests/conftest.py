@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 os.environ.update(
+    PYTHONDONTWRITEBYTECODE="",  # whatever was set: hundreds of processes are started, and import the same
     PYTHONPATH=str(Path(__file__).parent),  # Ray's workers import actors of the tests by name
     RAY_USAGE_STATS_ENABLED="0",
     RAY_worker_niceness="0",
@@ -14,6 +15,7 @@ os.environ.update(
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 from types import SimpleNamespace
 
@@ -22,14 +24,35 @@ import tmpfs
 import torch
 from command import end_all_started
 
+sys.dont_write_bytecode = False  # so for this process, which imports and rewrites the tests
+
 # pytest-xdist ignores SIGINT in its processes, and whatever a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+FIRST = set()
+"""Files of tests of whole runs, of training, or on the session's Ray."""
+ON_RAY = []
+"""What ends the session's Ray, while it is there."""
+
+
 def pytest_collection_modifyitems(items):
-    """Tests of whole runs first: they are the longest, and the last file to be begun should be a short one."""
+    """Those files first: they are the longest, and the last file to be begun should be a short one."""
     rooms = {Path(__file__).with_name(room) for room in ("run", "launch", "sweep", "report", "watch", "train")}
-    items.sort(key=lambda item: rooms.isdisjoint(item.path.parents))
+    on_ray = {item.path for item in items if "ray_cluster" in item.fixturenames}
+    FIRST.update(on_ray, (item.path for item in items if not rooms.isdisjoint(item.path.parents)))
+    items.sort(key=lambda item: item.path not in FIRST)
+
+
+def pytest_runtest_setup(item):
+    """End the session's Ray where no test is to come that needs it: its processes are never quite idle."""
+    if item.path not in FIRST:
+        end_ray()
+
+
+def end_ray():
+    while ON_RAY:
+        ON_RAY.pop()()
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +83,9 @@ def ray_cluster():
         object_store_memory=300 * 2**20,
         _temp_dir=folder,
     )
+    ON_RAY[:] = [lambda: shutil.rmtree(folder, ignore_errors=True), ray.shutdown]
     yield ray
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    end_ray()
 
 
 @pytest.fixture

@@ -57,7 +57,8 @@ def test_stopped_with_its_whole_process_group_and_resumed_on_s3_equals_never_hav
     # A small encoder, for every checkpoint goes through a server that is slow.
     one_worker = [*job, "workers=1", "shards=2", "encoder.backbone=conv4", "epochs=10"]
     process = start("train", *one_worker)
-    wait_for(lambda: (folder / "checkpoint-000000010" / "checksums-00000-of-00001.json").entry(), process)
+    # Not asked all the time: the server would do little else.
+    wait_for(lambda: (folder / "checkpoint-000000010" / "checksums-00000-of-00001.json").entry(), process, every=0.3)
     family = signal_group(process, signal.SIGTERM)
     output = process.communicate(timeout=60)
     assert process.returncode == 143, output
