@@ -320,7 +320,9 @@ def test_refusals(overrides, status, message, tmp_path, monkeypatch, capsys):
 
 
 def test_a_driver_of_our_own_is_not_let_near_an_open_cluster(tmp_path, monkeypatch):
-    monkeypatch.setattr("ray.is_initialized", lambda: False)  # whatever other tests run on
+    # Whatever other tests run on is not seen, and stays.
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
     nowhere = Cluster(tmp_path)
     nowhere.environment = nowhere.environment | {"HOME": str(tmp_path), "RAY_ADDRESS": "10.9.8.7:6379"}
     done = nowhere.here("train", CIFAR10, *nowhere.shrunk("data.path=digits"))

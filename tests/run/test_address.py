@@ -113,7 +113,9 @@ def test_the_environment_says_where(monkeypatch):
 
 @pytest.mark.parametrize("command", ["train", "sweep"])
 def test_the_command_names_a_dead_address(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever other tests run on
+    # Whatever other tests run on is not seen, and stays.
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     (tmp_path / "small.yaml").write_text(f"{SMALL}run_dir: {tmp_path / 'runs'}\n")
     small = [tmp_path / "small.yaml"]
