@@ -39,7 +39,8 @@ ON_RAY = []
 def pytest_collection_modifyitems(items):
     """Those files first: they are the longest, and the last file to be begun should be a short one."""
     rooms = {Path(__file__).with_name(room) for room in ("run", "launch", "sweep", "report", "watch", "train")}
-    on_ray = {item.path for item in items if "ray_cluster" in item.fixturenames}
+    # By their text: a fixture may ask for it only when it is made.
+    on_ray = {path for path in {item.path for item in items} if "ray_cluster" in path.read_text()}
     FIRST.update(on_ray, (item.path for item in items if not rooms.isdisjoint(item.path.parents)))
     items.sort(key=lambda item: item.path not in FIRST)
 
@@ -48,6 +49,11 @@ def pytest_runtest_setup(item):
     """End the session's Ray where no test is to come that needs it: its processes are never quite idle."""
     if item.path not in FIRST:
         end_ray()
+    elif ON_RAY and "ray_cluster" in item.fixturenames:
+        import ray
+
+        # Else Ray would start another one by itself, with less room, and the test would wait for room.
+        assert ray.is_initialized(), "a test before this one has ended the session's Ray"
 
 
 def end_ray():
