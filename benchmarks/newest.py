@@ -1,7 +1,7 @@
 """Why are the newest rows of a feature cache the worst of negatives? A small tower, trained on a part of Omniglot.
 
-    python benchmarks/newest.py                           # a few minutes on two cores; the table of docs/draws.md
-    python benchmarks/newest.py --seeds 1 --steps 1500    # and the longer run that it tells of
+    python -m benchmarks.newest                           # a few minutes on two cores; the table of docs/draws.md
+    python -m benchmarks.newest --seeds 1 --steps 1500    # and the longer run that it tells of
 
 Beside its batch every step has M negatives without gradient, balanced. They differ in which samples they are, and by
 which encoder their features are. Each row of the table tells, after so many steps:

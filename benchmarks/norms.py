@@ -1,6 +1,6 @@
 """How fast is group norm of bf16 on a GPU? Ours in either layout, torch's, and batch norm; forward and backward.
 
-    python benchmarks/norms.py
+    python -m benchmarks.norms
 
 Milliseconds by the device's clock, medians, of layers of a ResNet-50 at 224 pixels, 128 images with two views.
 """

@@ -1,7 +1,7 @@
 """Can carried states be encoded again for less? Ways to do it, on frozen features (docs/algorithm.md).
 
-    python benchmarks/thinning.py --sets "omniglot, trained" digits          # half an hour of one core
-    python benchmarks/thinning.py --noise 0.5 --ways all roulette cached     # cached features that are off, as by age
+    python -m benchmarks.thinning --sets "omniglot, trained" digits          # half an hour of one core
+    python -m benchmarks.thinning --noise 0.5 --ways all roulette cached     # cached features that are off, as by age
 
 N = 300 images in 20 views, fresh views of anchors and candidates at every visit, V = 2, as in
 `benchmarks/certificate.py`. For each way, kernel and B: the bias of the mean gradient, the variance of one step, its
