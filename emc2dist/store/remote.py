@@ -118,22 +118,15 @@ class RayStore(ShardedStore):
 
     def _reply(self, shard: int, handle: Any, timeout_s: float) -> Any:
         where = f"shard {shard} of {self.layout.shards}"
-        try:
-            return ray.get(handle, timeout=timeout_s)
-        except GetTimeoutError:
-            raise StoreTimeout(
-                f"{where} did not answer in time: its node is overloaded or cut off, or no node has room for it. "
-                f"Raise store.timeout_s (now {self.timeout_s:g}) if it is only slow"
-            ) from None
-        except RayTaskError as error:
-            if isinstance(error.cause, StoreError):
-                raise type(error.cause)(f"{where}: {error.cause}") from None
-            raise
-        except RayError as error:
-            raise StoreError(
-                f"{where} was lost with all it remembered; the run resumes from its last checkpoint, to which all "
-                f"shards are restored ({type(error).__name__}: {brief(error)})"
-            ) from error
+        late = (
+            f"{where} did not answer in time: its node is overloaded or cut off, or no node has room for it. "
+            f"Raise store.timeout_s (now {self.timeout_s:g}) if it is only slow"
+        )
+        lost = (
+            f"{where} was lost with all it remembered; the run resumes from its last checkpoint, to which all "
+            "shards are restored"
+        )
+        return _outcome(handle, timeout_s, late, lost, f"{where}: ")
 
 
 class _JoinedStore(RayStore):
@@ -162,21 +155,11 @@ class _JoinedStore(RayStore):
 
     def _outcome(self, handle: Any, timeout_s: float, key: str) -> Any:
         where = "the actor by which this node's workers exchange"
-        try:
-            return ray.get(handle, timeout=timeout_s)
-        except GetTimeoutError:
-            raise StoreTimeout(
-                f"{where} did not answer in {timeout_s:g} s: it, or another worker of the node, stands still. Raise "
-                f"{key} if it is only slow"
-            ) from None
-        except RayTaskError as error:
-            if isinstance(error.cause, StoreError):
-                raise type(error.cause)(str(error.cause)) from None
-            raise
-        except RayError as error:
-            raise StoreError(
-                f"{where} was lost; the run resumes from its last checkpoint ({type(error).__name__}: {brief(error)})"
-            ) from error
+        late = (
+            f"{where} did not answer in {timeout_s:g} s: it, or another worker of the node, stands still. Raise "
+            f"{key} if it is only slow"
+        )
+        return _outcome(handle, timeout_s, late, f"{where} was lost; the run resumes from its last checkpoint")
 
 
 class _Exchange(NamedTuple):
@@ -244,6 +227,20 @@ def _joined(commits: Sequence[Commit]) -> Commit:
 class _ShardActor(Shard):
     def node(self) -> str:
         return ray.get_runtime_context().get_node_id()
+
+
+def _outcome(handle: Any, timeout_s: float, late: str, lost: str, where: str = "") -> Any:
+    """What a call of an actor gives. Raises StoreError: the actor's own, behind `where`, or that it is late or lost."""
+    try:
+        return ray.get(handle, timeout=timeout_s)
+    except GetTimeoutError:
+        raise StoreTimeout(late) from None
+    except RayTaskError as error:
+        if isinstance(error.cause, StoreError):
+            raise type(error.cause)(f"{where}{error.cause}") from None
+        raise
+    except RayError as error:
+        raise StoreError(f"{lost} ({type(error).__name__}: {brief(error)})") from error
 
 
 def _own(tables: Tables) -> Tables:

@@ -29,7 +29,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
@@ -41,7 +41,6 @@ from emc2dist.config import Spec, dump, parse
 from emc2dist.data.images import Images
 from emc2dist.errors import RunError, StorageError
 from emc2dist.files import Place
-from emc2dist.files.pointers import pointer
 from emc2dist.store import ChainStore, Column, Commit, Layout, Rows, Schema, Tables, nbytes
 from emc2dist.towers.optim import restore_optimiser
 from emc2dist.train import checksums, collectives, tensors
@@ -143,13 +142,7 @@ def read_manifest(place: Place) -> Manifest:
     """The manifest of a checkpoint. Raises RunError where there is none."""
     if (place / MANIFEST).entry() is None:
         raise RunError(f"{MANIFEST} is missing")
-    content = (place / MANIFEST).read()
-    try:
-        return Manifest.model_validate_json(content)
-    except ValidationError as error:
-        if what := pointer(content):
-            raise RunError(f"{MANIFEST} is {what}") from error
-        raise RunError(f"{MANIFEST} is damaged ({error.errors()[0]['msg']})") from error
+    return checksums.parsed(Manifest, place / MANIFEST)
 
 
 def verify(place: Place, names: Collection[str] | None = None, *, contents: bool = True) -> Manifest:

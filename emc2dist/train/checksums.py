@@ -13,7 +13,7 @@ import hashlib
 import io
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -33,6 +33,9 @@ class Checksum(BaseModel):
     size: int
     """Bytes."""
     sha256: str
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class _List(BaseModel):
@@ -61,7 +64,7 @@ def read(place: Place, ranks: int, generation: str) -> dict[str, Checksum]:
     for name in (list_name(rank, ranks) for rank in range(ranks)):
         if name not in names:
             raise RunError(f"{name} is missing")
-        listed = _parse(place / name)
+        listed = parsed(_List, place / name)
         if listed.generation != generation:
             raise RunError(f"{name} belongs to another attempt at this step than manifest.json")
         found |= listed.files
@@ -86,10 +89,11 @@ def check(place: Place, checksums: Mapping[str, Checksum], names: Collection[str
                 raise RunError(f"{name} is damaged: its SHA-256 is not the one that was written")
 
 
-def _parse(place: Place) -> _List:
+def parsed(model: type[_Model], place: Place) -> _Model:
+    """A JSON file of a checkpoint. Raises RunError where it is damaged, or not fetched."""
     content = place.read()
     try:
-        return _List.model_validate_json(content)
+        return model.model_validate_json(content)
     except ValidationError as error:
         if what := pointer(content):
             raise RunError(f"{place.name} is {what}") from error
