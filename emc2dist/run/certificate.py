@@ -14,7 +14,8 @@ from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.terminal import say
 from emc2dist.towers.encoder import Encoder
-from emc2dist.train.certificate import SECONDS, VIEWS, Row, certificates, choose, freeze, samples_for, untrained
+from emc2dist.train.certificate import SECONDS, VIEWS, Row, certificates, choose, samples_for, untrained
+from emc2dist.train.frozen import freeze
 
 _HEEDED = (
     "objective",

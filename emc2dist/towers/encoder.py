@@ -73,7 +73,11 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Unit-norm features [n, D] of images uint8 [n, 3, H, W]; float32 or wider, also under autocast."""
-        projected = self.projector(self.representation(images))
+        return self.feature(self.representation(images))
+
+    def feature(self, representation: Tensor) -> Tensor:
+        """Unit-norm features [n, D] of representations [n, R]."""
+        projected = self.projector(representation)
         # A bf16 vector has unit norm only to two digits, and scores are divided by a small temperature.
         return functional.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)
 

@@ -1,6 +1,6 @@
 """What a sampler buys on a spec's own features: its certificate (`emc2dist.core.certify`), beside those of others.
 
-    freeze    a uniform choice of the training images in M random views each, encoded once
+    freeze    a uniform choice of the training images in M random views each, encoded once (`emc2dist.train.frozen`)
     certify   the spec's own negatives, the batch alone, and other chains, over those features, for as many steps each
 
 All of them are held against the same exact gradient, that of the spec's objective over the frozen views. The rows are
@@ -8,9 +8,7 @@ told apart by one number, `Row.distance`: how far an average of gradients is fro
 were encoded as `AVERAGED` steps of the batch alone encode.
 """
 
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -28,14 +26,11 @@ from emc2dist.config import Spec
 from emc2dist.config.negatives import Chain, InBatch, Negatives
 from emc2dist.core.certify import FrozenRun, Report, certify
 from emc2dist.core.contrast import contrast_for
-from emc2dist.core.streams import fork
 from emc2dist.data.images import Images
-from emc2dist.data.loader import ViewLoader
-from emc2dist.errors import DataError, NonFiniteError, SpecError
+from emc2dist.errors import DataError, SpecError
 from emc2dist.terminal import Progress, say
 from emc2dist.towers.encoder import Encoder
 from emc2dist.train.loop import initial_encoder
-from emc2dist.train.views import view_loader
 
 SAMPLES, VIEWS, SECONDS = 500, 20, 45.0
 """Images, views of each, and seconds of all steps together, where nobody says otherwise."""
@@ -50,8 +45,6 @@ ROOM = 4
 Role = Literal["own", "batch", "other", "half"]
 """The spec's own negatives, the batch alone, other ones; or the spec's own over half of the images."""
 
-_VIEWS = 2  # label of random streams, as in `emc2dist.train.step`
-_CHUNK = 256  # views encoded at once
 _MOST_VIEWS = 2**17  # the exact gradient contrasts each with each
 _MOST_BYTES = 2**30  # of features
 _MOST_WAYS = 1200  # in which views stand together, where an exact loss is a mean over them
@@ -151,45 +144,6 @@ def samples_for(spec: Spec, images: Images, samples: int | None, views: int) -> 
 def choose(images: Images, samples: int, seed: int) -> NDArray[np.int64]:
     """A uniform choice of so many images, int64 [samples], in random order."""
     return np.random.default_rng(seed).permutation(len(images))[:samples]
-
-
-@torch.no_grad()
-def freeze(spec: Spec, encoder: Encoder, device: torch.device, images: Images, index: NDArray, views: int) -> Tensor:
-    """Unit-norm features [views, n, D], on the CPU, of the images at `index` [n] in random views, as training has them.
-
-    Where the encoder is in training mode, batch norms take the statistics of a few hundred views.
-
-    Raises:
-        NonFiniteError: one is NaN or infinite.
-    """
-    there = np.sort(index)  # neighbours lie together
-    parts = []
-    once = spec.data.model_copy(update={"on_device": False})  # each is asked for once
-    with (
-        view_loader(spec.model_copy(update={"data": once}), images, device) as loader,
-        closing(Progress(len(index) * views, unit="view")) as progress,
-    ):
-        for pixels in _views(loader, spec.seed, there, views):
-            parts.append(encoder(pixels.flatten(0, 1).to(device)).cpu().unflatten(0, pixels.shape[:2]))
-            progress.add(pixels.shape[0] * pixels.shape[1])
-    features = torch.cat(parts, 1)
-    if not features.isfinite().all():
-        raise NonFiniteError("the encoder's features are not finite: it has diverged, or its weights are damaged")
-    return features[:, np.searchsorted(there, index)]
-
-
-def _views(loader: ViewLoader, seed: int, index: NDArray, views: int) -> Iterator[Tensor]:
-    """uint8 [views, n, 3, S, S] of a few images after the other; the next ones are begun."""
-    numbers = torch.arange(views).unsqueeze(1)
-    ahead: deque[Future[Tensor]] = deque()
-    chunk = max(1, _CHUNK // views)
-    for part in np.split(index, range(chunk, len(index), chunk)):
-        # As the first views of so many steps are drawn.
-        seeds = fork(seed, _VIEWS, numbers, torch.from_numpy(part), 0)
-        ahead.append(loader.submit(part, seeds.numpy()))
-        if len(ahead) > 1:
-            yield ahead.popleft().result()
-    yield from (made.result() for made in ahead)
 
 
 def untrained(spec: Spec, device: torch.device) -> Encoder:

@@ -98,8 +98,8 @@ def test_two_workers_two_shards_leave_a_run_folder(spec_file, tmp_path):
     assert evaluated.returncode == 0, evaluated.stderr
     scores = json.loads(evaluated.stdout.splitlines()[-1])
     assert (scores["bank"], scores["queries"]) == (48, 360)
-    assert scores["knn_accuracy"] > 0.2
-    assert scores["linear_probe_accuracy"] > 0.2
+    assert scores["representation"]["knn_accuracy"] > 0.2
+    assert scores["representation"]["linear_probe_accuracy"] > 0.2
 
     out = tmp_path / "backbone.safetensors"
     assert in_process("export", folder, out).returncode == 0

@@ -19,11 +19,11 @@ from emc2dist.train.certificate import (
     Row,
     certificates,
     choose,
-    freeze,
     samples_for,
     untrained,
     ways,
 )
+from emc2dist.train.frozen import freeze
 
 CPU = torch.device("cpu")
 
