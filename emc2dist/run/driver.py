@@ -54,7 +54,6 @@ from emc2dist.run.worker import work
 from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.store.remote import RayStore
 from emc2dist.terminal import say
-from emc2dist.towers.encoder import Encoder
 from emc2dist.train import checkpoint, loop
 from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.memory import schema_for
@@ -166,22 +165,22 @@ def on_device(spec: Spec, device: str, tell: Callable[[str], None]) -> list[str]
 
 
 def check(spec: Spec) -> tuple[Images, list[str], int | None]:
-    """Open the data and see that data and encoder fit the spec.
+    """Open the data and see that they fit the spec.
 
     Returns the training images, remarks on the data, and k of kNN, which is None where nothing is evaluated.
 
     Raises:
-        SpecError: the encoder cannot be built. DataError: the data cannot be opened, are fewer than a batch, or lack
+        SpecError: it goes too far. DataError: the data cannot be opened, are fewer than a batch, or lack
             what `negatives.close` asks for.
     """
-    Encoder.without_weights(spec.encoder)
     images = open_images(spec.data, "train", spec.s3)
     assert images is not None, "open_images raises where there is nothing to train on"
     loop.order_for(spec, images)
+    over = loop.left_over(spec, images)
     _, closing = known_of_each(images, spec.negatives.close)
     labelled = open_labelled(spec.data, spec.eval, images, spec.s3)
     evaluation, remarks = Evaluation.of(spec, labelled)
-    return images, [*images.remarks, *closing, *remarks], evaluation.neighbours if evaluation else None
+    return images, [*images.remarks, *over, *closing, *remarks], evaluation.neighbours if evaluation else None
 
 
 def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:

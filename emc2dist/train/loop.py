@@ -76,6 +76,18 @@ def order_for(spec: Spec, images: Images) -> EpochOrder:
     return order
 
 
+def left_over(spec: Spec, images: Images) -> list[str]:
+    """A remark where the batch does not divide the images."""
+    over = len(images) % spec.batch_size
+    if not over:
+        return []
+    rest = "others each time" if spec.epochs > 1 else "and there is one epoch"
+    return [
+        f"{over:,} of {len(images):,} training images are left out of each epoch, {rest}: batch_size: "
+        f"{spec.batch_size} does not divide them"
+    ]
+
+
 @dataclass(frozen=True)
 class Job:
     """What one rank trains, with what, and whom it tells."""

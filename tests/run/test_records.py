@@ -348,6 +348,15 @@ def on_a_set(desk, images):
     checksums.write(path.parent, json.loads(path.read_text())["generation"])
 
 
+def test_images_that_the_batch_does_not_divide_are_said(desk):
+    spec = parse(SMALL, ["batch_size=10"])
+    assert driver.check(spec)[1][0] == (
+        "8 of 48 training images are left out of each epoch, others each time: batch_size: 10 does not divide them"
+    )
+    assert "and there is one epoch: batch_size: 20" in driver.check(parse(SMALL, ["batch_size=20", "epochs=1"]))[1][0]
+    assert driver.check(parse(SMALL))[1] == []
+
+
 def test_evaluation_says_where_its_images_are_others_than_those_of_the_run(desk):
     run = desk / "runs" / "small"
     assert evaluate(run)[0]["remarks"] == []
