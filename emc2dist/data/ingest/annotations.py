@@ -9,7 +9,7 @@
 Such a file lies in a folder of the images or above it. Its name tells the split; or it is called labels, metadata,
 annotations or dataset, has a heading and is for all splits below. One column holds the images' names (with or without
 folders and extension; where none is there, in other capitals or with another extension). With a heading, the labels are
-the column that it calls `label` or `class` (without folders of classes, in a file called labels, the only other one), or
+the column that it calls `label` or `class` (without folders of classes, in a file called labels the only other one), or
 the headings of columns of which one holds 1 in each row and the others 0; without one, the only column that holds
 nothing but names of the classes that folders tell. It must tell every image of a split, and each once. A column that is
 headed `split` must tell the splits that the images' folders tell.
