@@ -42,4 +42,23 @@ class InfoNce(Named):
     name: Literal["infonce"]
 
 
-Objective = Annotated[Dcl | Dclw | InfoNce, Field(discriminator="name")]
+class MvDhel(Named):
+    """One attraction of all pairs of a sample's views, and a repulsion within each view slot."""
+
+    name: Literal["mv_dhel"]
+
+
+class MvInfoNce(Named):
+    """Cross-entropy of picking one of a sample's pairs of views among all pairs that they take part in."""
+
+    name: Literal["mv_infonce"]
+
+
+Objective = Annotated[
+    Dcl
+    | Dclw
+    | InfoNce
+    | MvDhel
+    | MvInfoNce,
+    Field(discriminator="name"),
+]  # fmt: skip

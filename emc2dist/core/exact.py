@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from emc2dist.core.batch import Batch, Side
 from emc2dist.core.closing import OPEN, Closing
-from emc2dist.core.denominator import Estimate
-from emc2dist.core.estimators import in_batch
+from emc2dist.core.denominator import Denominator, Estimate
+from emc2dist.core.estimators import among, in_batch
 from emc2dist.core.objectives import Objective
 from emc2dist.core.scores import log_ratio
 
@@ -38,6 +38,8 @@ def exact_loss(
         features: [V, N, D] unit-norm features, V >= 2 views of N >= 2 samples; the loss has their type.
         temperature: > 0; scores are inner products divided by it.
         anchors: [U, N, D], the views that are anchors and each other's positives; by default all of `features`.
+            Where they or `together` are given, `features` are stored views, of which a step draws its own: a
+            candidate of the anchor's own slot (`Denominator.views`) is then any of its sample's, each as often.
         together: of the U only so many stand together, as the V of a step do; the mean over all ways to choose them.
             By default all of them do.
         closing: which candidates are closed.
@@ -51,6 +53,7 @@ def exact_loss(
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     views, samples, _ = features.shape
+    is_stored = anchors is not None or together is not None
     anchors = features if anchors is None else anchors
     block = max(1, _BLOCK_ELEMENTS // (views * views * samples))
     losses = [
@@ -62,6 +65,7 @@ def exact_loss(
             (first, min(first + block, samples)),
             temperature,
             together,
+            is_stored,
             closing,
             columns or {},
             use_reentrant=False,
@@ -78,6 +82,7 @@ def _block_loss(
     block: tuple[int, int],
     temperature: float,
     together: int | None,
+    is_stored: bool,
     closing: Closing,
     columns: Mapping[str, Tensor],
 ) -> Tensor:
@@ -91,15 +96,17 @@ def _block_loss(
         return Batch(index, first, {"x": side}, temperature, samples, columns=columns)
 
     def estimates(own: Tensor) -> dict[str, Estimate]:
-        return {what.name: in_batch(what, batch_of(own, features)) for what in denominators}
+        estimate = _of_stored if is_stored else in_batch
+        return {what.name: estimate(what, batch_of(own, features)) for what in denominators}
 
     if together is None:
         loss = _sum(objective, batch_of(anchors, features), estimates(anchors))
         return loss * ((last - first) / samples)
     # Without a ceiling an anchor's log Z does not depend on who stands with it.
+    alone = {} if closing.ceiling is not None else estimates(anchors)
     log_z = {
-        name: estimate.log_z.unflatten(0, (len(anchors), -1)) + log_ratio(together, len(anchors))
-        for name, estimate in ({} if closing.ceiling is not None else estimates(anchors)).items()
+        what.name: alone[what.name].log_z.unflatten(0, (len(anchors), -1)) + _stand_for(what, together, len(anchors))
+        for what in (denominators if alone else ())
     }
     each, losses = anchors.unbind(), []  # apart, for the gradient of a slice is as large as the whole
     for views in combinations(range(len(anchors)), together):
@@ -107,6 +114,21 @@ def _block_loss(
         some = {name: _known(values[list(views)].flatten()) for name, values in log_z.items()} or estimates(stand)
         losses.append(_sum(objective, batch_of(stand, stand), some))
     return torch.stack(losses).mean() * ((last - first) / samples)
+
+
+def _stand_for(what: Denominator, together: int, anchors: int) -> float:
+    """What makes log Z, as of so many `anchors` of a sample, that of `together`."""
+    return log_ratio(together, anchors) if what.views == "all" else 0.0
+
+
+def _of_stored(what: Denominator, batch: Batch) -> Estimate:
+    """The estimate over stored views: of a slot of its own, any view of a sample stands there as often as another."""
+    if what.views == "all":
+        return in_batch(what, batch)
+    stored = batch.sides[what.keys].all
+    scores = torch.cat([what.scores(batch, view, batch.index) for view in stored.unsqueeze(1)], 1)
+    index = batch.index.repeat(len(stored))
+    return among(what, batch, scores + log_ratio(1, len(stored)), index, torch.zeros_like(index, dtype=torch.bool))
 
 
 def _sum(objective: Objective, batch: Batch, estimates: dict[str, Estimate]) -> Tensor:

@@ -30,10 +30,10 @@ def closed_by(ceiling=None, *columns):
     return closed
 
 
-def _negatives(z, v, i, temperature, closed):
-    """Scores [n] of the views of other samples that are open."""
+def _negatives(z, v, i, temperature, closed, slots=None):
+    """Scores [n] of the views of other samples that are open; `slots`: of these views alone."""
     views, samples, _ = z.shape
-    others = [(w, j) for j in range(samples) if j != i for w in range(views)]
+    others = [(w, j) for j in range(samples) if j != i for w in (range(views) if slots is None else slots)]
     scores = [z[v, i] @ z[w, j] / temperature for w, j in others if not closed(z, v, i, w, j)]
     return torch.stack(scores) if scores else z.new_zeros(0)
 
@@ -79,4 +79,31 @@ def infonce(z, temperature, closed=nothing):
     return total / (views * samples)
 
 
-ORACLES = {"dcl": dcl, "dclw": dclw, "infonce": infonce}
+def mv_dhel(z, temperature, closed=nothing):
+    views, samples, _ = z.shape
+    total = 0
+    for i in range(samples):
+        pairs = [z[v, i] @ z[w, i] / temperature for v in range(views) for w in range(v + 1, views)]
+        total = total - torch.stack(pairs).logsumexp(0)
+        for v in range(views):
+            total = total + _repulsion(_negatives(z, v, i, temperature, closed, slots=[v]))
+    return total / samples
+
+
+def mv_infonce(z, temperature, closed=nothing):
+    views, samples, _ = z.shape
+    total = 0
+    for i in range(samples):
+        pairs = [z[v, i] @ z[w, i] / temperature for v in range(views) for w in range(views) if w != v]
+        negatives = [_negatives(z, v, i, temperature, closed) for v in range(views)]
+        total = total - torch.stack(pairs).logsumexp(0) + torch.cat([torch.stack(pairs), *negatives]).logsumexp(0)
+    return total / samples
+
+
+ORACLES = {
+    "dcl": dcl,
+    "dclw": dclw,
+    "infonce": infonce,
+    "mv_dhel": mv_dhel,
+    "mv_infonce": mv_infonce,
+}
