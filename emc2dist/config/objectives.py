@@ -22,6 +22,16 @@ class Named(Section):
         return self.model_dump(exclude={"name"})
 
 
+class Cacr(Named):
+    """Attraction by far positives, repulsion from near negatives; the temperature has no part in it."""
+
+    name: Literal["cacr"]
+    t_positive: Annotated[float, Field(ge=0, le=1e3)] = 1.0
+    """How much farther positives, the sample's other views, weigh more; of two views each has one, and it has no part."""
+    t_negative: Annotated[float, Field(ge=1e-3, le=1e3)] = 2.0
+    """How much nearer negatives weigh more: softmax of 2 t_negative cosine."""
+
+
 class Dcl(Named):
     """Decoupled contrastive learning: the positive is not in the denominator."""
 
@@ -55,7 +65,8 @@ class MvInfoNce(Named):
 
 
 Objective = Annotated[
-    Dcl
+    Cacr
+    | Dcl
     | Dclw
     | InfoNce
     | MvDhel

@@ -21,6 +21,10 @@ LogWeight = Callable[[Batch, Tensor, Tensor], Tensor]
 """(batch, samples of the anchors int64 [A, 1], candidates int64 [A or 1, C]) -> log w [A, C]; -inf closes a pair."""
 
 
+Values = Callable[[Tensor], Tensor]
+"""Scores -> what a candidate with that score counts in a mean; of finite scores finite, and differentiable."""
+
+
 @dataclass(frozen=True)
 class Denominator:
     """One sum over candidates for every anchor."""
@@ -41,6 +45,8 @@ class Denominator:
     """Which candidates are closed; the spec's negatives say so, no objective does."""
     valued: bool = False
     """Whether the loss needs log Z itself, not its gradient alone."""
+    values: Values | None = None
+    """Where the loss needs the mean of something over candidates by their weight (`Estimate.mean`): of what."""
 
     def scores(self, batch: Batch, keys: Tensor, index: Tensor) -> Tensor:
         """[A, C]: all anchors against the same C candidates; -inf on the anchor's own sample and on what is closed.
@@ -141,6 +147,10 @@ class Estimate:
     """bool [A or 1, C]: the candidate's feature carries no gradient."""
     closed: Tensor
     """bool [A, B]: which of the gathered batch's candidates are closed (`emc2dist.core.closing`)."""
+    values: Values | None = None
+    """The denominator's."""
+    remembered: Tensor | None = None
+    """[A], what `mean` was at earlier visits; NaN where there were none. None: nothing is remembered."""
 
     @property
     def log_z(self) -> Tensor:
@@ -152,6 +162,24 @@ class Estimate:
         """Scalar: mean of `log_z` over the anchors; one whose candidates are all closed counts as 0."""
         value = self.value.detach()
         return (value.masked_fill(value == -torch.inf, 0) + self._pull).mean()
+
+    @property
+    def mean(self) -> Tensor:
+        """[A]: sum_c weights_c values(scores_c), with the gradient of the softmax's mean; 0 where all are closed.
+
+        That is E[grad f] + E[(f - m) grad s], m being what is remembered of the mean. Around the candidates' own mean
+        the second part would be biased (docs/algorithm.md); that is taken where nothing is remembered.
+        """
+        assert self.values is not None, "the denominator names no values"
+        weights = self.weights.detach()
+        scores = torch.where(weights > 0, self.scores, 0)
+        values = self.values(scores)
+        mean = (weights * values).sum(1)
+        around = mean.detach()
+        if self.remembered is not None:
+            around = torch.where(self.remembered.isnan(), around, self.remembered.to(around.dtype))
+        push = (weights * (values.detach() - around.unsqueeze(1)) * scores).sum(1)
+        return mean + push - push.detach()
 
     @property
     def _pull(self) -> Tensor:

@@ -102,23 +102,25 @@ def _block_loss(
     if together is None:
         loss = _sum(objective, batch_of(anchors, features), estimates(anchors))
         return loss * ((last - first) / samples)
-    # Without a ceiling an anchor's log Z does not depend on who stands with it.
+    # Without a ceiling what is known of an anchor does not depend on who stands with it.
     alone = {} if closing.ceiling is not None else estimates(anchors)
-    log_z = {
-        what.name: alone[what.name].log_z.unflatten(0, (len(anchors), -1)) + _stand_for(what, together, len(anchors))
-        for what in (denominators if alone else ())
+    known = {
+        what.name: _known(what, alone[what.name], together, len(anchors)) for what in (denominators if alone else ())
     }
     each, losses = anchors.unbind(), []  # apart, for the gradient of a slice is as large as the whole
     for views in combinations(range(len(anchors)), together):
         stand = torch.stack([each[view] for view in views])
-        some = {name: _known(values[list(views)].flatten()) for name, values in log_z.items()} or estimates(stand)
-        losses.append(_sum(objective, batch_of(stand, stand), some))
+        some = {name: _as_estimate(column[list(views)].flatten()) for name, column in known.items()}
+        losses.append(_sum(objective, batch_of(stand, stand), some or estimates(stand)))
     return torch.stack(losses).mean() * ((last - first) / samples)
 
 
-def _stand_for(what: Denominator, together: int, anchors: int) -> float:
-    """What makes log Z, as of so many `anchors` of a sample, that of `together`."""
-    return log_ratio(together, anchors) if what.views == "all" else 0.0
+def _known(what: Denominator, estimate: Estimate, together: int, anchors: int) -> Tensor:
+    """[U, n]: what a formula reads, with gradient: the mean, or log Z as of `together` views instead of U."""
+    if what.values is not None:
+        return estimate.mean.unflatten(0, (anchors, -1))
+    of_fewer = log_ratio(together, anchors) if what.views == "all" else 0.0
+    return estimate.log_z.unflatten(0, (anchors, -1)) + of_fewer
 
 
 def _of_stored(what: Denominator, batch: Batch) -> Estimate:
@@ -135,8 +137,9 @@ def _sum(objective: Objective, batch: Batch, estimates: dict[str, Estimate]) -> 
     return torch.stack(list(objective.terms(batch, estimates).values())).sum()
 
 
-def _known(log_z: Tensor) -> Estimate:
-    """log Z [A], with gradient, as an estimate."""
-    column = log_z.unsqueeze(1)
-    none = torch.zeros(1, 1, dtype=torch.int64, device=log_z.device)
-    return Estimate(log_z, column, torch.ones_like(column), none, none.bool(), none.bool())
+def _as_estimate(known: Tensor) -> Estimate:
+    """What is known [A], with gradient, as the `log_z` and the `mean` of an estimate."""
+    column = known.unsqueeze(1)
+    none = torch.zeros(1, 1, dtype=torch.int64, device=known.device)
+    one = torch.ones_like(column)
+    return Estimate(known, column, one, none, none.bool(), none.bool(), values=lambda scores: scores)

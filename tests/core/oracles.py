@@ -43,6 +43,18 @@ def _repulsion(negatives):
     return negatives.logsumexp(0) if len(negatives) else 0
 
 
+def cacr(z, temperature, closed=nothing, t_positive=1.0, t_negative=2.0):
+    views, samples, _ = z.shape
+    total = 0
+    for v in range(views):
+        for i in range(samples):
+            near = torch.stack([2 - 2 * z[v, i] @ z[w, i] for w in range(views) if w != v])
+            total = total + ((t_positive * near).softmax(0) * near).sum()
+            far = 2 - 2 * _negatives(z, v, i, 1, closed, slots=[v])
+            total = total - ((-t_negative * far).softmax(0) * far).sum()
+    return total / (views * samples)
+
+
 def dcl(z, temperature, closed=nothing):
     views, samples, _ = z.shape
     near = _positives(z)
@@ -101,6 +113,7 @@ def mv_infonce(z, temperature, closed=nothing):
 
 
 ORACLES = {
+    "cacr": cacr,
     "dcl": dcl,
     "dclw": dclw,
     "infonce": infonce,

@@ -39,7 +39,7 @@ from typing_extensions import override
 from emc2dist.core.batch import Batch, fresh_numbers, locate
 from emc2dist.core.columns import Column, Schema
 from emc2dist.core.denominator import Denominator, Estimate
-from emc2dist.core.estimators.base import FEATURES, CachedRows, Encode, Estimator, Fact, Recall, Visit
+from emc2dist.core.estimators.base import FEATURES, CachedRows, Encode, Estimator, Fact, Recall, Visit, with_mean
 from emc2dist.core.estimators.delayed_acceptance import accept, propose
 from emc2dist.core.estimators.moving_average import blended
 from emc2dist.core.streams import gumbels, uniforms
@@ -85,7 +85,7 @@ class Chain(Estimator):
     carried: Literal["reencode", "complete", "cached", "roulette"] = "reencode"
     feature_dtype: Literal["float16", "float32"] = "float16"
     rate: float = 0.1
-    """Weight of the newest value in the average of log Z, in (0, 1]; used where an objective needs log Z itself."""
+    """Weight of the newest value in the average of log Z, or of a mean, in (0, 1]; used where an objective needs one."""
 
     @override
     def tables(self, what: Denominator, views: int, width: int) -> Schema:
@@ -95,8 +95,9 @@ class Chain(Estimator):
             "visited": Column("bool", (views,)),
             "visited_at": Column("int32", (views,)),
         }
+        averages = {"log_mean": what.valued, "mean": what.values is not None}
         return {
-            what.name: chains | ({"log_mean": Column("float32", (views,))} if what.valued else {}),
+            what.name: chains | {name: Column("float32", (views,)) for name, needed in averages.items() if needed},
             FEATURES: {
                 "feature": Column(self.feature_dtype, (width,)),
                 "present": Column("bool"),
@@ -175,7 +176,8 @@ class Chain(Estimator):
             "visited_at": torch.full_like(state, batch.step, dtype=torch.int32),
         }
         remember |= {} if log_mean is None else {"log_mean": log_mean.float()}
-        return Visit(estimate, remember, facts, ages)
+        estimate, mean = with_mean(what, estimate, recall, self.rate)
+        return Visit(estimate, remember | mean, facts, ages)
 
     def _recalled(self, what: Denominator, pool: "_Pool", recall: Recall) -> Carried:
         """What the chains carry, scored by what is at hand."""

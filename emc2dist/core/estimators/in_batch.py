@@ -49,4 +49,5 @@ def among(what: Denominator, batch: Batch, scores: Tensor, index: Tensor, one_si
     # Where all are closed the softmax is NaN.
     weights = constant.softmax(1).masked_fill(constant == -torch.inf, 0)
     closed = what.closed(batch, constant)
-    return Estimate(constant.logsumexp(1), scores, weights, index.unsqueeze(0), one_sided.unsqueeze(0), closed)
+    index, one_sided = index.unsqueeze(0), one_sided.unsqueeze(0)
+    return Estimate(constant.logsumexp(1), scores, weights, index, one_sided, closed, what.values)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from emc2dist.core.objectives.base import Objective
+from emc2dist.core.objectives.cacr import Cacr
 from emc2dist.core.objectives.dcl import Dcl
 from emc2dist.core.objectives.dclw import Dclw
 from emc2dist.core.objectives.infonce import InfoNce
@@ -10,6 +11,7 @@ from emc2dist.core.objectives.mv_dhel import MvDhel
 from emc2dist.core.objectives.mv_infonce import MvInfoNce
 
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
+    "cacr": Cacr,
     "dcl": Dcl,
     "dclw": Dclw,
     "infonce": InfoNce,
@@ -19,6 +21,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
 
 __all__ = [
     "OBJECTIVES",
+    "Cacr",
     "Dcl",
     "Dclw",
     "InfoNce",
