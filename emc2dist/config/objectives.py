@@ -6,6 +6,7 @@ The formulas stand in `emc2dist.core.objectives`, a file each, with the same fie
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from emc2dist.config.sections import Section
 
@@ -20,6 +21,10 @@ class Named(Section):
     def options(self) -> dict[str, Any]:
         """What the name leaves open, by key."""
         return self.model_dump(exclude={"name"})
+
+    def refusal(self, negatives: "Named") -> str | None:
+        """Of an objective: why it does not go with these negatives, the key named, and what to do; None: it does."""
+        return None
 
 
 class Cacr(Named):
@@ -46,6 +51,36 @@ class Dclw(Named):
     """Width of the weight, in cosines. The larger, the nearer to DCL."""
 
 
+class GroCo(Named):
+    """Cross-entropy of a soft ranking of positives and hard negatives, by cosines."""
+
+    name: Literal["groco"]
+    hardest: Annotated[int, Field(ge=1, le=1024)] = 10
+    """k: negatives of an anchor that are ranked, the nearest that the batch, the draws, the chain and its cache have."""
+    steepness: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
+    """Of swaps in the sorting network. The larger, the harder."""
+
+    @override
+    def refusal(self, negatives: Named) -> str | None:
+        options = negatives.options()
+        if negatives.name == "moving_average":
+            return (
+                "negatives: moving_average remembers log Z, and objective: groco reads none; it ranks the hardest "
+                "candidates, so give in_batch (with negatives.draws there are more of them) or chain"
+            )
+        if options.get("carried") == "roulette":
+            return (
+                "negatives.carried: roulette encodes again what has weight, and objective: groco reads no weights; "
+                "give cached, which spares all encodings and costs no gradient, or reencode"
+            )
+        if options["balance"] is not None:
+            return (
+                f"negatives.balance: {options['balance']} makes up for keys without gradient, and objective: groco "
+                "gives none to any key; leave it out"
+            )
+        return None
+
+
 class InfoNce(Named):
     """Cross-entropy of picking the positive among all candidates."""
 
@@ -68,6 +103,7 @@ Objective = Annotated[
     Cacr
     | Dcl
     | Dclw
+    | GroCo
     | InfoNce
     | MvDhel
     | MvInfoNce,

@@ -46,7 +46,8 @@ def exact_loss(
         columns: int64 [N] each, what is known of the samples (`Batch.columns`).
 
     Raises:
-        ValueError: if the shape has fewer than two views or samples, or the temperature is not positive.
+        ValueError: if the shape has fewer than two views or samples, or the temperature is not positive; of an
+            objective that takes the hardest candidates, which over stored views are no mean of anything.
     """
     if features.ndim != 3 or min(features.shape[:2]) < 2:
         raise ValueError(f"features must be [V >= 2, N >= 2, D], got {tuple(features.shape)}")
@@ -54,6 +55,8 @@ def exact_loss(
         raise ValueError(f"temperature must be positive, got {temperature}")
     views, samples, _ = features.shape
     is_stored = anchors is not None or together is not None
+    if is_stored and any(what.ranked for what in objective.denominators):
+        raise ValueError("an objective that takes the hardest candidates has no exact loss over stored views")
     anchors = features if anchors is None else anchors
     block = max(1, _BLOCK_ELEMENTS // (views * views * samples))
     losses = [

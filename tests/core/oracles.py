@@ -79,6 +79,39 @@ def dclw(z, temperature, closed=nothing, sigma=0.5):
     return total / (views * samples)
 
 
+def groco(z, temperature, closed=nothing, hardest=10, steepness=1.0):
+    views, samples, _ = z.shape
+    keys, total = z.detach(), 0
+    for v in range(views):
+        for i in range(samples):
+            others = [j for j in range(samples) if j != i and not closed(z, v, i, v, j)]
+            negatives = sorted((z[v, i] @ keys[v, j] for j in others), key=float)[-hardest:]
+            positives = sorted((z[v, i] @ keys[w, i] for w in range(views) if w != v), key=float)
+            missing = hardest - len(negatives)
+            row, places = [None] * missing + negatives + positives, hardest + len(positives)
+            permutation = torch.eye(places, dtype=z.dtype)  # of each number, by place
+            for layer in range(places):
+                step = torch.eye(places, dtype=z.dtype)
+                for place in range(layer % 2, places - 1, 2):
+                    low, high = row[place : place + 2]
+                    if low is None:
+                        continue
+                    stays = torch.atan(steepness * (high - low)) / torch.pi + 0.5
+                    row[place : place + 2] = stays * low + (1 - stays) * high, (1 - stays) * low + stays * high
+                    swap = torch.stack([torch.stack([stays, 1 - stays]), torch.stack([1 - stays, stays])])
+                    around = torch.eye(places, dtype=z.dtype)
+                    around[place : place + 2, place : place + 2] = 0
+                    step = step @ (around + torch.nn.functional.pad(swap, (place, places - place - 2) * 2))
+                permutation = permutation @ step
+            among_positives, among_negatives = permutation[:, hardest:].sum(1), permutation[:, :hardest].sum(1)
+            for number in range(missing, places):
+                right, wrong = among_positives[number], among_negatives[number]
+                if number < hardest:
+                    right, wrong = wrong, right
+                total = total - (right.log() + (1 - wrong).log()) / 2 / places
+    return total / (views * samples)
+
+
 def infonce(z, temperature, closed=nothing):
     views, samples, _ = z.shape
     near = _positives(z)
@@ -116,6 +149,7 @@ ORACLES = {
     "cacr": cacr,
     "dcl": dcl,
     "dclw": dclw,
+    "groco": groco,
     "infonce": infonce,
     "mv_dhel": mv_dhel,
     "mv_infonce": mv_infonce,

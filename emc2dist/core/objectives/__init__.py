@@ -6,6 +6,7 @@ from emc2dist.core.objectives.base import Objective
 from emc2dist.core.objectives.cacr import Cacr
 from emc2dist.core.objectives.dcl import Dcl
 from emc2dist.core.objectives.dclw import Dclw
+from emc2dist.core.objectives.groco import GroCo
 from emc2dist.core.objectives.infonce import InfoNce
 from emc2dist.core.objectives.mv_dhel import MvDhel
 from emc2dist.core.objectives.mv_infonce import MvInfoNce
@@ -14,6 +15,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "cacr": Cacr,
     "dcl": Dcl,
     "dclw": Dclw,
+    "groco": GroCo,
     "infonce": InfoNce,
     "mv_dhel": MvDhel,
     "mv_infonce": MvInfoNce,
@@ -24,6 +26,7 @@ __all__ = [
     "Cacr",
     "Dcl",
     "Dclw",
+    "GroCo",
     "InfoNce",
     "MvDhel",
     "MvInfoNce",
