@@ -6,6 +6,7 @@ The formulas stand in `emc2dist.core.objectives`, a file each, with the same fie
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from emc2dist.config.sections import Section
 
@@ -20,6 +21,20 @@ class Named(Section):
     def options(self) -> dict[str, Any]:
         """What the name leaves open, by key."""
         return self.model_dump(exclude={"name"})
+
+    def refusal(self, negatives: "Named") -> str | None:
+        """Of an objective: why it does not go with these negatives, the key named, and what to do; None: it does."""
+        return None
+
+
+class Cacr(Named):
+    """Attraction by far positives, repulsion from near negatives; the temperature has no part in it."""
+
+    name: Literal["cacr"]
+    t_positive: Annotated[float, Field(ge=0, le=1e3)] = 1.0
+    """How much farther positives, the sample's other views, weigh more; of two views each has one, and it has no part."""
+    t_negative: Annotated[float, Field(ge=1e-3, le=1e3)] = 2.0
+    """How much nearer negatives weigh more: softmax of 2 t_negative cosine."""
 
 
 class Dcl(Named):
@@ -36,10 +51,61 @@ class Dclw(Named):
     """Width of the weight, in cosines. The larger, the nearer to DCL."""
 
 
+class GroCo(Named):
+    """Cross-entropy of a soft ranking of positives and hard negatives, by cosines."""
+
+    name: Literal["groco"]
+    hardest: Annotated[int, Field(ge=1, le=1024)] = 10
+    """k: negatives of an anchor that are ranked, the nearest that the batch, the draws, the chain and its cache have."""
+    steepness: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
+    """Of swaps in the sorting network. The larger, the harder."""
+
+    @override
+    def refusal(self, negatives: Named) -> str | None:
+        options = negatives.options()
+        if negatives.name == "moving_average":
+            return (
+                "negatives: moving_average remembers log Z, and objective: groco reads none; it ranks the hardest "
+                "candidates, so give in_batch (with negatives.draws there are more of them) or chain"
+            )
+        if options.get("carried") == "roulette":
+            return (
+                "negatives.carried: roulette encodes again what has weight, and objective: groco reads no weights; "
+                "give cached, which spares all encodings and costs no gradient, or reencode"
+            )
+        if options["balance"] is not None:
+            return (
+                f"negatives.balance: {options['balance']} makes up for keys without gradient, and objective: groco "
+                "gives none to any key; leave it out"
+            )
+        return None
+
+
 class InfoNce(Named):
     """Cross-entropy of picking the positive among all candidates."""
 
     name: Literal["infonce"]
 
 
-Objective = Annotated[Dcl | Dclw | InfoNce, Field(discriminator="name")]
+class MvDhel(Named):
+    """One attraction of all pairs of a sample's views, and a repulsion within each view slot."""
+
+    name: Literal["mv_dhel"]
+
+
+class MvInfoNce(Named):
+    """Cross-entropy of picking one of a sample's pairs of views among all pairs that they take part in."""
+
+    name: Literal["mv_infonce"]
+
+
+Objective = Annotated[
+    Cacr
+    | Dcl
+    | Dclw
+    | GroCo
+    | InfoNce
+    | MvDhel
+    | MvInfoNce,
+    Field(discriminator="name"),
+]  # fmt: skip

@@ -131,6 +131,9 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        refusal = self.objective.refusal(self.negatives)
+        if refusal is not None:
+            raise ValueError(refusal)
         parts = self.workers * self.optimiser.accumulate
         if self.batch_size % parts:
             raise ValueError(

@@ -114,7 +114,7 @@ class FrozenRun:
         anchors, together = None, None
         if self.anchors == "fixed":
             anchors = every[: self.views]
-        elif self.contrast.closing.ceiling is not None or objective.bends:
+        elif len(self.features) > 1 and (self.contrast.closing.ceiling is not None or objective.bends):
             # Where a loss bends, or a ceiling closes by the positive, it is the mean over the views that stand together
             # in a step.
             together = self.views

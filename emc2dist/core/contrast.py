@@ -15,7 +15,7 @@ from emc2dist.core.batch import Batch
 from emc2dist.core.closing import OPEN, Closing
 from emc2dist.core.columns import Schema
 from emc2dist.core.denominator import Denominator, Estimate
-from emc2dist.core.estimators import ESTIMATORS, Encode, Estimator, Fact, Recall
+from emc2dist.core.estimators import ESTIMATORS, Encode, Estimator, Fact, Recall, in_batch
 from emc2dist.core.objectives import OBJECTIVES, Objective
 from emc2dist.core.scores import positive_scores
 
@@ -91,7 +91,7 @@ class Contrast:
         if batch.drawn is not None:
             facts["drawn_weight_ratio"] = drawn_weight(batch, estimate)
         facts |= _false_negatives(what, batch, estimate)
-        facts["loss"] = loss_estimate(batch, estimate)
+        facts["loss"] = loss_estimate(batch, _over_all_views(what, batch, estimate))
         remember = {name: visit.remember for name, visit in visits.items() if visit.remember}
         log_z = {what.name: estimates[what.name].value.detach() for what in self.denominators if what.valued}
         return Outcome(loss, remember, facts, ages, log_z, length)
@@ -130,6 +130,13 @@ def _false_negatives(what: Denominator, batch: Batch, estimate: Estimate) -> dic
             same = others & batch.same("label", anchor, batch.index)
             facts["same_label_closed_ratio"] = (closed & same).sum(), same.sum()
     return facts
+
+
+@torch.no_grad()
+def _over_all_views(what: Denominator, batch: Batch, estimate: Estimate) -> Estimate:
+    """The estimate, or where a denominator has views, scale or weights of its own the batch's without them."""
+    plain = replace(what, views="all", scale=None, log_weight=None)
+    return estimate if what == plain else in_batch(plain, batch)
 
 
 def drawn_weight(batch: Batch, estimate: Estimate) -> Fact:

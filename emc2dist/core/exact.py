@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from emc2dist.core.batch import Batch, Side
 from emc2dist.core.closing import OPEN, Closing
-from emc2dist.core.denominator import Estimate
-from emc2dist.core.estimators import in_batch
+from emc2dist.core.denominator import Denominator, Estimate
+from emc2dist.core.estimators import among, in_batch
 from emc2dist.core.objectives import Objective
 from emc2dist.core.scores import log_ratio
 
@@ -38,19 +38,25 @@ def exact_loss(
         features: [V, N, D] unit-norm features, V >= 2 views of N >= 2 samples; the loss has their type.
         temperature: > 0; scores are inner products divided by it.
         anchors: [U, N, D], the views that are anchors and each other's positives; by default all of `features`.
+            Where they or `together` are given, `features` are stored views, of which a step draws its own: a
+            candidate of the anchor's own slot (`Denominator.views`) is then any of its sample's, each as often.
         together: of the U only so many stand together, as the V of a step do; the mean over all ways to choose them.
             By default all of them do.
         closing: which candidates are closed.
         columns: int64 [N] each, what is known of the samples (`Batch.columns`).
 
     Raises:
-        ValueError: if the shape has fewer than two views or samples, or the temperature is not positive.
+        ValueError: if the shape has fewer than two views or samples, or the temperature is not positive; of an
+            objective that takes the hardest candidates, which over stored views are no mean of anything.
     """
     if features.ndim != 3 or min(features.shape[:2]) < 2:
         raise ValueError(f"features must be [V >= 2, N >= 2, D], got {tuple(features.shape)}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     views, samples, _ = features.shape
+    is_stored = anchors is not None or together is not None
+    if is_stored and any(what.ranked for what in objective.denominators):
+        raise ValueError("an objective that takes the hardest candidates has no exact loss over stored views")
     anchors = features if anchors is None else anchors
     block = max(1, _BLOCK_ELEMENTS // (views * views * samples))
     losses = [
@@ -62,6 +68,7 @@ def exact_loss(
             (first, min(first + block, samples)),
             temperature,
             together,
+            is_stored,
             closing,
             columns or {},
             use_reentrant=False,
@@ -78,6 +85,7 @@ def _block_loss(
     block: tuple[int, int],
     temperature: float,
     together: int | None,
+    is_stored: bool,
     closing: Closing,
     columns: Mapping[str, Tensor],
 ) -> Tensor:
@@ -91,30 +99,50 @@ def _block_loss(
         return Batch(index, first, {"x": side}, temperature, samples, columns=columns)
 
     def estimates(own: Tensor) -> dict[str, Estimate]:
-        return {what.name: in_batch(what, batch_of(own, features)) for what in denominators}
+        estimate = _of_stored if is_stored else in_batch
+        return {what.name: estimate(what, batch_of(own, features)) for what in denominators}
 
     if together is None:
         loss = _sum(objective, batch_of(anchors, features), estimates(anchors))
         return loss * ((last - first) / samples)
-    # Without a ceiling an anchor's log Z does not depend on who stands with it.
-    log_z = {
-        name: estimate.log_z.unflatten(0, (len(anchors), -1)) + log_ratio(together, len(anchors))
-        for name, estimate in ({} if closing.ceiling is not None else estimates(anchors)).items()
+    # Without a ceiling what is known of an anchor does not depend on who stands with it.
+    alone = {} if closing.ceiling is not None else estimates(anchors)
+    known = {
+        what.name: _known(what, alone[what.name], together, len(anchors)) for what in (denominators if alone else ())
     }
     each, losses = anchors.unbind(), []  # apart, for the gradient of a slice is as large as the whole
     for views in combinations(range(len(anchors)), together):
         stand = torch.stack([each[view] for view in views])
-        some = {name: _known(values[list(views)].flatten()) for name, values in log_z.items()} or estimates(stand)
-        losses.append(_sum(objective, batch_of(stand, stand), some))
+        some = {name: _as_estimate(column[list(views)].flatten()) for name, column in known.items()}
+        losses.append(_sum(objective, batch_of(stand, stand), some or estimates(stand)))
     return torch.stack(losses).mean() * ((last - first) / samples)
+
+
+def _known(what: Denominator, estimate: Estimate, together: int, anchors: int) -> Tensor:
+    """[U, n]: what a formula reads, with gradient: the mean, or log Z as of `together` views instead of U."""
+    if what.values is not None:
+        return estimate.mean.unflatten(0, (anchors, -1))
+    of_fewer = log_ratio(together, anchors) if what.views == "all" else 0.0
+    return estimate.log_z.unflatten(0, (anchors, -1)) + of_fewer
+
+
+def _of_stored(what: Denominator, batch: Batch) -> Estimate:
+    """The estimate over stored views: of a slot of its own, any view of a sample stands there as often as another."""
+    if what.views == "all":
+        return in_batch(what, batch)
+    stored = batch.sides[what.keys].all
+    scores = torch.cat([what.scores(batch, view, batch.index) for view in stored.unsqueeze(1)], 1)
+    index = batch.index.repeat(len(stored))
+    return among(what, batch, scores + log_ratio(1, len(stored)), index, torch.zeros_like(index, dtype=torch.bool))
 
 
 def _sum(objective: Objective, batch: Batch, estimates: dict[str, Estimate]) -> Tensor:
     return torch.stack(list(objective.terms(batch, estimates).values())).sum()
 
 
-def _known(log_z: Tensor) -> Estimate:
-    """log Z [A], with gradient, as an estimate."""
-    column = log_z.unsqueeze(1)
-    none = torch.zeros(1, 1, dtype=torch.int64, device=log_z.device)
-    return Estimate(log_z, column, torch.ones_like(column), none, none.bool(), none.bool())
+def _as_estimate(known: Tensor) -> Estimate:
+    """What is known [A], with gradient, as the `log_z` and the `mean` of an estimate."""
+    column = known.unsqueeze(1)
+    none = torch.zeros(1, 1, dtype=torch.int64, device=known.device)
+    one = torch.ones_like(column)
+    return Estimate(known, column, one, none, none.bool(), none.bool(), values=lambda scores: scores)

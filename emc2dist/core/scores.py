@@ -26,6 +26,24 @@ def positive_scores(batch: Batch, anchors: str, keys: str) -> Tensor:
     return (own * positive).sum(-1).flatten() / batch.temperature
 
 
+def pair_scores(batch: Batch, side: str) -> Tensor:
+    """[V, V - 1, b]: each view of a sample, as anchor, against each of its sample's other views.
+
+    As keys these get the share `batch.pull` of their gradient; the anchor gets all of its own.
+    """
+    own = batch.sides[side].own
+    views = torch.arange(len(own), device=own.device).unsqueeze(1)
+    others = (views + views[1:].T) % len(own)
+    constant = own.detach()
+    if batch.pull is None:
+        pairs = torch.einsum("vnd,wnd->vwn", own, own)
+    else:
+        to_key = torch.einsum("vnd,wnd->vwn", constant, own)
+        share = batch.pull.view(len(own), 1, -1)
+        pairs = torch.einsum("vnd,wnd->vwn", own, constant) + share * (to_key - to_key.detach())
+    return pairs[views, others] / batch.temperature
+
+
 def positive_cosines(batch: Batch, anchors: str, keys: str) -> Tensor:
     """[A]: each anchor with its positive: the mean over its sample's other views, or its pair on the other side."""
     return (batch.sides[anchors].own * _positives(batch, anchors, keys)).sum(-1).flatten()

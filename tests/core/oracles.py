@@ -30,10 +30,10 @@ def closed_by(ceiling=None, *columns):
     return closed
 
 
-def _negatives(z, v, i, temperature, closed):
-    """Scores [n] of the views of other samples that are open."""
+def _negatives(z, v, i, temperature, closed, slots=None):
+    """Scores [n] of the views of other samples that are open; `slots`: of these views alone."""
     views, samples, _ = z.shape
-    others = [(w, j) for j in range(samples) if j != i for w in range(views)]
+    others = [(w, j) for j in range(samples) if j != i for w in (range(views) if slots is None else slots)]
     scores = [z[v, i] @ z[w, j] / temperature for w, j in others if not closed(z, v, i, w, j)]
     return torch.stack(scores) if scores else z.new_zeros(0)
 
@@ -41,6 +41,18 @@ def _negatives(z, v, i, temperature, closed):
 def _repulsion(negatives):
     """log Z; where all candidates are closed nothing is repelled."""
     return negatives.logsumexp(0) if len(negatives) else 0
+
+
+def cacr(z, temperature, closed=nothing, t_positive=1.0, t_negative=2.0):
+    views, samples, _ = z.shape
+    total = 0
+    for v in range(views):
+        for i in range(samples):
+            near = torch.stack([2 - 2 * z[v, i] @ z[w, i] for w in range(views) if w != v])
+            total = total + ((t_positive * near).softmax(0) * near).sum()
+            far = 2 - 2 * _negatives(z, v, i, 1, closed, slots=[v])
+            total = total - ((-t_negative * far).softmax(0) * far).sum()
+    return total / (views * samples)
 
 
 def dcl(z, temperature, closed=nothing):
@@ -67,6 +79,39 @@ def dclw(z, temperature, closed=nothing, sigma=0.5):
     return total / (views * samples)
 
 
+def groco(z, temperature, closed=nothing, hardest=10, steepness=1.0):
+    views, samples, _ = z.shape
+    keys, total = z.detach(), 0
+    for v in range(views):
+        for i in range(samples):
+            others = [j for j in range(samples) if j != i and not closed(z, v, i, v, j)]
+            negatives = sorted((z[v, i] @ keys[v, j] for j in others), key=float)[-hardest:]
+            positives = sorted((z[v, i] @ keys[w, i] for w in range(views) if w != v), key=float)
+            missing = hardest - len(negatives)
+            row, places = [None] * missing + negatives + positives, hardest + len(positives)
+            permutation = torch.eye(places, dtype=z.dtype)  # of each number, by place
+            for layer in range(places):
+                step = torch.eye(places, dtype=z.dtype)
+                for place in range(layer % 2, places - 1, 2):
+                    low, high = row[place : place + 2]
+                    if low is None:
+                        continue
+                    stays = torch.atan(steepness * (high - low)) / torch.pi + 0.5
+                    row[place : place + 2] = stays * low + (1 - stays) * high, (1 - stays) * low + stays * high
+                    swap = torch.stack([torch.stack([stays, 1 - stays]), torch.stack([1 - stays, stays])])
+                    around = torch.eye(places, dtype=z.dtype)
+                    around[place : place + 2, place : place + 2] = 0
+                    step = step @ (around + torch.nn.functional.pad(swap, (place, places - place - 2) * 2))
+                permutation = permutation @ step
+            among_positives, among_negatives = permutation[:, hardest:].sum(1), permutation[:, :hardest].sum(1)
+            for number in range(missing, places):
+                right, wrong = among_positives[number], among_negatives[number]
+                if number < hardest:
+                    right, wrong = wrong, right
+                total = total - (right.log() + (1 - wrong).log()) / 2 / places
+    return total / (views * samples)
+
+
 def infonce(z, temperature, closed=nothing):
     views, samples, _ = z.shape
     near = _positives(z)
@@ -79,4 +124,33 @@ def infonce(z, temperature, closed=nothing):
     return total / (views * samples)
 
 
-ORACLES = {"dcl": dcl, "dclw": dclw, "infonce": infonce}
+def mv_dhel(z, temperature, closed=nothing):
+    views, samples, _ = z.shape
+    total = 0
+    for i in range(samples):
+        pairs = [z[v, i] @ z[w, i] / temperature for v in range(views) for w in range(v + 1, views)]
+        total = total - torch.stack(pairs).logsumexp(0)
+        for v in range(views):
+            total = total + _repulsion(_negatives(z, v, i, temperature, closed, slots=[v]))
+    return total / samples
+
+
+def mv_infonce(z, temperature, closed=nothing):
+    views, samples, _ = z.shape
+    total = 0
+    for i in range(samples):
+        pairs = [z[v, i] @ z[w, i] / temperature for v in range(views) for w in range(views) if w != v]
+        negatives = [_negatives(z, v, i, temperature, closed) for v in range(views)]
+        total = total - torch.stack(pairs).logsumexp(0) + torch.cat([torch.stack(pairs), *negatives]).logsumexp(0)
+    return total / samples
+
+
+ORACLES = {
+    "cacr": cacr,
+    "dcl": dcl,
+    "dclw": dclw,
+    "groco": groco,
+    "infonce": infonce,
+    "mv_dhel": mv_dhel,
+    "mv_infonce": mv_infonce,
+}

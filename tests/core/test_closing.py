@@ -67,7 +67,8 @@ def test_two_ranks_are_two_parts_of_one_batch(objective, negatives):
 
 @pytest.mark.parametrize(("objective", "negatives"), PAIRS)
 def test_over_the_whole_dataset_every_estimator_is_exact_at_first(objective, negatives):
-    z = features(2, 24, seed=4)
+    # Of one view slot alone the batch is not all there is, unless views are alike.
+    z = features(2 if {what.views for what in OBJECTIVES[objective]().denominators} == {"all"} else 1, 24, seed=4)
     more = ["negatives.kernel=isir"] if negatives == "chain" else []
     run = FrozenRun(contrast(objective, negatives, *OPTIONS, *more), z, 24, 0.2, columns=COLUMNS)
     torch.testing.assert_close(run.step(0), run.exact(), atol=1e-12, rtol=0)

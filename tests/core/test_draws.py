@@ -103,7 +103,11 @@ def test_the_share_without_gradient_is_of_the_whole_weight():
     estimate = Estimate(torch.zeros(3), none, weights, torch.zeros(1, 3), one_sided, none.bool())
     assert balance.one_sided_share(estimate).tolist() == [0.5, 0.5, 0.0]
     assert balance.pull([estimate]).tolist() == [0.5, 0.5, 1.0]
-    assert balance.pushed(estimate).weights.tolist() == [[0.5, 0.5, 0.5], [2.0, 2.0, 2.0], [0.0, 0.0, 0.0]]
+    scores = torch.tensor([[1.0, 2.0, -INF]] * 3, requires_grad=True)
+    pushed = balance.pushed(replace(estimate, scores=scores))
+    assert pushed.scores.equal(scores)
+    (gradient,) = torch.autograd.grad(pushed.scores.masked_fill(scores == -INF, 0).sum(), scores)
+    assert gradient.tolist() == [[1.0, 2.0, 0.0]] * 3
 
 
 def test_a_gradient_that_balance_has_shortened_is_certified_at_its_full_length():

@@ -28,7 +28,12 @@ def options_of(union):
 
 OBJECTIVE_OPTIONS = options_of(objectives_options.Objective)
 ESTIMATOR_OPTIONS = options_of(negatives_options.Negatives)
-PAIRS = [(objective, estimator) for objective in OBJECTIVE_OPTIONS for estimator in ESTIMATOR_OPTIONS]
+PAIRS = [
+    (objective, estimator)
+    for objective, options in OBJECTIVE_OPTIONS.items()
+    for estimator, negatives in ESTIMATOR_OPTIONS.items()
+    if options(name=objective).refusal(negatives(name=estimator)) is None
+]
 
 
 ISIR = ["negatives.kernel=isir", "negatives.cache_proposals=6"]
@@ -65,7 +70,7 @@ def test_the_exact_loss_equals_explicit_loops_with_gradient(name, views):
     torch.testing.assert_close(torch.autograd.grad(value, z), torch.autograd.grad(oracle, z), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - {"dclw"}))  # its weight is a constant of differentiation
+@pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - {"dclw", "groco"}))  # weight and keys are constants
 def test_gradcheck(name):
     free = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: exact_loss(OBJECTIVES[name](), normalize(x, dim=-1), 0.5), free)
@@ -139,7 +144,9 @@ def test_a_short_certificate(objective, negatives):
     more = ["negatives.kernel=isir"] if negatives == "chain" else []
     found = certify(FrozenRun(contrast(objective, negatives, *more), z, 6, 0.2), 600)
     alone = certify(FrozenRun(Contrast(OBJECTIVES[objective](), InBatch()), z, 6, 0.2), 600)
-    if negatives == "chain":
+    if objective == "groco":  # which is hard among all, a batch does not know, and a chain knows a little of it
+        assert found.relbias <= alone.relbias
+    elif negatives == "chain":
         assert found.relbias < 0.5 * alone.relbias
     elif negatives == "in_batch":
         assert found.relbias == alone.relbias

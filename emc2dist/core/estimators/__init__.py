@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from emc2dist.core.estimators.base import FEATURES, CachedRows, Encode, Estimator, Fact, Recall, Visit
 from emc2dist.core.estimators.chain import Chain
-from emc2dist.core.estimators.in_batch import InBatch, in_batch
+from emc2dist.core.estimators.in_batch import InBatch, among, in_batch
 from emc2dist.core.estimators.moving_average import MovingAverage
 
 ESTIMATORS: Mapping[str, type[InBatch] | type[Chain] | type[MovingAverage]] = {
@@ -15,5 +15,5 @@ ESTIMATORS: Mapping[str, type[InBatch] | type[Chain] | type[MovingAverage]] = {
 
 __all__ = [
     "ESTIMATORS", "FEATURES", "CachedRows", "Chain", "Encode", "Estimator", "Fact", "InBatch", "MovingAverage",
-    "Recall", "Visit", "in_batch",
+    "Recall", "Visit", "among", "in_batch",
 ]  # fmt: skip

@@ -1,12 +1,34 @@
 """Objectives: formulas over estimated denominators, by the name that a spec gives them. One file each."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from emc2dist.core.objectives.base import Objective
+from emc2dist.core.objectives.cacr import Cacr
 from emc2dist.core.objectives.dcl import Dcl
 from emc2dist.core.objectives.dclw import Dclw
+from emc2dist.core.objectives.groco import GroCo
 from emc2dist.core.objectives.infonce import InfoNce
+from emc2dist.core.objectives.mv_dhel import MvDhel
+from emc2dist.core.objectives.mv_infonce import MvInfoNce
 
-OBJECTIVES: Mapping[str, type[Dcl] | type[Dclw] | type[InfoNce]] = {"dcl": Dcl, "dclw": Dclw, "infonce": InfoNce}
+OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
+    "cacr": Cacr,
+    "dcl": Dcl,
+    "dclw": Dclw,
+    "groco": GroCo,
+    "infonce": InfoNce,
+    "mv_dhel": MvDhel,
+    "mv_infonce": MvInfoNce,
+}
 
-__all__ = ["OBJECTIVES", "Dcl", "Dclw", "InfoNce", "Objective"]
+__all__ = [
+    "OBJECTIVES",
+    "Cacr",
+    "Dcl",
+    "Dclw",
+    "GroCo",
+    "InfoNce",
+    "MvDhel",
+    "MvInfoNce",
+    "Objective",
+]
