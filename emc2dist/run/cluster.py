@@ -25,9 +25,10 @@ for _name, _value in DEFAULTS.items():
 os.environ.update(past_proxies(os.environ))
 
 import ray  # noqa: E402
-from ray._private import services  # noqa: E402
+from ray._private import parameter, services  # noqa: E402
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager  # noqa: E402
 from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader  # noqa: E402
+from ray._private.node import Node  # noqa: E402
 from ray._private.utils import validate_socket_filepath  # noqa: E402
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData  # noqa: E402
 from ray.exceptions import RayError  # noqa: E402
@@ -88,6 +89,11 @@ def connected(spec: Spec, *, runs: int = 1, dashboard: bool = False) -> Iterator
             _shut_down()
 
 
+def is_own() -> bool:
+    """Whether the Ray that this process is connected to was started here, for it alone."""
+    return _guard is not None
+
+
 def see_that_own_ray_lives(error: Exception | None = None) -> None:
     """Raise RayEnded, from `error`, where Ray was started here and its processes are gone; Ray itself is not asked."""
     try:
@@ -99,7 +105,7 @@ def see_that_own_ray_lives(error: Exception | None = None) -> None:
 
 def scarce_threads(spec: Spec) -> str:
     """The end of a message on what does not start in a Ray of our own: this machine's limit, where that may be why."""
-    return limits.scarce(spec.workers) if _guard is not None else ""
+    return limits.scarce(spec.workers) if is_own() else ""
 
 
 def _shut_down() -> None:
@@ -287,7 +293,7 @@ def _start(places: int, dashboard: bool) -> None:
     try:
         # Ray sees this too, but leaves the session's folder there.
         validate_socket_filepath(f"{folder}/ray/session_{'0' * 26}_{os.getpid()}/sockets/plasma_store")
-        with _sessions_of_their_own(), _signals_left_alone():
+        with _sessions_of_their_own(), _lean(dashboard), _signals_left_alone():
             ray.init(address="local", num_cpus=places, include_dashboard=dashboard, job_config=_job_config(), **_QUIET)
             _guard = _guard_of(ray._private.worker._global_node)
     except Exception as error:  # Ray raises anything, bare Exceptions too
@@ -354,6 +360,26 @@ def _sessions_of_their_own() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = process
+
+
+@contextmanager
+def _lean(dashboard: bool) -> Iterator[None]:
+    """Have Ray start only what a Ray of our own needs, and wait for nothing in vain; `ray.init` has no options for it.
+
+    One of its processes would add nodes to this machine, one tell the driver of its workers' output, and without
+    `dashboard` the API server report usage alone: two CPU seconds at the start, and a second at the end. The port of
+    its agent is a fixed one, for which a second Ray on a machine tries for three seconds before it does without.
+    """
+    params, start = parameter.RayParams, Node.start_api_server
+    parameter.RayParams = functools.partial(
+        params, no_monitor=True, include_log_monitor=False, dashboard_agent_listen_port=0
+    )
+    if not dashboard:
+        Node.start_api_server = lambda node, **options: None
+    try:
+        yield
+    finally:
+        parameter.RayParams, Node.start_api_server = params, start
 
 
 @contextmanager

@@ -43,6 +43,7 @@ from emc2dist.metrics import Recorder
 from emc2dist.run import checkpoints, failures, lock
 from emc2dist.run.channel import DEAD, ChannelHandle
 from emc2dist.run.elastic import NodeMonitor
+from emc2dist.run.fixed_size import FixedSize
 from emc2dist.run.folder import RunFolder, numbers
 from emc2dist.run.listeners import Listener, trackers
 from emc2dist.run.listeners.prometheus import Exporter, refuse_taken, watched
@@ -414,6 +415,10 @@ class _Trainer(DataParallelTrainer):
         in_actor = ray.get_runtime_context().get_actor_id() is not None
         idle = (DatasetsCallback,) if in_actor else (DatasetsCallback, PlacementGroupCleanerCallback)
         return [one for one in super()._create_default_callbacks() if not isinstance(one, idle)]
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        own = {"scaling_policy": FixedSize(self.scaling_config)} if cluster.is_own() else {}
+        return super()._initialize_and_run_controller(**parts | own)
 
     def _register_sigint_handler(self, controller: Any) -> None:
         drivers = signal.getsignal(signal.SIGINT)

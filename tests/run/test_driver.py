@@ -29,8 +29,11 @@ from emc2dist.run.checkpoints import examine
 from emc2dist.run.driver import on_the_way
 from emc2dist.run.folder import RunFolder
 
-IDLE = ("PreemptionWatcher", "DatasetManager", "PlacementGroup")
-"""Processes of Ray Train, seconds each to start, that have nothing to do in a run."""
+IDLE = (
+    *("PreemptionWatcher", "DatasetManager", "PlacementGroup", "AutoscalingCoordinator"),
+    *("monitor.py", "dashboard.py"),
+)
+"""Processes of Ray Train and Ray, seconds each to start, that have nothing to do in a run."""
 
 CIFAR = ROOT.parent / "shared" / "data" / "cifar10"
 
@@ -127,6 +130,7 @@ def test_who_only_asks_a_cluster_and_rays_controller_do_not_load_torch():
     """Nor does the channel's actor load what else a driver needs."""
     code = "import sys, emc2dist.run.channel; print({'torch', 'pydantic', 'pyarrow'} & set(sys.modules)); "
     code += "import emc2dist.run.process_group, emc2dist.run.start_limit, emc2dist.run.folder, emc2dist.store.remote; "
+    code += "import emc2dist.run.fixed_size; "
     code += "from ray.train.v2._internal.execution.controller import TrainController; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "set()\nFalse\n", done.stderr
@@ -152,7 +156,7 @@ def test_interrupted_and_damaged_a_run_ends_where_it_would_have(ray_cluster, spe
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert psutil.wait_procs(family, 30)[1] == []
-    assert unneeded == [[], [], []]
+    assert unneeded == [[]] * len(IDLE)
 
     newest, before, *_ = [s for s in examine(RunFolder.open(run), contents=True) if s.problem is None]
     # No step is lost to it.
