@@ -42,4 +42,13 @@ class InfoNce(Named):
     name: Literal["infonce"]
 
 
-Objective = Annotated[Dcl | Dclw | InfoNce, Field(discriminator="name")]
+class SupCon(Named):
+    """InfoNCE whose positives are the batch's samples with the anchor's label."""
+
+    name: Literal["supcon"]
+    decoupled: bool = False
+    """Whether the own sample's views are left out of the denominator. With `negatives.close: [label]` it then holds
+    other labels alone."""
+
+
+Objective = Annotated[Dcl | Dclw | InfoNce | SupCon, Field(discriminator="name")]

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from emc2dist.core.batch import Batch, Side
 from emc2dist.core.closing import OPEN, Closing
-from emc2dist.core.denominator import Estimate
+from emc2dist.core.denominator import Denominator, Estimate
 from emc2dist.core.estimators import in_batch
 from emc2dist.core.objectives import Objective
 from emc2dist.core.scores import log_ratio
@@ -107,6 +107,14 @@ def _block_loss(
         some = {name: _known(values[list(views)].flatten()) for name, values in log_z.items()} or estimates(stand)
         losses.append(_sum(objective, batch_of(stand, stand), some))
     return torch.stack(losses).mean() * ((last - first) / samples)
+
+
+def over_all(what: Denominator, batch: Batch, features: Tensor) -> Estimate:
+    """The denominator of a batch's anchors over all samples, of which `features` [R, N, D] are R views."""
+    others = torch.ones(batch.samples, dtype=torch.bool, device=batch.index.device).index_fill(0, batch.index, False)
+    index = torch.cat([batch.index, others.nonzero().squeeze(1)])
+    side = Side(own=batch.sides[what.keys].own, all=features[:, index])
+    return in_batch(what, replace(batch, index=index, sides={what.keys: side}, drawn=None, host_index=None))
 
 
 def _sum(objective: Objective, batch: Batch, estimates: dict[str, Estimate]) -> Tensor:

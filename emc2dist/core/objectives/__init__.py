@@ -6,7 +6,13 @@ from emc2dist.core.objectives.base import Objective
 from emc2dist.core.objectives.dcl import Dcl
 from emc2dist.core.objectives.dclw import Dclw
 from emc2dist.core.objectives.infonce import InfoNce
+from emc2dist.core.objectives.supcon import SupCon
 
-OBJECTIVES: Mapping[str, type[Dcl] | type[Dclw] | type[InfoNce]] = {"dcl": Dcl, "dclw": Dclw, "infonce": InfoNce}
+OBJECTIVES: Mapping[str, type[Dcl] | type[Dclw] | type[InfoNce] | type[SupCon]] = {
+    "dcl": Dcl,
+    "dclw": Dclw,
+    "infonce": InfoNce,
+    "supcon": SupCon,
+}
 
-__all__ = ["OBJECTIVES", "Dcl", "Dclw", "InfoNce", "Objective"]
+__all__ = ["OBJECTIVES", "Dcl", "Dclw", "InfoNce", "Objective", "SupCon"]
