@@ -99,6 +99,15 @@ class MvInfoNce(Named):
     name: Literal["mv_infonce"]
 
 
+class SupCon(Named):
+    """InfoNCE whose positives are the batch's samples with the anchor's label."""
+
+    name: Literal["supcon"]
+    decoupled: bool = False
+    """Whether the own sample's views are left out of the denominator. With `negatives.close: [label]` it then holds
+    other labels alone."""
+
+
 Objective = Annotated[
     Cacr
     | Dcl
@@ -106,6 +115,7 @@ Objective = Annotated[
     | GroCo
     | InfoNce
     | MvDhel
-    | MvInfoNce,
+    | MvInfoNce
+    | SupCon,
     Field(discriminator="name"),
 ]  # fmt: skip

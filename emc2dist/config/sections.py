@@ -172,6 +172,9 @@ class Data(Section):
     `block` on S3, `full` on disk."""
     window: PositiveInt = 16_384
     """Rows that shuffle: block mixes: a row comes at most so many places later than its block."""
+    per_class: Annotated[int, Field(ge=2, le=2**16)] | None = None
+    """K: batches are made of groups of K images of one class (P x K batches, docs/data.md); an epoch still takes each
+    image once. None: whatever comes."""
     loaders: Loaders = "auto"
     """Processes per worker that decode, and make views where `views.made_on` leaves that to the CPU; 0 does it on a
     thread of the worker. `auto`: 0 for a set in memory. Else, of a worker's cores (`resources.worker_cpus`, or its

@@ -152,6 +152,8 @@ class Spec(Section):
                 f"batch_size: {self.batch_size} leaves micro-batches of one sample, which has no negatives; "
                 f"use at least {2 * self.optimiser.accumulate}"
             )
+        if self.data.per_class is not None:
+            self._refuse_batches_by_class(self.data.per_class)
         views = self.views.count * (self.batch_size // parts) + self.negatives.draws // self.workers
         pixels = 3 * self.views.size**2 * views
         if pixels > _MOST_PIXELS:
@@ -201,6 +203,24 @@ class Spec(Section):
         if self.encoder.norm == "sync_batch" and self.device == "cpu":
             raise ValueError("encoder.norm: sync_batch needs GPUs; use batch, group or none on device: cpu")
         return self
+
+    def _refuse_batches_by_class(self, size: int) -> None:
+        if self.micro_batch_size % size or self.micro_batch_size == size:
+            raise ValueError(
+                f"data.per_class: {size} images of each class do not make a batch of {self.micro_batch_size} of two "
+                "classes or more; batch_size / optimiser.accumulate has to be a multiple of it, and larger"
+            )
+        if self.data.shuffle == "block":
+            raise ValueError(
+                f"data.per_class: {size} images of a class lie in different blocks, which data.shuffle: block keeps "
+                "together; use data.shuffle=full, or leave one of the two out"
+            )
+        if self.negatives.name != "in_batch" and "label" not in self.negatives.close:
+            raise ValueError(
+                f"data.per_class: {size} brings an anchor more of its own class than a uniform draw would, and "
+                f"negatives: {self.negatives.name} takes the batch for one; give negatives.close=[label], by which the "
+                "own class is no candidate, or use negatives: in_batch"
+            )
 
     def _refuse_what_cannot_be_recorded(self) -> None:
         others = {

@@ -26,7 +26,7 @@ from emc2dist.core.batch import Batch, Side, drawn_in, view_number
 from emc2dist.core.contrast import Contrast, Outcome
 from emc2dist.core.diagnostics import fact_value, log_z_errors
 from emc2dist.core.estimators import FEATURES, CachedRows, Fact, Recall
-from emc2dist.core.exact import exact_loss
+from emc2dist.core.exact import exact_loss, over_all
 from emc2dist.core.streams import fork, uniforms
 
 _BLOCKS = 20  # block means from which the autocorrelation time is read
@@ -107,10 +107,21 @@ class FrozenRun:
         (gradient,) = torch.autograd.grad(outcome.loss, self.shift)
         return gradient / outcome.length
 
-    def exact(self) -> Tensor:
-        """The gradient [N, D] of the exact loss."""
+    @property
+    def looks_around(self) -> bool:
+        """Whether the batch is part of the loss, see `Objective.looks_around`."""
+        return self.contrast.objective.looks_around
+
+    def exact(self, steps: int = 600) -> Tensor:
+        """The gradient [N, D] of the exact loss.
+
+        Of an objective that looks around in its batch that is the mean over batches: those of the last 5/6 of `steps`,
+        the very ones that a run has which begins like this one, so that they make no noise.
+        """
         objective = self.contrast.objective
-        every = normalize(self.features + self.shift, dim=-1).expand(max(self.views, len(self.features)), -1, -1)
+        if self.looks_around:
+            return self._mean_over_batches(steps)
+        every = self._every()
         anchors, together = None, None
         if self.anchors == "fixed":
             anchors = every[: self.views]
@@ -122,9 +133,36 @@ class FrozenRun:
         loss = exact_loss(objective, every, self.temperature, anchors, together, closing, columns)
         return torch.autograd.grad(loss, self.shift)[0]
 
+    def _mean_over_batches(self, steps: int) -> Tensor:
+        """The mean gradient [N, D] of the batches' loss by their denominators over the whole dataset."""
+        run = FrozenRun(
+            self.contrast, self.features, self.batch_size, self.temperature, self.seed, self.views, self.anchors,
+            self.columns,
+        )  # fmt: skip
+        total = torch.zeros_like(self.shift)
+        first = steps - _kept(steps)
+        for t in range(steps):
+            index = run._visited()
+            run._recall(index)  # for its random numbers
+            if t < first:
+                continue
+            batch = run.batch(index, t)
+            estimates = {what.name: over_all(what, batch, run._every()) for what in run.contrast.denominators}
+            loss = torch.stack(list(run.contrast.objective.terms(batch, estimates).values())).sum()
+            total += torch.autograd.grad(loss, run.shift)[0]
+        return total / (steps - first)
+
+    def _every(self) -> Tensor:
+        """[max(M, V), N, D], all stored views, shifted."""
+        return normalize(self.features + self.shift, dim=-1).expand(max(self.views, len(self.features)), -1, -1)
+
+    def _visited(self) -> Tensor:
+        """int64 [B], the next random batch."""
+        return torch.randperm(self.features.shape[1], generator=self._generator)[: self.batch_size]
+
     def outcome(self, t: int) -> Outcome:
         """Visit a random batch, and remember what was found."""
-        index = torch.randperm(self.features.shape[1], generator=self._generator)[: self.batch_size]
+        index = self._visited()
         batch = self.batch(index, t)
         fresh: list[tuple[Tensor, Tensor]] = []
         views: list[Tensor] = []
@@ -250,9 +288,9 @@ def certify(
 
     `exact` is `run.exact()`, where it is known already.
     """
-    exact = run.exact() if exact is None else exact
-    block = (steps - steps // _DROPPED) // _BLOCKS
-    kept = block * _BLOCKS
+    exact = run.exact(steps) if exact is None else exact
+    kept = _kept(steps)
+    block = kept // _BLOCKS
     blocks, square = torch.zeros(_BLOCKS, *exact.shape, dtype=exact.dtype), 0.0
     curve, facts = _Curve(exact, steps), _Means()
     for t in range(steps):
@@ -273,6 +311,12 @@ def certify(
     points = (*curve.points()[:-1], (steps, relbias))
     excess = _excess((blocks - exact).flatten(1) / norm**0.5)
     return Report(relbias, (square / kept / norm) ** 0.5, iact, square / norm, points, *excess, facts.read())
+
+
+def _kept(steps: int) -> int:
+    """How many of so many steps count, the last ones: a multiple of `_BLOCKS` where they are enough."""
+    kept = steps - steps // _DROPPED
+    return kept // _BLOCKS * _BLOCKS or kept
 
 
 def _excess(blocks: Tensor) -> tuple[float, float]:

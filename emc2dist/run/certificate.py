@@ -8,6 +8,7 @@ import torch
 
 from emc2dist import files
 from emc2dist.config import Spec, dump, given_keys, load, parse, parse_s3
+from emc2dist.core.contrast import columns_for
 from emc2dist.data.images import known_of_each, open_images
 from emc2dist.errors import SpecError
 from emc2dist.run.folder import RunFolder
@@ -77,7 +78,7 @@ def certify(
     remarks += found.newest.on_other_images(spec.data, images) if found.newest is not None else []
     if found.encoder.training:
         remarks.append(f"encoder.norm: {spec.encoder.norm} has seen nothing yet; it takes the views that are encoded")
-    columns, of_columns = known_of_each(images, spec.negatives.close)
+    columns, of_columns = known_of_each(images, columns_for(spec))
     remarks += of_columns
     for remark in remarks:
         say(remark)

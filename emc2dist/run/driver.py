@@ -37,6 +37,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from emc2dist import files
 from emc2dist.config import BUILT_IN, Spec, dump, paths
+from emc2dist.core.contrast import columns_for
 from emc2dist.data.images import Images, known_of_each, open_images, open_labelled
 from emc2dist.errors import RunError, RunStopped, SpecError, StorageUnreachable, StoreError
 from emc2dist.metrics import Recorder
@@ -171,17 +172,17 @@ def check(spec: Spec) -> tuple[Images, list[str], int | None]:
     Returns the training images, remarks on the data, and k of kNN, which is None where nothing is evaluated.
 
     Raises:
-        SpecError: it goes too far. DataError: the data cannot be opened, are fewer than a batch, or lack
-            what `negatives.close` asks for.
+        SpecError: it goes too far. DataError: the data cannot be opened, are fewer than a batch, or lack labels or what
+            else the spec reads of each image.
     """
     images = open_images(spec.data, "train", spec.s3)
     assert images is not None, "open_images raises where there is nothing to train on"
+    _, on_columns = known_of_each(images, columns_for(spec))
     loop.order_for(spec, images)
     over = loop.left_over(spec, images)
-    _, closing = known_of_each(images, spec.negatives.close)
     labelled = open_labelled(spec.data, spec.eval, images, spec.s3)
     evaluation, remarks = Evaluation.of(spec, labelled)
-    return images, [*images.remarks, *over, *closing, *remarks], evaluation.neighbours if evaluation else None
+    return images, [*images.remarks, *over, *on_columns, *remarks], evaluation.neighbours if evaluation else None
 
 
 def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:
@@ -213,7 +214,8 @@ def resolved(spec: Spec) -> Spec:
     data, remote = spec.data, files.is_remote(spec.data.path)
     path = data.path if remote or data.path in BUILT_IN else paths.absolute(data.path)
     run_dir = spec.run_dir if files.is_remote(spec.run_dir) else paths.absolute(spec.run_dir)
-    shuffle = ("block" if remote else "full") if data.shuffle == "auto" else data.shuffle
+    by_block = remote and data.per_class is None
+    shuffle = ("block" if by_block else "full") if data.shuffle == "auto" else data.shuffle
     here = {"run_dir": run_dir, "data": data.model_copy(update={"path": path, "shuffle": shuffle})}
     return spec.model_copy(update=here)
 

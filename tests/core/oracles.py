@@ -5,6 +5,11 @@
 
 import torch
 
+LABEL = torch.tensor([0, 1, 0, -1, 1, -1, 2, 2] * 3)
+TWINS = torch.tensor([-1, -1, 7, -1, -1, 7, -1, -1] * 3)
+COLUMNS = {"label": LABEL, "duplicates": TWINS}
+"""What is known of the samples of every test, where an objective or a closing asks for it."""
+
 
 def _positives(z):
     """[V][N]: the mean cosine of each anchor with its sample's other views."""
@@ -145,6 +150,21 @@ def mv_infonce(z, temperature, closed=nothing):
     return total / samples
 
 
+def supcon(z, temperature, closed=nothing, decoupled=False):
+    views, samples, _ = z.shape
+    total = 0
+    for v in range(views):
+        for i in range(samples):
+            others = [(w, j) for j in range(samples) for w in range(views) if (w, j) != (v, i)]
+            positives = [(w, j) for w, j in others if j == i or LABEL[i] == LABEL[j] >= 0]
+            own = [z[v, i] @ z[w, i] / temperature for w in range(views) if w != v]
+            negatives = _negatives(z, v, i, temperature, closed)
+            among = negatives if decoupled else torch.cat([torch.stack(own), negatives])
+            total = total - sum(z[v, i] @ z[w, j] / temperature for w, j in positives) / len(positives)
+            total = total + _repulsion(among)
+    return total / (views * samples)
+
+
 ORACLES = {
     "cacr": cacr,
     "dcl": dcl,
@@ -153,4 +173,5 @@ ORACLES = {
     "infonce": infonce,
     "mv_dhel": mv_dhel,
     "mv_infonce": mv_infonce,
+    "supcon": supcon,
 }

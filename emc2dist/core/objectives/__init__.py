@@ -10,6 +10,7 @@ from emc2dist.core.objectives.groco import GroCo
 from emc2dist.core.objectives.infonce import InfoNce
 from emc2dist.core.objectives.mv_dhel import MvDhel
 from emc2dist.core.objectives.mv_infonce import MvInfoNce
+from emc2dist.core.objectives.supcon import SupCon
 
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "cacr": Cacr,
@@ -19,6 +20,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "infonce": InfoNce,
     "mv_dhel": MvDhel,
     "mv_infonce": MvInfoNce,
+    "supcon": SupCon,
 }
 
 __all__ = [
@@ -31,4 +33,5 @@ __all__ = [
     "MvDhel",
     "MvInfoNce",
     "Objective",
+    "SupCon",
 ]
