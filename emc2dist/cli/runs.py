@@ -4,7 +4,7 @@ import argparse
 
 from emc2dist.cli import ending
 from emc2dist.cli.words import Commands, add_json, add_s3, add_spec, print_result
-from emc2dist.config import base_of, dump, load, load_job, parse_s3
+from emc2dist.config import base_of, dump, given_keys, load, load_job, parse_s3
 from emc2dist.terminal import columns, say
 
 
@@ -42,7 +42,10 @@ def add_to(commands: Commands) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     spec = load(arguments.spec, arguments.overrides)
     from emc2dist.run.driver import train
+    from emc2dist.run.folder import refuse_moved
 
+    if not {"name", "run_dir"} & set(given_keys(arguments.overrides)):
+        refuse_moved(arguments.spec, spec)
     summary = train(spec)
     report = ending.write_report(summary["run_dir"]) if spec.watch.report else None
     table = ending.table(summary, report)

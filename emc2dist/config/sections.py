@@ -349,7 +349,7 @@ class Resources(Section):
     worker_gpus: Annotated[float, Field(gt=0, le=1)] = 1.0
     """GPUs of a worker that trains on GPUs; less than 1 shares one, of runs of one worker, as trials may be."""
     accelerator: Word | None = None
-    """A worker's GPU by Ray's name, as in A10G, L4 or H100; any by default."""
+    """A worker's GPU by Ray's name, as in A10G, L4 or H100, without which nothing starts; any, or none, by default."""
     worker_labels: dict[str, str] = {}
     """Labels of the nodes that workers may run on, as in {ray.io/market-type: spot}."""
     shard_mib: PositiveInt | None = None

@@ -167,6 +167,10 @@ class Spec(Section):
                 f"resources.worker_gpus: {self.resources.worker_gpus:g} would put several of the {self.workers} "
                 "workers on one GPU, and NCCL takes no two ranks there; use 1, or workers: 1, or device: cpu"
             )
+        if self.resources.accelerator is not None and self.device == "cpu":
+            raise ValueError(
+                f"resources.accelerator: {self.resources.accelerator} is a GPU, and device is cpu; leave one of them out"
+            )
         if self.watch.tensorboard and is_remote(self.run_dir):
             raise ValueError(f"watch.tensorboard: true needs a run_dir on disk, got {self.run_dir}")
         if self.temperature_period is not None and self.temperature_end is None:

@@ -47,6 +47,7 @@ RELEASE_S = 10.0
 """Seconds in which what a lost worker or a lost node held becomes free, or is known to be gone."""
 POLL_S = 0.5
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+_ACCELERATOR = "accelerator_type:"  # and a name: a resource of Ray's
 _NO_THREAD = "can't start new thread"
 _guard: Guard | None = None
 BOUNDLESS = 1_000_000
@@ -143,9 +144,9 @@ def here() -> NodeAffinitySchedulingStrategy:
 
 
 def use_gpu(spec: Spec) -> bool:
-    """Whether the workers train on GPUs."""
-    if spec.device != "auto":
-        return spec.device == "cuda"
+    """Whether the workers train on GPUs: where a kind of them is asked for, on no CPU."""
+    if spec.device != "auto" or spec.resources.accelerator is not None:
+        return spec.device != "cpu"
     return spec.fitting(_places({"GPU": spec.resources.worker_gpus}, spec.resources.worker_labels)) is not None
 
 
@@ -176,7 +177,9 @@ def worker_needs(spec: Spec) -> dict[str, float]:
     """Resources that Ray sets aside for a worker, by its names."""
     asked = spec.resources
     if use_gpu(spec):
-        return {"GPU": asked.worker_gpus, "CPU": asked.worker_cpus or 0}
+        # As Ray asks for a kind of GPU: each node that has some holds 1 of its name.
+        kind = {} if asked.accelerator is None else {f"{_ACCELERATOR}{asked.accelerator}": 0.001}
+        return {"GPU": asked.worker_gpus, "CPU": asked.worker_cpus or 0} | kind
     return {"CPU": 1 if asked.worker_cpus is None else asked.worker_cpus}
 
 
@@ -424,14 +427,30 @@ def _chain(error: BaseException) -> str:
     return "; ".join(texts)[:500]
 
 
+def _check_accelerator(spec: Spec) -> None:
+    """Raise SpecError where no node has the GPUs that are asked for by their name."""
+    wanted = spec.resources.accelerator
+    if wanted is None:
+        return
+    kinds = [name for name in ray.cluster_resources() if name.startswith(_ACCELERATOR)]
+    if f"{_ACCELERATOR}{wanted}" not in kinds:
+        there = ", ".join(sorted(name.removeprefix(_ACCELERATOR) for name in kinds))
+        has = f"has {there}" if there else "tells of no GPU" + (f" ({why})" if (why := why_no_gpu(spec)) else "")
+        raise SpecError(
+            f"resources.accelerator: {wanted}, but the cluster {has}; give a name as Ray has it, leave it out to take "
+            "any GPU or none, or add nodes"
+        )
+
+
 def _check_room(spec: Spec) -> None:
     needs, labels = worker_needs(spec), spec.resources.worker_labels
     places = _places(needs, labels)
     if spec.fitting(places) is None:
+        _check_accelerator(spec)
         if spec.device == "cuda" and not ray.cluster_resources().get("GPU"):
             why = f" ({found})" if (found := why_no_gpu(spec)) else ""
             raise SpecError(f"device: cuda, but Ray finds no GPU{why}; give device=auto or device=cpu, or add nodes")
-        each = " and ".join(f"{amount:g} {kind}" for kind, amount in needs.items() if amount)
+        each = " and ".join(f"{needs[kind]:g} {kind}" for kind in ("GPU", "CPU") if needs.get(kind))
         where = f" on nodes with labels {labels}" if labels else ""
         raise SpecError(
             f"workers: {spec.workers} need {each} each, the cluster has room for {places}{where}; "

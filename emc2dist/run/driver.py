@@ -373,7 +373,6 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandl
             num_workers=spec.workers,
             use_gpu=cluster.use_gpu(spec),
             resources_per_worker=cluster.worker_needs(spec),
-            accelerator_type=spec.resources.accelerator,
             label_selector=cluster.worker_labels(spec, avoid) or None,
         ),
         run_config=RunConfig(
