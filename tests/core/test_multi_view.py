@@ -28,9 +28,7 @@ def test_pairs_are_those_of_which_positives_are_the_mean():
         pairs, expected = pair_scores(batch, "x"), positive_scores(batch, "x", "x")
         assert pairs.shape == (4, 3, 3)
         torch.testing.assert_close(pairs.mean(1).flatten(), expected)
-        mine, other = (
-            torch.autograd.grad((weights * one).sum(), z)[0] for one in (pairs.mean(1).flatten(), expected)
-        )
+        mine, other = (torch.autograd.grad((weights * one).sum(), z)[0] for one in (pairs.mean(1).flatten(), expected))
         torch.testing.assert_close(mine, other)
 
 

@@ -86,9 +86,7 @@ class Visit:
     """Steps, [A] by anchor; -1 where there is none."""
 
 
-def with_mean(
-    what: Denominator, estimate: Estimate, recall: Recall, rate: float
-) -> tuple[Estimate, dict[str, Tensor]]:
+def with_mean(what: Denominator, estimate: Estimate, recall: Recall, rate: float) -> tuple[Estimate, dict[str, Tensor]]:
     """The estimate with what is remembered of its mean, and what is to be remembered now; where a mean is needed.
 
     What is remembered is of earlier visits alone: with a share of this one in it, part of the bias would be back.
