@@ -32,9 +32,9 @@ class Cacr(Named):
 
     name: Literal["cacr"]
     t_positive: Annotated[float, Field(ge=0, le=1e3)] = 1.0
-    """How much farther positives, the sample's other views, weigh more; of two views each has one, and it has no part."""
+    """How much more farther positives weigh, which are the sample's other views; with two views it has no part."""
     t_negative: Annotated[float, Field(ge=1e-3, le=1e3)] = 2.0
-    """How much nearer negatives weigh more: softmax of 2 t_negative cosine."""
+    """How much more nearer negatives weigh: softmax of 2 t_negative cosine."""
 
 
 class Dcl(Named):
@@ -56,7 +56,7 @@ class GroCo(Named):
 
     name: Literal["groco"]
     hardest: Annotated[int, Field(ge=1, le=1024)] = 10
-    """k: negatives of an anchor that are ranked, the nearest that the batch, the draws, the chain and its cache have."""
+    """k: negatives of an anchor that are ranked, the nearest that batch, draws, chain and cache have."""
     steepness: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
     """Of swaps in the sorting network. The larger, the harder."""
 

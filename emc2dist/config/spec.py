@@ -44,7 +44,7 @@ class Spec(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Everything random derives from it."""
     objective: Objective
-    """What is minimised, by name: dcl, dclw, infonce (`emc2dist.config.objectives`). emc2, sogclr and simclr name the
+    """What is minimised, by name: dcl, infonce ... (`emc2dist.config.objectives`). emc2, sogclr and simclr name the
     negatives too. By default emc2."""
     negatives: Negatives
     """How the objective's denominators are estimated: chain, in_batch, moving_average (`emc2dist.config.negatives`)."""

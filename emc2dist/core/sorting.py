@@ -1,8 +1,8 @@
 """A differentiable sorting network: odd-even transposition with soft swaps (Petersen et al., ICML 2022).
 
 Neighbours x, y, which are to ascend, stay with the share a = atan(steepness (y - x)) / pi + 1/2 and change places with
-the rest, so that a x + (1 - a) y and (1 - a) x + a y go on. n layers of such pairs, of even and odd places in turn, sort n
-numbers. What comes out is a doubly stochastic matrix: how much of which number ends in which place.
+the rest, so that a x + (1 - a) y and (1 - a) x + a y go on. n layers of such pairs, of even and odd places in turn,
+sort n numbers. What comes out is a doubly stochastic matrix: how much of which number ends in which place.
 """
 
 import math

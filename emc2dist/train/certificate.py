@@ -127,7 +127,7 @@ def samples_for(spec: Spec, images: Images, samples: int | None, views: int) -> 
     if any(what.ranked for what in contrast_for(spec).denominators):
         raise SpecError(
             f"objective: {spec.objective.name}: it takes the hardest candidates that there are, not a mean over them, "
-            "so no gradient is exact and there is nothing to certify; give objective.name=dcl to certify these negatives"
+            "so no gradient is exact and there is nothing to certify; objective.name=dcl certifies these negatives"
         )
     if contrast_for(spec).objective.bends and comb(views, count) > _MOST_WAYS:
         within = [most for most in range(2 * count, views) if comb(most, count) <= _MOST_WAYS]

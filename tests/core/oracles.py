@@ -90,8 +90,8 @@ def groco(z, temperature, closed=nothing, hardest=10, steepness=1.0):
     for v in range(views):
         for i in range(samples):
             others = [j for j in range(samples) if j != i and not closed(z, v, i, v, j)]
-            negatives = sorted((z[v, i] @ keys[v, j] for j in others), key=float)[-hardest:]
-            positives = sorted((z[v, i] @ keys[w, i] for w in range(views) if w != v), key=float)
+            negatives = sorted((z[v, i] @ keys[v, j] for j in others), key=lambda score: score.item())[-hardest:]
+            positives = sorted((z[v, i] @ keys[w, i] for w in range(views) if w != v), key=lambda score: score.item())
             missing = hardest - len(negatives)
             row, places = [None] * missing + negatives + positives, hardest + len(positives)
             permutation = torch.eye(places, dtype=z.dtype)  # of each number, by place

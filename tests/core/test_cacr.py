@@ -16,7 +16,7 @@ from emc2dist.core.objectives import Cacr
 
 
 def gradient_over_all_pools(scores, remembered):
-    """The mean gradient, by the scores [1, C], of what isir estimates at rest: of each state with each pair of proposals."""
+    """The mean gradient, by the scores [1, C], of isir at rest: each state with each pair of proposals."""
     pi, count = scores.detach().softmax(1)[0], scores.shape[1]
     total = 0
     for state in range(count):
@@ -96,7 +96,7 @@ def test_what_is_remembered_is_of_earlier_visits_and_a_visit_with_all_closed_lea
 
 
 def test_limits():
-    """A t of 0 weighs all alike, a large one takes the nearest; one negative and identical features have none to weigh."""
+    """A t of 0 weighs all alike, a large one takes the nearest; with one negative there is nothing to weigh."""
     z = features(4, 6).requires_grad_()
     squares = (z.unsqueeze(1) - z.unsqueeze(0)).square().sum(-1)  # positives [V, V, N]
     attraction = squares.sum((0, 1)).mean() / 12

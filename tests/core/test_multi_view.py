@@ -145,3 +145,11 @@ def test_a_slot_has_chains_of_its_own_and_encodes_the_view_of_that_slot_again():
     assert {len(asked) for asked in numbers} == {1}
     slots = run.tables["negatives"]["view"] % 8
     assert (slots == torch.arange(4)).all()
+
+
+@pytest.mark.parametrize("name", ["mv_dhel", "cacr", "groco"])
+def test_the_logged_loss_is_the_same_for_objectives_with_slots_scales_and_rankings(name):
+    z = features(4, 6)
+    plain, other = (contrast(one, "in_batch")(batch_of(z), {}, None) for one in ("dcl", name))
+    torch.testing.assert_close(other.facts["loss"], plain.facts["loss"])
+    assert plain.facts["loss"].item() == pytest.approx(plain.loss.item())

@@ -43,6 +43,7 @@ def row(spec, *, role="own", relbias=0.5, floor=0.1, iact=1.0, error=4.0, reenco
         ({"views": 60, "overrides": ["objective=simclr"]}, r"mean over the 1,770 ways .*give --views 49"),
         ({"views": 24, "overrides": ["objective=simclr", "views.count=12"]}, r"set views.count=2"),
         ({"views": 60, "overrides": ["objective.name=dclw"]}, r"exact loss of dclw is a mean over the 1,770 ways"),
+        ({"overrides": ["objective.name=groco"]}, r"objective: groco: it takes the hardest .* nothing to certify"),
         ({"views": 2**13}, r"393,216 features of 16 numbers, 24 MiB.*at most 131,072"),
         ({"views": 500, "overrides": ["encoder.features=65536"]}, r"6,000 MiB.*and 1,024 MiB"),
     ],

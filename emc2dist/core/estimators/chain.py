@@ -87,7 +87,7 @@ class Chain(Estimator):
     carried: Literal["reencode", "complete", "cached", "roulette"] = "reencode"
     feature_dtype: Literal["float16", "float32"] = "float16"
     rate: float = 0.1
-    """Weight of the newest value in the average of log Z, or of a mean, in (0, 1]; used where an objective needs one."""
+    """Weight of the newest value in the averages of log Z and of a mean, in (0, 1]; for objectives that need them."""
 
     @override
     def tables(self, what: Denominator, views: int, width: int) -> Schema:

@@ -1,4 +1,4 @@
-"""GroCo, group ordering constraints (Shvetsova et al., Learning by Sorting, ICCV 2023): positives are to rank above negatives.
+"""GroCo, group ordering constraints (Shvetsova et al., Learning by Sorting, ICCV 2023): positives rank above negatives.
 
 An anchor's k hardest negatives and its positives, ascending by cosine, negatives first, go through a differentiable
 sorting network (`emc2dist.core.sorting`). With p the share of each that ends in a place of the positives
