@@ -21,6 +21,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,10 +104,7 @@ def main() -> None:
     before = load()
     ways = {"checkpoint": by_checkpoint, "numpy": by_numpy, "and SHA-256": and_checksums}
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        turns = {
-            way: (lambda write=write: timed(Path(name), write, fsync=args.fsync))  # type: ignore[misc]
-            for way, write in ways.items()
-        }
+        turns = {way: partial(timed, Path(name), write, fsync=args.fsync) for way, write in ways.items()}
         found = in_turns(turns, args.rounds)
     nbytes = sum(column.nbytes for columns in tables.values() for column in columns.values())
     print(f"{nbytes:,} bytes{', brought to the disk' if args.fsync else ''}; load {before} to {load()}\n")

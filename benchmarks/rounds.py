@@ -15,8 +15,8 @@ def in_turns(contestants: Mapping[str, Callable[[], _Found]], rounds: int) -> di
     """What each of them finds in each round; every second round goes backwards. A first round is thrown away."""
     found: dict[str, list[_Found]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
-        order = list(contestants) if number % 2 == 0 else list(reversed(contestants))
-        for name in order:
+        names = list(contestants)
+        for name in names if number % 2 == 0 else reversed(names):
             outcome = contestants[name]()
             if number > 0:
                 found[name].append(outcome)

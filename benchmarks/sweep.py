@@ -3,9 +3,9 @@
     python -m benchmarks.sweep
     python -m benchmarks.sweep --device cuda
 
-One row per (A anchors, P proposals), float32, one thread: the readable walk of `emc2dist.core.walk`, the compiled one
-(the CPU's hot path), the batched one (a GPU's without Triton, here on the CPU), and `sweep` whole, random order
-included. Then `sweep` whole against a plain torch loop over proposals, which takes all chains a proposal further at a
+One row per (A anchors, P proposals), float32, one thread: the readable walk of `emc2dist.core.walk`, `sweep`
+whole (the CPU's hot path) without and with a random order, and the batched walk (a GPU's without Triton, here on the
+CPU). Then `sweep` whole against a plain torch loop over proposals, which takes all chains a proposal further at a
 time: in turns, in milliseconds by the clock and of CPU, medians with quartiles. On a GPU: milliseconds of `sweep`
 whole, launched from Python, and of the same in a CUDA graph, which is the device's own time; and of the batched walk
 that stands in for Triton's.
@@ -59,14 +59,17 @@ def against_loop(anchors: int, proposals: int, rounds: int, calls: int = 5) -> N
     exact = sweep.sweep(scores, carried).weights.mean(0)
     assert (exact - loop(scores, carried)[0].mean(0)).abs().max() < 0.05, "they walk other chains"
 
-    def timed(work: Callable[[], object]) -> tuple[float, float]:
+    def timed(work: Callable[..., object]) -> tuple[float, float]:
         began, cpu_began = time.perf_counter(), time.process_time()
         for _ in range(calls):
             work()
         return 1000 * (time.perf_counter() - began) / calls, 1000 * (time.process_time() - cpu_began) / calls
 
     before = load()
-    ways = {"sweep": partial(sweep.sweep, scores, carried), "loop": partial(loop, scores, carried)}
+    ways: dict[str, Callable[..., object]] = {
+        "sweep": partial(sweep.sweep, scores, carried),
+        "loop": partial(loop, scores, carried),
+    }
     found = in_turns({name: partial(timed, work) for name, work in ways.items()}, rounds)
     (wall, cpu), (loop_wall, loop_cpu) = (list(zip(*found[name], strict=True)) for name in ways)
     cells = [spread(wall), spread(cpu), spread(loop_wall), spread(loop_cpu)]
@@ -136,7 +139,7 @@ def main() -> None:
     if device.type == "cuda":
         return on_gpu(device)
     torch.set_num_threads(1)
-    print("| A | P | readable s | compiled | batched | whole mh sweep | whole isir |")
+    print("| A | P | readable s | whole mh, no order drawn | batched | whole mh | whole isir |")
     print("|---|---|---|---|---|---|---|")
     for anchors, proposals in SIZES:
         scores, carried, log_u = given(anchors, proposals, device)
@@ -144,7 +147,7 @@ def main() -> None:
         fast = [
             best(work, 5)
             for work in (
-                lambda s=scores, c=carried, u=log_u: sweep._metropolis_compiled(s, c, u, 0.5),
+                lambda s=scores, c=carried: sweep.sweep(s, c, shuffle=False),
                 lambda s=scores, c=carried, u=log_u: sweep._metropolis_batched(s, c, u, 0.5),
                 lambda s=scores, c=carried: sweep.sweep(s, c),
                 lambda s=scores, c=carried: sweep.sweep(s, c, kernel="isir"),
