@@ -45,8 +45,8 @@ class Spec(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Everything random derives from it."""
     objective: Objective
-    """What is minimised, by name: dcl, dclw, infonce, supcon, supremix (`emc2dist.config.objectives`). emc2, sogclr and simclr name the
-    negatives too. By default emc2."""
+    """What is minimised, by name: dcl, dclw, infonce, supcon, supremix (`emc2dist.config.objectives`). emc2, sogclr and
+    simclr name the negatives too. By default emc2."""
     negatives: Negatives
     """How the objective's denominators are estimated: chain, in_batch, moving_average (`emc2dist.config.negatives`)."""
     temperature: Temperature = 0.2

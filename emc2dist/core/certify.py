@@ -79,15 +79,17 @@ class FrozenRun:
         views: int = 2,
         anchors: Literal["fresh", "fixed"] = "fresh",
         columns: Mapping[str, Tensor] | None = None,
+        batches: Callable[[int], Tensor] | None = None,
     ) -> None:
         """Begin; `features` [M, N, D], M = 1 or M >= V = `views`; `anchors: fixed` are the first V at every visit.
 
-        `columns` as of `Batch`.
+        `columns` as of `Batch`; `batches` tells the samples int64 [B] of every step, which are drawn uniformly without.
         """
         self.shift = torch.zeros_like(features[0], requires_grad=True)
         self.features = features
         self.contrast, self.batch_size, self.temperature, self.seed = contrast, batch_size, temperature, seed
         self.views, self.anchors, self.columns = views, anchors, columns or {}
+        self._batches = batches
         self._generator = torch.Generator().manual_seed(seed)
         samples, width = features.shape[1:]
         self.tables = {
@@ -137,12 +139,12 @@ class FrozenRun:
         """The mean gradient [N, D] of the batches' loss by their denominators over the whole dataset."""
         run = FrozenRun(
             self.contrast, self.features, self.batch_size, self.temperature, self.seed, self.views, self.anchors,
-            self.columns,
+            self.columns, self._batches,
         )  # fmt: skip
         total = torch.zeros_like(self.shift)
         first = steps - _kept(steps)
         for t in range(steps):
-            index = run._visited()
+            index = run._visited(t)
             run._recall(index)  # for its random numbers
             if t < first:
                 continue
@@ -156,13 +158,17 @@ class FrozenRun:
         """[max(M, V), N, D], all stored views, shifted."""
         return normalize(self.features + self.shift, dim=-1).expand(max(self.views, len(self.features)), -1, -1)
 
-    def _visited(self) -> Tensor:
-        """int64 [B], the next random batch."""
-        return torch.randperm(self.features.shape[1], generator=self._generator)[: self.batch_size]
+    def _visited(self, t: int) -> Tensor:
+        """int64 [B], the batch of step `t`, which comes next."""
+        return (
+            self._batches(t)
+            if self._batches is not None
+            else torch.randperm(self.features.shape[1], generator=self._generator)[: self.batch_size]
+        )
 
     def outcome(self, t: int) -> Outcome:
         """Visit a random batch, and remember what was found."""
-        index = self._visited()
+        index = self._visited(t)
         batch = self.batch(index, t)
         fresh: list[tuple[Tensor, Tensor]] = []
         views: list[Tensor] = []

@@ -104,7 +104,7 @@ def test_the_exact_gradient_of_what_looks_around_is_the_mean_over_batches(monkey
     (expected,) = torch.autograd.grad(exact_loss(SupCon(), shifted, 0.2, columns={"label": label}), everyone.shift)
     torch.testing.assert_close(everyone.exact(24), expected, atol=1e-12, rtol=0)
     batches = itertools.cycle(torch.tensor(list(itertools.combinations(range(6), 3))))  # 20, as many as are kept of 24
-    monkeypatch.setattr(FrozenRun, "_visited", lambda _: next(batches))
+    monkeypatch.setattr(FrozenRun, "_visited", lambda *_: next(batches))
     run = FrozenRun(contrast("supcon", "in_batch", "objective.decoupled=true"), z, 3, 0.2, columns={"label": label})
     shifted = normalize(run.features + run.shift, dim=-1)
     loss = exact_loss(Dcl(), shifted.expand(2, -1, -1), 0.2)  # for its log Z; own views, being alike, have no gradient
