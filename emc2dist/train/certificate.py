@@ -241,9 +241,7 @@ def certificates(
     say(f"the exact gradient of {spec.objective.name} over {features.shape[1]:,} images in {len(features)} views")
     exact: dict[tuple[float, int], Tensor] = {}
     for plan in plans:
-        if (
-            plan.target not in exact and not plan.run().looks_around
-        ):  # else each has its own, of the batches that it has
+        if plan.target not in exact and not plan.run().looks_around:  # else each step has one
             exact[plan.target] = plan.run().exact()
     rows = []
     with _one_thread(), closing(Progress(len(plans) * steps, unit="step")) as progress:
@@ -346,8 +344,8 @@ def _step_seconds(run: FrozenRun) -> float:
         if t == _TRIED // 2:
             began = perf_counter()
         run.step(t)
-    if run.looks_around:
-        run.exact(_TRIED - _TRIED // 2)
+        if run.looks_around:
+            run.exact_of_batch()
     return (perf_counter() - began) / (_TRIED - _TRIED // 2)
 
 
