@@ -54,6 +54,7 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("workers=32", ["batch_size", "16", "multiple of 32"]),
         ("optimiser.accumulate=16", ["batch_size", "no negatives", "32"]),
         ("encode_chunk=0", ["encode_chunk", "0", "1"]),
+        ("objective={name: supremix, beta: [0, 5]}", ["objective.beta.0", "0", "greater than or equal to 1"]),
         ("data.per_class=3", ["data.per_class: 3", "a batch of 16", "multiple of it"]),
         ("data.per_class=16", ["data.per_class: 16", "two classes or more"]),
         ("data={per_class: 4, shuffle: block}", ["data.per_class: 4", "data.shuffle=full"]),

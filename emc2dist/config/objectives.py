@@ -108,6 +108,20 @@ class SupCon(Named):
     other labels alone."""
 
 
+Count = Annotated[int, Field(ge=1, le=64)]
+
+
+class SupReMix(Named):
+    """SupCon for labels that are numbers in order: far ones weigh more, and features are mixed."""
+
+    name: Literal["supremix"]
+    window: Annotated[int, Field(ge=1, le=2**31)] = 5
+    """A positive is mixed of one feature below and one above the anchor's label, both nearer to it than this."""
+    beta: tuple[Count, Count] = (2, 8)
+    """Beta distribution of the anchor's share in a mixed negative, [a, b]; [5, 5] and [8, 2] are others of the paper's.
+    """
+
+
 Objective = Annotated[
     Cacr
     | Dcl
@@ -116,6 +130,7 @@ Objective = Annotated[
     | InfoNce
     | MvDhel
     | MvInfoNce
-    | SupCon,
+    | SupCon
+    | SupReMix,
     Field(discriminator="name"),
 ]  # fmt: skip

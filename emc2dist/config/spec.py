@@ -31,6 +31,7 @@ from emc2dist.config.sections import (
 )  # fmt: skip
 
 _MOST_PIXELS = 2**36  # bytes
+_MOST_PAIRS = 2**27  # of views, for all anchors of a worker
 Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
@@ -154,6 +155,12 @@ class Spec(Section):
             )
         if self.data.per_class is not None:
             self._refuse_batches_by_class(self.data.per_class)
+        anchors = self.views.count * self.micro_batch_size
+        if self.objective.name == "supremix" and anchors**2 * (anchors // self.workers) > _MOST_PAIRS:
+            raise ValueError(
+                f"objective: supremix mixes any two of the {anchors} views of a batch for every anchor, which are too "
+                "many; use a smaller batch_size, optimiser.accumulate, or more workers"
+            )
         views = self.views.count * (self.batch_size // parts) + self.negatives.draws // self.workers
         pixels = 3 * self.views.size**2 * views
         if pixels > _MOST_PIXELS:

@@ -35,11 +35,21 @@ def shared_scores(batch: Batch, side: str, column: str) -> Tensor:
     has it; that of a key goes to the worker that encoded it.
     """
     own, every = batch.sides[side].own, batch.sides[side].all
-    anchor = batch.own_index(side).unsqueeze(1)
-    mates = (batch.same(column, anchor, batch.index) & (batch.index != anchor)).to(own.dtype)
+    mates = _mates(batch, side, column).to(own.dtype)
     total = own.sum(0) - own + len(own) * mates @ every.mean(0)
-    count = len(own) - 1 + len(own) * mates.sum(1, keepdim=True)
-    return _pulled(batch, side, total / count)
+    return _pulled(batch, side, total / shared_count(batch, side, column).view(*own.shape[:2], 1))
+
+
+def shared_count(batch: Batch, side: str, column: str) -> Tensor:
+    """int64 [A]: the views over which `shared_scores` is a mean."""
+    views = batch.views
+    return (views - 1 + views * _mates(batch, side, column).sum(1)).repeat(views)
+
+
+def _mates(batch: Batch, side: str, column: str) -> Tensor:
+    """bool [b, B]: which of the gathered batch's other samples share the value of a worker's in a column."""
+    anchor = batch.own_index(side).unsqueeze(1)
+    return batch.same(column, anchor, batch.index) & (batch.index != anchor)
 
 
 def pair_scores(batch: Batch, side: str) -> Tensor:

@@ -15,7 +15,16 @@ from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.terminal import say
 from emc2dist.towers.encoder import Encoder
-from emc2dist.train.certificate import SECONDS, VIEWS, Row, certificates, choose, samples_for, untrained
+from emc2dist.train.certificate import (
+    SECONDS,
+    VIEWS,
+    Row,
+    certificates,
+    choose,
+    most_of_a_class,
+    samples_for,
+    untrained,
+)
 from emc2dist.train.frozen import freeze
 
 _HEEDED = (
@@ -29,6 +38,7 @@ _HEEDED = (
     "views",
     "data.path",
     "data.limit",
+    "data.per_class",
     "data.cache_dir",
     "data.cache_mib",
     "data.loaders",
@@ -83,7 +93,7 @@ def certify(
     for remark in remarks:
         say(remark)
     say(f"{chosen:,} of {len(images):,} training images, each in {views} random views")
-    index = choose(images, chosen, spec.seed)
+    index = choose(images, chosen, spec.seed, most_of_a_class(spec, chosen))
     features = freeze(spec, found.encoder, found.device, images, index, views)
     known = {name: torch.from_numpy(values[index]) for name, values in columns.items()}
     rows = certificates(spec, features, known, seconds, steps)

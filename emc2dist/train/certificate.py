@@ -1,6 +1,7 @@
 """What a sampler buys on a spec's own features: its certificate (`emc2dist.core.certify`), beside those of others.
 
-    freeze    a uniform choice of the training images in M random views each, encoded once (`emc2dist.train.frozen`)
+    freeze    a choice of the training images, uniform or, as batches may be, by class, in M random views, encoded once
+              (`emc2dist.train.frozen`)
     certify   the spec's own negatives, the batch alone, and other chains, over those features, for as many steps each
 
 All of them are held against the same exact gradient, that of the spec's objective over the frozen views. The rows are
@@ -11,6 +12,7 @@ were encoded as `AVERAGED` steps of the batch alone encode.
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from math import comb
 from time import perf_counter
@@ -27,6 +29,7 @@ from emc2dist.config.negatives import Chain, InBatch, Negatives
 from emc2dist.core.certify import FrozenRun, Report, certify
 from emc2dist.core.contrast import contrast_for
 from emc2dist.data.images import Images
+from emc2dist.data.sampler import EpochOrder
 from emc2dist.errors import DataError, SpecError
 from emc2dist.terminal import Progress, say
 from emc2dist.towers.encoder import Encoder
@@ -129,7 +132,8 @@ def samples_for(spec: Spec, images: Images, samples: int | None, views: int) -> 
             f"objective: {spec.objective.name}: it takes the hardest candidates that there are, not a mean over them, "
             "so no gradient is exact and there is nothing to certify; objective.name=dcl certifies these negatives"
         )
-    if contrast_for(spec).objective.bends and comb(views, count) > _MOST_WAYS:
+    objective = contrast_for(spec).objective
+    if objective.bends and not objective.looks_around and comb(views, count) > _MOST_WAYS:
         within = [most for most in range(2 * count, views) if comb(most, count) <= _MOST_WAYS]
         advice = f"give --views {within[-1]}" if within else "set views.count=2"
         raise SpecError(
@@ -146,9 +150,31 @@ def samples_for(spec: Spec, images: Images, samples: int | None, views: int) -> 
     return chosen
 
 
-def choose(images: Images, samples: int, seed: int) -> NDArray[np.int64]:
-    """A uniform choice of so many images, int64 [samples], in random order."""
-    return np.random.default_rng(seed).permutation(len(images))[:samples]
+def choose(images: Images, samples: int, seed: int, most: int | None = None) -> NDArray[np.int64]:
+    """A uniform choice of so many images, int64 [samples], in random order.
+
+    With `most`, so many of a class at a time: classes one after the other, and where these are too few, again. So half
+    of the choice is half of its classes.
+    """
+    rows = np.random.default_rng(seed).permutation(len(images))
+    if most is None:
+        return rows[:samples]
+    _, seen, kind = np.unique(images.labels(rows), return_index=True, return_inverse=True)
+    turn = seen[kind]  # of the class, by its first row: in random order
+    by_class = turn.argsort(kind="stable")
+    _, first, count = np.unique(turn[by_class], return_index=True, return_counts=True)
+    place = np.empty_like(rows)
+    place[by_class] = np.arange(len(rows)) - first.repeat(count)
+    return rows[np.lexsort((turn, place // most))[:samples]]
+
+
+def most_of_a_class(spec: Spec, samples: int) -> int | None:
+    """How many images of a class to choose at a time; None where batches are not by class.
+
+    As many as leave classes for `ROOM` batches, if each came once.
+    """
+    size = spec.data.per_class
+    return None if size is None else max(size, samples * size // (ROOM * spec.micro_batch_size))
 
 
 def untrained(spec: Spec, device: torch.device) -> Encoder:
@@ -175,9 +201,7 @@ def certificates(
     say(f"the exact gradient of {spec.objective.name} over {features.shape[1]:,} images in {len(features)} views")
     exact: dict[tuple[float, int], Tensor] = {}
     for plan in plans:
-        if (
-            plan.target not in exact and not plan.run().looks_around
-        ):  # else each has its own, of the batches that it has
+        if plan.target not in exact and not plan.run().looks_around:  # else each step has one
             exact[plan.target] = plan.run().exact()
     rows = []
     with _one_thread(), closing(Progress(len(plans) * steps, unit="step")) as progress:
@@ -203,7 +227,11 @@ class _Plan(NamedTuple):
 
     def run(self) -> FrozenRun:
         """A fresh one."""
-        spec = self.spec
+        spec, batches = self.spec, None
+        if spec.data.per_class is not None:
+            labels, size = self.columns["label"].numpy(), spec.data.per_class
+            order = EpochOrder(len(labels), spec.micro_batch_size, spec.seed, labels=labels, per_class=size)
+            batches = partial(_batch, order)
         return FrozenRun(
             contrast_for(spec),
             self.features,
@@ -212,7 +240,12 @@ class _Plan(NamedTuple):
             spec.seed,
             spec.views.count,
             columns=self.columns,
+            batches=batches,
         )
+
+
+def _batch(order: EpochOrder, step: int) -> Tensor:
+    return torch.from_numpy(order.batch(step))
 
 
 def _plans(spec: Spec, features: Tensor, columns: Mapping[str, Tensor]) -> Iterator[_Plan]:
@@ -271,8 +304,8 @@ def _step_seconds(run: FrozenRun) -> float:
         if t == _TRIED // 2:
             began = perf_counter()
         run.step(t)
-    if run.looks_around:
-        run.exact(_TRIED - _TRIED // 2)
+        if run.looks_around:
+            run.exact_of_batch()
     return (perf_counter() - began) / (_TRIED - _TRIED // 2)
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from core.oracles import COLUMNS, LABEL, supcon
+from core.oracles import COLUMNS, LABEL, supcon, supremix
 from core.test_objectives import contrast, features
 from torch.nn.functional import normalize
 
@@ -13,8 +13,9 @@ from emc2dist.core.batch import Batch, Side
 from emc2dist.core.certify import FrozenRun
 from emc2dist.core.closing import Closing
 from emc2dist.core.exact import exact_loss
-from emc2dist.core.objectives import Dcl, InfoNce, SupCon
+from emc2dist.core.objectives import Dcl, InfoNce, SupCon, SupReMix
 from emc2dist.core.scores import other_view_scores, shared_scores
+from emc2dist.core.streams import fork
 
 NOBODY = {"label": torch.full((24,), -1)}
 
@@ -103,7 +104,7 @@ def test_the_exact_gradient_of_what_looks_around_is_the_mean_over_batches(monkey
     (expected,) = torch.autograd.grad(exact_loss(SupCon(), shifted, 0.2, columns={"label": label}), everyone.shift)
     torch.testing.assert_close(everyone.exact(24), expected, atol=1e-12, rtol=0)
     batches = itertools.cycle(torch.tensor(list(itertools.combinations(range(6), 3))))  # 20, as many as are kept of 24
-    monkeypatch.setattr(FrozenRun, "_visited", lambda _: next(batches))
+    monkeypatch.setattr(FrozenRun, "_visited", lambda *_: next(batches))
     run = FrozenRun(contrast("supcon", "in_batch", "objective.decoupled=true"), z, 3, 0.2, columns={"label": label})
     shifted = normalize(run.features + run.shift, dim=-1)
     loss = exact_loss(Dcl(), shifted.expand(2, -1, -1), 0.2)  # for its log Z; own views, being alike, have no gradient
@@ -115,3 +116,36 @@ def test_the_exact_gradient_of_what_looks_around_is_the_mean_over_batches(monkey
             loss = loss - chance * 2 * count / (2 * count + 1) * near / 6
     (expected,) = torch.autograd.grad(loss, run.shift)
     torch.testing.assert_close(run.exact(24), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("views", "window"), [(2, 5), (2, 2), (3, 3)])
+def test_supremix_mixes_positives_between_neighbours(views, window):
+    label = torch.tensor([0, 1, 2, 3, 7, 9, -1, 2])
+    z = features(views, 8).requires_grad_()
+    value = exact_loss(SupReMix(window, (5, 5)), z, 0.3, columns={"label": label})
+    oracle = supremix(z, 0.3, window=window, beta=(5, 5), label=label)
+    torch.testing.assert_close(value, oracle, atol=1e-12, rtol=0)
+    torch.testing.assert_close(torch.autograd.grad(value, z), torch.autograd.grad(oracle, z), atol=1e-12, rtol=0)
+    other = exact_loss(SupReMix(window + 3, (5, 5)), z, 0.3, columns={"label": label})
+    assert abs(value - other) > 1e-3
+
+
+def test_features_all_alike_count_weights():
+    """Labels 0, 1, 2 in two views: own view, candidates by |t - t'| + 1, mixed negatives alike, mixed positives."""
+    alike = torch.ones(2, 3, 4, dtype=torch.float64) / 2
+    middle = 1 + 4 * 2 + 4 * 1.8 + 4
+    end = 1 + 2 * 2 + 2 * 3 + 2 * 1.8 + 2 * 2.6
+    value = exact_loss(SupReMix(), alike, 0.1, columns={"label": torch.arange(3)})
+    assert value.item() == pytest.approx((math.log(middle) + 2 * math.log(end)) / 3)
+
+
+def test_shares_are_drawn_of_their_beta_distribution_by_the_anchors_streams():
+    z, index = features(2, 12), torch.arange(12)
+    streams = fork(0, 3, torch.arange(24))
+    batch = Batch(index, 0, {"x": Side(z, z)}, 0.2, 12, streams=streams, columns=COLUMNS)
+    scores = torch.zeros(24, 400, dtype=torch.float64)
+    drawn = SupReMix(beta=(2, 8))._shares(batch, scores)
+    assert drawn.mean().item() == pytest.approx(0.2, abs=0.005)
+    assert drawn.var().item() == pytest.approx(0.2 * 0.8 / 11, rel=0.05)
+    assert len(drawn.unique()) == drawn.numel()
+    assert SupReMix(beta=(8, 2))._shares(batch, scores).mean().item() == pytest.approx(0.8, abs=0.005)

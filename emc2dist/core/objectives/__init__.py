@@ -11,6 +11,7 @@ from emc2dist.core.objectives.infonce import InfoNce
 from emc2dist.core.objectives.mv_dhel import MvDhel
 from emc2dist.core.objectives.mv_infonce import MvInfoNce
 from emc2dist.core.objectives.supcon import SupCon
+from emc2dist.core.objectives.supremix import SupReMix
 
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "cacr": Cacr,
@@ -21,6 +22,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "mv_dhel": MvDhel,
     "mv_infonce": MvInfoNce,
     "supcon": SupCon,
+    "supremix": SupReMix,
 }
 
 __all__ = [
@@ -34,4 +36,5 @@ __all__ = [
     "MvInfoNce",
     "Objective",
     "SupCon",
+    "SupReMix",
 ]
