@@ -1,0 +1,160 @@
+"""What is each objective worth, with the negatives of its spec and with the batch's? Every spec of jobs/objectives.
+
+    python -m benchmarks.objectives --seeds 3 --jobs 2 --out objectives.jsonl    # the table of docs/objectives.md
+    python -m benchmarks.objectives --out objectives.jsonl --table               # the means of what is there
+
+Each job, a spec with its own negatives or with `in_batch`, and one seed, is the production step (`emc2dist.train.step`
+over a store in its process) with one thread, for all epochs of the spec, and then every measure of `emc2dist evaluate`
+on the images that the spec asks about. A job that ends is printed and appended to --out; one that stands there is not
+run again, so what was cut off goes on. Needs no Ray.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from emc2dist.config import Spec, load
+from emc2dist.data.images import open_images, open_labelled
+from emc2dist.errors import SpecError
+from emc2dist.towers.encoder import Encoder
+from emc2dist.train.evaluation import Evaluation
+from emc2dist.train.measures import MOST_IN_PAIRS, Measures, measures
+from emc2dist.train.profile import alone
+
+SPECS = Path(__file__).resolve().parents[1] / "jobs" / "objectives"
+OWN, BATCH = "its own", "in_batch"
+CPU = torch.device("cpu")
+_SHOWN = ("recall_at_1", "knn_accuracy", "linear_probe_accuracy", "mean_error")
+
+
+def specs(name: str, seed: int) -> Iterator[tuple[str, Spec]]:
+    """The spec of this name as it stands, and with the batch's negatives where that is another one."""
+    path = SPECS / f"{name}.yaml"
+    own = load(path, [f"seed={seed}"])
+    yield OWN, own
+    if own.negatives.name != BATCH:
+        closed = f"[{', '.join(own.negatives.close)}]"
+        try:
+            yield BATCH, load(path, [f"seed={seed}", f"negatives={{name: in_batch, close: {closed}}}"])
+        except SpecError:  # it does not go with this objective
+            return
+
+
+def train(spec: Spec, epochs: int) -> dict[str, Any]:
+    """Train, and measure before and after; seconds are those of training alone."""
+    images = open_images(spec.data, "train")
+    assert images is not None, "open_images raises where there are none"
+    evaluation = Evaluation(spec, open_labelled(spec.data, spec.eval, images))
+    with alone(spec, images, CPU) as trainer:
+        steps = epochs * trainer._order.steps_per_epoch
+        trainer.schedule = trainer.schedule._replace(total=steps, warmup=min(trainer.schedule.warmup, steps // 5))
+        untrained = measured(evaluation, trainer.model)
+        began = time.process_time()
+        for step in range(steps):
+            trainer.step(step)
+        seconds = time.process_time() - began
+        trained = measured(evaluation, trainer.model)
+    speed = steps * spec.micro_batch_size / seconds
+    return {"steps": steps, "cpu_seconds": seconds, "images_per_second": speed, "untrained": untrained} | trained
+
+
+def measured(evaluation: Evaluation, model: nn.Module) -> dict[str, Measures]:
+    """Every measure, and the mean error of a line through labels that are numbers, of representation and feature."""
+    assert isinstance(model, Encoder)
+    bank, queries = evaluation.represent(model, CPU)
+    pair = evaluation.pair(model, CPU, MOST_IN_PAIRS)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        features = [model.feature(one.flatten(0, -2)).unflatten(0, one.shape[:-1]) for one in (bank, queries, pair)]
+    model.train(was_training)
+    found = {"representation": measures(evaluation, bank, queries, pair), "feature": measures(evaluation, *features)}
+    found["representation"]["mean_error"] = mean_error(evaluation, bank, queries)
+    found["feature"]["mean_error"] = mean_error(evaluation, *features[:2])
+    return found
+
+
+def mean_error(evaluation: Evaluation, bank: torch.Tensor, queries: torch.Tensor) -> float:
+    """Mean absolute error of labels as numbers, by ridge regression on standardised vectors of the bank."""
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    voters, asked = evaluation.labels()
+    line = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 3, 13))).fit(bank.numpy(), voters)
+    return float(np.abs(line.predict(queries.numpy()) - asked).mean())
+
+
+def table(there: list[dict[str, Any]], shown: list[str]) -> str:
+    """A line for each spec and its negatives: means over seeds and half of their range; representation / feature."""
+    head = ["objective", "negatives", "seeds", *shown, "before", "effective rank of the feature", "images/s"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, negatives in dict.fromkeys((one["name"], one["negatives"]) for one in there):
+        group = [one for one in there if (one["name"], one["negatives"]) == (name, negatives)]
+        cells = [name, f"`{group[0]['kind']}`", str(len(group))]
+        cells += [" / ".join(_mean(group, of, measure) for of in ("representation", "feature")) for measure in shown]
+        before = [one["untrained"] for one in group]
+        cells.append(" / ".join(_mean(before, of, shown[0]) for of in ("representation", "feature")))
+        cells.append(_mean(group, "feature", "effective_rank"))
+        cells.append(f"{np.mean([one['images_per_second'] for one in group]):,.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean(group: list[dict[str, Any]], of: str, measure: str) -> str:
+    values = np.array([one[of][measure] for one in group], dtype=float)
+    half = f" ± {(values.max() - values.min()) / 2:.3f}" if len(values) > 1 else ""
+    return f"{values.mean():.3f}{half}".replace("0.", ".")
+
+
+def main() -> None:
+    """Run the jobs that are not there yet, or print the table of those that are."""
+    names = sorted(path.stem for path in SPECS.glob("*.yaml"))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="instead of the spec's")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each")
+    parser.add_argument("--specs", nargs="+", default=names, choices=names, metavar="NAME")
+    parser.add_argument("--measures", nargs="+", default=["recall_at_1"], choices=_SHOWN)
+    parser.add_argument("--out", type=Path, default=Path("objectives.jsonl"), help="JSON lines, one a job")
+    parser.add_argument("--table", action="store_true", help="run nothing, print the means of what --out has")
+    args = parser.parse_args()
+    there = [json.loads(text) for text in args.out.read_text().splitlines()] if args.out.exists() else []
+    if args.table:
+        print(table([one for one in there if one["name"] in args.specs], args.measures))
+        return
+    done = {(one["name"], one["negatives"], one["seed"]) for one in there}
+    jobs = [
+        (name, negatives, seed)
+        for seed in range(args.seeds)
+        for name in args.specs
+        for negatives, _ in specs(name, seed)
+    ]
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come
+    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool, args.out.open("a") as out:
+        for future in as_completed([pool.submit(_job, *job, args.epochs) for job in jobs if job not in done]):
+            found = future.result()
+            out.write(json.dumps(found) + "\n")
+            out.flush()
+            print(table([found], args.measures).splitlines()[-1], flush=True)
+
+
+def _job(name: str, negatives: str, seed: int, epochs: int | None) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    spec = dict(specs(name, seed))[negatives]
+    found = train(spec, spec.epochs if epochs is None else epochs)
+    return {"name": name, "negatives": negatives, "kind": spec.negatives.name, "seed": seed} | found
+
+
+if __name__ == "__main__":
+    main()
