@@ -25,6 +25,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from matplotlib.ticker import NullFormatter
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -197,6 +198,7 @@ def draw(found: dict[str, dict[str, list[float]]], out: Path) -> None:
             axes.loglog(sizes, values, "o-", color=colour, markersize=3, linewidth=1.4, label=told)
         axes.set_xlabel(TOLD[name], fontsize=FONT)
         axes.set_ylabel("ms of CPU" if place % 3 == 1 else "", fontsize=FONT)
+        axes.yaxis.set_minor_formatter(NullFormatter())
         add_legend(axes)
     out.write_bytes(render(figure))
 

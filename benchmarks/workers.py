@@ -5,11 +5,13 @@
 A Ray of this machine holds a store for each of the two groups, and their processes, as actors: what they take is the
 production step, its views made from images in memory, gradients and features by gloo on loopback, chains by RayStore.
 (Not Ray Train's own group, whose start and checkpoints have nothing to do with steps.) The chains have been visited
-before. The groups take turns. Linear is 1: both have two cores. By the clock, and by seconds of CPU of all processes of
-a group but the store's; medians over rounds, with quartiles; a ratio compares the same rounds.
+before. The groups take turns. Linear is 1: both have two cores. Threads wait for each other without spinning. By the
+clock, and by seconds of CPU of all processes of a group but the store's; medians over rounds, with quartiles; a ratio
+compares the same rounds.
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -119,6 +121,7 @@ def main() -> None:
     args = parser.parse_args()
     print("| encoder | step | one worker, images/s | two workers | two / one, by the clock | by CPU time | load |")
     print("|---|---|---|---|---|---|---|", flush=True)
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # as in `benchmarks.end_to_end`; the actors inherit it
     with connected(parse(BASE, ["batch_size=2"])):
         for recipe in args.recipes:
             for kind in args.kinds:
