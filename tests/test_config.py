@@ -13,7 +13,7 @@ from emc2dist.config import OPERATIONAL, Spec, changed, differences, dump, load,
 from emc2dist.errors import SpecError
 
 MINIMAL = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\n"
-JOBS = sorted((Path(__file__).parent.parent / "jobs").glob("*.yaml"))
+JOBS = sorted((Path(__file__).parent.parent / "jobs").rglob("*.yaml"))
 
 
 def test_scientific_notation_is_a_number_in_files_and_overrides():
@@ -54,6 +54,11 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("workers=32", ["batch_size", "16", "multiple of 32"]),
         ("optimiser.accumulate=16", ["batch_size", "no negatives", "32"]),
         ("encode_chunk=0", ["encode_chunk", "0", "1"]),
+        ("objective={name: supremix, beta: [0, 5]}", ["objective.beta.0", "0", "greater than or equal to 1"]),
+        ("data.per_class=3", ["data.per_class: 3", "a batch of 16", "multiple of it"]),
+        ("data.per_class=16", ["data.per_class: 16", "two classes or more"]),
+        ("data={per_class: 4, shuffle: block}", ["data.per_class: 4", "data.shuffle=full"]),
+        ("data.per_class=4", ["data.per_class: 4", "more of its own class", "negatives.close=[label]"]),
         ("epochs=true", ["epochs", "True", "integer"]),
         ("epochs=1.5", ["epochs", "1.5", "integer"]),
         ("negatives.kernel=gibbs", ["kernel", "gibbs", "'mh' or 'isir'"]),

@@ -99,6 +99,29 @@ class MvInfoNce(Named):
     name: Literal["mv_infonce"]
 
 
+class SupCon(Named):
+    """InfoNCE whose positives are the batch's samples with the anchor's label."""
+
+    name: Literal["supcon"]
+    decoupled: bool = False
+    """Whether the own sample's views are left out of the denominator. With `negatives.close: [label]` it then holds
+    other labels alone."""
+
+
+Count = Annotated[int, Field(ge=1, le=64)]
+
+
+class SupReMix(Named):
+    """SupCon for labels that are numbers in order: far ones weigh more, and features are mixed."""
+
+    name: Literal["supremix"]
+    window: Annotated[int, Field(ge=1, le=2**31)] = 5
+    """A positive is mixed of one feature below and one above the anchor's label, both nearer to it than this."""
+    beta: tuple[Count, Count] = (2, 8)
+    """Beta distribution of the anchor's share in a mixed negative, [a, b]; [5, 5] and [8, 2] are others of the paper's.
+    """
+
+
 Objective = Annotated[
     Cacr
     | Dcl
@@ -106,6 +129,8 @@ Objective = Annotated[
     | GroCo
     | InfoNce
     | MvDhel
-    | MvInfoNce,
+    | MvInfoNce
+    | SupCon
+    | SupReMix,
     Field(discriminator="name"),
 ]  # fmt: skip

@@ -116,6 +116,13 @@ def contrast_for(spec: Spec) -> Contrast:
     return Contrast(objective, estimator, Closing(negatives.ceiling, after, negatives.close))
 
 
+def columns_for(spec: Spec) -> dict[str, str]:
+    """The columns of the set that a spec asks for (`Batch.columns`), and each time the key that does."""
+    asked: dict[str, str] = dict.fromkeys(spec.negatives.close, "negatives.close")
+    asked |= {name: f"objective: {spec.objective.name}" for name in contrast_for(spec).objective.columns}
+    return asked if spec.data.per_class is None else asked | {"label": "data.per_class"}
+
+
 def _false_negatives(what: Denominator, batch: Batch, estimate: Estimate) -> dict[str, Fact]:
     """How many of the batch's candidates are closed, and what those with the anchor's label weigh, where labels are."""
     closed, weights, facts = estimate.closed, estimate.weights, dict[str, Fact]()

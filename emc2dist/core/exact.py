@@ -136,6 +136,14 @@ def _of_stored(what: Denominator, batch: Batch) -> Estimate:
     return among(what, batch, scores + log_ratio(1, len(stored)), index, torch.zeros_like(index, dtype=torch.bool))
 
 
+def over_all(what: Denominator, batch: Batch, features: Tensor) -> Estimate:
+    """The denominator of a batch's anchors over all samples, of which `features` [R, N, D] are R views."""
+    others = torch.ones(batch.samples, dtype=torch.bool, device=batch.index.device).index_fill(0, batch.index, False)
+    index = torch.cat([batch.index, others.nonzero().squeeze(1)])
+    side = Side(own=batch.sides[what.keys].own, all=features[:, index])
+    return in_batch(what, replace(batch, index=index, sides={what.keys: side}, drawn=None, host_index=None))
+
+
 def _sum(objective: Objective, batch: Batch, estimates: dict[str, Estimate]) -> Tensor:
     return torch.stack(list(objective.terms(batch, estimates).values())).sum()
 

@@ -31,6 +31,7 @@ KINDS = [
     ["negatives.kernel=isir", "negatives.cache_proposals=12", "negatives.draws=12", "negatives.carried=roulette"],
     ["negatives.kernel=isir", "negatives.cache_proposals=12", "temperature_end=0.5", "temperature_period=1.5"],
     ["negatives.ceiling=0.99", "negatives.close=[label, duplicates]"],
+    ["objective=supcon", "negatives.name=chain", "negatives.close=[label]", "data.per_class=2"],
     ["objective.name=cacr", "negatives.kernel=isir", "views.count=3"],
     ["objective.name=groco", "negatives.kernel=isir", "negatives.cache_proposals=12", "negatives.carried=cached"],
     # Each differs little from one of those:

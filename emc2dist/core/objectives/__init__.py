@@ -10,6 +10,8 @@ from emc2dist.core.objectives.groco import GroCo
 from emc2dist.core.objectives.infonce import InfoNce
 from emc2dist.core.objectives.mv_dhel import MvDhel
 from emc2dist.core.objectives.mv_infonce import MvInfoNce
+from emc2dist.core.objectives.supcon import SupCon
+from emc2dist.core.objectives.supremix import SupReMix
 
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "cacr": Cacr,
@@ -19,6 +21,8 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "infonce": InfoNce,
     "mv_dhel": MvDhel,
     "mv_infonce": MvInfoNce,
+    "supcon": SupCon,
+    "supremix": SupReMix,
 }
 
 __all__ = [
@@ -31,4 +35,6 @@ __all__ = [
     "MvDhel",
     "MvInfoNce",
     "Objective",
+    "SupCon",
+    "SupReMix",
 ]

@@ -1,7 +1,7 @@
 """What an objective is: the denominators that it declares, and its terms, given their estimates."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -15,6 +15,14 @@ class Objective(Protocol):
     @property
     def denominators(self) -> Sequence[Denominator]:
         """What has to be estimated."""
+
+    columns: ClassVar[Sequence[str]] = ()
+    """Names of the columns of the set (`Batch.columns`) that it reads; where one is not there a run is refused."""
+
+    @property
+    def looks_around(self) -> bool:
+        """Whether terms read other samples of the batch than by denominators, so that the batch is part of the loss."""
+        return False
 
     @property
     def bends(self) -> bool:
