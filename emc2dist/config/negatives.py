@@ -89,10 +89,11 @@ class Chain(Drawing):
     """K: rows of the feature cache to which a chain may move before its sweep, by delayed acceptance. 0: none."""
     carried: Literal["reencode", "complete", "cached", "roulette"] = "reencode"
     """`reencode`: the view that a chain carries is encoded again and gets a gradient; `complete`: so are V - 1 fresh
-    views of its sample beside it, which is exact and costs as many encodings more; `cached`: the sample's newest cached
-    feature stands in; `roulette`: that decides, and the view is encoded again with the probability of its share of the
-    weight, standing then for all of its anchor's negatives: one encoding for each unit of weight, gradients to both
-    sides, a little more noise, and where the chain goes is as old as the cache."""
+    views of its sample beside it, which is exact and costs as many encodings more (none where an objective has each
+    view slot for itself); `cached`: the sample's newest cached feature stands in; `roulette`: that decides, and the
+    view is encoded again with the probability of its share of the weight, standing then for all of its anchor's
+    negatives: one encoding for each unit of weight, gradients to both sides, a little more noise, and where the chain
+    goes is as old as the cache."""
     feature_dtype: Literal["float16", "float32"] = "float16"
     """Type of a cached feature."""
     rate: Annotated[float, Field(gt=0, le=1)] = 0.1

@@ -216,9 +216,9 @@ Pool = chain._Pool
 class Forgetful(Pool):
     """Only proposals are closed: what is carried scores as if nothing were."""
 
-    def __init__(self, what, batch, recall, encode, complete):
-        super().__init__(what, batch, recall, encode, complete)
-        self._unclosed = Pool(replace(what, closing=Closing()), batch, recall, encode, complete)
+    def __init__(self, what, *others):
+        super().__init__(what, *others)
+        self._unclosed = Pool(replace(what, closing=Closing()), *others)
 
     def find(self, samples):
         return self._unclosed.find(samples)

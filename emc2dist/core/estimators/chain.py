@@ -114,12 +114,12 @@ class Chain(Estimator):
         if not (self._weighs_all or self._judges_all(what)):
             return super().foreseen(what, columns, batch, step, views)
         where, state = columns["visited"], columns["state"]
-        is_complete = self._is_complete(what)
+        is_complete = self.carried == "complete"
         if not is_complete:
             _, here = locate(state, batch)
             where = where & ~here
         carried = columns["view"][where]
-        numbers = _completed(carried, step, views) if is_complete else carried.unsqueeze(0)
+        numbers = _completed(carried, step, views, self._at_once(what, views))
         return state[where].expand_as(numbers).flatten(), numbers.flatten()
 
     @property
@@ -131,13 +131,14 @@ class Chain(Estimator):
         """Whether all that is carried is encoded again to see whether it is closed."""
         return what.closing.ceiling is not None and self.carried != "cached"
 
-    def _is_complete(self, what: Denominator) -> bool:
-        """Whether what is encoded again has all V views, else one that stands for all."""
-        return self.carried == "complete" and what.views == "all"  # a slot's own views need none of the others
+    def _at_once(self, what: Denominator, views: int) -> int:
+        """How many of the V views of a sample are encoded again: all, or one that stands for all."""
+        # In a slot of its own a sample has one view.
+        return views if self.carried == "complete" and what.views == "all" else 1
 
     @override
     def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:
-        pool = _Pool(what, batch, recall, encode, self._is_complete(what))
+        pool = _Pool(what, batch, recall, encode, self.carried == "complete", self._at_once(what, batch.views))
         carried = self._recalled(what, pool, recall)
         dropped = recall.columns["visited"] & ~carried.exists
         facts: dict[str, Fact] = {}
@@ -222,9 +223,9 @@ class Chain(Estimator):
         return carried.replaced(moved, row), moved
 
 
-def _completed(carried: Tensor, step: int, views: int) -> Tensor:
-    """int64 [V, A], on the CPU: the carried views' numbers [A], and below each those of V - 1 fresh ones."""
-    others = fresh_numbers(step, views - 1, views).expand(-1, len(carried))
+def _completed(carried: Tensor, step: int, views: int, count: int) -> Tensor:
+    """int64 [count, A], on the CPU: the carried views' numbers [A], and below each those of count - 1 fresh ones."""
+    others = fresh_numbers(step, count - 1, views).expand(-1, len(carried))
     return torch.cat([carried.unsqueeze(0), others])
 
 
@@ -246,14 +247,16 @@ class _Pool:
     CPU; only what this visit itself decides it must ask a GPU for, and wait (`asked`, `told`).
     """
 
-    def __init__(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode, complete: bool) -> None:
-        """Begin; `complete`: what is encoded again has all V views, else one that stands for all."""
+    def __init__(
+        self, what: Denominator, batch: Batch, recall: Recall, encode: Encode, complete: bool, at_once: int = 1
+    ) -> None:
+        """Begin; `complete`: a carried view stays though its sample be in the batch; `at_once`: views encoded again."""
         assert batch.streams is not None, "a chain draws"
         self._what, self._batch, self._encode = what, batch, encode
         self._keys = batch.sides[what.keys].all
         self._scores, self._index, self._one_sided, self._count = what.candidates(batch)
         self.streams = batch.streams
-        self.complete = complete
+        self.complete, self._at_once = complete, at_once
         self.recall = recall.on_host
         """What was recalled, on the CPU."""
         self.stale = self.recall.columns["visited"]
@@ -283,8 +286,7 @@ class _Pool:
 
     def fresh_views(self) -> Tensor:
         """int64 [V or 1, 1], on the CPU: the numbers of this step's fresh views, as many as stand for a sample."""
-        views = self._batch.views
-        return fresh_numbers(self._batch.step, views if self.complete else 1, views)
+        return fresh_numbers(self._batch.step, self._at_once, self._batch.views)
 
     def existing(self, carried: Carried) -> Tensor:
         """bool [A], on the CPU: which stale states exist. Nothing has to be asked where nothing can be closed."""
@@ -328,8 +330,7 @@ class _Pool:
 
     def refreshed(self, carried: Carried, where: Tensor) -> Carried:
         """Stale states at `where` bool [A], on the CPU, scored by fresh features."""
-        views = self.recall.columns["view"]
-        views = _completed(views, self._batch.step, self._batch.views) if self.complete else views.unsqueeze(0)
+        views = _completed(self.recall.columns["view"], self._batch.step, self._batch.views, self._at_once)
         carried = self.fresh(carried, self.recall.columns["state"], views, where & self.stale)
         self.leave(where)
         return carried
