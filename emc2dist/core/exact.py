@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from emc2dist.core.batch import Batch, Side
 from emc2dist.core.closing import OPEN, Closing
 from emc2dist.core.denominator import Estimate
-from emc2dist.core.estimators import in_batch
+from emc2dist.core.estimators import CachedRows, Recall, in_batch
 from emc2dist.core.objectives import Objective
 from emc2dist.core.scores import log_ratio
 
@@ -30,6 +30,8 @@ def exact_loss(
     together: int | None = None,
     closing: Closing = OPEN,
     columns: Mapping[str, Tensor] | None = None,
+    support: CachedRows | None = None,
+    followed: bool = False,
 ) -> Tensor:
     """The loss over the whole dataset; differentiable.
 
@@ -42,6 +44,8 @@ def exact_loss(
             By default all of them do.
         closing: which candidates are closed.
         columns: int64 [N] each, what is known of the samples (`Batch.columns`).
+        support: the cached rows that an objective wants at hand.
+        followed: keys, positives among them, are constants of the differentiation, as a follower's are.
 
     Raises:
         ValueError: if the shape has fewer than two views or samples, or the temperature is not positive.
@@ -64,6 +68,8 @@ def exact_loss(
             together,
             closing,
             columns or {},
+            support,
+            followed,
             use_reentrant=False,
         )
         for first in range(0, samples, block)
@@ -80,6 +86,8 @@ def _block_loss(
     together: int | None,
     closing: Closing,
     columns: Mapping[str, Tensor],
+    support: CachedRows | None,
+    followed: bool,
 ) -> Tensor:
     """The part of the mean that samples first .. last - 1 of the block (first, last) bring."""
     samples, (first, last) = features.shape[1], block
@@ -87,8 +95,10 @@ def _block_loss(
     denominators = [replace(what, closing=closing) for what in objective.denominators]
 
     def batch_of(own: Tensor, every: Tensor) -> Batch:
-        side = Side(own=own[:, first:last], all=every)
-        return Batch(index, first, {"x": side}, temperature, samples, columns=columns)
+        own = own[:, first:last]
+        side = Side(own, every.detach(), keys=own.detach()) if followed else Side(own, every)
+        batch = Batch(index, first, {"x": side}, temperature, samples, columns=columns)
+        return objective.prepared(batch, Recall({}, proposed=support))
 
     def estimates(own: Tensor) -> dict[str, Estimate]:
         return {what.name: in_batch(what, batch_of(own, features)) for what in denominators}
@@ -96,15 +106,17 @@ def _block_loss(
     if together is None:
         loss = _sum(objective, batch_of(anchors, features), estimates(anchors))
         return loss * ((last - first) / samples)
-    # Without a ceiling an anchor's log Z does not depend on who stands with it.
+    # Without a ceiling an anchor's log Z does not depend on who stands with it, unless the anchor itself does.
+    varies = closing.ceiling is not None or any(what.anchors != "x" for what in denominators)
     log_z = {
         name: estimate.log_z.unflatten(0, (len(anchors), -1)) + log_ratio(together, len(anchors))
-        for name, estimate in ({} if closing.ceiling is not None else estimates(anchors)).items()
+        for name, estimate in ({} if varies else estimates(anchors)).items()
     }
     each, losses = anchors.unbind(), []  # apart, for the gradient of a slice is as large as the whole
     for views in combinations(range(len(anchors)), together):
         stand = torch.stack([each[view] for view in views])
-        some = {name: _known(values[list(views)].flatten()) for name, values in log_z.items()} or estimates(stand)
+        some = {n: _known(values[list(views)].flatten(), samples - 1) for n, values in log_z.items()}
+        some = some or estimates(stand)
         losses.append(_sum(objective, batch_of(stand, stand), some))
     return torch.stack(losses).mean() * ((last - first) / samples)
 
@@ -113,8 +125,8 @@ def _sum(objective: Objective, batch: Batch, estimates: dict[str, Estimate]) -> 
     return torch.stack(list(objective.terms(batch, estimates).values())).sum()
 
 
-def _known(log_z: Tensor) -> Estimate:
-    """log Z [A], with gradient, as an estimate."""
+def _known(log_z: Tensor, count: int) -> Estimate:
+    """log Z [A] over so many samples, with gradient, as an estimate."""
     column = log_z.unsqueeze(1)
     none = torch.zeros(1, 1, dtype=torch.int64, device=log_z.device)
-    return Estimate(log_z, column, torch.ones_like(column), none, none.bool(), none.bool())
+    return Estimate(log_z, column, torch.ones_like(column), none, none.bool(), none.bool(), count)

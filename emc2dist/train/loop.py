@@ -21,6 +21,7 @@ from emc2dist.errors import DataError, SpecError
 from emc2dist.metrics import Recorder, Row
 from emc2dist.store import ChainStore
 from emc2dist.towers.encoder import Encoder, layout
+from emc2dist.towers.momentum import follower_of
 from emc2dist.towers.optim import build_optimiser
 from emc2dist.train import arithmetic, checkpoint, collectives
 from emc2dist.train.evaluation import Evaluation
@@ -130,6 +131,7 @@ class _Loop:
         self.steps = spec.epochs * self.order.steps_per_epoch
         self.encoder = initial_encoder(spec, device)
         self.optimiser = build_optimiser(self.encoder, spec.optimiser, spec.lr)
+        self.follower = None if spec.encoder.momentum is None else follower_of(self.encoder)
         self.generation = collectives.broadcast_text(uuid4().hex)
         self.memory = Memory(spec, job.store, self.order, collectives.rank(), self.generation, device)
         self.loading = ""
@@ -149,7 +151,7 @@ class _Loop:
         first = self._restore(resume) if resume else self._start()
         columns, _ = known_of_each(self.train, self.spec.negatives.close)
         parts = (self.memory, self.loader, self.order, self.device, columns)
-        trainer = Trainer(self.spec, self.encoder, self.optimiser, *parts)
+        trainer = Trainer(self.spec, self.encoder, self.optimiser, *parts, self.follower)
         meter = Meter(self.spec.micro_batch_size, trainer.stopwatch)
         done = first
         for step in range(first, self.steps):
@@ -180,7 +182,7 @@ class _Loop:
     def _restore(self, folder: Path) -> int:
         manifest = checkpoint.read_manifest(files.at(folder))
         checkpoint.refuse_other_data(folder, manifest, self.train)
-        checkpoint.restore_trainer(folder, self.encoder, self.optimiser)
+        checkpoint.restore_trainer(folder, self.encoder, self.optimiser, self.follower)
         checkpoint.restore_store(folder, manifest, self.store, self.generation)
         collectives.barrier()
         if collectives.rank() == 0:
@@ -240,7 +242,7 @@ class _Loop:
         parts = (self.spec, self.encoder, self.optimiser, self.store, self.generation, self.train.fingerprint)
         folder = self.scratch / f"checkpoint-{step}"
         folder.mkdir()
-        checkpoint.save(folder, step, applied, *parts)
+        checkpoint.save(folder, step, applied, *parts, self.follower)
         self.writer.write(step, folder, {"step": step, **row})
         self.written, self.written_at, self.due = step, monotonic(), False
         self._record({"step": step, "last_checkpoint_timestamp_seconds": time()})

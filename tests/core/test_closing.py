@@ -258,7 +258,7 @@ def test_a_closed_state_that_was_moved_from_is_not_encoded_again(kernel):
     batch = Batch(samples, 0, {"x": Side(z[:, :3], z[:, :3])}, 0.2, 8, 9, views, columns=columns)
     state, offered = torch.full((6,), 5), torch.tensor([6])
     remembered = {"state": state, "view": views, "visited": state > 0, "visited_at": views}
-    rows = [CachedRows(index, z[0, index], index > 0, index) for index in (state, offered)]
+    rows = [CachedRows(index, z[0, index], index > 0, index, index * 0) for index in (state, offered)]
     encoded = []
 
     def encode(_, samples, numbers):

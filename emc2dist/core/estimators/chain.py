@@ -39,7 +39,7 @@ from typing_extensions import override
 from emc2dist.core.batch import Batch, fresh_numbers, locate
 from emc2dist.core.columns import Column, Schema
 from emc2dist.core.denominator import Denominator, Estimate
-from emc2dist.core.estimators.base import FEATURES, CachedRows, Encode, Estimator, Fact, Recall, Visit
+from emc2dist.core.estimators.base import CachedRows, Encode, Estimator, Fact, Recall, Visit, cached_features
 from emc2dist.core.estimators.delayed_acceptance import accept, propose
 from emc2dist.core.estimators.moving_average import blended
 from emc2dist.core.streams import gumbels, uniforms
@@ -97,12 +97,7 @@ class Chain(Estimator):
         }
         return {
             what.name: chains | ({"log_mean": Column("float32", (views,))} if what.valued else {}),
-            FEATURES: {
-                "feature": Column(self.feature_dtype, (width,)),
-                "present": Column("bool"),
-                "written_at": Column("int32"),
-            },
-        }
+        } | cached_features(self.feature_dtype, width)
 
     @override
     def foreseen(
@@ -358,11 +353,13 @@ class _Pool:
         proposals = self.proposals(carried)
         scores = torch.cat([proposals, carried.score.unsqueeze(1)], 1)
         index = torch.cat([self._index.expand(len(scores), -1), carried.state.unsqueeze(1)], 1)
-        one_sided = torch.cat([self._one_sided.expand_as(proposals), ~carried.fresh.unsqueeze(1)], 1)
+        alone = ~carried.fresh if self._batch.sides[self._what.keys].keys is None else torch.ones_like(carried.fresh)
+        one_sided = torch.cat([self._one_sided.expand_as(proposals), alone.unsqueeze(1)], 1)
         log_mean = self.log_mean() if log_mean is None else log_mean
-        log_z = math.log(self._batch.samples - 1) + log_mean
+        others = self._batch.samples - 1
+        log_z = math.log(others) + log_mean
         closed = self._what.closed(self._batch, self._scores.detach())
-        return Estimate(log_z, scores, weights, index, one_sided, closed)
+        return Estimate(log_z, scores, weights, index, one_sided, closed, others)
 
 
 def _facts(visit: Sweep) -> dict[str, Fact]:

@@ -30,9 +30,10 @@ class InBatch(Estimator):
 
 def in_batch(what: Denominator, batch: Batch) -> Estimate:
     """The estimate from the gathered batch and its draws alone."""
-    scores, index, one_sided, _ = what.candidates(batch)
+    scores, index, one_sided, count = what.candidates(batch)
     constant = scores.detach()
     # Where all are closed the softmax is NaN.
     weights = constant.softmax(1).masked_fill(constant == -torch.inf, 0)
     closed = what.closed(batch, constant)
-    return Estimate(constant.logsumexp(1), scores, weights, index.unsqueeze(0), one_sided.unsqueeze(0), closed)
+    value = constant.logsumexp(1)
+    return Estimate(value, scores, weights, index.unsqueeze(0), one_sided.unsqueeze(0), closed, count)
