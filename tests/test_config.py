@@ -13,7 +13,7 @@ from emc2dist.config import OPERATIONAL, Spec, changed, differences, dump, load,
 from emc2dist.errors import SpecError
 
 MINIMAL = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\n"
-JOBS = sorted((Path(__file__).parent.parent / "jobs").glob("*.yaml"))
+JOBS = sorted((Path(__file__).parent.parent / "jobs").rglob("*.yaml"))
 
 
 def test_scientific_notation_is_a_number_in_files_and_overrides():

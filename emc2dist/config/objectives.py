@@ -48,6 +48,8 @@ class NnClr(Named):
     name: Literal["nnclr"]
     support: Annotated[int, Field(ge=1, le=2**20)] = 16384
     """Cached rows, drawn uniformly in every step, among which neighbours are looked for; at most all there are."""
+    after: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    """Epochs before neighbours stand in for the sample's next view. Of an untrained encoder all cosines are alike."""
     decoupled: bool = False
     """Whether the positive is left out of the denominator."""
 
@@ -56,11 +58,11 @@ class Rgcl(Named):
     """DCL with a temperature for every anchor, optimised by its own gradient."""
 
     name: Literal["rgcl"]
-    rho: Annotated[float, Field(gt=0, le=1e3)] = 4.0
+    rho: Annotated[float, Field(gt=0, le=1e3)] = 0.4
     """Radius of the weights around uniform ones, in nats: about exp(-rho) of all candidates push an anchor."""
-    eta: Annotated[float, Field(ge=0, le=10)] = 0.01
+    eta: Annotated[float, Field(ge=0, le=10)] = 0.03
     """Step of a temperature at each visit of its anchor. 0: temperatures stay where they begin."""
-    beta: Annotated[float, Field(gt=0, le=1)] = 0.9
+    beta: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Weight of the newest gradient in its average."""
     tau_min: Annotated[float, Field(ge=1e-3, le=1e3)] = 0.05
     """Least temperature."""

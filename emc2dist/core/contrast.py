@@ -102,8 +102,7 @@ class Contrast:
         facts |= _false_negatives(what, batch, estimate) | self.objective.facts(batch)
         facts["loss"] = loss_estimate(what, batch, estimate)
         remember = {name: visit.remember for name, visit in visits.items() if visit.remember}
-        with torch.no_grad():
-            renewed = self.objective.renewed(batch, estimates, mine)
+        renewed = self.objective.renewed(batch, estimates, mine)
         remember |= {OBJECTIVE: renewed} if renewed else {}
         log_z = {what.name: estimates[what.name].value.detach() for what in self.denominators if what.valued}
         return Outcome(loss, remember, facts, ages, log_z, length, batch)

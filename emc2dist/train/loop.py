@@ -15,11 +15,13 @@ import torch
 
 from emc2dist import files
 from emc2dist.config import Spec
+from emc2dist.core.contrast import contrast_for
+from emc2dist.core.estimators import FEATURES
 from emc2dist.data.images import Images, Labelled, known_of_each
 from emc2dist.data.sampler import EpochOrder
 from emc2dist.errors import DataError, SpecError
 from emc2dist.metrics import Recorder, Row
-from emc2dist.store import ChainStore
+from emc2dist.store import ChainStore, nbytes
 from emc2dist.towers.encoder import Encoder, layout
 from emc2dist.towers.momentum import follower_of
 from emc2dist.towers.optim import build_optimiser
@@ -50,13 +52,17 @@ class StopRequest(Protocol):
 
 _MOST_STEPS = 2**31 - 1
 """The store notes steps as int32."""
+_MOST_READ = 2**29
+"""Bytes of cached features that all workers together may read in a step."""
 
 
 def order_for(spec: Spec, images: Images) -> EpochOrder:
     """The order of the samples.
 
-    Raises DataError if the batch or the draws are more than the data, SpecError if it goes too far.
+    Raises DataError if the batch or the draws are more than the data, SpecError if it goes too far, or a step would
+    read too much.
     """
+    _refuse_absurd_reads(spec, len(images))
     if spec.negatives.draws > len(images):
         raise DataError(
             f"negatives.draws: {spec.negatives.draws} is more than the {len(images)} training images; use fewer"
@@ -75,6 +81,19 @@ def order_for(spec: Spec, images: Images) -> EpochOrder:
             f"epochs: {spec.epochs} of {order.steps_per_epoch} steps are more than can be noted; at most {most}"
         )
     return order
+
+
+def _refuse_absurd_reads(spec: Spec, samples: int) -> None:
+    contrast = contrast_for(spec)
+    rows = min(contrast.estimator.cache_proposals, samples) + min(contrast.objective.support, samples)
+    columns = contrast.tables(spec.views.count, spec.encoder.features).get(FEATURES)
+    if columns is None or rows * nbytes({FEATURES: {"feature": columns["feature"]}}, 1) <= _MOST_READ:
+        return
+    size = rows * nbytes({FEATURES: {"feature": columns["feature"]}}, 1) / 2**30
+    raise SpecError(
+        f"negatives.rows: all {rows:,} cached features, {size:.1f} GiB, would be read and scored in every step; give "
+        "negatives.rows, or negatives: chain, which needs a few"
+    )
 
 
 @dataclass(frozen=True)

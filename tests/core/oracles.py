@@ -103,7 +103,7 @@ def nnclr(z, temperature, closed=nothing, cached=()):
     return total / (views * samples)
 
 
-def rgcl(z, temperature, closed=nothing, rho=4.0):
+def rgcl(z, temperature, closed=nothing, rho=0.4):
     """`temperature`: of all anchors, or [V, N]."""
     views, samples, _ = z.shape
     near, total = _positives(z), 0

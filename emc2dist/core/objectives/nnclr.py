@@ -5,7 +5,8 @@
 a is a view of a sample, a+ its next view (of two, the other), and c counts with its view of a's slot: swapped
 prediction. The neighbour n is a constant of the differentiation, so the gradient goes to a and the candidates, which
 are n's keys. It is another sample's: in a support set that is the whole cache the nearest would be an older feature of
-a+ itself. Nor is that other sample a candidate; it would be the hardest of all. Until a row is cached a+ itself is n.
+a+ itself. Nor is that other sample a candidate; it would be the hardest of all. Until a row is cached a+ itself is n,
+and so it is before `after` epochs: of an untrained encoder all cosines are near 1, and neighbours tell nothing.
 
 `decoupled` leaves the positive out of the denominator (NNCLR + DCL; Yeh et al., ECCV 2022). The paper has a predictor
 on a's side; here there is none.
@@ -34,6 +35,8 @@ class NnClr(Objective):
 
     support: int = 16384
     """Cached rows among which neighbours are looked for; > 0."""
+    after: float = 1.0
+    """Epochs before neighbours stand in, >= 0."""
     decoupled: bool = False
     """Whether the positive is left out of the denominator."""
 
@@ -48,7 +51,7 @@ class NnClr(Objective):
     def prepared(self, batch: Batch, recall: Recall) -> Batch:
         own = batch.sides["x"].own.detach().roll(-1, 0)
         samples = batch.own_index("x").expand(len(own), -1)
-        if recall.proposed is not None:
+        if recall.proposed is not None and batch.epoch >= self.after:
             own, samples = _nearest(own, samples, recall)
         return replace(batch, sides={**batch.sides, NEIGHBOUR: Side(own, own, samples=samples)})
 

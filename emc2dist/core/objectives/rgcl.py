@@ -34,11 +34,11 @@ _STEEPEST = 3.0  # as published: a first visit to few candidates is far off
 class Rgcl(Objective):
     """DCL with a temperature for every anchor, optimised by its own gradient."""
 
-    rho: float = 4.0
+    rho: float = 0.4
     """Radius of the weights around uniform ones, in nats; > 0."""
-    eta: float = 0.01
+    eta: float = 0.03
     """Step of a temperature, >= 0."""
-    beta: float = 0.9
+    beta: float = 0.5
     """Weight of the newest gradient in its average, in (0, 1]."""
     tau_min: float = 0.05
     """> 0."""
@@ -56,33 +56,34 @@ class Rgcl(Objective):
         if "tau" not in recall.columns:
             return batch
         tau = recall.columns["tau"].to(batch.anchors("x").dtype)
-        return batch.at(torch.where(tau > 0, tau, batch.temperature))  # 0: not visited yet
+        tau = torch.where(tau > 0, tau, batch.temperature)  # 0: not visited yet
+        return batch.at(tau.requires_grad_(torch.is_grad_enabled()))
 
     @override
     def terms(self, batch: Batch, estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
-        estimate = estimates["negatives"]
-        positive, repulsion = positive_scores(batch, "x", "x"), estimate.open_log_z - _log_count(batch, estimate)
         return {
-            "attraction": -(batch.temperature * positive).mean(),
-            "repulsion": (batch.temperature * (repulsion + self.rho)).mean(),
+            "attraction": -(batch.temperature * positive_scores(batch, "x", "x")).mean(),
+            "repulsion": self._worst(batch, estimates["negatives"]).mean(),
         }
 
     @override
     def renewed(self, batch: Batch, estimates: Mapping[str, Estimate], recall: Recall) -> dict[str, Tensor]:
-        estimate = estimates["negatives"]
-        known = estimate.value > -torch.inf  # something is open
-        mean_score = (estimate.weights * torch.where(estimate.weights > 0, estimate.scores.detach(), 0)).sum(1)
-        slope = estimate.value - _log_count(batch, estimate) + self.rho - mean_score
-        slope = torch.where(known, slope, 0).clamp(-_STEEPEST, _STEEPEST)
+        tau, estimate = batch.temperature, estimates["negatives"]
+        if not isinstance(tau, Tensor) or not tau.requires_grad:
+            return {}
+        (slope,) = torch.autograd.grad(self._worst(batch, estimate).sum(), tau, retain_graph=True)
+        is_open = estimate.value > -torch.inf
+        slope = torch.where(is_open, slope, 0).clamp(-_STEEPEST, _STEEPEST)
         velocity = (1 - self.beta) * recall.columns["velocity"] + self.beta * slope
-        tau = (batch.temperature - self.eta * velocity).clamp(self.tau_min, self.tau_max)
-        return {"tau": tau.float(), "velocity": velocity.float()}
+        moved = (tau.detach() - self.eta * velocity).clamp(self.tau_min, self.tau_max)
+        return {"tau": moved.float(), "velocity": velocity.float()}
 
     @override
     def facts(self, batch: Batch) -> dict[str, Fact]:
-        return {"anchor_temperature": torch.as_tensor(batch.temperature, dtype=torch.float64).mean()}
+        tau = batch.temperature.detach() if isinstance(batch.temperature, Tensor) else batch.temperature
+        return {"anchor_temperature": torch.as_tensor(tau, dtype=torch.float64).mean()}
 
-
-def _log_count(batch: Batch, estimate: Estimate) -> Tensor:
-    """Log of how many views log Z sums over."""
-    return torch.as_tensor(batch.views * estimate.count, dtype=estimate.value.dtype).log()
+    def _worst(self, batch: Batch, estimate: Estimate) -> Tensor:
+        """tau (log mean exp s + rho) [A]."""
+        views = torch.as_tensor(batch.views * estimate.count, dtype=estimate.value.dtype)
+        return batch.temperature * (estimate.open_log_z - views.log() + self.rho)
