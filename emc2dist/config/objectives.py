@@ -48,7 +48,7 @@ class NnClr(Named):
     name: Literal["nnclr"]
     support: Annotated[int, Field(ge=1, le=2**20)] = 16384
     """Cached rows, drawn uniformly in every step, among which neighbours are looked for; at most all there are."""
-    after: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    after: Annotated[float, Field(ge=0, le=1e6)] = 3.0
     """Epochs before neighbours stand in for the sample's next view. Of an untrained encoder all cosines are alike."""
     decoupled: bool = False
     """Whether the positive is left out of the denominator."""

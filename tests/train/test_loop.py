@@ -31,7 +31,7 @@ KINDS = [
     ["negatives.kernel=isir", "negatives.cache_proposals=12", "negatives.draws=12", "negatives.carried=roulette"],
     ["negatives.kernel=isir", "negatives.cache_proposals=12", "temperature_end=0.5", "temperature_period=1.5"],
     ["negatives.ceiling=0.99", "negatives.close=[label, duplicates]"],
-    ["objective=moco", "negatives.rows=20", "encoder.momentum=0.7", "optimiser.accumulate=2"],
+    ["objective=moco", "negatives.rows=20", "encoder.momentum=0.7"],
     ["objective=nnclr", "negatives.name=gumbel", "negatives.rows=20", "objective.support=20", "objective.after=0.5"],
     ["objective=isogclr"],
     # Each differs little from one of those:

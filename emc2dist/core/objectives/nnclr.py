@@ -35,7 +35,7 @@ class NnClr(Objective):
 
     support: int = 16384
     """Cached rows among which neighbours are looked for; > 0."""
-    after: float = 1.0
+    after: float = 3.0
     """Epochs before neighbours stand in, >= 0."""
     decoupled: bool = False
     """Whether the positive is left out of the denominator."""
