@@ -11,7 +11,7 @@ remembers the number can have the view again.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -108,7 +108,8 @@ class Batch:
 
 def view_number(step: int | Tensor, slot: Slot, views: int) -> Slot:
     """The number of the view of step `step` in a slot in 0..2V - 1, or of int64 [n] of them."""
-    return cast(Slot, step * 2 * views + slot)
+    number: Any = step * 2 * views + slot
+    return number
 
 
 def fresh_numbers(step: int, count: int, views: int) -> Tensor:
