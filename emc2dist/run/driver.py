@@ -181,7 +181,8 @@ def check(spec: Spec) -> tuple[Images, list[str], int | None]:
     _, closing = known_of_each(images, spec.negatives.close)
     labelled = open_labelled(spec.data, spec.eval, images, spec.s3)
     evaluation, remarks = Evaluation.of(spec, labelled)
-    return images, [*images.remarks, *closing, *remarks], evaluation.neighbours if evaluation else None
+    remarks = [*images.remarks, *closing, *remarks, *loop.dear_reads(spec, images)]
+    return images, remarks, evaluation.neighbours if evaluation else None
 
 
 def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:

@@ -6,9 +6,12 @@ from train.harness import Run, small_spec
 from train.test_loop import files
 
 from emc2dist.core.estimators import FEATURES
+from emc2dist.data.digits import DigitsImages
+from emc2dist.data.images import open_images
 from emc2dist.errors import SpecError
 from emc2dist.store import Layout, LocalStore
 from emc2dist.train import checkpoint, memory
+from emc2dist.train.loop import dear_reads, initial_encoder, order_for
 from emc2dist.train.memory import Memory, schema_for
 
 
@@ -21,8 +24,6 @@ def test_the_follower_stands_in_the_checkpoint_between_where_it_was_and_where_th
     """By hand: from the initial encoder, over the encoders of all steps."""
     spec = small_spec("objective=moco", "encoder.momentum=0.7", "checkpoint.minutes=1e-9")
     run = Run(spec, tmp_path).go()
-    from emc2dist.train.loop import initial_encoder
-
     expected = dict(initial_encoder(spec, torch.device("cpu")).state_dict())
     for step in range(1, 13):
         encoder, follower = towers(run, step)
@@ -51,8 +52,6 @@ def test_a_follower_without_delay_gives_the_losses_of_keys_held_still(tmp_path):
 
 def test_an_update_moves_the_follower_and_a_micro_batch_does_not(tmp_path):
     one = Run(small_spec("objective=moco", "epochs=1", "optimiser.accumulate=6", "batch_size=48"), tmp_path).go()
-    from emc2dist.train.loop import initial_encoder
-
     encoder, follower = towers(one, 6)
     before = initial_encoder(one.spec, torch.device("cpu")).state_dict()
     for name, value in follower.items():
@@ -96,9 +95,6 @@ def test_a_queue_is_recalled_three_steps_late_from_the_cache(tmp_path, monkeypat
 
 
 def test_an_objectives_rows_and_an_estimators_are_told_apart():
-    from emc2dist.data.digits import DigitsImages
-    from emc2dist.train.loop import order_for
-
     spec = small_spec("objective=nnclr", "negatives.name=gumbel", "negatives.rows=11", "objective.support=7")
     order = order_for(spec, DigitsImages("train", limit=48))
     store = LocalStore(Layout(48, 1), schema_for(spec))
@@ -127,8 +123,14 @@ def test_temperatures_are_remembered_from_visit_to_visit(tmp_path):
 def test_a_cache_that_is_too_large_to_be_read_in_every_step_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("emc2dist.train.loop._MOST_READ", 48 * 16 * 2 - 1)
     spec = small_spec("objective=dcl", "negatives.name=gumbel")
-    message = r"negatives.rows: all 48 cached features, 0.0 GiB, .* give negatives.rows, or negatives: chain"
+    message = r"negatives.rows: 48 cached features, 0.0 GiB, .* give fewer negatives.rows .*, or negatives: chain"
     with pytest.raises(SpecError, match=message):
         Run(spec, tmp_path).go()
     monkeypatch.setattr("emc2dist.train.loop._MOST_READ", 48 * 16 * 2)
-    Run(spec, tmp_path / "again").go()
+    images = open_images(spec.data, "train")
+    order_for(spec, images)
+    assert dear_reads(spec, images) == []
+    monkeypatch.setattr("emc2dist.train.loop._DEAR_READ", 48 * 16 * 2 - 1)
+    (remark,) = dear_reads(spec, images)
+    assert "every step reads 48 cached features" in remark
+    assert dear_reads(small_spec("objective=sogclr"), images) == []
