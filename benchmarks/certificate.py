@@ -34,8 +34,9 @@ from emc2dist.core.contrast import Contrast, contrast_for
 from emc2dist.data.images import open_images
 from emc2dist.terminal import Progress
 from emc2dist.towers.encoder import Encoder
-from emc2dist.train.certificate import choose, freeze
+from emc2dist.train.certificate import choose
 from emc2dist.train.collectives import unwrapped
+from emc2dist.train.frozen import freeze
 from emc2dist.train.profile import alone
 
 STEPS = {4: 4_000, 16: 2_500, 64: 1_250}

@@ -28,8 +28,10 @@ from torch.nn import functional
 
 from emc2dist.config import Spec, parse
 from emc2dist.data.encoded import Traffic
-from emc2dist.store import Layout, LocalStore
+from emc2dist.data.sampler import EpochOrder
+from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.towers.optim import build_optimiser
+from emc2dist.train import collectives
 from emc2dist.train.loop import initial_encoder, order_for
 from emc2dist.train.memory import Memory, schema_for
 from emc2dist.train.step import Trainer
@@ -63,7 +65,7 @@ temperature: 0.1
 data: {path: digits}
 optimiser: {name: adamw}
 """
-_GENERATION = "step"
+GENERATION = "step"
 
 
 class Noise:
@@ -115,18 +117,11 @@ def stepping(kind: str, spec: Spec, device: torch.device, batches: int) -> Itera
     if kind == "bare":
         yield bare(spec, device)
         return
-    order = order_for(spec, images)
-    encoder = initial_encoder(spec, device)
-    store = LocalStore(Layout(len(images), spec.shards), schema_for(spec))
-    store.reset(_GENERATION)
     with ExitStack() as stack:
-        memory = stack.enter_context(closing(Memory(spec, store, order, 0, _GENERATION, device)))
-        memory.start(0, settled=-1)
         loader: Any = Ready(spec.views.size, device)
         if kind == "end to end":
             loader = stack.enter_context(view_loader(spec, images, device))
-        optimiser = build_optimiser(encoder, spec.optimiser, spec.lr)
-        trainer = Trainer(spec, encoder, optimiser, memory, loader, order, device, {})
+        trainer, order = trainer_of(stack, spec, images, loader, device)
         numbers = count()
 
         def step() -> object:
@@ -135,6 +130,29 @@ def stepping(kind: str, spec: Spec, device: torch.device, batches: int) -> Itera
         for _ in range(order.steps_per_epoch):
             step()
         yield step
+
+
+def trainer_of(
+    stack: ExitStack,
+    spec: Spec,
+    images: Any,
+    loader: Any,
+    device: torch.device,
+    store: ChainStore | None = None,
+) -> tuple[Trainer, EpochOrder]:
+    """A trainer of this rank at its first step, and the order of its samples.
+
+    The store is in this process, or one of generation GENERATION.
+    """
+    order = order_for(spec, images)
+    encoder = initial_encoder(spec, device)
+    if store is None:
+        store = LocalStore(Layout(len(images), spec.shards), schema_for(spec))
+        store.reset(GENERATION)
+    memory = stack.enter_context(closing(Memory(spec, store, order, collectives.rank(), GENERATION, device)))
+    memory.start(0, settled=-1)
+    optimiser = build_optimiser(encoder, spec.optimiser, spec.lr)
+    return Trainer(spec, encoder, optimiser, memory, loader, order, device, {}), order
 
 
 def bare(spec: Spec, device: torch.device) -> Callable[[], object]:

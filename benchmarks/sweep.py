@@ -1,22 +1,26 @@
 """How fast is a sweep? Seconds on this machine, and the ratio to the readable Python walk in the same run.
 
-    python benchmarks/sweep.py
-    python benchmarks/sweep.py --device cuda
+    python -m benchmarks.sweep
+    python -m benchmarks.sweep --device cuda
 
-One row per (A anchors, P proposals), float32, one thread: the readable walk of `emc2dist.core.walk`, the compiled one
-(the CPU's hot path), the batched one (a GPU's without Triton, here on the CPU), and `sweep` whole, random order
-included. On a GPU: milliseconds of `sweep` whole, launched from Python, and of the same in a CUDA graph, which is the
-device's own time; and of the batched walk that stands in for Triton's.
+One row per (A anchors, P proposals), float32, one thread: the readable walk of `emc2dist.core.walk`, `sweep`
+whole (the CPU's hot path) without and with a random order, and the batched walk (a GPU's without Triton, here on the
+CPU). Then `sweep` whole against a plain torch loop over proposals, which takes all chains a proposal further at a
+time: in turns, in milliseconds by the clock and of CPU, medians with quartiles. On a GPU: milliseconds of `sweep`
+whole, launched from Python, and of the same in a CUDA graph, which is the device's own time; and of the batched walk
+that stands in for Triton's.
 """
 
 import argparse
 import statistics
+import time
 import timeit
 from collections.abc import Callable
 from functools import partial
 
 import torch
 
+from benchmarks.rounds import in_turns, load, ratios, spread
 from emc2dist.core import sweep
 from emc2dist.core.walk import metropolis_row
 
@@ -28,6 +32,49 @@ def readable(scores: torch.Tensor, carried: torch.Tensor, log_u: torch.Tensor) -
     weights = torch.zeros(len(scores), scores.shape[1] + 1).numpy()
     for s, c, u, w in zip(scores.numpy(), carried.numpy(), log_u.numpy(), weights, strict=True):
         metropolis_row(s, c, u, 0.5, w)
+
+
+def loop(scores: torch.Tensor, carried: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """mh as torch says it, the random numbers included: weights [A, P+1] with half burnt in, and states [A]."""
+    chains, count = scores.shape
+    burn_in, column = count // 2, torch.arange(chains)
+    order = torch.rand(chains, count).argsort(1)
+    log_u = torch.rand(chains, count).log()
+    state, current = torch.full((chains,), count), carried.clone()
+    weights = torch.zeros(chains, count + 1)
+    for step in range(count):
+        proposal = order[:, step]
+        score = scores[column, proposal]
+        accepted = score - log_u[:, step] > current
+        state = torch.where(accepted, proposal, state)
+        current = torch.where(accepted, score, current)
+        if step >= burn_in:
+            weights[column, state] += 1
+    return weights / (count - burn_in), state
+
+
+def against_loop(anchors: int, proposals: int, rounds: int, calls: int = 5) -> None:
+    """Print the rows of both, by the clock and of CPU."""
+    scores, carried, _ = given(anchors, proposals, torch.device("cpu"))
+    exact = sweep.sweep(scores, carried).weights.mean(0)
+    assert (exact - loop(scores, carried)[0].mean(0)).abs().max() < 0.05, "they walk other chains"
+
+    def timed(work: Callable[..., object]) -> tuple[float, float]:
+        began, cpu_began = time.perf_counter(), time.process_time()
+        for _ in range(calls):
+            work()
+        return 1000 * (time.perf_counter() - began) / calls, 1000 * (time.process_time() - cpu_began) / calls
+
+    before = load()
+    ways: dict[str, Callable[..., object]] = {
+        "sweep": partial(sweep.sweep, scores, carried),
+        "loop": partial(loop, scores, carried),
+    }
+    found = in_turns({name: partial(timed, work) for name, work in ways.items()}, rounds)
+    (wall, cpu), (loop_wall, loop_cpu) = (list(zip(*found[name], strict=True)) for name in ways)
+    cells = [spread(wall), spread(cpu), spread(loop_wall), spread(loop_cpu)]
+    over = [spread(ratios(loop_wall, wall), 1), spread(ratios(loop_cpu, cpu), 1)]
+    print(f"| {anchors} | {proposals} | {' | '.join(cells + over)} | {before} to {load()} |", flush=True)
 
 
 def best(work: Callable[[], object], repeats: int) -> float:
@@ -92,7 +139,7 @@ def main() -> None:
     if device.type == "cuda":
         return on_gpu(device)
     torch.set_num_threads(1)
-    print("| A | P | readable s | compiled | batched | whole mh sweep | whole isir |")
+    print("| A | P | readable s | whole mh, no order drawn | batched | whole mh | whole isir |")
     print("|---|---|---|---|---|---|---|")
     for anchors, proposals in SIZES:
         scores, carried, log_u = given(anchors, proposals, device)
@@ -100,7 +147,7 @@ def main() -> None:
         fast = [
             best(work, 5)
             for work in (
-                lambda s=scores, c=carried, u=log_u: sweep._metropolis_compiled(s, c, u, 0.5),
+                lambda s=scores, c=carried: sweep.sweep(s, c, shuffle=False),
                 lambda s=scores, c=carried, u=log_u: sweep._metropolis_batched(s, c, u, 0.5),
                 lambda s=scores, c=carried: sweep.sweep(s, c),
                 lambda s=scores, c=carried: sweep.sweep(s, c, kernel="isir"),
@@ -108,6 +155,10 @@ def main() -> None:
         ]
         cells = " | ".join(f"{seconds:.4f} s, {slow / seconds:,.0f}x" for seconds in fast)
         print(f"| {anchors} | {proposals} | {slow:.3f} | {cells} |", flush=True)
+    print("\n| A | P | mh, ms | of CPU | loop, ms | of CPU | loop / mh, by the clock | by CPU time | load |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for anchors, proposals in ((64, 62), (512, 510), (2048, 1023)):
+        against_loop(anchors, proposals, rounds=15)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,12 @@ METRICS: dict[str, Metric] = {
         "learning", "Alignment", "", "mean squared distance between views of a sample; 0 is perfect"
     ),
     "uniformity": Metric("learning", "Uniformity", "", "log mean Gaussian potential of features; 0 is collapse"),
+    "isotropy": Metric(
+        "learning", "Isotropy", "", "1 - mean cosine of features; 0 is collapse, 1 is no direction preferred"
+    ),
+    "tolerance": Metric(
+        "learning", "Tolerance", "", "mean cosine of a batch's features of one label, where images have labels"
+    ),
     "effective_rank": Metric(
         "learning", "Effective rank", "", "exp entropy of the features' singular values; 1 is collapse"
     ),

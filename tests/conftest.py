@@ -77,18 +77,21 @@ def one_thread():
 @pytest.fixture(scope="session")
 def ray_cluster():
     """A real Ray of one node with 8 CPUs to give away, of this session alone."""
-    import ray
+    from emc2dist.run import cluster
+
+    import ray  # isort: skip
 
     folder = tempfile.mkdtemp(prefix="emc2-")  # short: sockets lie in it, and their paths must stay under 108 bytes
-    ray.init(
-        address="local",  # never the cluster of somebody else on this machine
-        num_cpus=8,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="warning",
-        object_store_memory=300 * 2**20,
-        _temp_dir=folder,
-    )
+    with cluster._lean(dashboard=False):
+        ray.init(
+            address="local",  # never the cluster of somebody else on this machine
+            num_cpus=8,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="warning",
+            object_store_memory=300 * 2**20,
+            _temp_dir=folder,
+        )
     ON_RAY[:] = [lambda: shutil.rmtree(folder, ignore_errors=True), ray.shutdown]
     yield ray
     end_ray()

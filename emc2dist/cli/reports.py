@@ -3,7 +3,8 @@
 import argparse
 
 from emc2dist.cli.words import Commands, add_json, add_s3, print_result
-from emc2dist.config import parse_s3
+from emc2dist.config import given_keys, parse_s3
+from emc2dist.errors import SpecError
 
 
 def add_to(commands: Commands) -> None:
@@ -18,13 +19,17 @@ def add_to(commands: Commands) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    # Two lists in a row, of runs and of s3.KEY=VALUE, are one to argparse; what is no s3.KEY=VALUE is a run.
+    # Two lists in a row, of runs and of KEY=VALUE, are one to argparse; what is no KEY=VALUE is a run.
     words = [*arguments.runs, *arguments.overrides]
-    overrides = [word for word in words if word.startswith("s3.") and "=" in word]
-    s3 = parse_s3(overrides)
+    overrides = [word for word in words if word.startswith(("s3.", "data.")) and "=" in word]
+    s3 = parse_s3(overrides, others=("data",))
+    for key in given_keys(overrides):
+        if key.startswith("data.") and key != "data.path":
+            raise SpecError(f"{key}: is not read here; what can be set is data.path and s3")
     from emc2dist.report.page import report
 
-    result = report([word for word in words if word not in overrides], out=arguments.out, s3=s3)
+    data = [word for word in overrides if word.startswith("data.")]
+    result = report([word for word in words if word not in overrides], data, out=arguments.out, s3=s3)
     if not arguments.json:
         result["pictures"] = f"{len(result['pictures'])}, as PNG beside it"
     print_result(result, as_json=arguments.json)

@@ -4,8 +4,8 @@ import argparse
 
 from emc2dist.cli import ending
 from emc2dist.cli.words import Commands, add_json, add_s3, add_spec, print_result
-from emc2dist.config import base_of, dump, load, load_job, parse_s3
-from emc2dist.terminal import say
+from emc2dist.config import base_of, dump, given_keys, load, load_job, parse_s3
+from emc2dist.terminal import columns, say
 
 
 def add_to(commands: Commands) -> None:
@@ -14,7 +14,7 @@ def add_to(commands: Commands) -> None:
     train = commands.add_parser("train", help=text, description=text)
     text = "check the spec of a run or a sweep and print it resolved; with launch.cluster, what goes where on it"
     validate = commands.add_parser("validate", help=text, description=text)
-    text = "kNN accuracy and linear probe of a run's newest checkpoint"
+    text = "how good a run's newest checkpoint is: kNN, linear probe, recall, few-shot accuracy, how features lie"
     evaluate = commands.add_parser("evaluate", help=text, description=text)
     text = (
         "write a run's backbone as safetensors, a ResNet's under torchvision's own key names and without `fc`; what "
@@ -42,7 +42,10 @@ def add_to(commands: Commands) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     spec = load(arguments.spec, arguments.overrides)
     from emc2dist.run.driver import train
+    from emc2dist.run.folder import refuse_moved
 
+    if not {"name", "run_dir"} & set(given_keys(arguments.overrides)):
+        refuse_moved(arguments.spec, spec)
     summary = train(spec)
     report = ending.write_report(summary["run_dir"]) if spec.watch.report else None
     table = ending.table(summary, report)
@@ -68,7 +71,22 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from emc2dist.run.results import evaluate
 
     s3 = parse_s3(arguments.overrides, others=("data", "eval"))
-    print_result(evaluate(arguments.run, arguments.overrides, s3=s3), as_json=arguments.json)
+    result = evaluate(arguments.run, arguments.overrides, s3=s3)
+    if arguments.json:
+        print_result(result, as_json=True)
+        return
+    of = {what: result.pop(what) for what in ("representation", "feature")}
+    print_result(result, as_json=False)
+    print(f"\n{_measures(of)}", end="")
+
+
+def _measures(of: dict[str, dict[str, float | None]]) -> str:
+    """A line for each measure, with its value for each of what it is of."""
+    rows = [["", *of]]
+    for name in next(iter(of.values())):
+        values = [measures[name] for measures in of.values()]
+        rows.append([name, *("-" if value is None else f"{value:.4g}" for value in values)])
+    return columns(rows, range(1, 1 + len(of)))
 
 
 def _export(arguments: argparse.Namespace) -> None:

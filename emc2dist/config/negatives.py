@@ -96,7 +96,7 @@ class Chain(Drawing):
     feature_dtype: Literal["float16", "float32"] = "float16"
     """Type of a cached feature."""
     rate: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Weight of the newest value in each anchor's average of log Z, for objectives that need log Z itself."""
+    """Weight of the newest value in each anchor's average of log Z, or of a mean, for objectives that need it."""
 
     @property
     @override

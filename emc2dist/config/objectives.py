@@ -3,9 +3,10 @@
 The formulas stand in `emc2dist.core.objectives`, a file each, with the same fields.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
+from typing_extensions import override
 
 from emc2dist.config.sections import Section
 
@@ -21,25 +22,106 @@ class Named(Section):
         """What the name leaves open, by key."""
         return self.model_dump(exclude={"name"})
 
+    followed: ClassVar[bool] = False
+    """Of an objective: whether all its keys may be a follower's (`encoder.momentum`)."""
+
+    def refusal(self, negatives: "Named") -> str | None:
+        """Of an objective: why it does not go with these negatives, the key named, and what to do; None: it does."""
+        if negatives.name == "queue" and not self.followed:
+            return (
+                f"negatives: queue has a follower's keys, and objective: {self.name} gives gradients to keys of the "
+                "batch; give other negatives, or objective dcl, dclw, infonce or rgcl"
+            )
+        return None
+
+
+class Cacr(Named):
+    """Attraction by far positives, repulsion from near negatives; the temperature has no part in it."""
+
+    name: Literal["cacr"]
+    t_positive: Annotated[float, Field(ge=0, le=1e3)] = 1.0
+    """How much more farther positives weigh, which are the sample's other views; with two views it has no part."""
+    t_negative: Annotated[float, Field(ge=1e-3, le=1e3)] = 2.0
+    """How much more nearer negatives weigh: softmax of 2 t_negative cosine."""
+
+    @override
+    def refusal(self, negatives: Named) -> str | None:
+        if negatives.name == "gumbel":
+            return (
+                "negatives: gumbel draws one cached row for its anchor, and objective: cacr needs the mean over all; "
+                "give chain or moving_average, which remember it, or in_batch"
+            )
+        return super().refusal(negatives)
+
 
 class Dcl(Named):
     """Decoupled contrastive learning: the positive is not in the denominator."""
 
     name: Literal["dcl"]
+    followed: ClassVar[bool] = True
 
 
 class Dclw(Named):
     """DCL whose positives are weighted by how far apart they are."""
 
     name: Literal["dclw"]
+    followed: ClassVar[bool] = True
     sigma: Width = 0.5
     """Width of the weight, in cosines. The larger, the nearer to DCL."""
+
+
+class GroCo(Named):
+    """Cross-entropy of a soft ranking of positives and hard negatives, by cosines."""
+
+    name: Literal["groco"]
+    hardest: Annotated[int, Field(ge=1, le=1024)] = 10
+    """k: negatives of an anchor that are ranked, the nearest that batch, draws, chain and cache have."""
+    steepness: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
+    """Of swaps in the sorting network. The larger, the harder."""
+
+    @override
+    def refusal(self, negatives: Named) -> str | None:
+        options = negatives.options()
+        if negatives.name == "gumbel":
+            return (
+                "negatives: gumbel draws one cached row for its anchor by weight, and objective: groco ranks the "
+                "hardest; give chain with negatives.cache_proposals, which has cached rows among the candidates"
+            )
+        if negatives.name == "moving_average":
+            return (
+                "negatives: moving_average remembers log Z, and objective: groco reads none; it ranks the hardest "
+                "candidates, so give in_batch (with negatives.draws there are more of them) or chain"
+            )
+        if options.get("carried") == "roulette":
+            return (
+                "negatives.carried: roulette encodes again what has weight, and objective: groco reads no weights; "
+                "give cached, which spares all encodings and costs no gradient, or reencode"
+            )
+        if options["balance"] is not None:
+            return (
+                f"negatives.balance: {options['balance']} makes up for keys without gradient, and objective: groco "
+                "gives none to any key; leave it out"
+            )
+        return super().refusal(negatives)
 
 
 class InfoNce(Named):
     """Cross-entropy of picking the positive among all candidates."""
 
     name: Literal["infonce"]
+    followed: ClassVar[bool] = True
+
+
+class MvDhel(Named):
+    """One attraction of all pairs of a sample's views, and a repulsion within each view slot."""
+
+    name: Literal["mv_dhel"]
+
+
+class MvInfoNce(Named):
+    """Cross-entropy of picking one of a sample's pairs of views among all pairs that they take part in."""
+
+    name: Literal["mv_infonce"]
 
 
 class NnClr(Named):
@@ -58,6 +140,7 @@ class Rgcl(Named):
     """DCL with a temperature for every anchor, optimised by its own gradient."""
 
     name: Literal["rgcl"]
+    followed: ClassVar[bool] = True
     rho: Annotated[float, Field(gt=0, le=1e3)] = 0.4
     """Radius of the weights around uniform ones, in nats: about exp(-rho) of all candidates push an anchor."""
     eta: Annotated[float, Field(ge=0, le=10)] = 0.03
@@ -79,4 +162,40 @@ class Rgcl(Named):
         return self
 
 
-Objective = Annotated[Dcl | Dclw | InfoNce | NnClr | Rgcl, Field(discriminator="name")]
+class SupCon(Named):
+    """InfoNCE whose positives are the batch's samples with the anchor's label."""
+
+    name: Literal["supcon"]
+    decoupled: bool = False
+    """Whether the own sample's views are left out of the denominator. With `negatives.close: [label]` it then holds
+    other labels alone."""
+
+
+Count = Annotated[int, Field(ge=1, le=64)]
+
+
+class SupReMix(Named):
+    """SupCon for labels that are numbers in order: far ones weigh more, and features are mixed."""
+
+    name: Literal["supremix"]
+    window: Annotated[int, Field(ge=1, le=2**31)] = 5
+    """A positive is mixed of one feature below and one above the anchor's label, both nearer to it than this."""
+    beta: tuple[Count, Count] = (2, 8)
+    """Beta distribution of the anchor's share in a mixed negative, [a, b]; [5, 5] and [8, 2] are others of the paper's.
+    """
+
+
+Objective = Annotated[
+    Cacr
+    | Dcl
+    | Dclw
+    | GroCo
+    | InfoNce
+    | MvDhel
+    | MvInfoNce
+    | NnClr
+    | Rgcl
+    | SupCon
+    | SupReMix,
+    Field(discriminator="name"),
+]  # fmt: skip

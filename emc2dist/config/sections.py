@@ -1,5 +1,6 @@
 """The sections of a spec. Unit and range stand under each field."""
 
+import difflib
 import re
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -171,6 +172,9 @@ class Data(Section):
     `block` on S3, `full` on disk."""
     window: PositiveInt = 16_384
     """Rows that shuffle: block mixes: a row comes at most so many places later than its block."""
+    per_class: Annotated[int, Field(ge=2, le=2**16)] | None = None
+    """K: batches are made of groups of K images of one class (P x K batches, docs/data.md); an epoch still takes each
+    image once. None: whatever comes."""
     loaders: Loaders = "auto"
     """Processes per worker that decode, and make views where `views.made_on` leaves that to the CPU; 0 does it on a
     thread of the worker. `auto`: 0 for a set in memory. Else, of a worker's cores (`resources.worker_cpus`, or its
@@ -211,12 +215,18 @@ class Views(Section):
     GPU. A pixel may differ by a level or so between the two, so a run does not go on with another one."""
 
 
+RESNETS = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
+    "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
+)  # fmt: skip
+"""Torchvision's classification models whose head is `fc`; here, so that a spec is checked without torch."""
+
+
 class Encoder(Section):
     """Backbone and projector."""
 
     backbone: str = "resnet18"
-    """`conv4` (four convolutions, 0.39 million parameters), or any torchvision classification model whose head is `fc`
-    (the ResNet family)."""
+    """`conv4` (four convolutions, 0.39 million parameters), or one of torchvision's ResNet family (`RESNETS`)."""
     stem: Literal["imagenet", "cifar"] = "cifar"
     """`imagenet`: 7x7 stride 2 and max-pool; `cifar`: 3x3 stride 1 and no pool, for images of 64 pixels or less. conv4
     has no other than `cifar`."""
@@ -229,6 +239,22 @@ class Encoder(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     """With one, a follower encodes all keys (positives, draws, what is cached), without gradient: a second encoder
     that goes 1 - momentum of the way to the trained one after every update. 0.99 to 0.999. None: no follower."""
+
+    @model_validator(mode="after")
+    def _is_a_backbone(self) -> Self:
+        known = ("conv4", *RESNETS)
+        if self.backbone not in known:
+            nearest = ", ".join(difflib.get_close_matches(self.backbone.lower(), known, n=3, cutoff=0.0))
+            raise ValueError(
+                f"encoder.backbone: {self.backbone!r} is neither conv4 nor of torchvision's ResNet family; "
+                f"the nearest are {nearest}"
+            )
+        if self.backbone == "conv4" and self.stem != "cifar":
+            raise ValueError(
+                f"encoder.stem: {self.stem} is a stem of ResNets; conv4 begins with a 3x3 convolution of stride 1: "
+                "leave encoder.stem out, or give cifar"
+            )
+        return self
 
 
 class Optimiser(Section):
@@ -326,7 +352,7 @@ class Resources(Section):
     worker_gpus: Annotated[float, Field(gt=0, le=1)] = 1.0
     """GPUs of a worker that trains on GPUs; less than 1 shares one, of runs of one worker, as trials may be."""
     accelerator: Word | None = None
-    """A worker's GPU by Ray's name, as in A10G, L4 or H100; any by default."""
+    """A worker's GPU by Ray's name, as in A10G, L4 or H100, without which nothing starts; any, or none, by default."""
     worker_labels: dict[str, str] = {}
     """Labels of the nodes that workers may run on, as in {ray.io/market-type: spot}."""
     shard_mib: PositiveInt | None = None

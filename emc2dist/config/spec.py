@@ -31,6 +31,7 @@ from emc2dist.config.sections import (
 )  # fmt: skip
 
 _MOST_PIXELS = 2**36  # bytes
+_MOST_PAIRS = 2**27  # of views, for all anchors of a worker
 Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
@@ -44,8 +45,8 @@ class Spec(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Everything random derives from it."""
     objective: Objective
-    """What is minimised, by name: dcl, dclw, infonce, nnclr, rgcl (`emc2dist.config.objectives`). emc2, isogclr, moco,
-    sogclr and simclr name the negatives too. By default emc2."""
+    """What is minimised, by name: dcl, infonce ... (`emc2dist.config.objectives`). emc2, isogclr, moco, sogclr and
+    simclr name the negatives too. By default emc2."""
     negatives: Negatives
     """How the objective's denominators are estimated: chain, gumbel, in_batch, moving_average, queue
     (`emc2dist.config.negatives`)."""
@@ -132,6 +133,9 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        refusal = self.objective.refusal(self.negatives)
+        if refusal is not None:
+            raise ValueError(refusal)
         parts = self.workers * self.optimiser.accumulate
         if self.batch_size % parts:
             raise ValueError(
@@ -150,6 +154,14 @@ class Spec(Section):
                 f"batch_size: {self.batch_size} leaves micro-batches of one sample, which has no negatives; "
                 f"use at least {2 * self.optimiser.accumulate}"
             )
+        if self.data.per_class is not None:
+            self._refuse_batches_by_class(self.data.per_class)
+        anchors = self.views.count * self.micro_batch_size
+        if self.objective.name == "supremix" and anchors**2 * (anchors // self.workers) > _MOST_PAIRS:
+            raise ValueError(
+                f"objective: supremix mixes any two of the {anchors} views of a batch for every anchor, which are too "
+                "many; use a smaller batch_size, optimiser.accumulate, or more workers"
+            )
         views = self.views.count * (self.batch_size // parts) + self.negatives.draws // self.workers
         pixels = 3 * self.views.size**2 * views
         if pixels > _MOST_PIXELS:
@@ -162,6 +174,10 @@ class Spec(Section):
             raise ValueError(
                 f"resources.worker_gpus: {self.resources.worker_gpus:g} would put several of the {self.workers} "
                 "workers on one GPU, and NCCL takes no two ranks there; use 1, or workers: 1, or device: cpu"
+            )
+        if self.resources.accelerator is not None and self.device == "cpu":
+            raise ValueError(
+                f"resources.accelerator: {self.resources.accelerator} is a GPU, and device is cpu; leave one of them out"
             )
         if self.watch.tensorboard and is_remote(self.run_dir):
             raise ValueError(f"watch.tensorboard: true needs a run_dir on disk, got {self.run_dir}")
@@ -219,10 +235,10 @@ class Spec(Section):
                 f"negatives.balance: {negatives.balance} has nothing to balance with encoder.momentum, whose keys get "
                 "no gradient, positives no more than negatives; leave it out"
             )
-        if self.objective.name == "nnclr" and follows:
+        if follows and not self.objective.followed:
             raise ValueError(
-                "encoder.momentum: objective: nnclr gives its gradient to keys alone, and a follower's get none; leave "
-                "it out, or take another objective"
+                f"encoder.momentum: objective: {self.objective.name} gives gradients to keys of the batch, and a "
+                "follower's get none; leave it out, or take dcl, dclw, infonce or rgcl"
             )
         if self.objective.name == "nnclr" and negatives.balance == "push":
             raise ValueError(
@@ -233,6 +249,24 @@ class Spec(Section):
             raise ValueError(
                 f"temperature_end: {self.temperature_end:g} is nobody's with objective: rgcl, whose anchors have "
                 "temperatures of their own that begin at temperature; leave it out"
+            )
+
+    def _refuse_batches_by_class(self, size: int) -> None:
+        if self.micro_batch_size % size or self.micro_batch_size == size:
+            raise ValueError(
+                f"data.per_class: {size} images of each class do not make a batch of {self.micro_batch_size} of two "
+                "classes or more; batch_size / optimiser.accumulate has to be a multiple of it, and larger"
+            )
+        if self.data.shuffle == "block":
+            raise ValueError(
+                f"data.per_class: {size} images of a class lie in different blocks, which data.shuffle: block keeps "
+                "together; use data.shuffle=full, or leave one of the two out"
+            )
+        if self.negatives.name != "in_batch" and "label" not in self.negatives.close:
+            raise ValueError(
+                f"data.per_class: {size} brings an anchor more of its own class than a uniform draw would, and "
+                f"negatives: {self.negatives.name} takes the batch for one; give negatives.close=[label], by which the "
+                "own class is no candidate, or use negatives: in_batch"
             )
 
     def _refuse_what_cannot_be_recorded(self) -> None:

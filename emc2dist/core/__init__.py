@@ -3,7 +3,7 @@
     batch         the gathered batch, as one worker sees it
     denominator   what an objective asks to be estimated, and an estimate of it
     estimators/   from a denominator and what is remembered to an estimate: in_batch, chain, moving_average
-    objectives/   from estimates to a loss: dcl, dclw, infonce
+    objectives/   from estimates to a loss: dcl, infonce, cacr ...
     balance       what makes up for candidates whose features carry no gradient
     contrast      an objective and an estimator, put together: batch -> loss, and what to remember
     exact         the objective over the whole dataset: the oracle of all of them

@@ -40,8 +40,9 @@ def one_sided_share(estimate: Estimate) -> Tensor:
 
 
 def pushed(estimate: Estimate) -> Estimate:
-    """The estimate with weights on candidates without gradient counted twice."""
-    return replace(estimate, weights=estimate.weights * (1 + estimate.one_sided.to(estimate.weights.dtype)))
+    """The estimate with candidates without gradient counted twice: by the gradient of their scores, in any formula."""
+    one_sided = torch.where(estimate.one_sided & (estimate.scores > -torch.inf), estimate.scores, 0)
+    return replace(estimate, scores=estimate.scores + (one_sided - one_sided.detach()))
 
 
 def pull(estimates: Collection[Estimate]) -> Tensor:

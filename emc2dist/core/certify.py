@@ -26,7 +26,7 @@ from emc2dist.core.batch import Batch, Side, drawn_in, view_number
 from emc2dist.core.contrast import Contrast, Outcome
 from emc2dist.core.diagnostics import fact_value, log_z_errors
 from emc2dist.core.estimators import FEATURES, CachedRows, Fact, Recall
-from emc2dist.core.exact import exact_loss
+from emc2dist.core.exact import exact_loss, over_all
 from emc2dist.core.objectives import OBJECTIVE
 from emc2dist.core.streams import fork, uniforms
 
@@ -83,17 +83,21 @@ class FrozenRun:
         views: int = 2,
         anchors: Literal["fresh", "fixed"] = "fresh",
         columns: Mapping[str, Tensor] | None = None,
+        batches: Callable[[int], Tensor] | None = None,
     ) -> None:
         """Begin; `features` [M, N, D], M = 1 or M >= V = `views`; `anchors: fixed` are the first V at every visit.
 
-        `columns` as of `Batch`.
+        `columns` as of `Batch`; `batches` tells the samples int64 [B] of every step, which are drawn uniformly without.
         """
         self.shift = torch.zeros_like(features[0], requires_grad=True)
         self.features = features
         self.contrast, self.batch_size, self.temperature, self.seed = contrast, batch_size, temperature, seed
         self.views, self.anchors, self.columns = views, anchors, columns or {}
+        self._batches = batches
+        self.visited: Batch | None = None
+        """The last visited batch, with its graph."""
         self._generator = torch.Generator().manual_seed(seed)
-        self._visited: list[int] = []
+        self._so_far: list[int] = []
         """Samples of the batches so far, the newest last."""
         samples, width = features.shape[1:]
         self.tables = {
@@ -121,14 +125,25 @@ class FrozenRun:
         (gradient,) = torch.autograd.grad(outcome.loss, self.shift)
         return gradient / outcome.length
 
-    def exact(self) -> Tensor:
-        """The gradient [N, D] of the exact loss."""
+    @property
+    def looks_around(self) -> bool:
+        """Whether the batch is part of the loss, see `Objective.looks_around`."""
+        return self.contrast.objective.looks_around
+
+    def exact(self, steps: int = 1) -> Tensor:
+        """The gradient [N, D] of the exact loss.
+
+        Of an objective that looks around in its batch it is the mean over the last 5/6 of the batches that a run which
+        begins like this one has in so many steps.
+        """
         objective = self.contrast.objective
-        every = normalize(self.features + self.shift, dim=-1).expand(max(self.views, len(self.features)), -1, -1)
+        if self.looks_around:
+            return self._mean_over_batches(steps)
+        every = self._every()
         anchors, together = None, None
         if self.anchors == "fixed":
             anchors = every[: self.views]
-        elif self.contrast.closing.ceiling is not None or objective.bends:
+        elif len(self.features) > 1 and (self.contrast.closing.ceiling is not None or objective.bends):
             # Where a loss bends, or a ceiling closes by the positive, it is the mean over the views that stand together
             # in a step.
             together = self.views
@@ -139,10 +154,43 @@ class FrozenRun:
         loss = exact_loss(objective, every, self.temperature, *parts)
         return torch.autograd.grad(loss, self.shift)[0]
 
+    def _mean_over_batches(self, steps: int) -> Tensor:
+        run = FrozenRun(
+            self.contrast, self.features, self.batch_size, self.temperature, self.seed, self.views, self.anchors,
+            self.columns, self._batches,
+        )  # fmt: skip
+        found = []
+        for t in range(steps):
+            index = run._visited(t)
+            run._recall(index)  # for its random numbers
+            run.visited = run.batch(index, t)
+            found.append(run.exact_of_batch())
+        return torch.stack(found[steps - _kept(steps) :]).mean(0)
+
+    def exact_of_batch(self) -> Tensor:
+        """The gradient [N, D] of the last visited batch's loss by its denominators over the whole dataset."""
+        assert self.visited is not None, "a visit comes first"
+        batch = self.visited
+        estimates = {what.name: over_all(what, batch, self._every()) for what in self.contrast.denominators}
+        loss = torch.stack(list(self.contrast.objective.terms(batch, estimates).values())).sum()
+        return torch.autograd.grad(loss, self.shift, retain_graph=True)[0]
+
+    def _every(self) -> Tensor:
+        """[max(M, V), N, D], all stored views, shifted."""
+        return normalize(self.features + self.shift, dim=-1).expand(max(self.views, len(self.features)), -1, -1)
+
+    def _visited(self, t: int) -> Tensor:
+        """int64 [B], the batch of step `t`, which comes next."""
+        return (
+            self._batches(t)
+            if self._batches is not None
+            else torch.randperm(self.features.shape[1], generator=self._generator)[: self.batch_size]
+        )
+
     def outcome(self, t: int) -> Outcome:
         """Visit a random batch, and remember what was found."""
-        index = torch.randperm(self.features.shape[1], generator=self._generator)[: self.batch_size]
-        batch = self.batch(index, t)
+        index = self._visited(t)
+        batch = self.visited = self.batch(index, t)
         fresh: list[tuple[Tensor, Tensor]] = []
         views: list[Tensor] = []
 
@@ -160,7 +208,7 @@ class FrozenRun:
         if outcome.log_z and t % _LOOKED == 0:
             outcome = replace(outcome, facts={**outcome.facts, **self._log_z_errors(outcome)})
         self._remember(outcome, index)
-        self._visited += index.tolist()
+        self._so_far += index.tolist()
         if FEATURES in self.tables:
             drawn = batch.sides["x"].drawn
             if batch.drawn is not None and drawn is not None:
@@ -263,7 +311,7 @@ class FrozenRun:
 
     def _newest(self) -> Tensor:
         """int64 [K]: the samples visited last."""
-        newest = dict.fromkeys(reversed(self._visited))
+        newest = dict.fromkeys(reversed(self._so_far))
         return torch.tensor(list(newest)[: self.contrast.estimator.cache_proposals], dtype=torch.int64)
 
     def _rows(self, index: Tensor) -> CachedRows:
@@ -290,31 +338,40 @@ def certify(
 ) -> Report:
     """Take `steps` >= 24 steps and compare the average gradient of the last 5/6 with the exact one; `tell` of each.
 
-    `exact` is `run.exact()`, where it is known already.
+    `exact` is `run.exact()`, where it is known already. Of an objective that looks around each step has its own.
     """
-    exact = run.exact() if exact is None else exact
-    block = (steps - steps // _DROPPED) // _BLOCKS
-    kept = block * _BLOCKS
-    blocks, square = torch.zeros(_BLOCKS, *exact.shape, dtype=exact.dtype), 0.0
-    curve, facts = _Curve(exact, steps), _Means()
+    if exact is None and not run.looks_around:
+        exact = run.exact()
+    kept = _kept(steps)
+    block = kept // _BLOCKS
+    blocks, square = torch.zeros(_BLOCKS, *run.shift.shape, dtype=run.shift.dtype), 0.0
+    target, curve, facts = torch.zeros_like(run.shift.detach()), _Curve(run.shift.detach(), steps), _Means()
     for t in range(steps):
         outcome = run.outcome(t)
-        gradient = run.gradient(outcome)
+        wanted = run.exact_of_batch() if exact is None else exact
+        off = run.gradient(outcome) - wanted
         tell()
-        curve.add(gradient)
+        curve.add(off)
         if t >= steps - kept:
-            blocks[(t - (steps - kept)) // block] += gradient / block
-            square += (gradient - exact).square().sum().item() / kept
+            blocks[(t - (steps - kept)) // block] += off / block
+            square += off.square().sum().item() / kept
+            target += wanted / kept
             facts.add(outcome.facts)
     mean = blocks.mean(0)
-    bias = (mean - exact).square().sum().item()
+    bias = mean.square().sum().item()
     scatter = (blocks - mean).square().flatten(1).sum(1).sum().item() / (_BLOCKS - 1)
     iact = max(1.0, block * scatter / (square - bias))
-    norm = exact.square().sum().item()
+    norm = target.square().sum().item()
     relbias = (bias / norm) ** 0.5
-    points = (*curve.points()[:-1], (steps, relbias))
-    excess = _excess((blocks - exact).flatten(1) / norm**0.5)
+    points = (*curve.points(norm**0.5)[:-1], (steps, relbias))
+    excess = _excess(blocks.flatten(1) / norm**0.5)
     return Report(relbias, (square / kept / norm) ** 0.5, iact, square / norm, points, *excess, facts.read())
+
+
+def _kept(steps: int) -> int:
+    """How many of so many steps count, the last ones: a multiple of `_BLOCKS` where they are enough."""
+    kept = steps - steps // _DROPPED
+    return kept // _BLOCKS * _BLOCKS or kept
 
 
 def _excess(blocks: Tensor) -> tuple[float, float]:
@@ -327,28 +384,27 @@ def _excess(blocks: Tensor) -> tuple[float, float]:
 class _Curve:
     """relbias of the last 5/6 of T steps, for every T of a grid that goes down from all steps by equal factors."""
 
-    def __init__(self, exact: Tensor, steps: int) -> None:
-        self._exact = exact
-        self._sum, self._taken = torch.zeros_like(exact), 0
+    def __init__(self, like: Tensor, steps: int) -> None:
+        self._sum, self._taken = torch.zeros_like(like), 0
         factor = _DROPPED ** (1 / _PER_PART)
         self._grid = [steps]
         while self._grid[-1] > 1:
             self._grid.append(min(self._grid[-1] - 1, round(steps / factor ** len(self._grid))))
         self._sums = {0: self._sum.clone()}
-        """The sum of the first gradients, by how many."""
+        """The sum of what the first gradients were off, by how many."""
 
-    def add(self, gradient: Tensor) -> None:
-        self._sum += gradient
+    def add(self, off: Tensor) -> None:
+        self._sum += off
         self._taken += 1
         if self._taken in self._grid:
             self._sums[self._taken] = self._sum.clone()
 
-    def points(self) -> list[tuple[int, float]]:
-        """(T, relbias), T ascending."""
-        norm, found = self._exact.norm(), []
+    def points(self, norm: float) -> list[tuple[int, float]]:
+        """(T, relbias), T ascending; `norm` is the exact gradient's."""
+        found = []
         for last, first in zip(self._grid, self._grid[_PER_PART:], strict=False):
-            mean = (self._sums[last] - self._sums[first]) / (last - first)
-            found.append((last, ((mean - self._exact).norm() / norm).item()))
+            off = (self._sums[last] - self._sums[first]) / (last - first)
+            found.append((last, (off.norm() / norm).item()))
         return found[::-1]
 
 

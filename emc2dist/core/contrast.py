@@ -15,7 +15,16 @@ from emc2dist.core.batch import Batch
 from emc2dist.core.closing import OPEN, Closing
 from emc2dist.core.columns import Schema
 from emc2dist.core.denominator import Denominator, Estimate
-from emc2dist.core.estimators import ESTIMATORS, FEATURES, Encode, Estimator, Fact, Recall, cached_features
+from emc2dist.core.estimators import (
+    ESTIMATORS,
+    FEATURES,
+    Encode,
+    Estimator,
+    Fact,
+    Recall,
+    cached_features,
+    in_batch,
+)
 from emc2dist.core.objectives import OBJECTIVE, OBJECTIVES, Objective
 from emc2dist.core.scores import positive_scores
 
@@ -65,8 +74,8 @@ class Contrast:
             schema |= self.estimator.tables(what, views, width)
         if self.objective.support and FEATURES not in schema:
             schema |= cached_features("float16", width)
-        columns = self.objective.columns(views)
-        return schema | ({OBJECTIVE: dict(columns)} if columns else {})
+        remembered = self.objective.remembers(views)
+        return schema | ({OBJECTIVE: dict(remembered)} if remembered else {})
 
     def foreseen(
         self, columns: Mapping[str, Mapping[str, Tensor]], batch: Tensor, step: int, views: int
@@ -100,7 +109,7 @@ class Contrast:
         if batch.drawn is not None:
             facts["drawn_weight_ratio"] = drawn_weight(batch, estimate)
         facts |= _false_negatives(what, batch, estimate) | self.objective.facts(batch)
-        facts["loss"] = loss_estimate(what, batch, estimate)
+        facts["loss"] = loss_estimate(what, batch, _over_all_views(what, batch, estimate))
         remember = {name: visit.remember for name, visit in visits.items() if visit.remember}
         renewed = self.objective.renewed(batch, estimates, mine)
         remember |= {OBJECTIVE: renewed} if renewed else {}
@@ -130,6 +139,13 @@ def contrast_for(spec: Spec) -> Contrast:
     return Contrast(objective, estimator, closing, follows=spec.encoder.momentum is not None)
 
 
+def columns_for(spec: Spec) -> dict[str, str]:
+    """The columns of the set that a spec asks for (`Batch.columns`), and each time the key that does."""
+    asked: dict[str, str] = dict.fromkeys(spec.negatives.close, "negatives.close")
+    asked |= {name: f"objective: {spec.objective.name}" for name in contrast_for(spec).objective.columns}
+    return asked if spec.data.per_class is None else asked | {"label": "data.per_class"}
+
+
 def _false_negatives(what: Denominator, batch: Batch, estimate: Estimate) -> dict[str, Fact]:
     """How many of the batch's candidates are closed, and what those with the anchor's label weigh, where labels are."""
     closed, weights, facts = estimate.closed, estimate.weights, dict[str, Fact]()
@@ -144,6 +160,13 @@ def _false_negatives(what: Denominator, batch: Batch, estimate: Estimate) -> dic
             same = others & batch.same("label", anchor, batch.index)
             facts["same_label_closed_ratio"] = (closed & same).sum(), same.sum()
     return facts
+
+
+@torch.no_grad()
+def _over_all_views(what: Denominator, batch: Batch, estimate: Estimate) -> Estimate:
+    """The estimate, or where a denominator has views, scale or weights of its own the batch's without them."""
+    plain = replace(what, views="all", scale=None, log_weight=None)
+    return estimate if what == plain else in_batch(plain, batch)
 
 
 def drawn_weight(batch: Batch, estimate: Estimate) -> Fact:

@@ -21,6 +21,10 @@ LogWeight = Callable[[Batch, Tensor, Tensor], Tensor]
 """(batch, samples of the anchors int64 [A, 1], candidates int64 [A or 1, C]) -> log w [A, C]; -inf closes a pair."""
 
 
+Values = Callable[[Tensor], Tensor]
+"""Scores -> what a candidate with that score counts in a mean; of finite scores finite, and differentiable."""
+
+
 @dataclass(frozen=True)
 class Denominator:
     """One sum over candidates for every anchor."""
@@ -41,6 +45,12 @@ class Denominator:
     """Which candidates are closed; the spec's negatives say so, no objective does."""
     valued: bool = False
     """Whether the loss needs log Z itself, not its gradient alone."""
+    constant: bool = False
+    """Whether candidates are constants of the differentiation, whoever they are, and their anchors alone move."""
+    ranked: bool = False
+    """Whether the loss takes the hardest candidates (`Estimate.hardest`), not their weights."""
+    values: Values | None = None
+    """Where the loss needs the mean of something over candidates by their weight (`Estimate.mean`): of what."""
 
     def scores(self, batch: Batch, keys: Tensor, index: Tensor) -> Tensor:
         """[A, C]: all anchors against the same C candidates; -inf on the anchor's own sample and on what is closed.
@@ -52,6 +62,7 @@ class Denominator:
         """
         own = batch.sides[self.anchors].own
         temperature, highest = self._temperature(batch), self.closing.highest(batch, self.anchors, self.keys)
+        keys = keys.detach() if self.constant else keys
         if self.views == "same":
             keys = keys.expand(len(own), -1, -1)
             scores = view_scores(torch.einsum("vnd,vcd->vnc", own, keys).flatten(0, 1), temperature, highest)
@@ -69,7 +80,7 @@ class Denominator:
             return Candidates(scores, batch.index, mutual, count)
         _, here = locate(batch.drawn, batch.index)
         drawn = self.scores(batch, side.drawn, batch.drawn).masked_fill(here, -torch.inf)
-        one_sided = torch.cat([mutual, torch.ones_like(here)])
+        one_sided = torch.cat([mutual, torch.full_like(here, not self.constant)])
         index = torch.cat([batch.index, batch.drawn])
         return Candidates(torch.cat([scores, drawn], 1), index, one_sided, count + (~here).sum())
 
@@ -92,6 +103,7 @@ class Denominator:
     def view_scores(self, batch: Batch, keys: Tensor) -> Tensor:
         """[V, A]: each anchor against the views [V, A, D] of a candidate of its own; -inf where it has no part."""
         own = batch.sides[self.anchors].own
+        keys = keys.detach() if self.constant else keys
         cosines = torch.einsum("ad,vad->va", own.flatten(0, 1), keys).unsqueeze(-1)
         highest = self.closing.highest(batch, self.anchors, self.keys)
         scores = view_scores(cosines, self._temperature(batch), highest).squeeze(-1)
@@ -122,7 +134,7 @@ class Candidates(NamedTuple):
     samples: Tensor
     """int64 [P]."""
     one_sided: Tensor
-    """bool [P]: its feature carries no gradient."""
+    """bool [P]: its feature carries no gradient, and should."""
     number: Tensor
     """Scalar: how many there are for an anchor, closed ones included."""
 
@@ -141,9 +153,13 @@ class Estimate:
     index: Tensor
     """int64 [A or 1, C], the candidates' samples; any where there is no candidate."""
     one_sided: Tensor
-    """bool [A or 1, C]: the candidate's feature carries no gradient."""
+    """bool [A or 1, C]: the candidate's feature carries no gradient, and should."""
     closed: Tensor
     """bool [A, B]: which of the gathered batch's candidates are closed (`emc2dist.core.closing`)."""
+    values: Values | None = None
+    """The denominator's."""
+    remembered: Tensor | None = None
+    """[A], what `mean` was at earlier visits; NaN where there were none. None: nothing is remembered."""
     count: Tensor | float = 1.0
     """How many samples `value` sums over, those that are closed included."""
 
@@ -162,6 +178,29 @@ class Estimate:
         """[A]: `log_z`; 0 where all candidates are closed."""
         value = self.value.detach()
         return value.masked_fill(value == -torch.inf, 0) + self._pull
+
+    @property
+    def mean(self) -> Tensor:
+        """[A]: sum_c weights_c values(scores_c), with the gradient of the softmax's mean; 0 where all are closed.
+
+        That is E[grad f] + E[(f - m) grad s], m being what is remembered of the mean. Around the candidates' own mean
+        the second part would be biased (docs/algorithm.md); that is taken where nothing is remembered.
+        """
+        assert self.values is not None, "the denominator names no values"
+        weights = self.weights.detach()
+        scores = torch.where(weights > 0, self.scores, 0)
+        values = self.values(scores)
+        mean = (weights * values).sum(1)
+        around = mean.detach()
+        if self.remembered is not None:
+            around = torch.where(self.remembered.isnan(), around, self.remembered.to(around.dtype))
+        push = (weights * (values.detach() - around.unsqueeze(1)) * scores).sum(1)
+        return mean + push - push.detach()
+
+    def hardest(self, count: int) -> Tensor:
+        """[A, count]: the highest scores, falling, with gradient; -inf where candidates are fewer."""
+        scores = torch.nn.functional.pad(self.scores, (0, max(0, count - self.scores.shape[1])), value=-torch.inf)
+        return scores.topk(count, 1).values
 
     @property
     def _pull(self) -> Tensor:

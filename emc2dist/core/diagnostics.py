@@ -1,7 +1,7 @@
 """What tells a healthy representation from a collapsed one, and how far a log Z is off; all on unit-norm features.
 
 A constant embedding scores log(N V - V) on the exact loss whatever the temperature is, so a small loss or gradient
-can mean collapse: the first three are always shown beside it.
+can mean collapse: alignment, uniformity and effective rank are always shown beside it.
 """
 
 import math
@@ -35,6 +35,25 @@ def effective_rank(features: Tensor) -> Tensor:
     values = torch.linalg.svdvals((features - features.mean(0)).float())
     shares = values / values.sum().clamp(min=1e-12)
     return torch.special.entr(shares).sum().exp()
+
+
+def isotropy(features: Tensor) -> Tensor:
+    """1 - the mean cosine of pairs of `features` [n, D]; 0 is collapse, 1 is no direction preferred (Su et al. 2022).
+
+    The Gram matrix is not needed: the cosines of all pairs sum to |sum of features|^2.
+    """
+    n = len(features)
+    return 1 - (features.sum(0).square().sum() - n) / (n * (n - 1))
+
+
+def tolerance(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The cosines of pairs of `features` [n, D] with one label of int64 [n], summed, and how many pairs there are.
+
+    Their mean is how near a class lies together (Wang & Liu 2021, eq. 11, there over all pairs). -1 is nobody's
+    label.
+    """
+    same = ((labels == labels.unsqueeze(1)) & (labels >= 0).unsqueeze(1)).fill_diagonal_(False)
+    return (features @ features.T * same).sum(), same.sum()
 
 
 def log_z_errors(found: Tensor, reference: Tensor) -> dict[str, Fact]:

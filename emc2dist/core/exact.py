@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from emc2dist.core.batch import Batch, Side
 from emc2dist.core.closing import OPEN, Closing
-from emc2dist.core.denominator import Estimate
-from emc2dist.core.estimators import CachedRows, Recall, in_batch
+from emc2dist.core.denominator import Denominator, Estimate
+from emc2dist.core.estimators import CachedRows, Recall, among, in_batch
 from emc2dist.core.objectives import Objective
 from emc2dist.core.scores import log_ratio
 
@@ -40,6 +40,8 @@ def exact_loss(
         features: [V, N, D] unit-norm features, V >= 2 views of N >= 2 samples; the loss has their type.
         temperature: > 0; scores are inner products divided by it.
         anchors: [U, N, D], the views that are anchors and each other's positives; by default all of `features`.
+            Where they or `together` are given, `features` are stored views, of which a step draws its own: a
+            candidate of the anchor's own slot (`Denominator.views`) is then any of its sample's, each as often.
         together: of the U only so many stand together, as the V of a step do; the mean over all ways to choose them.
             By default all of them do.
         closing: which candidates are closed.
@@ -48,13 +50,17 @@ def exact_loss(
         followed: keys, positives among them, are constants of the differentiation, as a follower's are.
 
     Raises:
-        ValueError: if the shape has fewer than two views or samples, or the temperature is not positive.
+        ValueError: if the shape has fewer than two views or samples, or the temperature is not positive; of an
+            objective that takes the hardest candidates, which over stored views are no mean of anything.
     """
     if features.ndim != 3 or min(features.shape[:2]) < 2:
         raise ValueError(f"features must be [V >= 2, N >= 2, D], got {tuple(features.shape)}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     views, samples, _ = features.shape
+    is_stored = anchors is not None or together is not None
+    if is_stored and any(what.ranked for what in objective.denominators):
+        raise ValueError("an objective that takes the hardest candidates has no exact loss over stored views")
     anchors = features if anchors is None else anchors
     block = max(1, _BLOCK_ELEMENTS // (views * views * samples))
     losses = [
@@ -66,6 +72,7 @@ def exact_loss(
             (first, min(first + block, samples)),
             temperature,
             together,
+            is_stored,
             closing,
             columns or {},
             support,
@@ -84,6 +91,7 @@ def _block_loss(
     block: tuple[int, int],
     temperature: float,
     together: int | None,
+    is_stored: bool,
     closing: Closing,
     columns: Mapping[str, Tensor],
     support: CachedRows | None,
@@ -101,32 +109,62 @@ def _block_loss(
         return objective.prepared(batch, Recall({}, proposed=support))
 
     def estimates(own: Tensor) -> dict[str, Estimate]:
-        return {what.name: in_batch(what, batch_of(own, features)) for what in denominators}
+        estimate = _of_stored if is_stored else in_batch
+        return {what.name: estimate(what, batch_of(own, features)) for what in denominators}
 
     if together is None:
         loss = _sum(objective, batch_of(anchors, features), estimates(anchors))
         return loss * ((last - first) / samples)
-    # Without a ceiling an anchor's log Z does not depend on who stands with it, unless the anchor itself does.
+    # Without a ceiling what is known of an anchor does not depend on who stands with it, unless the anchor itself does.
     varies = closing.ceiling is not None or any(what.anchors != "x" for what in denominators)
-    log_z = {
-        name: estimate.log_z.unflatten(0, (len(anchors), -1)) + log_ratio(together, len(anchors))
-        for name, estimate in ({} if varies else estimates(anchors)).items()
+    alone = {} if varies else estimates(anchors)
+    known = {
+        what.name: _known(what, alone[what.name], together, len(anchors)) for what in (denominators if alone else ())
     }
     each, losses = anchors.unbind(), []  # apart, for the gradient of a slice is as large as the whole
     for views in combinations(range(len(anchors)), together):
         stand = torch.stack([each[view] for view in views])
-        some = {n: _known(values[list(views)].flatten(), samples - 1) for n, values in log_z.items()}
-        some = some or estimates(stand)
-        losses.append(_sum(objective, batch_of(stand, stand), some))
+        some = {name: _as_estimate(column[list(views)].flatten(), samples - 1) for name, column in known.items()}
+        losses.append(_sum(objective, batch_of(stand, stand), some or estimates(stand)))
     return torch.stack(losses).mean() * ((last - first) / samples)
+
+
+def _known(what: Denominator, estimate: Estimate, together: int, anchors: int) -> Tensor:
+    """[U, n]: what a formula reads, with gradient: the mean, or log Z as of `together` views instead of U."""
+    if what.values is not None:
+        return estimate.mean.unflatten(0, (anchors, -1))
+    of_fewer = log_ratio(together, anchors) if what.views == "all" else 0.0
+    return estimate.log_z.unflatten(0, (anchors, -1)) + of_fewer
+
+
+def _of_stored(what: Denominator, batch: Batch) -> Estimate:
+    """The estimate over stored views: of a slot of its own, any view of a sample stands there as often as another."""
+    if what.views == "all":
+        return in_batch(what, batch)
+    stored = batch.sides[what.keys].all
+    scores = torch.cat([what.scores(batch, view, batch.index) for view in stored.unsqueeze(1)], 1)
+    index = batch.index.repeat(len(stored))
+    none = torch.zeros_like(index, dtype=torch.bool)
+    return among(what, batch, scores + log_ratio(1, len(stored)), index, none, len(batch.index) - 1)
+
+
+def over_all(what: Denominator, batch: Batch, features: Tensor) -> Estimate:
+    """The denominator of a batch's anchors over all samples, of which `features` [R, N, D] are R views."""
+    others = torch.ones(batch.samples, dtype=torch.bool, device=batch.index.device).index_fill(0, batch.index, False)
+    index = torch.cat([batch.index, others.nonzero().squeeze(1)])
+    side = Side(own=batch.sides[what.keys].own, all=features[:, index])
+    return in_batch(
+        what, replace(batch, index=index, sides={**batch.sides, what.keys: side}, drawn=None, host_index=None)
+    )
 
 
 def _sum(objective: Objective, batch: Batch, estimates: dict[str, Estimate]) -> Tensor:
     return torch.stack(list(objective.terms(batch, estimates).values())).sum()
 
 
-def _known(log_z: Tensor, count: int) -> Estimate:
-    """log Z [A] over so many samples, with gradient, as an estimate."""
-    column = log_z.unsqueeze(1)
-    none = torch.zeros(1, 1, dtype=torch.int64, device=log_z.device)
-    return Estimate(log_z, column, torch.ones_like(column), none, none.bool(), none.bool(), count)
+def _as_estimate(known: Tensor, count: int) -> Estimate:
+    """What is known [A] over so many samples, with gradient, as the `log_z` and the `mean` of an estimate."""
+    column = known.unsqueeze(1)
+    none = torch.zeros(1, 1, dtype=torch.int64, device=known.device)
+    one = torch.ones_like(column)
+    return Estimate(known, column, one, none, none.bool(), none.bool(), values=lambda scores: scores, count=count)

@@ -19,16 +19,68 @@ def positive_scores(batch: Batch, anchors: str, keys: str) -> Tensor:
 
     The positive gets the share `batch.pull` of its gradient as key; the anchor gets all of its own.
     """
-    own, positive = batch.sides[anchors].own, _positives(batch, anchors, keys)
-    if batch.pull is not None:
-        share = batch.pull.view(*positive.shape[:-1], 1)
-        positive = positive.detach() + share * (positive - positive.detach())
-    return (own * positive).sum(-1).flatten() / batch.temperature
+    return _pulled(batch, anchors, _positives(batch, anchors, keys))
+
+
+def other_view_scores(batch: Batch, side: str) -> Tensor:
+    """[V - 1, A]: each anchor against each of its sample's other views; gradient as of `positive_scores`."""
+    own = batch.sides[side].own
+    return torch.stack([_pulled(batch, side, own.roll(turn, 0)) for turn in range(1, len(own))])
+
+
+def shared_scores(batch: Batch, side: str, column: str) -> Tensor:
+    """[A]: each anchor's mean score over all views of the gathered batch's samples that share its value in a column.
+
+    Its own sample's other views count among them, and are alone where the value is -1. Gradient as `positive_scores`
+    has it; that of a key goes to the worker that encoded it.
+    """
+    own, every = batch.sides[side].own, batch.sides[side].all
+    mates = _mates(batch, side, column).to(own.dtype)
+    total = own.sum(0) - own + len(own) * mates @ every.mean(0)
+    return _pulled(batch, side, total / shared_count(batch, side, column).view(*own.shape[:2], 1))
+
+
+def shared_count(batch: Batch, side: str, column: str) -> Tensor:
+    """int64 [A]: the views over which `shared_scores` is a mean."""
+    views = batch.views
+    return (views - 1 + views * _mates(batch, side, column).sum(1)).repeat(views)
+
+
+def _mates(batch: Batch, side: str, column: str) -> Tensor:
+    """bool [b, B]: which of the gathered batch's other samples share the value of a worker's in a column."""
+    anchor = batch.own_index(side).unsqueeze(1)
+    return batch.same(column, anchor, batch.index) & (batch.index != anchor)
+
+
+def pair_scores(batch: Batch, side: str) -> Tensor:
+    """[V, V - 1, b]: each view of a sample, as anchor, against each of its sample's other views.
+
+    As keys these get the share `batch.pull` of their gradient; the anchor gets all of its own.
+    """
+    own = batch.sides[side].own
+    views = torch.arange(len(own), device=own.device).unsqueeze(1)
+    others = (views + views[1:].T) % len(own)
+    constant = own.detach()
+    if batch.pull is None:
+        pairs = torch.einsum("vnd,wnd->vwn", own, own)
+    else:
+        to_key = torch.einsum("vnd,wnd->vwn", constant, own)
+        share = batch.pull.view(len(own), 1, -1)
+        pairs = torch.einsum("vnd,wnd->vwn", own, constant) + share * (to_key - to_key.detach())
+    return pairs[views, others] / batch.temperature
 
 
 def positive_cosines(batch: Batch, anchors: str, keys: str) -> Tensor:
     """[A]: each anchor with its positive: the mean over its sample's other views, or its pair on the other side."""
     return (batch.sides[anchors].own * _positives(batch, anchors, keys)).sum(-1).flatten()
+
+
+def _pulled(batch: Batch, anchors: str, positive: Tensor) -> Tensor:
+    """[A]: each anchor against what [V, b, D] pulls it, which gets the share `batch.pull` of its gradient."""
+    if batch.pull is not None:
+        share = batch.pull.view(*positive.shape[:-1], 1)
+        positive = positive.detach() + share * (positive - positive.detach())
+    return (batch.sides[anchors].own * positive).sum(-1).flatten() / batch.temperature
 
 
 def _positives(batch: Batch, anchors: str, keys: str) -> Tensor:

@@ -10,19 +10,20 @@ proposal c replaces state e iff log u < s(c) - s(e). The weights are the shares 
 `isir` (Andrieu, Doucet & Holenstein 2010; Cardoso et al. 2022): the weights are the softmax over proposals and
 carried state, and the next state is drawn from them.
 
-`emc2dist.core.walk` has the readable sweep of one chain and, compiled by numba, the CPU's hot path. On a GPU the whole
-visit is one kernel (`emc2dist/core/walk_triton.py`). Where Triton is not, or proposals are too many for it, all chains
+`emc2dist.core.walk` has the readable sweep of one chain and, compiled by numba, the whole visit on the CPU. On a GPU it
+is one kernel (`emc2dist/core/walk_triton.py`). Where Triton is not, or proposals are too many for it, all chains
 and proposals go at once (`_metropolis_batched`): the chain's path is a linked list of acceptances, found by binary
 lifting in O(P log P) work and O(log P) steps.
 """
 
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from emc2dist.core import kernels
-from emc2dist.core.streams import ACCEPT, DRAW, ORDER, uniforms
+from emc2dist.core.streams import ACCEPT, DRAW, ORDER, fork, uniforms
 
 Kernel = Literal["mh", "isir"]
 
@@ -96,25 +97,27 @@ def sweep(
         if scores.shape[1] <= walk_triton.MOST:
             return Sweep(*walk_triton.visit(scores, carried, streams, burn_in_fraction, shuffle))
     carried = carried.masked_fill(carried.isnan(), -torch.inf)
+    if scores.device.type == "cpu":
+        return _visit_compiled(scores, carried, streams, burn_in_fraction, shuffle)
     order = uniforms(streams, scores.shape[1], lane=ORDER).argsort(1) if shuffle else None
     log_u = uniforms(streams, scores.shape[1], lane=ACCEPT).log().to(scores.dtype)
     return metropolis(scores, carried, order, log_u, burn_in_fraction)
 
 
 def metropolis(scores: Tensor, carried: Tensor, order: Tensor | None, log_u: Tensor, burn_in_fraction: float) -> Sweep:
-    """The `mh` kernel with its randomness given: `order` int64 [A, P] (None: as they stand), `log_u` [A, P] in order.
-
-    On the CPU each chain is walked by compiled code; elsewhere all chains go at once.
-    """
+    """The `mh` kernel, all chains at once: `order` int64 [A, P] or None (as they stand), `log_u` [A, P] in order."""
     if order is not None:
         scores = scores.gather(1, order)
-    walk = _metropolis_compiled if scores.device.type == "cpu" else _metropolis_batched
-    weights, state, accepted, valid = walk(scores, carried, log_u, burn_in_fraction)
+    weights, state, accepted, valid = _metropolis_batched(scores, carried, log_u, burn_in_fraction)
     if order is not None:
         identity = torch.full_like(carried, scores.shape[1], dtype=torch.int64).unsqueeze(1)
         order = torch.cat([order, identity], 1)
         weights = torch.zeros_like(weights).scatter_(1, order, weights)
         state = order.gather(1, state.unsqueeze(1)).squeeze(1)
+    return _swept(weights, state, accepted, valid)
+
+
+def _swept(weights: Tensor, state: Tensor, accepted: Tensor, valid: Tensor) -> Sweep:
     return Sweep(weights, state, (accepted / valid.clamp(min=1)).to(weights.dtype), valid)
 
 
@@ -173,17 +176,13 @@ def _softmax(scores: Tensor) -> Tensor:
     return torch.where(exists, scores, 0).softmax(1) * exists
 
 
-def _metropolis_compiled(
-    scores: Tensor, carried: Tensor, log_u: Tensor, burn_in_fraction: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from emc2dist.core.walk import metropolis_rows  # here: it loads numba, which GPUs never need
+def _visit_compiled(scores: Tensor, carried: Tensor, streams: Tensor, burn_in_fraction: float, shuffle: bool) -> Sweep:
+    from emc2dist.core.walk import visit  # here: it loads numba, which GPUs never need
 
-    weights = scores.new_zeros(scores.shape[0], scores.shape[1] + 1)
-    ends = torch.zeros(3, scores.shape[0], dtype=torch.int64)
-    given = [x.contiguous().numpy() for x in (scores, carried, log_u)]
-    metropolis_rows(*given, float(burn_in_fraction), weights.numpy(), ends.numpy())
-    state, accepted, valid = ends
-    return weights, state, accepted, valid
+    order, accept = (fork(streams, lane).numpy().view(np.uint64) for lane in (ORDER, ACCEPT))
+    given = scores.contiguous().numpy(), carried.contiguous().numpy()
+    weights, ends = visit(*given, order, accept, float(burn_in_fraction), shuffle)
+    return _swept(torch.from_numpy(weights), *torch.from_numpy(ends))
 
 
 def _metropolis_batched(

@@ -34,6 +34,7 @@ LABELS = ("label", "labels", "fine_label", "target", "class", "cls", "category",
 _LOOKED_AT = 16  # rows, for what stands in place of images
 _ADDRESS = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)
 _BASE64 = re.compile(r"data:image/[\w+.-]+;base64,|iVBORw0KGgo|/9j/|R0lGOD|UklGR")  # PNG, JPEG, GIF, WebP
+_SHOWN = 5  # columns
 _SHOWN_CHARACTERS = 60  # of a value
 _END = 8  # bytes of a file after its footer: the footer's size, and PAR1
 
@@ -57,6 +58,8 @@ class Footer(NamedTuple):
     """A column that is called as one of splits, where there is one."""
     nulls: int
     """Rows without the bytes of an image, as far as the footer says."""
+    others: list[str]
+    """Columns that are neither image, label nor split."""
 
     @property
     def rows(self) -> int:
@@ -85,7 +88,8 @@ def read_footer(place: Place, entry: Entry) -> Footer:
     kind = _kind(schema.field(label).type) if label else ""
     classes = _class_names(place, schema, label)
     split = next((name for name in schema.names if name.lower() in COLUMNS and name != label), None)
-    return Footer(counts, image, label, kind, classes, hashlib.sha256(footer).hexdigest(), split, nulls)
+    others = [name for name in schema.names if name not in (image.split(".")[0], label, split)]
+    return Footer(counts, image, label, kind, classes, hashlib.sha256(footer).hexdigest(), split, nulls, others)
 
 
 def _nulls(group: pq.RowGroupMetaData, image: str) -> int:
@@ -100,7 +104,10 @@ def remarks_on(footers: list[Footer]) -> list[str]:
     image = footers[0].image.split(".")[0]
     found = [f"the images are those of column `{image}`"] if image != "image" else []
     splits = sorted({footer.split for footer in footers if footer.split})
-    return found + [f"column `{name}` was not read: only names of files tell splits" for name in splits]
+    found += [f"column `{name}` was not read: only names of files tell splits" for name in splits]
+    others = list(dict.fromkeys(name for footer in footers for name in footer.others))
+    shown = ", ".join(f"`{name}`" for name in others[:_SHOWN]) + (", ..." if len(others) > _SHOWN else "")
+    return found + ([f"{len(others)} further columns were not read: {shown}"] if others else [])
 
 
 def on_labels(footers: list[Footer]) -> list[str]:

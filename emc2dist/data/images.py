@@ -6,7 +6,8 @@ omniglot-small  those of 136 characters
 anything else   Parquet, on disk or on S3: see `emc2dist.data.catalogue`
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -107,12 +108,14 @@ def open_images(data: Data, split: str, s3: S3 | None = None) -> Images | None:
     return ParquetImages.open(data.path, split, s3=s3, limit=limit, cache_dir=data.cache_dir, cache_mib=data.cache_mib)
 
 
-def known_of_each(images: Images, wanted: Sequence[str] = ()) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
+def known_of_each(
+    images: Images, wanted: Mapping[str, str] = MappingProxyType({})
+) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
     """What is known of every training image, int64 [N] by name: `label` where there are any, and `duplicates` where
     that is `wanted`; -1 is nothing. And remarks.
 
     Raises:
-        DataError: what is `wanted`, which is `negatives.close`, is not known.
+        DataError: what is `wanted`, each by the key of a spec that wants it, is not known.
     """
     columns, remarks = dict[str, NDArray[np.int64]](), list[str]()
     reason = images.unlabelled()
@@ -120,17 +123,24 @@ def known_of_each(images: Images, wanted: Sequence[str] = ()) -> tuple[dict[str,
         columns["label"] = images.labels(np.arange(len(images)))
     if "label" in wanted:
         if reason is not None:
-            raise DataError(f"negatives.close: label, but no training image has one ({reason}); leave label out")
+            raise DataError(
+                f"{wanted['label']}: needs labels, but no training image has one ({reason}); use data with labels, or "
+                "do without"
+            )
         if without := int((columns["label"] < 0).sum()):
-            remarks.append(f"negatives.close: {without:,} of {len(images):,} images have no label to close others by")
+            remarks.append(
+                f"{wanted['label']}: {without:,} of {len(images):,} images have no label, and share one with nobody"
+            )
     if "duplicates" in wanted:
         try:
             columns["duplicates"] = images.duplicates()
         except DataError as error:
-            raise DataError(f"negatives.close: duplicates, but {error}, or leave duplicates out") from error
+            raise DataError(f"{wanted['duplicates']}: duplicates, but {error}, or leave duplicates out") from error
         of_groups = columns["duplicates"]
         groups = len(np.unique(of_groups[of_groups >= 0]))
-        remarks.append(f"negatives.close: {(of_groups >= 0).sum():,} images are duplicates, in {groups:,} groups")
+        remarks.append(
+            f"{wanted['duplicates']}: {(of_groups >= 0).sum():,} images are duplicates, in {groups:,} groups"
+        )
     return columns, remarks
 
 

@@ -3,9 +3,16 @@
 Each epoch is its own random permutation of the samples, cut into batches; what is left over after the last whole
 batch is dropped, and is another part of the data in every epoch. Resuming at a step needs nothing but the step.
 
-Without blocks every permutation is as likely. With blocks (rows that are fetched as one), the blocks are permuted, and
-then every row moves up to `window` places back from where its block lies: so few blocks are needed at a time, and a new
-one every so many rows. What that does to proposals is in docs/data.md.
+Without blocks or classes every permutation is as likely. With blocks (rows that are fetched as one), the blocks are
+permuted, and then every row moves up to `window` places back from where its block lies: so few blocks are needed at a
+time, and a new one every so many rows. What that does to proposals is in docs/data.md.
+
+By class, each batch is made of groups of K samples of one class (P x K batches), and an epoch is still a permutation:
+
+1. Every class is shuffled and cut into groups of K. The groups of a class are spread over the epoch, one in each of as
+   many equal parts of it, so that no class comes twice in a batch while there are enough classes.
+2. What a class has left, fewer than K, and samples without a class make batches of their own, class by class.
+3. The batches are shuffled. What is left after the last whole one is dropped, groups for the most part.
 """
 
 import numpy as np
@@ -18,7 +25,8 @@ class EpochOrder:
     """Global batches of `batch_size` indices out of `samples`, epoch after epoch.
 
     With `parts` > 1 each batch is cut into so many micro-batches, and a step takes one of them. `blocks` are the rows
-    of each block, [G], of neighbouring samples; they sum up to `samples`.
+    of each block, [G], of neighbouring samples; they sum up to `samples`. With `labels`, int64 [samples], -1 for none,
+    and no blocks, batches are groups of `per_class` samples of a class, which divides `batch_size / parts`.
 
     Raises:
         DataError: `batch_size` is more than `samples`.
@@ -33,6 +41,8 @@ class EpochOrder:
         parts: int = 1,
         blocks: NDArray[np.int64] | None = None,
         window: int = 1,
+        labels: NDArray[np.int64] | None = None,
+        per_class: int = 1,
     ) -> None:
         if batch_size > samples:
             raise DataError(
@@ -42,13 +52,13 @@ class EpochOrder:
         self.samples = samples
         self.seed = seed
         self.window = window
-        self._blocks = blocks
+        self._blocks, self._labels, self._per_class = blocks, labels, per_class
         self.micro_batch_size = batch_size // parts
         self.steps_per_epoch = samples // batch_size * parts
         self._permutations: dict[int, NDArray[np.int64]] = {}
 
     def unrelated(self, batch_size: int, seed: int) -> "EpochOrder":
-        """Another order of the same samples, that of other batches."""
+        """Another order of the same samples, that of other batches, whatever their classes."""
         return EpochOrder(self.samples, batch_size, seed, blocks=self._blocks, window=self.window)
 
     def batch(self, step: int) -> NDArray[np.int64]:
@@ -77,6 +87,10 @@ class EpochOrder:
         return self._permutations[epoch]
 
     def _draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        if self._labels is not None:
+            rows = _by_class(rng, self._labels, self._per_class)
+            batches = rows[: self.steps_per_epoch * self.micro_batch_size].reshape(self.steps_per_epoch, -1)
+            return rng.permutation(batches).flatten()
         if self._blocks is None:
             return rng.permutation(self.samples)
         order = rng.permutation(len(self._blocks))
@@ -84,6 +98,26 @@ class EpochOrder:
         starts = ends - self._blocks
         rows = np.concatenate([np.arange(starts[block], ends[block]) for block in order])
         return rows[np.argsort(np.arange(self.samples) + rng.random(self.samples) * self.window)]
+
+
+def _by_class(rng: np.random.Generator, labels: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """All samples: what classes have left over, groups of `size` samples of one class, fewer than `size` more that are
+    left over.
+    """
+    alone = labels.max(initial=-1) + 1 + np.arange(len(labels))
+    labels = np.where(labels < 0, alone, labels)  # without a class is a class of one's own
+    rows = rng.permutation(len(labels))
+    rows = rows[labels[rows].argsort(kind="stable")]
+    _, first, kind, count = np.unique(labels[rows], return_index=True, return_inverse=True, return_counts=True)
+    group, place = np.divmod(np.arange(len(rows)) - first[kind], size)
+    groups = (count // size)[kind]
+    whole = group < groups
+    heads = whole & (place == 0)
+    when = (group[heads] + rng.random(heads.sum())) / groups[heads]
+    grouped = rows[whole].reshape(-1, size)[when.argsort()].flatten()
+    left = rows[~whole][rng.random(len(count))[kind[~whole]].argsort()]
+    odd = len(left) // size * size
+    return np.concatenate([left[:odd], grouped, left[odd:]])
 
 
 def rank_slice(batch: NDArray[np.int64], rank: int, workers: int) -> NDArray[np.int64]:

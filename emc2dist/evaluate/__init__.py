@@ -1,1 +1,9 @@
-"""Measures of a representation: numbers in, a number out. Which images take part is `emc2dist.train.evaluation`'s."""
+"""Measures of a representation: numbers in, a number out. Which images take part is `emc2dist.train.evaluation`'s.
+
+    neighbours.py   the nearest rows, and whether they are of the right class: kNN, recall
+    probe.py        a linear classifier
+    few_shot.py     classes told by a few images of each
+    accuracy.py     the share of right answers, of all and of a mean class
+
+What needs no labels is in `emc2dist.core.diagnostics`.
+"""

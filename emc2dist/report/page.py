@@ -31,11 +31,16 @@ PAGE = "report.html"
 
 
 def report(
-    runs: Sequence[str | Path], *, out: str | Path | None = None, s3: S3 | None = None, asked: bool = True
+    runs: Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    s3: S3 | None = None,
+    asked: bool = True,
 ) -> dict[str, Any]:
     """Write the page and its pictures into the folder `out`, by default `report` in the first run's folder.
 
-    What `s3` was given goes before what each run's spec says, for run folders, `out` and data. Where nobody has `asked`
+    `overrides` are KEY=VALUE of the runs' specs: `data.path=PATH` where the data have moved. What `s3` was given goes before what each run's spec says, for run folders, `out` and data. Where nobody has `asked`
     for the page, it alone says what it does not show.
 
     Returns:
@@ -44,7 +49,7 @@ def report(
     Raises:
         RunError: one of `runs` is no run folder. StorageError: `out` cannot be written.
     """
-    shown = ReportedRun.open_all(runs, s3)
+    shown = ReportedRun.open_all(runs, s3, overrides)
     folder = files.at(out, s3) if out is not None else shown[0].folder.place / "report"
     files.refuse_file(folder)  # before there is anything to write
     chained = [_find(Chains.of, run, "chains") for run in shown]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from emc2dist.config import S3, Spec
+from emc2dist.config import S3, Spec, dump, parse
 from emc2dist.data.images import Images, open_images
 from emc2dist.errors import DataError, RunError
 from emc2dist.run.folder import RunFolder
@@ -34,8 +34,8 @@ class ReportedRun:
     """What the command says of how S3 is reached."""
 
     @classmethod
-    def open_all(cls, runs: Sequence[str | Path], s3: S3 | None) -> "list[ReportedRun]":
-        """The runs, in the order given.
+    def open_all(cls, runs: Sequence[str | Path], s3: S3 | None, overrides: Sequence[str] = ()) -> "list[ReportedRun]":
+        """The runs, in the order given, by their specs with other values of some keys.
 
         Raises:
             RunError: one is not a run, or there are none or too many for one report. SpecError: a spec is damaged.
@@ -44,6 +44,8 @@ class ReportedRun:
             raise RunError(f"a report takes 1 to {MOST_RUNS} run folders, got {len(runs)}")
         folders = [RunFolder.open(run, s3) for run in runs]
         specs = [folder.spec() for folder in folders]
+        if overrides:
+            specs = [parse(dump(spec), overrides, source=str(run)) for spec, run in zip(specs, runs, strict=True)]
         names = [spec.name for spec in specs]
         labels = [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
         return [

@@ -8,13 +8,24 @@ import torch
 
 from emc2dist import files
 from emc2dist.config import Spec, dump, given_keys, load, parse, parse_s3
+from emc2dist.core.contrast import columns_for
 from emc2dist.data.images import known_of_each, open_images
 from emc2dist.errors import SpecError
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.terminal import say
 from emc2dist.towers.encoder import Encoder
-from emc2dist.train.certificate import SECONDS, VIEWS, Row, certificates, choose, freeze, samples_for, untrained
+from emc2dist.train.certificate import (
+    SECONDS,
+    VIEWS,
+    Row,
+    certificates,
+    choose,
+    most_of_a_class,
+    samples_for,
+    untrained,
+)
+from emc2dist.train.frozen import freeze
 
 _HEEDED = (
     "objective",
@@ -27,6 +38,7 @@ _HEEDED = (
     "views",
     "data.path",
     "data.limit",
+    "data.per_class",
     "data.cache_dir",
     "data.cache_mib",
     "data.loaders",
@@ -76,12 +88,12 @@ def certify(
     remarks += found.newest.on_other_images(spec.data, images) if found.newest is not None else []
     if found.encoder.training:
         remarks.append(f"encoder.norm: {spec.encoder.norm} has seen nothing yet; it takes the views that are encoded")
-    columns, of_columns = known_of_each(images, spec.negatives.close)
+    columns, of_columns = known_of_each(images, columns_for(spec))
     remarks += of_columns
     for remark in remarks:
         say(remark)
     say(f"{chosen:,} of {len(images):,} training images, each in {views} random views")
-    index = choose(images, chosen, spec.seed)
+    index = choose(images, chosen, spec.seed, most_of_a_class(spec, chosen))
     features = freeze(spec, found.encoder, found.device, images, index, views)
     known = {name: torch.from_numpy(values[index]) for name, values in columns.items()}
     rows = certificates(spec, features, known, seconds, steps)

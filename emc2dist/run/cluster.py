@@ -25,9 +25,10 @@ for _name, _value in DEFAULTS.items():
 os.environ.update(past_proxies(os.environ))
 
 import ray  # noqa: E402
-from ray._private import services  # noqa: E402
+from ray._private import parameter, services  # noqa: E402
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager  # noqa: E402
 from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader  # noqa: E402
+from ray._private.node import Node  # noqa: E402
 from ray._private.utils import validate_socket_filepath  # noqa: E402
 from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData  # noqa: E402
 from ray.exceptions import RayError  # noqa: E402
@@ -46,6 +47,7 @@ RELEASE_S = 10.0
 """Seconds in which what a lost worker or a lost node held becomes free, or is known to be gone."""
 POLL_S = 0.5
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+_ACCELERATOR = "accelerator_type:"  # and a name: a resource of Ray's
 _NO_THREAD = "can't start new thread"
 _guard: Guard | None = None
 BOUNDLESS = 1_000_000
@@ -88,6 +90,11 @@ def connected(spec: Spec, *, runs: int = 1, dashboard: bool = False) -> Iterator
             _shut_down()
 
 
+def is_own() -> bool:
+    """Whether the Ray that this process is connected to was started here, for it alone."""
+    return _guard is not None
+
+
 def see_that_own_ray_lives(error: Exception | None = None) -> None:
     """Raise RayEnded, from `error`, where Ray was started here and its processes are gone; Ray itself is not asked."""
     try:
@@ -99,7 +106,7 @@ def see_that_own_ray_lives(error: Exception | None = None) -> None:
 
 def scarce_threads(spec: Spec) -> str:
     """The end of a message on what does not start in a Ray of our own: this machine's limit, where that may be why."""
-    return limits.scarce(spec.workers) if _guard is not None else ""
+    return limits.scarce(spec.workers) if is_own() else ""
 
 
 def _shut_down() -> None:
@@ -137,9 +144,9 @@ def here() -> NodeAffinitySchedulingStrategy:
 
 
 def use_gpu(spec: Spec) -> bool:
-    """Whether the workers train on GPUs."""
-    if spec.device != "auto":
-        return spec.device == "cuda"
+    """Whether the workers train on GPUs: where a kind of them is asked for, on no CPU."""
+    if spec.device != "auto" or spec.resources.accelerator is not None:
+        return spec.device != "cpu"
     return spec.fitting(_places({"GPU": spec.resources.worker_gpus}, spec.resources.worker_labels)) is not None
 
 
@@ -170,7 +177,9 @@ def worker_needs(spec: Spec) -> dict[str, float]:
     """Resources that Ray sets aside for a worker, by its names."""
     asked = spec.resources
     if use_gpu(spec):
-        return {"GPU": asked.worker_gpus, "CPU": asked.worker_cpus or 0}
+        # As Ray asks for a kind of GPU: each node that has some holds 1 of its name.
+        kind = {} if asked.accelerator is None else {f"{_ACCELERATOR}{asked.accelerator}": 0.001}
+        return {"GPU": asked.worker_gpus, "CPU": asked.worker_cpus or 0} | kind
     return {"CPU": 1 if asked.worker_cpus is None else asked.worker_cpus}
 
 
@@ -287,7 +296,7 @@ def _start(places: int, dashboard: bool) -> None:
     try:
         # Ray sees this too, but leaves the session's folder there.
         validate_socket_filepath(f"{folder}/ray/session_{'0' * 26}_{os.getpid()}/sockets/plasma_store")
-        with _sessions_of_their_own(), _signals_left_alone():
+        with _sessions_of_their_own(), _lean(dashboard), _signals_left_alone():
             ray.init(address="local", num_cpus=places, include_dashboard=dashboard, job_config=_job_config(), **_QUIET)
             _guard = _guard_of(ray._private.worker._global_node)
     except Exception as error:  # Ray raises anything, bare Exceptions too
@@ -357,6 +366,26 @@ def _sessions_of_their_own() -> Iterator[None]:
 
 
 @contextmanager
+def _lean(dashboard: bool) -> Iterator[None]:
+    """Have Ray start only what a Ray of our own needs, and wait for nothing in vain; `ray.init` has no options for it.
+
+    One of its processes would add nodes to this machine, one tell the driver of its workers' output, and without
+    `dashboard` the API server report usage alone: two CPU seconds at the start, and a second at the end. The port of
+    its agent is a fixed one, for which a second Ray on a machine tries for three seconds before it does without.
+    """
+    params, start = parameter.RayParams, Node.start_api_server
+    parameter.RayParams = functools.partial(
+        params, no_monitor=True, include_log_monitor=False, dashboard_agent_listen_port=0
+    )
+    if not dashboard:
+        Node.start_api_server = lambda node, **options: None
+    try:
+        yield
+    finally:
+        parameter.RayParams, Node.start_api_server = params, start
+
+
+@contextmanager
 def _signals_left_alone() -> Iterator[None]:
     """Keep SIGTERM's handler, where `ray.init` sets one of its own that ends the process without a word.
 
@@ -398,14 +427,30 @@ def _chain(error: BaseException) -> str:
     return "; ".join(texts)[:500]
 
 
+def _check_accelerator(spec: Spec) -> None:
+    """Raise SpecError where no node has the GPUs that are asked for by their name."""
+    wanted = spec.resources.accelerator
+    if wanted is None:
+        return
+    kinds = [name for name in ray.cluster_resources() if name.startswith(_ACCELERATOR)]
+    if f"{_ACCELERATOR}{wanted}" not in kinds:
+        there = ", ".join(sorted(name.removeprefix(_ACCELERATOR) for name in kinds))
+        has = f"has {there}" if there else "tells of no GPU" + (f" ({why})" if (why := why_no_gpu(spec)) else "")
+        raise SpecError(
+            f"resources.accelerator: {wanted}, but the cluster {has}; give a name as Ray has it, leave it out to take "
+            "any GPU or none, or add nodes"
+        )
+
+
 def _check_room(spec: Spec) -> None:
     needs, labels = worker_needs(spec), spec.resources.worker_labels
     places = _places(needs, labels)
     if spec.fitting(places) is None:
+        _check_accelerator(spec)
         if spec.device == "cuda" and not ray.cluster_resources().get("GPU"):
             why = f" ({found})" if (found := why_no_gpu(spec)) else ""
             raise SpecError(f"device: cuda, but Ray finds no GPU{why}; give device=auto or device=cpu, or add nodes")
-        each = " and ".join(f"{amount:g} {kind}" for kind, amount in needs.items() if amount)
+        each = " and ".join(f"{needs[kind]:g} {kind}" for kind in ("GPU", "CPU") if needs.get(kind))
         where = f" on nodes with labels {labels}" if labels else ""
         raise SpecError(
             f"workers: {spec.workers} need {each} each, the cluster has room for {places}{where}; "

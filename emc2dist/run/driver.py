@@ -37,12 +37,14 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from emc2dist import files
 from emc2dist.config import BUILT_IN, Spec, dump, paths
+from emc2dist.core.contrast import columns_for
 from emc2dist.data.images import Images, known_of_each, open_images, open_labelled
 from emc2dist.errors import RunError, RunStopped, SpecError, StorageUnreachable, StoreError
 from emc2dist.metrics import Recorder
 from emc2dist.run import checkpoints, failures, lock
 from emc2dist.run.channel import DEAD, ChannelHandle
 from emc2dist.run.elastic import NodeMonitor
+from emc2dist.run.fixed_size import FixedSize
 from emc2dist.run.folder import RunFolder, numbers
 from emc2dist.run.listeners import Listener, trackers
 from emc2dist.run.listeners.prometheus import Exporter, refuse_taken, watched
@@ -54,7 +56,6 @@ from emc2dist.run.worker import work
 from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.store.remote import RayStore
 from emc2dist.terminal import say
-from emc2dist.towers.encoder import Encoder
 from emc2dist.train import checkpoint, loop
 from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.memory import schema_for
@@ -166,22 +167,22 @@ def on_device(spec: Spec, device: str, tell: Callable[[str], None]) -> list[str]
 
 
 def check(spec: Spec) -> tuple[Images, list[str], int | None]:
-    """Open the data and see that data and encoder fit the spec.
+    """Open the data and see that they fit the spec.
 
     Returns the training images, remarks on the data, and k of kNN, which is None where nothing is evaluated.
 
     Raises:
-        SpecError: the encoder cannot be built. DataError: the data cannot be opened, are fewer than a batch, or lack
-            what `negatives.close` asks for.
+        SpecError: it goes too far. DataError: the data cannot be opened, are fewer than a batch, or lack labels or what
+            else the spec reads of each image.
     """
-    Encoder.without_weights(spec.encoder)
     images = open_images(spec.data, "train", spec.s3)
     assert images is not None, "open_images raises where there is nothing to train on"
+    _, on_columns = known_of_each(images, columns_for(spec))
     loop.order_for(spec, images)
-    _, closing = known_of_each(images, spec.negatives.close)
+    over = loop.left_over(spec, images)
     labelled = open_labelled(spec.data, spec.eval, images, spec.s3)
     evaluation, remarks = Evaluation.of(spec, labelled)
-    remarks = [*images.remarks, *closing, *remarks, *loop.dear_reads(spec, images)]
+    remarks = [*images.remarks, *over, *on_columns, *remarks, *loop.dear_reads(spec, images)]
     return images, remarks, evaluation.neighbours if evaluation else None
 
 
@@ -214,7 +215,8 @@ def resolved(spec: Spec) -> Spec:
     data, remote = spec.data, files.is_remote(spec.data.path)
     path = data.path if remote or data.path in BUILT_IN else paths.absolute(data.path)
     run_dir = spec.run_dir if files.is_remote(spec.run_dir) else paths.absolute(spec.run_dir)
-    shuffle = ("block" if remote else "full") if data.shuffle == "auto" else data.shuffle
+    by_block = remote and data.per_class is None
+    shuffle = ("block" if by_block else "full") if data.shuffle == "auto" else data.shuffle
     here = {"run_dir": run_dir, "data": data.model_copy(update={"path": path, "shuffle": shuffle})}
     return spec.model_copy(update=here)
 
@@ -372,7 +374,6 @@ def _fit(spec: Spec, folder: RunFolder, store: ChainStore, channel: ChannelHandl
             num_workers=spec.workers,
             use_gpu=cluster.use_gpu(spec),
             resources_per_worker=cluster.worker_needs(spec),
-            accelerator_type=spec.resources.accelerator,
             label_selector=cluster.worker_labels(spec, avoid) or None,
         ),
         run_config=RunConfig(
@@ -416,6 +417,10 @@ class _Trainer(DataParallelTrainer):
         in_actor = ray.get_runtime_context().get_actor_id() is not None
         idle = (DatasetsCallback,) if in_actor else (DatasetsCallback, PlacementGroupCleanerCallback)
         return [one for one in super()._create_default_callbacks() if not isinstance(one, idle)]
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        own = {"scaling_policy": FixedSize(self.scaling_config)} if cluster.is_own() else {}
+        return super()._initialize_and_run_controller(**parts | own)
 
     def _register_sigint_handler(self, controller: Any) -> None:
         drivers = signal.getsignal(signal.SIGINT)

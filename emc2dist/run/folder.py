@@ -26,7 +26,7 @@ from pydantic import BaseModel
 
 from emc2dist import files
 from emc2dist.config import S3, Spec, differences, dump, leaves, parse
-from emc2dist.errors import RunError, StorageError
+from emc2dist.errors import RunError, SpecError, StorageError
 from emc2dist.files import Place
 from emc2dist.files.pointers import pointer
 from emc2dist.metrics import METRICS, Row
@@ -36,6 +36,24 @@ _PACKAGES = ("emc2dist", "torch", "torchvision", "ray", "numpy", "numba", "pyarr
 
 _MOST_NAMED = 5
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
+
+
+def refuse_moved(path: str | Path, spec: Spec) -> None:
+    """Raise SpecError where `spec` was read from the folder of a run that says of itself that it lies elsewhere.
+
+    It would be trained anew there, and the checkpoints beside the file would be of no use.
+    """
+    here = Path(path).absolute()
+    if here.name != "spec.yaml" or not (here.parent / "versions.json").exists() or files.is_remote(spec.run_dir):
+        return
+    there = Path(spec.run_dir).absolute() / spec.name
+    if there.exists() and there.samefile(here.parent):
+        return
+    called = "" if here.parent.name == spec.name else f"call the folder {spec.name} again, and "
+    raise SpecError(
+        f"{path}: is of a run that was moved or copied here from {there}, and would train there from the start: to go "
+        f"on with what lies here {called}give run_dir={here.parent.parent}; to train anew give name=NEW"
+    )
 
 
 class RunFolder:

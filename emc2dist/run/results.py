@@ -17,6 +17,7 @@ from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.terminal import Progress, say
 from emc2dist.towers.encoder import MEAN, STD, backbone_state_dict, not_torchvisions
 from emc2dist.train.evaluation import Evaluation
+from emc2dist.train.measures import MOST_IN_PAIRS, measures
 
 _HEEDED = (
     "data.path",
@@ -36,7 +37,9 @@ _USE = (
 
 
 def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = None) -> dict[str, Any]:
-    """kNN accuracy and linear probe of the newest checkpoint, on all images of the run's data.
+    """All measures (`emc2dist.train.measures`) of the newest checkpoint, on all images of the run's data.
+
+    Of the representation, and of the feature, by these names.
 
     `overrides` are KEY=VALUE, of the run's spec: `data.path=PATH` where the data have moved. What `s3` was given goes
     before what the run's spec says, for the run folder and for the data.
@@ -61,15 +64,16 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
         bank, queries = evaluation.represent(newest.encoder, newest.device, progress.add)
     if not (bank.isfinite().all() and queries.isfinite().all()):
         raise NonFiniteError(f"{newest.place}: its encoder's representations are not finite; the run has diverged")
-    say("encoded; now the kNN vote and the linear probe")
+    pair = evaluation.pair(newest.encoder, newest.device, MOST_IN_PAIRS).to(newest.device)
+    say("encoded; now the measures of it")
     return {
         "checkpoint": str(newest.place),
         "data": spec.data.path,
         "bank": len(bank),
         "queries": len(queries),
         "neighbours": evaluation.neighbours,
-        "knn_accuracy": evaluation.knn_accuracy(bank, queries),
-        "linear_probe_accuracy": evaluation.linear_probe(bank, queries),
+        "representation": measures(evaluation, bank, queries, pair),
+        "feature": measures(evaluation, *newest.features_of(bank, queries, pair)),
         "remarks": [*newest.remarks, *remarks],
     }
 

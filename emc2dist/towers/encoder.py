@@ -13,24 +13,19 @@ policy:
 Chains carry features between batches, so `group` and `none` are the policies under which a feature has one meaning.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
-from typing_extensions import override
 
 from emc2dist.config import Encoder as EncoderConfig
 from emc2dist.config import Norm
 from emc2dist.config.sections import Precision
 from emc2dist.core import kernels
-from emc2dist.errors import SpecError
 from emc2dist.towers.norms import GroupNorm
 
 # ImageNet's, in units of a pixel value.
@@ -42,10 +37,6 @@ class Encoder(nn.Module):
     """Backbone and projector, as `emc2dist.config.Encoder` describes them.
 
     Follows the dtype of its parameters: after `.double()` features are float64. `width` is R, `features` is D.
-
-    Raises:
-        SpecError: `encoder.backbone` is neither `conv4` nor of torchvision's ResNet family; names the nearest that are.
-            `encoder.stem` is another than the backbone has.
     """
 
     mean: Tensor
@@ -59,12 +50,6 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
-    @classmethod
-    def without_weights(cls, config: EncoderConfig) -> "Encoder":
-        """An encoder on the meta device: it takes no memory, and shows that one can be built."""
-        with torch.device("meta"), _Uninitialised():
-            return cls(config)
-
     def representation(self, images: Tensor) -> Tensor:
         """Backbone output [n, R] of images uint8 [n, 3, H, W]; what kNN and the linear probe use."""
         if images.dtype != torch.uint8:
@@ -73,17 +58,13 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Unit-norm features [n, D] of images uint8 [n, 3, H, W]; float32 or wider, also under autocast."""
-        projected = self.projector(self.representation(images))
+        return self.feature(self.representation(images))
+
+    def feature(self, representation: Tensor) -> Tensor:
+        """Unit-norm features [n, D] of representations [n, R]."""
+        projected = self.projector(representation)
         # A bf16 vector has unit norm only to two digits, and scores are divided by a small temperature.
         return functional.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Draws nothing. Torch does it on `meta`, too, by code whose import takes 1 to 2 seconds."""
-
-    @override
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
 
 
 def layout(config: EncoderConfig, precision: Precision, device: torch.device) -> torch.memory_format:
@@ -194,25 +175,7 @@ class Conv4(nn.Module):
 
 def _backbone(config: EncoderConfig) -> tuple[nn.Module, int]:
     """The backbone without a head, and the width of its representation."""
-    if config.backbone == "conv4":
-        return _conv4(config)
-    resnets = _resnets()
-    if config.backbone not in resnets:
-        nearest = ", ".join(difflib.get_close_matches(config.backbone, ["conv4", *resnets], n=3, cutoff=0.0))
-        raise SpecError(
-            f"encoder.backbone: {config.backbone!r} is neither conv4 nor of torchvision's ResNet family; "
-            f"the nearest are {nearest}"
-        )
-    return _resnet(config)
-
-
-def _conv4(config: EncoderConfig) -> tuple[nn.Module, int]:
-    if config.stem != "cifar":
-        raise SpecError(
-            f"encoder.stem: {config.stem} is a stem of ResNets; conv4 begins with a 3x3 convolution of stride 1: leave "
-            "encoder.stem out, or give cifar"
-        )
-    return Conv4(config.norm), Conv4.WIDTHS[-1]
+    return (Conv4(config.norm), Conv4.WIDTHS[-1]) if config.backbone == "conv4" else _resnet(config)
 
 
 def _resnet(config: EncoderConfig) -> tuple[nn.Module, int]:
@@ -228,14 +191,6 @@ def _resnet(config: EncoderConfig) -> tuple[nn.Module, int]:
     if config.norm == "none":
         _shrink_residuals(backbone)
     return backbone, width
-
-
-def _resnets() -> list[str]:
-    """Names of the models that torchvision builds from its `ResNet`: the ones with `fc`, `norm_layer` and this stem."""
-    from emc2dist.towers._torchvision import models
-
-    names = models.list_models(module=models)
-    return [name for name in names if models.get_model_builder(name).__module__ == models.resnet.__name__]
 
 
 def _shrink_residuals(backbone: nn.Module) -> None:

@@ -2,8 +2,12 @@
 
 Biases and the parameters of normalisation layers (one dimension or none) are neither decayed nor LARS-adapted. The
 schedule is a function of the number of the update, so there is no scheduler state to save.
+
+The optimisers are torch's, called as they are: what hides them from torch's compiler would import it first, which takes
+a second and 100 MB. Here it is given an encoder alone (`emc2dist.train.compilation`), and never meets an optimiser.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,7 +18,34 @@ from torch import Tensor, nn
 from emc2dist.config import Optimiser
 
 
-class Lars(torch.optim.Optimizer):
+class _Bare(torch.optim.Optimizer):
+    """Methods of all optimisers, without what hides them from torch's compiler."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class SGD(_Bare, torch.optim.SGD):
+    """Torch's."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class Adam(_Bare, torch.optim.Adam):
+    """Torch's."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
+class AdamW(_Bare, torch.optim.AdamW):
+    """Torch's."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class Lars(_Bare):
     """SGD with momentum whose steps are scaled layer by layer (You, Gitman & Ginsburg 2017, arXiv:1708.03888).
 
         u = g + weight_decay * w
@@ -96,11 +127,11 @@ def build_optimiser(model: nn.Module, config: Optimiser, lr: float) -> torch.opt
     fused = True if all(p.is_cuda for p in parameters) else None
     match config.name:
         case "adam":
-            return torch.optim.Adam([weights, plain], lr=lr, fused=fused)
+            return Adam([weights, plain], lr=lr, fused=fused)
         case "adamw":
-            return torch.optim.AdamW([weights, plain], lr=lr, fused=fused)
+            return AdamW([weights, plain], lr=lr, fused=fused)
         case "sgd":
-            return torch.optim.SGD([weights, plain], lr=lr, momentum=momentum)
+            return SGD([weights, plain], lr=lr, momentum=momentum)
         case "lars":
             groups = [weights, plain | {"adapt": False}]
             return Lars(groups, lr=lr, momentum=momentum, trust=trust)

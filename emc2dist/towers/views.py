@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from emc2dist.config import Views
 from emc2dist.towers.parameters import draw, kernel
@@ -49,6 +50,7 @@ class RandomView:
 class PlainView:
     """uint8 [3, H, W] -> uint8 [3, size, size]: shorter side resized to `size`, then the centre. Deterministic.
 
+    The pixels are those of torchvision's `Resize` and `CenterCrop`, which would take two seconds to import.
     Of an image more than `LONGEST` times as long as wide only the middle is resized, so that no image, however thin,
     makes a resized one of more than about `LONGEST` * size ** 2 pixels.
     """
@@ -56,10 +58,7 @@ class PlainView:
     LONGEST = 8
 
     def __init__(self, size: int) -> None:
-        from emc2dist.towers._torchvision import v2
-
         self._size = size
-        self.transform = v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)])
 
     def __reduce__(self) -> tuple[type["PlainView"], tuple[int]]:
         return PlainView, (self._size,)
@@ -71,4 +70,10 @@ class PlainView:
             beside = (image.shape[axis] - most) // 2  # as much on either side, that the centre stays where it is
             if beside > 0:
                 image = image.narrow(axis, beside, image.shape[axis] - 2 * beside)
-        return self.transform(image)
+        shorter = min(image.shape[1:])
+        sides = [int(self._size * side / shorter) for side in image.shape[1:]]
+        if sides != list(image.shape[1:]):
+            image = interpolate(image[None], sides, mode="bilinear", antialias=True)[0]
+        for axis, side in zip((1, 2), sides, strict=True):
+            image = image.narrow(axis, round((side - self._size) / 2), self._size)
+        return image

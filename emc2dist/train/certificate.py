@@ -1,6 +1,7 @@
 """What a sampler buys on a spec's own features: its certificate (`emc2dist.core.certify`), beside those of others.
 
-    freeze    a uniform choice of the training images in M random views each, encoded once
+    freeze    a choice of the training images, uniform or, as batches may be, by class, in M random views, encoded once
+              (`emc2dist.train.frozen`)
     certify   the spec's own negatives, the batch alone, and other chains, over those features, for as many steps each
 
 All of them are held against the same exact gradient, that of the spec's objective over the frozen views. The rows are
@@ -8,11 +9,10 @@ told apart by one number, `Row.distance`: how far an average of gradients is fro
 were encoded as `AVERAGED` steps of the batch alone encode.
 """
 
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from math import comb
 from time import perf_counter
@@ -28,14 +28,12 @@ from emc2dist.config import Spec
 from emc2dist.config.negatives import Chain, InBatch, Negatives
 from emc2dist.core.certify import FrozenRun, Report, certify
 from emc2dist.core.contrast import contrast_for
-from emc2dist.core.streams import fork
 from emc2dist.data.images import Images
-from emc2dist.data.loader import ViewLoader
-from emc2dist.errors import DataError, NonFiniteError, SpecError
+from emc2dist.data.sampler import EpochOrder
+from emc2dist.errors import DataError, SpecError
 from emc2dist.terminal import Progress, say
 from emc2dist.towers.encoder import Encoder
 from emc2dist.train.loop import initial_encoder
-from emc2dist.train.views import view_loader
 
 SAMPLES, VIEWS, SECONDS = 500, 20, 45.0
 """Images, views of each, and seconds of all steps together, where nobody says otherwise."""
@@ -50,8 +48,6 @@ ROOM = 4
 Role = Literal["own", "batch", "other", "half"]
 """The spec's own negatives, the batch alone, other ones; or the spec's own over half of the images."""
 
-_VIEWS = 2  # label of random streams, as in `emc2dist.train.step`
-_CHUNK = 256  # views encoded at once
 _MOST_VIEWS = 2**17  # the exact gradient contrasts each with each
 _MOST_BYTES = 2**30  # of features
 _MOST_WAYS = 1200  # in which views stand together, where an exact loss is a mean over them
@@ -136,7 +132,13 @@ def samples_for(spec: Spec, images: Images, samples: int | None, views: int) -> 
             f"--views {views}: a step takes views.count: {count} of an image for its batch, and as many others may "
             f"stand beside them; give at least {2 * count}"
         )
-    if contrast_for(spec).objective.bends and comb(views, count) > _MOST_WAYS:
+    if any(what.ranked for what in contrast_for(spec).denominators):
+        raise SpecError(
+            f"objective: {spec.objective.name}: it takes the hardest candidates that there are, not a mean over them, "
+            "so no gradient is exact and there is nothing to certify; objective.name=dcl certifies these negatives"
+        )
+    objective = contrast_for(spec).objective
+    if objective.bends and not objective.looks_around and comb(views, count) > _MOST_WAYS:
         within = [most for most in range(2 * count, views) if comb(most, count) <= _MOST_WAYS]
         advice = f"give --views {within[-1]}" if within else "set views.count=2"
         raise SpecError(
@@ -153,48 +155,31 @@ def samples_for(spec: Spec, images: Images, samples: int | None, views: int) -> 
     return chosen
 
 
-def choose(images: Images, samples: int, seed: int) -> NDArray[np.int64]:
-    """A uniform choice of so many images, int64 [samples], in random order."""
-    return np.random.default_rng(seed).permutation(len(images))[:samples]
+def choose(images: Images, samples: int, seed: int, most: int | None = None) -> NDArray[np.int64]:
+    """A uniform choice of so many images, int64 [samples], in random order.
 
-
-@torch.no_grad()
-def freeze(spec: Spec, encoder: Encoder, device: torch.device, images: Images, index: NDArray, views: int) -> Tensor:
-    """Unit-norm features [views, n, D], on the CPU, of the images at `index` [n] in random views, as training has them.
-
-    Where the encoder is in training mode, batch norms take the statistics of a few hundred views.
-
-    Raises:
-        NonFiniteError: one is NaN or infinite.
+    With `most`, so many of a class at a time: classes one after the other, and where these are too few, again. So half
+    of the choice is half of its classes.
     """
-    there = np.sort(index)  # neighbours lie together
-    parts = []
-    once = spec.data.model_copy(update={"on_device": False})  # each is asked for once
-    with (
-        view_loader(spec.model_copy(update={"data": once}), images, device) as loader,
-        closing(Progress(len(index) * views, unit="view")) as progress,
-    ):
-        for pixels in _views(loader, spec.seed, there, views):
-            parts.append(encoder(pixels.flatten(0, 1).to(device)).cpu().unflatten(0, pixels.shape[:2]))
-            progress.add(pixels.shape[0] * pixels.shape[1])
-    features = torch.cat(parts, 1)
-    if not features.isfinite().all():
-        raise NonFiniteError("the encoder's features are not finite: it has diverged, or its weights are damaged")
-    return features[:, np.searchsorted(there, index)]
+    rows = np.random.default_rng(seed).permutation(len(images))
+    if most is None:
+        return rows[:samples]
+    _, seen, kind = np.unique(images.labels(rows), return_index=True, return_inverse=True)
+    turn = seen[kind]  # of the class, by its first row: in random order
+    by_class = turn.argsort(kind="stable")
+    _, first, count = np.unique(turn[by_class], return_index=True, return_counts=True)
+    place = np.empty_like(rows)
+    place[by_class] = np.arange(len(rows)) - first.repeat(count)
+    return rows[np.lexsort((turn, place // most))[:samples]]
 
 
-def _views(loader: ViewLoader, seed: int, index: NDArray, views: int) -> Iterator[Tensor]:
-    """uint8 [views, n, 3, S, S] of a few images after the other; the next ones are begun."""
-    numbers = torch.arange(views).unsqueeze(1)
-    ahead: deque[Future[Tensor]] = deque()
-    chunk = max(1, _CHUNK // views)
-    for part in np.split(index, range(chunk, len(index), chunk)):
-        # As the first views of so many steps are drawn.
-        seeds = fork(seed, _VIEWS, numbers, torch.from_numpy(part), 0)
-        ahead.append(loader.submit(part, seeds.numpy()))
-        if len(ahead) > 1:
-            yield ahead.popleft().result()
-    yield from (made.result() for made in ahead)
+def most_of_a_class(spec: Spec, samples: int) -> int | None:
+    """How many images of a class to choose at a time; None where batches are not by class.
+
+    As many as leave classes for `ROOM` batches, if each came once.
+    """
+    size = spec.data.per_class
+    return None if size is None else max(size, samples * size // (ROOM * spec.micro_batch_size))
 
 
 def untrained(spec: Spec, device: torch.device) -> Encoder:
@@ -221,12 +206,12 @@ def certificates(
     say(f"the exact gradient of {spec.objective.name} over {features.shape[1]:,} images in {len(features)} views")
     exact: dict[tuple[float, int], Tensor] = {}
     for plan in plans:
-        if plan.target not in exact:
+        if plan.target not in exact and not plan.run().looks_around:  # else each step has one
             exact[plan.target] = plan.run().exact()
     rows = []
     with _one_thread(), closing(Progress(len(plans) * steps, unit="step")) as progress:
         for plan in plans:
-            report = certify(plan.run(), steps, progress.add, exact[plan.target])
+            report = certify(plan.run(), steps, progress.add, exact.get(plan.target))
             rows.append(Row(plan.role, plan.spec, *plan.target, steps, report))
     return rows
 
@@ -247,7 +232,11 @@ class _Plan(NamedTuple):
 
     def run(self) -> FrozenRun:
         """A fresh one."""
-        spec = self.spec
+        spec, batches = self.spec, None
+        if spec.data.per_class is not None:
+            labels, size = self.columns["label"].numpy(), spec.data.per_class
+            order = EpochOrder(len(labels), spec.micro_batch_size, spec.seed, labels=labels, per_class=size)
+            batches = partial(_batch, order)
         return FrozenRun(
             contrast_for(spec),
             self.features,
@@ -256,7 +245,12 @@ class _Plan(NamedTuple):
             spec.seed,
             spec.views.count,
             columns=self.columns,
+            batches=batches,
         )
+
+
+def _batch(order: EpochOrder, step: int) -> Tensor:
+    return torch.from_numpy(order.batch(step))
 
 
 def _plans(spec: Spec, features: Tensor, columns: Mapping[str, Tensor]) -> Iterator[_Plan]:
@@ -310,11 +304,13 @@ def _steps_within(seconds: float, plans: list[_Plan]) -> int:
 
 
 def _step_seconds(run: FrozenRun) -> float:
-    """Of a step, once chains carry something."""
+    """Of a step, once chains carry something, and of what its batch's exact gradient takes."""
     for t in range(_TRIED):
         if t == _TRIED // 2:
             began = perf_counter()
         run.step(t)
+        if run.looks_around:
+            run.exact_of_batch()
     return (perf_counter() - began) / (_TRIED - _TRIED // 2)
 
 

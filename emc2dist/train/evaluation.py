@@ -1,8 +1,9 @@
-"""How good a representation is: kNN accuracy and a linear probe on the frozen backbone's output.
+"""Which images a representation is judged by, and how many of them the nearest neighbours tell rightly.
 
 Labelled images vote (those that were trained on, or those of `eval.voters`) and are asked about others (`eval.asked`).
 Where there are no others, every tenth voter is a question (its pixels were trained on, its label was not). An image
-without a label takes no part. Splits that name their classes in different orders are matched by name.
+without a label takes no part. Splits that name their classes in different orders are matched by name. All measures:
+`emc2dist.train.measures`.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,10 +16,11 @@ from torch import Tensor
 from emc2dist.config import Spec
 from emc2dist.data.images import Images, Labelled
 from emc2dist.errors import DataError
-from emc2dist.evaluate import knn, probe
+from emc2dist.evaluate import neighbours
 from emc2dist.towers.encoder import Encoder
 from emc2dist.towers.views import PlainView
 from emc2dist.train import collectives
+from emc2dist.train.frozen import freeze
 
 _CHUNK = 256  # images encoded at once
 
@@ -126,19 +128,20 @@ class Evaluation:
         """
         voters, asked = self.labels()
         part = slice(collectives.rank(), None, collectives.world_size()) if shared else slice(None)
-        right = knn.right(bank, voters, queries[part], asked[part], neighbours=self.neighbours)
+        found = neighbours.votes(bank, voters, queries[part], neighbours=self.neighbours)
+        right = int((found == asked[part]).sum())
         if shared:
             right = int(collectives.gather_numbers(torch.tensor(right)).sum())
         return right / len(asked)
 
-    def linear_probe(self, bank: Tensor, queries: Tensor) -> float:
-        """Accuracy of multinomial logistic regression on standardised representations, fitted by L-BFGS.
+    def pair(self, encoder: Encoder, device: torch.device, most: int) -> Tensor:
+        """Representations float32 [2, m, R], on the CPU, of up to `most` queries in two random views, as in training.
 
         Raises:
-            DataError: all voters are of one class.
+            NonFiniteError: a number is NaN or infinite.
         """
-        voters, asked = self.labels()
-        return probe.accuracy(bank.cpu().numpy(), voters, queries.cpu().numpy(), asked)
+        images, index = self._queries
+        return freeze(self.spec, encoder.representation, device, images, index[:most], 2).float()
 
     def _encode(
         self,

@@ -11,11 +11,12 @@ from time import monotonic, time
 from typing import Protocol
 from uuid import uuid4
 
+import numpy as np
 import torch
 
 from emc2dist import files
 from emc2dist.config import Spec
-from emc2dist.core.contrast import contrast_for
+from emc2dist.core.contrast import columns_for, contrast_for
 from emc2dist.core.estimators import FEATURES
 from emc2dist.data.images import Images, Labelled, known_of_each
 from emc2dist.data.sampler import EpochOrder
@@ -76,6 +77,8 @@ def order_for(spec: Spec, images: Images) -> EpochOrder:
         parts=spec.optimiser.accumulate,
         blocks=images.blocks if spec.data.shuffle == "block" else None,
         window=spec.data.window,
+        labels=images.labels(np.arange(len(images))) if spec.data.per_class else None,
+        per_class=spec.data.per_class or 1,
     )
     if spec.epochs * order.steps_per_epoch > _MOST_STEPS:
         most = _MOST_STEPS // order.steps_per_epoch
@@ -111,6 +114,18 @@ def _read_by_a_step(spec: Spec, samples: int) -> tuple[int, int]:
     rows = min(contrast.estimator.cache_proposals, samples) + min(contrast.objective.support, samples)
     columns = contrast.tables(spec.views.count, spec.encoder.features).get(FEATURES)
     return rows, 0 if columns is None else rows * nbytes({FEATURES: {"feature": columns["feature"]}}, 1)
+
+
+def left_over(spec: Spec, images: Images) -> list[str]:
+    """A remark where the batch does not divide the images."""
+    over = len(images) % spec.batch_size
+    if not over:
+        return []
+    rest = "others each time" if spec.epochs > 1 else "and there is one epoch"
+    return [
+        f"{over:,} of {len(images):,} training images are left out of each epoch, {rest}: batch_size: "
+        f"{spec.batch_size} does not divide them"
+    ]
 
 
 @dataclass(frozen=True)
@@ -185,7 +200,7 @@ class _Loop:
 
     def run(self, resume: Path | None) -> int:
         first = self._restore(resume) if resume else self._start()
-        columns, _ = known_of_each(self.train, self.spec.negatives.close)
+        columns, _ = known_of_each(self.train, columns_for(self.spec))
         parts = (self.memory, self.loader, self.order, self.device, columns)
         trainer = Trainer(self.spec, self.encoder, self.optimiser, *parts, self.follower)
         meter = Meter(self.spec.micro_batch_size, trainer.stopwatch)

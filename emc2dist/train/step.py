@@ -28,7 +28,15 @@ from torch import Tensor, nn
 from emc2dist.config import Spec
 from emc2dist.core.batch import Batch, Side, drawn_in
 from emc2dist.core.contrast import Outcome, contrast_for
-from emc2dist.core.diagnostics import alignment, cached_log_z, effective_rank, log_z_errors, uniformity
+from emc2dist.core.diagnostics import (
+    alignment,
+    cached_log_z,
+    effective_rank,
+    isotropy,
+    log_z_errors,
+    tolerance,
+    uniformity,
+)
 from emc2dist.core.estimators import FEATURES, CachedRows, Fact
 from emc2dist.core.streams import fork, seed_of
 from emc2dist.core.transfer import to_device
@@ -213,11 +221,15 @@ class Trainer:
     def _health(self, batch: Batch) -> dict[str, Fact]:
         """Of the whole batch, or its first samples where it is large; measured by one rank for all."""
         features = batch.sides[SIDE].all[:, :_MOST_MEASURED].detach()
-        measures: dict[str, Callable[[], Tensor]] = {
+        measures: dict[str, Callable[[], Fact]] = {
             "alignment": lambda: alignment(features),
             "uniformity": lambda: uniformity(features[0]),
+            "isotropy": lambda: isotropy(features[0]),
             "effective_rank": lambda: effective_rank(features[0]),
         }
+        if "label" in batch.columns:
+            labels = batch.columns["label"][batch.index[:_MOST_MEASURED]]
+            measures["tolerance"] = lambda: tolerance(features[0], labels)
         if self._rank != 0:
             nothing = torch.zeros((), device=self.device)
             return {name: (nothing, nothing) for name in measures}

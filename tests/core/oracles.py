@@ -7,6 +7,11 @@ import math
 
 import torch
 
+LABEL = torch.tensor([0, 1, 0, -1, 1, -1, 2, 2] * 3)
+TWINS = torch.tensor([-1, -1, 7, -1, -1, 7, -1, -1] * 3)
+COLUMNS = {"label": LABEL, "duplicates": TWINS}
+"""What is known of the samples of every test, where an objective or a closing asks for it."""
+
 
 def _positives(z):
     """[V][N]: the mean cosine of each anchor with its sample's other views."""
@@ -32,10 +37,10 @@ def closed_by(ceiling=None, *columns):
     return closed
 
 
-def _negatives(z, v, i, temperature, closed):
-    """Scores [n] of the views of other samples that are open."""
+def _negatives(z, v, i, temperature, closed, slots=None):
+    """Scores [n] of the views of other samples that are open; `slots`: of these views alone."""
     views, samples, _ = z.shape
-    others = [(w, j) for j in range(samples) if j != i for w in range(views)]
+    others = [(w, j) for j in range(samples) if j != i for w in (range(views) if slots is None else slots)]
     scores = [z[v, i] @ z[w, j] / temperature for w, j in others if not closed(z, v, i, w, j)]
     return torch.stack(scores) if scores else z.new_zeros(0)
 
@@ -43,6 +48,18 @@ def _negatives(z, v, i, temperature, closed):
 def _repulsion(negatives):
     """log Z; where all candidates are closed nothing is repelled."""
     return negatives.logsumexp(0) if len(negatives) else 0
+
+
+def cacr(z, temperature, closed=nothing, t_positive=1.0, t_negative=2.0):
+    views, samples, _ = z.shape
+    total = 0
+    for v in range(views):
+        for i in range(samples):
+            near = torch.stack([2 - 2 * z[v, i] @ z[w, i] for w in range(views) if w != v])
+            total = total + ((t_positive * near).softmax(0) * near).sum()
+            far = 2 - 2 * _negatives(z, v, i, 1, closed, slots=[v])
+            total = total - ((-t_negative * far).softmax(0) * far).sum()
+    return total / (views * samples)
 
 
 def dcl(z, temperature, closed=nothing):
@@ -69,6 +86,39 @@ def dclw(z, temperature, closed=nothing, sigma=0.5):
     return total / (views * samples)
 
 
+def groco(z, temperature, closed=nothing, hardest=10, steepness=1.0):
+    views, samples, _ = z.shape
+    keys, total = z.detach(), 0
+    for v in range(views):
+        for i in range(samples):
+            others = [j for j in range(samples) if j != i and not closed(z, v, i, v, j)]
+            negatives = sorted((z[v, i] @ keys[v, j] for j in others), key=lambda score: score.item())[-hardest:]
+            positives = sorted((z[v, i] @ keys[w, i] for w in range(views) if w != v), key=lambda score: score.item())
+            missing = hardest - len(negatives)
+            row, places = [None] * missing + negatives + positives, hardest + len(positives)
+            permutation = torch.eye(places, dtype=z.dtype)  # of each number, by place
+            for layer in range(places):
+                step = torch.eye(places, dtype=z.dtype)
+                for place in range(layer % 2, places - 1, 2):
+                    low, high = row[place : place + 2]
+                    if low is None:
+                        continue
+                    stays = torch.atan(steepness * (high - low)) / torch.pi + 0.5
+                    row[place : place + 2] = stays * low + (1 - stays) * high, (1 - stays) * low + stays * high
+                    swap = torch.stack([torch.stack([stays, 1 - stays]), torch.stack([1 - stays, stays])])
+                    around = torch.eye(places, dtype=z.dtype)
+                    around[place : place + 2, place : place + 2] = 0
+                    step = step @ (around + torch.nn.functional.pad(swap, (place, places - place - 2) * 2))
+                permutation = permutation @ step
+            among_positives, among_negatives = permutation[:, hardest:].sum(1), permutation[:, :hardest].sum(1)
+            for number in range(missing, places):
+                right, wrong = among_positives[number], among_negatives[number]
+                if number < hardest:
+                    right, wrong = wrong, right
+                total = total - (right.log() + (1 - wrong).log()) / 2 / places
+    return total / (views * samples)
+
+
 def infonce(z, temperature, closed=nothing):
     views, samples, _ = z.shape
     near = _positives(z)
@@ -79,6 +129,27 @@ def infonce(z, temperature, closed=nothing):
             negatives = _negatives(z, v, i, temperature, closed)
             total = total - positive[0] + torch.cat([positive, negatives]).logsumexp(0)
     return total / (views * samples)
+
+
+def mv_dhel(z, temperature, closed=nothing):
+    views, samples, _ = z.shape
+    total = 0
+    for i in range(samples):
+        pairs = [z[v, i] @ z[w, i] / temperature for v in range(views) for w in range(v + 1, views)]
+        total = total - torch.stack(pairs).logsumexp(0)
+        for v in range(views):
+            total = total + _repulsion(_negatives(z, v, i, temperature, closed, slots=[v]))
+    return total / samples
+
+
+def mv_infonce(z, temperature, closed=nothing):
+    views, samples, _ = z.shape
+    total = 0
+    for i in range(samples):
+        pairs = [z[v, i] @ z[w, i] / temperature for v in range(views) for w in range(views) if w != v]
+        negatives = [_negatives(z, v, i, temperature, closed) for v in range(views)]
+        total = total - torch.stack(pairs).logsumexp(0) + torch.cat([torch.stack(pairs), *negatives]).logsumexp(0)
+    return total / samples
 
 
 def nnclr(z, temperature, closed=nothing, cached=()):
@@ -115,4 +186,65 @@ def rgcl(z, temperature, closed=nothing, rho=0.4):
     return total / (views * samples)
 
 
-ORACLES = {"dcl": dcl, "dclw": dclw, "infonce": infonce, "nnclr": nnclr, "rgcl": rgcl}
+def supcon(z, temperature, closed=nothing, decoupled=False):
+    views, samples, _ = z.shape
+    total = 0
+    for v in range(views):
+        for i in range(samples):
+            others = [(w, j) for j in range(samples) for w in range(views) if (w, j) != (v, i)]
+            positives = [(w, j) for w, j in others if j == i or LABEL[i] == LABEL[j] >= 0]
+            own = [z[v, i] @ z[w, i] / temperature for w in range(views) if w != v]
+            negatives = _negatives(z, v, i, temperature, closed)
+            among = negatives if decoupled else torch.cat([torch.stack(own), negatives])
+            total = total - sum(z[v, i] @ z[w, j] / temperature for w, j in positives) / len(positives)
+            total = total + _repulsion(among)
+    return total / (views * samples)
+
+
+def supremix(z, temperature, closed=nothing, window=5, beta=(2, 8), label=LABEL):
+    """With the mean share of the anchor in its mixed negatives."""
+    views, samples, _ = z.shape
+    share, everyone = beta[0] / sum(beta), [(w, j) for j in range(samples) for w in range(views)]
+    t = [int(one) for one in label[:samples]]
+
+    def far(i, j):
+        return abs(t[i] - t[j]) if min(t[i], t[j]) >= 0 else 0
+
+    total = 0
+    for v in range(views):
+        for i in range(samples):
+            kept, near, among = z.detach(), [], []
+            for w, j in everyone:
+                score = z[v, i] @ z[w, j] / temperature
+                if (w, j) != (v, i) and (j == i or t[i] == t[j] >= 0):
+                    near.append(score)
+                if (w, j) != (v, i) and (j == i or not closed(z, v, i, w, j)):
+                    among.append(score + math.log(far(i, j) + 1))
+                if far(i, j):
+                    mixture = share * kept[v, i] + (1 - share) * kept[w, j]
+                    label = share * t[i] + (1 - share) * t[j]
+                    among.append(z[v, i] @ mixture / temperature + math.log(abs(t[i] - label) + 1))
+            for w, j in everyone:
+                for u, k in everyone:
+                    if 0 <= t[j] < t[i] < t[k] and t[i] - t[j] < window and t[k] - t[i] < window:
+                        x = (t[k] - t[i]) / (t[k] - t[j])
+                        mixture = x * kept[w, j] + (1 - x) * kept[u, k]
+                        near.append(z[v, i] @ mixture / temperature)
+                        among.append(near[-1])
+            total = total - torch.stack(near).mean() + torch.stack(among).logsumexp(0)
+    return total / (views * samples)
+
+
+ORACLES = {
+    "cacr": cacr,
+    "dcl": dcl,
+    "dclw": dclw,
+    "groco": groco,
+    "infonce": infonce,
+    "mv_dhel": mv_dhel,
+    "mv_infonce": mv_infonce,
+    "nnclr": nnclr,
+    "rgcl": rgcl,
+    "supcon": supcon,
+    "supremix": supremix,
+}

@@ -12,9 +12,9 @@ from emc2dist.core import compiled
 
 LOOK = """
 import json
-from emc2dist.core.walk import metropolis_rows
+from emc2dist.core.walk import _walk
 from emc2dist.towers.augment import augment
-print(json.dumps([[sum(f.stats.cache_hits.values()), len(f.signatures)] for f in (metropolis_rows, augment)]))
+print(json.dumps([[sum(f.stats.cache_hits.values()), len(f.signatures)] for f in (_walk, augment)]))
 """
 
 

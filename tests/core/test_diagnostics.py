@@ -14,7 +14,9 @@ from emc2dist.core.diagnostics import (
     cached_log_z,
     effective_rank,
     fact_value,
+    isotropy,
     log_z_errors,
+    tolerance,
     uniformity,
 )
 from emc2dist.core.estimators import CachedRows
@@ -35,6 +37,18 @@ def test_collapse_shows():
     assert effective_rank(spread).item() == pytest.approx(4, rel=1e-5)
     # Of 7 others one is opposite (distance 4 squared), six are orthogonal (2).
     assert uniformity(spread).item() == pytest.approx(math.log((math.exp(-8) + 6 * math.exp(-4)) / 7), rel=1e-5)
+
+
+def test_isotropy_and_tolerance_are_means_over_pairs():
+    z = normalize(torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=-1)
+    labels = torch.tensor([2, 0, 2, -1, 2, 0, -1])
+    pairs = [(i, j) for i in range(7) for j in range(7) if i != j]
+    cosines = {(i, j): float(z[i] @ z[j]) for i, j in pairs}
+    assert isotropy(z).item() == pytest.approx(1 - sum(cosines.values()) / 42)
+    same = [cosines[i, j] for i, j in pairs if labels[i] == labels[j] >= 0]
+    total, count = tolerance(z, labels)
+    assert (total.item(), count.item()) == (pytest.approx(sum(same)), 8)
+    assert tolerance(z, torch.arange(7))[1] == 0
 
 
 @pytest.mark.parametrize("closed", [False, True])

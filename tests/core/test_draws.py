@@ -103,7 +103,11 @@ def test_the_share_without_gradient_is_of_the_whole_weight():
     estimate = Estimate(torch.zeros(3), none, weights, torch.zeros(1, 3), one_sided, none.bool())
     assert balance.one_sided_share(estimate).tolist() == [0.5, 0.5, 0.0]
     assert balance.pull([estimate]).tolist() == [0.5, 0.5, 1.0]
-    assert balance.pushed(estimate).weights.tolist() == [[0.5, 0.5, 0.5], [2.0, 2.0, 2.0], [0.0, 0.0, 0.0]]
+    scores = torch.tensor([[1.0, 2.0, -INF]] * 3, requires_grad=True)
+    pushed = balance.pushed(replace(estimate, scores=scores))
+    assert pushed.scores.equal(scores)
+    (gradient,) = torch.autograd.grad(pushed.scores.masked_fill(scores == -INF, 0).sum(), scores)
+    assert gradient.tolist() == [[1.0, 2.0, 0.0]] * 3
 
 
 def test_a_gradient_that_balance_has_shortened_is_certified_at_its_full_length():
@@ -127,8 +131,8 @@ def clusters(views=2, samples=64, width=16, count=8):
 
 def mean_gradient(contrast, z, batch_size, temperature, steps):
     """Cosine with the exact gradient, and length in units of its length, as balance leaves it."""
-    run = FrozenRun(contrast, z, batch_size, temperature)
-    exact, skipped = run.exact(), steps // 6
+    run = FrozenRun(contrast, z, batch_size, temperature, columns={"label": torch.arange(z.shape[1]) % 8})
+    exact, skipped = run.exact(steps), steps // 6
     mean = torch.zeros_like(exact)
     for t in range(steps):
         outcome = run.outcome(t)
@@ -142,7 +146,11 @@ def mean_gradient(contrast, z, batch_size, temperature, steps):
     [
         ("dcl", "in_batch", []),
         pytest.param("dcl", "chain", ["negatives.kernel=isir"], marks=pytest.mark.slow),
-        *(pytest.param(*pair, [], marks=pytest.mark.slow) for pair in PAIRS[1:] if pair[1] != "chain"),
+        *(
+            pytest.param(*pair, [], marks=pytest.mark.slow)
+            for pair in PAIRS
+            if pair[1] != "chain" and pair[0] not in ("dcl", "groco")
+        ),
     ],
 )
 def test_balanced_draws_give_the_sum_of_all_roles(objective, negatives, more):
@@ -155,9 +163,9 @@ def test_balanced_draws_give_the_sum_of_all_roles(objective, negatives, more):
         made = replace(contrast(objective, negatives, DRAWS, *more, *balance), balanced=balanced)
         return mean_gradient(made, clusters(), 8, 0.2, 800)
 
-    cosine, _ = found(balanced=False)
-    assert cosine < 0.98
+    plain, _ = found(balanced=False)
+    assert plain < 0.984
     for kind, shortest, longest in (("push", 0.85, 1.1), ("pull", 0.5, 0.7)):
         cosine, length = found(f"negatives.balance={kind}")
-        assert cosine > 0.985
+        assert cosine > max(0.982, plain + 0.004)
         assert shortest < length < longest

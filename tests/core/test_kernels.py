@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.certificate import digit_features
 from emc2dist.core import sweep as kernels
-from emc2dist.core.streams import fork
+from emc2dist.core.streams import ACCEPT, ORDER, fork, uniforms
 from emc2dist.core.walk import metropolis_row
 
 INF = torch.inf
@@ -23,10 +23,29 @@ def random_scores(seed, chains, proposals, dtype):
     return scores, carried, torch.rand(chains, proposals, generator=generator, dtype=dtype).log()
 
 
+def readable_sweep(scores, carried, streams, burn_in_fraction, shuffle):
+    """Weights, and [A, 3]: state, acceptance rate, proposals; every chain by the definition."""
+    carried = carried.masked_fill(carried.isnan(), -INF)
+    chains, columns = scores.shape
+    order = uniforms(streams, columns, lane=ORDER).argsort(1) if shuffle else torch.arange(columns).expand(chains, -1)
+    log_u = uniforms(streams, columns, lane=ACCEPT).log().to(scores.dtype)
+    weights = torch.zeros(chains, columns + 1, dtype=scores.dtype)
+    ends = []
+    for a in range(chains):
+        walked = np.zeros(columns + 1, weights.numpy().dtype)
+        given = scores[a][order[a]].numpy(), carried[a].numpy(), log_u[a].numpy()
+        with np.errstate(invalid="ignore"):
+            state, accepted, valid = metropolis_row(*given, burn_in_fraction, walked)
+        columns_of = torch.cat([order[a], torch.tensor([columns])])
+        weights[a, columns_of] = torch.from_numpy(walked)
+        ends.append([int(columns_of[state]), accepted / max(valid, 1), valid])
+    return weights, torch.tensor(ends, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("burn_in_fraction", [0.0, 0.5, 0.99])
 @pytest.mark.parametrize("proposals", [0, 1, 2, 7, 33])
-def test_compiled_and_batched_walks_agree_with_the_readable_one(dtype, burn_in_fraction, proposals):
+def test_batched_walks_agree_with_the_readable_one(dtype, burn_in_fraction, proposals):
     scores, carried, log_u = random_scores(proposals, 64, proposals, dtype)
     weights = np.zeros((64, proposals + 1), scores.numpy().dtype)
     with np.errstate(invalid="ignore"):
@@ -34,10 +53,25 @@ def test_compiled_and_batched_walks_agree_with_the_readable_one(dtype, burn_in_f
             metropolis_row(s, c, u, burn_in_fraction, w)
             for s, c, u, w in zip(scores.numpy(), carried.numpy(), log_u.numpy(), weights, strict=True)
         ]
-    for walk in (kernels._metropolis_compiled, kernels._metropolis_batched):
-        found = walk(scores, carried, log_u, burn_in_fraction)
-        torch.testing.assert_close(found[0], torch.from_numpy(weights))
-        assert torch.stack(found[1:], 1).tolist() == [list(end) for end in ends]
+    found = kernels._metropolis_batched(scores, carried, log_u, burn_in_fraction)
+    torch.testing.assert_close(found[0], torch.from_numpy(weights))
+    assert torch.stack(found[1:], 1).tolist() == [list(end) for end in ends]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("burn_in_fraction", "shuffle"), [(0.0, True), (0.5, True), (0.99, True), (0.5, False)])
+@pytest.mark.parametrize(("proposals", "chains"), [(0, 3), (1, 8), (2, 8), (33, 64), (200, 16), (5000, 1)])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_the_compiled_visit_is_the_readable_one_to_the_bit(dtype, burn_in_fraction, shuffle, proposals, chains, scale):
+    scores, carried, _ = random_scores(proposals, chains, proposals, dtype)
+    scores, streams = scores * scale, fork(proposals, torch.arange(chains))
+    carried[0] = torch.nan
+    found = kernels.sweep(scores, carried, burn_in_fraction=burn_in_fraction, shuffle=shuffle, streams=streams)
+    weights, ends = readable_sweep(scores, carried, streams, burn_in_fraction, shuffle)
+    assert found.weights.equal(weights)
+    assert found.state.tolist() == ends[:, 0].tolist()
+    torch.testing.assert_close(found.acceptance_rate, ends[:, 1].to(dtype), rtol=1e-7, atol=0)
+    assert found.proposals.tolist() == ends[:, 2].tolist()
 
 
 def test_a_sweep_by_hand():

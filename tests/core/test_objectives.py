@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
-from core.oracles import ORACLES
+from core.oracles import COLUMNS, ORACLES
 from torch.nn.functional import normalize
 
 from emc2dist.config import negatives as negatives_options
@@ -28,14 +28,12 @@ def options_of(union):
 
 OBJECTIVE_OPTIONS = options_of(objectives_options.Objective)
 ESTIMATOR_OPTIONS = options_of(negatives_options.Negatives)
-REFUSED = {("nnclr", "queue")}
 PAIRS = [
     (objective, estimator)
-    for objective in OBJECTIVE_OPTIONS
-    for estimator in ESTIMATOR_OPTIONS
-    if (objective, estimator) not in REFUSED
+    for objective, options in OBJECTIVE_OPTIONS.items()
+    for estimator, negatives in ESTIMATOR_OPTIONS.items()
+    if options(name=objective).refusal(negatives(name=estimator)) is None
 ]
-CONSTANTS = {"dclw": "its weight", "nnclr": "its neighbour"}  # of the differentiation: no gradient by differences
 
 
 ISIR = ["negatives.kernel=isir", "negatives.cache_proposals=6"]
@@ -68,18 +66,24 @@ def test_option_class_formula_oracle_and_row_of_the_docs_belong_together():
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_exact_loss_equals_explicit_loops_with_gradient(name, views):
     z = features(views, 6).requires_grad_()
-    value, oracle = exact_loss(OBJECTIVES[name](), z, 0.3), ORACLES[name](z, 0.3)
+    value, oracle = exact_loss(OBJECTIVES[name](), z, 0.3, columns=COLUMNS), ORACLES[name](z, 0.3)
     assert value.item() == pytest.approx(oracle.item(), abs=1e-12)
     torch.testing.assert_close(torch.autograd.grad(value, z), torch.autograd.grad(oracle, z), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - CONSTANTS.keys()))
+@pytest.mark.parametrize(
+    "name", sorted(OBJECTIVES.keys() - {"dclw", "groco", "nnclr", "supremix"})
+)  # of which parts are constants
 def test_gradcheck(name):
     free = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: exact_loss(OBJECTIVES[name](), normalize(x, dim=-1), 0.5), free)
+
+    def loss(x):
+        return exact_loss(OBJECTIVES[name](), normalize(x, dim=-1), 0.5, columns=COLUMNS)
+
+    assert torch.autograd.gradcheck(loss, free)
 
 
-def losses_of(contrast, index, ranks, columns=None):
+def losses_of(contrast, index, ranks, columns=COLUMNS):
     """Each rank's loss and its gradient, over one gathered batch, after the same past."""
     run = FrozenRun(contrast, features(2, 24, seed=2), 8, 0.2, seed=3, columns=columns)
     for t in range(6):
@@ -126,7 +130,9 @@ def test_two_ranks_are_two_parts_of_one_batch(objective, negatives, more):
 def test_the_order_of_a_batch_changes_nothing(name):
     z = features(3, 8)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
-    one, other = (exact_loss(OBJECTIVES[name](), x, 0.2) for x in (z, z[:, order]))
+    moved = {column: values[:8][order] for column, values in COLUMNS.items()}
+    one = exact_loss(OBJECTIVES[name](), z, 0.2, columns=COLUMNS)
+    other = exact_loss(OBJECTIVES[name](), z[:, order], 0.2, columns=moved)
     torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
 
 
@@ -135,8 +141,8 @@ def test_over_the_whole_dataset_the_batch_is_exact_and_other_estimators_are_too_
     """A first visit knows the batch alone; a chain's `isir` weights over it are then its softmax."""
     z = features(1, 12, seed=4)
     more = ["negatives.kernel=isir"] if negatives == "chain" else []
-    run = FrozenRun(contrast(name, negatives, *more), z, 12, 0.2)
-    exact = run.exact()
+    run = FrozenRun(contrast(name, negatives, *more), z, 12, 0.2, columns=COLUMNS)
+    exact = run.exact(1)
     torch.testing.assert_close(run.step(0), exact, atol=1e-12, rtol=0)
 
 
@@ -145,10 +151,12 @@ def test_a_short_certificate(objective, negatives):
     """The production estimators over many steps: a chain comes to the exact gradient, and what is biased stays so."""
     z = features(1, 24, seed=5)
     more = ["negatives.kernel=isir"] if negatives == "chain" else []
-    found = certify(FrozenRun(contrast(objective, negatives, *more), z, 6, 0.2), 600)
-    follows = negatives == "queue"
-    alone = certify(FrozenRun(Contrast(OBJECTIVES[objective](), InBatch(), follows=follows), z, 6, 0.2), 600)
-    if negatives == "chain":
+    found = certify(FrozenRun(contrast(objective, negatives, *more), z, 6, 0.2, columns=COLUMNS), 600)
+    in_batch = Contrast(OBJECTIVES[objective](), InBatch(), follows=negatives == "queue")
+    alone = certify(FrozenRun(in_batch, z, 6, 0.2, columns=COLUMNS), 600)
+    if objective == "groco":  # which is hard among all, a batch does not know, and a chain knows a little of it
+        assert found.relbias <= alone.relbias
+    elif negatives == "chain":
         assert found.relbias < 0.5 * alone.relbias
     elif negatives == "in_batch":
         assert found.relbias == alone.relbias

@@ -8,33 +8,12 @@ from triton_interpreter import NEEDED, interpreted
 pytestmark = NEEDED
 
 COMPARE = """
-import numpy as np
 import torch
-from core.test_kernels import random_scores
+from core.test_kernels import random_scores, readable_sweep
 from emc2dist.core import sweep as kernels
 from emc2dist.core import kernels as triton_runs
 from emc2dist.core import streams_triton, walk_triton
-from emc2dist.core.streams import ACCEPT, ORDER, fork, uniforms
-from emc2dist.core.walk import metropolis_row
-
-
-def readable(scores, carried, streams, fraction, shuffle):
-    carried = carried.masked_fill(carried.isnan(), -torch.inf)
-    chains, columns = scores.shape
-    order = uniforms(streams, columns, lane=ORDER).argsort(1) if shuffle else torch.arange(columns).expand(chains, -1)
-    log_u = uniforms(streams, columns, lane=ACCEPT).log().to(scores.dtype)
-    weights = torch.zeros(chains, columns + 1, dtype=scores.dtype)
-    ends = []
-    for a in range(chains):
-        walked = np.zeros(columns + 1, weights.numpy().dtype)
-        given = scores[a][order[a]].numpy(), carried[a].numpy(), log_u[a].numpy()
-        with np.errstate(invalid="ignore"):
-            state, accepted, valid = metropolis_row(*given, fraction, walked)
-        columns_of = torch.cat([order[a], torch.tensor([columns])])
-        weights[a, columns_of] = torch.from_numpy(walked)
-        ends.append([int(columns_of[state]), accepted / max(valid, 1), valid])
-    return weights, torch.tensor(ends, dtype=torch.float64)
-
+from emc2dist.core.streams import fork, uniforms
 
 for shape, count, lane in (((5,), 7, 0), ((2, 3), 1, 4), ((0,), 3, 1), ((1100,), 1, 2)):
     streams = fork(3, torch.arange(shape[-1]), torch.zeros(shape, dtype=torch.int64))
@@ -56,7 +35,7 @@ for dtype, fraction, shuffle, sizes in CASES:
             scores = scores * 0.1
         streams = fork(columns, torch.arange(chains))
         weights, state, rate, valid = walk_triton.visit(scores, carried, streams, fraction, shuffle)
-        expected, ends = readable(scores, carried, streams, fraction, shuffle)
+        expected, ends = readable_sweep(scores, carried, streams, fraction, shuffle)
         torch.testing.assert_close(weights, expected, rtol=0, atol=0)
         assert state.tolist() == ends[:, 0].long().tolist()
         assert valid.tolist() == ends[:, 2].long().tolist()

@@ -75,6 +75,7 @@ def test_the_only_column_of_images_is_taken_and_said(open_table):
     assert images.labels(np.arange(N)).tolist() == [1] * N
     assert images.remarks == [
         "the images are those of column `img`",
+        "2 further columns were not read: `caption`, `coarse_label`",
         "the labels are those of column `fine_label`",
     ]
     with pytest.raises(DataError, match=r"left and right could all be the images \(left: binary, right: binary\)"):

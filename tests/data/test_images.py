@@ -163,22 +163,24 @@ def test_labels_are_known_where_there_are_any_and_what_negatives_close_must_be(t
     some = open_images(labelled_set(tmp_path / "some", [0, -1, 1, 0]), "train")
     columns, remarks = known_of_each(some)
     assert ({name: values.tolist() for name, values in columns.items()}, remarks) == ({"label": [0, -1, 1, 0]}, [])
-    assert known_of_each(some, ("label",))[1] == ["negatives.close: 1 of 4 images have no label to close others by"]
+    assert known_of_each(some, {"label": "objective: supcon"})[1] == [
+        "objective: supcon: 1 of 4 images have no label, and share one with nobody"
+    ]
     with pytest.raises(
         DataError, match=r"negatives\.close: duplicates, but .* ingest this one, or leave duplicates out"
     ):
-        known_of_each(some, ("duplicates",))
+        known_of_each(some, {"duplicates": "negatives.close"})
     none = open_images(labelled_set(tmp_path / "none", None), "train")
     assert known_of_each(none) == ({}, [])
     with pytest.raises(
-        DataError, match=r"negatives\.close: label, but no training image has one \(.*no `label` column"
+        DataError, match=r"data\.per_class: needs labels, but no training image has one \(.*no `label` column"
     ):
-        known_of_each(none, ("label",))
+        known_of_each(none, {"label": "data.per_class"})
 
 
 def test_drawings_that_are_the_same_are_of_one_group():
     images = open_images(Data(path="omniglot-small"), "train")
-    columns, remarks = known_of_each(images, ("label", "duplicates"))
+    columns, remarks = known_of_each(images, {"label": "a", "duplicates": "negatives.close"})
     pixels = [image.numpy().tobytes() for image in images.get(np.arange(len(images)))]
     groups: dict[bytes, set[int]] = {}
     for content, group in zip(pixels, columns["duplicates"].tolist(), strict=True):

@@ -940,9 +940,22 @@ def test_a_finished_set_is_left_alone(run, pets, tmp_path, capsys):
     with pytest.raises(DataError, match=r"a finished set of another job: seed 0 there, 1 here; give another DEST"):
         run(pets, seed=1)
     plant(pets, {"emu/1.png": picture()})
-    with pytest.raises(DataError, match=r"another job: source \(.*other names, sizes or times\), classes, spl"):
+    with pytest.raises(
+        DataError,
+        match=r"another job: source \(.*sizes or times\), classes, which images are in train, the labels",
+    ):
         run(pets)
     assert contents(dest) == before
+
+
+def test_corrected_labels_are_called_so(run, tmp_path):
+    images = {f"{split}/{n}.png": picture() for split in ("train", "test") for n in range(2)}
+    text = b"image,label\ntrain/0.png,a\ntrain/1.png,b\ntest/0.png,a\ntest/1.png,b\n"
+    source = plant(tmp_path / "set of two", images | {"labels.csv": text})
+    run(source)
+    plant(source, {"labels.csv": text.replace(b"test/1.png,b", b"test/1.png,a")})
+    with pytest.raises(DataError, match=r"a finished set of another job: the labels of test; give another DEST"):
+        run(source)
 
 
 def test_another_job_is_not_mixed_with_an_unfinished_one(run, pets):
@@ -953,7 +966,8 @@ def test_another_job_is_not_mixed_with_an_unfinished_one(run, pets):
         run(pets, rows_per_file=4, keep_order=True)
     plant(pets, {"emu/1.png": picture()})
     with pytest.raises(
-        DataError, match=r"here: source \(its files have other names, sizes or times\), classes, splits"
+        DataError,
+        match=r"here: source \(its files have .*sizes or times\), classes, which images are in train, the labels",
     ):
         run(pets, rows_per_file=3, keep_order=True)
 
@@ -1697,6 +1711,41 @@ def test_tables_of_labels_as_people_write_them(run, tmp_path, table, labels):
     source = plant(tmp_path / "cats", {**images, "val.csv": table.encode()})
     _, dest = run(source, keep_order=True)
     assert table_of(dest, "validation") == labels
+
+
+def test_a_table_that_is_unclear_matters_only_where_no_other_tells(run, tmp_path):
+    """As GTSRB comes from Kaggle: boxes in a table beside the images, classes in one above."""
+    images = {f"train/{kind}/{n}.png": picture() for kind in "01" for n in range(2)}
+    images |= {f"test/x{n}.png": picture() for n in range(2)}
+    boxes = {"test/GT-final_test.csv": b"Filename;Height\nx0.png;1\nx1.png;0\n"}
+    source = plant(tmp_path / "gtsrb", images | boxes)
+    with pytest.raises(DataError, match=r"GT-final_test\.csv: its heading calls no column `label`, and `Height` could"):
+        run(source)
+    plant(source, {"Test.csv": b"ClassId,Path\n0,test/x0.png\n1,test/x1.png\n"})
+    assert table_of(run(source)[1], "test") == [0, 1]
+
+
+def test_a_label_that_is_no_class_is_told_what_the_classes_are_called(run, tmp_path):
+    images = {f"train/0000{kind}/{n}.png": picture() for kind in range(4) for n in range(2)}
+    table = {"test.csv": b"Filename,ClassId\nx.png,0\n"}
+    source = plant(tmp_path / "gtsrb", images | table | {"test/x.png": picture()})
+    with pytest.raises(DataError, match=r"'0' of .*\(they are called '00000', '00001', '00002', \.\.\.\); correct it"):
+        run(source)
+
+
+def test_in_labels_of_two_columns_the_other_one_is_the_labels(run, tmp_path):
+    """As Kaggle has the breeds of dogs."""
+    source = plant(tmp_path / "dogs", {f"train/{n}.png": picture() for n in range(3)})
+    plant(source, {"labels.csv": b"id,breed\n0,beagle\n1,pug\n2,beagle\n"})
+    summary, dest = run(source)
+    assert table_of(dest, "train") == [0, 1, 0]
+    assert f"train: 3 labels are those of {source / 'labels.csv'}, column `breed`" in summary["remarks"]
+    plant(source, {"labels.csv": b"id,breed,age\n0,beagle,1\n1,pug,2\n2,beagle,1\n"})
+    summary, dest = run(source, "three")
+    assert "label" not in table(dest, "train")
+    (source / "labels.csv").rename(source / "metadata.csv")
+    plant(source, {"metadata.csv": b"id,caption\n0,a dog\n1,one\n2,two\n"})
+    assert "label" not in table(run(source, "captions")[1], "train")
 
 
 def table_of(dest, split):

@@ -59,6 +59,21 @@ def test_the_small_one_is_five_alphabets_of_the_whole(splits):
     assert len(open_images(Data(path="omniglot-small", limit=7), "train")) == 7
 
 
+def test_unseen_characters_are_all_others(splits):
+    small, voters, asked = (open_images(Data(path="omniglot-small"), s) for s in ("train", "unseen", "unseen_test"))
+    whole = splits["train"]
+    assert set(voters.classes) == set(whole.classes) - set(small.classes)
+    assert voters.classes == asked.classes
+    assert (len(voters), len(asked)) == (24_345 - len(small), 8_114 - 680)
+    everything = np.arange(len(whole))
+    names = np.array(whole.classes)[whole.labels(everything)]
+    (others,) = np.nonzero(~np.isin(names, small.classes))
+    assert np.array(voters.classes)[voters.labels(np.arange(len(voters)))].tolist() == names[others].tolist()
+    assert torch.equal(voters.get(np.array([9]))[0], whole.get(others[[9]])[0])
+    chosen = open_labelled(Data(path="omniglot-small"), Eval(voters="unseen", asked="unseen_test"), small)
+    assert (len(chosen.voters), len(chosen.asked)) == (22_305, 7_434)
+
+
 def test_ink_is_bright_on_black(splits):
     for images in splits.values():
         pixels = torch.stack(images.get(np.arange(500)))

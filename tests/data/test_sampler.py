@@ -127,3 +127,72 @@ def test_over_epochs_other_blocks_meet_as_often_as_under_a_full_shuffle():
             met += np.outer(counts, counts)
     others = met[~np.eye(20, dtype=bool)]
     assert others.std() / others.mean() < 0.05
+
+
+def by_class(labels: np.ndarray, batch_size: int, per_class: int, seed: int = 0, parts: int = 1) -> EpochOrder:
+    return EpochOrder(len(labels), batch_size, seed, parts=parts, labels=labels, per_class=per_class)
+
+
+def classes_of(order: EpochOrder, labels: np.ndarray, epoch: int) -> list[list[int]]:
+    """How often each class is in each batch of an epoch, without the classes that are not."""
+    batches = epoch_of(order, epoch).reshape(-1, order.micro_batch_size)
+    return [np.unique(labels[batch], return_counts=True)[1].tolist() for batch in batches]
+
+
+def test_batches_are_of_k_samples_of_each_of_p_classes_and_an_epoch_is_a_permutation():
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(30), 12))
+    order = by_class(labels, 24, 4)
+    for epoch in range(3):
+        assert sorted(epoch_of(order, epoch)) == list(range(360))
+    found = [counts for epoch in range(20) for counts in classes_of(order, labels, epoch)]
+    assert all(count % 4 == 0 for counts in found for count in counts)
+    once = np.mean([counts == [4] * 6 for counts in found])
+    assert once > 0.9  # a batch in which one third of the epoch ends and the next begins may have a class twice
+    parts = by_class(labels, 48, 4, parts=2)
+    assert (parts.micro_batch_size, parts.steps_per_epoch) == (24, 14)
+
+
+def test_what_classes_have_left_is_seen_too_and_stays_together():
+    """Classes of 1 to 7, and eight without a class: all groups of 3, then batches of what is left."""
+    labels = np.concatenate([np.repeat(np.arange(28), np.arange(28) % 7 + 1), np.full(8, -1)])
+    order = by_class(labels, 12, 3)
+    missed = np.zeros(len(labels))
+    for epoch in range(400):
+        seen = epoch_of(order, epoch)
+        assert len(set(seen.tolist())) == len(seen) == 120
+        missed[np.setdiff1d(np.arange(len(labels)), seen)] += 1
+    assert missed.sum() == 0
+    shorter = by_class(labels[:-1], 12, 3)
+    for epoch in range(400):
+        missed[np.setdiff1d(np.arange(119), epoch_of(shorter, epoch))] += 1
+    chance = missed[:119] / 400
+    assert chance.min() > 0
+    assert chance.max() < 2.5 * chance.mean()
+    # Of the pairs of one class that a batch could hold, most are there: 3 groups of two classes of 3 are 9 pairs.
+    named = np.where(labels < 0, 99 + np.arange(len(labels)), labels)
+    mates = sum(count * (count - 1) for counts in classes_of(order, named, 0) for count in counts)
+    assert mates > 180
+
+
+def test_batches_by_class_are_a_function_of_seed_and_step():
+    labels = np.arange(60) % 7
+    order = by_class(labels, 12, 3, seed=5)
+    through = [order.batch(step) for step in range(12)]
+    for step in (7, 2, 11):
+        assert np.array_equal(by_class(labels, 12, 3, seed=5).batch(step), through[step])
+    assert not np.array_equal(by_class(labels, 12, 3, seed=6).batch(0), through[0])
+    draws = order.unrelated(6, seed=5)
+    assert np.array_equal(draws.batch(0), EpochOrder(60, 6, seed=5).batch(0))
+
+
+def test_beside_an_anchor_every_sample_of_another_class_is_as_likely():
+    """What chains and draws take a batch for, once the own class is closed."""
+    labels = np.repeat(np.arange(12), [4, 8, 8, 4, 12, 6, 4, 8, 9, 5, 4, 12])
+    met = np.zeros((len(labels), len(labels)))
+    for seed in range(1_500):
+        for batch in epoch_of(by_class(labels, 12, 4, seed), 0).reshape(-1, 12):
+            met[np.ix_(batch, batch)] += 1
+    others = labels[:, None] != labels
+    for anchor in range(0, len(labels), 5):
+        rates = met[anchor][others[anchor]]
+        assert rates.std() / rates.mean() < 0.2

@@ -19,6 +19,9 @@ from emc2dist.errors import LaunchError, RunError, SpecError, StoreError
 from emc2dist.run import cluster
 from emc2dist.run.elastic import NodeMonitor
 
+from ray._private import parameter  # isort: skip
+from ray._private.node import Node  # isort: skip
+
 
 @pytest.mark.parametrize(("places", "workers"), [(0, None), (1, 1), (2, 2), (3, 2), (4, 4), (9, 4)])
 def test_workers_are_as_many_as_fit_and_share_the_batch_evenly(places, workers):
@@ -55,6 +58,24 @@ def test_a_folder_too_long_for_rays_sockets_is_refused_before_anything_is_made_i
     with pytest.raises(LaunchError, match=r"cannot exceed 10\d bytes: .* set RAY_TMPDIR to a folder with a short name"):
         cluster._start(1, dashboard=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dashboard", [False, True])
+def test_a_ray_of_our_own_starts_with_what_it_needs_and_waits_for_no_port(dashboard, monkeypatch):
+    start, asked = Node.start_api_server, []
+
+    def init(**_):
+        asked.append((parameter.RayParams(), Node.start_api_server is start))
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(LaunchError, match="far enough"):
+        cluster._start(1, dashboard=dashboard)
+    ((params, has_api_server),) = asked
+    assert (params.no_monitor, params.include_log_monitor, params.dashboard_agent_listen_port) == (True, False, 0)
+    assert has_api_server == dashboard
+    assert parameter.RayParams().dashboard_agent_listen_port != 0  # whoever else starts a Ray here gets what Ray has
+    assert Node.start_api_server is start
 
 
 INTERRUPTED = """

@@ -106,6 +106,19 @@ def test_gpus_that_are_asked_for_and_not_there_are_refused_by_that_key(gpus):
         cluster._check_room(parse(RUN, ["device=cuda", "workers=4"]))
 
 
+def test_a_kind_of_gpu_that_no_node_has_is_refused_by_its_name(ray_cluster, gpus, monkeypatch):
+    spec = parse(RUN, ["resources.accelerator=A100"])
+    with pytest.raises(SpecError, match=r"resources\.accelerator: A100, but the cluster tells of no GPU; give a name"):
+        cluster._check_room(spec)
+    gpus(0, 2)
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"GPU": 1, "accelerator_type:T4": 1})
+    with pytest.raises(SpecError, match=r"A100, but the cluster has T4; give a name as Ray has it"):
+        cluster._check_room(spec)
+    assert cluster.worker_needs(spec) == {"GPU": 1, "CPU": 0, "accelerator_type:A100": 0.001}
+    with pytest.raises(SpecError, match=r"resources\.accelerator: A100 is a GPU, and device is cpu"):
+        parse(RUN, ["resources.accelerator=A100", "device=cpu"])
+
+
 def test_a_new_run_trains_on_what_there_is(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "use_gpu", lambda spec: False)
     spec = parse(RUN, [f"run_dir={tmp_path}"])

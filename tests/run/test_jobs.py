@@ -107,3 +107,11 @@ def test_the_recipes_are_those_of_the_paper():
     )  # fmt: skip
     assert imagenet100.views.crop == (0.08, 1.0)
     assert {stl10.negatives.burn_in_fraction, imagenet100.negatives.burn_in_fraction} == {0.5}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "objectives").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_jobs_of_objectives_are_valid_and_train_on_what_the_package_has(path):
+    spec = load(path)
+    assert spec.name == path.stem
+    assert spec.data.path in ("omniglot", "omniglot-small", "digits")
+    assert f"emc2dist train jobs/objectives/{path.name}" in path.read_text()

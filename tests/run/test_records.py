@@ -348,6 +348,31 @@ def on_a_set(desk, images):
     checksums.write(path.parent, json.loads(path.read_text())["generation"])
 
 
+def test_a_run_that_was_moved_is_not_trained_anew_by_its_own_spec(trained, desk, monkeypatch):
+    monkeypatch.setattr(driver, "train", lambda spec: pytest.fail("trained"))
+    there = trained / "runs" / "small"  # of which the desk is a copy
+    moved = (desk / "runs" / "small").rename(desk / "runs" / "other")
+    refused = in_process("train", moved / "spec.yaml")
+    assert refused.returncode == 2
+    assert f"moved or copied here from {there}, and would train there from the start: to go on" in refused.stderr
+    assert f"call the folder small again, and give run_dir={desk / 'runs'}; to train anew" in refused.stderr
+    (desk / "elsewhere").mkdir()
+    again = moved.rename(desk / "elsewhere" / "small")
+    assert f"with what lies here give run_dir={desk / 'elsewhere'};" in in_process("train", again / "spec.yaml").stderr
+    monkeypatch.setattr(driver, "train", lambda spec: {"run_dir": spec.run_dir, "checkpoint": None, "name": spec.name})
+    for words in (["name=new"], [f"run_dir={desk / 'elsewhere'}"]):
+        assert in_process("train", again / "spec.yaml", *words).returncode == 0
+
+
+def test_images_that_the_batch_does_not_divide_are_said(desk):
+    spec = parse(SMALL, ["batch_size=10"])
+    assert driver.check(spec)[1][0] == (
+        "8 of 48 training images are left out of each epoch, others each time: batch_size: 10 does not divide them"
+    )
+    assert "and there is one epoch: batch_size: 20" in driver.check(parse(SMALL, ["batch_size=20", "epochs=1"]))[1][0]
+    assert driver.check(parse(SMALL))[1] == []
+
+
 def test_evaluation_says_where_its_images_are_others_than_those_of_the_run(desk):
     run = desk / "runs" / "small"
     assert evaluate(run)[0]["remarks"] == []
@@ -359,9 +384,15 @@ def test_evaluation_says_where_its_images_are_others_than_those_of_the_run(desk)
     assert result["remarks"] == [change, tenth]
     assert (result["bank"], result["queries"]) == (43, 5)
     assert {change, tenth} <= set(said)
-    drawn = in_process("report", run, "--json")
-    assert json.loads(drawn.stdout)["remarks"][0] == change.replace("the run was", "small was")
-    assert change.replace("the run was", "small was") in drawn.stderr
+    moved = (desk / "set").rename(desk / "moved")
+    drawn = in_process("report", run, f"data.path={moved}", "--json")
+    change = change.replace("the run was", "small was").replace(f"{desk / 'set'}", f"{moved}")
+    assert json.loads(drawn.stdout)["remarks"][0] == change
+    assert change in drawn.stderr
+    assert (
+        "data.limit: is not read here; what can be set is data.path and s3"
+        in in_process("report", run, "data.limit=3").stderr
+    )
 
 
 def test_evaluation_on_other_data_says_what_of_the_run_holds_there(desk):

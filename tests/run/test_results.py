@@ -15,16 +15,20 @@ from data.test_parquet import pixel
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from torch.nn.functional import normalize
 from train.harness import Run, small_spec
 
 from emc2dist import files
 from emc2dist.cli import main
 from emc2dist.config import changed
+from emc2dist.core.diagnostics import uniformity
+from emc2dist.data.images import open_images
 from emc2dist.run.driver import check
 from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.results import evaluate
 from emc2dist.towers.views import PlainView
+from emc2dist.train.evaluation import plain_views
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +171,7 @@ def test_evaluation_of_a_set_that_has_moved_names_the_key_that_helps(moved, caps
 def test_evaluation_computes_as_the_spec_says(moved, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     run, place, before = moved
-    assert evaluate(run, [f"data.path={place}"])["knn_accuracy"] == before["knn_accuracy"]
+    assert evaluate(run, [f"data.path={place}"])["representation"] == before["representation"]
     assert not torch.backends.cudnn.allow_tf32
 
 
@@ -182,6 +186,25 @@ def test_evaluation_takes_keys_of_evaluation_and_no_others(moved, capsys):
     for words in ("eval.bank=5", "eval.every=9", "data.shuffle=block", "data.loaders=2"):
         assert main(["evaluate", str(run), f"data.path={place}", words]) == 2
         assert f"emc2dist: {words.partition('=')[0]}: is for training; " in capsys.readouterr().err
+
+
+def test_what_it_measures_is_of_the_representation_and_of_the_feature(moved, capsys):
+    run, place, before = moved
+    newest = LoadedCheckpoint.newest(RunFolder.open(run))
+    images = open_images(changed(newest.spec, {"data.path": str(place)}, source="test").data, "train")
+    asked = np.arange(0, 48, 10)
+    for what, encode in (("feature", newest.encoder), ("representation", newest.encoder.representation)):
+        (views,) = plain_views(images, asked, 8)
+        vectors = normalize(encode(views).detach(), dim=1)
+        assert before[what]["uniformity"] == pytest.approx(uniformity(vectors).item(), rel=1e-4)
+    assert before["feature"]["effective_rank"] != before["representation"]["effective_rank"]
+    assert before["feature"]["alignment"] == pytest.approx(0, abs=1e-6)  # images of one colour, and no jitter
+    assert main(["evaluate", str(run), f"data.path={place}"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["representation", "feature"] in lines
+    for name, value in before["feature"].items():
+        (line,) = [line for line in lines if line[0:1] == [name]]
+        assert line[2] == ("-" if value is None else f"{value:.4g}")
 
 
 def test_more_neighbours_than_voters_are_all_voters_and_that_is_said(moved, capsys):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from emc2dist.config import Encoder as Config
+from emc2dist.config.sections import RESNETS
 from emc2dist.core import kernels
-from emc2dist.errors import SpecError
 from emc2dist.towers._torchvision import models
 from emc2dist.towers.encoder import (
     Conv4,
@@ -173,7 +173,7 @@ def test_a_model_built_as_export_says_gives_the_same_representations(norm, stem)
 
 @pytest.mark.parametrize("backbone", ["resnet19", "googlenet", "regnet_y_400mf", "vit_b_16"])
 def test_other_backbones_are_refused_with_the_nearest_names(backbone):
-    with pytest.raises(SpecError, match=rf"encoder\.backbone: '{backbone}'.*nearest are \w*resne\w+, "):
+    with pytest.raises(ValueError, match=rf"encoder\.backbone: '{backbone}'.*nearest are \w*resne\w+, "):
         encoder(backbone=backbone)
 
 
@@ -230,11 +230,21 @@ def test_an_exported_conv4_loads_into_the_class_of_that_name():
     assert torch.equal(other.eval()(normalised), model.eval().representation(images(2, 28)))
 
 
-def test_conv4_has_no_other_stem():
-    with pytest.raises(SpecError, match=r"encoder\.stem: imagenet is a stem of ResNets; conv4 begins .* or give cifar"):
+def test_what_cannot_be_built_is_refused_with_the_spec():
+    with pytest.raises(
+        ValueError, match=r"encoder\.stem: imagenet is a stem of ResNets; conv4 begins .* or give cifar"
+    ):
         encoder(backbone="conv4", stem="imagenet")
-    with pytest.raises(SpecError, match=r"'conv5' is neither conv4 nor .*nearest are conv4, "):
-        encoder(backbone="conv5")
+    for wrong, nearest in (("conv5", "conv4"), ("ResNet18", "resnet18")):
+        with pytest.raises(ValueError, match=rf"'{wrong}' is neither conv4 nor .*nearest are {nearest}"):
+            encoder(backbone=wrong)
+
+
+def test_the_family_is_what_torchvision_builds_from_its_resnet():
+    names = models.list_models(module=models)
+    assert set(RESNETS) == {
+        name for name in names if models.get_model_builder(name).__module__ == models.resnet.__name__
+    }
 
 
 @pytest.mark.parametrize("triton", [True, False])

@@ -17,13 +17,15 @@ from emc2dist.towers.views import RandomView
 from emc2dist.train.certificate import (
     AVERAGED,
     Row,
+    _Plan,
     certificates,
     choose,
-    freeze,
+    most_of_a_class,
     samples_for,
     untrained,
     ways,
 )
+from emc2dist.train.frozen import freeze
 
 CPU = torch.device("cpu")
 
@@ -43,6 +45,7 @@ def row(spec, *, role="own", relbias=0.5, floor=0.1, iact=1.0, error=4.0, reenco
         ({"views": 60, "overrides": ["objective=simclr"]}, r"mean over the 1,770 ways .*give --views 49"),
         ({"views": 24, "overrides": ["objective=simclr", "views.count=12"]}, r"set views.count=2"),
         ({"views": 60, "overrides": ["objective.name=dclw"]}, r"exact loss of dclw is a mean over the 1,770 ways"),
+        ({"overrides": ["objective.name=groco"]}, r"objective: groco: it takes the hardest .* nothing to certify"),
         ({"views": 2**13}, r"393,216 features of 16 numbers, 24 MiB.*at most 131,072"),
         ({"views": 500, "overrides": ["encoder.features=65536"]}, r"6,000 MiB.*and 1,024 MiB"),
     ],
@@ -52,6 +55,30 @@ def test_what_is_too_little_or_too_much_is_refused_with_the_reason(given, words)
     images = open_images(spec.data, "train")
     with pytest.raises(SpecError, match=words):
         samples_for(spec, images, given.get("samples"), given.get("views", 4))
+
+
+def test_batches_by_class_are_certified_as_they_are():
+    """A few images of a class at a time; the batches are of groups; the exact gradient is of the same batches."""
+    spec = small_spec(
+        "objective=supcon",
+        "negatives={name: chain, kernel: isir, close: [label]}",
+        "data.per_class=2",
+        "data.limit=200",
+    )
+    images = open_images(spec.data, "train")
+    assert [most_of_a_class(spec, samples) for samples in (40, 200)] == [2, 12]
+    index = choose(images, 40, 3, 5)
+    labels = images.labels(index)
+    assert len(set(index.tolist())) == 40
+    assert all(len(set(labels[first : first + 5])) == 1 for first in range(0, 40, 5))
+    assert len(set(labels[::5].tolist())) == 8
+    features = torch.nn.functional.normalize(torch.randn(1, 40, 4, dtype=torch.float64), dim=-1)
+    rows = certificates(spec, features, {"label": torch.from_numpy(labels)}, steps=120)
+    own, batch = (next(row for row in rows if row.role == role) for role in ("own", "batch"))
+    assert own.report.facts["same_label_weight_ratio"] == 0
+    assert own.report.relbias < batch.report.relbias
+    run = _Plan("own", spec, 0.2, features, {"label": torch.from_numpy(labels)}).run()
+    assert sorted(labels[run._visited(0)].tolist()) == sorted(2 * labels[run._visited(0)].tolist()[::2])
 
 
 def test_as_many_images_as_the_batch_asks_for_and_no_more_than_there_are():

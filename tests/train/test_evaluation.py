@@ -1,6 +1,8 @@
 """Which images vote and which are asked about, and by what numbers: no accuracy may come of labels that are none."""
 
 import io
+import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ from emc2dist.config import Data, Eval, parse
 from emc2dist.data.images import open_images, open_labelled
 from emc2dist.errors import DataError
 from emc2dist.train.evaluation import Evaluation
+from emc2dist.train.measures import measures
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -108,7 +111,7 @@ def test_classes_of_which_no_image_votes_are_said_by_name(tmp_path, evaluation):
         "2 of 3 images asked about are of 1 classes of which no image votes: they count as wrong"
     ]
     with pytest.raises(DataError, match="all 2 voters are of one class"):
-        evaluation().linear_probe(torch.eye(2), torch.eye(2)[[0, 1, 1]])
+        measures(evaluation(), torch.eye(2), torch.eye(2)[[0, 1, 1]], torch.eye(2)[None].expand(2, -1, -1))
 
 
 def test_too_few_labels_are_refused(tmp_path, evaluation):
@@ -147,3 +150,23 @@ def test_labels_that_a_spec_asks_for_have_to_be_there(tmp_path):
     spec = parse(SPEC).model_copy(update={"eval": Eval(asked="train")})
     with pytest.raises(DataError, match="no whole number"):
         Evaluation.of(spec, labelled(tmp_path, spec.eval))
+
+
+def test_every_measure_is_of_these_images_and_has_a_row_in_the_docs(tmp_path, evaluation):
+    write(tmp_path / "set", "train", pa.array([n % 3 for n in range(12)]))
+    write(tmp_path / "set", "test", pa.array([n % 5 for n in range(20)]))
+    bank, queries = torch.eye(6)[np.arange(12) % 3], 2 * torch.eye(6)[np.arange(20) % 5]
+    queries[0] = torch.eye(6)[1] + torch.eye(6)[5] / 2  # of class 0, near those of class 1
+    pair = torch.stack([bank, bank.roll(1, 0)])
+    found = measures(evaluation(asked="test"), bank, queries, pair)
+    assert found["knn_accuracy"] == found["linear_probe_accuracy"] == found["recall_at_1"] == 11 / 20
+    assert found["knn_per_class"] == pytest.approx((3 / 4 + 1 + 1) / 5)
+    assert found["recall_at_10"] == 12 / 20  # two classes are not in the bank
+    assert found["asked_recall_at_1"] == 19 / 20
+    assert found["few_shot_1"] == pytest.approx(1 - (3 / 4 * 1 + 1 / 4 * 3 * 4 / 5) / 15, abs=0.01)
+    assert found["few_shot_5"] is None  # of no class are there so many
+    assert found["alignment"] == pytest.approx(2)
+    assert found["tolerance"] == pytest.approx((4 * 6 + 3) / (5 * 6))
+    assert found["isotropy"] == pytest.approx(1 - 2 * (27 + 4 / 1.25**0.5) / (20 * 19))
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == [*found]

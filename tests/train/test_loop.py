@@ -34,6 +34,9 @@ KINDS = [
     ["objective=moco", "negatives.rows=20", "encoder.momentum=0.7"],
     ["objective=nnclr", "negatives.name=gumbel", "negatives.rows=20", "objective.support=20", "objective.after=0.5"],
     ["objective=isogclr"],
+    ["objective=supcon", "negatives.name=chain", "negatives.close=[label]", "data.per_class=2"],
+    ["objective.name=cacr", "negatives.kernel=isir", "views.count=3"],
+    ["objective.name=groco", "negatives.kernel=isir", "negatives.cache_proposals=12", "negatives.carried=cached"],
     # Each differs little from one of those:
     pytest.param(["negatives.kernel=isir"], marks=pytest.mark.slow),
     pytest.param(["negatives.kernel=isir", "negatives.cache_proposals=12"], marks=pytest.mark.slow),

@@ -31,6 +31,7 @@ KINDS = [
         [(2, 3)],
         marks=pytest.mark.slow,
     ),
+    (["objective=supcon", "negatives.name=chain", *ISIR, "negatives.close=[label]", "data.per_class=2"], [(2, 1)]),
     pytest.param(ISIR, [(2, 3), (4, 1), (4, 3)], marks=pytest.mark.slow),
     pytest.param(MH, [(1, 3), (2, 1), (4, 3)], marks=pytest.mark.slow),
 ]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -93,6 +93,21 @@ class Visit:
     """Diagnostics of this worker's batch, without gradient."""
     ages: Mapping[str, Tensor] = field(default_factory=dict)
     """Steps, [A] by anchor; -1 where there is none."""
+
+
+def with_mean(what: Denominator, estimate: Estimate, recall: Recall, rate: float) -> tuple[Estimate, dict[str, Tensor]]:
+    """The estimate with what is remembered of its mean, and what is to be remembered now; where a mean is needed.
+
+    What is remembered is of earlier visits alone: with a share of this one in it, part of the bias would be back.
+    """
+    if what.values is None:
+        return estimate, {}
+    before, visited = recall.columns["mean"], recall.columns["visited"]
+    estimate = replace(estimate, values=what.values, remembered=before.masked_fill(~visited, torch.nan))
+    now = estimate.mean.detach().to(before.dtype)
+    is_there = estimate.weights.sum(1) > 0
+    blend = torch.where(is_there, (1 - rate) * before + rate * now, before)
+    return estimate, {"mean": torch.where(visited, blend, now)}
 
 
 @dataclass(frozen=True, kw_only=True)

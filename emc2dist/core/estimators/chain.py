@@ -13,6 +13,8 @@ A visit of the worker's chains, in this order:
    `carried: cached` the cached features stand in, with gradient to the anchor alone.
 5. Of the sample that a chain ends on one view is drawn, by its share of the sample's weight, and remembered.
 
+For an objective that takes the hardest candidates the K cached rows are candidates themselves, too, without weight.
+
 What is closed (`emc2dist.core.closing`) is no proposal, of the batch and of cached rows alike, and a carried state that
 is closed today is dropped: the chain goes on as if not yet visited. With a ceiling and `reencode` that is judged by a
 fresh feature, so what is carried is then encoded again in step 1, with `mh` too; and so it is with `roulette`.
@@ -29,7 +31,7 @@ importance sampling has it (docs/algorithm.md has the proof), at the price of so
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -39,7 +41,16 @@ from typing_extensions import override
 from emc2dist.core.batch import Batch, fresh_numbers, locate
 from emc2dist.core.columns import Column, Schema
 from emc2dist.core.denominator import Denominator, Estimate
-from emc2dist.core.estimators.base import CachedRows, Encode, Estimator, Fact, Recall, Visit, cached_features
+from emc2dist.core.estimators.base import (
+    CachedRows,
+    Encode,
+    Estimator,
+    Fact,
+    Recall,
+    Visit,
+    cached_features,
+    with_mean,
+)
 from emc2dist.core.estimators.delayed_acceptance import accept, propose
 from emc2dist.core.estimators.moving_average import blended
 from emc2dist.core.streams import gumbels, uniforms
@@ -85,7 +96,7 @@ class Chain(Estimator):
     carried: Literal["reencode", "complete", "cached", "roulette"] = "reencode"
     feature_dtype: Literal["float16", "float32"] = "float16"
     rate: float = 0.1
-    """Weight of the newest value in the average of log Z, in (0, 1]; used where an objective needs log Z itself."""
+    """Weight of the newest value in the averages of log Z and of a mean, in (0, 1]; for objectives that need them."""
 
     @override
     def tables(self, what: Denominator, views: int, width: int) -> Schema:
@@ -95,8 +106,9 @@ class Chain(Estimator):
             "visited": Column("bool", (views,)),
             "visited_at": Column("int32", (views,)),
         }
+        averages = {"log_mean": what.valued, "mean": what.values is not None}
         return {
-            what.name: chains | ({"log_mean": Column("float32", (views,))} if what.valued else {}),
+            what.name: chains | {name: Column("float32", (views,)) for name, needed in averages.items() if needed},
         } | cached_features(self.feature_dtype, width)
 
     @override
@@ -170,7 +182,10 @@ class Chain(Estimator):
             "visited_at": torch.full_like(state, batch.step, dtype=torch.int32),
         }
         remember |= {} if log_mean is None else {"log_mean": log_mean.float()}
-        return Visit(estimate, remember, facts, ages)
+        estimate, mean = with_mean(what, estimate, recall, self.rate)
+        if what.ranked and recall.proposed is not None:
+            estimate = pool.with_rows(estimate, recall.proposed)
+        return Visit(estimate, remember | mean, facts, ages)
 
     def _recalled(self, what: Denominator, pool: "_Pool", recall: Recall) -> Carried:
         """What the chains carry, scored by what is at hand."""
@@ -353,13 +368,28 @@ class _Pool:
         proposals = self.proposals(carried)
         scores = torch.cat([proposals, carried.score.unsqueeze(1)], 1)
         index = torch.cat([self._index.expand(len(scores), -1), carried.state.unsqueeze(1)], 1)
-        alone = ~carried.fresh if self._batch.sides[self._what.keys].keys is None else torch.ones_like(carried.fresh)
-        one_sided = torch.cat([self._one_sided.expand_as(proposals), alone.unsqueeze(1)], 1)
+        followed = self._batch.sides[self._what.keys].keys is not None
+        stale = (~carried.fresh | followed).unsqueeze(1) & (not self._what.constant)
+        one_sided = torch.cat([self._one_sided.expand_as(proposals), stale], 1)
         log_mean = self.log_mean() if log_mean is None else log_mean
         others = self._batch.samples - 1
         log_z = math.log(others) + log_mean
         closed = self._what.closed(self._batch, self._scores.detach())
-        return Estimate(log_z, scores, weights, index, one_sided, closed, others)
+        return Estimate(log_z, scores, weights, index, one_sided, closed, count=others)
+
+    def with_rows(self, estimate: Estimate, rows: CachedRows) -> Estimate:
+        """The estimate with cached rows as candidates without weight, but for those that are among the others."""
+        _, here = locate(rows.index, self._index)
+        is_carried = rows.index == estimate.index[:, -1:]
+        scores = self.score_rows(rows).masked_fill(here | is_carried, -torch.inf)
+        none = torch.zeros_like(scores)
+        return replace(
+            estimate,
+            scores=torch.cat([estimate.scores, scores], 1),
+            weights=torch.cat([estimate.weights, none], 1),
+            index=torch.cat([estimate.index, rows.index.expand_as(scores)], 1),
+            one_sided=torch.cat([estimate.one_sided, none.bool()], 1),
+        )
 
 
 def _facts(visit: Sweep) -> dict[str, Fact]:

@@ -88,10 +88,10 @@ class Gumbel(Estimator):
         others, number = batch.samples - 1, fresh.number + cached.number
         value = log_total - number.log() + math.log(others)
         index = torch.cat([fresh.samples.expand(len(row), -1), rows.index[row].unsqueeze(1)], 1)
-        alone = self.carried == "cached" or batch.sides[what.keys].keys is not None
+        alone = (self.carried == "cached" or batch.sides[what.keys].keys is not None) and not what.constant
         one_sided = torch.cat([fresh.one_sided, torch.full_like(fresh.one_sided[:1], alone)]).unsqueeze(0)
         closed = what.closed(batch, scores.detach())
-        estimate = Estimate(value, scores, weights, index, one_sided, closed, others)
+        estimate = Estimate(value, scores, weights, index, one_sided, closed, what.values, count=others)
         ages = torch.where(there, batch.step - rows.written_at[row], -1)
         return Visit(estimate, facts=_facts(weights, score.detach() - stale, ages), ages={"feature_age": ages})
 

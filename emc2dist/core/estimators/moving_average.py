@@ -16,7 +16,7 @@ from typing_extensions import override
 from emc2dist.core.batch import Batch
 from emc2dist.core.columns import Column, Schema
 from emc2dist.core.denominator import Denominator, Estimate
-from emc2dist.core.estimators.base import Encode, Estimator, Recall, Visit
+from emc2dist.core.estimators.base import Encode, Estimator, Recall, Visit, with_mean
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class MovingAverage(Estimator):
 
     @override
     def tables(self, what: Denominator, views: int, width: int) -> Schema:
-        return {what.name: {"log_mean": Column("float32", (views,)), "visited": Column("bool", (views,))}}
+        averages = {"log_mean": Column("float32", (views,)), "visited": Column("bool", (views,))}
+        return {what.name: averages | ({} if what.values is None else {"mean": Column("float32", (views,))})}
 
     @override
     def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:
@@ -42,10 +43,11 @@ class MovingAverage(Estimator):
         others = batch.samples - 1
         value = math.log(others) + log_mean
         closed = what.closed(batch, constant)
-        estimate = Estimate(value, scores, weights, index.unsqueeze(0), one_sided.unsqueeze(0), closed, others)
+        estimate = Estimate(value, scores, weights, index.unsqueeze(0), one_sided.unsqueeze(0), closed, count=others)
         # The average begins with the first batch that has an open candidate: from 0 on it would push 1 / rate as hard.
         remember = {"log_mean": log_mean.float(), "visited": log_mean > -torch.inf}
-        return Visit(estimate, remember, {"visited_ratio": visited.double().mean()})
+        estimate, mean = with_mean(what, estimate, recall, self.rate)
+        return Visit(estimate, remember | mean, {"visited_ratio": visited.double().mean()})
 
 
 def blended(before: Tensor, now: Tensor, visited: Tensor, rate: float) -> Tensor:

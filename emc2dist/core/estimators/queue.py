@@ -16,8 +16,9 @@ from typing_extensions import override
 
 from emc2dist.core.batch import Batch
 from emc2dist.core.columns import Schema
-from emc2dist.core.denominator import Denominator, Estimate
+from emc2dist.core.denominator import Denominator
 from emc2dist.core.estimators.base import Encode, Estimator, Recall, Visit, cached_features, rows_as_candidates
+from emc2dist.core.estimators.in_batch import among
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,8 @@ class Queue(Estimator):
         assert recall.proposed is not None
         queued = rows_as_candidates(what, batch, recall.proposed, fresh)
         scores = torch.cat([fresh.scores, queued.scores], 1)
-        constant = scores.detach()
-        weights = constant.softmax(1).masked_fill(constant == -torch.inf, 0)
-        index, one_sided = (torch.cat(pair).unsqueeze(0) for pair in zip(fresh[1:3], queued[1:3], strict=True))
-        closed = what.closed(batch, constant)
-        number = fresh.number + queued.number
-        estimate = Estimate(constant.logsumexp(1), scores, weights, index, one_sided, closed, number)
-        of_queue = weights[:, fresh.scores.shape[1] :].double()
-        return Visit(estimate, facts={"cached_weight_ratio": (of_queue.sum(), weights.double().sum())})
+        index, one_sided = (torch.cat(pair) for pair in zip(fresh[1:3], queued[1:3], strict=True))
+        estimate = among(what, batch, scores, index, one_sided, fresh.number + queued.number)
+        weights = estimate.weights.double()
+        of_queue = weights[:, fresh.scores.shape[1] :]
+        return Visit(estimate, facts={"cached_weight_ratio": (of_queue.sum(), weights.sum())})

@@ -1,20 +1,47 @@
 """Objectives: formulas over estimated denominators, by the name that a spec gives them. One file each."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from emc2dist.core.objectives.base import OBJECTIVE, Objective
+from emc2dist.core.objectives.cacr import Cacr
 from emc2dist.core.objectives.dcl import Dcl
 from emc2dist.core.objectives.dclw import Dclw
+from emc2dist.core.objectives.groco import GroCo
 from emc2dist.core.objectives.infonce import InfoNce
+from emc2dist.core.objectives.mv_dhel import MvDhel
+from emc2dist.core.objectives.mv_infonce import MvInfoNce
 from emc2dist.core.objectives.nnclr import NnClr
 from emc2dist.core.objectives.rgcl import Rgcl
+from emc2dist.core.objectives.supcon import SupCon
+from emc2dist.core.objectives.supremix import SupReMix
 
-OBJECTIVES: Mapping[str, type[Dcl] | type[Dclw] | type[InfoNce] | type[NnClr] | type[Rgcl]] = {
+OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
+    "cacr": Cacr,
     "dcl": Dcl,
     "dclw": Dclw,
+    "groco": GroCo,
     "infonce": InfoNce,
+    "mv_dhel": MvDhel,
+    "mv_infonce": MvInfoNce,
     "nnclr": NnClr,
     "rgcl": Rgcl,
+    "supcon": SupCon,
+    "supremix": SupReMix,
 }
 
-__all__ = ["OBJECTIVE", "OBJECTIVES", "Dcl", "Dclw", "InfoNce", "NnClr", "Objective", "Rgcl"]
+__all__ = [
+    "OBJECTIVE",
+    "OBJECTIVES",
+    "Cacr",
+    "Dcl",
+    "Dclw",
+    "GroCo",
+    "InfoNce",
+    "MvDhel",
+    "MvInfoNce",
+    "NnClr",
+    "Objective",
+    "Rgcl",
+    "SupCon",
+    "SupReMix",
+]

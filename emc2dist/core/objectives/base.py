@@ -1,7 +1,7 @@
 """What an objective is: the denominators that it declares, and its terms, given their estimates."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -17,13 +17,21 @@ OBJECTIVE = "objective"
 class Objective(Protocol):
     """A formula; its fields are the options of `emc2dist.config.objectives` of the same name.
 
-    Most declare denominators and write down their terms. One that remembers something of each anchor declares columns;
-    they come in with `prepared`, and go out with `renewed`.
+    Most declare denominators and write down their terms. What one remembers of each anchor comes in with `prepared`,
+    and goes out with `renewed`.
     """
 
     @property
     def denominators(self) -> Sequence[Denominator]:
         """What has to be estimated."""
+
+    columns: ClassVar[Sequence[str]] = ()
+    """Names of the columns of the set (`Batch.columns`) that it reads; where one is not there a run is refused."""
+
+    @property
+    def looks_around(self) -> bool:
+        """Whether terms read other samples of the batch than by denominators, so that the batch is part of the loss."""
+        return False
 
     @property
     def bends(self) -> bool:
@@ -35,14 +43,14 @@ class Objective(Protocol):
         """Cached rows that it wants at hand in every step, drawn uniformly; at most all there are."""
         return 0
 
-    def columns(self, views: int) -> Mapping[str, Column]:
+    def remembers(self, views: int) -> Mapping[str, Column]:
         """What it remembers of each sample with `views` views: one value per anchor, [V]."""
         return {}
 
     def prepared(self, batch: Batch, recall: Recall) -> Batch:
         """The batch as its denominators and terms see it: with sides and temperatures of its own.
 
-        `recall` has its columns [A], and in `proposed` its cached rows; without either where the exact loss is taken.
+        `recall` has what it remembers [A], and in `proposed` its cached rows; neither where the exact loss is taken.
         """
         return batch
 
@@ -53,7 +61,7 @@ class Objective(Protocol):
         """
 
     def renewed(self, batch: Batch, estimates: Mapping[str, Estimate], recall: Recall) -> dict[str, Tensor]:
-        """The new values of its columns, each [A]; of the prepared batch."""
+        """The new values of what it remembers, each [A]; of the prepared batch."""
         return {}
 
     def facts(self, batch: Batch) -> dict[str, Fact]:

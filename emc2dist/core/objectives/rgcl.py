@@ -48,7 +48,7 @@ class Rgcl(Objective):
     denominators = (Denominator(valued=True),)
 
     @override
-    def columns(self, views: int) -> dict[str, Column]:
+    def remembers(self, views: int) -> dict[str, Column]:
         return {"tau": Column("float32", (views,)), "velocity": Column("float32", (views,))}
 
     @override

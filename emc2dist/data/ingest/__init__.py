@@ -22,6 +22,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emc2dist import __version__, files
 from emc2dist.config import BUILT_IN, S3, Data
@@ -182,7 +183,8 @@ class _Plan:
             "kind": self.kind,
             "source": self.source.digest,
             "classes": self.classes,
-            "splits": {name: _digest(split) for name, split in self.splits.items()},
+            "images": {name: _digest(split.positions) for name, split in self.splits.items()},
+            "labels": {name: _digest(split.labels) for name, split in self.splits.items()},
             "seed": self.seed,
             "rows_per_file": self.rows_per_file,
         }
@@ -208,10 +210,8 @@ class _Plan:
                 yield Task(file, self.source.samples(split.positions[rows]), labels)
 
 
-def _digest(split: Split) -> str:
-    digest = hashlib.sha256(split.positions.astype("<i8").tobytes())
-    digest.update(b"" if split.labels is None else split.labels.astype("<i8").tobytes())
-    return digest.hexdigest()
+def _digest(numbers: NDArray[np.int64] | None) -> str:
+    return hashlib.sha256(b"" if numbers is None else numbers.astype("<i8").tobytes()).hexdigest()
 
 
 def _write(plan: _Plan, dest: Place, skip_unreadable: bool, workers: int) -> tuple[Manifest, int]:

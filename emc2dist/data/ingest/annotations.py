@@ -9,9 +9,10 @@
 Such a file lies in a folder of the images or above it. Its name tells the split; or it is called labels, metadata,
 annotations or dataset, has a heading and is for all splits below. One column holds the images' names (with or without
 folders and extension; where none is there, in other capitals or with another extension). With a heading, the labels are
-the column that it calls `label` or `class`, or the headings of columns of which one holds 1 in each row and the others
-0; without one, the only column that holds nothing but names of the classes that folders tell. It must tell every image
-of a split, and each once. A column that is headed `split` must tell the splits that the images' folders tell.
+the column that it calls `label` or `class` (without folders of classes, in a file called labels the only other one), or
+the headings of columns of which one holds 1 in each row and the others 0; without one, the only column that holds
+nothing but names of the classes that folders tell. It must tell every image of a split, and each once. A column that is
+headed `split` must tell the splits that the images' folders tell.
 """
 
 import re
@@ -24,6 +25,7 @@ from typing import NamedTuple
 
 from emc2dist.data.ingest.label_columns import (
     ImagesByCell,
+    Unclear,
     by_content,
     composed,
     headed,
@@ -47,6 +49,7 @@ TEXTS = (".txt", ".csv", ".tsv", ".jsonl", ".json")
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".xlsx", ".mat")
 """Extensions of tables, of which some cannot be read here."""
 _OF_ALL_SPLITS = ("label", "labels", "metadata", "annotation", "annotations", "dataset")
+_NAMED_LABELS = ("label", "labels")
 _GUESSES = re.compile("submission|predict", re.IGNORECASE)  # these hold what somebody's model says
 _SHOWN = 3  # files that a remark names
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')  # of JSON
@@ -110,13 +113,19 @@ class Annotations:
                 what tells the classes could be another thing. StorageError: a file cannot be read.
         """
         told: dict[str, tuple[list[str | None], str]] = {}
+        unclear: list[Unclear] = []
         for file in self._candidates(split, names):
             try:
                 found = self._labels(file, split, names, classes)
+            except Unclear as error:  # which matters only where no other file tells them
+                unclear.append(error)
+                self._unused.setdefault(file, f"{split}: labels are those of another file than {printable(file)}")
             except Unusable as error:
                 self._unused.setdefault(file, f"{split}: no labels are told by {printable(file)}: {error}")
             else:
                 told[file] = _complete(self._named(file), split, names, found), found.column + found.odd
+        if not told and unclear:
+            raise unclear[0]
         if not told:
             return None, []
         (first, (kinds, column)), *others = told.items()
@@ -131,7 +140,7 @@ class Annotations:
         names = list(kinds)
         for file in self._candidates(split, names):
             try:
-                found = self._labels(file, split, names, None)
+                found = self._labels(file, split, names, None, of_folders=True)
             except _OtherSplit:
                 raise
             except Unlabelled as error:
@@ -271,8 +280,10 @@ class Annotations:
     def _named(self, file: str) -> str:
         return printable(str(self.root / file))
 
-    def _labels(self, file: str, split: str, names: Sequence[str], classes: set[str] | None) -> _Labels:
-        """What a file tells of the images. Raises Unusable."""
+    def _labels(
+        self, file: str, split: str, names: Sequence[str], classes: set[str] | None, *, of_folders: bool = False
+    ) -> _Labels:
+        """What a file tells of the images; `of_folders`: these have classes. Raises Unusable."""
         folder = PurePosixPath(file).parent
         below = names if not _is_of_all(file) else [n for n in self.names if PurePosixPath(n).is_relative_to(folder)]
         images = ImagesByCell(folder, below, split, set(names))
@@ -293,6 +304,8 @@ class Annotations:
                 raise Unusable(f"its {len(rows)} lines name no image of {split}: {_BEFORE}{rest}")
             line = ", ".join(rows[min(1, len(rows) - 1)])[:_SHOWN_CHARACTERS]
             raise Unusable(f"its line {line!r} names no image of {split}, such as {names[0]}")
+        if not (labels or classes or of_folders) and _stem(file).lower() in _NAMED_LABELS:
+            labels = _only_other(rows, of_images, images)
         if not labels and (hot := one_hot(rows, of_images, images, classes)):
             labels, rows = [len(rows[0])], with_class(rows, hot)
         heading = rows[0] if labels or is_heading(rows[0], of_images, images, classes) else None
@@ -316,7 +329,7 @@ class Annotations:
             if kind is None and not is_withheld(row, column):
                 raise DataError(
                     f"{self._named(file)}: column {column + 1} tells {row[column]!r} of {name}, which is no class of "
-                    f"the training images; correct it, or {HELP}"
+                    f"the training images (they are called {_some(classes)}); correct it, or {HELP}"
                 )
             if kinds.setdefault(name, kind) != kind:
                 two = f"tells two classes of {name}, {kinds[name]} and {kind}"
@@ -365,6 +378,17 @@ class Annotations:
                     f"{len(rows)} images than their folders, which tell {split} ({cell!r} of {image}); move each "
                     "into a folder called as its split, or rename the column to do without it"
                 )
+
+
+def _only_other(rows: list[Row], of_images: int, images: ImagesByCell) -> list[int]:
+    """The column beside that of the images, where a heading names two and each row has as many; else none."""
+    is_headed = len(rows[0]) == 2 and images.find(rows[0][of_images]) is None
+    return [1 - of_images] if is_headed and all(len(row) == 2 for row in rows if any(row)) else []
+
+
+def _some(classes: set[str] | None) -> str:
+    names = sorted(classes or ())
+    return ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
 
 
 def _complete(file: str, split: str, names: Sequence[str], found: _Labels) -> list[str | None]:

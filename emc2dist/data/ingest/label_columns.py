@@ -152,13 +152,21 @@ def _several(heading: Row, columns: list[int]) -> str:
     return ", ".join(heading[n] for n in columns[:_SHOWN]) + (", ..." if len(columns) > _SHOWN else "")
 
 
+class Unclear(DataError):
+    """A column might tell labels, and no heading says that it does."""
+
+
 def by_content(file: str, rows: list[Row], of_images: int, heading: Row | None, classes: set[str]) -> list[int]:
-    """The only column that holds classes alone, where no heading calls any so. Raises Unusable where none does."""
+    """The only column that holds classes alone, where no heading calls any so.
+
+    Raises:
+        Unusable: none does. Unclear: a heading calls it something else.
+    """
     width = len(rows[0])
     columns = [n for n in range(width) if n != of_images and all(kind_of(row, n, classes) for row in rows)]
     if heading is not None and columns:
         called = " or ".join(f"`{heading[n]}`" if n < len(heading) else str(n + 1) for n in columns)
-        raise DataError(
+        raise Unclear(
             f"{file}: its heading calls no column `label`, and {called} could be the classes; call the classes "
             f"`label`, or {HELP}"
         )

@@ -33,16 +33,18 @@ SMALL = ("Balinese", "Early_Aramaic", "Greek", "Korean", "Latin")
 class OmniglotImages(GreyImages):
     """One split of Omniglot, its first `limit` drawings. Images are uint8 [3, 28, 28], ink is 255 and paper 0.
 
-    With `alphabets`, only of theirs.
+    With `alphabets`, only of theirs; with `others`, only of all others.
     """
 
-    splits = ("train", "test")
+    splits: tuple[str, ...] = ("train", "test")
 
-    def __init__(self, split: str, *, limit: int | None = None, alphabets: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, split: str, *, limit: int | None = None, alphabets: Sequence[str] | None = None, others: bool = False
+    ) -> None:
         with resources.files(__name__).joinpath(DRAWINGS).open("rb") as file, np.load(file) as arrays:
             pixels, labels, classes = arrays[f"{split}_pixels"], arrays[f"{split}_labels"], arrays["classes"]
         if alphabets is not None:
-            kept = np.isin([name.partition("/")[0] for name in classes], alphabets)
+            kept = np.isin([name.partition("/")[0] for name in classes], alphabets, invert=others)
             number = kept.cumsum() - 1  # of a class among those that are kept
             chosen = kept[labels]
             pixels, labels, classes = pixels[chosen], number[labels[chosen]], classes[kept]
@@ -51,7 +53,13 @@ class OmniglotImages(GreyImages):
 
 
 class SmallOmniglotImages(OmniglotImages):
-    """One split of the 136 characters of the alphabets `SMALL`: 2,040 drawings to train on, 680 to test."""
+    """One split of the 136 characters of the alphabets `SMALL`: 2,040 drawings to train on, 680 to test.
+
+    `unseen` and `unseen_test` are of the 1,487 other characters, by drawers 1 to 15 and 16 to 20: 22,305 and 7,434.
+    """
+
+    splits = ("train", "test", "unseen", "unseen_test")
 
     def __init__(self, split: str, *, limit: int | None = None) -> None:
-        super().__init__(split, limit=limit, alphabets=SMALL)
+        drawers = {"unseen": "train", "unseen_test": "test"}
+        super().__init__(drawers.get(split, split), limit=limit, alphabets=SMALL, others=split in drawers)

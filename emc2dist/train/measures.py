@@ -1,0 +1,62 @@
+"""All measures of what an encoder gives, its representation or its feature, on the images of an evaluation.
+
+docs/evaluation.md says what each is.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from emc2dist.core.diagnostics import alignment, effective_rank, isotropy, tolerance, uniformity
+from emc2dist.evaluate import neighbours, probe
+from emc2dist.evaluate.accuracy import accuracy, per_class
+from emc2dist.evaluate.few_shot import few_shot
+from emc2dist.train.evaluation import Evaluation
+
+MOST_IN_PAIRS = 2_048
+"""Images of which all pairs are compared."""
+_RECALLS = (1, 5, 10)
+_SHOTS = (1, 5)
+
+Measures = dict[str, float | None]
+"""By name; None where the images do not allow it."""
+
+
+def measures(evaluation: Evaluation, bank: Tensor, queries: Tensor, pair: Tensor) -> Measures:
+    """Every measure of vectors of the bank [n, R], the queries [m, R], and [2, p, R] two random views of some queries.
+
+    Raises:
+        DataError: all voters are of one class.
+    """
+    voters, asked = evaluation.labels()
+    voted = neighbours.votes(bank, voters, queries, neighbours=evaluation.neighbours)
+    probed = probe.predictions(bank.cpu().numpy(), voters, queries.cpu().numpy())
+    found: Measures = {
+        "knn_accuracy": accuracy(voted, asked),
+        "knn_per_class": per_class(voted, asked),
+        "linear_probe_accuracy": accuracy(probed, asked),
+        "linear_probe_per_class": per_class(probed, asked),
+    }
+    among = [count for count in _RECALLS if count <= len(voters)]
+    for count, share in zip(among, neighbours.recall(bank, voters, queries, asked, among), strict=True):
+        found[f"recall_at_{count}"] = share
+    among = [count for count in _RECALLS if count < len(asked)]
+    for count, share in zip(among, neighbours.recall_among(queries, asked, among), strict=True):
+        found[f"asked_recall_at_{count}"] = share if np.isfinite(share) else None
+    for shots in _SHOTS:
+        episodes = few_shot(queries.cpu(), asked, shots)
+        found[f"few_shot_{shots}"], found[f"few_shot_{shots}_error"] = episodes or (None, None)
+    return found | _geometry(normalize(queries[:MOST_IN_PAIRS], dim=1).cpu(), torch.from_numpy(asked), pair)
+
+
+def _geometry(unit: Tensor, asked: Tensor, pair: Tensor) -> Measures:
+    """Of unit-norm vectors [m, R] of labels int64 [>= m], all as they lie to each other."""
+    cosines, pairs = tolerance(unit, asked[: len(unit)])
+    return {
+        "alignment": float(alignment(normalize(pair, dim=-1))),
+        "uniformity": float(uniformity(unit)) if len(unit) > 1 else None,
+        "tolerance": float(cosines / pairs) if pairs else None,
+        "isotropy": float(isotropy(unit)) if len(unit) > 1 else None,
+        "effective_rank": float(effective_rank(unit)),
+    }
