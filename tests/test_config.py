@@ -215,6 +215,10 @@ def test_moco_brings_its_follower_unless_the_spec_names_one():
     [
         (["negatives=queue"], r"negatives: queue needs encoder.momentum: .* give encoder.momentum=0.99, or objective"),
         (["objective=moco", "encoder.momentum=null"], "negatives: queue needs encoder.momentum"),
+        (
+            ["negatives={name: gumbel, carried: cached}"],
+            r"negatives.carried: cached would have old features alone push",
+        ),
         (["encoder.momentum=0.9", "encoder.norm=batch"], r"encoder.momentum: .* use group, none or sync_batch"),
         (["encoder.momentum=0.9", "negatives.draws=8", "negatives.balance=pull"], "pull has nothing to balance with"),
         (["objective=nnclr", "encoder.momentum=0.9"], "encoder.momentum: objective: nnclr gives gradients to keys"),

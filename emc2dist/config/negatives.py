@@ -120,14 +120,10 @@ class Gumbel(Drawing):
     rows: Annotated[int, Field(ge=1, le=2**20)] | None = None
     """K: rows of the feature cache that are scored in every step, drawn uniformly; None: all of them."""
     carried: Literal["reencode", "cached"] = "reencode"
-    """`reencode`: the drawn view is encoded again and gets a gradient; `cached`: its cached feature stands in."""
+    """`reencode`: the drawn view is encoded again and gets a gradient; `cached`: its cached feature stands in, which
+    takes a follower (encoder.momentum)."""
     feature_dtype: Literal["float16", "float32"] = "float16"
     """Type of a cached feature."""
-
-    @property
-    @override
-    def one_sided(self) -> bool:
-        return self.draws > 0 or self.carried == "cached"
 
 
 class MovingAverage(Drawing):

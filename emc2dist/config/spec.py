@@ -225,6 +225,11 @@ class Spec(Section):
                 "negatives: queue needs encoder.momentum: features run away together from keys that the encoder itself "
                 "has just made (docs/draws.md); give encoder.momentum=0.99, or objective=moco, or other negatives"
             )
+        if negatives.name == "gumbel" and negatives.carried == "cached" and not follows:
+            raise ValueError(
+                "negatives.carried: cached would have old features alone push an anchor, from which features run away "
+                "together (docs/draws.md); give encoder.momentum=0.99, by which they are hardly old, or reencode"
+            )
         if follows and self.encoder.norm == "batch":
             raise ValueError(
                 "encoder.momentum: a follower must be the same on all workers, and with encoder.norm: batch each has "
