@@ -177,7 +177,8 @@ class Spec(Section):
             )
         if self.resources.accelerator is not None and self.device == "cpu":
             raise ValueError(
-                f"resources.accelerator: {self.resources.accelerator} is a GPU, and device is cpu; leave one of them out"
+                f"resources.accelerator: {self.resources.accelerator} is a GPU, and device is cpu; leave one of them "
+                "out"
             )
         if self.watch.tensorboard and is_remote(self.run_dir):
             raise ValueError(f"watch.tensorboard: true needs a run_dir on disk, got {self.run_dir}")

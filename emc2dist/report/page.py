@@ -40,8 +40,9 @@ def report(
 ) -> dict[str, Any]:
     """Write the page and its pictures into the folder `out`, by default `report` in the first run's folder.
 
-    `overrides` are KEY=VALUE of the runs' specs: `data.path=PATH` where the data have moved. What `s3` was given goes before what each run's spec says, for run folders, `out` and data. Where nobody has `asked`
-    for the page, it alone says what it does not show.
+    `overrides` are KEY=VALUE of the runs' specs: `data.path=PATH` where the data have moved. What `s3` was given goes
+    before what each run's spec says, for run folders, `out` and data. Where nobody has `asked` for the page, it alone
+    says what it does not show.
 
     Returns:
         `page`, the HTML file, and `pictures`, the PNGs, as they would be written on the command line; and `remarks`.

@@ -9,6 +9,7 @@
     failures.py     which errors end a run, and which a new attempt may mend
     elastic.py      when workers should move: nodes that go, nodes that come
     start_limit.py  a limit on the start of workers
+    fixed_size.py   no nodes asked for where none can be added
 
     folder.py       the run folder: spec, rows, summary
     lock.py         one driver at a time for it

@@ -370,7 +370,7 @@ def _lean(dashboard: bool) -> Iterator[None]:
     """Have Ray start only what a Ray of our own needs, and wait for nothing in vain; `ray.init` has no options for it.
 
     One of its processes would add nodes to this machine, one tell the driver of its workers' output, and without
-    `dashboard` the API server report usage alone: two CPU seconds at the start, and a second at the end. The port of
+    `dashboard` the API server report usage alone: more than a CPU second at the start, and one at the end. The port of
     its agent is a fixed one, for which a second Ray on a machine tries for three seconds before it does without.
     """
     params, start = parameter.RayParams, Node.start_api_server

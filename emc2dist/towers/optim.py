@@ -4,7 +4,7 @@ Biases and the parameters of normalisation layers (one dimension or none) are ne
 schedule is a function of the number of the update, so there is no scheduler state to save.
 
 The optimisers are torch's, called as they are: what hides them from torch's compiler would import it first, which takes
-a second and 100 MB. Here it is given an encoder alone (`emc2dist.train.compilation`), and never meets an optimiser.
+a second and 70 MB. Here it is given an encoder alone (`emc2dist.train.compilation`), and never meets an optimiser.
 """
 
 import inspect

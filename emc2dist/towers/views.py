@@ -50,7 +50,7 @@ class RandomView:
 class PlainView:
     """uint8 [3, H, W] -> uint8 [3, size, size]: shorter side resized to `size`, then the centre. Deterministic.
 
-    The pixels are those of torchvision's `Resize` and `CenterCrop`, which would take two seconds to import.
+    The pixels are those of torchvision's `Resize` and `CenterCrop`, which take more than a second to import.
     Of an image more than `LONGEST` times as long as wide only the middle is resized, so that no image, however thin,
     makes a resized one of more than about `LONGEST` * size ** 2 pixels.
     """
