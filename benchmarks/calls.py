@@ -189,7 +189,8 @@ class Node:
                 anchors = self.spec.views.count * len(own)
                 columns[table] = {name: torch.ones(anchors, dtype=getattr(torch, c.dtype)) for name, c in named.items()}
         features = torch.ones(len(own), self.spec.encoder.features)
-        return columns, Encoded(torch.from_numpy(own), features)
+        index = torch.from_numpy(own)
+        return columns, Encoded(index, features, torch.zeros_like(index))
 
     def _near_clocks(self, workers: list[Worker], counted: Counted) -> np.ndarray:
         """Rows and bytes of the first worker; seconds of CPU: of this thread, of the stores', of all this process."""

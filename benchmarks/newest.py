@@ -4,7 +4,8 @@
     python -m benchmarks.newest --seeds 1 --steps 1500    # and the longer run that it tells of
 
 Beside its batch every step has M negatives without gradient, balanced. They differ in which samples they are, and by
-which encoder their features are. Each row of the table tells, after so many steps:
+which encoder their features are; in the last two choices a follower (`encoder.momentum`) encodes all keys.
+Each row of the table tells, after so many steps:
 
     seen, unseen    recall@1 by representation / by feature, as benchmarks/draws.py has it
     rank            effective rank of the features of the asked, at most their width
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +43,10 @@ CHOICES = {
     "newest": "the newest cached rows",
     "afresh": "the samples of the newest rows, encoded by the encoder of today",
     "shifted": "the newest cached rows, moved by what the mean feature moved since",
+    "followed": "none, all keys by a follower",
+    "queue": "the newest cached rows, all keys by a follower",
 }
+_FOLLOWED = ("encoder.momentum=0.99",)
 
 
 @dataclass
@@ -69,9 +74,13 @@ class WithRows:
         sides = {SIDE: replace(batch.sides[SIDE], drawn=drawn.unsqueeze(0))}
         return self.contrast(replace(batch, sides=sides, drawn=index), recalls, encode)
 
+    def foreseen(self, *of_a_step: Any) -> tuple[Tensor, Tensor]:
+        """As the contrast."""
+        return self.contrast.foreseen(*of_a_step)
+
     def _rows(self, batch: Tensor) -> tuple[Tensor, Tensor] | None:
         """Samples [M] without repeats, and features [M, D]."""
-        if self.choice in ("none", "new") or len(self.kept) * len(batch) < self.count:
+        if self.choice in ("none", "new", "followed", "queue") or len(self.kept) * len(batch) < self.count:
             return None
         index, features = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
         latest = _latest(index)
@@ -97,7 +106,11 @@ def run(choice: str, seed: int, steps: int, batch_size: int, count: int) -> str:
     torch.set_num_threads(1)
     drawings = Drawings.of(100, 36, SmallOmniglotImages)
     draws = count if choice == "new" else 0
-    row = Row(choice, ("objective=dcl", "negatives.name=in_batch", f"negatives.draws={draws}"), batch_size)
+    negatives = ("negatives.name=in_batch", f"negatives.draws={draws}")
+    if choice == "queue":
+        negatives = ("negatives.name=queue", f"negatives.rows={count}")
+    followed = _FOLLOWED if choice in ("followed", "queue") else ()
+    row = Row(choice, ("objective=dcl", *negatives, *followed), batch_size)
     span, probe = count // batch_size, drawings.asked["seen"][1]
     with alone(row.spec(seed), drawings.train, torch.device("cpu")) as trainer:
         trainer.schedule = trainer.schedule._replace(total=steps, warmup=steps // 20)

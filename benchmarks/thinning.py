@@ -131,11 +131,11 @@ class Aged(FrozenRun):
         return found if self.graph else found.detach()
 
     @override
-    def _cache(self, index: Tensor, features: Tensor, step: int) -> None:
+    def _cache(self, index: Tensor, features: Tensor, step: int, slot: int) -> None:
         length = self.noise / features.shape[-1] ** 0.5
         generator = torch.Generator().manual_seed(step)
         noise = torch.randn(features.shape, generator=generator, dtype=features.dtype)
-        super()._cache(index, normalize(features.detach() + length * noise, dim=-1), step)
+        super()._cache(index, normalize(features.detach() + length * noise, dim=-1), step, slot)
 
 
 def ways(kernel: Kernel) -> Iterator[tuple[str, Estimator]]:

@@ -67,6 +67,13 @@ METRICS: dict[str, Metric] = {
     "effective_sample_size": Metric("chains", "Negatives of a visit", "", "mean 1 / sum of squared weights"),
     "distinct_negatives": Metric("chains", "Negatives of a visit", "", "mean number of states with weight per visit"),
     "reencoded_images": Metric("chains", "Encoded again", "", "mean images encoded again per step and worker"),
+    "cached_weight_ratio": Metric(
+        "chains", "Visited and carried", "ratio", "of gumbel and queue: share of the weight that cached rows have"
+    ),
+    "stale_score_rms_error": Metric(
+        "chains", "Staleness", "",
+        "of gumbel: root mean square of what a drawn row's score has changed since its feature was cached",
+    ),
     "step": Metric("learning", "Step", "", "training steps (visits) so far"),
     "epoch": Metric("learning", "Epoch", "", "epochs so far, a fraction"),
     "steps_per_epoch": Metric("learning", "Step", "", "training steps of an epoch", source="driver"),
@@ -85,6 +92,9 @@ METRICS: dict[str, Metric] = {
     ),
     "same_label_closed_ratio": Metric(
         "learning", "False negatives", "ratio", "share of the same label's candidates that is closed"
+    ),
+    "neighbour_label_ratio": Metric(
+        "learning", "Neighbours", "ratio", "of nnclr: share of neighbours that have their anchor's label"
     ),
     "log_z_error": Metric(
         "learning", "Error of log Z", "",
@@ -113,6 +123,9 @@ METRICS: dict[str, Metric] = {
     "gradient_norm": Metric("learning", "Gradient norm", "", "norm of the gradient before clipping"),
     "lr": Metric("learning", "Learning rate", "", "learning rate"),
     "temperature": Metric("learning", "Temperature", "", "temperature that scores are divided by"),
+    "anchor_temperature": Metric(
+        "learning", "Temperature", "", "of rgcl: mean temperature of the reported steps' anchors, each its own"
+    ),
     "images": Metric(
         "speed", "Images trained on", "images", "dataset images trained on (each brings V views)", kind="counter"
     ),

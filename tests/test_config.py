@@ -108,7 +108,7 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("s3.endpoint=", ["s3.endpoint: got nothing; give it a value, or null"]),
         ("data.limit= ", ["data.limit: got nothing; give it a value, or null"]),
         ("training.lr=1e-3", ["training.lr: unknown key; the nearest valid key is lr"]),
-        ("momentum=0.5", ["momentum: unknown key; the nearest valid key is optimiser.momentum"]),
+        ("momentum=0.5", ["momentum: unknown key; the nearest valid key is encoder.momentum"]),
         ("data.num_workers=4", ["data.num_workers: unknown key; the nearest valid key is data.loaders"]),
         (
             "encoder.pretrained=true",
@@ -200,6 +200,41 @@ def test_what_nobody_reads_is_refused_by_the_name_of_what_it_is_given_to():
         with pytest.raises(SpecError) as caught:
             parse(MINIMAL, said)
         assert words in str(caught.value)
+
+
+def test_moco_brings_its_follower_unless_the_spec_names_one():
+    spec = parse(MINIMAL, ["objective=moco"])
+    assert (spec.method, spec.negatives.name, spec.encoder.momentum) == ("moco", "queue", 0.99)
+    assert parse(MINIMAL + "objective: moco\nencoder: {momentum: 0.9}\n").encoder.momentum == 0.9
+    assert parse(dump(spec)) == spec
+    assert parse(MINIMAL, ["objective=isogclr"]).method == "isogclr"
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (["negatives=queue"], r"negatives: queue needs encoder.momentum: .* give encoder.momentum=0.99, or objective"),
+        (["objective=moco", "encoder.momentum=null"], "negatives: queue needs encoder.momentum"),
+        (
+            ["negatives={name: gumbel, carried: cached}"],
+            r"negatives.carried: cached would have old features alone push",
+        ),
+        (["encoder.momentum=0.9", "encoder.norm=batch"], r"encoder.momentum: .* use group, none or sync_batch"),
+        (["encoder.momentum=0.9", "negatives.draws=8", "negatives.balance=pull"], "pull has nothing to balance with"),
+        (["objective=nnclr", "encoder.momentum=0.9"], "encoder.momentum: objective: nnclr gives gradients to keys"),
+        (["objective=supcon", "encoder.momentum=0.9"], "encoder.momentum: objective: supcon gives gradients to keys"),
+        (["objective=mv_dhel", "negatives=queue"], "negatives: queue has a follower's keys, and objective: mv_dhel"),
+        (["objective=cacr", "negatives=gumbel"], "negatives: gumbel draws one cached row .* needs the mean over all"),
+        (["objective=groco", "negatives=gumbel"], "negatives: gumbel draws one cached row .* ranks the hardest"),
+        (["objective=nnclr", "negatives.draws=8", "negatives.balance=push"], r"negatives.balance: push .* use pull"),
+        (["objective=rgcl", "temperature_end=0.5"], "temperature_end: 0.5 is nobody's with objective: rgcl"),
+        (["objective=rgcl", "objective.tau_min=2"], "objective.tau_min: 2 is not below objective.tau_max: 1"),
+        (["encoder.momentum=1"], r"encoder.momentum: got 1"),
+    ],
+)
+def test_keys_and_temperatures_that_do_not_combine_are_refused_with_the_reason(said, message):
+    with pytest.raises(SpecError, match=message):
+        parse(MINIMAL, said)
 
 
 def test_what_does_not_combine_is_refused_with_the_reason():

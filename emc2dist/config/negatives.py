@@ -114,6 +114,19 @@ class Chain(Drawing):
         return self
 
 
+class Gumbel(Drawing):
+    """The gathered batch and the draws by their shares, and of the feature cache one row for each anchor, drawn."""
+
+    name: Literal["gumbel"]
+    rows: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    """K: rows of the feature cache that are scored in every step, drawn uniformly; None: all of them."""
+    carried: Literal["reencode", "cached"] = "reencode"
+    """`reencode`: the drawn view is encoded again and gets a gradient; `cached`: its cached feature stands in, which
+    takes a follower (encoder.momentum)."""
+    feature_dtype: Literal["float16", "float32"] = "float16"
+    """Type of a cached feature."""
+
+
 class MovingAverage(Drawing):
     """The gathered batch and the draws, and each anchor's moving average of its denominator (SogCLR)."""
 
@@ -122,4 +135,14 @@ class MovingAverage(Drawing):
     """Weight of the newest estimate, SogCLR's gamma."""
 
 
-Negatives = Annotated[InBatch | Chain | MovingAverage, Field(discriminator="name")]
+class Queue(Drawing):
+    """The gathered batch, the draws, and the samples visited last, by their cached features (MoCo)."""
+
+    name: Literal["queue"]
+    rows: Annotated[int, Field(ge=1, le=2**20)] = 4096
+    """K: how many of them."""
+    feature_dtype: Literal["float16", "float32"] = "float16"
+    """Type of a cached feature."""
+
+
+Negatives = Annotated[InBatch | Chain | Gumbel | MovingAverage | Queue, Field(discriminator="name")]

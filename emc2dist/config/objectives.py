@@ -3,9 +3,9 @@
 The formulas stand in `emc2dist.core.objectives`, a file each, with the same fields.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import override
 
 from emc2dist.config.sections import Section
@@ -22,8 +22,16 @@ class Named(Section):
         """What the name leaves open, by key."""
         return self.model_dump(exclude={"name"})
 
+    followed: ClassVar[bool] = False
+    """Of an objective: whether all its keys may be a follower's (`encoder.momentum`)."""
+
     def refusal(self, negatives: "Named") -> str | None:
         """Of an objective: why it does not go with these negatives, the key named, and what to do; None: it does."""
+        if negatives.name == "queue" and not self.followed:
+            return (
+                f"negatives: queue has a follower's keys, and objective: {self.name} gives gradients to keys of the "
+                "batch; give other negatives, or objective dcl, dclw, infonce or rgcl"
+            )
         return None
 
 
@@ -36,17 +44,28 @@ class Cacr(Named):
     t_negative: Annotated[float, Field(ge=1e-3, le=1e3)] = 2.0
     """How much more nearer negatives weigh: softmax of 2 t_negative cosine."""
 
+    @override
+    def refusal(self, negatives: Named) -> str | None:
+        if negatives.name == "gumbel":
+            return (
+                "negatives: gumbel draws one cached row for its anchor, and objective: cacr needs the mean over all; "
+                "give chain or moving_average, which remember it, or in_batch"
+            )
+        return super().refusal(negatives)
+
 
 class Dcl(Named):
     """Decoupled contrastive learning: the positive is not in the denominator."""
 
     name: Literal["dcl"]
+    followed: ClassVar[bool] = True
 
 
 class Dclw(Named):
     """DCL whose positives are weighted by how far apart they are."""
 
     name: Literal["dclw"]
+    followed: ClassVar[bool] = True
     sigma: Width = 0.5
     """Width of the weight, in cosines. The larger, the nearer to DCL."""
 
@@ -63,6 +82,11 @@ class GroCo(Named):
     @override
     def refusal(self, negatives: Named) -> str | None:
         options = negatives.options()
+        if negatives.name == "gumbel":
+            return (
+                "negatives: gumbel draws one cached row for its anchor by weight, and objective: groco ranks the "
+                "hardest; give chain with negatives.cache_proposals, which has cached rows among the candidates"
+            )
         if negatives.name == "moving_average":
             return (
                 "negatives: moving_average remembers log Z, and objective: groco reads none; it ranks the hardest "
@@ -78,13 +102,14 @@ class GroCo(Named):
                 f"negatives.balance: {options['balance']} makes up for keys without gradient, and objective: groco "
                 "gives none to any key; leave it out"
             )
-        return None
+        return super().refusal(negatives)
 
 
 class InfoNce(Named):
     """Cross-entropy of picking the positive among all candidates."""
 
     name: Literal["infonce"]
+    followed: ClassVar[bool] = True
 
 
 class MvDhel(Named):
@@ -97,6 +122,44 @@ class MvInfoNce(Named):
     """Cross-entropy of picking one of a sample's pairs of views among all pairs that they take part in."""
 
     name: Literal["mv_infonce"]
+
+
+class NnClr(Named):
+    """Cross-entropy of picking a view by the cached neighbour of the sample's next view."""
+
+    name: Literal["nnclr"]
+    support: Annotated[int, Field(ge=1, le=2**20)] = 16384
+    """Cached rows, drawn uniformly in every step, among which neighbours are looked for; at most all there are."""
+    after: Annotated[float, Field(ge=0, le=1e6)] = 3.0
+    """Epochs before neighbours stand in for the sample's next view. Of an untrained encoder all cosines are alike."""
+    decoupled: bool = False
+    """Whether the positive is left out of the denominator."""
+
+
+class Rgcl(Named):
+    """DCL with a temperature for every anchor, optimised by its own gradient."""
+
+    name: Literal["rgcl"]
+    followed: ClassVar[bool] = True
+    rho: Annotated[float, Field(gt=0, le=1e3)] = 0.4
+    """Radius of the weights around uniform ones, in nats: about exp(-rho) of all candidates push an anchor."""
+    eta: Annotated[float, Field(ge=0, le=10)] = 0.03
+    """Step of a temperature at each visit of its anchor. 0: temperatures stay where they begin."""
+    beta: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Weight of the newest gradient in its average."""
+    tau_min: Annotated[float, Field(ge=1e-3, le=1e3)] = 0.05
+    """Least temperature."""
+    tau_max: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
+    """Largest temperature."""
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Self:
+        if self.tau_min >= self.tau_max:
+            raise ValueError(
+                f"objective.tau_min: {self.tau_min:g} is not below objective.tau_max: {self.tau_max:g}; temperatures "
+                "move between the two"
+            )
+        return self
 
 
 class SupCon(Named):
@@ -130,6 +193,8 @@ Objective = Annotated[
     | InfoNce
     | MvDhel
     | MvInfoNce
+    | NnClr
+    | Rgcl
     | SupCon
     | SupReMix,
     Field(discriminator="name"),

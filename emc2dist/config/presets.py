@@ -14,10 +14,14 @@ from emc2dist.config.objectives import Objective
 
 PRESETS = {
     "emc2": ("dcl", "chain"),
+    "isogclr": ("rgcl", "moving_average"),
+    "moco": ("infonce", "queue"),
     "simclr": ("infonce", "in_batch"),
     "sogclr": ("dcl", "moving_average"),
 }
 DEFAULT = "emc2"
+_MOMENTUM = {"moco": 0.99}
+"""Of a preset's follower, where the spec names none."""
 
 
 def _names(union: Any) -> list[str]:
@@ -41,6 +45,7 @@ def expanded(given: Mapping[str, Any]) -> dict[str, Any]:
     objective.setdefault("name", "dcl" if "name" in negatives else DEFAULT)
     if objective["name"] in PRESETS:
         preset = objective["name"]
+        given = _with_momentum(given, preset)
         objective["name"], its_own = PRESETS[preset]
         if negatives.setdefault("name", its_own) != its_own:
             raise ValueError(
@@ -49,6 +54,13 @@ def expanded(given: Mapping[str, Any]) -> dict[str, Any]:
             )
     negatives.setdefault("name", "in_batch")
     return {**given, "objective": objective, "negatives": negatives}
+
+
+def _with_momentum(given: Mapping[str, Any], preset: str) -> Mapping[str, Any]:
+    encoder = given.get("encoder", {})
+    if preset not in _MOMENTUM or not isinstance(encoder, Mapping):
+        return given
+    return {**given, "encoder": {"momentum": _MOMENTUM[preset], **encoder}}
 
 
 def title(objective: str, negatives: str) -> str:

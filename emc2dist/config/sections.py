@@ -236,6 +236,9 @@ class Encoder(Section):
     """Width of the projector's hidden layer; 0 makes the projector linear."""
     features: SmallPositiveInt = 128
     """Width of the projector's output, D."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """With one, a follower encodes all keys (positives, draws, what is cached), without gradient: a second encoder
+    that goes 1 - momentum of the way to the trained one after every update. 0.99 to 0.999. None: no follower."""
 
     @model_validator(mode="after")
     def _is_a_backbone(self) -> Self:

@@ -45,10 +45,11 @@ class Spec(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Everything random derives from it."""
     objective: Objective
-    """What is minimised, by name: dcl, infonce ... (`emc2dist.config.objectives`). emc2, sogclr and simclr name the
-    negatives too. By default emc2."""
+    """What is minimised, by name: dcl, infonce ... (`emc2dist.config.objectives`). emc2, isogclr, moco, sogclr and
+    simclr name the negatives too. By default emc2."""
     negatives: Negatives
-    """How the objective's denominators are estimated: chain, in_batch, moving_average (`emc2dist.config.negatives`)."""
+    """How the objective's denominators are estimated: chain, gumbel, in_batch, moving_average, queue
+    (`emc2dist.config.negatives`)."""
     temperature: Temperature = 0.2
     """Scores are cosine similarities divided by it."""
     temperature_end: Temperature | None = None
@@ -210,11 +211,51 @@ class Spec(Section):
                 "compile: true chooses a GPU's code by the clock, so that its bits may differ from one start to the "
                 "next; leave out compile or deterministic"
             )
+        self._refuse_what_does_not_combine()
         if self.cuda_graphs:
             self._refuse_what_cannot_be_recorded()
         if self.encoder.norm == "sync_batch" and self.device == "cpu":
             raise ValueError("encoder.norm: sync_batch needs GPUs; use batch, group or none on device: cpu")
         return self
+
+    def _refuse_what_does_not_combine(self) -> None:
+        """Objectives and negatives, with each other and with a follower."""
+        follows, negatives = self.encoder.momentum is not None, self.negatives
+        if negatives.name == "queue" and not follows:
+            raise ValueError(
+                "negatives: queue needs encoder.momentum: features run away together from keys that the encoder itself "
+                "has just made (docs/draws.md); give encoder.momentum=0.99, or objective=moco, or other negatives"
+            )
+        if negatives.name == "gumbel" and negatives.carried == "cached" and not follows:
+            raise ValueError(
+                "negatives.carried: cached would have old features alone push an anchor, from which features run away "
+                "together (docs/draws.md); give encoder.momentum=0.99, by which they are hardly old, or reencode"
+            )
+        if follows and self.encoder.norm == "batch":
+            raise ValueError(
+                "encoder.momentum: a follower must be the same on all workers, and with encoder.norm: batch each has "
+                "running statistics of its own; use group, none or sync_batch"
+            )
+        if follows and negatives.balance is not None:
+            raise ValueError(
+                f"negatives.balance: {negatives.balance} has nothing to balance with encoder.momentum, whose keys get "
+                "no gradient, positives no more than negatives; leave it out"
+            )
+        if follows and not self.objective.followed:
+            raise ValueError(
+                f"encoder.momentum: objective: {self.objective.name} gives gradients to keys of the batch, and a "
+                "follower's get none; leave it out, or take dcl, dclw, infonce or rgcl"
+            )
+        if self.objective.name == "nnclr" and negatives.balance == "push":
+            raise ValueError(
+                "negatives.balance: push counts weights twice that push their anchor alone, and the anchors of "
+                "objective: nnclr are cached neighbours, which nothing pushes; use pull"
+            )
+        if self.objective.name == "rgcl" and self.temperature_end is not None:
+            raise ValueError(
+                f"temperature_end: {self.temperature_end:g} is nobody's with objective: rgcl, whose anchors have "
+                "temperatures of their own that begin at temperature; leave it out"
+            )
 
     def _refuse_batches_by_class(self, size: int) -> None:
         if self.micro_batch_size % size or self.micro_batch_size == size:

@@ -9,6 +9,12 @@ suffer. Two ways back, by the same symmetry; both have the exact direction, up t
     push    weights on candidates without gradient count twice: push 2 (1 - q) + 2 q = 2, pull 2
     pull    a positive gets the share 1 - q of its gradient as key: push 2 - q, pull 2 - q, a shorter step
 
+A follower's keys (`encoder.momentum`) carry no gradient at all, positives no more than negatives: an anchor is pulled
+and pushed as the exact loss does it with its keys held still, 1 to 1. There is nothing to balance, and nothing is.
+
+Anchors may carry none instead (the neighbours of `nnclr`). A candidate without gradient then pushes nobody, of a push
+of 1 there is 1 - q left, and `pull` alone is right: it leaves 1 - q of a pull of 1.
+
 Where an estimator's weights do not sum to 1 (moving averages), q is still a share: both ways keep the ratio of pull to
 push that gradients to both sides would have had. docs/draws.md has the numbers.
 """
@@ -44,6 +50,9 @@ def pull(estimates: Collection[Estimate]) -> Tensor:
     return 1 - torch.stack([one_sided_share(estimate) for estimate in estimates]).mean(0)
 
 
-def length(pull: Tensor) -> Tensor:
-    """Scalar: the length of a gradient whose positives keep `pull` [A] as keys, in lengths of the whole: 1 - q / 2."""
-    return (1 + pull).mean() / 2
+def length(pull: Tensor, anchors_too: bool = True) -> Tensor:
+    """Scalar: the length of a gradient whose positives keep `pull` [A] as keys, in lengths of the whole: 1 - q / 2.
+
+    Where only keys have a gradient, and not the `anchors_too`, 1 - q.
+    """
+    return (1 + pull).mean() / 2 if anchors_too else pull.mean()

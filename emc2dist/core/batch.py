@@ -10,8 +10,8 @@ remembers the number can have the view again.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,11 @@ class Side:
     """[V, B, D], every worker's samples, with gradient; the worker's own lie in slots first .. first + b - 1."""
     drawn: Tensor | None = None
     """[1, M, D], one view of each draw, without gradient, the same on every worker; None without draws."""
+    keys: Tensor | None = None
+    """[V, b, D], `own` as keys, where a follower encodes these, without gradient, and so `all` and `drawn`; None: one
+    tower encodes all."""
+    samples: Tensor | None = None
+    """int64 [V, b], the samples whose features `own` are, where not the slots' own; they are no candidates."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,8 @@ class Batch:
     first: int
     """Slot of the worker's first sample."""
     sides: Mapping[str, Side]
-    temperature: float
-    """> 0; a score is a cosine divided by it."""
+    temperature: float | Tensor
+    """> 0; a score is a cosine divided by it. Of all anchors, or [A] where each has its own."""
     samples: int
     """N, samples in the dataset."""
     step: int = 0
@@ -86,15 +91,25 @@ class Batch:
         """int64 [A], the sample of each anchor."""
         return self.own_index(side).repeat(self.sides[side].own.shape[0])
 
+    def at(self, temperature: float | Tensor) -> "Batch":
+        """With another temperature, or with one [A] of each anchor."""
+        return replace(self, temperature=temperature)
+
+    def is_own(self, side: str, index: Tensor) -> Tensor:
+        """bool [A, C]: samples int64 [A or 1, C] that are an anchor's own, or the one whose feature the anchor is."""
+        own, samples = self.anchor_index(side).unsqueeze(1), self.sides[side].samples
+        return index == own if samples is None else (index == own) | (index == samples.flatten().unsqueeze(1))
+
     def same(self, column: str, one: Tensor, other: Tensor) -> Tensor:
         """bool: whether samples int64 (broadcast) have one value in a column; -1 is nobody's."""
         values = self.columns[column]
         return (values[one] == values[other]) & (values[one] >= 0)
 
 
-def view_number(step: int, slot: Slot, views: int) -> Slot:
-    """The number of the view of step `step` in a slot in 0..2V - 1, or in int64 [n] of them."""
-    return step * 2 * views + slot
+def view_number(step: int | Tensor, slot: Slot, views: int) -> Slot:
+    """The number of the view of step `step` in a slot in 0..2V - 1, or of int64 [n] of them."""
+    number: Any = step * 2 * views + slot
+    return number
 
 
 def fresh_numbers(step: int, count: int, views: int) -> Tensor:

@@ -27,6 +27,7 @@ from emc2dist.core.contrast import Contrast, Outcome
 from emc2dist.core.diagnostics import fact_value, log_z_errors
 from emc2dist.core.estimators import FEATURES, CachedRows, Fact, Recall
 from emc2dist.core.exact import exact_loss, over_all
+from emc2dist.core.objectives import OBJECTIVE
 from emc2dist.core.streams import fork, uniforms
 
 _BLOCKS = 20  # block means from which the autocorrelation time is read
@@ -67,6 +68,9 @@ class FrozenRun:
     M views of each sample are stored, and a step's views are drawn from them: the V of the batch without repeats, as
     are those that stand beside a remembered one. With M = 1 all views of a sample are alike, so that one stands for
     its sample exactly.
+
+    What an objective remembers of its anchors (temperatures) stands still too, and a follower is where the encoder is.
+    Where an objective wants cached rows at hand, every sample is cached before the first step.
     """
 
     def __init__(
@@ -93,6 +97,8 @@ class FrozenRun:
         self.visited: Batch | None = None
         """The last visited batch, with its graph."""
         self._generator = torch.Generator().manual_seed(seed)
+        self._so_far: list[int] = []
+        """Samples of the batches so far, the newest last."""
         samples, width = features.shape[1:]
         self.tables = {
             table: {
@@ -101,6 +107,14 @@ class FrozenRun:
             }
             for table, columns in contrast.tables(views, width).items()
         }
+
+        if contrast.objective.support:  # as after a first pass over the dataset
+            self._cache_all()
+
+    def _cache_all(self) -> None:
+        index = torch.arange(self.features.shape[1])
+        stored = self._stored(index, torch.full_like(index, self.views - 1).unsqueeze(0))
+        self._cache(index, self._taken(stored, index)[0], 0, self.views - 1)
 
     def step(self, t: int) -> Tensor:
         """Visit a random batch; returns the gradient [N, D] of its loss."""
@@ -134,7 +148,10 @@ class FrozenRun:
             # in a step.
             together = self.views
         closing, columns = self.contrast.closing, self.columns
-        loss = exact_loss(objective, every, self.temperature, anchors, together, closing, columns)
+        support = self._rows(torch.arange(self.features.shape[1])) if objective.support else None
+        follows = self.contrast.follows
+        parts = (anchors, together, closing, columns, support, follows)
+        loss = exact_loss(objective, every, self.temperature, *parts)
         return torch.autograd.grad(loss, self.shift)[0]
 
     def _mean_over_batches(self, steps: int) -> Tensor:
@@ -189,14 +206,16 @@ class FrozenRun:
             encoded = torch.tensor(float(len(torch.cat(views).unique()) if views else 0))
             outcome = replace(outcome, facts={**outcome.facts, "reencoded_images": encoded})
         if outcome.log_z and t % _LOOKED == 0:
-            outcome = replace(outcome, facts={**outcome.facts, **self._log_z_errors(batch, outcome)})
+            outcome = replace(outcome, facts={**outcome.facts, **self._log_z_errors(outcome)})
         self._remember(outcome, index)
+        self._so_far += index.tolist()
         if FEATURES in self.tables:
             drawn = batch.sides["x"].drawn
             if batch.drawn is not None and drawn is not None:
                 fresh.append((batch.drawn, drawn[0]))
-            for samples, features in [*fresh, (index, batch.sides["x"].all[-1])]:
-                self._cache(samples, features, t)
+            for samples, features in fresh:
+                self._cache(samples, features, t, self.views)
+            self._cache(index, batch.sides["x"].all[-1], t, self.views - 1)
         return outcome
 
     def encode(self, side: str, samples: Tensor, numbers: Tensor) -> Tensor:
@@ -205,7 +224,8 @@ class FrozenRun:
         spare = self._stored(samples, numbers // (2 * self.views) * (2 * self.views) + 2 * self.views - 1)
         repeats = stored == stored[:1]
         repeats[0] = False
-        return self._taken(torch.where(repeats, spare, stored), samples)
+        features = self._taken(torch.where(repeats, spare, stored), samples)
+        return features.detach() if self.contrast.follows else features
 
     def _taken(self, stored: Tensor, samples: Tensor) -> Tensor:
         """[R, m, D]: the stored views int64 [R, m] of samples [m]. Only what is taken is shifted: that is quicker."""
@@ -231,10 +251,13 @@ class FrozenRun:
         if self.anchors == "fixed":
             anchors = self._taken(slots.clamp(max=len(self.features) - 1), index)
         drawn, features = self._draw(step)
+        side = Side(own=anchors[:, first:last], all=every, drawn=features)
+        if self.contrast.follows:
+            side = replace(side, all=every.detach(), keys=side.own.detach())
         return Batch(
             index,
             first,
-            {"x": Side(own=anchors[:, first:last], all=every, drawn=features)},
+            {"x": side},
             self.temperature,
             samples,
             step,
@@ -244,8 +267,9 @@ class FrozenRun:
         )
 
     @torch.no_grad()
-    def _log_z_errors(self, batch: Batch, outcome: Outcome) -> dict[str, Fact]:
+    def _log_z_errors(self, outcome: Outcome) -> dict[str, Fact]:
         """Of the log Z that the first denominator's formula took, against that over all stored views of all samples."""
+        batch = outcome.batch
         what = next(what for what in self.contrast.denominators if what.valued)
         every = torch.arange(batch.samples)
         exact = what.scores(batch, normalize(self.features + self.shift, dim=-1), every).logsumexp(1)
@@ -263,32 +287,50 @@ class FrozenRun:
         return drawn, self._taken(view, drawn).detach().unsqueeze(0)
 
     def _recall(self, index: Tensor) -> dict[str, Recall]:
-        recalls = {}
+        estimator, support = self.contrast.estimator, self.contrast.objective.support
+        recalls = {what.name: Recall({}) for what in self.contrast.denominators}
         for table, columns in self.tables.items():
-            if table == FEATURES:
-                continue
-            mine = {name: values[index].transpose(0, 1).flatten(0, 1) for name, values in columns.items()}
-            recalls[table] = Recall(mine)
-            if FEATURES in self.tables:
-                shuffled = torch.randperm(self.features.shape[1], generator=self._generator)
-                rows = shuffled[: self.contrast.estimator.cache_proposals]
-                recalls[table] = Recall(mine, self._rows(mine["state"]), self._rows(rows))
+            if table != FEATURES:
+                mine = {name: values[index].transpose(0, 1).flatten(0, 1) for name, values in columns.items()}
+                recalls[table] = Recall(mine)
+        if FEATURES not in self.tables:
+            return recalls
+        for what in self.contrast.denominators:
+            own = recalls[what.name]
+            carried = self._rows(own.columns["state"]) if "state" in own.columns else None
+            rows = self._newest() if estimator.newest else self._uniform(estimator.cache_proposals)
+            recalls[what.name] = own._replace(carried=carried, proposed=self._rows(rows))
+        if support:
+            remembered = recalls.get(OBJECTIVE, Recall({}))
+            recalls[OBJECTIVE] = remembered._replace(proposed=self._rows(self._uniform(support)))
         return recalls
+
+    def _uniform(self, count: int) -> Tensor:
+        """int64 [K]: so many samples, at most all, drawn anew."""
+        return torch.randperm(self.features.shape[1], generator=self._generator)[:count]
+
+    def _newest(self) -> Tensor:
+        """int64 [K]: the samples visited last."""
+        newest = dict.fromkeys(reversed(self._so_far))
+        return torch.tensor(list(newest)[: self.contrast.estimator.cache_proposals], dtype=torch.int64)
 
     def _rows(self, index: Tensor) -> CachedRows:
         return CachedRows(index, **{name: values[index] for name, values in self.tables[FEATURES].items()})
 
     def _remember(self, outcome: Outcome, index: Tensor) -> None:
         for table, columns in outcome.remember.items():
+            if table == OBJECTIVE:
+                continue
             for name, values in columns.items():
                 column = self.tables[table][name]
                 column[index] = values.detach().unflatten(0, (-1, len(index))).transpose(0, 1).to(column.dtype)
 
-    def _cache(self, index: Tensor, features: Tensor, step: int) -> None:
+    def _cache(self, index: Tensor, features: Tensor, step: int, slot: int) -> None:
         cache = self.tables[FEATURES]
         cache["feature"][index] = features.detach()
         cache["present"][index] = True
         cache["written_at"][index] = step
+        cache["slot"][index] = slot
 
 
 def certify(

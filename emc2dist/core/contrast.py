@@ -15,8 +15,17 @@ from emc2dist.core.batch import Batch
 from emc2dist.core.closing import OPEN, Closing
 from emc2dist.core.columns import Schema
 from emc2dist.core.denominator import Denominator, Estimate
-from emc2dist.core.estimators import ESTIMATORS, Encode, Estimator, Fact, Recall, in_batch
-from emc2dist.core.objectives import OBJECTIVES, Objective
+from emc2dist.core.estimators import (
+    ESTIMATORS,
+    FEATURES,
+    Encode,
+    Estimator,
+    Fact,
+    Recall,
+    cached_features,
+    in_batch,
+)
+from emc2dist.core.objectives import OBJECTIVE, OBJECTIVES, Objective
 from emc2dist.core.scores import positive_scores
 
 
@@ -36,6 +45,8 @@ class Outcome:
     """For each denominator whose value the objective needs, log Z [A] as it was taken for it; constants."""
     length: Tensor
     """Scalar: the share of its length that balance leaves the gradient, see `emc2dist.core.balance`."""
+    batch: Batch
+    """As the objective prepared it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,8 @@ class Contrast:
     """Of all its denominators."""
     balanced: bool = True
     """False leaves the pull of positives against candidates without gradient, for studies of what that does."""
+    follows: bool = False
+    """Whether a follower encodes all keys, so that gradients are the anchors' alone (`Side.keys`)."""
 
     @property
     def denominators(self) -> Sequence[Denominator]:
@@ -59,7 +72,10 @@ class Contrast:
         schema: Schema = {}
         for what in self.denominators:
             schema |= self.estimator.tables(what, views, width)
-        return schema
+        if self.objective.support and FEATURES not in schema:
+            schema |= cached_features("float16", width)
+        remembered = self.objective.remembers(views)
+        return schema | ({OBJECTIVE: dict(remembered)} if remembered else {})
 
     def foreseen(
         self, columns: Mapping[str, Mapping[str, Tensor]], batch: Tensor, step: int, views: int
@@ -75,7 +91,9 @@ class Contrast:
         return torch.cat([none, *samples]), torch.cat([none, *numbers])
 
     def __call__(self, batch: Batch, recalls: Mapping[str, Recall], encode: Encode) -> Outcome:
-        """Contrast a batch; `recalls` by the denominators' names."""
+        """Contrast a batch; `recalls` by the denominators' names, and what the objective itself recalls."""
+        mine = recalls.get(OBJECTIVE, Recall({}))
+        batch = self.objective.prepared(batch, mine)
         visits = {
             what.name: self.estimator.estimate(what, batch, recalls.get(what.name, Recall({})), encode)
             for what in self.denominators
@@ -90,20 +108,24 @@ class Contrast:
         what, estimate = self.denominators[0], next(iter(estimates.values()))
         if batch.drawn is not None:
             facts["drawn_weight_ratio"] = drawn_weight(batch, estimate)
-        facts |= _false_negatives(what, batch, estimate)
-        facts["loss"] = loss_estimate(batch, _over_all_views(what, batch, estimate))
+        facts |= _false_negatives(what, batch, estimate) | self.objective.facts(batch)
+        facts["loss"] = loss_estimate(what, batch, _over_all_views(what, batch, estimate))
         remember = {name: visit.remember for name, visit in visits.items() if visit.remember}
+        renewed = self.objective.renewed(batch, estimates, mine)
+        remember |= {OBJECTIVE: renewed} if renewed else {}
         log_z = {what.name: estimates[what.name].value.detach() for what in self.denominators if what.valued}
-        return Outcome(loss, remember, facts, ages, log_z, length)
+        return Outcome(loss, remember, facts, ages, log_z, length, batch)
 
     def _loss(self, batch: Batch, estimates: Mapping[str, Estimate]) -> tuple[Tensor, Tensor]:
         """The loss, balanced, and what that leaves of its gradient's length."""
         pull = balance.pull(estimates.values())
         length = torch.ones_like(pull).mean()
-        if self.balanced and (self.estimator.balance or balance.DEFAULT) == "push":
+        balanced = self.balanced and all(side.keys is None for side in batch.sides.values())
+        if balanced and (self.estimator.balance or balance.DEFAULT) == "push":
             estimates = {name: balance.pushed(estimate) for name, estimate in estimates.items()}
-        elif self.balanced:
-            batch, length = replace(batch, pull=pull), balance.length(pull)
+        elif balanced:
+            anchors_too = any(what.anchors == what.keys for what in self.denominators)
+            batch, length = replace(batch, pull=pull), balance.length(pull, anchors_too)
         return torch.stack(list(self.objective.terms(batch, estimates).values())).sum(), length
 
 
@@ -113,7 +135,8 @@ def contrast_for(spec: Spec) -> Contrast:
     estimator = ESTIMATORS[spec.negatives.name](**spec.negatives.options())
     negatives = spec.negatives
     after = 1.0 if negatives.ceiling_after is None else negatives.ceiling_after
-    return Contrast(objective, estimator, Closing(negatives.ceiling, after, negatives.close))
+    closing = Closing(negatives.ceiling, after, negatives.close)
+    return Contrast(objective, estimator, closing, follows=spec.encoder.momentum is not None)
 
 
 def columns_for(spec: Spec) -> dict[str, str]:
@@ -127,7 +150,7 @@ def _false_negatives(what: Denominator, batch: Batch, estimate: Estimate) -> dic
     """How many of the batch's candidates are closed, and what those with the anchor's label weigh, where labels are."""
     closed, weights, facts = estimate.closed, estimate.weights, dict[str, Fact]()
     anchor = batch.anchor_index(what.anchors).unsqueeze(1)
-    others = batch.index != anchor
+    others = ~batch.is_own(what.anchors, batch.index.unsqueeze(0))
     if what.closing:
         facts["closed_ratio"] = closed.sum(), others.sum()
         facts["closed_anchors_ratio"] = (weights.sum(1) == 0).double().mean()
@@ -154,7 +177,7 @@ def drawn_weight(batch: Batch, estimate: Estimate) -> Fact:
     return weights[:, first:last].sum(), weights.sum()
 
 
-def loss_estimate(batch: Batch, estimate: Estimate) -> Tensor:
+def loss_estimate(what: Denominator, batch: Batch, estimate: Estimate) -> Tensor:
     """The logged loss: the global loss with its denominator estimated from the batch, scaled up to N - 1 samples.
 
     mean_a [ -s(a, a+) + log((N - 1) / |batch|) + logsumexp_batch ]: biased low by Jensen's inequality, the less the
@@ -166,4 +189,4 @@ def loss_estimate(batch: Batch, estimate: Estimate) -> Tensor:
     count = (is_open | estimate.closed).sum(1)
     scale = torch.log((batch.samples - 1) / count.clamp(min=1).to(scores.dtype))
     log_z = torch.where(is_open.any(1), scale + scores.logsumexp(1), 0)
-    return (log_z - positive_scores(batch, "x", "x").detach()).mean()
+    return (log_z - positive_scores(batch, what.anchors, what.keys).detach()).mean()

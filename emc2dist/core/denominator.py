@@ -74,7 +74,7 @@ class Denominator:
         """The batch's samples and then its draws; of a draw that is in the batch, too, the column holds -inf."""
         side = batch.sides[self.keys]
         scores = self.scores(batch, side.all, batch.index)
-        mutual = torch.zeros_like(batch.index, dtype=torch.bool)
+        mutual = torch.full_like(batch.index, side.keys is not None, dtype=torch.bool)
         count = torch.full((), len(batch.index) - 1, dtype=scores.dtype, device=scores.device)
         if batch.drawn is None or side.drawn is None:
             return Candidates(scores, batch.index, mutual, count)
@@ -97,9 +97,8 @@ class Denominator:
 
     def closed(self, batch: Batch, scores: Tensor) -> Tensor:
         """bool [A, B]: which of the gathered batch's candidates are closed, by the scores of all [A, P]."""
-        return (scores[:, : len(batch.index)] == -torch.inf) & (
-            batch.index != batch.anchor_index(self.anchors).unsqueeze(1)
-        )
+        none = scores[:, : len(batch.index)] == -torch.inf
+        return none & ~batch.is_own(self.anchors, batch.index.unsqueeze(0))
 
     def view_scores(self, batch: Batch, keys: Tensor) -> Tensor:
         """[V, A]: each anchor against the views [V, A, D] of a candidate of its own; -inf where it has no part."""
@@ -114,12 +113,16 @@ class Denominator:
         same = slot.unsqueeze(1) == slot.repeat_interleave(own.shape[1])
         return scores.masked_fill(~same, -torch.inf)
 
-    def _temperature(self, batch: Batch) -> float:
-        return batch.temperature if self.scale is None else 1 / self.scale
+    def _temperature(self, batch: Batch) -> float | Tensor:
+        """Of all anchors, or [A, 1]."""
+        if self.scale is not None:
+            return 1 / self.scale
+        return batch.temperature.unsqueeze(1) if isinstance(batch.temperature, Tensor) else batch.temperature
 
     def _weighed(self, batch: Batch, scores: Tensor, index: Tensor) -> Tensor:
         anchor = batch.anchor_index(self.anchors).unsqueeze(1)
-        scores = scores.masked_fill((index == anchor) | self.closing.closes(batch, anchor, index), -torch.inf)
+        closed = batch.is_own(self.anchors, index) | self.closing.closes(batch, anchor, index)
+        scores = scores.masked_fill(closed, -torch.inf)
         return scores if self.log_weight is None else scores + self.log_weight(batch, anchor, index)
 
 
@@ -157,6 +160,8 @@ class Estimate:
     """The denominator's."""
     remembered: Tensor | None = None
     """[A], what `mean` was at earlier visits; NaN where there were none. None: nothing is remembered."""
+    count: Tensor | float = 1.0
+    """How many samples `value` sums over, those that are closed included."""
 
     @property
     def log_z(self) -> Tensor:
@@ -166,8 +171,13 @@ class Estimate:
     @property
     def mean_log_z(self) -> Tensor:
         """Scalar: mean of `log_z` over the anchors; one whose candidates are all closed counts as 0."""
+        return self.open_log_z.mean()
+
+    @property
+    def open_log_z(self) -> Tensor:
+        """[A]: `log_z`; 0 where all candidates are closed."""
         value = self.value.detach()
-        return (value.masked_fill(value == -torch.inf, 0) + self._pull).mean()
+        return value.masked_fill(value == -torch.inf, 0) + self._pull
 
     @property
     def mean(self) -> Tensor:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from emc2dist.core.batch import Batch, Side
 from emc2dist.core.closing import OPEN, Closing
 from emc2dist.core.denominator import Denominator, Estimate
-from emc2dist.core.estimators import among, in_batch
+from emc2dist.core.estimators import CachedRows, Recall, among, in_batch
 from emc2dist.core.objectives import Objective
 from emc2dist.core.scores import log_ratio
 
@@ -30,6 +30,8 @@ def exact_loss(
     together: int | None = None,
     closing: Closing = OPEN,
     columns: Mapping[str, Tensor] | None = None,
+    support: CachedRows | None = None,
+    followed: bool = False,
 ) -> Tensor:
     """The loss over the whole dataset; differentiable.
 
@@ -44,6 +46,8 @@ def exact_loss(
             By default all of them do.
         closing: which candidates are closed.
         columns: int64 [N] each, what is known of the samples (`Batch.columns`).
+        support: the cached rows that an objective wants at hand.
+        followed: keys, positives among them, are constants of the differentiation, as a follower's are.
 
     Raises:
         ValueError: if the shape has fewer than two views or samples, or the temperature is not positive; of an
@@ -71,6 +75,8 @@ def exact_loss(
             is_stored,
             closing,
             columns or {},
+            support,
+            followed,
             use_reentrant=False,
         )
         for first in range(0, samples, block)
@@ -88,6 +94,8 @@ def _block_loss(
     is_stored: bool,
     closing: Closing,
     columns: Mapping[str, Tensor],
+    support: CachedRows | None,
+    followed: bool,
 ) -> Tensor:
     """The part of the mean that samples first .. last - 1 of the block (first, last) bring."""
     samples, (first, last) = features.shape[1], block
@@ -95,8 +103,10 @@ def _block_loss(
     denominators = [replace(what, closing=closing) for what in objective.denominators]
 
     def batch_of(own: Tensor, every: Tensor) -> Batch:
-        side = Side(own=own[:, first:last], all=every)
-        return Batch(index, first, {"x": side}, temperature, samples, columns=columns)
+        own = own[:, first:last]
+        side = Side(own, every.detach(), keys=own.detach()) if followed else Side(own, every)
+        batch = Batch(index, first, {"x": side}, temperature, samples, columns=columns)
+        return objective.prepared(batch, Recall({}, proposed=support))
 
     def estimates(own: Tensor) -> dict[str, Estimate]:
         estimate = _of_stored if is_stored else in_batch
@@ -105,15 +115,16 @@ def _block_loss(
     if together is None:
         loss = _sum(objective, batch_of(anchors, features), estimates(anchors))
         return loss * ((last - first) / samples)
-    # Without a ceiling what is known of an anchor does not depend on who stands with it.
-    alone = {} if closing.ceiling is not None else estimates(anchors)
+    # Without a ceiling what is known of an anchor does not depend on who stands with it, unless the anchor itself does.
+    varies = closing.ceiling is not None or any(what.anchors != "x" for what in denominators)
+    alone = {} if varies else estimates(anchors)
     known = {
         what.name: _known(what, alone[what.name], together, len(anchors)) for what in (denominators if alone else ())
     }
     each, losses = anchors.unbind(), []  # apart, for the gradient of a slice is as large as the whole
     for views in combinations(range(len(anchors)), together):
         stand = torch.stack([each[view] for view in views])
-        some = {name: _as_estimate(column[list(views)].flatten()) for name, column in known.items()}
+        some = {name: _as_estimate(column[list(views)].flatten(), samples - 1) for name, column in known.items()}
         losses.append(_sum(objective, batch_of(stand, stand), some or estimates(stand)))
     return torch.stack(losses).mean() * ((last - first) / samples)
 
@@ -133,7 +144,8 @@ def _of_stored(what: Denominator, batch: Batch) -> Estimate:
     stored = batch.sides[what.keys].all
     scores = torch.cat([what.scores(batch, view, batch.index) for view in stored.unsqueeze(1)], 1)
     index = batch.index.repeat(len(stored))
-    return among(what, batch, scores + log_ratio(1, len(stored)), index, torch.zeros_like(index, dtype=torch.bool))
+    none = torch.zeros_like(index, dtype=torch.bool)
+    return among(what, batch, scores + log_ratio(1, len(stored)), index, none, len(batch.index) - 1)
 
 
 def over_all(what: Denominator, batch: Batch, features: Tensor) -> Estimate:
@@ -141,16 +153,18 @@ def over_all(what: Denominator, batch: Batch, features: Tensor) -> Estimate:
     others = torch.ones(batch.samples, dtype=torch.bool, device=batch.index.device).index_fill(0, batch.index, False)
     index = torch.cat([batch.index, others.nonzero().squeeze(1)])
     side = Side(own=batch.sides[what.keys].own, all=features[:, index])
-    return in_batch(what, replace(batch, index=index, sides={what.keys: side}, drawn=None, host_index=None))
+    return in_batch(
+        what, replace(batch, index=index, sides={**batch.sides, what.keys: side}, drawn=None, host_index=None)
+    )
 
 
 def _sum(objective: Objective, batch: Batch, estimates: dict[str, Estimate]) -> Tensor:
     return torch.stack(list(objective.terms(batch, estimates).values())).sum()
 
 
-def _as_estimate(known: Tensor) -> Estimate:
-    """What is known [A], with gradient, as the `log_z` and the `mean` of an estimate."""
+def _as_estimate(known: Tensor, count: int) -> Estimate:
+    """What is known [A] over so many samples, with gradient, as the `log_z` and the `mean` of an estimate."""
     column = known.unsqueeze(1)
     none = torch.zeros(1, 1, dtype=torch.int64, device=known.device)
     one = torch.ones_like(column)
-    return Estimate(known, column, one, none, none.bool(), none.bool(), values=lambda scores: scores)
+    return Estimate(known, column, one, none, none.bool(), none.bool(), values=lambda scores: scores, count=count)

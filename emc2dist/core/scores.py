@@ -85,17 +85,21 @@ def _pulled(batch: Batch, anchors: str, positive: Tensor) -> Tensor:
 
 def _positives(batch: Batch, anchors: str, keys: str) -> Tensor:
     """[V, b, D]: what each anchor is pulled to."""
-    own = batch.sides[anchors].own
-    return batch.sides[keys].own if anchors != keys else (own.sum(0) - own) / (len(own) - 1)
+    side = batch.sides[keys]
+    own = side.own if side.keys is None else side.keys
+    return own if anchors != keys else (own.sum(0) - own) / (len(own) - 1)
 
 
-def view_scores(cosines: Tensor, temperature: float, highest: Tensor | None = None) -> Tensor:
-    """[..., A, C]: scores of single views by their cosines; -inf where these are above `highest` [A]."""
+def view_scores(cosines: Tensor, temperature: float | Tensor, highest: Tensor | None = None) -> Tensor:
+    """[..., A, C]: scores of single views by their cosines; -inf where these are above `highest` [A].
+
+    `temperature` is of all anchors, or [A, 1].
+    """
     scores = cosines / temperature
     return scores if highest is None else scores.masked_fill(cosines.detach() > highest.unsqueeze(1), -torch.inf)
 
 
-def sample_scores(anchors: Tensor, keys: Tensor, temperature: float, highest: Tensor | None = None) -> Tensor:
+def sample_scores(anchors: Tensor, keys: Tensor, temperature: float | Tensor, highest: Tensor | None = None) -> Tensor:
     """[A, C]: scores of `anchors` [A, D] against C samples with all their views, `keys` [V, C, D].
 
     Views whose cosine is above `highest` [A] are left out; -inf where that leaves none.

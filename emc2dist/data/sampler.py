@@ -67,10 +67,21 @@ class EpochOrder:
         start = position * self.micro_batch_size
         return self._permutation(epoch)[start : start + self.micro_batch_size].copy()
 
+    def newest(self, step: int, count: int) -> NDArray[np.int64]:
+        """The samples visited last, up to `step` and at most an epoch before, int64 [count], the newest first.
+
+        Fewer in the beginning, and where an epoch has no more.
+        """
+        steps = min(step + 1, self.steps_per_epoch, -(-2 * count // self.micro_batch_size))  # none more than twice
+        visited = [self.batch(step - before)[::-1] for before in range(steps)]
+        samples = np.concatenate([np.empty(0, np.int64), *visited])
+        _, first = np.unique(samples, return_index=True)
+        return samples[np.sort(first)][:count]
+
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._permutations:
-            # Prefetching asks for the next epoch before this one is over: keep two, the oldest goes.
-            if len(self._permutations) == 2:
+            # Prefetching asks for the next epoch before this one is over, queues for the one before: the oldest goes.
+            if len(self._permutations) == 3:
                 del self._permutations[next(iter(self._permutations))]
             self._permutations[epoch] = self._draw(np.random.default_rng([self.seed, epoch]))
         return self._permutations[epoch]

@@ -182,7 +182,8 @@ def check(spec: Spec) -> tuple[Images, list[str], int | None]:
     over = loop.left_over(spec, images)
     labelled = open_labelled(spec.data, spec.eval, images, spec.s3)
     evaluation, remarks = Evaluation.of(spec, labelled)
-    return images, [*images.remarks, *over, *on_columns, *remarks], evaluation.neighbours if evaluation else None
+    remarks = [*images.remarks, *over, *on_columns, *remarks, *loop.dear_reads(spec, images)]
+    return images, remarks, evaluation.neighbours if evaluation else None
 
 
 def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:

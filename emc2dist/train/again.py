@@ -91,5 +91,6 @@ class Again:
         is_fresh = numbers == view_number(step, views, views)
         (rows,) = (is_fresh & ~torch.isin(samples, torch.from_numpy(batch))).nonzero(as_tuple=True)
         index = torch.cat([torch.from_numpy(own), samples[rows]])
+        slot = torch.tensor([views - 1, views]).repeat_interleave(torch.tensor([len(own), len(rows)]))
         (rows,) = to_device([rows], self._features.device)
-        return Encoded(index, torch.cat([self._own[-1], self._features[rows]]).detach())
+        return Encoded(index, torch.cat([self._own[-1], self._features[rows]]).detach(), slot)

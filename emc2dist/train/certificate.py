@@ -122,6 +122,11 @@ def samples_for(spec: Spec, images: Images, samples: int | None, views: int) -> 
             f"--samples {chosen:,}: too few for batches of {batch:,} and {spec.negatives.draws:,} draws, in which "
             f"every image would be met again at once; give at least {least:,}, or a smaller batch_size or fewer draws"
         )
+    if contrast_for(spec).objective.support:
+        raise SpecError(
+            f"objective: {spec.objective.name} has no exact loss to be certified by: it depends on which cached views "
+            "are the neighbours; certify the negatives with objective.name=infonce"
+        )
     if views < 2 * count:
         raise SpecError(
             f"--views {views}: a step takes views.count: {count} of an image for its batch, and as many others may "

@@ -89,7 +89,7 @@ class Manifest(BaseModel):
 
 def save(
     folder: Path, step: int, applied: int, spec: Spec, encoder: nn.Module, optimiser: torch.optim.Optimizer,
-    store: ChainStore, generation: str, fingerprint: str,
+    store: ChainStore, generation: str, fingerprint: str, follower: nn.Module | None = None,
 ) -> None:  # fmt: skip
     """Write this rank's files, into an empty folder, of the checkpoint after `step` steps; rows as of step `applied`.
 
@@ -100,14 +100,14 @@ def save(
         StorageError: the disk is full, or cannot be written to.
     """
     try:
-        _save(folder, step, applied, spec, encoder, optimiser, store, generation, fingerprint)
+        _save(folder, step, applied, spec, encoder, optimiser, store, generation, fingerprint, follower)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{folder}: {error}; see that its disk has room, then run it again") from error
 
 
 def _save(
     folder: Path, step: int, applied: int, spec: Spec, encoder: nn.Module, optimiser: torch.optim.Optimizer,
-    store: ChainStore, generation: str, fingerprint: str,
+    store: ChainStore, generation: str, fingerprint: str, follower: nn.Module | None,
 ) -> None:  # fmt: skip
     shards = store.layout.shards if store.schema else 0
     for shard in range(collectives.rank(), shards, collectives.world_size()):
@@ -118,7 +118,7 @@ def _save(
             with tensors.as_any_file(path):
                 save_file(_flat_commits(pending), path)
     if collectives.rank() == 0:
-        _save_trainer(folder / TRAINER, encoder, optimiser)
+        _save_trainer(folder / TRAINER, encoder, optimiser, follower)
         manifest = Manifest(
             step=step, applied=applied, samples=store.layout.samples, fingerprint=fingerprint, shards=shards,
             ranks=collectives.world_size(), generation=generation,
@@ -178,29 +178,39 @@ def fetch(place: Place, scratch: Path, layout: Layout | None) -> Path:
     return folder
 
 
-def restore_trainer(folder: Path, encoder: nn.Module, optimiser: torch.optim.Optimizer | None = None) -> None:
-    """Put encoder and optimiser back. Raises RunError where the checkpoint's are others, with what does not fit."""
+def restore_trainer(
+    folder: Path,
+    encoder: nn.Module,
+    optimiser: torch.optim.Optimizer | None = None,
+    follower: nn.Module | None = None,
+) -> None:
+    """Put back what is given. Raises RunError where the checkpoint's are others, with what does not fit."""
     state = load_trainer(folder)
     with _understood(folder / TRAINER):
         encoder.load_state_dict(state["encoder"])
         if optimiser is not None:
             restore_optimiser(optimiser, state["optimiser"])
+        if follower is not None:
+            follower.load_state_dict(state["follower"])
 
 
 def load_trainer(folder: Path) -> dict[str, Any]:
-    """`encoder` and `optimiser` state dicts, on the CPU. Raises RunError where the file holds something else."""
-    encoder: dict[str, Tensor] = {}
+    """State dicts of `encoder`, `follower` (empty without) and `optimiser`, on the CPU.
+
+    Raises RunError where the file holds something else.
+    """
+    towers: dict[str, dict[str, Tensor]] = {"encoder": {}, "follower": {}}
     state: dict[int, dict[str, Tensor]] = {}
     with _understood(folder / TRAINER), safe_open(folder / TRAINER, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 (it is no dict)
             part, name = key.split("/", 1)
-            if part == "encoder":
-                encoder[name] = file.get_tensor(key)
+            if part in towers:
+                towers[part][name] = file.get_tensor(key)
             else:
                 parameter, slot = name.split("/")
                 state.setdefault(int(parameter), {})[slot] = file.get_tensor(key)
         groups = json.loads(file.metadata()["param_groups"])
-    return {"encoder": encoder, "optimiser": {"state": state, "param_groups": groups}}
+    return {**towers, "optimiser": {"state": state, "param_groups": groups}}
 
 
 def restore_store(folder: Path, manifest: Manifest, store: ChainStore, generation: str) -> None:
@@ -270,9 +280,10 @@ def _pieces(schema: Schema, rows: int) -> Iterator[tuple[int, int]]:
     return ((start, min(rows, start + step)) for start in range(0, rows, step))
 
 
-def _save_trainer(path: Path, encoder: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+def _save_trainer(path: Path, encoder: nn.Module, optimiser: torch.optim.Optimizer, follower: nn.Module | None) -> None:
     state = optimiser.state_dict()
-    flat = {f"encoder/{name}": tensor for name, tensor in encoder.state_dict().items()}
+    towers = {"encoder": encoder} if follower is None else {"encoder": encoder, "follower": follower}
+    flat = {f"{part}/{name}": value for part, one in towers.items() for name, value in one.state_dict().items()}
     for parameter, slots in state["state"].items():
         flat |= {f"optimiser/{parameter}/{slot}": value for slot, value in slots.items() if value is not None}
     metadata = {"param_groups": json.dumps(state["param_groups"])}

@@ -16,13 +16,15 @@ import torch
 
 from emc2dist import files
 from emc2dist.config import Spec
-from emc2dist.core.contrast import columns_for
+from emc2dist.core.contrast import columns_for, contrast_for
+from emc2dist.core.estimators import FEATURES
 from emc2dist.data.images import Images, Labelled, known_of_each
 from emc2dist.data.sampler import EpochOrder
 from emc2dist.errors import DataError, SpecError
 from emc2dist.metrics import Recorder, Row
-from emc2dist.store import ChainStore
+from emc2dist.store import ChainStore, nbytes
 from emc2dist.towers.encoder import Encoder, layout
+from emc2dist.towers.momentum import follower_of
 from emc2dist.towers.optim import build_optimiser
 from emc2dist.train import arithmetic, checkpoint, collectives
 from emc2dist.train.evaluation import Evaluation
@@ -51,13 +53,19 @@ class StopRequest(Protocol):
 
 _MOST_STEPS = 2**31 - 1
 """The store notes steps as int32."""
+_MOST_READ = 2**29
+"""Bytes of cached features that all workers together may read in a step."""
+_DEAR_READ = 2**24
+"""Bytes from which on that is told."""
 
 
 def order_for(spec: Spec, images: Images) -> EpochOrder:
     """The order of the samples.
 
-    Raises DataError if the batch or the draws are more than the data, SpecError if it goes too far.
+    Raises DataError if the batch or the draws are more than the data, SpecError if it goes too far, or a step would
+    read too much.
     """
+    _refuse_absurd_reads(spec, len(images))
     if spec.negatives.draws > len(images):
         raise DataError(
             f"negatives.draws: {spec.negatives.draws} is more than the {len(images)} training images; use fewer"
@@ -78,6 +86,34 @@ def order_for(spec: Spec, images: Images) -> EpochOrder:
             f"epochs: {spec.epochs} of {order.steps_per_epoch} steps are more than can be noted; at most {most}"
         )
     return order
+
+
+def dear_reads(spec: Spec, images: Images) -> list[str]:
+    """A remark on cached features of which every step reads and scores very many."""
+    rows, size = _read_by_a_step(spec, len(images))
+    if size <= _DEAR_READ:
+        return []
+    return [
+        f"every step reads {rows:,} cached features, {size / 2**20:,.0f} MiB, and scores all its anchors against them: "
+        "about 0.7 s of a CPU for 128 anchors and 100,000 rows; fewer are negatives.rows, or objective.support"
+    ]
+
+
+def _refuse_absurd_reads(spec: Spec, samples: int) -> None:
+    rows, size = _read_by_a_step(spec, samples)
+    if size > _MOST_READ:
+        raise SpecError(
+            f"negatives.rows: {rows:,} cached features, {size / 2**30:.1f} GiB, would be read and scored in every "
+            "step; give fewer negatives.rows (or objective.support), or negatives: chain, which needs a few"
+        )
+
+
+def _read_by_a_step(spec: Spec, samples: int) -> tuple[int, int]:
+    """Cached rows that all workers need in every step, and the bytes of their features."""
+    contrast = contrast_for(spec)
+    rows = min(contrast.estimator.cache_proposals, samples) + min(contrast.objective.support, samples)
+    columns = contrast.tables(spec.views.count, spec.encoder.features).get(FEATURES)
+    return rows, 0 if columns is None else rows * nbytes({FEATURES: {"feature": columns["feature"]}}, 1)
 
 
 def left_over(spec: Spec, images: Images) -> list[str]:
@@ -146,6 +182,7 @@ class _Loop:
         self.steps = spec.epochs * self.order.steps_per_epoch
         self.encoder = initial_encoder(spec, device)
         self.optimiser = build_optimiser(self.encoder, spec.optimiser, spec.lr)
+        self.follower = None if spec.encoder.momentum is None else follower_of(self.encoder)
         self.generation = collectives.broadcast_text(uuid4().hex)
         self.memory = Memory(spec, job.store, self.order, collectives.rank(), self.generation, device)
         self.loading = ""
@@ -165,7 +202,7 @@ class _Loop:
         first = self._restore(resume) if resume else self._start()
         columns, _ = known_of_each(self.train, columns_for(self.spec))
         parts = (self.memory, self.loader, self.order, self.device, columns)
-        trainer = Trainer(self.spec, self.encoder, self.optimiser, *parts)
+        trainer = Trainer(self.spec, self.encoder, self.optimiser, *parts, self.follower)
         meter = Meter(self.spec.micro_batch_size, trainer.stopwatch)
         done = first
         for step in range(first, self.steps):
@@ -196,7 +233,7 @@ class _Loop:
     def _restore(self, folder: Path) -> int:
         manifest = checkpoint.read_manifest(files.at(folder))
         checkpoint.refuse_other_data(folder, manifest, self.train)
-        checkpoint.restore_trainer(folder, self.encoder, self.optimiser)
+        checkpoint.restore_trainer(folder, self.encoder, self.optimiser, self.follower)
         checkpoint.restore_store(folder, manifest, self.store, self.generation)
         collectives.barrier()
         if collectives.rank() == 0:
@@ -256,7 +293,7 @@ class _Loop:
         parts = (self.spec, self.encoder, self.optimiser, self.store, self.generation, self.train.fingerprint)
         folder = self.scratch / f"checkpoint-{step}"
         folder.mkdir()
-        checkpoint.save(folder, step, applied, *parts)
+        checkpoint.save(folder, step, applied, *parts, self.follower)
         self.writer.write(step, folder, {"step": step, **row})
         self.written, self.written_at, self.due = step, monotonic(), False
         self._record({"step": step, "last_checkpoint_timestamp_seconds": time()})

@@ -37,6 +37,7 @@ from emc2dist.config import Spec
 from emc2dist.core.columns import Schema
 from emc2dist.core.contrast import contrast_for
 from emc2dist.core.estimators import FEATURES, CachedRows, Recall
+from emc2dist.core.objectives import OBJECTIVE
 from emc2dist.core.streams import seed_of
 from emc2dist.core.transfer import Departure, to_device
 from emc2dist.data.sampler import EpochOrder, rank_slice
@@ -44,7 +45,8 @@ from emc2dist.store import ChainStore, Commit, Read, Rows, Tables
 from emc2dist.train import collectives
 from emc2dist.train.finite import Finite
 
-_CACHE_PROPOSALS = 1  # label of the random stream that draws them
+_CACHE_PROPOSALS, _SUPPORT = 1, 5  # labels of the random streams that draw them
+_BEHIND = 3  # steps before the one that reads: the newest features that it may see
 
 
 def schema_for(spec: Spec) -> Schema:
@@ -60,6 +62,8 @@ class Encoded:
     """int64 [n], on the CPU; of a sample that comes twice the last one counts."""
     features: Tensor
     """[n, D]"""
+    slot: Tensor
+    """int64 [n], on the CPU: in which of the step's 2V slots each view was drawn, see `emc2dist.core.batch`."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,11 @@ class _Reply:
     carried: Mapping[str, CachedRows]
     """For each table of chains, the cached features of what the anchors carry."""
     proposals: NDArray[np.int64]
-    """[K], the samples of the cache proposals."""
+    """[K], the samples of the denominators' cached rows."""
+    support: NDArray[np.int64]
+    """[S], the samples of the objective's own."""
     part: Mapping[str, NDArray]
-    """Their cached features, this rank's part of them."""
+    """The cached features of the ones and then the others, this rank's part of them."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,8 @@ class _Found:
     """The names of the columns by anchor that came from each table, in the order in which they left."""
     cached: NDArray[np.int64] | None
     """[n], the samples whose features are cached; None without a cache."""
+    slot: NDArray[np.int64]
+    """[n], the slots of their views."""
     finite: Sequence[Finite]
     departure: Departure
     """The columns, by sample; then the features that are cached, if any are; then the flags."""
@@ -108,7 +116,7 @@ class _Found:
             table: Rows(self.own, {name: next(arrays) for name in names}) for table, names in self.columns.items()
         }
         if self.cached is not None:
-            writes[FEATURES] = _features(self.step, self.cached, next(arrays))
+            writes[FEATURES] = _features(self.step, self.cached, self.slot, next(arrays))
         for finite in self.finite:
             finite.check(self.step, next(arrays))
         return Commit(self.step, self.rank, writes) if writes else None
@@ -125,7 +133,9 @@ class Memory:
     ) -> None:
         self.store, self.schema, self.generation = store, store.schema, generation
         self._spec, self._order, self._rank, self._device = spec, order, rank, device
-        self._proposals = contrast_for(spec).estimator.cache_proposals
+        contrast = contrast_for(spec)
+        self._estimator, self._support = contrast.estimator, contrast.objective.support
+        self._estimated = [what.name for what in contrast.denominators]
         self._by_anchor = [table for table in self.schema if table != FEATURES]
         self._chains = [table for table in self._by_anchor if "state" in self.schema[table]]
         self._read_ahead: dict[int, Tables] = {}
@@ -210,7 +220,8 @@ class Memory:
         leaving += [one.rows for one in finite]
         names = {table: list(named) for table, named in columns.items()}
         cached = encoded.index.numpy() if FEATURES in self.schema else None
-        self._found = _Found(step, self._rank, self._samples(step), names, cached, finite, Departure(leaving))
+        parts = (names, cached, encoded.slot.numpy(), finite, Departure(leaving))
+        self._found = _Found(step, self._rank, self._samples(step), *parts)
 
     def confirm(self) -> None:
         """Wait for what the last step found out, and for the call under way.
@@ -249,16 +260,32 @@ class Memory:
         found, self._found = self._found, None
         read = {} if ahead is None else dict.fromkeys(self._by_anchor, self._samples(ahead))
         rows = self._read_ahead.get(step, {})
-        return _Ahead(step, self._thread.submit(self._call, step, found, rows, read, as_of))
+        newest = None
+        if self._estimator.newest:  # here: the order is no thread's but this one's
+            newest = self._order.newest(step - _BEHIND, self._estimator.cache_proposals)
+        return _Ahead(step, self._thread.submit(self._call, step, found, rows, read, as_of, newest))
 
-    def _call(self, step: int, found: _Found | None, rows: Tables, read: Read, as_of: int) -> _Reply:
-        """In the thread: send what was found, read `read` and the features of `step`, of whose anchors are `rows`."""
+    def _call(
+        self,
+        step: int,
+        found: _Found | None,
+        rows: Tables,
+        read: Read,
+        as_of: int,
+        newest: NDArray[np.int64] | None,
+    ) -> _Reply:
+        """In the thread: send what was found, read `read` and the features of `step`, of whose anchors are `rows`.
+
+        Cached rows are the `newest`, where there are any, else drawn.
+        """
         commit = None if found is None else found.commit
         visited = {table: rows[table]["visited"] for table in self._chains}
-        proposals = self._propose(step)
+        proposals = self._propose(step) if newest is None else newest
+        support = self._uniform(_SUPPORT, self._support, step)
         if FEATURES in self.schema:
             states = [rows[table]["state"][carries] for table, carries in visited.items()]
-            read = {**read, FEATURES: np.concatenate([*states, self._part(proposals)])}
+            both = np.concatenate([proposals, support])
+            read = {**read, FEATURES: np.concatenate([*states, self._part(both)])}
         reply = self.store.exchange(self.generation, commit, read, as_of).result()
         columns = reply.pop(FEATURES, {})
         carried, first = {}, 0
@@ -267,7 +294,7 @@ class Memory:
             asked = {name: values[first:last] for name, values in columns.items()}
             carried[table] = self._carried(rows[table]["state"], carries, asked)
             first = last
-        return _Reply(reply, carried, proposals, {name: values[first:] for name, values in columns.items()})
+        return _Reply(reply, carried, proposals, support, {name: values[first:] for name, values in columns.items()})
 
     def _part(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
         """[ceil(n / W)]: this rank's of samples [n] that all ranks need; the last ones go on with the first samples."""
@@ -279,10 +306,13 @@ class Memory:
         return rank_slice(self._order.batch(step), self._rank, self._spec.workers)
 
     def _propose(self, step: int) -> NDArray[np.int64]:
-        """K samples, uniform without repeats; those that hold no feature yet are told apart by `present`."""
-        count = min(self._proposals, self._order.samples)
-        generator = np.random.default_rng(seed_of(self._spec.seed, _CACHE_PROPOSALS, step))
-        return generator.choice(self._order.samples, count, replace=False, shuffle=False).astype(np.int64)
+        return self._uniform(_CACHE_PROPOSALS, self._estimator.cache_proposals, step)
+
+    def _uniform(self, purpose: int, count: int, step: int) -> NDArray[np.int64]:
+        """So many samples, at most all, without repeats; those that hold no feature yet are told apart by `present`."""
+        generator = np.random.default_rng(seed_of(self._spec.seed, purpose, step))
+        samples = self._order.samples
+        return generator.choice(samples, min(count, samples), replace=False, shuffle=False).astype(np.int64)
 
     def _carried(
         self, state: NDArray[np.int64], visited: NDArray[np.bool_], asked: Mapping[str, NDArray]
@@ -304,14 +334,18 @@ class Memory:
     def _on_device(self, recalls: Mapping[str, Recall], reply: _Reply) -> dict[str, Recall]:
         """The recalls, on the CPU, as they are on the device, with the proposals of all ranks; sent as one copy."""
         tensors = [tensor for recall in recalls.values() for tensor in recall.tensors]
-        if self._chains:
-            tensors += [_tensor(reply.proposals), *map(_tensor, reply.part.values())]
+        if FEATURES in self.schema:
+            index = np.concatenate([reply.proposals, reply.support])
+            tensors += [_tensor(index), *map(_tensor, reply.part.values())]
         sent = iter(to_device(tensors, self._device))
         found = {table: recall.map(lambda _: next(sent))._replace(host=recall) for table, recall in recalls.items()}
-        if not self._chains:
+        if FEATURES not in self.schema:
             return found
-        proposed = _whole(next(sent), dict(zip(reply.part, sent, strict=True)))
-        return found | {table: found[table]._replace(proposed=proposed) for table in self._chains}
+        rows, count = _whole(next(sent), dict(zip(reply.part, sent, strict=True))), len(reply.proposals)
+        given = dict.fromkeys(self._estimated, rows.map(lambda column: column[:count]))
+        if self._support:
+            given[OBJECTIVE] = rows.map(lambda column: column[count:])
+        return found | {table: found.get(table, Recall({}))._replace(proposed=some) for table, some in given.items()}
 
 
 def _whole(index: Tensor, part: Mapping[str, Tensor]) -> CachedRows:
@@ -325,10 +359,11 @@ def _tensor(column: NDArray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(column))
 
 
-def _features(step: int, index: NDArray[np.int64], features: NDArray) -> Rows:
+def _features(step: int, index: NDArray[np.int64], slot: NDArray[np.int64], features: NDArray) -> Rows:
     columns = {
         "feature": features,
         "present": np.ones(len(index), bool),
         "written_at": np.full(len(index), step, np.int32),
+        "slot": slot.astype(np.int32),
     }
     return Rows(index, columns)

@@ -33,6 +33,7 @@ from emc2dist.data.images import Images, known_of_each, open_images
 from emc2dist.errors import SpecError
 from emc2dist.machine import cpus
 from emc2dist.store import Layout, LocalStore
+from emc2dist.towers.momentum import follower_of
 from emc2dist.towers.optim import build_optimiser
 from emc2dist.train.loop import initial_encoder, order_for
 from emc2dist.train.memory import Memory, schema_for
@@ -123,7 +124,8 @@ def alone(spec: Spec, images: Images, device: torch.device) -> Iterator[Trainer]
         view_loader(spec, images, device) as loader,
     ):
         memory.start(0, settled=-1)
-        yield Trainer(spec, encoder, optimiser, memory, loader, order, device, columns)
+        follower = None if spec.encoder.momentum is None else follower_of(encoder)
+        yield Trainer(spec, encoder, optimiser, memory, loader, order, device, columns, follower)
 
 
 class _Traced(Stopwatch):

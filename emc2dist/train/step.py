@@ -44,6 +44,7 @@ from emc2dist.data.encoded import Traffic
 from emc2dist.data.loader import ViewLoader
 from emc2dist.data.sampler import EpochOrder, rank_slice
 from emc2dist.errors import DataError
+from emc2dist.towers.momentum import follow
 from emc2dist.towers.optim import clip_gradients, learning_rate, set_learning_rate
 from emc2dist.train import collectives, graphs
 from emc2dist.train.again import Again, Foreseen, view_ids
@@ -138,12 +139,19 @@ class Trainer:
         order: EpochOrder,
         device: torch.device,
         columns: Mapping[str, NDArray[np.int64]],
+        follower: nn.Module | None = None,
     ) -> None:
-        """Begin; `columns` are what is known of every image (`emc2dist.data.images.known_of_each`)."""
+        """Begin; `columns` are what is known of every image (`emc2dist.data.images.known_of_each`).
+
+        The `follower` encodes keys, where the spec has `encoder.momentum`.
+        """
         self.spec, self.optimiser, self.memory, self.device = spec, optimiser, memory, device
         if spec.compile:
             compile_encoder(encoder)
         self.model = collectives.data_parallel(encoder)
+        self._follower, self._keys_encoding = follower, None
+        if follower is not None:
+            self._keys_encoding = Encoding(follower, spec.precision, spec.encode_chunk)
         recorded = graphs.record(encoder, spec, device) if spec.cuda_graphs else None
         parts = (self.model, spec.precision, spec.encode_chunk)
         self.encoding = Encoding(*parts, compiled=spec.compile, recorded=recorded)
@@ -177,10 +185,11 @@ class Trainer:
         self._replied.cast(True)
         with phase("forward"):
             features = self.encoding.of_batch(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+        keys = None if self._follower is None else self._encode_alone(views.flatten(0, 1)).unflatten(0, views.shape[:2])
         with torch.no_grad():
             drawn = None if drawn_views is None else self._encode_alone(drawn_views)
         with phase("communication"):
-            batch = self._gathered(step, features, drawn)
+            batch = self._gathered(step, features, keys, drawn)
             # All ranks have had their replies, so their commits up to step - 2 are there. The gather alone says so only
             # where the host waits for it.
             self._replied.close()
@@ -189,7 +198,8 @@ class Trainer:
             self.memory.exchange(step)
         with phase("data_wait"):
             foreseen, self._foreseen = self._foreseen, self._foresee(step + 1)
-        again = Again(features, self._order.samples, partial(self._encode_again, foreseen))
+        encode = partial(self._encode_again, foreseen)
+        again = Again(features if keys is None else keys, self._order.samples, encode)
         with phase("sweep"):
             outcome = self.contrast(batch, recall, again)
         with phase("store_wait"):
@@ -204,7 +214,7 @@ class Trainer:
         if not health:
             return Facts(facts, {}, self._traffic())
         self.memory.confirm()  # what is not finite has no singular values, and is not to be logged
-        facts |= self._health(batch) | self._log_z(batch, outcome, everything)
+        facts |= self._health(batch) | self._log_z(outcome, everything)
         return Facts(facts, outcome.ages, self._traffic())
 
     @torch.no_grad()
@@ -228,16 +238,17 @@ class Trainer:
     @property
     def _compares(self) -> bool:
         """Whether log Z is remembered, and the samples few enough to be compared with all of them."""
-        valued = any(what.valued for what in self.contrast.denominators)
-        return valued and FEATURES in self.memory.schema and self._order.samples <= _MOST_COMPARED
+        schema = self.memory.schema
+        valued = any(what.valued and "log_mean" in schema.get(what.name, {}) for what in self.contrast.denominators)
+        return valued and FEATURES in schema and self._order.samples <= _MOST_COMPARED
 
     @torch.no_grad()
-    def _log_z(self, batch: Batch, outcome: Outcome, rows: CachedRows | None) -> dict[str, Fact]:
+    def _log_z(self, outcome: Outcome, rows: CachedRows | None) -> dict[str, Fact]:
         """How far the first log Z that was needed is from that by the cached features of the whole dataset."""
         if rows is None or rows.present.double().mean() < _LEAST_CACHED:
             return {}
         what = next(what for what in self.contrast.denominators if what.valued)
-        return log_z_errors(outcome.log_z[what.name], cached_log_z(what, batch, rows))
+        return log_z_errors(outcome.log_z[what.name], cached_log_z(what, outcome.batch, rows))
 
     def _views(self, step: int) -> tuple[Tensor, Tensor | None]:
         """uint8 [V, b, 3, S, S] of this rank's samples and [M / W, 3, S, S] of its draws, on the device.
@@ -309,9 +320,12 @@ class Trainer:
         return self._encode_alone(images)
 
     def _encode_alone(self, images: Tensor) -> Tensor:
-        """Features [m, D] of images, on the device, that are not of the batch."""
+        """Features [m, D] of images, on the device, as keys that are not of the batch: the follower's, where one is."""
         with self.stopwatch.phase("forward"):
-            return self.encoding.of_others(images)
+            if self._keys_encoding is None:
+                return self.encoding.of_others(images)
+            with torch.no_grad():
+                return self._keys_encoding.of_others(images)
 
     def _drawn_too(self, step: int, encoded: Encoded, drawn: Tensor) -> Encoded:
         """With this rank's draws [M / W, D], but for those of the batch: some rank has newer views of them to cache."""
@@ -321,11 +335,13 @@ class Trainer:
         (rows,) = to_device([torch.from_numpy(outside)], self.device)
         samples = torch.from_numpy(index[outside])
         # Of a sample that is encoded again, too, that feature comes last and counts.
-        return Encoded(torch.cat([samples, encoded.index]), torch.cat([drawn[rows], encoded.features]))
+        slot = torch.full_like(samples, self.spec.views.count)
+        features = torch.cat([drawn[rows], encoded.features])
+        return Encoded(torch.cat([samples, encoded.index]), features, torch.cat([slot, encoded.slot]))
 
-    def _gathered(self, step: int, features: Tensor, drawn: Tensor | None) -> Batch:
-        """The batch of all ranks' features, and of all their draws [M / W, D]."""
-        side = Side(own=features, all=collectives.gather_features(features))
+    def _gathered(self, step: int, features: Tensor, keys: Tensor | None, drawn: Tensor | None) -> Batch:
+        """The batch of all ranks' features, or of a follower's [V, b, D], and of all their draws [M / W, D]."""
+        side = Side(features, collectives.gather_features(features if keys is None else keys), keys=keys)
         if drawn is not None:
             side = replace(side, drawn=collectives.gather_rows(drawn).unsqueeze(0))
         on_host = torch.from_numpy(self._order.batch(step))
@@ -349,9 +365,12 @@ class Trainer:
         )
 
     def _finite(self, step: int, batch: Batch) -> list[Finite]:
-        """Of the features of all ranks' samples, and of all their draws."""
+        """Of the features of all ranks' samples and draws; and of this rank's anchors, where keys are others."""
         side = batch.sides[SIDE]
         found = [Finite.of(side.all, partial(_owner, self._order.batch(step), self.spec.workers))]
+        if side.keys is not None:
+            own = self._share(self._order, step)
+            found.append(Finite.of(side.own, lambda row: (self._rank, int(own[row]))))
         if self._draws is not None and side.drawn is not None:
             found.append(Finite.of(side.drawn, partial(_owner, self._draws.batch(step), self.spec.workers)))
         return found
@@ -368,6 +387,8 @@ class Trainer:
             set_learning_rate(self.optimiser, self.schedule.at(step))
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
+            if self._follower is not None and self.spec.encoder.momentum is not None:
+                follow(self._follower, collectives.unwrapped(self.model), self.spec.encoder.momentum)
         return {"gradient_norm": norm}
 
 

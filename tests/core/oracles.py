@@ -152,6 +152,40 @@ def mv_infonce(z, temperature, closed=nothing):
     return total / samples
 
 
+def nnclr(z, temperature, closed=nothing, cached=()):
+    """`cached`: (sample, feature) of a support set; where there is none a view's neighbour is the view itself."""
+    views, samples, _ = z.shape
+    total = 0
+    for v in range(views):
+        for i in range(samples):
+            other = z[(v + 1) % views, i].detach()
+            rows = [(other @ feature, j, feature) for j, feature in cached if j != i]
+            _, near, neighbour = max(rows, key=lambda row: row[0]) if rows else (None, i, other)
+            pair = z.clone()
+            pair[(v + 1) % views, i] = neighbour  # as if it were the sample's next view
+            two = torch.stack([pair[(v + 1) % views], z[v]])
+            scores = [
+                neighbour @ z[v, j] / temperature
+                for j in range(samples)
+                if j not in (i, near) and not closed(two, 0, i, 1, j)
+            ]
+            positive = neighbour @ z[v, i] / temperature
+            total = total - positive + torch.stack([positive, *scores]).logsumexp(0)
+    return total / (views * samples)
+
+
+def rgcl(z, temperature, closed=nothing, rho=0.4):
+    """`temperature`: of all anchors, or [V, N]."""
+    views, samples, _ = z.shape
+    near, total = _positives(z), 0
+    for v in range(views):
+        for i in range(samples):
+            tau = temperature if isinstance(temperature, float) else temperature[v, i]
+            mean = _repulsion(_negatives(z, v, i, tau, closed)) - math.log(views * (samples - 1))
+            total = total + tau * (mean + rho) - near[v][i]
+    return total / (views * samples)
+
+
 def supcon(z, temperature, closed=nothing, decoupled=False):
     views, samples, _ = z.shape
     total = 0
@@ -209,6 +243,8 @@ ORACLES = {
     "infonce": infonce,
     "mv_dhel": mv_dhel,
     "mv_infonce": mv_infonce,
+    "nnclr": nnclr,
+    "rgcl": rgcl,
     "supcon": supcon,
     "supremix": supremix,
 }

@@ -57,7 +57,7 @@ def test_log_z_by_cached_features_is_that_of_explicit_loops(closed):
     z = normalize(torch.randn(3, 9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=-1)
     index, every, labels = torch.tensor([4, 1, 7]), torch.arange(9), torch.tensor([0, 1, 0, 1, 2, 2, 2, 0, 1])
     present = every != 6
-    rows = CachedRows(every, z[2], present, every * 0)
+    rows = CachedRows(every, z[2], present, every * 0, every * 0)
     side = Side(z[:2, index], z[:2, index])
     batch = Batch(index, 0, {"x": side}, 0.3, 9, columns={"label": labels})
     what = Denominator(closing=Closing(columns=("label",) if closed else ()))
@@ -71,7 +71,7 @@ def test_log_z_by_cached_features_is_that_of_explicit_loops(closed):
                 if not closed or labels[c] != labels[sample]
             )
             assert found[v, i].item() == pytest.approx(math.log(total * 8 / len(others)))
-    nothing = CachedRows(every, z[2], torch.zeros(9, dtype=torch.bool), every * 0)
+    nothing = CachedRows(every, z[2], torch.zeros(9, dtype=torch.bool), every * 0, every * 0)
     assert not cached_log_z(what, batch, nothing).isfinite().any()
 
 

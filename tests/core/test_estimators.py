@@ -30,7 +30,7 @@ def batch_of(z, index=None, temperature=0.2, samples=None):
 def test_the_logged_loss_is_exact_on_the_whole_dataset():
     z = features(2, 6)
     batch = batch_of(z)
-    assert loss_estimate(batch, in_batch(Denominator(), batch)).item() == pytest.approx(
+    assert loss_estimate(Denominator(), batch, in_batch(Denominator(), batch)).item() == pytest.approx(
         exact_loss(Dcl(), z, 0.2).item()
     )
 
@@ -304,7 +304,7 @@ def test_of_a_sample_the_view_is_drawn_by_its_share_of_the_weight():
     state = torch.full((2 * anchors,), anchors)
     never = torch.zeros(2 * anchors, dtype=torch.bool)
     columns = {"state": state * 0, "view": state * 0, "visited": never, "visited_at": state * 0}
-    rows = CachedRows(state * 0, torch.zeros(2 * anchors, 5), never, state * 0)
+    rows = CachedRows(state * 0, torch.zeros(2 * anchors, 5), never, state * 0, state * 0)
     closed = Denominator(log_weight=lambda batch, anchor, candidate: torch.where(candidate == anchors, 0.0, -INF))
     visit = Chain("isir").estimate(closed, batch, Recall(columns, rows), None)
     assert (visit.remember["state"] == anchors).all()

@@ -49,7 +49,8 @@ class Frozen:
         batch = Batch(index, 0, sides, self.spec.temperature, SAMPLES, step, streams)
         outcome = self.contrast(batch, recall, self.encode)
         seen = torch.cat([index, *self.encoded])
-        self.memory.remember(step, outcome.remember, Encoded(seen, self.table[seen].detach()))
+        encoded = Encoded(seen, self.table[seen].detach(), torch.zeros_like(seen))
+        self.memory.remember(step, outcome.remember, encoded)
         return outcome
 
     def encode(self, side, samples, numbers):

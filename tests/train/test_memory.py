@@ -66,7 +66,8 @@ def found_in(step, index):
         "visited": torch.ones(VIEWS * len(index), dtype=torch.bool),
         "visited_at": torch.full((VIEWS * len(index),), step, dtype=torch.int32),
     }
-    return {"negatives": columns}, Encoded(index, (index * 100.0 + step).unsqueeze(1).expand(-1, 16))
+    features = (index * 100.0 + step).unsqueeze(1).expand(-1, 16)
+    return {"negatives": columns}, Encoded(index, features, index % (2 * VIEWS))
 
 
 def last_write(order, sample, as_of):
@@ -100,6 +101,8 @@ def check_cached(rows, samples, order, as_of):
     wrote = [last_write(order, sample, as_of) for sample in samples]
     assert rows.present.tolist() == [step is not None for step in wrote]
     assert rows.written_at.tolist() == [step or 0 for step in wrote]
+    slots = [0 if step is None else sample % (2 * VIEWS) for sample, step in zip(samples, wrote, strict=True)]
+    assert rows.slot.tolist() == slots
     expected = [
         [0 if step is None else sample * 100.0 + step] * 16 for sample, step in zip(samples, wrote, strict=True)
     ]

@@ -24,6 +24,13 @@ KINDS = [
         ["objective=infonce", "negatives.name=chain", *ISIR, "negatives.carried=roulette", "negatives.draws=12"],
         [(2, 3)],
     ),
+    (["objective=nnclr", "negatives.name=gumbel", "negatives.rows=13", "objective.after=0"], [(2, 3)]),
+    (["objective=moco", "negatives.rows=13", "encoder.momentum=0.7"], [(2, 3)]),
+    pytest.param(
+        ["objective=rgcl", "negatives.name=chain", *ISIR, "encoder.momentum=0.7", "negatives.draws=12"],
+        [(2, 3)],
+        marks=pytest.mark.slow,
+    ),
     (["objective=supcon", "negatives.name=chain", *ISIR, "negatives.close=[label]", "data.per_class=2"], [(2, 1)]),
     pytest.param(ISIR, [(2, 3), (4, 1), (4, 3)], marks=pytest.mark.slow),
     pytest.param(MH, [(1, 3), (2, 1), (4, 3)], marks=pytest.mark.slow),

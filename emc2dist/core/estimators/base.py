@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from emc2dist.core.balance import Balance
-from emc2dist.core.batch import Batch
-from emc2dist.core.columns import Schema
-from emc2dist.core.denominator import Denominator, Estimate
+from emc2dist.core.batch import Batch, locate, view_number
+from emc2dist.core.columns import Column, Schema
+from emc2dist.core.denominator import Candidates, Denominator, Estimate
 
 FEATURES = "feature"
 """The table of cached features, one row per sample; all other tables hold one value per anchor, [V] for each sample."""
+
+ALL_ROWS = 2**62
+"""As many rows as there are."""
 
 Encode = Callable[[str, Tensor, Tensor], Tensor]
 """(side, samples int64 [m], numbers int64 [R, m] of their views, both on the CPU) -> features [R, m, D], with
@@ -36,6 +39,12 @@ class CachedRows:
     """bool [n]: False where no feature was ever cached."""
     written_at: Tensor
     """int64 [n]: the step that wrote it."""
+    slot: Tensor
+    """int64 [n]: in which of that step's 2V slots the view was drawn, see `emc2dist.core.batch`."""
+
+    def number(self, row: Tensor, views: int) -> Tensor:
+        """int64 [m]: of `row` int64 [m] the numbers of the cached views; a step has V = `views`."""
+        return view_number(self.written_at[row], self.slot[row], views)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "CachedRows":
         """With every column changed."""
@@ -50,7 +59,7 @@ class Recall(NamedTuple):
     carried: CachedRows | None = None
     """The cached features of the carried states, A rows (any content where not visited); None without a cache."""
     proposed: CachedRows | None = None
-    """The K cache proposals of this step, the same for all workers; None without a cache."""
+    """The K cached rows of this step, the same for all workers; None without a cache."""
     host: "Recall | None" = None
     """Columns and carried rows on the CPU, where they came from: what the host knows without asking a GPU. None: it has
     to ask."""
@@ -112,8 +121,13 @@ class Estimator(ABC):
 
     @property
     def cache_proposals(self) -> int:
-        """K, rows of the feature cache that it wants proposed in every step."""
+        """K, rows of the feature cache that it wants at hand in every step; at most all there are."""
         return 0
+
+    @property
+    def newest(self) -> bool:
+        """Whether these are the samples visited last; else they are drawn uniformly."""
+        return False
 
     @abstractmethod
     def tables(self, what: Denominator, views: int, width: int) -> Schema:
@@ -139,3 +153,26 @@ class Estimator(ABC):
     @abstractmethod
     def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:
         """Estimate one denominator for the worker's anchors."""
+
+
+def cached_features(dtype: str, width: int) -> Schema:
+    """The table of cached features, `width` wide."""
+    columns = {
+        "feature": Column(dtype, (width,)),
+        "present": Column("bool"),
+        "written_at": Column("int32"),
+        "slot": Column("int32"),
+    }
+    return {FEATURES: columns}
+
+
+def rows_as_candidates(what: Denominator, batch: Batch, rows: CachedRows, beside: Candidates) -> Candidates:
+    """Cached rows as candidates of every anchor, one view of each for its sample; -inf for those that stand `beside`.
+
+    With gradient to the anchors alone. Every row but an anchor's own counts in `number`: that one is in the batch.
+    """
+    keys = rows.feature.to(beside.scores.dtype).unsqueeze(0)
+    _, here = locate(rows.index, beside.samples)
+    is_there = rows.present & ~here
+    scores = what.scores(batch, keys, rows.index).masked_fill(~is_there, -torch.inf)
+    return Candidates(scores, rows.index, torch.ones_like(is_there), is_there.sum())

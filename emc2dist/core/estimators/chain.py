@@ -41,7 +41,16 @@ from typing_extensions import override
 from emc2dist.core.batch import Batch, fresh_numbers, locate
 from emc2dist.core.columns import Column, Schema
 from emc2dist.core.denominator import Denominator, Estimate
-from emc2dist.core.estimators.base import FEATURES, CachedRows, Encode, Estimator, Fact, Recall, Visit, with_mean
+from emc2dist.core.estimators.base import (
+    CachedRows,
+    Encode,
+    Estimator,
+    Fact,
+    Recall,
+    Visit,
+    cached_features,
+    with_mean,
+)
 from emc2dist.core.estimators.delayed_acceptance import accept, propose
 from emc2dist.core.estimators.moving_average import blended
 from emc2dist.core.streams import gumbels, uniforms
@@ -100,12 +109,7 @@ class Chain(Estimator):
         averages = {"log_mean": what.valued, "mean": what.values is not None}
         return {
             what.name: chains | {name: Column("float32", (views,)) for name, needed in averages.items() if needed},
-            FEATURES: {
-                "feature": Column(self.feature_dtype, (width,)),
-                "present": Column("bool"),
-                "written_at": Column("int32"),
-            },
-        }
+        } | cached_features(self.feature_dtype, width)
 
     @override
     def foreseen(
@@ -365,12 +369,14 @@ class _Pool:
         proposals = self.proposals(carried)
         scores = torch.cat([proposals, carried.score.unsqueeze(1)], 1)
         index = torch.cat([self._index.expand(len(scores), -1), carried.state.unsqueeze(1)], 1)
-        stale = ~carried.fresh.unsqueeze(1) & (not self._what.constant)
+        followed = self._batch.sides[self._what.keys].keys is not None
+        stale = (~carried.fresh | followed).unsqueeze(1) & (not self._what.constant)
         one_sided = torch.cat([self._one_sided.expand_as(proposals), stale], 1)
         log_mean = self.log_mean() if log_mean is None else log_mean
-        log_z = math.log(self._batch.samples - 1) + log_mean
+        others = self._batch.samples - 1
+        log_z = math.log(others) + log_mean
         closed = self._what.closed(self._batch, self._scores.detach())
-        return Estimate(log_z, scores, weights, index, one_sided, closed)
+        return Estimate(log_z, scores, weights, index, one_sided, closed, count=others)
 
     def with_rows(self, estimate: Estimate, rows: CachedRows) -> Estimate:
         """The estimate with cached rows as candidates without weight, but for those that are among the others."""

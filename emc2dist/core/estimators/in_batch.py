@@ -31,11 +31,13 @@ class InBatch(Estimator):
 
 def in_batch(what: Denominator, batch: Batch) -> Estimate:
     """The estimate from the gathered batch and its draws alone."""
-    scores, index, one_sided, _ = what.candidates(batch)
-    return among(what, batch, scores, index, one_sided)
+    scores, index, one_sided, count = what.candidates(batch)
+    return among(what, batch, scores, index, one_sided, count)
 
 
-def among(what: Denominator, batch: Batch, scores: Tensor, index: Tensor, one_sided: Tensor) -> Estimate:
+def among(
+    what: Denominator, batch: Batch, scores: Tensor, index: Tensor, one_sided: Tensor, count: Tensor | float
+) -> Estimate:
     """The estimate that takes these candidates for all there are.
 
     Args:
@@ -44,10 +46,11 @@ def among(what: Denominator, batch: Batch, scores: Tensor, index: Tensor, one_si
         scores: [A, C], those of the gathered batch first.
         index: int64 [C], the candidates' samples.
         one_sided: bool [C]: the candidate's feature carries no gradient.
+        count: how many samples they are for an anchor, closed ones included.
     """
     constant = scores.detach()
     # Where all are closed the softmax is NaN.
     weights = constant.softmax(1).masked_fill(constant == -torch.inf, 0)
     closed = what.closed(batch, constant)
     index, one_sided = index.unsqueeze(0), one_sided.unsqueeze(0)
-    return Estimate(constant.logsumexp(1), scores, weights, index, one_sided, closed, what.values)
+    return Estimate(constant.logsumexp(1), scores, weights, index, one_sided, closed, what.values, count=count)

@@ -40,9 +40,10 @@ class MovingAverage(Estimator):
         log_mean = blended(recall.columns["log_mean"], constant.logsumexp(1) - log_count, visited, self.rate)
         # Where all were closed so far, u is 0, and the difference NaN.
         weights = (constant - (log_count + log_mean).unsqueeze(1)).exp().masked_fill(constant == -torch.inf, 0)
-        value = math.log(batch.samples - 1) + log_mean
+        others = batch.samples - 1
+        value = math.log(others) + log_mean
         closed = what.closed(batch, constant)
-        estimate = Estimate(value, scores, weights, index.unsqueeze(0), one_sided.unsqueeze(0), closed)
+        estimate = Estimate(value, scores, weights, index.unsqueeze(0), one_sided.unsqueeze(0), closed, count=others)
         # The average begins with the first batch that has an open candidate: from 0 on it would push 1 / rate as hard.
         remember = {"log_mean": log_mean.float(), "visited": log_mean > -torch.inf}
         estimate, mean = with_mean(what, estimate, recall, self.rate)

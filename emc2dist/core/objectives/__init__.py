@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from emc2dist.core.objectives.base import Objective
+from emc2dist.core.objectives.base import OBJECTIVE, Objective
 from emc2dist.core.objectives.cacr import Cacr
 from emc2dist.core.objectives.dcl import Dcl
 from emc2dist.core.objectives.dclw import Dclw
@@ -10,6 +10,8 @@ from emc2dist.core.objectives.groco import GroCo
 from emc2dist.core.objectives.infonce import InfoNce
 from emc2dist.core.objectives.mv_dhel import MvDhel
 from emc2dist.core.objectives.mv_infonce import MvInfoNce
+from emc2dist.core.objectives.nnclr import NnClr
+from emc2dist.core.objectives.rgcl import Rgcl
 from emc2dist.core.objectives.supcon import SupCon
 from emc2dist.core.objectives.supremix import SupReMix
 
@@ -21,11 +23,14 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "infonce": InfoNce,
     "mv_dhel": MvDhel,
     "mv_infonce": MvInfoNce,
+    "nnclr": NnClr,
+    "rgcl": Rgcl,
     "supcon": SupCon,
     "supremix": SupReMix,
 }
 
 __all__ = [
+    "OBJECTIVE",
     "OBJECTIVES",
     "Cacr",
     "Dcl",
@@ -34,7 +39,9 @@ __all__ = [
     "InfoNce",
     "MvDhel",
     "MvInfoNce",
+    "NnClr",
     "Objective",
+    "Rgcl",
     "SupCon",
     "SupReMix",
 ]

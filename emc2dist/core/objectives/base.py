@@ -6,11 +6,20 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from emc2dist.core.batch import Batch
+from emc2dist.core.columns import Column
 from emc2dist.core.denominator import Denominator, Estimate
+from emc2dist.core.estimators.base import Fact, Recall
+
+OBJECTIVE = "objective"
+"""The table of what an objective itself remembers; all other tables by anchor are its denominators'."""
 
 
 class Objective(Protocol):
-    """A formula; its fields are the options of `emc2dist.config.objectives` of the same name."""
+    """A formula; its fields are the options of `emc2dist.config.objectives` of the same name.
+
+    Most declare denominators and write down their terms. What one remembers of each anchor comes in with `prepared`,
+    and goes out with `renewed`.
+    """
 
     @property
     def denominators(self) -> Sequence[Denominator]:
@@ -29,8 +38,32 @@ class Objective(Protocol):
         """Whether the loss is not linear in positive and log Z, so that it matters which views stand together."""
         return any(what.valued for what in self.denominators)
 
+    @property
+    def support(self) -> int:
+        """Cached rows that it wants at hand in every step, drawn uniformly; at most all there are."""
+        return 0
+
+    def remembers(self, views: int) -> Mapping[str, Column]:
+        """What it remembers of each sample with `views` views: one value per anchor, [V]."""
+        return {}
+
+    def prepared(self, batch: Batch, recall: Recall) -> Batch:
+        """The batch as its denominators and terms see it: with sides and temperatures of its own.
+
+        `recall` has what it remembers [A], and in `proposed` its cached rows; neither where the exact loss is taken.
+        """
+        return batch
+
     def terms(self, batch: Batch, estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
         """Scalars whose sum is the worker's loss, a mean over its samples; `estimates` by the denominators' names.
 
         Workers' losses are averaged, so no term may count another worker's anchors.
         """
+
+    def renewed(self, batch: Batch, estimates: Mapping[str, Estimate], recall: Recall) -> dict[str, Tensor]:
+        """The new values of what it remembers, each [A]; of the prepared batch."""
+        return {}
+
+    def facts(self, batch: Batch) -> dict[str, Fact]:
+        """Diagnostics of its own, of the prepared batch."""
+        return {}
