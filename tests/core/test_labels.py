@@ -123,11 +123,11 @@ def test_the_exact_gradient_of_what_looks_around_is_the_mean_over_batches(monkey
 def test_supremix_mixes_positives_between_neighbours(views, window):
     label = torch.tensor([0, 1, 2, 3, 7, 9, -1, 2])
     z = features(views, 8).requires_grad_()
-    value = exact_loss(SupReMix(window, (5, 5)), z, 0.3, columns={"label": label})
+    value = exact_loss(SupReMix(window, (5, 5)), z, 0.3, columns={"target": label})
     oracle = supremix(z, 0.3, window=window, beta=(5, 5), label=label)
     torch.testing.assert_close(value, oracle, atol=1e-12, rtol=0)
     torch.testing.assert_close(torch.autograd.grad(value, z), torch.autograd.grad(oracle, z), atol=1e-12, rtol=0)
-    other = exact_loss(SupReMix(window + 3, (5, 5)), z, 0.3, columns={"label": label})
+    other = exact_loss(SupReMix(window + 3, (5, 5)), z, 0.3, columns={"target": label})
     assert abs(value - other) > 1e-3
 
 
@@ -136,7 +136,7 @@ def test_features_all_alike_count_weights():
     alike = torch.ones(2, 3, 4, dtype=torch.float64) / 2
     middle = 1 + 4 * 2 + 4 * 1.8 + 4
     end = 1 + 2 * 2 + 2 * 3 + 2 * 1.8 + 2 * 2.6
-    value = exact_loss(SupReMix(), alike, 0.1, columns={"label": torch.arange(3)})
+    value = exact_loss(SupReMix(), alike, 0.1, columns={"target": torch.arange(3)})
     assert value.item() == pytest.approx((math.log(middle) + 2 * math.log(end)) / 3)
 
 
