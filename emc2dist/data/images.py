@@ -152,8 +152,8 @@ def _targets(labels: NDArray[np.int64], classes: Sequence[str], wanted: str) -> 
     strange = next((name for name in classes if not re.fullmatch("[0-9]{1,18}", name)), None)
     if strange is not None:
         raise DataError(
-            f"{wanted}: needs labels that are numbers, but a class is called {strange!r}; use data whose labels are whole "
-            "numbers, or whose classes are called so, from 0"
+            f"{wanted}: needs labels that are numbers, but a class is called {strange!r}; use data whose labels are "
+            "whole numbers, or whose classes are called so, from 0"
         )
     return np.array([*map(int, classes), -1])[labels] if classes else labels
 
