@@ -6,6 +6,7 @@ omniglot-small  those of 136 characters
 anything else   Parquet, on disk or on S3: see `emc2dist.data.catalogue`
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -111,8 +112,8 @@ def open_images(data: Data, split: str, s3: S3 | None = None) -> Images | None:
 def known_of_each(
     images: Images, wanted: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
-    """What is known of every training image, int64 [N] by name: `label` where there are any, and `duplicates` where
-    that is `wanted`; -1 is nothing. And remarks.
+    """What is known of every training image, int64 [N] by name: `label` where there are any, and where they are
+    `wanted` `target`, the number that its label stands for, and `duplicates`; -1 is nothing. And remarks.
 
     Raises:
         DataError: what is `wanted`, each by the key of a spec that wants it, is not known.
@@ -121,16 +122,15 @@ def known_of_each(
     reason = images.unlabelled()
     if reason is None:
         columns["label"] = images.labels(np.arange(len(images)))
-    if "label" in wanted:
+    for key in dict.fromkeys(wanted[name] for name in ("label", "target") if name in wanted):
         if reason is not None:
             raise DataError(
-                f"{wanted['label']}: needs labels, but no training image has one ({reason}); use data with labels, or "
-                "do without"
+                f"{key}: needs labels, but no training image has one ({reason}); use data with labels, or do without"
             )
         if without := int((columns["label"] < 0).sum()):
-            remarks.append(
-                f"{wanted['label']}: {without:,} of {len(images):,} images have no label, and share one with nobody"
-            )
+            remarks.append(f"{key}: {without:,} of {len(images):,} images have no label, and share one with nobody")
+    if "target" in wanted:
+        columns["target"] = _targets(columns["label"], images.classes, wanted["target"])
     if "duplicates" in wanted:
         try:
             columns["duplicates"] = images.duplicates()
@@ -142,6 +142,20 @@ def known_of_each(
             f"{wanted['duplicates']}: {(of_groups >= 0).sum():,} images are duplicates, in {groups:,} groups"
         )
     return columns, remarks
+
+
+def _targets(labels: NDArray[np.int64], classes: Sequence[str], wanted: str) -> NDArray[np.int64]:
+    """The number that each label stands for: its class's name, or itself where classes have none; -1 without a label.
+
+    Raises DataError where a name is no number, for then the order of labels is that of the alphabet.
+    """
+    strange = next((name for name in classes if not re.fullmatch("[0-9]{1,18}", name)), None)
+    if strange is not None:
+        raise DataError(
+            f"{wanted}: needs labels that are numbers, but a class is called {strange!r}; use data whose labels are "
+            "whole numbers, or whose classes are called so, from 0"
+        )
+    return np.array([*map(int, classes), -1])[labels] if classes else labels
 
 
 class Labelled(NamedTuple):

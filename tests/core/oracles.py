@@ -9,7 +9,7 @@ import torch
 
 LABEL = torch.tensor([0, 1, 0, -1, 1, -1, 2, 2] * 3)
 TWINS = torch.tensor([-1, -1, 7, -1, -1, 7, -1, -1] * 3)
-COLUMNS = {"label": LABEL, "duplicates": TWINS}
+COLUMNS = {"label": LABEL, "target": LABEL, "duplicates": TWINS}
 """What is known of the samples of every test, where an objective or a closing asks for it."""
 
 

@@ -10,12 +10,13 @@ from core.test_objectives import contrast, features
 from torch.nn.functional import normalize
 
 from emc2dist.core.batch import Batch, Side
-from emc2dist.core.certify import FrozenRun
+from emc2dist.core.certify import FrozenRun, certify
 from emc2dist.core.closing import Closing
 from emc2dist.core.exact import exact_loss
 from emc2dist.core.objectives import Dcl, InfoNce, SupCon, SupReMix
 from emc2dist.core.scores import other_view_scores, shared_scores
 from emc2dist.core.streams import fork
+from emc2dist.data.sampler import EpochOrder
 
 NOBODY = {"label": torch.full((24,), -1)}
 
@@ -122,11 +123,11 @@ def test_the_exact_gradient_of_what_looks_around_is_the_mean_over_batches(monkey
 def test_supremix_mixes_positives_between_neighbours(views, window):
     label = torch.tensor([0, 1, 2, 3, 7, 9, -1, 2])
     z = features(views, 8).requires_grad_()
-    value = exact_loss(SupReMix(window, (5, 5)), z, 0.3, columns={"label": label})
+    value = exact_loss(SupReMix(window, (5, 5)), z, 0.3, columns={"target": label})
     oracle = supremix(z, 0.3, window=window, beta=(5, 5), label=label)
     torch.testing.assert_close(value, oracle, atol=1e-12, rtol=0)
     torch.testing.assert_close(torch.autograd.grad(value, z), torch.autograd.grad(oracle, z), atol=1e-12, rtol=0)
-    other = exact_loss(SupReMix(window + 3, (5, 5)), z, 0.3, columns={"label": label})
+    other = exact_loss(SupReMix(window + 3, (5, 5)), z, 0.3, columns={"target": label})
     assert abs(value - other) > 1e-3
 
 
@@ -135,7 +136,7 @@ def test_features_all_alike_count_weights():
     alike = torch.ones(2, 3, 4, dtype=torch.float64) / 2
     middle = 1 + 4 * 2 + 4 * 1.8 + 4
     end = 1 + 2 * 2 + 2 * 3 + 2 * 1.8 + 2 * 2.6
-    value = exact_loss(SupReMix(), alike, 0.1, columns={"label": torch.arange(3)})
+    value = exact_loss(SupReMix(), alike, 0.1, columns={"target": torch.arange(3)})
     assert value.item() == pytest.approx((math.log(middle) + 2 * math.log(end)) / 3)
 
 
@@ -149,3 +150,20 @@ def test_shares_are_drawn_of_their_beta_distribution_by_the_anchors_streams():
     assert drawn.var().item() == pytest.approx(0.2 * 0.8 / 11, rel=0.05)
     assert len(drawn.unique()) == drawn.numel()
     assert SupReMix(beta=(8, 2))._shares(batch, scores).mean().item() == pytest.approx(0.8, abs=0.005)
+
+
+def test_batches_by_class_are_fair_where_the_own_class_is_closed_and_only_there():
+    """Six classes of four, near one another; batches of two of each of three. The spec refuses the second."""
+    label = torch.arange(24) // 4
+    generator = torch.Generator().manual_seed(1)
+    centres, noise = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (6, 24))
+    z = normalize(normalize(centres, dim=-1)[label] + 0.5 * noise, dim=-1).unsqueeze(0)
+    order = EpochOrder(24, 6, 0, labels=label.numpy(), per_class=2)
+
+    def found(*closing):
+        made = contrast("supcon", "chain", "negatives.kernel=isir", "objective.decoupled=true", *closing)
+        batches = {"columns": {"label": label}, "batches": lambda t: torch.from_numpy(order.batch(t))}
+        return certify(FrozenRun(made, z, 6, 0.2, **batches), 900)
+
+    assert found("negatives.close=[label]").ratio < 1.7
+    assert found().ratio > 2.3

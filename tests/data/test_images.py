@@ -15,7 +15,7 @@ from emc2dist import files
 from emc2dist.config import Data
 from emc2dist.data.catalogue import splits_of
 from emc2dist.data.digits import DigitsImages
-from emc2dist.data.images import known_of_each, open_images
+from emc2dist.data.images import _targets, known_of_each, open_images
 from emc2dist.data.ingest import ingest
 from emc2dist.errors import DataError
 
@@ -176,6 +176,17 @@ def test_labels_are_known_where_there_are_any_and_what_negatives_close_must_be(t
         DataError, match=r"data\.per_class: needs labels, but no training image has one \(.*no `label` column"
     ):
         known_of_each(none, {"label": "data.per_class"})
+
+
+def test_targets_are_the_numbers_that_classes_are_called():
+    digits = open_images(Data(path="digits"), "train")
+    columns, _ = known_of_each(digits, {"target": "objective: supremix"})
+    assert np.array_equal(columns["target"], digits.labels(np.arange(len(digits))))
+    wanted = "objective: supremix"
+    assert _targets(np.array([2, -1, 0]), ["10", "2", "7"], wanted).tolist() == [7, -1, 10]
+    assert _targets(np.array([2, -1, 0]), [], wanted).tolist() == [2, -1, 0]
+    with pytest.raises(DataError, match=r"objective: supremix: needs labels that are numbers, .* called 'Balinese/01'"):
+        known_of_each(open_images(Data(path="omniglot-small"), "train"), {"target": wanted})
 
 
 def test_drawings_that_are_the_same_are_of_one_group():

@@ -1,9 +1,10 @@
-"""SupReMix (Wu et al., "Mixup Your Own Pairs", 2023): SupCon for labels that are numbers, in order.
+"""SupReMix (Wu et al., "Mixup Your Own Pairs", 2023): SupCon for labels that are numbers.
 
     l(a) = -mean_{p in P(a)} s(a, p) + log( sum_v exp s(a, a_v) + Z(a) + sum_m w(a, m) exp s(a, m) )
 
-Labels are targets t. Candidates weigh w(a, c) = |t_a - t_c| + 1, in the denominator and so in what chains accept: who
-is far off pushes harder. Beside the batch there are mixtures m of its features, not brought to unit length, constants:
+Labels are numbers t, the column `target`. Candidates weigh w(a, c) = |t_a - t_c| + 1, in the denominator and so in what
+chains accept: who is far off pushes harder. Beside the batch there are mixtures m of its features, not brought to unit
+length, constants:
 
     negatives    x z_a + (1 - x) z_k for every view k with another label, x drawn from a beta distribution, its label
                  mixed alike
@@ -44,7 +45,7 @@ class SupReMix(Objective):
     beta: tuple[int, int] = (2, 8)
     """Of the anchor's share in a mixed negative; >= 1 each."""
 
-    columns = ("label",)
+    columns = ("target",)
     denominators = (Denominator(log_weight=farther_weighs_more, valued=True),)
     looks_around = True
 
@@ -55,8 +56,8 @@ class SupReMix(Objective):
         negatives = share * itself + (1 - share) * scores + ((1 - share) * gap.abs() + 1).log()
         share, between = self._between(gap)
         positives = (share * scores.unsqueeze(2) + (1 - share) * scores.unsqueeze(1)).flatten(1)
-        count = shared_count(batch, "x", "label")
-        total = count * shared_scores(batch, "x", "label") + (positives * between).sum(1)
+        count = shared_count(batch, "x", "target")
+        total = count * shared_scores(batch, "x", "target") + (positives * between).sum(1)
         mixed = [negatives.masked_fill(gap == 0, -torch.inf), positives.masked_fill(~between, -torch.inf)]
         pooled = [other_view_scores(batch, "x").T, estimates["negatives"].log_z.unsqueeze(1), *mixed]
         repulsion = torch.cat(pooled, 1).logsumexp(1)
@@ -91,6 +92,6 @@ def _scores(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 def _gap(batch: Batch, anchor: Tensor, index: Tensor) -> Tensor:
     """[A, C], of the features' type: t_c - t_a; 0 where one has no label."""
-    label = batch.columns["label"]
-    here, there = label[anchor], label[index]
+    target = batch.columns["target"]
+    here, there = target[anchor], target[index]
     return torch.where((here < 0) | (there < 0), 0, there - here).to(batch.sides["x"].all.dtype)
