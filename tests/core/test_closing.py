@@ -125,7 +125,7 @@ def test_an_anchor_all_of_whose_candidates_are_closed_is_pulled_alone_and_counte
     if objective == "nnclr":  # a neighbour's sample is no candidate, and which it is depends on the cached view
         z, others = z[:1].expand(2, -1, -1), 6
     run = FrozenRun(contrast(objective, negatives, "negatives.close=[label]", *more_for(negatives)), z, 8, 0.2)
-    run.columns = {"label": torch.zeros(8, dtype=torch.int64)}
+    run.columns = dict.fromkeys(("label", "target"), torch.zeros(8, dtype=torch.int64))
     for t in range(2):
         outcome = run.outcome(t)
         (gradient,) = torch.autograd.grad(outcome.loss, run.shift)
@@ -138,7 +138,7 @@ def test_an_anchor_all_of_whose_candidates_are_closed_is_pulled_alone_and_counte
         assert all(torch.as_tensor(fact).isfinite().all() for fact in outcome.facts.values())
         assert outcome.facts["closed_anchors_ratio"] == 1
         assert tuple(map(int, outcome.facts["closed_ratio"])) == (16 * others, 16 * others)
-    run.columns = {"label": torch.full((8,), -1)}
+    run.columns = dict.fromkeys(("label", "target"), torch.full((8,), -1))
     fresh = FrozenRun(run.contrast, z, 8, 0.2, columns=run.columns)
     fresh._generator.set_state(run._generator.get_state())
     outcome = run.outcome(2)

@@ -72,11 +72,12 @@ def test_batches_by_class_are_certified_as_they_are():
     assert len(set(index.tolist())) == 40
     assert all(len(set(labels[first : first + 5])) == 1 for first in range(0, 40, 5))
     assert len(set(labels[::5].tolist())) == 8
-    features = torch.nn.functional.normalize(torch.randn(1, 40, 4, dtype=torch.float64), dim=-1)
-    rows = certificates(spec, features, {"label": torch.from_numpy(labels)}, steps=120)
+    noise = torch.randn(1, 40, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    features = torch.nn.functional.normalize(noise, dim=-1)
+    rows = certificates(spec, features, {"label": torch.from_numpy(labels)}, steps=360)
     own, batch = (next(row for row in rows if row.role == role) for role in ("own", "batch"))
     assert own.report.facts["same_label_weight_ratio"] == 0
-    assert own.report.relbias < batch.report.relbias
+    assert own.report.relbias < 0.8 * batch.report.relbias
     run = _Plan("own", spec, 0.2, features, {"label": torch.from_numpy(labels)}).run()
     assert sorted(labels[run._visited(0)].tolist()) == sorted(2 * labels[run._visited(0)].tolist()[::2])
 

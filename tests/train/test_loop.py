@@ -189,6 +189,9 @@ def test_every_reported_metric_is_in_the_table(tmp_path):
     infonce = ["objective=infonce", "negatives.name=chain", "negatives.kernel=isir"]
     run = Run(small_spec(*infonce, *more, "epochs=2"), tmp_path).go()
     reported = {name for row in run.rows for name in row}
+    for kind in (["objective=rgcl"], ["objective={name: nnclr, after: 0}", "negatives.name=gumbel"]):
+        some = Run(small_spec(*kind, "epochs=2"), tmp_path / kind[-1]).go()
+        reported |= {name for row in some.rows for name in row}
     assert reported == ROW - {"passed_over", "device_changed"}
     assert run.column("cache_moves_ratio")[-1] > 0.1
 
