@@ -28,7 +28,7 @@ from emc2dist.core.objectives.base import Objective
 from emc2dist.core.scores import other_view_scores, shared_count, shared_scores
 from emc2dist.core.streams import uniforms
 
-_MIXED = 8  # lane of a chain's random stream; `emc2dist.core.estimators.chain` uses 0 to 7
+_MIXED = 9  # lane of an anchor's random stream; chains use 0 to 7, `emc2dist.core.estimators.gumbel` 8
 
 
 def farther_weighs_more(batch: Batch, anchor: Tensor, index: Tensor) -> Tensor:
