@@ -113,8 +113,12 @@ def table(there: list[dict[str, Any]], shown: list[str]) -> str:
 
 def _mean(group: list[dict[str, Any]], of: str, measure: str) -> str:
     values = np.array([one[of][measure] for one in group], dtype=float)
-    half = f" ± {(values.max() - values.min()) / 2:.3f}" if len(values) > 1 else ""
-    return f"{values.mean():.3f}{half}".replace("0.", ".")
+    half = f" ± {_short((values.max() - values.min()) / 2)}" if len(values) > 1 else ""
+    return _short(values.mean()) + half
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")
 
 
 def main() -> None:
