@@ -23,13 +23,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.rounds import in_turns, load, ratios, spread
+from benchmarks.rounds import Cost, compared, in_turns, load
 from benchmarks.scale import commit_of
 from emc2dist.config import parse
 from emc2dist.store import Layout, LocalStore
@@ -40,15 +39,8 @@ SPEC = parse("{name: checkpoint, epochs: 1, batch_size: 256, lr: 0.1}")
 FILL = 100_000
 
 
-class Cost(NamedTuple):
-    """Of a checkpoint, seconds."""
-
-    wall: float
-    cpu: float
-
-
 def timed(folder: Path, write: Callable[[Path], object], *, fsync: bool) -> Cost:
-    """What it takes to write into a new folder, which is gone afterwards."""
+    """The seconds that it takes to write into a new folder, which is gone afterwards."""
     if fsync:
         os.sync()  # what others have written is not to be waited for
     own = folder / "turn"
@@ -109,12 +101,7 @@ def main() -> None:
     nbytes = sum(column.nbytes for columns in tables.values() for column in columns.values())
     print(f"{nbytes:,} bytes{', brought to the disk' if args.fsync else ''}; load {before} to {load()}\n")
     print("| | s | s of CPU | checkpoint / this, by the clock | by CPU time |\n|---|---|---|---|---|")
-    own = found["checkpoint"]
-    for way, costs in found.items():
-        wall = ratios([cost.wall for cost in own], [cost.wall for cost in costs])
-        cpu = ratios([cost.cpu for cost in own], [cost.cpu for cost in costs])
-        cells = [spread([cost.wall for cost in costs]), spread([cost.cpu for cost in costs]), spread(wall), spread(cpu)]
-        print(f"| {way} | {' | '.join(cells)} |")
+    print(compared("checkpoint", found))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.rounds import in_turns, load, ratios, spread
+from benchmarks.rounds import Cost, compared, in_turns, load
 from emc2dist.run.cluster import connected  # before ray: sets its defaults
 
 import ray  # isort: skip
@@ -85,15 +85,8 @@ class Array:
         return self._held[:wanted].copy()
 
 
-class Cost(NamedTuple):
-    """Of a call, milliseconds."""
-
-    wall: float
-    cpu: float
-
-
 def timed(call: Callable[[], Any], actor: Any, calls: int) -> Cost:
-    """What a call costs, of so many."""
+    """The milliseconds that a call takes, of so many."""
     call()  # the first one waits for processes that slept
     before, began = _cpu_s(actor), time.perf_counter()
     for _ in range(calls):
@@ -152,12 +145,7 @@ def main() -> None:
         )
     print(f"{sent:,} bytes there, {wanted:,} back; load {before} to {load()}\n")
     print("| | ms | ms of CPU | RayStore / this, by the clock | by CPU time |\n|---|---|---|---|---|")
-    own = found["RayStore"]
-    for name, costs in found.items():
-        wall = ratios([cost.wall for cost in own], [cost.wall for cost in costs])
-        cpu = ratios([cost.cpu for cost in own], [cost.cpu for cost in costs])
-        cells = [spread([cost.wall for cost in costs]), spread([cost.cpu for cost in costs]), spread(wall), spread(cpu)]
-        print(f"| {name} | {' | '.join(cells)} |")
+    print(compared("RayStore", found))
 
 
 if __name__ == "__main__":

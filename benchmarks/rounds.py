@@ -6,7 +6,7 @@ A ratio is taken within a round, so that what else the machine does meets both s
 import os
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median, quantiles
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 _Found = TypeVar("_Found")
 
@@ -32,6 +32,26 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     """Ours over theirs, round by round."""
     return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
+class Cost(NamedTuple):
+    """What one turn took, both in one unit."""
+
+    wall: float
+    """By the clock."""
+    cpu: float
+    """Of the CPU."""
+
+
+def compared(ours: str, found: Mapping[str, Sequence[Cost]]) -> str:
+    """A row of a table for each contestant: its costs, and `ours` over them, by the clock and by CPU time."""
+    lines = []
+    for name, costs in found.items():
+        wall = ratios([cost.wall for cost in found[ours]], [cost.wall for cost in costs])
+        cpu = ratios([cost.cpu for cost in found[ours]], [cost.cpu for cost in costs])
+        cells = [spread([cost.wall for cost in costs]), spread([cost.cpu for cost in costs]), spread(wall), spread(cpu)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def load() -> str:

@@ -135,6 +135,15 @@ class NnClr(Named):
     decoupled: bool = False
     """Whether the positive is left out of the denominator."""
 
+    @override
+    def refusal(self, negatives: Named) -> str | None:
+        if negatives.options()["balance"] == "push":
+            return (
+                "negatives.balance: push counts weights twice that push their anchor alone, and the anchors of "
+                "objective: nnclr are cached neighbours, which nothing pushes; use pull"
+            )
+        return super().refusal(negatives)
+
 
 class Rgcl(Named):
     """DCL with a temperature for every anchor, optimised by its own gradient."""

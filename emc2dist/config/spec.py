@@ -246,11 +246,6 @@ class Spec(Section):
                 f"encoder.momentum: objective: {self.objective.name} gives gradients to keys of the batch, and a "
                 "follower's get none; leave it out, or take dcl, dclw, infonce or rgcl"
             )
-        if self.objective.name == "nnclr" and negatives.balance == "push":
-            raise ValueError(
-                "negatives.balance: push counts weights twice that push their anchor alone, and the anchors of "
-                "objective: nnclr are cached neighbours, which nothing pushes; use pull"
-            )
         if self.objective.name == "rgcl" and self.temperature_end is not None:
             raise ValueError(
                 f"temperature_end: {self.temperature_end:g} is nobody's with objective: rgcl, whose anchors have "
