@@ -16,7 +16,7 @@ from emc2dist.data.ingest.selection import read_classes
 
 SHRUNK = [
     "epochs=1", "batch_size=16", "workers=1", "shards=1", "views.size=32", "data.loaders=0", "threads=1", "log_every=1",
-    "eval.neighbours=3",
+    "eval.neighbours=3", "encoder.backbone=conv4", "encoder.stem=cifar",
 ]  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_imagenet100_takes_the_pinned_classes_of_an_image_folder(run, tmp_path):
     assert done.returncode == 0, done.stderr
     written = json.loads(done.stdout.splitlines()[-1])
     assert (written["rows"], written["classes"]) == ({"train": 100, "validation": 100}, 100)
-    result = run("imagenet100.py", "data.limit=32")
+    result = run("imagenet100.py", "data.limit=32", "watch.report=false")
     assert result["steps"] == 2
 
 
