@@ -483,7 +483,8 @@ def _of_footers(places: list[Place], entries: list[Entry], cache_dir: Path, rema
         footers = [Footer(*facts) for facts in json.loads(noted)]
     full = [n for n, footer in enumerate(footers) if footer.rows]
     if len(full) < len(footers):
-        remarks = [*remarks, f"{len(footers) - len(full)} of {len(footers)} files have no rows"]
+        empty = next(place for place, footer in zip(places, footers, strict=True) if not footer.rows)
+        remarks = [*remarks, f"{len(footers) - len(full)} of {len(footers)} files have no rows, as {empty.name}"]
     places, entries, footers = [places[n] for n in full], [entries[n] for n in full], [footers[n] for n in full]
     _check_distinct(places, entries)
     _check_one_column(places, footers)

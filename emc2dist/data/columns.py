@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ LABELS = ("label", "labels", "fine_label", "target", "class", "cls", "category",
 _LOOKED_AT = 16  # rows, for what stands in place of images
 _ADDRESS = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)
 _BASE64 = re.compile(r"data:image/[\w+.-]+;base64,|iVBORw0KGgo|/9j/|R0lGOD|UklGR")  # PNG, JPEG, GIF, WebP
+_BETWEEN = re.compile(r"[|;,/+&\s]+")  # the items of a list
 _SHOWN = 5  # columns
 _SHOWN_CHARACTERS = 60  # of a value
 _END = 8  # bytes of a file after its footer: the footer's size, and PAR1
@@ -176,6 +177,21 @@ def check_labels(labels: NDArray[np.int64], classes: list[str], where: Callable[
         known = f"there are {len(classes)} classes, from 0" if classes else "classes count from 0, and -1 is none"
         first = int(wrong[0])
         raise DataError(f"{where(first)}: has label {labels[first]}, but {known}; correct the label or the classes")
+
+
+def on_joined(classes: Sequence[str], labels: NDArray[np.int64]) -> list[str]:
+    """A remark on the classes whose names list those of others, as `cat|dog` does, if images [n] have such labels."""
+    known = set(classes)
+    lists = [{*filter(None, _BETWEEN.split(name))} for name in classes]
+    joined = [number for number, parts in enumerate(lists) if len(parts) > 1 and parts <= known]
+    images = int(np.isin(labels, joined).sum())
+    if not images:
+        return []
+    return [
+        f"{images} of {len(labels)} images are of classes whose names list others, as {classes[joined[0]]!r}, and "
+        "count as of these alone, not of those that are listed; where an image shows several things, give it the "
+        "label of one, or do without labels"
+    ]
 
 
 def groups_of(contents: NDArray[Any]) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emc2dist.config import Spec
+from emc2dist.data.columns import on_joined
 from emc2dist.data.images import Images, Labelled
 from emc2dist.errors import DataError
 from emc2dist.evaluate import neighbours
@@ -61,7 +62,7 @@ class Evaluation:
                 "is which cannot be told; give both the same kind of labels"
             )
         strangers = _strangers(voters.labels(bank), _numbered_as(voters, asked, queries), voters.classes)
-        self.remarks += strangers
+        self.remarks += strangers + on_joined(voters.classes, voters.labels(bank))
         self._bank = voters, _sample(bank, None if whole else spec.eval.bank)
         self._queries = asked, _sample(queries, None if whole else spec.eval.queries)
         if self.neighbours < spec.eval.neighbours:

@@ -1495,7 +1495,7 @@ def test_what_is_packed_is_refused_with_what_to_do(run, tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("state.arrow", r"write it as Parquet, as with datasets\.load_from_disk"),
+        ("state.arrow", r"write it as Parquet: each such file with datasets\.Dataset\.from_file"),
         ("raw/train-images-idx3-ubyte", r"arrays of MNIST's kind \(torchvision"),
         ("t10k-images.idx3-ubyte", r"arrays of MNIST's kind \(torchvision"),
         ("train-00000-of-01024", "records of another loader: write each image as a file into train/CLASS/"),
@@ -2198,6 +2198,36 @@ def test_texts_that_are_called_as_images_are_no_lists_of_splits(run, tmp_path):
         )
         remarks = [remark for remark in run(source, f"{where} set")[0]["remarks"] if ".txt" in remark]
         assert remarks == [f"{told.format(where)}: what tells of one image alone is not"]
+
+
+def test_a_list_that_names_images_without_extension_is_named(run, tmp_path):
+    images = {f"images/beagle_{n}.png": picture() for n in range(3)}
+    for name in ("annotations/trainval.txt", "annotations/list.txt", "ImageSets/Main/cat_trainval.txt"):
+        rows = "".join(f"beagle_{n} 1 2 1\n" for n in range(3))
+        source = plant(tmp_path / name, images | {name: rows.encode()})
+        told = [remark for remark in run(source, f"{Path(name).stem} set")[0]["remarks"] if name in remark]
+        assert len(told) == 1, name
+        assert told[0].startswith(f"1 tables ({name}) were not read: labels are those of a labels.csv")
+
+
+def test_a_first_line_for_spreadsheets_tells_the_separator_and_is_no_heading(run, tmp_path):
+    for more, column in (("", ""), (";3", ";age")):
+        rows = "".join(f"{n}.png;{'ab'[n % 2]}{more}\n" for n in range(4))
+        told = f"sep=;\nfilename;label{column}\n{rows}".encode()
+        source = plant(tmp_path / f"set{more}", {f"{n}.png": picture() for n in range(4)} | {"labels.csv": told})
+        summary, folder = run(source, f"ingested{more}")
+        assert summary["remarks"][-1] == f"train: 4 labels are those of {source / 'labels.csv'}, column `label`"
+        assert table(folder).label.tolist() == [0, 1, 0, 1]
+
+
+def test_classes_whose_names_list_others_are_said_with_numbers(run, tmp_path):
+    said = "{} of 5 images are of classes whose names list others, as {!r}, and count as of these alone, not of those"
+    for label, expected in (("b|a", 2), ("a, b", 2), ("a b", 2), ("a|c", 0)):
+        rows = "".join(f'{n}.png,"{one}"\n' for n, one in enumerate(["a", "b", label, label, "a"]))
+        files = {f"{n}.png": picture() for n in range(5)} | {"labels.csv": f"image,label\n{rows}".encode()}
+        summary, _ = run(plant(tmp_path / label, files), f"{label} set")
+        told = [remark for remark in summary["remarks"] if "list others" in remark]
+        assert [remark.startswith(said.format(expected, label)) for remark in told] == [True] * bool(expected)
 
 
 def test_what_is_taken_for_classes_is_said(run, tmp_path):

@@ -182,7 +182,7 @@ def test_files_without_rows_and_hidden_ones_count_as_nothing(folder, opened):
     assert images.remarks == [
         "1 hidden files were passed over (._train 0.parquet)",
         "train: files of 3 series are taken together (train -.parquet, train 0 empty.parquet, train z.parquet)",
-        "3 of 5 files have no rows",
+        "3 of 5 files have no rows, as train -.parquet",
     ]
 
 

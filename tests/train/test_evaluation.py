@@ -104,6 +104,13 @@ def test_labels_are_matched_by_the_names_of_their_classes(tmp_path, evaluation):
     assert evaluation().knn_accuracy(points[[0, 1, 1]], points[[1, 0, 0, 1]]) == 0.5
 
 
+def test_classes_whose_names_list_others_are_said(tmp_path, evaluation):
+    write(tmp_path / "set", "train", pa.array(["cat", "dog|cat", "dog", "dog|cat"]))
+    write(tmp_path / "set", "test", pa.array(["dog", "cat"]))
+    (remark,) = evaluation().remarks
+    assert remark.startswith("2 of 4 images are of classes whose names list others, as 'dog|cat', and count as of these")
+
+
 def test_classes_of_which_no_image_votes_are_said_by_name(tmp_path, evaluation):
     write(tmp_path / "set", "train", pa.array([0, 0]))
     write(tmp_path / "set", "test", pa.array([0, 2, 2]))

@@ -263,7 +263,11 @@ class Annotations:
         except OSError:  # it is not needed
             return False
         rows = [row for line in lines if len(row := re.split(r"[\s,;]+", line.strip())) > 1]
-        named = [row for row in rows if any(PurePosixPath(cell).name in self._image_names for cell in row)]
+        named = [
+            row
+            for row in rows
+            if row[0] in self._image_stems or any(PurePosixPath(cell).name in self._image_names for cell in row)
+        ]
         return 0 < len(rows) <= 2 * len(named)
 
     def _lines_alone(self, file: str) -> int:

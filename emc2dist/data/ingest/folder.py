@@ -383,16 +383,24 @@ def _on_bare(folders: dict[str, int]) -> list[str]:
 
 
 def _on_classes(names: list[str], places: list[Where]) -> list[str]:
-    """What was taken for classes; and pairs of them that hold the same names, as images and their masks do."""
+    """What was taken for classes, if anything was; and what of it, or else of all folders, holds the same names."""
+    kinds = sorted({place.kind for place in places if place.kind is not None})
+    if not kinds:
+        return _on_twins(names, [name.rpartition("/")[0] for name in names])
+    return [
+        f"{len(kinds)} classes, by the names of folders: {_some(kinds)}",
+        *_on_twins(names, [p.kind for p in places]),
+    ]
+
+
+def _on_twins(names: list[str], within: Sequence[str | None]) -> list[str]:
+    """Remarks on pairs of few classes or folders that hold the same names, as images and their masks do."""
     stems: dict[str, set[str]] = {}
-    for name, place in zip(names, places, strict=True):
-        if place.kind is not None:
-            stems.setdefault(place.kind, set()).add(name.rpartition("/")[2])
-    if not stems:
-        return []
-    kinds = sorted(stems)
-    remarks = [f"{len(kinds)} classes, by the names of folders: {_some(kinds)}"]
-    for one, other in combinations(kinds, 2) if len(kinds) <= _SHOWN else ():
+    for name, one in zip(names, within, strict=True):
+        if one is not None:
+            stems.setdefault(one, set()).add(name.rpartition("/")[2])
+    remarks = []
+    for one, other in combinations(sorted(stems), 2) if len(stems) <= _SHOWN else ():
         alike = {_stem(name) for name in stems[one]} & {_stem(name) for name in stems[other]}
         if len(alike) == len(stems[one]) == len(stems[other]) and not stems[one] & stems[other]:
             remarks.append(

@@ -50,7 +50,7 @@ _AS_FILES = "write each image as a file into train/CLASS/, and give the folder t
 _AS_PNG = f"with PIL.Image.fromarray(ARRAY).save(PNG), {_AS_FILES}"
 _INSTEAD = {
     ".pq": "Parquet is known by its name: call it *.parquet",
-    ".arrow": "write it as Parquet, as with datasets.load_from_disk(FOLDER)[SPLIT].to_parquet(FILE)",
+    ".arrow": "write it as Parquet: each such file with datasets.Dataset.from_file(ARROW).to_parquet(FILE)",
     ".feather": "write it as Parquet, as with pandas.read_feather(FILE).to_parquet(OTHER)",
     **dict.fromkeys((".npy", ".npz"), f"arrays of numpy (numpy.load): {_AS_PNG}"),
     ".mat": f"arrays of MATLAB (scipy.io.loadmat, or h5py from version 7.3 on): {_AS_PNG}",

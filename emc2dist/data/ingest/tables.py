@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ LONGEST = 2**26
 """Bytes of a list of splits, or of JSON."""
 HELP = "move the file elsewhere to do without it"
 Row = list[str]
+_SEPARATOR = re.compile(r"\s*sep=(.)\r?\n", re.IGNORECASE)  # a first line for spreadsheets
 
 
 class Unusable(Exception):
@@ -29,6 +31,10 @@ def rows_of(file: Path) -> Iterator[Row]:
         Unusable: it is JSON that tells no labels. DataError: it is no table.
     """
     text = pointers.text(file)
+    told = _SEPARATOR.match(text)
+    if told:
+        yield from csv.reader(text[told.end() :].splitlines(), delimiter=told[1], skipinitialspace=True)
+        return
     if file.suffix.lower() in (".jsonl", ".json"):
         yield from _objects(text) if file.suffix.lower() == ".jsonl" else _pairs(text)
         return
