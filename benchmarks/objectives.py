@@ -34,7 +34,7 @@ from emc2dist.train.profile import alone
 SPECS = Path(__file__).resolve().parents[1] / "jobs" / "objectives"
 OWN, BATCH = "its own", "in_batch"
 CPU = torch.device("cpu")
-_SHOWN = ("recall_at_1", "knn_accuracy", "linear_probe_accuracy", "mean_error")
+_SHOWN = ("recall_at_1", "knn_accuracy", "linear_probe_accuracy", "linear_absolute_error")
 
 
 def specs(name: str, seed: int) -> Iterator[tuple[str, Spec]]:
@@ -69,7 +69,7 @@ def train(spec: Spec, epochs: int) -> dict[str, Any]:
 
 
 def measured(evaluation: Evaluation, model: nn.Module) -> dict[str, Measures]:
-    """Every measure, and the mean error of a line through labels that are numbers, of representation and feature."""
+    """Every measure, of representation and feature."""
     assert isinstance(model, Encoder)
     bank, queries = evaluation.represent(model, CPU)
     pair = evaluation.pair(model, CPU, MOST_IN_PAIRS)
@@ -78,21 +78,7 @@ def measured(evaluation: Evaluation, model: nn.Module) -> dict[str, Measures]:
     with torch.no_grad():
         features = [model.feature(one.flatten(0, -2)).unflatten(0, one.shape[:-1]) for one in (bank, queries, pair)]
     model.train(was_training)
-    found = {"representation": measures(evaluation, bank, queries, pair), "feature": measures(evaluation, *features)}
-    found["representation"]["mean_error"] = mean_error(evaluation, bank, queries)
-    found["feature"]["mean_error"] = mean_error(evaluation, *features[:2])
-    return found
-
-
-def mean_error(evaluation: Evaluation, bank: torch.Tensor, queries: torch.Tensor) -> float:
-    """Mean absolute error of labels as numbers, by ridge regression on standardised vectors of the bank."""
-    from sklearn.linear_model import RidgeCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    voters, asked = evaluation.labels()
-    line = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 3, 13))).fit(bank.numpy(), voters)
-    return float(np.abs(line.predict(queries.numpy()) - asked).mean())
+    return {"representation": measures(evaluation, bank, queries, pair), "feature": measures(evaluation, *features)}
 
 
 def table(there: list[dict[str, Any]], shown: list[str]) -> str:

@@ -130,7 +130,7 @@ def known_of_each(
         if without := int((columns["label"] < 0).sum()):
             remarks.append(f"{key}: {without:,} of {len(images):,} images have no label, and share one with nobody")
     if "target" in wanted:
-        columns["target"] = _targets(columns["label"], images.classes, wanted["target"])
+        columns["target"] = numbers_of(columns["label"], images.classes, wanted["target"])
     if "duplicates" in wanted:
         try:
             columns["duplicates"] = images.duplicates()
@@ -144,10 +144,11 @@ def known_of_each(
     return columns, remarks
 
 
-def _targets(labels: NDArray[np.int64], classes: Sequence[str], wanted: str) -> NDArray[np.int64]:
+def numbers_of(labels: NDArray[np.int64], classes: Sequence[str], wanted: str) -> NDArray[np.int64]:
     """The number that each label stands for: its class's name, or itself where classes have none; -1 without a label.
 
-    Raises DataError where a name is no number, for then the order of labels is that of the alphabet.
+    Raises:
+        DataError: a name is no number, for then the order of labels is that of the alphabet; names the key `wanted`.
     """
     strange = next((name for name in classes if not re.fullmatch("[0-9]{1,18}", name)), None)
     if strange is not None:

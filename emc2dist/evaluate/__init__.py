@@ -2,6 +2,7 @@
 
     neighbours.py   the nearest rows, and whether they are of the right class: kNN, recall
     probe.py        a linear classifier
+    regression.py   labels that are numbers: how far off
     few_shot.py     classes told by a few images of each
     accuracy.py     the share of right answers, of all and of a mean class
 

@@ -19,9 +19,9 @@ def votes(bank: Tensor, voters: NDArray[np.int64], queries: Tensor, *, neighbour
     """
     classes, numbers = np.unique(voters, return_inverse=True)
     number, found = torch.from_numpy(numbers).to(bank.device), []
-    for nearest in _nearest(bank, queries, neighbours).split(max(1, _MOST_SCORES // len(classes))):
-        count = torch.zeros(len(nearest), len(classes), dtype=torch.int64, device=bank.device)
-        found.append(count.scatter_add_(1, number[nearest], torch.ones_like(nearest)).argmax(1))
+    for near in nearest(bank, queries, neighbours).split(max(1, _MOST_SCORES // len(classes))):
+        count = torch.zeros(len(near), len(classes), dtype=torch.int64, device=bank.device)
+        found.append(count.scatter_add_(1, number[near], torch.ones_like(near)).argmax(1))
     return classes[torch.cat(found).cpu().numpy()]
 
 
@@ -31,7 +31,7 @@ def recall(
     """Recall@k for each k of `among`, at most n: the share of queries [m, R] of labels `asked` [m] that have a row
     of their own class among the k nearest of `bank` [n, R]; m >= 1.
     """
-    same = voters[_nearest(bank, queries, max(among)).cpu().numpy()] == asked[:, None]
+    same = voters[nearest(bank, queries, max(among)).cpu().numpy()] == asked[:, None]
     return [float(same[:, :count].any(1).mean()) for count in among]
 
 
@@ -45,11 +45,11 @@ def recall_among(points: Tensor, labels: NDArray[np.int64], among: Sequence[int]
     if not len(asked):
         return [float("nan") for _ in among]
     rows = torch.from_numpy(asked).to(points.device)
-    same = labels[_nearest(points, points[rows], max(among), own=rows).cpu().numpy()] == labels[asked, None]
+    same = labels[nearest(points, points[rows], max(among), own=rows).cpu().numpy()] == labels[asked, None]
     return [float(same[:, :count].any(1).mean()) for count in among]
 
 
-def _nearest(bank: Tensor, queries: Tensor, count: int, own: Tensor | None = None) -> Tensor:
+def nearest(bank: Tensor, queries: Tensor, count: int, own: Tensor | None = None) -> Tensor:
     """int64 [m, count]: the rows nearest to queries [m, R], the nearest first, but not those at `own` [m]."""
     unit, chunk = functional.normalize(bank, dim=1), max(1, _MOST_SCORES // len(bank))
     found = [torch.zeros(0, count, dtype=torch.int64, device=bank.device)]

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emc2dist.config import Spec
+from emc2dist.core.contrast import columns_for
 from emc2dist.data.columns import on_joined
-from emc2dist.data.images import Images, Labelled
+from emc2dist.data.images import Images, Labelled, numbers_of
 from emc2dist.errors import DataError
 from emc2dist.evaluate import neighbours
 from emc2dist.towers.encoder import Encoder
@@ -74,6 +75,20 @@ class Evaluation:
     def labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Labels of bank and queries, both numbered as the voters' are; a class that these do not name is below -1."""
         return self._bank[0].labels(self._bank[1]), _numbered_as(self._bank[0], *self._queries)
+
+    def numbers(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """What labels of bank and queries stand for, where the objective takes them for numbers; else None.
+
+        Raises:
+            DataError: a class is called otherwise.
+        """
+        wanted = columns_for(self.spec).get("target")
+        if wanted is None:
+            return None
+        bank, queries = (
+            numbers_of(images.labels(index), images.classes, wanted) for images, index in (self._bank, self._queries)
+        )
+        return bank, queries
 
     @classmethod
     def of(cls, spec: Spec, images: Labelled) -> tuple["Evaluation | None", list[str]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from emc2dist.core.diagnostics import alignment, effective_rank, isotropy, tolerance, uniformity
-from emc2dist.evaluate import neighbours, probe
+from emc2dist.evaluate import neighbours, probe, regression
 from emc2dist.evaluate.accuracy import accuracy, per_class
 from emc2dist.evaluate.few_shot import few_shot
 from emc2dist.train.evaluation import Evaluation
@@ -27,7 +27,7 @@ def measures(evaluation: Evaluation, bank: Tensor, queries: Tensor, pair: Tensor
     """Every measure of vectors of the bank [n, R], the queries [m, R], and [2, p, R] two random views of some queries.
 
     Raises:
-        DataError: all voters are of one class.
+        DataError: all voters are of one class; or labels are to be numbers, and a class is called otherwise.
     """
     voters, asked = evaluation.labels()
     voted = neighbours.votes(bank, voters, queries, neighbours=evaluation.neighbours)
@@ -38,6 +38,7 @@ def measures(evaluation: Evaluation, bank: Tensor, queries: Tensor, pair: Tensor
         "linear_probe_accuracy": accuracy(probed, asked),
         "linear_probe_per_class": per_class(probed, asked),
     }
+    found |= _errors(evaluation, bank, queries)
     among = [count for count in _RECALLS if count <= len(voters)]
     for count, share in zip(among, neighbours.recall(bank, voters, queries, asked, among), strict=True):
         found[f"recall_at_{count}"] = share
@@ -48,6 +49,19 @@ def measures(evaluation: Evaluation, bank: Tensor, queries: Tensor, pair: Tensor
         episodes = few_shot(queries.cpu(), asked, shots)
         found[f"few_shot_{shots}"], found[f"few_shot_{shots}_error"] = episodes or (None, None)
     return found | _geometry(normalize(queries[:MOST_IN_PAIRS], dim=1).cpu(), torch.from_numpy(asked), pair)
+
+
+def _errors(evaluation: Evaluation, bank: Tensor, queries: Tensor) -> Measures:
+    """How far off are answers to queries [m, R], where labels are numbers."""
+    numbers = evaluation.numbers()
+    if numbers is None:
+        return {"knn_absolute_error": None, "linear_absolute_error": None}
+    near = regression.of_neighbours(bank, numbers[0], queries, neighbours=evaluation.neighbours)
+    line = regression.of_line(bank.cpu().numpy(), numbers[0], queries.cpu().numpy())
+    return {
+        "knn_absolute_error": regression.absolute_error(near, numbers[1]),
+        "linear_absolute_error": regression.absolute_error(line, numbers[1]),
+    }
 
 
 def _geometry(unit: Tensor, asked: Tensor, pair: Tensor) -> Measures:

@@ -15,7 +15,7 @@ from emc2dist import files
 from emc2dist.config import Data
 from emc2dist.data.catalogue import splits_of
 from emc2dist.data.digits import DigitsImages
-from emc2dist.data.images import _targets, known_of_each, open_images
+from emc2dist.data.images import known_of_each, numbers_of, open_images
 from emc2dist.data.ingest import ingest
 from emc2dist.errors import DataError
 
@@ -183,8 +183,8 @@ def test_targets_are_the_numbers_that_classes_are_called():
     columns, _ = known_of_each(digits, {"target": "objective: supremix"})
     assert np.array_equal(columns["target"], digits.labels(np.arange(len(digits))))
     wanted = "objective: supremix"
-    assert _targets(np.array([2, -1, 0]), ["10", "2", "7"], wanted).tolist() == [7, -1, 10]
-    assert _targets(np.array([2, -1, 0]), [], wanted).tolist() == [2, -1, 0]
+    assert numbers_of(np.array([2, -1, 0]), ["10", "2", "7"], wanted).tolist() == [7, -1, 10]
+    assert numbers_of(np.array([2, -1, 0]), [], wanted).tolist() == [2, -1, 0]
     with pytest.raises(DataError, match=r"objective: supremix: needs labels that are numbers, .* called 'Balinese/01'"):
         known_of_each(open_images(Data(path="omniglot-small"), "train"), {"target": wanted})
 

@@ -108,7 +108,9 @@ def test_classes_whose_names_list_others_are_said(tmp_path, evaluation):
     write(tmp_path / "set", "train", pa.array(["cat", "dog|cat", "dog", "dog|cat"]))
     write(tmp_path / "set", "test", pa.array(["dog", "cat"]))
     (remark,) = evaluation().remarks
-    assert remark.startswith("2 of 4 images are of classes whose names list others, as 'dog|cat', and count as of these")
+    assert remark.startswith(
+        "2 of 4 images are of classes whose names list others, as 'dog|cat', and count as of these"
+    )
 
 
 def test_classes_of_which_no_image_votes_are_said_by_name(tmp_path, evaluation):
@@ -177,3 +179,23 @@ def test_every_measure_is_of_these_images_and_has_a_row_in_the_docs(tmp_path, ev
     assert found["isotropy"] == pytest.approx(1 - 2 * (27 + 4 / 1.25**0.5) / (20 * 19))
     text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
     assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == [*found]
+
+
+def test_errors_of_numbers_are_measured_where_the_objective_takes_labels_for_them(tmp_path, evaluation):
+    write(tmp_path / "set", "train", pa.array(["10", "20", "40", "10", "20", "40"]))  # whose order is no matter
+    write(tmp_path / "set", "test", pa.array(["40", "9"]))
+    bank, queries = torch.eye(3)[[0, 1, 2] * 2], torch.eye(3)[[2, 0]]
+    pair = torch.stack([bank, bank])
+    made = evaluation(asked="test")
+    assert made.numbers() is None
+    assert measures(made, bank, queries, pair)["knn_absolute_error"] is None
+    made.spec = parse(SPEC, ["objective=supremix", "eval.neighbours=2"])
+    assert [numbers.tolist() for numbers in made.numbers()] == [[10, 20, 40, 10, 20, 40], [40, 9]]
+    found = measures(made, bank, queries, pair)
+    assert found["knn_absolute_error"] == 0.5
+    assert found["linear_absolute_error"] == pytest.approx(0.5, abs=0.1)
+    write(tmp_path / "set", "test", pa.array(["10", "many"]))
+    made = evaluation(asked="test")
+    made.spec = parse(SPEC, ["objective=supremix"])
+    with pytest.raises(DataError, match="supremix: needs labels that are numbers, but a class is called 'many'"):
+        made.numbers()
