@@ -291,6 +291,7 @@ def test_a_script_with_windows_line_ends_is_told_so(words, capsys, monkeypatch, 
     [
         ("\u2014json", "'\u2014json': begins with a dash, \u2014, U+2014 (EM DASH) where - is meant; write --json\n"),
         ("-\u2013json", "'-\u2013json': begins with a dash, \u2013, U+2013 (EN DASH) where - is meant; write --json\n"),
+        ("\u2013lr=1", "where - is meant; write lr=1\n"),
         ("lr\uff1d1", "it holds \uff1d, U+FF1D (FULLWIDTH EQUALS SIGN) where = is meant\n"),
         ("\u00a0--json", "it holds U+00A0 (NO-BREAK SPACE)\n"),
     ],

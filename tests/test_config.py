@@ -108,6 +108,7 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("s3.endpoint=", ["s3.endpoint: got nothing; give it a value, or null"]),
         ("data.limit= ", ["data.limit: got nothing; give it a value, or null"]),
         ("training.lr=1e-3", ["training.lr: unknown key; the nearest valid key is lr"]),
+        ("lr =0.5", ["'lr ': leave out the spaces beside lr"]),
         ("momentum=0.5", ["momentum: unknown key; the nearest valid key is encoder.momentum"]),
         ("data.num_workers=4", ["data.num_workers: unknown key; the nearest valid key is data.loaders"]),
         (

@@ -139,6 +139,8 @@ def test_a_run_and_a_sweep_are_told_apart(sweep_file):
         ("mode=min", ["mode: unknown key; the nearest valid key is goal"]),
         ("parameters={}", ["parameters: unknown key; the nearest valid key is space"]),
         ("metric=accuracy", ["metric: 'accuracy' is none of a run's; the nearest is knn_accuracy"]),
+        ("metric=knn", ["metric: 'knn' is none of a run's; the nearest is knn_accuracy"]),
+        ("metric=knn_pixels", ["metric: 'knn_pixels' is the same in all trials"]),
         ("metric=passed_over", ["metric: 'passed_over' is none of a run's"]),
         ("space.tempreature=unifrm(1", ["space.tempreature: unknown key; the nearest valid key is temperature"]),
         ("budget.trials=0", ["budget.trials", "0"]),
@@ -204,12 +206,12 @@ def test_fewer_trials_than_seeds_are_refused(sweep_file):
 
 def test_values_of_a_space_are_what_their_keys_take(sweep_file):
     space = ["space.data.path=['/a #1', 007]", "space.encoder.norm=[none, group]", "space.temperature=[1e-1, 010]"]
-    sweep = load_sweep(sweep_file, [*space, "set.name=no", "set.data.path=/b #1"])
+    sweep = load_sweep(sweep_file, [*space, "set.name=no", "set.run_dir=/b #1"])
     found = sweep.distributions()
     assert found["data.path"] == ("/a #1", "007")
     assert found["encoder.norm"] == ("none", "group")
     assert found["temperature"] == (0.1, 10)
-    assert (sweep.base.name, sweep.base.data.path) == ("no", "/b #1")
+    assert (sweep.base.name, sweep.base.run_dir) == ("no", "/b #1")
     assert parse_sweep(dump(sweep)) == sweep
 
 
@@ -219,6 +221,18 @@ def test_what_a_sweep_says_twice_is_refused(sweep_file):
         load_sweep(sweep_file)
     sweep_file.write_text(SWEEP.replace("set: {", "set: {data.limit: 3, "))
     with pytest.raises(SpecError, match=r"set\.data\.limit: given twice"):
+        load_sweep(sweep_file)
+
+
+def test_a_key_that_is_set_does_not_vary(sweep_file, capsys):
+    sweep = load_sweep(sweep_file, ["set.lr=0.1", "space.epochs=[1, 2]"])
+    assert (sweep.base.lr, sweep.base.epochs) == (0.1, 3)
+    assert ("lr" in sweep.space, sweep.space["epochs"]) == (False, (1, 2))
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "set.lr: takes the place of the file's space.lr", "space.epochs: takes the place of the file's set.epochs"
+    ]  # fmt: skip
+    sweep_file.write_text(SWEEP.replace("set: {", "set: {lr: 0.1, "))
+    with pytest.raises(SpecError, match=r"lr: in set it is '0\.1', in space it varies; leave it out of one"):
         load_sweep(sweep_file)
 
 

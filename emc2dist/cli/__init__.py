@@ -183,12 +183,15 @@ def _refuse_returns(words: Sequence[str]) -> None:
 
 def _refuse_dashes(words: Sequence[str]) -> None:
     """Raise SpecError where a word begins with a dash, as an editor makes one of the hyphens of an option."""
+    from emc2dist.config import is_key
     from emc2dist.config.characters import dash_for_hyphens, named
 
     for word in words:
         if (dash := dash_for_hyphens(word)) and not os.path.lexists(word):
-            option = word.lstrip(f"-{dash}")
-            raise SpecError(f"{word!r}: begins with a dash, {named(dash)}; write --{option}")
+            meant = word.lstrip(f"-{dash}")
+            key, is_one, _ = meant.partition("=")
+            option = meant if is_one and is_key(key) else f"--{meant}"
+            raise SpecError(f"{word!r}: begins with a dash, {named(dash)}; write {option}")
 
 
 def _let_go(stream: TextIO) -> None:

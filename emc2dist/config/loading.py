@@ -202,6 +202,11 @@ def _sweep(tree: dict[str, Any], source: str) -> Sweep:
     unknown = [f"set.{_unknown(key, Spec)}" for key in changes if _place(Spec, key)[1] is Any]
     if unknown:  # told before they are keys of the base, where nobody wrote them
         raise SpecError(f"{source}: {'; '.join(unknown[:_TOLD])}")
+    both = [key for key in changes if isinstance(space, dict) and key in space]
+    if both:
+        raise SpecError(
+            f"{source}: {both[0]}: in set it is {_shown(changes[both[0]])}, in space it varies; leave it out of one"
+        )
     if isinstance(base, dict):
         tree["base"] = _with(base, changes)
     if isinstance(space, dict):
@@ -273,10 +278,20 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str], model: type[Base
                 say(f"{'.'.join(parts)}: given more than once on the command line; the last one holds")
             said[parts] = override
             pairs.append((parts, item))
+            _make_way(tree, parts)
             if parts == ("objective",) and isinstance(item, str) and "negatives" in tree:
                 say(f"objective={item}: takes the place of the file's negatives too; objective.name={item} keeps them")
     _put_all(tree, pairs)
     return tree
+
+
+def _make_way(tree: dict[str, Any], parts: Parts) -> None:
+    """Take a key out of a sweep's space that is set on the command line, or out of what is set, and say so."""
+    other = {"set": "space", "space": "set"}.get(parts[0])
+    held = tree.get(other) if other else None
+    if isinstance(held, dict) and parts[-1] in held:
+        say(f"{'.'.join(parts)}: takes the place of the file's {other}.{parts[-1]}")
+        del held[parts[-1]]
 
 
 def _pairs(override: str, model: type[BaseModel]) -> Iterator[tuple[Parts, Any]]:
@@ -524,6 +539,8 @@ def _unknown(key: str, model: type[BaseModel]) -> str:
     name, colon, _ = key.partition(":")
     if colon and name in known:
         return f"{name}: no space after the colon; write {name.rpartition('.')[2]}: VALUE"
+    if key.strip() in known:
+        return f"{_shown(key)}: leave out the spaces beside {key.strip()}"
     nearest, section = nearest_key(key, known), key.rpartition(".")[0]
     beside = [one.removeprefix(f"{section}.") for one in known if section and one.startswith(f"{section}.")]
     told = f"{section} takes {', '.join(beside)}" if beside else "`emc2dist validate SPEC` prints those that there are"

@@ -16,7 +16,8 @@ from emc2dist.config.sections import PositiveFloat, PositiveInt, Section, SmallP
 from emc2dist.config.spec import Spec
 from emc2dist.metrics import METRICS, ROW
 
-_JUDGED = {name for name in ROW if METRICS[name].kind != "event"}
+_ALIKE = {"step", "epoch", "knn_pixels"}  # in all trials
+_JUDGED = {name for name in ROW if METRICS[name].kind != "event"} - _ALIKE
 MOST_TRIALS = 100_000
 """Of a sweep."""
 
@@ -143,8 +144,12 @@ class Sweep(Section):
     @field_validator("metric")
     @classmethod
     def _is_one_of_a_run(cls, metric: str) -> str:
+        if metric in _ALIKE:
+            raise ValueError(f"metric: {metric!r} is the same in all trials; give one that is not, as knn_accuracy")
         if metric not in _JUDGED:
-            nearest = difflib.get_close_matches(metric, sorted(_JUDGED), n=1, cutoff=0.0)
+            known = sorted(_JUDGED)
+            begun = [name for name in known if name.startswith(metric)]
+            nearest = begun or difflib.get_close_matches(metric, known, n=1, cutoff=0.0)
             raise ValueError(f"metric: {metric!r} is none of a run's; the nearest is {nearest[0]}")
         return metric
 

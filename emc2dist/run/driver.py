@@ -36,7 +36,7 @@ from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from emc2dist import files
-from emc2dist.config import BUILT_IN, Spec, dump, paths
+from emc2dist.config import BUILT_IN, Spec, changed, dump, paths
 from emc2dist.core.contrast import columns_for
 from emc2dist.data.images import Images, known_of_each, open_images, open_labelled
 from emc2dist.errors import RunError, RunStopped, SpecError, StorageUnreachable, StoreError
@@ -101,6 +101,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
         folder.drop_cut_row()
         # Once for the run: a cluster that has lost nodes must not turn it to CPUs.
         device = _device(spec, folder, newest, listener)
+        placed = changed(spec, {"device": device}, source=f"device: {spec.device} is {device} here")
         remarks += on_device(spec, device, listener.say)
         if newest and (new := folder.new_values(spec)):
             remarks.append(f"from step {newest.step} on with other values than before ({'; '.join(new)})")
@@ -108,9 +109,8 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
         RunFolder.prepare(spec)
         others = stack.enter_context(trackers.recorders(spec, folder))
         exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
-        spec = spec.model_copy(update={"device": device})
         try:
-            taken = _Run(spec, folder, len(images), steps, listener, exporter, others, stop).go()
+            taken = _Run(placed, folder, len(images), steps, listener, exporter, others, stop).go()
         except KeyboardInterrupt:
             newest = checkpoints.newest(folder)
             kept = f"resumes at step {newest.step}" if newest else "begins anew, for no checkpoint holds any of it"
@@ -424,6 +424,8 @@ class _Trainer(DataParallelTrainer):
 
     def _register_sigint_handler(self, controller: Any) -> None:
         drivers = signal.getsignal(signal.SIGINT)
+        if drivers == signal.SIG_IGN:  # as in what a script starts with `&`
+            return
         super()._register_sigint_handler(controller)
         rays = signal.getsignal(signal.SIGINT)
         if not callable(drivers) or drivers is signal.default_int_handler:

@@ -10,6 +10,7 @@ RUN/checkpoint-*/       see `emc2dist.train.checkpoint`; Ray Train keeps its own
 RUN/driver.lock         one driver at a time, see `emc2dist.run.lock`; on disk alone
 """
 
+import difflib
 import json
 import math
 import platform
@@ -25,7 +26,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from emc2dist import files
-from emc2dist.config import S3, Spec, differences, dump, leaves, parse
+from emc2dist.config import S3, Spec, differences, dump, leaves, parse, paths
 from emc2dist.errors import RunError, SpecError, StorageError
 from emc2dist.files import Place
 from emc2dist.files.pointers import pointer
@@ -68,8 +69,13 @@ class RunFolder:
         folder = cls(files.at(path, s3))
         if not folder.exists():
             meant = runs_near(str(path), s3) or "give the one that `emc2dist train` named"
-            raise RunError(f"{path}: not a run folder (it has no spec.yaml); {meant}")
+            why = "it has no spec.yaml" if folder.is_there() else f"nothing is there{paths.looked_for_in(str(path))}"
+            raise RunError(f"{path}: not a run folder ({why}); {meant}")
         return folder
+
+    def is_there(self) -> bool:
+        """Whether anything is, be it a run or not."""
+        return Path(str(self.place)).exists() or bool(self.place.entries() or self.place.folders())
 
     @classmethod
     def of(cls, spec: Spec) -> "RunFolder":
@@ -271,7 +277,11 @@ def runs_near(path: str, s3: S3 | None) -> str:
     if within:
         more = f" and {len(within) - _MOST_NAMED} more" if len(within) > _MOST_NAMED else ""
         return f"runs lie in it: {', '.join(within[:_MOST_NAMED])}{more}"
-    return ""
+    beside = dict[str, str]()
+    for folder in (above, f"{above}/runs" if above else "runs"):  # the latter is where runs go
+        beside = {name: f"{folder}/{name}".lstrip("/") for name in files.at(folder or ".", s3).folders()} | beside
+    alike = (beside[name] for name in difflib.get_close_matches(place.name, beside, n=_MOST_NAMED))
+    return next((f"the nearest is {run}" for run in alike if RunFolder(files.at(run, s3)).exists()), "")
 
 
 def text_of(place: Place) -> str:

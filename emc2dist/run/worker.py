@@ -17,6 +17,7 @@ from typing_extensions import override
 from emc2dist import files
 from emc2dist.config import Spec, parse
 from emc2dist.data.images import open_images, open_labelled
+from emc2dist.errors import SpecError
 from emc2dist.machine import cpus
 from emc2dist.metrics import Row
 from emc2dist.run import checkpoints, failures
@@ -36,7 +37,11 @@ def work(config: dict[str, Any]) -> int:
     channel: ChannelHandle = config["channel"]
     channel.enter()
     cluster.leave_jobs_folder()
-    spec = parse(config["spec"])
+    try:
+        spec = parse(config["spec"])
+    except SpecError as error:  # as of another version, on this node alone
+        channel.fail(error)
+        raise
     with _reported(channel, spec):
         return _train_rank(spec, config["run"], config["store"], channel)
 

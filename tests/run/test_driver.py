@@ -24,7 +24,7 @@ from train.test_loop import files
 
 from emc2dist.config import load, load_sweep, parse, parse_sweep
 from emc2dist.files import at as files_at
-from emc2dist.run import lock
+from emc2dist.run import driver, lock
 from emc2dist.run.checkpoints import examine
 from emc2dist.run.driver import on_the_way
 from emc2dist.run.folder import RunFolder
@@ -375,7 +375,42 @@ def test_commands_on_a_run_take_the_keys_of_s3_alone(tmp_path):
     assert done.stderr == "emc2dist: 'lr=1': only keys of s3 can be set here, as in s3.endpoint=URL\n"
 
 
-def test_what_is_no_run_is_refused(tmp_path):
-    done = in_process("evaluate", tmp_path)
-    assert done.returncode == 1
-    assert "not a run folder" in done.stderr
+def test_what_is_no_run_is_refused(spec_file, tmp_path, monkeypatch):
+    RunFolder.prepare(load(spec_file))
+    monkeypatch.chdir(tmp_path)
+    elsewhere = f"not a run folder (nothing is there in {tmp_path}); "
+    for path, message in [
+        (tmp_path, "not a run folder (it has no spec.yaml); give the one that `emc2dist train` named\n"),
+        ("runs/smal", f"{elsewhere}the nearest is runs/small\n"),
+        ("small", f"{elsewhere}the nearest is runs/small\n"),
+        ("nothing", f"{elsewhere}give the one that `emc2dist train` named\n"),
+        ("small.yaml", "not a run folder (it has no spec.yaml); the nearest is runs/small\n"),
+    ]:
+        done = in_process("evaluate", path)
+        assert done.returncode == 1
+        assert done.stderr == f"emc2dist: {path}: {message}"
+
+
+def test_what_the_device_that_is_there_cannot_do_is_refused_before_anything_is_written(
+    ray_cluster, spec_file, tmp_path
+):
+    done = in_process("train", spec_file, "encoder.norm=sync_batch")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "emc2dist: device: auto is cpu here: encoder.norm: sync_batch needs GPUs; use batch, group or none on "
+        "device: cpu"
+    )
+    assert not (tmp_path / "runs" / "small").exists()
+
+
+def test_where_sigint_is_ignored_ray_train_leaves_it_so():
+    """As in what a script starts with `&`."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        driver._Trainer.__new__(driver._Trainer)._register_sigint_handler(None)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        signal.signal(signal.SIGINT, lambda number, frame: None)
+        driver._Trainer.__new__(driver._Trainer)._register_sigint_handler(None)
+        assert signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
