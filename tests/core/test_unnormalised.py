@@ -1,10 +1,12 @@
 """Unnormalised models: MECO, a chain over noise and NCE, against explicit loops and exact normalisers."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
+from benchmarks import unnormalised as study
 from emc2dist.core.streams import fork
 from emc2dist.core.unnormalised import emc2, meco, nce
 
@@ -167,3 +169,52 @@ def test_nce_is_flat_where_noise_is_far_from_data_and_likelihood_is_not(width, f
     assert exact.item() == pytest.approx(-8, abs=1e-6)
     assert (abs(slope.item()) < 1e-3) == flat
     assert (slope.item() < -7) != flat
+
+
+def images(pixels):
+    """All there are, float64 [2^pixels, pixels]."""
+    return torch.tensor(list(itertools.product((0.0, 1.0), repeat=pixels)), dtype=torch.float64)
+
+
+def test_the_normaliser_of_the_digits_is_exact(monkeypatch):
+    monkeypatch.setattr(study, "HIDDEN", 3)
+    generator = torch.Generator().manual_seed(0)
+    means = torch.rand(2, 6, generator=generator, dtype=torch.float64)
+    model, noise = study.Boltzmann(means[0], generator), study.Mixture(means)
+    with torch.no_grad():
+        for parameter in model.parameters:
+            parameter += torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(model.log_z().squeeze(0), model.log_density(images(6)).logsumexp(0))
+    torch.testing.assert_close(noise.log_density(images(6)).logsumexp(0).item(), 0.0, atol=1e-12, rtol=0)
+    drawn = noise.draw(1, 20_000, generator)[0]
+    torch.testing.assert_close(drawn.mean(0), means.mean(0), atol=0.015, rtol=0)
+
+
+def test_auroc_counts_pairs():
+    generator = torch.Generator().manual_seed(0)
+    inside, outside = (torch.randint(9, (count,), generator=generator) + shift for count, shift in ((30, 2), (20, 0)))
+    pairs = [(a > b) + (a == b) / 2 for a in inside for b in outside]
+    assert study.auroc(inside, outside) == pytest.approx(sum(pairs).item() / 600)
+
+
+@pytest.mark.parametrize(("way", "rate"), [("exact", None), ("nce", None), ("meco", 0.1), ("emc2", None)])
+def test_each_way_learns_digits(way, rate):
+    """Independent pixels, which the model begins as, are at 25.3 nats and tell digits from themselves by chance."""
+    found = study.learn_digits({"way": way, "rate": rate, "noise": "pixels", "seed": 0}, 300)
+    assert found["nats"][-1] < 22.5
+    assert found["auroc"]["pixels"] > 0.75
+
+
+def test_the_study_goes_on_where_it_was_cut_off(monkeypatch, tmp_path, capsys):
+    jobs = list(study.jobs(1))
+    chosen = [jobs[0], next(job for job in jobs if job["way"] == "noise"), jobs[-1]]
+    out = tmp_path / "found.jsonl"
+    for count in (2, 3):
+        monkeypatch.setattr(study, "jobs", lambda seeds, count=count: iter(dict(job) for job in chosen[:count]))
+        monkeypatch.setattr("sys.argv", ["unnormalised", "--steps", "20", "--out", str(out)])
+        study.main()
+        assert len(out.read_text().splitlines()) == count
+        assert len(capsys.readouterr().out.splitlines()) == (2 if count == 2 else 1)
+    monkeypatch.setattr("sys.argv", ["unnormalised", "--table", "--out", str(out)])
+    study.main()
+    assert "| classes | `emc2` | 1 |" in capsys.readouterr().out
