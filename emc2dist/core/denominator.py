@@ -205,7 +205,12 @@ class Estimate:
     @property
     def _pull(self) -> Tensor:
         """[A]: 0, with the gradient."""
-        # Where the weight is 0 the score may be -inf; 0 * -inf is NaN, in the gradient too.
-        scores = torch.where(self.weights > 0, self.scores, 0)
-        pull = (self.weights.detach() * scores).sum(1)
-        return pull - pull.detach()
+        return only_gradient(self.weights, self.scores)
+
+
+def only_gradient(weights: Tensor, scores: Tensor) -> Tensor:
+    """[A]: 0, with the gradient sum_c weights_c grad scores_c; both [A, C], the weights constants."""
+    # Where the weight is 0 the score may be -inf; 0 * -inf is NaN, in the gradient too.
+    scores = torch.where(weights > 0, scores, 0)
+    pull = (weights.detach() * scores).sum(1)
+    return pull - pull.detach()

@@ -35,19 +35,34 @@ class MovingAverage(Estimator):
     def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:
         scores, index, one_sided, count = what.candidates(batch)
         visited = recall.columns["visited"]
-        constant = scores.detach()
-        log_count = count.log()
-        log_mean = blended(recall.columns["log_mean"], constant.logsumexp(1) - log_count, visited, self.rate)
-        # Where all were closed so far, u is 0, and the difference NaN.
-        weights = (constant - (log_count + log_mean).unsqueeze(1)).exp().masked_fill(constant == -torch.inf, 0)
+        log_mean, weights = averaged(scores, count.log(), recall.columns["log_mean"], visited, self.rate)
         others = batch.samples - 1
         value = math.log(others) + log_mean
-        closed = what.closed(batch, constant)
+        closed = what.closed(batch, scores.detach())
         estimate = Estimate(value, scores, weights, index.unsqueeze(0), one_sided.unsqueeze(0), closed, count=others)
         # The average begins with the first batch that has an open candidate: from 0 on it would push 1 / rate as hard.
         remember = {"log_mean": log_mean.float(), "visited": log_mean > -torch.inf}
         estimate, mean = with_mean(what, estimate, recall, self.rate)
         return Visit(estimate, remember | mean, {"visited_ratio": visited.double().mean()})
+
+
+def averaged(
+    scores: Tensor, log_count: Tensor | float, before: Tensor, visited: Tensor, rate: float
+) -> tuple[Tensor, Tensor]:
+    """log u [A] with this step's share in it, and the weights exp s / (count u) [A, C]; both constants.
+
+    Args:
+        scores: [A, C]; -inf counts as 0 in the mean.
+        log_count: of how many the mean is taken, in log space.
+        before: [A], what log u was.
+        visited: bool [A]: whether it was anything.
+        rate: weight of this step.
+    """
+    constant = scores.detach()
+    log_mean = blended(before, constant.logsumexp(1) - log_count, visited, rate)
+    # Where all were closed so far, u is 0, and the difference NaN.
+    weights = (constant - (log_count + log_mean).unsqueeze(1)).exp().masked_fill(constant == -torch.inf, 0)
+    return log_mean, weights
 
 
 def blended(before: Tensor, now: Tensor, visited: Tensor, rate: float) -> Tensor:
