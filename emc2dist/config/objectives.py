@@ -25,6 +25,9 @@ class Named(Section):
     followed: ClassVar[bool] = False
     """Of an objective: whether all its keys may be a follower's (`encoder.momentum`)."""
 
+    learns: ClassVar[bool] = False
+    """Of an objective: whether it has parameters of its own."""
+
     def refusal(self, negatives: "Named") -> str | None:
         """Of an objective: why it does not go with these negatives, the key named, and what to do; None: it does."""
         if negatives.name == "queue" and not self.followed:
@@ -101,6 +104,37 @@ class GroCo(Named):
             return (
                 f"negatives.balance: {options['balance']} makes up for keys without gradient, and objective: groco "
                 "gives none to any key; leave it out"
+            )
+        return super().refusal(negatives)
+
+
+class Hydra(Named):
+    """Cross-entropy of picking a sample of a partner class, by what the pair of classes has in common; needs labels."""
+
+    name: Literal["hydra"]
+    learns: ClassVar[bool] = True
+    partner: Literal["distinct", "arbitrary", "identical"] = "arbitrary"
+    """The partner class of an anchor: of a sample of the batch that is of another class (`distinct`), of any
+    (`arbitrary`), or the anchor's own (`identical`)."""
+    classes: Annotated[int, Field(ge=1, le=2**20)] = 1000
+    """Rows of the table of classes; labels are below."""
+    embedding: Annotated[int, Field(ge=1, le=2**16)] = 512
+    """Width of a row."""
+    hidden: Annotated[int, Field(ge=1, le=2**16)] = 1024
+    """Width of the hidden layer that makes a gate of two rows."""
+
+    @override
+    def refusal(self, negatives: Named) -> str | None:
+        if negatives.name == "moving_average":
+            return (
+                "negatives: moving_average remembers log Z of an anchor, and with objective: hydra that is another one "
+                "at every visit, for partner classes are drawn anew; give gumbel, or in_batch"
+            )
+        if negatives.name == "chain" and not negatives.options()["restart"]:
+            return (
+                "negatives: chain carries what it has drawn on to the next visit, where objective: hydra has another "
+                "partner class and so another target; give negatives.restart=true with negatives.cache_proposals, or "
+                "negatives: gumbel"
             )
         return super().refusal(negatives)
 
@@ -199,6 +233,7 @@ Objective = Annotated[
     | Dcl
     | Dclw
     | GroCo
+    | Hydra
     | InfoNce
     | MvDhel
     | MvInfoNce

@@ -37,7 +37,9 @@ def test_the_exact_loss_equals_explicit_loops_with_gradient(name, closing, views
     columns = [COLUMNS[column] for column in closing.columns]
     value = exact_loss(OBJECTIVES[name](), z, 0.3, closing=closing, columns=COLUMNS)
     oracle = ORACLES[name](z, 0.3, closed_by(closing.ceiling, *columns))
-    assert value.item() != pytest.approx(exact_loss(OBJECTIVES[name](), z, 0.3, columns=COLUMNS).item(), abs=1e-3)
+    if name != "hydra" or closing.ceiling is not None:  # its own class is no candidate anyway
+        plain = exact_loss(OBJECTIVES[name](), z, 0.3, columns=COLUMNS)
+        assert value.item() != pytest.approx(plain.item(), abs=1e-3)
     assert value.item() == pytest.approx(oracle.item(), abs=1e-12)
     torch.testing.assert_close(torch.autograd.grad(value, z), torch.autograd.grad(oracle, z), atol=1e-12, rtol=0)
 

@@ -7,6 +7,7 @@ from emc2dist.core.objectives.cacr import Cacr
 from emc2dist.core.objectives.dcl import Dcl
 from emc2dist.core.objectives.dclw import Dclw
 from emc2dist.core.objectives.groco import GroCo
+from emc2dist.core.objectives.hydra import Hydra
 from emc2dist.core.objectives.infonce import InfoNce
 from emc2dist.core.objectives.mv_dhel import MvDhel
 from emc2dist.core.objectives.mv_infonce import MvInfoNce
@@ -20,6 +21,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "dcl": Dcl,
     "dclw": Dclw,
     "groco": GroCo,
+    "hydra": Hydra,
     "infonce": InfoNce,
     "mv_dhel": MvDhel,
     "mv_infonce": MvInfoNce,
@@ -36,6 +38,7 @@ __all__ = [
     "Dcl",
     "Dclw",
     "GroCo",
+    "Hydra",
     "InfoNce",
     "MvDhel",
     "MvInfoNce",
