@@ -146,6 +146,55 @@ class InfoNce(Named):
     followed: ClassVar[bool] = True
 
 
+Row = tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...]
+
+
+class InputLabel(Named):
+    """Cross-entropy of picking a sample's label by the vector that describes it; needs labels."""
+
+    name: Literal["input_label"]
+    vectors: tuple[Row, ...] | None = None
+    """A row of numbers for each label, 0 and on, as many as `encoder.features`: attributes, or an embedding of names.
+    Rows are brought to unit length. None: the axes, by which labels have nothing in common."""
+    held_out: tuple[Annotated[int, Field(ge=0, le=2**31)], ...] = ()
+    """Labels that nothing is trained on; `emc2dist evaluate` tells how well their vectors tell them
+    (`zero_shot_accuracy`)."""
+
+    @model_validator(mode="after")
+    def _describes_each(self) -> Self:
+        if self.held_out and self.vectors is None:
+            raise ValueError(
+                "objective.held_out: needs objective.vectors; of a label that nothing is trained on an axis tells "
+                "nothing"
+            )
+        for number, row in enumerate(self.vectors or ()):
+            if len(row) != len((self.vectors or ())[0]) or not any(row):
+                raise ValueError(
+                    f"objective.vectors: row {number} is all 0, or of another length than the first; give each label "
+                    "a vector, all of one length"
+                )
+        if self.held_out and max(self.held_out) >= len(self.vectors or ()):
+            raise ValueError(
+                f"objective.held_out: {max(self.held_out)} has no row among the {len(self.vectors or ())} of "
+                "objective.vectors, which begin with that of label 0"
+            )
+        return self
+
+    @override
+    def refusal(self, negatives: Named) -> str | None:
+        if negatives.name != "in_batch":
+            return (
+                f"negatives: {negatives.name} brings other samples, and objective: input_label has labels for "
+                "candidates, of which a batch brings many; give in_batch, and a larger batch_size for more of them"
+            )
+        if negatives.options()["draws"]:
+            return (
+                f"negatives.draws: {negatives.options()['draws']} are images, and objective: input_label has labels "
+                "for candidates; leave it out, or give a larger batch_size"
+            )
+        return super().refusal(negatives)
+
+
 class MvDhel(Named):
     """One attraction of all pairs of a sample's views, and a repulsion within each view slot."""
 
@@ -235,6 +284,7 @@ Objective = Annotated[
     | GroCo
     | Hydra
     | InfoNce
+    | InputLabel
     | MvDhel
     | MvInfoNce
     | NnClr

@@ -252,6 +252,13 @@ class Spec(Section):
                 "parameters of its own that get their gradient before the first; leave it out, or use "
                 "optimiser.accumulate"
             )
+        if self.objective.name == "input_label" and self.objective.vectors is not None:
+            width = len(self.objective.vectors[0]) if self.objective.vectors else 0
+            if width != self.encoder.features:
+                raise ValueError(
+                    f"encoder.features: {self.encoder.features} is not the {width} numbers of a row of "
+                    f"objective.vectors, to which features are compared; give encoder.features={width}"
+                )
         if self.objective.name == "rgcl" and self.temperature_end is not None:
             raise ValueError(
                 f"temperature_end: {self.temperature_end:g} is nobody's with objective: rgcl, whose anchors have "

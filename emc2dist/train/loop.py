@@ -123,7 +123,7 @@ def columns_of(spec: Spec, images: Images) -> tuple[dict[str, NDArray[np.int64]]
     Raises SpecError where the objective cannot do with it, DataError where what is asked for is not known.
     """
     columns, remarks = known_of_each(images, columns_for(spec))
-    reason = contrast_for(spec).objective.unfit(columns)
+    reason = contrast_for(spec).objective.unfit(columns, spec.encoder.features)
     if reason is not None:
         raise SpecError(reason)
     return columns, remarks

@@ -166,6 +166,26 @@ def infonce(z, temperature, closed=nothing):
     return total / (views * samples)
 
 
+def input_label(z, temperature, closed=nothing, vectors=None, held_out=(), label=LABEL):
+    """Without vectors the axes."""
+    views, samples, width = z.shape
+    vectors = torch.eye(width, dtype=z.dtype) if vectors is None else vectors
+    y = [-1 if int(one) in held_out else int(one) for one in label[:samples]]
+    of_label = torch.stack([vectors[one] if one >= 0 else torch.zeros(width, dtype=z.dtype) for one in y])
+    total = 0
+    for v in range(views):
+        two = torch.stack([z[v], of_label])
+        for i in range(samples):
+            if y[i] < 0:
+                continue
+            scores = [z[v, i] @ of_label[i] / temperature]
+            for j in range(samples):
+                if y[j] not in (-1, y[i]) and not closed(two, 0, i, 1, j):
+                    scores.append(z[v, i] @ of_label[j] / temperature - math.log(y.count(y[j])))
+            total = total - scores[0] + torch.stack(scores).logsumexp(0)
+    return total / (views * samples)
+
+
 def mv_dhel(z, temperature, closed=nothing):
     views, samples, _ = z.shape
     total = 0
@@ -277,6 +297,7 @@ ORACLES = {
     "groco": groco,
     "hydra": hydra,
     "infonce": infonce,
+    "input_label": input_label,
     "mv_dhel": mv_dhel,
     "mv_infonce": mv_infonce,
     "nnclr": nnclr,

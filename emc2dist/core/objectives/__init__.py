@@ -9,6 +9,7 @@ from emc2dist.core.objectives.dclw import Dclw
 from emc2dist.core.objectives.groco import GroCo
 from emc2dist.core.objectives.hydra import Hydra
 from emc2dist.core.objectives.infonce import InfoNce
+from emc2dist.core.objectives.input_label import InputLabel
 from emc2dist.core.objectives.mv_dhel import MvDhel
 from emc2dist.core.objectives.mv_infonce import MvInfoNce
 from emc2dist.core.objectives.nnclr import NnClr
@@ -23,6 +24,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "groco": GroCo,
     "hydra": Hydra,
     "infonce": InfoNce,
+    "input_label": InputLabel,
     "mv_dhel": MvDhel,
     "mv_infonce": MvInfoNce,
     "nnclr": NnClr,
@@ -40,6 +42,7 @@ __all__ = [
     "GroCo",
     "Hydra",
     "InfoNce",
+    "InputLabel",
     "MvDhel",
     "MvInfoNce",
     "NnClr",

@@ -52,8 +52,11 @@ class Objective(Protocol):
         """
         return None
 
-    def unfit(self, columns: Mapping[str, NDArray[np.int64]]) -> str | None:
-        """Why it cannot do with what is known of the images, [N] each, by key, and what to do; None: it can."""
+    def unfit(self, columns: Mapping[str, NDArray[np.int64]], width: int) -> str | None:
+        """Why it cannot do with what is known of the images, [N] each, and features so wide; None: it can.
+
+        By the key that is to be set, and to what.
+        """
         return None
 
     def remembers(self, views: int) -> Mapping[str, Column]:

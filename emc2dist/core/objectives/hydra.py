@@ -87,7 +87,7 @@ class Hydra(Objective):
     looks_around = True
 
     @override
-    def unfit(self, columns: Mapping[str, NDArray[np.int64]]) -> str | None:
+    def unfit(self, columns: Mapping[str, NDArray[np.int64]], width: int) -> str | None:
         count = int(columns["label"].max()) + 1
         if count <= self.classes:
             return None
