@@ -98,6 +98,9 @@ class Chain(Drawing):
     """Type of a cached feature."""
     rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Weight of the newest value in each anchor's average of log Z, or of a mean, for objectives that need it."""
+    restart: bool = False
+    """Whether a chain begins anew at every visit, at one of the `cache_proposals` drawn by its weight, which takes one
+    encoding; for objectives whose target is another one every time."""
 
     @property
     @override
@@ -110,6 +113,11 @@ class Chain(Drawing):
             raise ValueError(
                 f"negatives.burn_in_fraction: {self.burn_in_fraction} is of kernel: mh; isir weighs every candidate "
                 "and drops none, so leave it out"
+            )
+        if self.restart and not self.cache_proposals:
+            raise ValueError(
+                "negatives.restart: true begins at one of the cached rows, of which negatives.cache_proposals are at "
+                "hand, and that is 0; give some, say 64"
             )
         return self
 

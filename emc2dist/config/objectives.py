@@ -25,6 +25,9 @@ class Named(Section):
     followed: ClassVar[bool] = False
     """Of an objective: whether all its keys may be a follower's (`encoder.momentum`)."""
 
+    learns: ClassVar[bool] = False
+    """Of an objective: whether it has parameters of its own."""
+
     def refusal(self, negatives: "Named") -> str | None:
         """Of an objective: why it does not go with these negatives, the key named, and what to do; None: it does."""
         if negatives.name == "queue" and not self.followed:
@@ -105,11 +108,91 @@ class GroCo(Named):
         return super().refusal(negatives)
 
 
+class Hydra(Named):
+    """Cross-entropy of picking a sample of a partner class, by what the pair of classes has in common; needs labels."""
+
+    name: Literal["hydra"]
+    learns: ClassVar[bool] = True
+    partner: Literal["distinct", "arbitrary", "identical"] = "arbitrary"
+    """The partner class of an anchor: of a sample of the batch that is of another class (`distinct`), of any
+    (`arbitrary`), or the anchor's own (`identical`)."""
+    classes: Annotated[int, Field(ge=1, le=2**20)] = 1000
+    """Rows of the table of classes; labels are below."""
+    embedding: Annotated[int, Field(ge=1, le=2**16)] = 512
+    """Width of a row."""
+    hidden: Annotated[int, Field(ge=1, le=2**16)] = 1024
+    """Width of the hidden layer that makes a gate of two rows."""
+
+    @override
+    def refusal(self, negatives: Named) -> str | None:
+        if negatives.name == "moving_average":
+            return (
+                "negatives: moving_average remembers log Z of an anchor, and with objective: hydra that is another one "
+                "at every visit, for partner classes are drawn anew; give gumbel, or in_batch"
+            )
+        if negatives.name == "chain" and not negatives.options()["restart"]:
+            return (
+                "negatives: chain carries what it has drawn on to the next visit, where objective: hydra has another "
+                "partner class and so another target; give negatives.restart=true with negatives.cache_proposals, or "
+                "negatives: gumbel"
+            )
+        return super().refusal(negatives)
+
+
 class InfoNce(Named):
     """Cross-entropy of picking the positive among all candidates."""
 
     name: Literal["infonce"]
     followed: ClassVar[bool] = True
+
+
+Row = tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...]
+
+
+class InputLabel(Named):
+    """Cross-entropy of picking a sample's label by the vector that describes it; needs labels."""
+
+    name: Literal["input_label"]
+    vectors: tuple[Row, ...] | None = None
+    """A row of numbers for each label, 0 and on, as many as `encoder.features`: attributes, or an embedding of names.
+    Rows are brought to unit length. None: the axes, by which labels have nothing in common."""
+    held_out: tuple[Annotated[int, Field(ge=0, le=2**31)], ...] = ()
+    """Labels that nothing is trained on; `emc2dist evaluate` tells how well their vectors tell them
+    (`zero_shot_accuracy`)."""
+
+    @model_validator(mode="after")
+    def _describes_each(self) -> Self:
+        if self.held_out and self.vectors is None:
+            raise ValueError(
+                "objective.held_out: needs objective.vectors; of a label that nothing is trained on an axis tells "
+                "nothing"
+            )
+        for number, row in enumerate(self.vectors or ()):
+            if len(row) != len((self.vectors or ())[0]) or not any(row):
+                raise ValueError(
+                    f"objective.vectors: row {number} is all 0, or of another length than the first; give each label "
+                    "a vector, all of one length"
+                )
+        if self.held_out and max(self.held_out) >= len(self.vectors or ()):
+            raise ValueError(
+                f"objective.held_out: {max(self.held_out)} has no row among the {len(self.vectors or ())} of "
+                "objective.vectors, which begin with that of label 0"
+            )
+        return self
+
+    @override
+    def refusal(self, negatives: Named) -> str | None:
+        if negatives.name != "in_batch":
+            return (
+                f"negatives: {negatives.name} brings other samples, and objective: input_label has labels for "
+                "candidates, of which a batch brings many; give in_batch, and a larger batch_size for more of them"
+            )
+        if negatives.options()["draws"]:
+            return (
+                f"negatives.draws: {negatives.options()['draws']} are images, and objective: input_label has labels "
+                "for candidates; leave it out, or give a larger batch_size"
+            )
+        return super().refusal(negatives)
 
 
 class MvDhel(Named):
@@ -199,7 +282,9 @@ Objective = Annotated[
     | Dcl
     | Dclw
     | GroCo
+    | Hydra
     | InfoNce
+    | InputLabel
     | MvDhel
     | MvInfoNce
     | NnClr

@@ -246,6 +246,19 @@ class Spec(Section):
                 f"encoder.momentum: objective: {self.objective.name} gives gradients to keys of the batch, and a "
                 "follower's get none; leave it out, or take dcl, dclw, infonce or rgcl"
             )
+        if self.objective.learns and self.encode_chunk is not None:
+            raise ValueError(
+                f"encode_chunk: {self.encode_chunk} goes backward in parts, and objective: {self.objective.name} has "
+                "parameters of its own that get their gradient before the first; leave it out, or use "
+                "optimiser.accumulate"
+            )
+        if self.objective.name == "input_label" and self.objective.vectors is not None:
+            width = len(self.objective.vectors[0]) if self.objective.vectors else 0
+            if width != self.encoder.features:
+                raise ValueError(
+                    f"encoder.features: {self.encoder.features} is not the {width} numbers of a row of "
+                    f"objective.vectors, to which features are compared; give encoder.features={width}"
+                )
         if self.objective.name == "rgcl" and self.temperature_end is not None:
             raise ValueError(
                 f"temperature_end: {self.temperature_end:g} is nobody's with objective: rgcl, whose anchors have "
@@ -276,6 +289,7 @@ class Spec(Section):
             f"optimiser.accumulate: {self.optimiser.accumulate}, whose gradients would be written over":
                 self.optimiser.accumulate > 1,
             f"encode_chunk: {self.encode_chunk}, whose passes are several": self.encode_chunk is not None,
+            f"objective: {self.objective.name}, which learns something beside the encoder": self.objective.learns,
             "compile: true, which launches fewer kernels already": self.compile,
             "device: cpu, which has none": self.device == "cpu",
         }  # fmt: skip

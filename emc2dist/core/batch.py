@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Slot = TypeVar("Slot", int, Tensor)
 
@@ -63,6 +63,12 @@ class Batch:
     """`index` on the CPU, where the host has it anyway; None: it has to ask a GPU."""
     pull: Tensor | None = None
     """[A], the share of its gradient that a positive gets as key (`emc2dist.core.balance`); None: all of it."""
+    learnt: nn.Module | None = None
+    """What the objective itself learns (`Objective.learns`); None: nothing."""
+    partner: Tensor | None = None
+    """int64 [A], the label that each anchor is contrasted with, -1 is none; of an objective that pairs labels."""
+    gates: Tensor | None = None
+    """[A, D], in (0, 1): how much of each coordinate counts for an anchor; of an objective that has some."""
 
     @property
     def index_on_host(self) -> Tensor:
@@ -94,6 +100,12 @@ class Batch:
     def at(self, temperature: float | Tensor) -> "Batch":
         """With another temperature, or with one [A] of each anchor."""
         return replace(self, temperature=temperature)
+
+    def standing(self, side: str) -> "Batch":
+        """With anchors, and what is theirs alone, that are constants of the differentiation."""
+        own = replace(self.sides[side], own=self.sides[side].own.detach())
+        gates = None if self.gates is None else self.gates.detach()
+        return replace(self, sides={**self.sides, side: own}, gates=gates)
 
     def is_own(self, side: str, index: Tensor) -> Tensor:
         """bool [A, C]: samples int64 [A or 1, C] that are an anchor's own, or the one whose feature the anchor is."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from emc2dist.core.batch import Batch, Side, drawn_in, view_number
@@ -84,10 +84,12 @@ class FrozenRun:
         anchors: Literal["fresh", "fixed"] = "fresh",
         columns: Mapping[str, Tensor] | None = None,
         batches: Callable[[int], Tensor] | None = None,
+        learnt: nn.Module | None = None,
     ) -> None:
         """Begin; `features` [M, N, D], M = 1 or M >= V = `views`; `anchors: fixed` are the first V at every visit.
 
-        `columns` as of `Batch`; `batches` tells the samples int64 [B] of every step, which are drawn uniformly without.
+        `columns` as of `Batch`; `batches` tells the samples int64 [B] of every step, which are drawn uniformly
+        without. What the objective itself learns stands still as `learnt`, by default as it begins.
         """
         self.shift = torch.zeros_like(features[0], requires_grad=True)
         self.features = features
@@ -100,6 +102,7 @@ class FrozenRun:
         self._so_far: list[int] = []
         """Samples of the batches so far, the newest last."""
         samples, width = features.shape[1:]
+        self.learnt = self._initial(width) if learnt is None else learnt
         self.tables = {
             table: {
                 name: torch.zeros(samples, *column.shape, dtype=_dtype(column.dtype, features.dtype))
@@ -110,6 +113,13 @@ class FrozenRun:
 
         if contrast.objective.support:  # as after a first pass over the dataset
             self._cache_all()
+
+    def _initial(self, width: int) -> nn.Module | None:
+        """What the objective learns, as it begins."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            learnt = self.contrast.objective.learns(width)
+        return None if learnt is None else learnt.requires_grad_(False).to(self.features.dtype)
 
     def _cache_all(self) -> None:
         index = torch.arange(self.features.shape[1])
@@ -150,14 +160,14 @@ class FrozenRun:
         closing, columns = self.contrast.closing, self.columns
         support = self._rows(torch.arange(self.features.shape[1])) if objective.support else None
         follows = self.contrast.follows
-        parts = (anchors, together, closing, columns, support, follows)
+        parts = (anchors, together, closing, columns, support, follows, self.learnt)
         loss = exact_loss(objective, every, self.temperature, *parts)
         return torch.autograd.grad(loss, self.shift)[0]
 
     def _mean_over_batches(self, steps: int) -> Tensor:
         run = FrozenRun(
             self.contrast, self.features, self.batch_size, self.temperature, self.seed, self.views, self.anchors,
-            self.columns, self._batches,
+            self.columns, self._batches, self.learnt,
         )  # fmt: skip
         found = []
         for t in range(steps):
@@ -170,7 +180,7 @@ class FrozenRun:
     def exact_of_batch(self) -> Tensor:
         """The gradient [N, D] of the last visited batch's loss by its denominators over the whole dataset."""
         assert self.visited is not None, "a visit comes first"
-        batch = self.visited
+        batch = self.contrast.objective.prepared(self.visited, Recall({}))
         estimates = {what.name: over_all(what, batch, self._every()) for what in self.contrast.denominators}
         loss = torch.stack(list(self.contrast.objective.terms(batch, estimates).values())).sum()
         return torch.autograd.grad(loss, self.shift, retain_graph=True)[0]
@@ -264,6 +274,7 @@ class FrozenRun:
             streams,
             columns=self.columns,
             drawn=drawn,
+            learnt=self.learnt,
         )
 
     @torch.no_grad()

@@ -26,7 +26,7 @@ from emc2dist.core.estimators import (
     in_batch,
 )
 from emc2dist.core.objectives import OBJECTIVE, OBJECTIVES, Objective
-from emc2dist.core.scores import positive_scores
+from emc2dist.core.scores import cosine, positive_scores
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _false_negatives(what: Denominator, batch: Batch, estimate: Estimate) -> dic
 @torch.no_grad()
 def _over_all_views(what: Denominator, batch: Batch, estimate: Estimate) -> Estimate:
     """The estimate, or where a denominator has views, scale or weights of its own the batch's without them."""
-    plain = replace(what, views="all", scale=None, log_weight=None)
+    plain = replace(what, views="all", scale=None, log_weight=None, similarity=cosine)
     return estimate if what == plain else in_batch(plain, batch)
 
 

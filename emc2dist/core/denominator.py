@@ -15,7 +15,7 @@ from torch import Tensor
 
 from emc2dist.core.batch import Batch, locate
 from emc2dist.core.closing import OPEN, Closing
-from emc2dist.core.scores import log_ratio, over_views, sample_scores, view_scores
+from emc2dist.core.scores import Dot, Similarity, cosine, log_ratio, over_views
 
 LogWeight = Callable[[Batch, Tensor, Tensor], Tensor]
 """(batch, samples of the anchors int64 [A, 1], candidates int64 [A or 1, C]) -> log w [A, C]; -inf closes a pair."""
@@ -39,6 +39,8 @@ class Denominator:
     """A candidate counts with all its views (log-sum-exp), or with the anchor's own view slot alone."""
     scale: float | None = None
     """s = scale * cosine; None: cosine / temperature."""
+    similarity: Similarity = cosine
+    """What stands for the cosine in a score. A ceiling compares cosines all the same."""
     log_weight: LogWeight | None = None
     """Part of the target, and so of what chains accept."""
     closing: Closing = OPEN
@@ -60,15 +62,35 @@ class Denominator:
             keys: [R, C, D], R views of each candidate, which stand for V; for views `same` R is V, or 1 for any.
             index: int64 [C], their samples.
         """
-        own = batch.sides[self.anchors].own
-        temperature, highest = self._temperature(batch), self.closing.highest(batch, self.anchors, self.keys)
         keys = keys.detach() if self.constant else keys
         if self.views == "same":
-            keys = keys.expand(len(own), -1, -1)
-            scores = view_scores(torch.einsum("vnd,vcd->vnc", own, keys).flatten(0, 1), temperature, highest)
+            scores = self._scores(batch, keys.expand(batch.views, -1, -1), _within_slots)
         else:
-            scores = sample_scores(own.flatten(0, 1), keys, temperature, highest) + log_ratio(len(own), len(keys))
+            scores = self._scores(batch, keys, _with_all)
+            scores = scores.logsumexp(0) if self.closing.ceiling is None else over_views(scores)
+            scores = scores + log_ratio(batch.views, len(keys))
         return self._weighed(batch, scores, index.unsqueeze(0))
+
+    def positives(self, batch: Batch) -> Tensor:
+        """[V, A, B]: each anchor against every view of the gathered batch, as the one that it is pulled to.
+
+        Such a view gets the share `batch.pull` of its gradient, on the worker that encoded it.
+        """
+        keys = batch.sides[self.keys].all
+        if batch.pull is None:
+            return self._scores(batch, keys, _with_all, OPEN)
+        to_key = self._scores(batch.standing(self.anchors), keys, _with_all, OPEN)
+        to_anchor = self._scores(batch, keys.detach(), _with_all, OPEN)
+        return to_anchor + batch.pull.view(1, -1, 1) * (to_key - to_key.detach())
+
+    def _scores(self, batch: Batch, keys: Tensor, dot: Dot, closing: Closing | None = None) -> Tensor:
+        """Scores of single views in the shape that `dot` gives; -inf where one is above the ceiling."""
+        own = batch.sides[self.anchors].own
+        scores = self.similarity(batch, own, keys, dot) / self._temperature(batch)
+        highest = (closing or self.closing).highest(batch, self.anchors, self.keys)
+        if highest is None:
+            return scores
+        return scores.masked_fill(dot(own, keys).detach() > highest.unsqueeze(1), -torch.inf)
 
     def candidates(self, batch: Batch) -> "Candidates":
         """The batch's samples and then its draws; of a draw that is in the batch, too, the column holds -inf."""
@@ -102,15 +124,12 @@ class Denominator:
 
     def view_scores(self, batch: Batch, keys: Tensor) -> Tensor:
         """[V, A]: each anchor against the views [V, A, D] of a candidate of its own; -inf where it has no part."""
-        own = batch.sides[self.anchors].own
         keys = keys.detach() if self.constant else keys
-        cosines = torch.einsum("ad,vad->va", own.flatten(0, 1), keys).unsqueeze(-1)
-        highest = self.closing.highest(batch, self.anchors, self.keys)
-        scores = view_scores(cosines, self._temperature(batch), highest).squeeze(-1)
+        scores = self._scores(batch, keys, _one_by_one).squeeze(-1)
         if self.views == "all":
             return scores
-        slot = torch.arange(len(own), device=scores.device)
-        same = slot.unsqueeze(1) == slot.repeat_interleave(own.shape[1])
+        slot = torch.arange(batch.views, device=scores.device)
+        same = slot.unsqueeze(1) == slot.repeat_interleave(batch.sides[self.anchors].own.shape[1])
         return scores.masked_fill(~same, -torch.inf)
 
     def _temperature(self, batch: Batch) -> float | Tensor:
@@ -124,6 +143,21 @@ class Denominator:
         closed = batch.is_own(self.anchors, index) | self.closing.closes(batch, anchor, index)
         scores = scores.masked_fill(closed, -torch.inf)
         return scores if self.log_weight is None else scores + self.log_weight(batch, anchor, index)
+
+
+def _with_all(anchors: Tensor, keys: Tensor) -> Tensor:
+    """[R, A, C]: with keys [R, C, D]."""
+    return torch.einsum("ad,vcd->vac", anchors.flatten(0, 1), keys)
+
+
+def _within_slots(anchors: Tensor, keys: Tensor) -> Tensor:
+    """[A, C]: with keys [V, C, D], those of the anchor's slot."""
+    return torch.einsum("vnd,vcd->vnc", anchors, keys).flatten(0, 1)
+
+
+def _one_by_one(anchors: Tensor, keys: Tensor) -> Tensor:
+    """[R, A, 1]: with keys [R, A, D], each with its own."""
+    return torch.einsum("ad,vad->va", anchors.flatten(0, 1), keys).unsqueeze(-1)
 
 
 class Candidates(NamedTuple):

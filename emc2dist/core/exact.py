@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import combinations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from emc2dist.core.batch import Batch, Side
@@ -32,6 +32,7 @@ def exact_loss(
     columns: Mapping[str, Tensor] | None = None,
     support: CachedRows | None = None,
     followed: bool = False,
+    learnt: nn.Module | None = None,
 ) -> Tensor:
     """The loss over the whole dataset; differentiable.
 
@@ -48,6 +49,7 @@ def exact_loss(
         columns: int64 [N] each, what is known of the samples (`Batch.columns`).
         support: the cached rows that an objective wants at hand.
         followed: keys, positives among them, are constants of the differentiation, as a follower's are.
+        learnt: what the objective itself learns (`Objective.learns`).
 
     Raises:
         ValueError: if the shape has fewer than two views or samples, or the temperature is not positive; of an
@@ -77,6 +79,7 @@ def exact_loss(
             columns or {},
             support,
             followed,
+            learnt,
             use_reentrant=False,
         )
         for first in range(0, samples, block)
@@ -96,6 +99,7 @@ def _block_loss(
     columns: Mapping[str, Tensor],
     support: CachedRows | None,
     followed: bool,
+    learnt: nn.Module | None,
 ) -> Tensor:
     """The part of the mean that samples first .. last - 1 of the block (first, last) bring."""
     samples, (first, last) = features.shape[1], block
@@ -105,7 +109,7 @@ def _block_loss(
     def batch_of(own: Tensor, every: Tensor) -> Batch:
         own = own[:, first:last]
         side = Side(own, every.detach(), keys=own.detach()) if followed else Side(own, every)
-        batch = Batch(index, first, {"x": side}, temperature, samples, columns=columns)
+        batch = Batch(index, first, {"x": side}, temperature, samples, columns=columns, learnt=learnt)
         return objective.prepared(batch, Recall({}, proposed=support))
 
     def estimates(own: Tensor) -> dict[str, Estimate]:

@@ -7,6 +7,7 @@ log-mean-exp over the R, plus log V.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -90,22 +91,16 @@ def _positives(batch: Batch, anchors: str, keys: str) -> Tensor:
     return own if anchors != keys else (own.sum(0) - own) / (len(own) - 1)
 
 
-def view_scores(cosines: Tensor, temperature: float | Tensor, highest: Tensor | None = None) -> Tensor:
-    """[..., A, C]: scores of single views by their cosines; -inf where these are above `highest` [A].
+Dot = Callable[[Tensor, Tensor], Tensor]
+"""Inner products of anchors [V, b, E] with whatever keys they are scored against, in any number of dimensions E."""
 
-    `temperature` is of all anchors, or [A, 1].
-    """
-    scores = cosines / temperature
-    return scores if highest is None else scores.masked_fill(cosines.detach() > highest.unsqueeze(1), -torch.inf)
+Similarity = Callable[[Batch, Tensor, Tensor, Dot], Tensor]
+"""(batch, anchors [V, b, D], keys [..., D], dot) -> what stands in the scores instead of `dot(anchors, keys)`."""
 
 
-def sample_scores(anchors: Tensor, keys: Tensor, temperature: float | Tensor, highest: Tensor | None = None) -> Tensor:
-    """[A, C]: scores of `anchors` [A, D] against C samples with all their views, `keys` [V, C, D].
-
-    Views whose cosine is above `highest` [A] are left out; -inf where that leaves none.
-    """
-    scores = view_scores(torch.einsum("ad,vcd->vac", anchors, keys), temperature, highest)
-    return scores.logsumexp(0) if highest is None else over_views(scores)
+def cosine(batch: Batch, anchors: Tensor, keys: Tensor, dot: Dot) -> Tensor:
+    """Of features of unit length."""
+    return dot(anchors, keys)
 
 
 def over_views(scores: Tensor) -> Tensor:

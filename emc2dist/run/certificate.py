@@ -8,8 +8,7 @@ import torch
 
 from emc2dist import files
 from emc2dist.config import Spec, dump, given_keys, load, parse, parse_s3
-from emc2dist.core.contrast import columns_for
-from emc2dist.data.images import known_of_each, open_images
+from emc2dist.data.images import open_images
 from emc2dist.errors import SpecError
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
@@ -26,6 +25,7 @@ from emc2dist.train.certificate import (
     untrained,
 )
 from emc2dist.train.frozen import freeze
+from emc2dist.train.loop import columns_of
 
 _HEEDED = (
     "objective",
@@ -88,7 +88,7 @@ def certify(
     remarks += found.newest.on_other_images(spec.data, images) if found.newest is not None else []
     if found.encoder.training:
         remarks.append(f"encoder.norm: {spec.encoder.norm} has seen nothing yet; it takes the views that are encoded")
-    columns, of_columns = known_of_each(images, columns_for(spec))
+    columns, of_columns = columns_of(spec, images)
     remarks += of_columns
     for remark in remarks:
         say(remark)
@@ -96,7 +96,7 @@ def certify(
     index = choose(images, chosen, spec.seed, most_of_a_class(spec, chosen))
     features = freeze(spec, found.encoder, found.device, images, index, views)
     known = {name: torch.from_numpy(values[index]) for name, values in columns.items()}
-    rows = certificates(spec, features, known, seconds, steps)
+    rows = certificates(spec, features, known, seconds, steps, found.encoder.learnt)
     newest = found.newest
     remarks = [*(newest.remarks if newest else []), *remarks]
     trained = newest.manifest.step if newest else None

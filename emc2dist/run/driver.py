@@ -37,8 +37,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from emc2dist import files
 from emc2dist.config import BUILT_IN, Spec, changed, dump, paths
-from emc2dist.core.contrast import columns_for
-from emc2dist.data.images import Images, known_of_each, open_images, open_labelled
+from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import RunError, RunStopped, SpecError, StorageUnreachable, StoreError
 from emc2dist.metrics import Recorder
 from emc2dist.run import checkpoints, failures, lock
@@ -177,7 +176,7 @@ def check(spec: Spec) -> tuple[Images, list[str], int | None]:
     """
     images = open_images(spec.data, "train", spec.s3)
     assert images is not None, "open_images raises where there is nothing to train on"
-    _, on_columns = known_of_each(images, columns_for(spec))
+    _, on_columns = loop.columns_of(spec, images)
     loop.order_for(spec, images)
     over = loop.left_over(spec, images)
     labelled = open_labelled(spec.data, spec.eval, images, spec.s3)

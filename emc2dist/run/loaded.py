@@ -21,6 +21,7 @@ from emc2dist.terminal import say
 from emc2dist.towers.encoder import Encoder
 from emc2dist.train import arithmetic, checkpoint
 from emc2dist.train.evaluation import plain_views
+from emc2dist.train.loop import encoder_for
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,7 @@ class LoadedCheckpoint:
             path = checkpoint.fetch(place, Path(folder), layout=None)
             manifest = checkpoint.read_manifest(files.at(path))
             spec = spec_of(place, manifest, spec)
-            encoder = Encoder(spec.encoder)
-            if spec.precision == "float64":
-                encoder.double()
+            encoder = encoder_for(spec)
             checkpoint.restore_trainer(path, encoder)
         device = torch.device("cuda" if torch.cuda.is_available() and spec.device != "cpu" else "cpu")
         arithmetic.settle(spec, device)

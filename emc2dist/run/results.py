@@ -7,17 +7,21 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from safetensors.torch import save
+from torch import Tensor
 
 from emc2dist import files
 from emc2dist.config import S3, Data, dump, given_keys, parse
+from emc2dist.core.contrast import contrast_for
+from emc2dist.core.objectives import InputLabel
 from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import NonFiniteError, SpecError
+from emc2dist.evaluate.zero_shot import zero_shot
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.terminal import Progress, say
 from emc2dist.towers.encoder import MEAN, STD, backbone_state_dict, not_torchvisions
 from emc2dist.train.evaluation import Evaluation
-from emc2dist.train.measures import MOST_IN_PAIRS, measures
+from emc2dist.train.measures import MOST_IN_PAIRS, Measures, measures
 
 _HEEDED = (
     "data.path",
@@ -72,10 +76,26 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
         "bank": len(bank),
         "queries": len(queries),
         "neighbours": evaluation.neighbours,
-        "representation": measures(evaluation, bank, queries, pair),
-        "feature": measures(evaluation, *newest.features_of(bank, queries, pair)),
+        **_measured(evaluation, newest, bank, queries, pair),
         "remarks": [*newest.remarks, *remarks],
     }
+
+
+def _measured(
+    evaluation: Evaluation, newest: LoadedCheckpoint, bank: Tensor, queries: Tensor, pair: Tensor
+) -> dict[str, Measures]:
+    """Of the representation and of the feature; of this the zero-shot accuracy too, where labels are held out."""
+    features = newest.features_of(bank, queries, pair)
+    found = {"representation": measures(evaluation, bank, queries, pair), "feature": measures(evaluation, *features)}
+    objective = contrast_for(newest.spec).objective
+    if isinstance(objective, InputLabel) and objective.held_out:
+        vectors = objective.label_vectors(features[1].shape[1]).numpy()
+        _, asked = evaluation.labels()
+        shares = zero_shot(features[1].cpu().numpy(), asked, vectors, list(objective.held_out)) or (None, None)
+        names = ("zero_shot_accuracy", "zero_shot_among_all")
+        found["representation"] |= dict.fromkeys(names)
+        found["feature"] |= dict(zip(names, shares, strict=True))
+    return found
 
 
 def _refuse_unheeded(overrides: Sequence[str]) -> None:

@@ -41,12 +41,15 @@ class Encoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    learnt: nn.Module | None
+    """What the objective learns with it, which only that reads; None: nothing."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.backbone, self.width = _backbone(config)
         self.features = config.features
         self.projector = _projector(self.width, config)
+        self.learnt = None
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 

@@ -11,6 +11,7 @@ were encoded as `AVERAGED` steps of the batch alone encode.
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -21,7 +22,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from emc2dist.config import Spec
@@ -194,13 +195,15 @@ def certificates(
     columns: Mapping[str, Tensor],
     seconds: float = SECONDS,
     steps: int | None = None,
+    learnt: nn.Module | None = None,
 ) -> list[Row]:
     """The rows of all ways to take negatives, over features [M, N, D], at the temperatures of the spec.
 
     What is known of the N images is in `columns`, as in `emc2dist.core.batch`. As many steps for each as `seconds`
-    allow for all of them together, or `steps` >= 24.
+    allow for all of them together, or `steps` >= 24. `learnt` is what the objective itself has learnt.
     """
-    plans = list(_plans(spec, features, columns))
+    learnt = None if learnt is None else deepcopy(learnt).to("cpu", features.dtype)
+    plans = list(_plans(spec, features, columns, learnt))
     if steps is None:
         steps = _steps_within(seconds, plans)
     say(f"the exact gradient of {spec.objective.name} over {features.shape[1]:,} images in {len(features)} views")
@@ -224,6 +227,7 @@ class _Plan(NamedTuple):
     temperature: float
     features: Tensor
     columns: Mapping[str, Tensor]
+    learnt: nn.Module | None
 
     @property
     def target(self) -> tuple[float, int]:
@@ -246,6 +250,7 @@ class _Plan(NamedTuple):
             spec.views.count,
             columns=self.columns,
             batches=batches,
+            learnt=self.learnt,
         )
 
 
@@ -253,16 +258,18 @@ def _batch(order: EpochOrder, step: int) -> Tensor:
     return torch.from_numpy(order.batch(step))
 
 
-def _plans(spec: Spec, features: Tensor, columns: Mapping[str, Tensor]) -> Iterator[_Plan]:
+def _plans(spec: Spec, features: Tensor, columns: Mapping[str, Tensor], learnt: nn.Module | None) -> Iterator[_Plan]:
     samples = features.shape[1]
     half = features[:, : samples // 2]
     of_half = {name: values[: samples // 2] for name, values in columns.items()}
     end = spec.temperature if spec.temperature_end is None else spec.temperature_end
     for temperature in dict.fromkeys([spec.temperature, end]):
         for role, negatives in ways(spec, samples):
-            yield _Plan(role, spec.model_copy(update={"negatives": negatives}), temperature, features, columns)
+            if spec.objective.refusal(negatives) is None:
+                changed = spec.model_copy(update={"negatives": negatives})
+                yield _Plan(role, changed, temperature, features, columns, learnt)
         if half.shape[1] >= 2 * max(spec.micro_batch_size, spec.negatives.draws):
-            yield _Plan("half", spec, temperature, half, of_half)
+            yield _Plan("half", spec, temperature, half, of_half, learnt)
 
 
 def ways(spec: Spec, samples: int) -> Iterator[tuple[Role, Negatives]]:

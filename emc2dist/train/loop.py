@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from emc2dist import files
 from emc2dist.config import Spec
@@ -116,6 +117,18 @@ def _read_by_a_step(spec: Spec, samples: int) -> tuple[int, int]:
     return rows, 0 if columns is None else rows * nbytes({FEATURES: {"feature": columns["feature"]}}, 1)
 
 
+def columns_of(spec: Spec, images: Images) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
+    """What is known of every training image, as `known_of_each` has it, and remarks.
+
+    Raises SpecError where the objective cannot do with it, DataError where what is asked for is not known.
+    """
+    columns, remarks = known_of_each(images, columns_for(spec))
+    reason = contrast_for(spec).objective.unfit(columns, spec.encoder.features)
+    if reason is not None:
+        raise SpecError(reason)
+    return columns, remarks
+
+
 def left_over(spec: Spec, images: Images) -> list[str]:
     """A remark where the batch does not divide the images."""
     over = len(images) % spec.batch_size
@@ -162,14 +175,18 @@ def run(job: Job, resume: Path | None = None) -> int:
         loop.close()
 
 
+def encoder_for(spec: Spec) -> Encoder:
+    """An encoder as a spec describes it, on the CPU, with what its objective learns; by torch's generator."""
+    encoder = Encoder(spec.encoder)
+    encoder.learnt = contrast_for(spec).objective.learns(spec.encoder.features)
+    return encoder.double() if spec.precision == "float64" else encoder
+
+
 def initial_encoder(spec: Spec, device: torch.device) -> Encoder:
     """The encoder with which training begins; seeds torch's generator, and settles how this process computes."""
     arithmetic.settle(spec, device)
     torch.manual_seed(spec.seed)
-    encoder = Encoder(spec.encoder)
-    if spec.precision == "float64":
-        encoder.double()
-    return encoder.to(device).to(memory_format=layout(spec.encoder, spec.precision, device))  # type: ignore[call-overload]
+    return encoder_for(spec).to(device).to(memory_format=layout(spec.encoder, spec.precision, device))  # type: ignore[call-overload]
 
 
 class _Loop:
@@ -200,7 +217,7 @@ class _Loop:
 
     def run(self, resume: Path | None) -> int:
         first = self._restore(resume) if resume else self._start()
-        columns, _ = known_of_each(self.train, columns_for(self.spec))
+        columns, _ = columns_of(self.spec, self.train)
         parts = (self.memory, self.loader, self.order, self.device, columns)
         trainer = Trainer(self.spec, self.encoder, self.optimiser, *parts, self.follower)
         meter = Meter(self.spec.micro_batch_size, trainer.stopwatch)

@@ -27,15 +27,14 @@ from torch.profiler import ProfilerActivity, record_function
 
 from emc2dist import files
 from emc2dist.config import Spec, dump, parse
-from emc2dist.core.contrast import columns_for
 from emc2dist.core.estimators import Fact
-from emc2dist.data.images import Images, known_of_each, open_images
+from emc2dist.data.images import Images, open_images
 from emc2dist.errors import SpecError
 from emc2dist.machine import cpus
 from emc2dist.store import Layout, LocalStore
 from emc2dist.towers.momentum import follower_of
 from emc2dist.towers.optim import build_optimiser
-from emc2dist.train.loop import initial_encoder, order_for
+from emc2dist.train.loop import columns_of, initial_encoder, order_for
 from emc2dist.train.memory import Memory, schema_for
 from emc2dist.train.step import Trainer
 from emc2dist.train.timing import PHASES, Stopwatch
@@ -114,7 +113,7 @@ def profile(spec: Spec, steps: int = 10, trace: str | Path | None = None) -> Pro
 def alone(spec: Spec, images: Images, device: torch.device) -> Iterator[Trainer]:
     """A Trainer of `spec` (of one worker), as `emc2dist.train.loop` makes it, over a store in this process."""
     order = order_for(spec, images)
-    columns, _ = known_of_each(images, columns_for(spec))
+    columns, _ = columns_of(spec, images)
     encoder = initial_encoder(spec, device)
     optimiser = build_optimiser(encoder, spec.optimiser, spec.lr)
     store = LocalStore(Layout(len(images), spec.shards), schema_for(spec))

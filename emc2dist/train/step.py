@@ -362,6 +362,7 @@ class Trainer:
             columns=self._columns,
             drawn=drawn_index[0] if drawn_index else None,
             host_index=on_host,
+            learnt=getattr(collectives.unwrapped(self.model), "learnt", None),
         )
 
     def _finite(self, step: int, batch: Batch) -> list[Finite]:

@@ -119,6 +119,41 @@ def groco(z, temperature, closed=nothing, hardest=10, steepness=1.0):
     return total / (views * samples)
 
 
+def hydra(z, temperature, closed=nothing, gate=None, partner="arbitrary", label=LABEL):
+    """`gate(y, y')`: [D], open without. The partner class is the next one, going up and around."""
+    views, samples, _ = z.shape
+    t = [int(one) for one in label[:samples]]
+    classes = sorted({one for one in t if one >= 0})
+
+    def partner_of(y):
+        if y < 0 or partner == "identical" or (partner == "distinct" and len(classes) == 1):
+            return y
+        return classes[(classes.index(y) + 1) % len(classes)]
+
+    total = 0
+    for v in range(views):
+        for i in range(samples):
+            other = partner_of(t[i])
+            g = torch.ones_like(z[v, i]) if gate is None or t[i] < 0 else gate(t[i], other)
+
+            def score(w, j, v=v, i=i, g=g):
+                one, two = g * z[v, i], g * z[w, j]
+                length = 1 if gate is None else one.norm() * two.norm()
+                return one @ two / (length * temperature)
+
+            others = [(w, j) for j in range(samples) for w in range(views) if (w, j) != (v, i)]
+            positives = [(w, j) for w, j in others if (j == i and other == t[i]) or (j != i and t[j] == other >= 0)]
+            far = [
+                score(w, j)
+                for w, j in others
+                if j != i and (t[j] < 0 or t[j] not in (t[i], other)) and not closed(z, v, i, w, j)
+            ]
+            for w, j in positives:
+                among = torch.stack([score(w, j), *far]).logsumexp(0)
+                total = total + (among - score(w, j)) / len(positives)
+    return total / (views * samples)
+
+
 def infonce(z, temperature, closed=nothing):
     views, samples, _ = z.shape
     near = _positives(z)
@@ -128,6 +163,26 @@ def infonce(z, temperature, closed=nothing):
             positive = (near[v][i] / temperature).reshape(1)
             negatives = _negatives(z, v, i, temperature, closed)
             total = total - positive[0] + torch.cat([positive, negatives]).logsumexp(0)
+    return total / (views * samples)
+
+
+def input_label(z, temperature, closed=nothing, vectors=None, held_out=(), label=LABEL):
+    """Without vectors the axes."""
+    views, samples, width = z.shape
+    vectors = torch.eye(width, dtype=z.dtype) if vectors is None else vectors
+    y = [-1 if int(one) in held_out else int(one) for one in label[:samples]]
+    of_label = torch.stack([vectors[one] if one >= 0 else torch.zeros(width, dtype=z.dtype) for one in y])
+    total = 0
+    for v in range(views):
+        two = torch.stack([z[v], of_label])
+        for i in range(samples):
+            if y[i] < 0:
+                continue
+            scores = [z[v, i] @ of_label[i] / temperature]
+            for j in range(samples):
+                if y[j] not in (-1, y[i]) and not closed(two, 0, i, 1, j):
+                    scores.append(z[v, i] @ of_label[j] / temperature - math.log(y.count(y[j])))
+            total = total - scores[0] + torch.stack(scores).logsumexp(0)
     return total / (views * samples)
 
 
@@ -240,7 +295,9 @@ ORACLES = {
     "dcl": dcl,
     "dclw": dclw,
     "groco": groco,
+    "hydra": hydra,
     "infonce": infonce,
+    "input_label": input_label,
     "mv_dhel": mv_dhel,
     "mv_infonce": mv_infonce,
     "nnclr": nnclr,

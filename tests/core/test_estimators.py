@@ -14,7 +14,7 @@ from emc2dist.core.estimators.chain import staked
 from emc2dist.core.estimators.delayed_acceptance import accept, propose
 from emc2dist.core.exact import exact_loss
 from emc2dist.core.objectives import Dcl
-from emc2dist.core.scores import positive_scores, sample_scores, view_shares
+from emc2dist.core.scores import positive_scores, view_shares
 from emc2dist.core.streams import fork
 from emc2dist.core.sweep import sweep
 
@@ -98,9 +98,11 @@ def test_a_view_at_hand_stands_for_its_sample_alone_and_among_many(views):
 
 def test_a_sample_shares_its_weight_among_its_views():
     z = features(3, 6).requires_grad_()
-    anchors = z.detach()[0, :2].requires_grad_()
+    anchors = features(1, 8)[:, 6:]
     weights = torch.tensor([[0.2, 0.8, 0, 0, 0, 0], [0, 0, 0, 1.0, 0, 0]], dtype=torch.float64)
-    (gradient,) = torch.autograd.grad((weights * sample_scores(anchors, z, 0.2)).sum(), z)
+    batch = Batch(torch.arange(8), 6, {"x": Side(anchors, features(1, 8))}, 0.2, 8)
+    (gradient,) = torch.autograd.grad((weights * Denominator().scores(batch, z, torch.arange(6))).sum(), z)
+    anchors = anchors[0]
     shares = view_shares(anchors, z, 0.2)
     assert torch.allclose(shares.sum(0), torch.ones(()).double())
     torch.testing.assert_close(gradient, torch.einsum("ap,vap,ad->vpd", weights, shares, anchors) / 0.2)

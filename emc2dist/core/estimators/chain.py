@@ -13,6 +13,9 @@ A visit of the worker's chains, in this order:
    `carried: cached` the cached features stand in, with gradient to the anchor alone.
 5. Of the sample that a chain ends on one view is drawn, by its share of the sample's weight, and remembered.
 
+With `restart` nothing is carried on: a chain begins at one of the K cached rows, drawn by its stale score, and what it
+ends on is forgotten. For targets that are others at every visit.
+
 For an objective that takes the hardest candidates the K cached rows are candidates themselves, too, without weight.
 
 What is closed (`emc2dist.core.closing`) is no proposal, of the batch and of cached rows alike, and a carried state that
@@ -97,6 +100,8 @@ class Chain(Estimator):
     feature_dtype: Literal["float16", "float32"] = "float16"
     rate: float = 0.1
     """Weight of the newest value in the averages of log Z and of a mean, in (0, 1]; for objectives that need them."""
+    restart: bool = False
+    """Whether a chain begins anew at every visit, at one of the K cached rows."""
 
     @override
     def tables(self, what: Denominator, views: int, width: int) -> Schema:
@@ -115,7 +120,7 @@ class Chain(Estimator):
     def foreseen(
         self, what: Denominator, columns: Mapping[str, Tensor], batch: Tensor, step: int, views: int
     ) -> tuple[Tensor, Tensor]:
-        if not (self._weighs_all or self._judges_all(what)):
+        if self.restart or not (self._weighs_all or self._judges_all(what)):
             return super().foreseen(what, columns, batch, step, views)
         where, state = columns["visited"], columns["state"]
         is_complete = self.carried == "complete"
@@ -142,6 +147,7 @@ class Chain(Estimator):
 
     @override
     def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:
+        recall = _forgotten(recall) if self.restart else recall
         pool = _Pool(what, batch, recall, encode, self.carried == "complete", self._at_once(what, batch.views))
         carried = self._recalled(what, pool, recall)
         dropped = recall.columns["visited"] & ~carried.exists
@@ -391,6 +397,13 @@ class _Pool:
             index=torch.cat([estimate.index, rows.index.expand_as(scores)], 1),
             one_sided=torch.cat([estimate.one_sided, none.bool()], 1),
         )
+
+
+def _forgotten(recall: Recall) -> Recall:
+    """As if no chain had been visited yet."""
+    host = None if recall.host is None else _forgotten(recall.host)
+    columns = {**recall.columns, "visited": torch.zeros_like(recall.columns["visited"])}
+    return recall._replace(columns=columns, host=host)
 
 
 def _facts(visit: Sweep) -> dict[str, Fact]:

@@ -7,7 +7,9 @@ from emc2dist.core.objectives.cacr import Cacr
 from emc2dist.core.objectives.dcl import Dcl
 from emc2dist.core.objectives.dclw import Dclw
 from emc2dist.core.objectives.groco import GroCo
+from emc2dist.core.objectives.hydra import Hydra
 from emc2dist.core.objectives.infonce import InfoNce
+from emc2dist.core.objectives.input_label import InputLabel
 from emc2dist.core.objectives.mv_dhel import MvDhel
 from emc2dist.core.objectives.mv_infonce import MvInfoNce
 from emc2dist.core.objectives.nnclr import NnClr
@@ -20,7 +22,9 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "dcl": Dcl,
     "dclw": Dclw,
     "groco": GroCo,
+    "hydra": Hydra,
     "infonce": InfoNce,
+    "input_label": InputLabel,
     "mv_dhel": MvDhel,
     "mv_infonce": MvInfoNce,
     "nnclr": NnClr,
@@ -36,7 +40,9 @@ __all__ = [
     "Dcl",
     "Dclw",
     "GroCo",
+    "Hydra",
     "InfoNce",
+    "InputLabel",
     "MvDhel",
     "MvInfoNce",
     "NnClr",

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from emc2dist.core.batch import Batch
 from emc2dist.core.columns import Column
@@ -42,6 +44,20 @@ class Objective(Protocol):
     def support(self) -> int:
         """Cached rows that it wants at hand in every step, drawn uniformly; at most all there are."""
         return 0
+
+    def learns(self, features: int) -> nn.Module | None:
+        """A module of its own over features so wide, trained with the encoder and kept with it; `Batch.learnt` then.
+
+        Initialised by torch's generator.
+        """
+        return None
+
+    def unfit(self, columns: Mapping[str, NDArray[np.int64]], width: int) -> str | None:
+        """Why it cannot do with what is known of the images, [N] each, and features so wide; None: it can.
+
+        By the key that is to be set, and to what.
+        """
+        return None
 
     def remembers(self, views: int) -> Mapping[str, Column]:
         """What it remembers of each sample with `views` views: one value per anchor, [V]."""
