@@ -178,7 +178,7 @@ def test_every_measure_is_of_these_images_and_has_a_row_in_the_docs(tmp_path, ev
     assert found["tolerance"] == pytest.approx((4 * 6 + 3) / (5 * 6))
     assert found["isotropy"] == pytest.approx(1 - 2 * (27 + 4 / 1.25**0.5) / (20 * 19))
     text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
-    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == [*found]
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == [*found, "zero_shot_accuracy", "zero_shot_among_all"]
 
 
 def test_errors_of_numbers_are_measured_where_the_objective_takes_labels_for_them(tmp_path, evaluation):
