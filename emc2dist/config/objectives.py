@@ -25,8 +25,10 @@ class Named(Section):
     followed: ClassVar[bool] = False
     """Of an objective: whether all its keys may be a follower's (`encoder.momentum`)."""
 
-    learns: ClassVar[bool] = False
-    """Of an objective: whether it has parameters of its own."""
+    @property
+    def learns(self) -> bool:
+        """Of an objective: whether it has parameters of its own."""
+        return False
 
     def refusal(self, negatives: "Named") -> str | None:
         """Of an objective: why it does not go with these negatives, the key named, and what to do; None: it does."""
@@ -112,7 +114,6 @@ class Hydra(Named):
     """Cross-entropy of picking a sample of a partner class, by what the pair of classes has in common; needs labels."""
 
     name: Literal["hydra"]
-    learns: ClassVar[bool] = True
     partner: Literal["distinct", "arbitrary", "identical"] = "arbitrary"
     """The partner class of an anchor: of a sample of the batch that is of another class (`distinct`), of any
     (`arbitrary`), or the anchor's own (`identical`)."""
@@ -122,6 +123,11 @@ class Hydra(Named):
     """Width of a row."""
     hidden: Annotated[int, Field(ge=1, le=2**16)] = 1024
     """Width of the hidden layer that makes a gate of two rows."""
+
+    @property
+    @override
+    def learns(self) -> bool:
+        return True
 
     @override
     def refusal(self, negatives: Named) -> str | None:
@@ -217,6 +223,13 @@ class NnClr(Named):
     """Epochs before neighbours stand in for the sample's next view. Of an untrained encoder all cosines are alike."""
     decoupled: bool = False
     """Whether the positive is left out of the denominator."""
+    predictor: Annotated[int, Field(ge=0, le=2**16)] = 0
+    """Width of the hidden layer of what predicts neighbours from features; 0: features are compared as they are."""
+
+    @property
+    @override
+    def learns(self) -> bool:
+        return self.predictor > 0
 
     @override
     def refusal(self, negatives: Named) -> str | None:
@@ -261,6 +274,9 @@ class SupCon(Named):
     decoupled: bool = False
     """Whether the own sample's views are left out of the denominator. With `negatives.close: [label]` it then holds
     other labels alone."""
+    memory: Annotated[int, Field(ge=0, le=2**20)] = 0
+    """Cached rows, drawn uniformly in every step, of which those of the anchor's label are positives too (XBM); at most
+    all there are."""
 
 
 Count = Annotated[int, Field(ge=1, le=64)]

@@ -11,10 +11,13 @@ remembers the number can have the view again.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from emc2dist.core.estimators.base import CachedRows
 
 Slot = TypeVar("Slot", int, Tensor)
 
@@ -69,6 +72,8 @@ class Batch:
     """int64 [A], the label that each anchor is contrasted with, -1 is none; of an objective that pairs labels."""
     gates: Tensor | None = None
     """[A, D], in (0, 1): how much of each coordinate counts for an anchor; of an objective that has some."""
+    remembered: "CachedRows | None" = None
+    """Cached rows that terms read; of an objective that wants some."""
 
     @property
     def index_on_host(self) -> Tensor:

@@ -14,13 +14,24 @@ from torch import Tensor
 
 from emc2dist.core.batch import Batch
 
+Dot = Callable[[Tensor, Tensor], Tensor]
+"""Inner products of anchors [V, b, E] with whatever keys they are scored against, in any number of dimensions E."""
 
-def positive_scores(batch: Batch, anchors: str, keys: str) -> Tensor:
+Similarity = Callable[[Batch, Tensor, Tensor, Dot], Tensor]
+"""(batch, anchors [V, b, D], keys [..., D], dot) -> what stands in the scores instead of `dot(anchors, keys)`."""
+
+
+def cosine(batch: Batch, anchors: Tensor, keys: Tensor, dot: Dot) -> Tensor:
+    """Of features of unit length."""
+    return dot(anchors, keys)
+
+
+def positive_scores(batch: Batch, anchors: str, keys: str, similarity: Similarity = cosine) -> Tensor:
     """[A]: each anchor against its positive, see `positive_cosines`.
 
     The positive gets the share `batch.pull` of its gradient as key; the anchor gets all of its own.
     """
-    return _pulled(batch, anchors, _positives(batch, anchors, keys))
+    return _pulled(batch, anchors, _positives(batch, anchors, keys), similarity)
 
 
 def other_view_scores(batch: Batch, side: str) -> Tensor:
@@ -76,12 +87,17 @@ def positive_cosines(batch: Batch, anchors: str, keys: str) -> Tensor:
     return (batch.sides[anchors].own * _positives(batch, anchors, keys)).sum(-1).flatten()
 
 
-def _pulled(batch: Batch, anchors: str, positive: Tensor) -> Tensor:
+def _pulled(batch: Batch, anchors: str, positive: Tensor, similarity: Similarity = cosine) -> Tensor:
     """[A]: each anchor against what [V, b, D] pulls it, which gets the share `batch.pull` of its gradient."""
     if batch.pull is not None:
         share = batch.pull.view(*positive.shape[:-1], 1)
         positive = positive.detach() + share * (positive - positive.detach())
-    return (batch.sides[anchors].own * positive).sum(-1).flatten() / batch.temperature
+    return similarity(batch, batch.sides[anchors].own, positive, _each).flatten() / batch.temperature
+
+
+def _each(anchors: Tensor, keys: Tensor) -> Tensor:
+    """[V, b]: with keys [V, b, D], each with its own."""
+    return (anchors * keys).sum(-1)
 
 
 def _positives(batch: Batch, anchors: str, keys: str) -> Tensor:
@@ -89,18 +105,6 @@ def _positives(batch: Batch, anchors: str, keys: str) -> Tensor:
     side = batch.sides[keys]
     own = side.own if side.keys is None else side.keys
     return own if anchors != keys else (own.sum(0) - own) / (len(own) - 1)
-
-
-Dot = Callable[[Tensor, Tensor], Tensor]
-"""Inner products of anchors [V, b, E] with whatever keys they are scored against, in any number of dimensions E."""
-
-Similarity = Callable[[Batch, Tensor, Tensor, Dot], Tensor]
-"""(batch, anchors [V, b, D], keys [..., D], dot) -> what stands in the scores instead of `dot(anchors, keys)`."""
-
-
-def cosine(batch: Batch, anchors: Tensor, keys: Tensor, dot: Dot) -> Tensor:
-    """Of features of unit length."""
-    return dot(anchors, keys)
 
 
 def over_views(scores: Tensor) -> Tensor:

@@ -125,8 +125,8 @@ def samples_for(spec: Spec, images: Images, samples: int | None, views: int) -> 
         )
     if contrast_for(spec).objective.support:
         raise SpecError(
-            f"objective: {spec.objective.name} has no exact loss to be certified by: it depends on which cached views "
-            "are the neighbours; certify the negatives with objective.name=infonce"
+            f"objective: {spec.objective.name} has no exact loss to be certified by: its positives depend on what is "
+            "cached; certify the negatives with objective.name=infonce"
         )
     if views < 2 * count:
         raise SpecError(

@@ -207,8 +207,12 @@ def mv_infonce(z, temperature, closed=nothing):
     return total / samples
 
 
-def nnclr(z, temperature, closed=nothing, cached=()):
-    """`cached`: (sample, feature) of a support set; where there is none a view's neighbour is the view itself."""
+def nnclr(z, temperature, closed=nothing, cached=(), keys=None):
+    """`cached`: (sample, feature) of a support set; where there is none a view's neighbour is the view itself.
+
+    `keys`, like z: what is compared with neighbours in its stead.
+    """
+    keys = z if keys is None else keys
     views, samples, _ = z.shape
     total = 0
     for v in range(views):
@@ -220,11 +224,11 @@ def nnclr(z, temperature, closed=nothing, cached=()):
             pair[(v + 1) % views, i] = neighbour  # as if it were the sample's next view
             two = torch.stack([pair[(v + 1) % views], z[v]])
             scores = [
-                neighbour @ z[v, j] / temperature
+                neighbour @ keys[v, j] / temperature
                 for j in range(samples)
                 if j not in (i, near) and not closed(two, 0, i, 1, j)
             ]
-            positive = neighbour @ z[v, i] / temperature
+            positive = neighbour @ keys[v, i] / temperature
             total = total - positive + torch.stack([positive, *scores]).logsumexp(0)
     return total / (views * samples)
 
@@ -241,7 +245,8 @@ def rgcl(z, temperature, closed=nothing, rho=0.4):
     return total / (views * samples)
 
 
-def supcon(z, temperature, closed=nothing, decoupled=False):
+def supcon(z, temperature, closed=nothing, decoupled=False, cached=()):
+    """`cached`: (sample, feature) of a memory."""
     views, samples, _ = z.shape
     total = 0
     for v in range(views):
@@ -251,7 +256,8 @@ def supcon(z, temperature, closed=nothing, decoupled=False):
             own = [z[v, i] @ z[w, i] / temperature for w in range(views) if w != v]
             negatives = _negatives(z, v, i, temperature, closed)
             among = negatives if decoupled else torch.cat([torch.stack(own), negatives])
-            total = total - sum(z[v, i] @ z[w, j] / temperature for w, j in positives) / len(positives)
+            pulling = [z[w, j] for w, j in positives] + [f for j, f in cached if j != i and LABEL[i] == LABEL[j] >= 0]
+            total = total - sum(z[v, i] @ one / temperature for one in pulling) / len(pulling)
             total = total + _repulsion(among)
     return total / (views * samples)
 

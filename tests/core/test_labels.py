@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from emc2dist.core.batch import Batch, Side
 from emc2dist.core.certify import FrozenRun, certify
 from emc2dist.core.closing import Closing
+from emc2dist.core.estimators import CachedRows
 from emc2dist.core.exact import exact_loss
 from emc2dist.core.objectives import Dcl, InfoNce, SupCon, SupReMix
 from emc2dist.core.scores import other_view_scores, shared_scores
@@ -35,6 +36,20 @@ def test_decoupled_supcon_equals_explicit_loops(closing, views):
     oracle = supcon(z, 0.3, closed, decoupled=True)
     torch.testing.assert_close(value, oracle, atol=1e-12, rtol=0)
     torch.testing.assert_close(torch.autograd.grad(value, z), torch.autograd.grad(oracle, z), atol=1e-12, rtol=0)
+
+
+def test_a_memory_brings_positives_of_other_samples_as_constants():
+    z, cached = features(2, 6).requires_grad_(), features(1, 6, seed=9)[0].requires_grad_()
+    index = torch.tensor([3, 0, 1, 9, 8, 2])
+    present = torch.tensor([True, True, True, True, False, True])
+    rows = CachedRows(index, cached, present, index * 0, index * 0)
+    value = exact_loss(SupCon(memory=6), z, 0.3, columns=COLUMNS, support=rows)
+    there = [(int(j), f.detach()) for j, f, held in zip(index, cached, present, strict=True) if held]
+    oracle = supcon(z, 0.3, cached=there)
+    torch.testing.assert_close(value, oracle, atol=1e-12, rtol=0)
+    torch.testing.assert_close(torch.autograd.grad(value, z), torch.autograd.grad(oracle, z), atol=1e-12, rtol=0)
+    assert value.item() != pytest.approx(supcon(z, 0.3).item(), abs=1e-3)
+    assert contrast("supcon", "in_batch", "objective.memory=9").objective.support == 9
 
 
 @pytest.mark.parametrize(("decoupled", "other"), [(True, Dcl()), (False, InfoNce())])

@@ -7,13 +7,16 @@ import torch
 from core.oracles import nnclr
 from core.test_draws import clusters, mean_gradient
 from core.test_estimators import batch_of
-from core.test_objectives import contrast, features
+from core.test_objectives import ISIR, contrast, features
+from torch.nn.functional import normalize
 
+from emc2dist.core.certify import FrozenRun, certify
 from emc2dist.core.denominator import Denominator
 from emc2dist.core.estimators import CachedRows, Recall
 from emc2dist.core.exact import exact_loss
 from emc2dist.core.objectives import NnClr
-from emc2dist.core.objectives.nnclr import NEIGHBOUR
+from emc2dist.core.objectives.nnclr import NEIGHBOUR, predicted
+from emc2dist.core.scores import positive_scores
 
 
 def rows_of(features, index, absent=()):
@@ -71,6 +74,41 @@ def test_decoupled_leaves_the_positive_out():
     scores = what.scores(batch, z, torch.arange(6))
     positive = (z[0] * z[1]).sum(-1).repeat(2) / 0.2
     torch.testing.assert_close(loss, (scores.logsumexp(1) - positive).mean())
+
+
+def predictor(width=5):
+    torch.manual_seed(4)
+    return NnClr(predictor=7).learns(width).double()
+
+
+def test_a_predictor_stands_before_the_keys_alone_and_gets_its_gradient():
+    z, cached, module = features(2, 6).requires_grad_(), features(1, 5, seed=9)[0], predictor()
+    value = exact_loss(NnClr(predictor=7), z, 0.3, support=rows_of(cached, [3, 0, 4, 9, 2]), learnt=module)
+    keys = normalize(module(z), dim=-1)
+    oracle = nnclr(z, 0.3, cached=list(zip([3, 0, 4, 9, 2], cached, strict=True)), keys=keys)
+    wanted = [z, *module.parameters()]
+    torch.testing.assert_close(value, oracle, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        torch.autograd.grad(value, wanted), torch.autograd.grad(oracle, wanted), atol=1e-12, rtol=0
+    )
+
+
+def test_what_is_pulled_gets_its_share_of_the_gradient_through_the_predictor_too():
+    z, module = features(2, 6).requires_grad_(), predictor()
+    batch = replace(NnClr().prepared(batch_of(z), Recall({})), learnt=module)
+    halved = replace(batch, pull=torch.full((12,), 0.5, dtype=torch.float64))
+    whole, half = (positive_scores(one, NEIGHBOUR, "x", predicted).sum() for one in (batch, halved))
+    torch.testing.assert_close(half, whole)
+    (all_of_it,), (found,) = torch.autograd.grad(whole, z), torch.autograd.grad(half, z)
+    torch.testing.assert_close(found, all_of_it / 2)
+    torch.testing.assert_close(found.abs().sum() > 0.1, torch.tensor(True))
+
+
+def test_chains_with_a_predictor_come_near_the_exact_gradient_of_its_target():
+    z, options = features(1, 24, seed=3), ["objective.predictor=7", "objective.after=1e6"]
+    chain, batch = (contrast("nnclr", *negatives, *options) for negatives in (["chain", ISIR[0]], ["in_batch"]))
+    found, plain = (certify(FrozenRun(made, z, 4, 0.2, learnt=predictor()), 1000) for made in (chain, batch))
+    assert found.excess < 0.02 < 0.05 < plain.excess
 
 
 def test_draws_push_nobody_and_the_pull_makes_up_for_it():

@@ -8,25 +8,32 @@ are n's keys. It is another sample's: in a support set that is the whole cache t
 a+ itself. Nor is that other sample a candidate; it would be the hardest of all. Until a row is cached a+ itself is n,
 and so it is before `after` epochs: of an untrained encoder all cosines are near 1, and neighbours tell nothing.
 
-`decoupled` leaves the positive out of the denominator (NNCLR + DCL; Yeh et al., ECCV 2022). The paper has a predictor
-on a's side; here there is none.
+`decoupled` leaves the positive out of the denominator (NNCLR + DCL; Yeh et al., ECCV 2022). With `predictor` a and c
+are what an MLP, learnt with the encoder, makes of the features, again of unit length. The paper's has batch
+normalisation, by which a candidate would depend on what is scored beside it; here is none.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 from typing_extensions import override
 
 from emc2dist.core.batch import Batch, Side
 from emc2dist.core.denominator import Denominator, Estimate
 from emc2dist.core.estimators.base import Fact, Recall
 from emc2dist.core.objectives.base import Objective
-from emc2dist.core.scores import positive_scores
+from emc2dist.core.scores import Dot, positive_scores
 
 NEIGHBOUR = "neighbour"
 """The side of the neighbours, whose features stand where their anchors' would."""
+
+
+def predicted(batch: Batch, anchors: Tensor, keys: Tensor, dot: Dot) -> Tensor:
+    """Cosines of the anchors with what the predictor makes of the keys."""
+    return dot(anchors, keys if batch.learnt is None else normalize(batch.learnt(keys), dim=-1))
 
 
 @dataclass(frozen=True)
@@ -39,13 +46,21 @@ class NnClr(Objective):
     """Epochs before neighbours stand in, >= 0."""
     decoupled: bool = False
     """Whether the positive is left out of the denominator."""
+    predictor: int = 0
+    """Width of the predictor's hidden layer; 0: there is none."""
 
     bends = True  # the neighbour is another view's
 
     @property
     @override
     def denominators(self) -> Sequence[Denominator]:
-        return (Denominator(anchors=NEIGHBOUR, views="same", valued=not self.decoupled),)
+        return (Denominator(anchors=NEIGHBOUR, views="same", similarity=predicted, valued=not self.decoupled),)
+
+    @override
+    def learns(self, features: int) -> nn.Module | None:
+        if not self.predictor:
+            return None
+        return nn.Sequential(nn.Linear(features, self.predictor), nn.ReLU(), nn.Linear(self.predictor, features))
 
     @override
     def prepared(self, batch: Batch, recall: Recall) -> Batch:
@@ -57,7 +72,7 @@ class NnClr(Objective):
 
     @override
     def terms(self, batch: Batch, estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
-        positive, estimate = positive_scores(batch, NEIGHBOUR, "x"), estimates["negatives"]
+        positive, estimate = positive_scores(batch, NEIGHBOUR, "x", predicted), estimates["negatives"]
         if self.decoupled:
             return {"attraction": -positive.mean(), "repulsion": estimate.mean_log_z}
         log_sum = torch.logaddexp(positive, estimate.log_z)
