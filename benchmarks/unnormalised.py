@@ -3,7 +3,7 @@
     python -m benchmarks.unnormalised --seeds 3 --out unnormalised.jsonl    # the tables of docs/unnormalised.md
     python -m benchmarks.unnormalised --out unnormalised.jsonl --table      # of what is there
 
-`mean`: the mean of a Gaussian by SGD, from where the noise is as in Liu et al. (ICLR 2022), for several step sizes;
+`mean`: the mean of a Gaussian by SGD with several step sizes, from where the noise is (Liu et al., ICLR 2022) or not;
 once by a density whose Z is constant, exp(-(x - t)^2 / 2), once as an exponential family has it, exp(t x - x^2 / 2).
 `digits`: a restricted Boltzmann machine of so few hidden units that its Z is a sum over all their states, learnt from
 scikit-learn's digits in black and white by Adam; held-out likelihood, and how well it tells digits from what is none.
@@ -282,8 +282,8 @@ def _means(images: Tensor, label: Tensor) -> Tensor:
 
 def jobs(seeds: int) -> Iterator[dict[str, Any]]:
     keys = ("natural", "width", "distance", "start", "way", "rate")
-    for far, way in itertools.product(MEANS, (*WAYS, ("alone", None))):
-        yield {"study": "mean", "seeds": seeds} | dict(zip(keys, (*far, *way), strict=True))
+    for far, learnt in itertools.product(MEANS, (*WAYS, ("alone", None))):
+        yield {"study": "mean", "seeds": seeds} | dict(zip(keys, (*far, *learnt), strict=True))
     for seed, (noise, proposals), (way, rate) in itertools.product(range(seeds), DRAWN, LEARNT):
         yield {"study": "digits", "noise": noise, "proposals": proposals, "way": way, "rate": rate, "seed": seed}
 
