@@ -3,7 +3,7 @@
     python -m benchmarks.unnormalised --seeds 3 --out unnormalised.jsonl    # the tables of docs/unnormalised.md
     python -m benchmarks.unnormalised --out unnormalised.jsonl --table      # of what is there
 
-`mean`: the mean of a Gaussian by SGD from where the noise is, as in Liu et al. (ICLR 2022), for several step sizes;
+`mean`: the mean of a Gaussian by SGD with several step sizes, from where the noise is (Liu et al., ICLR 2022) or not;
 once by a density whose Z is constant, exp(-(x - t)^2 / 2), once as an exponential family has it, exp(t x - x^2 / 2).
 `digits`: a restricted Boltzmann machine of so few hidden units that its Z is a sum over all their states, learnt from
 scikit-learn's digits in black and white by Adam; held-out likelihood, and how well it tells digits from what is none.
@@ -34,11 +34,16 @@ from emc2dist.data.omniglot import OmniglotImages
 WAYS = (("nce", None), ("meco", 0.1), ("meco", 0.01), ("batch", None), ("emc2", None))
 LEARNT = (("noise", None), ("exact", None), *WAYS)
 """Ways to have a density of digits; `noise`: what is drawn from, as it stands."""
-MEANS = [(natural, *far) for natural in (False, True) for far in ((1.0, 16.0), (2.0, 8.0), (5.0, 8.0), (5.0, 16.0))]
+DRAWN = (("pixels", 256), ("pixels", 1024), ("classes", 256), ("classes", 1024))
+"""Noise of digits, and how much of it in a step."""
+FAR = ((1.0, 16.0, 0.0), (2.0, 8.0, 0.0), (5.0, 8.0, 0.0), (5.0, 8.0, -20.0), (5.0, 16.0, 0.0))
+"""Width of the noise around 0, where the data are, and where the model begins."""
+MEANS = [(natural, *far) for natural in (False, True) for far in FAR]
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Step sizes of SGD."""
 STEPS = {"mean": 10_000, "digits": 3_000}
-NEAR = 0.5
+TOLD = (0.03, 0.3, 1.0)
+"""Shares of the steps of `mean` after which its errors are told."""
 HIDDEN = 10
 
 
@@ -65,10 +70,10 @@ class Noise(Protocol):
 
 
 class Gaussians:
-    """Of variance 1, and of means that are learnt from 0 on."""
+    """Of variance 1, and of means that are learnt from `start` on."""
 
-    def __init__(self, models: int, *, natural: bool) -> None:
-        self.mean = torch.zeros(models, 1, dtype=torch.float64, requires_grad=True)
+    def __init__(self, models: int, *, natural: bool, start: float = 0.0) -> None:
+        self.mean = torch.full((models, 1), start, dtype=torch.float64, requires_grad=True)
         self.parameters, self.natural = [self.mean], natural
 
     def log_density(self, x: Tensor) -> Tensor:
@@ -172,13 +177,13 @@ class Learner:
 
 
 def learn_mean(job: dict[str, Any], steps: int, batch: int = 64) -> dict[str, Any]:
-    """For each of RATES and seeds the error, a mean over the last tenth of the steps, and when it was NEAR for good.
+    """For each of TOLD, RATES and seeds the error, a mean over the last tenth of the steps until then.
 
     All of them are models that are learnt at once.
     """
     distance, seeds = job["distance"], job["seeds"]
     models, generator = len(RATES) * seeds, torch.Generator().manual_seed(0)
-    model, noise = Gaussians(models, natural=job["natural"]), Normal(job["width"])
+    model, noise = Gaussians(models, natural=job["natural"], start=job["start"]), Normal(job["width"])
     learner = Learner(job["way"], job["rate"], model, noise)
     size = torch.tensor(RATES, dtype=torch.float64).repeat_interleave(seeds).unsqueeze(1)
     errors = []
@@ -191,8 +196,8 @@ def learn_mean(job: dict[str, Any], steps: int, batch: int = 64) -> dict[str, An
                 parameter -= size * slope
         errors.append((model.mean.detach().squeeze(1) - distance).abs())
     error = torch.stack(errors).unflatten(1, (len(RATES), seeds))
-    far = torch.arange(1, steps + 1).view(-1, 1, 1) * ~(error < NEAR)
-    return {"error": error[-steps // 10 :].mean(0).tolist(), "arrived": far.amax(0).tolist()}
+    until = [round(share * steps) for share in TOLD]
+    return {"errors": [error[last - max(1, last // 10) : last].mean(0).tolist() for last in until]}
 
 
 class Digits(NamedTuple):
@@ -217,7 +222,7 @@ def digits() -> Digits:
     return Digits(black, white, label, {"pixels": noise, "omniglot": (drawings > ink).double()})
 
 
-def learn_digits(job: dict[str, Any], steps: int, batch: int = 64, proposals: int = 256) -> dict[str, Any]:
+def learn_digits(job: dict[str, Any], steps: int, batch: int = 64) -> dict[str, Any]:
     """Nats of a held-out image after a fifth of the steps and at the end, the error of log Z, and AUROCs."""
     images, seed = digits(), job["seed"]
     generator = torch.Generator().manual_seed(seed)
@@ -228,12 +233,14 @@ def learn_digits(job: dict[str, Any], steps: int, batch: int = 64, proposals: in
         return {"nats": [-noise.log_density(images.test).mean().item()] * 5, "auroc": outside(noise, images)}
     learner, nats = Learner(job["way"], job["rate"], model, noise, seed), []
     optimizer = torch.optim.Adam(learner.parameters, lr=0.01)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     for step in range(steps):
         data = images.train[torch.randint(len(images.train), (1, batch), generator=generator)]
-        loss = learner.loss(data, noise.draw(1, proposals, generator), step)
+        loss = learner.loss(data, noise.draw(1, job["proposals"], generator), step)
         optimizer.zero_grad()
         loss.sum().backward()
         optimizer.step()
+        schedule.step()
         if (step + 1) % (steps // 5) == 0:
             nats.append(nats_of(model, images.test))
     believed = learner.believed()
@@ -274,12 +281,11 @@ def _means(images: Tensor, label: Tensor) -> Tensor:
 
 
 def jobs(seeds: int) -> Iterator[dict[str, Any]]:
-    for (natural, width, distance), (way, rate) in itertools.product(MEANS, (*WAYS, ("alone", None))):
-        yield {"study": "mean", "natural": natural, "width": width, "distance": distance, "seeds": seeds} | {
-            "way": way, "rate": rate,
-        }  # fmt: skip
-    for seed, noise, (way, rate) in itertools.product(range(seeds), ("pixels", "classes"), LEARNT):
-        yield {"study": "digits", "noise": noise, "way": way, "rate": rate, "seed": seed}
+    keys = ("natural", "width", "distance", "start", "way", "rate")
+    for far, learnt in itertools.product(MEANS, (*WAYS, ("alone", None))):
+        yield {"study": "mean", "seeds": seeds} | dict(zip(keys, (*far, *learnt), strict=True))
+    for seed, (noise, proposals), (way, rate) in itertools.product(range(seeds), DRAWN, LEARNT):
+        yield {"study": "digits", "noise": noise, "proposals": proposals, "way": way, "rate": rate, "seed": seed}
 
 
 def tables(there: list[dict[str, Any]]) -> str:
@@ -288,37 +294,53 @@ def tables(there: list[dict[str, Any]]) -> str:
 
 
 def _means_table(there: list[dict[str, Any]]) -> str:
-    """By the best step size of each: the error at the end, and the steps until it was near."""
+    """Errors after the steps of TOLD, each by the step size that is best then."""
     ways = [*WAYS, ("alone", None)]
-    lines = [f"| p~ | noise | data at | {' | '.join(_name(*way) for way in ways)} |", "|---" * (3 + len(ways)) + "|"]
-    for natural, width, distance in MEANS:
-        cells = ["exp(t x - x²/2)" if natural else "exp(-(x - t)²/2)", f"N(0, {width:g}²)", f"{distance:g}"]
+    lines = [
+        f"| p~ | noise | data at | from | {' | '.join(_name(*way) for way in ways)} |",
+        "|---" * (4 + len(ways)) + "|",
+    ]
+    for natural, width, distance, start in MEANS:
+        cells = [
+            "exp(t x - x²/2)" if natural else "exp(-(x - t)²/2)",
+            f"N(0, {width:g}²)",
+            f"{distance:g}",
+            f"{start:g}",
+        ]
         for way, rate in ways:
-            asked = {"natural": natural, "width": width, "distance": distance, "way": way, "rate": rate}
+            asked = {"natural": natural, "width": width, "distance": distance, "start": start, "way": way, "rate": rate}
             cells += [_best(one) for one in there if _is_of(asked, one)] or [""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _best(job: dict[str, Any]) -> str:
-    error = np.array(job["error"]).mean(1)
-    best = int(error.argmin())
-    arrived = job["arrived"][best]
-    return f"{_short(float(error[best]))} / {'never' if max(arrived) == job['steps'] else f'{np.mean(arrived):,.0f}'}"
+    """[TOLD, RATES, seeds] to a cell."""
+    return " / ".join(_short(float(error)) for error in np.array(job["errors"]).mean(2).min(1))
 
 
 def _digits_table(there: list[dict[str, Any]]) -> str:
     """Means over seeds, and half of their range."""
-    head = ["noise", "way", "seeds", "nats, a fifth", "nats, all", "log Z off by", "AUROC pixels", "AUROC Omniglot"]
+    head = [
+        "noise",
+        "a step",
+        "way",
+        "seeds",
+        "nats, a fifth",
+        "nats, all",
+        "log Z off by",
+        "AUROC pixels",
+        "AUROC Omniglot",
+    ]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for noise, (way, rate) in itertools.product(("pixels", "classes"), LEARNT):
-        asked = {"study": "digits", "noise": noise, "way": way, "rate": rate}
+    for (noise, proposals), (way, rate) in itertools.product(DRAWN, LEARNT):
+        asked = {"study": "digits", "noise": noise, "proposals": proposals, "way": way, "rate": rate}
         group = [one for one in there if _is_of(asked, one)]
         if group:
             found = [[one["nats"][0] for one in group], [one["nats"][-1] for one in group]]
             found += [[one.get("log_z_error") for one in group]]
             found += [[one["auroc"][name] for one in group] for name in ("pixels", "omniglot")]
-            cells = [noise, _name(way, rate), str(len(group)), *map(_spread, found)]
+            cells = [noise, f"{proposals:,}", _name(way, rate), str(len(group)), *map(_spread, found)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -328,7 +350,7 @@ def _is_of(asked: dict[str, Any], job: dict[str, Any]) -> bool:
 
 
 def _name(way: str, rate: float | None) -> str:
-    return f"`{way}`" if rate is None else f"`{way}`, rate {_short(rate)}"
+    return f"`{way}`" if rate is None else f"`{way}`, rate {rate:g}".replace("0.", ".")
 
 
 def _spread(values: list[float | None]) -> str:

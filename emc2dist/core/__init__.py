@@ -6,6 +6,7 @@
     objectives/   from estimates to a loss: dcl, infonce, cacr ...
     balance       what makes up for candidates whose features carry no gradient
     contrast      an objective and an estimator, put together: batch -> loss, and what to remember
+    unnormalised  densities whose constant is not known: MECO, NCE and a chain over noise
     exact         the objective over the whole dataset: the oracle of all of them
     certify       a contrast over features that stand still, held against that
 

@@ -171,6 +171,23 @@ def test_nce_is_flat_where_noise_is_far_from_data_and_likelihood_is_not(width, f
     assert (slope.item() < -7) != flat
 
 
+def test_where_nce_is_flat_meco_arrives_while_it_does_not_push_and_is_driven_off_when_it_does():
+    """Noise N(0, 1), data N(16, 1) and a constant Z: weights of a step should sum to 1 (docs/unnormalised.md)."""
+    model, noise, generator = study.Gaussians(3, natural=False), study.Normal(1.0), torch.Generator().manual_seed(0)
+    learner, errors, pushes = study.Learner("meco", 0.1, model, noise), [], []
+    for step in range(1500):
+        data, proposed = (source.draw(3, 64, generator) for source in (noise, noise))
+        (slope,) = torch.autograd.grad(learner.loss(16 + data, proposed, step).sum(), model.mean)
+        with torch.no_grad():
+            scores = model.log_density(proposed) - noise.log_density(proposed)
+            pushes.append((scores.logsumexp(1) - math.log(64) - learner.log_z).exp())
+            model.mean -= 0.1 * slope
+            errors.append((model.mean - 16).abs().max())
+    assert max(errors[100:300]) < 0.2
+    assert torch.stack(pushes[20:300]).max() < 1e-3
+    assert max(errors[1000:]) > 1
+
+
 def images(pixels):
     """All there are, float64 [2^pixels, pixels]."""
     return torch.tensor(list(itertools.product((0.0, 1.0), repeat=pixels)), dtype=torch.float64)
@@ -186,6 +203,13 @@ def test_the_normaliser_of_the_digits_is_exact(monkeypatch):
             parameter += torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(model.log_z().squeeze(0), model.log_density(images(6)).logsumexp(0))
     torch.testing.assert_close(noise.log_density(images(6)).logsumexp(0).item(), 0.0, atol=1e-12, rtol=0)
+    everything, batch = images(6).unsqueeze(0), images(6)[:9].unsqueeze(0)
+    uniform = -math.log(64)  # with all there is for noise MECO's first step is exact
+    found = meco(model.log_density(batch) - uniform, model.log_density(everything) - uniform, NEVER[:1], 0.1).loss
+    exact = model.log_z() - model.log_density(batch).mean(1) + uniform
+    torch.testing.assert_close(found, exact, atol=1e-12, rtol=0)
+    slopes = (torch.autograd.grad(loss.sum(), model.parameters) for loss in (found, exact))
+    torch.testing.assert_close(*slopes, atol=1e-12, rtol=0)
     drawn = noise.draw(1, 20_000, generator)[0]
     torch.testing.assert_close(drawn.mean(0), means.mean(0), atol=0.015, rtol=0)
 
@@ -193,16 +217,16 @@ def test_the_normaliser_of_the_digits_is_exact(monkeypatch):
 def test_auroc_counts_pairs():
     generator = torch.Generator().manual_seed(0)
     inside, outside = (torch.randint(9, (count,), generator=generator) + shift for count, shift in ((30, 2), (20, 0)))
-    pairs = [(a > b) + (a == b) / 2 for a in inside for b in outside]
-    assert study.auroc(inside, outside) == pytest.approx(sum(pairs).item() / 600)
+    pairs = [(a > b) + (a == b) / 2 for a in inside.tolist() for b in outside.tolist()]
+    assert study.auroc(inside, outside) == pytest.approx(sum(pairs) / 600)
 
 
 @pytest.mark.parametrize(("way", "rate"), [("exact", None), ("nce", None), ("meco", 0.1), ("emc2", None)])
 def test_each_way_learns_digits(way, rate):
     """Independent pixels, which the model begins as, are at 25.3 nats and tell digits from themselves by chance."""
-    found = study.learn_digits({"way": way, "rate": rate, "noise": "pixels", "seed": 0}, 300)
-    assert found["nats"][-1] < 22.5
-    assert found["auroc"]["pixels"] > 0.75
+    found = study.learn_digits({"way": way, "rate": rate, "noise": "pixels", "proposals": 256, "seed": 0}, 300)
+    assert found["nats"][-1] < 24
+    assert found["auroc"]["pixels"] > 0.7
 
 
 def test_the_study_goes_on_where_it_was_cut_off(monkeypatch, tmp_path, capsys):
@@ -217,4 +241,4 @@ def test_the_study_goes_on_where_it_was_cut_off(monkeypatch, tmp_path, capsys):
         assert len(capsys.readouterr().out.splitlines()) == (2 if count == 2 else 1)
     monkeypatch.setattr("sys.argv", ["unnormalised", "--table", "--out", str(out)])
     study.main()
-    assert "| classes | `emc2` | 1 |" in capsys.readouterr().out
+    assert "| classes | 1,024 | `emc2` | 1 |" in capsys.readouterr().out
