@@ -267,6 +267,23 @@ class Rgcl(Named):
         return self
 
 
+class Sirl(Named):
+    """Triplets of a person's answers to which two of three images are alike (`emc2dist ask`)."""
+
+    name: Literal["sirl"]
+    margin: Annotated[float, Field(gt=0, le=4)] = 1.0
+    """By how much the odd one has to be farther, in squared distances of features, which are 0 to 4."""
+
+    @override
+    def refusal(self, negatives: Named) -> str | None:
+        if negatives.name != "in_batch" or negatives.options()["draws"]:
+            return (
+                f"negatives: {negatives.name} (or draws) brings images that nobody was asked about, and "
+                "objective: sirl reads answers alone; give in_batch without draws"
+            )
+        return super().refusal(negatives)
+
+
 class SupCon(Named):
     """InfoNCE whose positives are the batch's samples with the anchor's label."""
 
@@ -305,6 +322,7 @@ Objective = Annotated[
     | MvInfoNce
     | NnClr
     | Rgcl
+    | Sirl
     | SupCon
     | SupReMix,
     Field(discriminator="name"),

@@ -259,6 +259,11 @@ class Spec(Section):
                     f"encoder.features: {self.encoder.features} is not the {width} numbers of a row of "
                     f"objective.vectors, to which features are compared; give encoder.features={width}"
                 )
+        if self.objective.name == "sirl" and self.data.per_class != 3:
+            raise ValueError(
+                f"data.per_class: {self.data.per_class} does not bring the three images of a query together, which "
+                "objective: sirl compares; give data.per_class=3"
+            )
         if self.objective.name == "rgcl" and self.temperature_end is not None:
             raise ValueError(
                 f"temperature_end: {self.temperature_end:g} is nobody's with objective: rgcl, whose anchors have "

@@ -371,7 +371,8 @@ def certify(
     mean = blocks.mean(0)
     bias = mean.square().sum().item()
     scatter = (blocks - mean).square().flatten(1).sum(1).sum().item() / (_BLOCKS - 1)
-    iact = max(1.0, block * scatter / (square - bias))
+    noise = square - bias
+    iact = max(1.0, block * scatter / noise) if noise > 0 else 1.0  # without any, each step is exact
     norm = target.square().sum().item()
     relbias = (bias / norm) ** 0.5
     points = (*curve.points(norm**0.5)[:-1], (steps, relbias))

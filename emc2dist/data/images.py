@@ -113,7 +113,8 @@ def known_of_each(
     images: Images, wanted: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
     """What is known of every training image, int64 [N] by name: `label` where there are any, and where they are
-    `wanted` `target`, the number that its label stands for, and `duplicates`; -1 is nothing. And remarks.
+    `wanted` `target`, the number that its label stands for, `odd`, whether it is the last of its label's three, and
+    `duplicates`; -1 is nothing. And remarks.
 
     Raises:
         DataError: what is `wanted`, each by the key of a spec that wants it, is not known.
@@ -122,7 +123,7 @@ def known_of_each(
     reason = images.unlabelled()
     if reason is None:
         columns["label"] = images.labels(np.arange(len(images)))
-    for key in dict.fromkeys(wanted[name] for name in ("label", "target") if name in wanted):
+    for key in dict.fromkeys(wanted[name] for name in ("label", "target", "odd") if name in wanted):
         if reason is not None:
             raise DataError(
                 f"{key}: needs labels, but no training image has one ({reason}); use data with labels, or do without"
@@ -131,6 +132,8 @@ def known_of_each(
             remarks.append(f"{key}: {without:,} of {len(images):,} images have no label, and share one with nobody")
     if "target" in wanted:
         columns["target"] = numbers_of(columns["label"], images.classes, wanted["target"])
+    if "odd" in wanted:
+        columns["odd"] = _odd_ones(columns["label"], wanted["odd"])
     if "duplicates" in wanted:
         try:
             columns["duplicates"] = images.duplicates()
@@ -142,6 +145,21 @@ def known_of_each(
             f"{wanted['duplicates']}: {(of_groups >= 0).sum():,} images are duplicates, in {groups:,} groups"
         )
     return columns, remarks
+
+
+def _odd_ones(labels: NDArray[np.int64], wanted: str) -> NDArray[np.int64]:
+    """1 on the last image of each label, 0 on the other two; raises DataError where they are not three."""
+    queries, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    others = queries[(counts != 3) & (queries >= 0)]
+    if len(others):
+        raise DataError(
+            f"{wanted}: needs a set of answers, three images for each query, and label {others[0]} has "
+            f"{counts[queries == others[0]][0]}; make one with `emc2dist ask DATA QUERIES`, and give no data.limit "
+            "that cuts a query"
+        )
+    last = np.zeros(len(queries), np.int64)
+    np.maximum.at(last, place, np.arange(len(labels)))
+    return ((last[place] == np.arange(len(labels))) & (labels >= 0)).astype(np.int64)
 
 
 def numbers_of(labels: NDArray[np.int64], classes: Sequence[str], wanted: str) -> NDArray[np.int64]:

@@ -8,13 +8,15 @@ from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from emc2dist import files
 from emc2dist.config import S3, Data, dump, given_keys, parse
 from emc2dist.core.contrast import contrast_for
-from emc2dist.core.objectives import InputLabel
+from emc2dist.core.objectives import InputLabel, Sirl
 from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import NonFiniteError, SpecError
+from emc2dist.evaluate.triplets import triplet_accuracy
 from emc2dist.evaluate.zero_shot import zero_shot
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
@@ -84,7 +86,7 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
 def _measured(
     evaluation: Evaluation, newest: LoadedCheckpoint, bank: Tensor, queries: Tensor, pair: Tensor
 ) -> dict[str, Measures]:
-    """Of the representation and of the feature; of this the zero-shot accuracy too, where labels are held out."""
+    """Of the representation and of the feature; of what an objective has beside, that too."""
     features = newest.features_of(bank, queries, pair)
     found = {"representation": measures(evaluation, bank, queries, pair), "feature": measures(evaluation, *features)}
     objective = contrast_for(newest.spec).objective
@@ -95,6 +97,10 @@ def _measured(
         names = ("zero_shot_accuracy", "zero_shot_among_all")
         found["representation"] |= dict.fromkeys(names)
         found["feature"] |= dict(zip(names, shares, strict=True))
+    if isinstance(objective, Sirl):
+        _, asked = evaluation.labels()
+        for name, of_asked in (("representation", queries), ("feature", features[1])):
+            found[name]["triplet_accuracy"] = triplet_accuracy(normalize(of_asked, dim=1).cpu().numpy(), asked)
     return found
 
 

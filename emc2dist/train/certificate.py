@@ -128,6 +128,11 @@ def samples_for(spec: Spec, images: Images, samples: int | None, views: int) -> 
             f"objective: {spec.objective.name} has no exact loss to be certified by: its positives depend on what is "
             "cached; certify the negatives with objective.name=infonce"
         )
+    if not contrast_for(spec).objective.reads:
+        raise SpecError(
+            f"objective: {spec.objective.name} reads no negatives, so there is nothing to certify; objective.name=dcl "
+            "certifies what a batch knows of these images"
+        )
     if views < 2 * count:
         raise SpecError(
             f"--views {views}: a step takes views.count: {count} of an image for its batch, and as many others may "

@@ -9,7 +9,8 @@ import torch
 
 LABEL = torch.tensor([0, 1, 0, -1, 1, -1, 2, 2] * 3)
 TWINS = torch.tensor([-1, -1, 7, -1, -1, 7, -1, -1] * 3)
-COLUMNS = {"label": LABEL, "target": LABEL, "duplicates": TWINS}
+ODD = torch.tensor([0] * 8 + [1] * 8 + [0] * 8)
+COLUMNS = {"label": LABEL, "target": LABEL, "duplicates": TWINS, "odd": ODD}
 """What is known of the samples of every test, where an objective or a closing asks for it."""
 
 
@@ -245,6 +246,20 @@ def rgcl(z, temperature, closed=nothing, rho=0.4):
     return total / (views * samples)
 
 
+def sirl(z, temperature, closed=nothing, margin=1.0, label=LABEL, odd=ODD):
+    views, samples, _ = z.shape
+    total = 0 * z.sum()
+    for v in range(views):
+        for i in range(samples):
+            query = [j for j in range(samples) if label[j] == label[i] >= 0]
+            alike = [j for j in query if j != i and not odd[j] and not odd[i]]
+            pairs = [(j, k) for j in alike for k in query if odd[k]]
+            for j, k in pairs:
+                near, far = 2 - 2 * z[v, i] @ z[v, j], 2 - 2 * z[v, i] @ z[v, k]
+                total = total + (near - far + margin).relu() / len(pairs)
+    return total / (views * samples)
+
+
 def supcon(z, temperature, closed=nothing, decoupled=False, cached=()):
     """`cached`: (sample, feature) of a memory."""
     views, samples, _ = z.shape
@@ -308,6 +323,7 @@ ORACLES = {
     "mv_infonce": mv_infonce,
     "nnclr": nnclr,
     "rgcl": rgcl,
+    "sirl": sirl,
     "supcon": supcon,
     "supremix": supremix,
 }

@@ -113,5 +113,7 @@ def test_the_recipes_are_those_of_the_paper():
 def test_the_jobs_of_objectives_are_valid_and_train_on_what_the_package_has(path):
     spec = load(path)
     assert spec.name == path.stem
-    assert spec.data.path in ("omniglot", "omniglot-small", "digits")
+    assert spec.data.path in ("omniglot", "omniglot-small", "digits", "runs/queries")
+    if spec.data.path == "runs/queries":
+        assert "emc2dist ask digits runs/queries" in path.read_text()
     assert f"emc2dist train jobs/objectives/{path.name}" in path.read_text()
