@@ -94,11 +94,12 @@ def _positives(batch: Batch, anchors: str, keys: str) -> Tensor:
 Dot = Callable[[Tensor, Tensor], Tensor]
 """Inner products of anchors [V, b, E] with whatever keys they are scored against, in any number of dimensions E."""
 
-Similarity = Callable[[Batch, Tensor, Tensor, Dot], Tensor]
-"""(batch, anchors [V, b, D], keys [..., D], dot) -> what stands in the scores instead of `dot(anchors, keys)`."""
+Similarity = Callable[[Batch, Tensor, Tensor, Tensor, Dot], Tensor]
+"""(batch, anchors [V, b, D], keys [R, n, D], their samples int64 [n], dot) -> what stands in the scores instead of
+`dot(anchors, keys)`."""
 
 
-def cosine(batch: Batch, anchors: Tensor, keys: Tensor, dot: Dot) -> Tensor:
+def cosine(batch: Batch, anchors: Tensor, keys: Tensor, index: Tensor, dot: Dot) -> Tensor:
     """Of features of unit length."""
     return dot(anchors, keys)
 
