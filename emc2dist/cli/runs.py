@@ -75,7 +75,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_result(result, as_json=True)
         return
-    of = {what: result.pop(what) for what in ("representation", "feature")}
+    of = {what: result.pop(what) for what, value in [*result.items()] if isinstance(value, dict)}
     print_result(result, as_json=False)
     print(f"\n{_measures(of)}", end="")
 

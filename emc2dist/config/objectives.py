@@ -267,6 +267,37 @@ class Rgcl(Named):
         return self
 
 
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+
+
+class SepClr(Named):
+    """A common head of all images, and a salient one of what targets have beside background; needs labels."""
+
+    name: Literal["sepclr"]
+    width: Annotated[int, Field(ge=1, le=2**16)] = 2
+    """Coordinates of the common head, the first ones of a feature; those that `encoder.features` leaves are salient."""
+    background: tuple[Annotated[int, Field(ge=0, le=2**31)], ...] = (0,)
+    """Labels of background images; all others are targets."""
+    common: Weight = 1e-3
+    """Weight of alignment and uniformity of the common head. The defaults are a thousandth of the published ones."""
+    salient: Weight = 1.0
+    """Weight of those of the salient head."""
+    empty: Weight = 1.0
+    """Weight of the pull of background images to 0 in the salient head."""
+    joint: Weight = 1e-2
+    """Weight of the repulsion in both heads together, by which they vary independently."""
+
+    @override
+    def refusal(self, negatives: Named) -> str | None:
+        options = negatives.options()
+        if options["draws"] or options.get("carried") == "cached":
+            return (
+                "negatives.draws and carried: cached are features without gradient, for which positives make up by "
+                "pulling less, and objective: sepclr weighs pull and push by itself; leave them out"
+            )
+        return super().refusal(negatives)
+
+
 class Sirl(Named):
     """Triplets of a person's answers to which two of three images are alike (`emc2dist ask`)."""
 
@@ -322,6 +353,7 @@ Objective = Annotated[
     | MvInfoNce
     | NnClr
     | Rgcl
+    | SepClr
     | Sirl
     | SupCon
     | SupReMix,

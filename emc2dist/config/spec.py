@@ -259,6 +259,11 @@ class Spec(Section):
                     f"encoder.features: {self.encoder.features} is not the {width} numbers of a row of "
                     f"objective.vectors, to which features are compared; give encoder.features={width}"
                 )
+        if self.objective.name == "sepclr" and self.objective.width >= self.encoder.features:
+            raise ValueError(
+                f"objective.width: {self.objective.width} leaves no salient head of encoder.features: "
+                f"{self.encoder.features}; give less, say half"
+            )
         if self.objective.name == "sirl" and self.data.per_class != 3:
             raise ValueError(
                 f"data.per_class: {self.data.per_class} does not bring the three images of a query together, which "

@@ -64,9 +64,9 @@ class Denominator:
         """
         keys = keys.detach() if self.constant else keys
         if self.views == "same":
-            scores = self._scores(batch, keys.expand(batch.views, -1, -1), _within_slots)
+            scores = self._scores(batch, keys.expand(batch.views, -1, -1), index, _within_slots)
         else:
-            scores = self._scores(batch, keys, _with_all)
+            scores = self._scores(batch, keys, index, _with_all)
             scores = scores.logsumexp(0) if self.closing.ceiling is None else over_views(scores)
             scores = scores + log_ratio(batch.views, len(keys))
         return self._weighed(batch, scores, index.unsqueeze(0))
@@ -78,15 +78,15 @@ class Denominator:
         """
         keys = batch.sides[self.keys].all
         if batch.pull is None:
-            return self._scores(batch, keys, _with_all, OPEN)
-        to_key = self._scores(batch.standing(self.anchors), keys, _with_all, OPEN)
-        to_anchor = self._scores(batch, keys.detach(), _with_all, OPEN)
+            return self._scores(batch, keys, batch.index, _with_all, OPEN)
+        to_key = self._scores(batch.standing(self.anchors), keys, batch.index, _with_all, OPEN)
+        to_anchor = self._scores(batch, keys.detach(), batch.index, _with_all, OPEN)
         return to_anchor + batch.pull.view(1, -1, 1) * (to_key - to_key.detach())
 
-    def _scores(self, batch: Batch, keys: Tensor, dot: Dot, closing: Closing | None = None) -> Tensor:
+    def _scores(self, batch: Batch, keys: Tensor, index: Tensor, dot: Dot, closing: Closing | None = None) -> Tensor:
         """Scores of single views in the shape that `dot` gives; -inf where one is above the ceiling."""
         own = batch.sides[self.anchors].own
-        scores = self.similarity(batch, own, keys, dot) / self._temperature(batch)
+        scores = self.similarity(batch, own, keys, index, dot) / self._temperature(batch)
         highest = (closing or self.closing).highest(batch, self.anchors, self.keys)
         if highest is None:
             return scores
@@ -114,7 +114,7 @@ class Denominator:
             keys: [V, A, D], or [1, A, D]: one view that stands for all.
             index: int64 [A], their samples.
         """
-        scores = over_views(self.view_scores(batch, keys.expand(batch.views, -1, -1)))
+        scores = over_views(self.view_scores(batch, keys.expand(batch.views, -1, -1), index))
         return self._weighed(batch, scores.unsqueeze(1), index.unsqueeze(1)).squeeze(1)
 
     def closed(self, batch: Batch, scores: Tensor) -> Tensor:
@@ -122,10 +122,10 @@ class Denominator:
         none = scores[:, : len(batch.index)] == -torch.inf
         return none & ~batch.is_own(self.anchors, batch.index.unsqueeze(0))
 
-    def view_scores(self, batch: Batch, keys: Tensor) -> Tensor:
-        """[V, A]: each anchor against the views [V, A, D] of a candidate of its own; -inf where it has no part."""
+    def view_scores(self, batch: Batch, keys: Tensor, index: Tensor) -> Tensor:
+        """[V, A]: each anchor against the views [V, A, D] of its own candidate [A]; -inf where it has no part."""
         keys = keys.detach() if self.constant else keys
-        scores = self._scores(batch, keys, _one_by_one).squeeze(-1)
+        scores = self._scores(batch, keys, index, _one_by_one).squeeze(-1)
         if self.views == "all":
             return scores
         slot = torch.arange(batch.views, device=scores.device)

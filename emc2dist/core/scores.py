@@ -17,11 +17,12 @@ from emc2dist.core.batch import Batch
 Dot = Callable[[Tensor, Tensor], Tensor]
 """Inner products of anchors [V, b, E] with whatever keys they are scored against, in any number of dimensions E."""
 
-Similarity = Callable[[Batch, Tensor, Tensor, Dot], Tensor]
-"""(batch, anchors [V, b, D], keys [..., D], dot) -> what stands in the scores instead of `dot(anchors, keys)`."""
+Similarity = Callable[[Batch, Tensor, Tensor, Tensor, Dot], Tensor]
+"""(batch, anchors [V, b, D], keys [R, n, D], their samples int64 [n], dot) -> what stands in the scores instead of
+`dot(anchors, keys)`."""
 
 
-def cosine(batch: Batch, anchors: Tensor, keys: Tensor, dot: Dot) -> Tensor:
+def cosine(batch: Batch, anchors: Tensor, keys: Tensor, index: Tensor, dot: Dot) -> Tensor:
     """Of features of unit length."""
     return dot(anchors, keys)
 
@@ -92,7 +93,8 @@ def _pulled(batch: Batch, anchors: str, positive: Tensor, similarity: Similarity
     if batch.pull is not None:
         share = batch.pull.view(*positive.shape[:-1], 1)
         positive = positive.detach() + share * (positive - positive.detach())
-    return similarity(batch, batch.sides[anchors].own, positive, _each).flatten() / batch.temperature
+    index = batch.own_index(anchors)
+    return similarity(batch, batch.sides[anchors].own, positive, index, _each).flatten() / batch.temperature
 
 
 def _each(anchors: Tensor, keys: Tensor) -> Tensor:

@@ -86,10 +86,13 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
 def _measured(
     evaluation: Evaluation, newest: LoadedCheckpoint, bank: Tensor, queries: Tensor, pair: Tensor
 ) -> dict[str, Measures]:
-    """Of the representation and of the feature; of what an objective has beside, that too."""
+    """Of the representation, of the feature and of its heads; and what an objective has measures of."""
     features = newest.features_of(bank, queries, pair)
     found = {"representation": measures(evaluation, bank, queries, pair), "feature": measures(evaluation, *features)}
     objective = contrast_for(newest.spec).objective
+    heads = [objective.heads(vectors) for vectors in features]
+    for name in heads[0]:
+        found[name] = measures(evaluation, *(head[name] for head in heads))
     if isinstance(objective, InputLabel) and objective.held_out:
         vectors = objective.label_vectors(features[1].shape[1]).numpy()
         _, asked = evaluation.labels()

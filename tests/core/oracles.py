@@ -246,6 +246,47 @@ def rgcl(z, temperature, closed=nothing, rho=0.4):
     return total / (views * samples)
 
 
+def sepclr(z, temperature, closed=nothing, width=2, background=(0,), weights=(1e-3, 1.0, 1.0, 1e-2), label=LABEL):
+    views, samples, _ = z.shape
+    empty = [int(one) in background for one in label[:samples]]
+    c = [[z[v, i, :width] / z[v, i, :width].norm() for i in range(samples)] for v in range(views)]
+    s = [[z[v, i, width:] / z[v, i, :width].norm() for i in range(samples)] for v in range(views)]
+    counted = [[0 * s[v][i] if empty[i] else s[v][i] for i in range(samples)] for v in range(views)]
+
+    def far(one, other):
+        return (one - other).square().sum() / (2 * temperature)
+
+    def alignment(head, of):
+        pairs = [far(head[v][i], head[w][i]) for i in of for v in range(views) for w in range(v)]
+        return torch.stack(pairs).mean() if pairs else 0
+
+    def uniformity(head):
+        total = 0
+        for v in range(views):
+            pairs = [-far(head[v][i], head[v][j]) for i in range(samples) for j in range(i)]
+            total = total + torch.stack(pairs).logsumexp(0) - math.log(len(pairs))
+        return total
+
+    targets = [i for i in range(samples) if not empty[i]]
+    nothing_beside = [far(s[v][i], 0) for i in range(samples) if empty[i] for v in range(views)]
+    joint = 0
+    for v in range(views):
+        for i in range(samples):
+            near = [
+                -far(c[v][i], c[v][j]) - far(counted[v][i], counted[v][j])
+                for j in range(samples)
+                if j != i and not closed(z, v, i, v, j)
+            ]
+            joint = joint + (torch.stack(near).logsumexp(0) if near else 0)
+    terms = (
+        alignment(c, range(samples)) + uniformity(c),
+        alignment(s, targets) + uniformity(counted),
+        torch.stack(nothing_beside).mean() if nothing_beside else 0,
+        joint / (views * samples),
+    )
+    return sum(weight * term for weight, term in zip(weights, terms, strict=True))
+
+
 def sirl(z, temperature, closed=nothing, margin=1.0, label=LABEL, odd=ODD):
     views, samples, _ = z.shape
     total = 0 * z.sum()
@@ -323,6 +364,7 @@ ORACLES = {
     "mv_infonce": mv_infonce,
     "nnclr": nnclr,
     "rgcl": rgcl,
+    "sepclr": sepclr,
     "sirl": sirl,
     "supcon": supcon,
     "supremix": supremix,

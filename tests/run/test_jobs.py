@@ -113,7 +113,9 @@ def test_the_recipes_are_those_of_the_paper():
 def test_the_jobs_of_objectives_are_valid_and_train_on_what_the_package_has(path):
     spec = load(path)
     assert spec.name == path.stem
-    assert spec.data.path in ("omniglot", "omniglot-small", "digits", "runs/queries")
+    assert spec.data.path in ("omniglot", "omniglot-small", "digits", "runs/queries", "runs/pictures/by-digit")
+    if path.stem == "sepclr":
+        assert "python jobs/objectives/sepclr.py runs/pictures" in path.read_text()
     if spec.data.path == "runs/queries":
         assert "emc2dist ask digits runs/queries" in path.read_text()
     assert f"emc2dist train jobs/objectives/{path.name}" in path.read_text()

@@ -335,7 +335,7 @@ class _Pool:
         keys = again.new_zeros(len(again), len(samples), again.shape[-1]).index_copy(1, rows, again)
         keys = keys.to(self._scores.dtype)
         score = self._what.score_each(self._batch, keys, carried.state)
-        view = self._drawn_view(keys.detach(), views, _CARRIED_VIEW)
+        view = self._drawn_view(keys.detach(), carried.state, views, _CARRIED_VIEW)
         return carried.replaced(where, Carried(carried.state, score, view, torch.ones_like(where)))
 
     def refreshed(self, carried: Carried, where: Tensor) -> Carried:
@@ -354,15 +354,16 @@ class _Pool:
 
     def _batch_view(self, slot: Tensor, lane: int) -> Tensor:
         """int64 [A]: a view drawn of the batch's sample in slot int64 [A]."""
-        return self._drawn_view(self._keys.detach()[:, slot], self._batch.view_numbers(0, self._batch.views), lane)
+        numbers = self._batch.view_numbers(0, self._batch.views)
+        return self._drawn_view(self._keys.detach()[:, slot], self._batch.index[slot], numbers, lane)
 
-    def _drawn_view(self, keys: Tensor, numbers: Tensor, lane: int) -> Tensor:
-        """int64 [A]: of each anchor's candidate one of the views numbered [R, A or 1], by its share of the weight."""
+    def _drawn_view(self, keys: Tensor, samples: Tensor, numbers: Tensor, lane: int) -> Tensor:
+        """int64 [A]: one view of each anchor's candidate [A], numbered [R, A or 1], by its share of the weight."""
         numbers = numbers.expand(-1, len(self.streams))
         if len(keys) == 1:
             return numbers[0]
         noise = gumbels(self.streams, len(keys), lane=lane).T
-        drawn = (self._what.view_scores(self._batch, keys).double() + noise).argmax(0)
+        drawn = (self._what.view_scores(self._batch, keys, samples).double() + noise).argmax(0)
         return numbers.gather(0, drawn.unsqueeze(0)).squeeze(0)
 
     def proposals(self, carried: Carried) -> Tensor:

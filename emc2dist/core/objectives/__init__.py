@@ -14,6 +14,7 @@ from emc2dist.core.objectives.mv_dhel import MvDhel
 from emc2dist.core.objectives.mv_infonce import MvInfoNce
 from emc2dist.core.objectives.nnclr import NnClr
 from emc2dist.core.objectives.rgcl import Rgcl
+from emc2dist.core.objectives.sepclr import SepClr
 from emc2dist.core.objectives.sirl import Sirl
 from emc2dist.core.objectives.supcon import SupCon
 from emc2dist.core.objectives.supremix import SupReMix
@@ -30,6 +31,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "mv_infonce": MvInfoNce,
     "nnclr": NnClr,
     "rgcl": Rgcl,
+    "sepclr": SepClr,
     "sirl": Sirl,
     "supcon": SupCon,
     "supremix": SupReMix,
@@ -50,6 +52,7 @@ __all__ = [
     "NnClr",
     "Objective",
     "Rgcl",
+    "SepClr",
     "Sirl",
     "SupCon",
     "SupReMix",

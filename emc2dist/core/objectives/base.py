@@ -62,6 +62,10 @@ class Objective(Protocol):
         """
         return None
 
+    def heads(self, features: Tensor) -> dict[str, Tensor]:
+        """Parts of features [..., D] that mean something by themselves, by name; `emc2dist evaluate` measures each."""
+        return {}
+
     def remembers(self, views: int) -> Mapping[str, Column]:
         """What it remembers of each sample with `views` views: one value per anchor, [V]."""
         return {}

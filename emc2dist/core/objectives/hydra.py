@@ -50,7 +50,7 @@ class Gates(nn.Module):
         return gates
 
 
-def gated(batch: Batch, anchors: Tensor, keys: Tensor, dot: Dot) -> Tensor:
+def gated(batch: Batch, anchors: Tensor, keys: Tensor, index: Tensor, dot: Dot) -> Tensor:
     """Cosines of what the anchors' gates leave of anchors and keys."""
     if batch.gates is None:
         return dot(anchors, keys)

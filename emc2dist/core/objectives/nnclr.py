@@ -10,7 +10,7 @@ and so it is before `after` epochs: of an untrained encoder all cosines are near
 
 `decoupled` leaves the positive out of the denominator (NNCLR + DCL; Yeh et al., ECCV 2022). With `predictor` a and c
 are what an MLP, learnt with the encoder, makes of the features, again of unit length. The paper's has batch
-normalisation, by which a candidate would depend on what is scored beside it; here is none.
+normalisation, by which a candidate would depend on what is scored beside it; here is layer normalisation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ NEIGHBOUR = "neighbour"
 """The side of the neighbours, whose features stand where their anchors' would."""
 
 
-def predicted(batch: Batch, anchors: Tensor, keys: Tensor, dot: Dot) -> Tensor:
+def predicted(batch: Batch, anchors: Tensor, keys: Tensor, index: Tensor, dot: Dot) -> Tensor:
     """Cosines of the anchors with what the predictor makes of the keys."""
     return dot(anchors, keys if batch.learnt is None else normalize(batch.learnt(keys), dim=-1))
 
@@ -60,7 +60,12 @@ class NnClr(Objective):
     def learns(self, features: int) -> nn.Module | None:
         if not self.predictor:
             return None
-        return nn.Sequential(nn.Linear(features, self.predictor), nn.ReLU(), nn.Linear(self.predictor, features))
+        return nn.Sequential(
+            nn.Linear(features, self.predictor, bias=False),
+            nn.LayerNorm(self.predictor),
+            nn.ReLU(),
+            nn.Linear(self.predictor, features, bias=False),
+        )
 
     @override
     def prepared(self, batch: Batch, recall: Recall) -> Batch:
