@@ -78,7 +78,11 @@ def test_decoupled_leaves_the_positive_out():
 
 def predictor(width=5):
     torch.manual_seed(4)
-    return NnClr(predictor=7).learns(width).double()
+    module = NnClr(predictor=7).learns(width).double()
+    z = features(2, 6)
+    torch.testing.assert_close(module(z), z)  # it begins with nothing
+    torch.nn.init.normal_(module.added[-1].weight)
+    return module
 
 
 def test_a_predictor_stands_before_the_keys_alone_and_gets_its_gradient():

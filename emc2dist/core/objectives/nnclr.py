@@ -9,8 +9,9 @@ a+ itself. Nor is that other sample a candidate; it would be the hardest of all.
 and so it is before `after` epochs: of an untrained encoder all cosines are near 1, and neighbours tell nothing.
 
 `decoupled` leaves the positive out of the denominator (NNCLR + DCL; Yeh et al., ECCV 2022). With `predictor` a and c
-are what an MLP, learnt with the encoder, makes of the features, again of unit length. The paper's has batch
-normalisation, by which a candidate would depend on what is scored beside it; here is layer normalisation.
+are features and what an MLP, learnt with the encoder, adds to them, again of unit length. The paper's predictor stands
+in their place; its batch normalisation, by which a candidate would depend on what is scored beside it, keeps features
+apart. Without that all of them stay alike, so ours adds, and begins with nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,22 @@ from emc2dist.core.scores import Dot, positive_scores
 
 NEIGHBOUR = "neighbour"
 """The side of the neighbours, whose features stand where their anchors' would."""
+
+
+class Predictor(nn.Module):
+    """Features [..., D] with what an MLP of one hidden layer adds to them, at first nothing."""
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.added = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, features))
+        last = self.added[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    @override
+    def forward(self, features: Tensor) -> Tensor:
+        added: Tensor = self.added(features)
+        return features + added
 
 
 def predicted(batch: Batch, anchors: Tensor, keys: Tensor, index: Tensor, dot: Dot) -> Tensor:
@@ -60,12 +77,7 @@ class NnClr(Objective):
     def learns(self, features: int) -> nn.Module | None:
         if not self.predictor:
             return None
-        return nn.Sequential(
-            nn.Linear(features, self.predictor, bias=False),
-            nn.LayerNorm(self.predictor),
-            nn.ReLU(),
-            nn.Linear(self.predictor, features, bias=False),
-        )
+        return Predictor(features, self.predictor)
 
     @override
     def prepared(self, batch: Batch, recall: Recall) -> Batch:
