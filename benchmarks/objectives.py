@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from emc2dist.config import Spec, load
+from emc2dist.config import BUILT_IN, Spec, load
 from emc2dist.data.images import open_images, open_labelled
 from emc2dist.errors import SpecError
 from emc2dist.towers.encoder import Encoder
@@ -114,11 +114,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="instead of the spec's")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each")
-    parser.add_argument("--specs", nargs="+", default=names, choices=names, metavar="NAME")
+    parser.add_argument("--specs", nargs="+", choices=names, metavar="NAME")
     parser.add_argument("--measures", nargs="+", default=["recall_at_1"], choices=_SHOWN)
     parser.add_argument("--out", type=Path, default=Path("objectives.jsonl"), help="JSON lines, one a job")
     parser.add_argument("--table", action="store_true", help="run nothing, print the means of what --out has")
     args = parser.parse_args()
+    if args.specs is None:  # others say how their images are made first
+        args.specs = [name for name in names if load(SPECS / f"{name}.yaml").data.path in BUILT_IN]
     there = [json.loads(text) for text in args.out.read_text().splitlines()] if args.out.exists() else []
     if args.table:
         print(table([one for one in there if one["name"] in args.specs], args.measures))

@@ -153,11 +153,11 @@ def _of_stored(what: Denominator, batch: Batch) -> Estimate:
 
 
 def over_all(what: Denominator, batch: Batch, features: Tensor) -> Estimate:
-    """The denominator of a batch's anchors over all samples, of which `features` [R, N, D] are R views."""
+    """The denominator of a batch's anchors over all samples, of which `features` [R, N, D] are R stored views."""
     others = torch.ones(batch.samples, dtype=torch.bool, device=batch.index.device).index_fill(0, batch.index, False)
     index = torch.cat([batch.index, others.nonzero().squeeze(1)])
     side = Side(own=batch.sides[what.keys].own, all=features[:, index])
-    return in_batch(
+    return _of_stored(
         what, replace(batch, index=index, sides={**batch.sides, what.keys: side}, drawn=None, host_index=None)
     )
 

@@ -52,6 +52,7 @@ Role = Literal["own", "batch", "other", "half"]
 _MOST_VIEWS = 2**17  # the exact gradient contrasts each with each
 _MOST_BYTES = 2**30  # of features
 _MOST_WAYS = 1200  # in which views stand together, where an exact loss is a mean over them
+_ROWS = 64  # cached rows of chains that begin anew at one, where a spec names no number
 _FEWEST_STEPS, _MOST_STEPS = 120, 20_000
 _TRIED = 12  # steps that are timed
 
@@ -128,10 +129,10 @@ def samples_for(spec: Spec, images: Images, samples: int | None, views: int) -> 
             f"objective: {spec.objective.name} has no exact loss to be certified by: its positives depend on what is "
             "cached; certify the negatives with objective.name=infonce"
         )
-    if not contrast_for(spec).objective.reads:
+    if all(role != "other" for role, _ in ways(spec, chosen)):
         raise SpecError(
-            f"objective: {spec.objective.name} reads no negatives, so there is nothing to certify; objective.name=dcl "
-            "certifies what a batch knows of these images"
+            f"objective: {spec.objective.name} takes negatives: in_batch alone, so there is no sampler to certify; "
+            "objective.name=dcl certifies those of these images"
         )
     if views < 2 * count:
         raise SpecError(
@@ -232,7 +233,7 @@ class _Plan(NamedTuple):
     temperature: float
     features: Tensor
     columns: Mapping[str, Tensor]
-    learnt: nn.Module | None
+    learnt: nn.Module | None = None
 
     @property
     def target(self) -> tuple[float, int]:
@@ -270,9 +271,8 @@ def _plans(spec: Spec, features: Tensor, columns: Mapping[str, Tensor], learnt: 
     end = spec.temperature if spec.temperature_end is None else spec.temperature_end
     for temperature in dict.fromkeys([spec.temperature, end]):
         for role, negatives in ways(spec, samples):
-            if spec.objective.refusal(negatives) is None:
-                changed = spec.model_copy(update={"negatives": negatives})
-                yield _Plan(role, changed, temperature, features, columns, learnt)
+            changed = spec.model_copy(update={"negatives": negatives})
+            yield _Plan(role, changed, temperature, features, columns, learnt)
         if half.shape[1] >= 2 * max(spec.micro_batch_size, spec.negatives.draws):
             yield _Plan("half", spec, temperature, half, of_half, learnt)
 
@@ -292,10 +292,21 @@ def ways(spec: Spec, samples: int) -> Iterator[tuple[Role, Negatives]]:
     for proposals in (0, 64, 512):
         if ROOM * proposals <= samples:
             others.append(("other", _changed(chain, cache_proposals=proposals)))
-    for role, negatives in others:
-        if negatives not in seen:
+    for role, given in others:
+        negatives = _taken(spec, given)
+        if negatives is not None and negatives not in seen:
             seen.append(negatives)
             yield role, negatives
+
+
+def _taken(spec: Spec, negatives: Negatives) -> Negatives | None:
+    """The negatives as the spec's objective takes them: chains that begin anew where no others may; None if not."""
+    if spec.objective.refusal(negatives) is None:
+        return negatives
+    if not isinstance(negatives, Chain):
+        return None
+    anew = _changed(negatives, restart=True, cache_proposals=negatives.cache_proposals or _ROWS)
+    return anew if spec.objective.refusal(anew) is None else None
 
 
 def _changed(chain: Chain, **keys: object) -> Chain:

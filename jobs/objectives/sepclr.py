@@ -21,7 +21,7 @@ from emc2dist.data.digits import DigitsImages
 from emc2dist.data.omniglot import SMALL, SmallOmniglotImages
 
 NO_DIGIT = 10
-SIDE = 12  # of a digit, which is 8 x 8 by itself
+SIDE = 18  # of a digit, which is 8 x 8 by itself
 
 
 def pictures(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:

@@ -49,12 +49,12 @@ def test_a_query_that_is_not_whole_in_the_batch_counts_nothing():
     assert run.outcome(1).loss.item() == 0
 
 
-def test_there_is_nothing_to_certify():
+def test_there_is_no_sampler_to_certify():
     spec = parse(
         "name: a\nepochs: 1\nbatch_size: 6\nlr: 1\n",
         ["objective.name=sirl", "negatives.name=in_batch", "data.per_class=3"],
     )
-    with pytest.raises(SpecError, match="reads no negatives"):
+    with pytest.raises(SpecError, match="no sampler to certify"):
         samples_for(spec, DigitsImages("train"), None, 20)
 
 

@@ -9,6 +9,7 @@ from emc2dist.core.contrast import contrast_for
 from emc2dist.data.images import open_images
 from emc2dist.errors import SpecError
 from emc2dist.train import checkpoint
+from emc2dist.train.certificate import ways
 from emc2dist.train.loop import columns_of, initial_encoder
 
 HYDRA = ["objective.name=hydra", "objective.classes=10", "objective.embedding=8", "negatives.name=gumbel"]
@@ -48,6 +49,15 @@ def test_a_certificate_takes_it_as_it_stands():
     assert run.learnt is not module
     features = torch.nn.functional.normalize(torch.ones(1, 20, 16), dim=-1)
     assert FrozenRun(contrast_for(spec), features, 4, 0.2, learnt=module).batch(torch.arange(4), 0).learnt is module
+
+
+def test_it_is_certified_with_chains_that_begin_anew_and_no_others():
+    spec = small_spec(*HYDRA, "negatives.rows=13")
+    chains = [negatives for _, negatives in ways(spec, 500) if negatives.name == "chain"]
+    assert len(chains) > 3
+    assert all(chain.restart and chain.cache_proposals for chain in chains)
+    plain = small_spec("objective=dcl", "negatives.name=chain")
+    assert not any(getattr(negatives, "restart", False) for _, negatives in ways(plain, 500))
 
 
 def test_more_classes_than_rows_are_refused_before_the_run():

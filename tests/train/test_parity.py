@@ -32,6 +32,7 @@ KINDS = [
         marks=pytest.mark.slow,
     ),
     (["objective=supcon", "negatives.name=chain", *ISIR, "negatives.close=[label]", "data.per_class=2"], [(2, 1)]),
+    (["objective={name: sepclr, width: 8}", "negatives.name=chain", *ISIR], [(2, 3)]),
     (["objective.name=hydra", "objective.classes=10", "negatives.name=gumbel", "negatives.rows=13"], [(2, 1)]),
     pytest.param(ISIR, [(2, 3), (4, 1), (4, 3)], marks=pytest.mark.slow),
     pytest.param(MH, [(1, 3), (2, 1), (4, 3)], marks=pytest.mark.slow),

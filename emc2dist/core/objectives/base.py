@@ -30,9 +30,6 @@ class Objective(Protocol):
     columns: ClassVar[Sequence[str]] = ()
     """Names of the columns of the set (`Batch.columns`) that it reads; where one is not there a run is refused."""
 
-    reads: ClassVar[bool] = True
-    """Whether its terms read any estimate, so that there is something to certify."""
-
     @property
     def looks_around(self) -> bool:
         """Whether terms read other samples of the batch than by denominators, so that the batch is part of the loss."""

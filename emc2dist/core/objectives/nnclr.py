@@ -37,10 +37,10 @@ class Predictor(nn.Module):
 
     def __init__(self, features: int, hidden: int) -> None:
         super().__init__()
-        self.added = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, features))
-        last = self.added[-1]
+        last = nn.Linear(hidden, features)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+        self.added = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), last)
 
     @override
     def forward(self, features: Tensor) -> Tensor:

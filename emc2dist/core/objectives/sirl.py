@@ -29,7 +29,6 @@ class Sirl(Objective):
     columns = ("label", "odd")
     denominators = (Denominator(),)
     looks_around = True
-    reads = False
 
     @override
     def terms(self, batch: Batch, estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
