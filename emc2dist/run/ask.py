@@ -71,8 +71,13 @@ def ask(
     place = files.at(queries, s3)
     images, features = _subject(subject, split, s3)
     labels = images.labels(np.arange(len(images))) if answer is None else None
-    if len(images) < 3 or (labels is not None and max(np.unique(labels[labels >= 0], return_counts=True)[1]) < 2):
-        raise DataError(f"{subject}: {len(images)} images are too few to ask about, or no two have a label in common")
+    if len(images) < 3:
+        raise DataError(f"{subject}: {len(images)} images are too few to ask about; give a set of three or more")
+    if labels is not None and not _can_tell(labels):
+        raise DataError(
+            f"{subject}: labels tell no odd one out, for no two images have one that a third has not; answer yourself, "
+            "without --by-labels"
+        )
     before, answered, skipped = _kept(place, split), 0, 0
     while count is None or answered < count:
         rng = np.random.default_rng([seed, before + answered, skipped])
@@ -127,6 +132,12 @@ def _near_or_not(rng: np.random.Generator, images: Images, features: NDArray[np.
     first = rng.integers(len(features))
     nearest = np.argsort(-features @ features[first])
     return np.array([first, *rng.choice(nearest[nearest != first][:_NEAR], 2, replace=False)])
+
+
+def _can_tell(labels: NDArray[np.int64]) -> bool:
+    """Whether two images have one label, and a third another."""
+    counts = np.unique(labels[labels >= 0], return_counts=True)[1]
+    return len(counts) > 1 and counts.max() > 1
 
 
 def _of_labels(rng: np.random.Generator, labels: NDArray[np.int64]) -> NDArray[np.int64]:
