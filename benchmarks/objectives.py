@@ -28,13 +28,17 @@ from emc2dist.data.images import open_images, open_labelled
 from emc2dist.errors import SpecError
 from emc2dist.towers.encoder import Encoder
 from emc2dist.train.evaluation import Evaluation
-from emc2dist.train.measures import MOST_IN_PAIRS, Measures, measures
+from emc2dist.train.measures import MOST_IN_PAIRS, Measures, all_measures
 from emc2dist.train.profile import alone
 
 SPECS = Path(__file__).resolve().parents[1] / "jobs" / "objectives"
 OWN, BATCH = "its own", "in_batch"
 CPU = torch.device("cpu")
-_SHOWN = ("recall_at_1", "knn_accuracy", "linear_probe_accuracy", "linear_absolute_error")
+_SHOWN = (
+    "recall_at_1", "knn_accuracy", "linear_probe_accuracy", "linear_probe_per_class", "linear_absolute_error",
+    "zero_shot_accuracy", "triplet_accuracy",
+)  # fmt: skip
+_OF = ("representation", "feature", "common", "salient")  # the last two of what has heads
 
 
 def specs(name: str, seed: int) -> Iterator[tuple[str, Spec]]:
@@ -69,16 +73,10 @@ def train(spec: Spec, epochs: int) -> dict[str, Any]:
 
 
 def measured(evaluation: Evaluation, model: nn.Module) -> dict[str, Measures]:
-    """Every measure, of representation and feature."""
+    """Every measure that `emc2dist evaluate` gives."""
     assert isinstance(model, Encoder)
     bank, queries = evaluation.represent(model, CPU)
-    pair = evaluation.pair(model, CPU, MOST_IN_PAIRS)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        features = [model.feature(one.flatten(0, -2)).unflatten(0, one.shape[:-1]) for one in (bank, queries, pair)]
-    model.train(was_training)
-    return {"representation": measures(evaluation, bank, queries, pair), "feature": measures(evaluation, *features)}
+    return all_measures(evaluation, model, bank, queries, evaluation.pair(model, CPU, MOST_IN_PAIRS))
 
 
 def table(there: list[dict[str, Any]], shown: list[str]) -> str:
@@ -88,9 +86,10 @@ def table(there: list[dict[str, Any]], shown: list[str]) -> str:
     for name, negatives in dict.fromkeys((one["name"], one["negatives"]) for one in there):
         group = [one for one in there if (one["name"], one["negatives"]) == (name, negatives)]
         cells = [name, f"`{group[0]['kind']}`", str(len(group))]
-        cells += [" / ".join(_mean(group, of, measure) for of in ("representation", "feature")) for measure in shown]
+        parts = [of for of in _OF if of in group[0]]
+        cells += [" / ".join(_mean(group, of, measure) for of in parts) for measure in shown]
         before = [one["untrained"] for one in group]
-        cells.append(" / ".join(_mean(before, of, shown[0]) for of in ("representation", "feature")))
+        cells.append(" / ".join(_mean(before, of, shown[0]) for of in parts))
         cells.append(_mean(group, "feature", "effective_rank"))
         cells.append(f"{np.mean([one['images_per_second'] for one in group]):,.0f}")
         lines.append(f"| {' | '.join(cells)} |")
@@ -98,7 +97,9 @@ def table(there: list[dict[str, Any]], shown: list[str]) -> str:
 
 
 def _mean(group: list[dict[str, Any]], of: str, measure: str) -> str:
-    values = np.array([one[of][measure] for one in group], dtype=float)
+    values = np.array([one[of].get(measure) for one in group], dtype=float)
+    if np.isnan(values).any():
+        return "-"
     half = f" ± {_short((values.max() - values.min()) / 2)}" if len(values) > 1 else ""
     return _short(values.mean()) + half
 

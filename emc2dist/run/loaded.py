@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from emc2dist import files
 from emc2dist.config import Data, Spec
@@ -78,14 +77,6 @@ class LoadedCheckpoint:
         """One table of the store, see `emc2dist.train.checkpoint.read_table`; shards on S3 are fetched whole."""
         with temporary("emc2-checkpoint-") as folder:
             return checkpoint.read_table(self.place, self.manifest, Path(folder), name)
-
-    @torch.no_grad()
-    def features_of(self, *representations: Tensor) -> list[Tensor]:
-        """Unit-norm features [..., D] of representations [..., R] on the device."""
-        dtype = next(self.encoder.parameters()).dtype
-        flat = (one.flatten(0, -2).to(dtype) for one in representations)
-        found = zip(map(self.encoder.feature, flat), representations, strict=True)
-        return [features.unflatten(0, one.shape[:-1]).float() for features, one in found]
 
     @torch.no_grad()
     def features(self, images: Images, index: NDArray[np.int64]) -> NDArray[np.floating]:

@@ -7,23 +7,17 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from safetensors.torch import save
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from emc2dist import files
 from emc2dist.config import S3, Data, dump, given_keys, parse
-from emc2dist.core.contrast import contrast_for
-from emc2dist.core.objectives import InputLabel, Sirl
 from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import NonFiniteError, SpecError
-from emc2dist.evaluate.triplets import triplet_accuracy
-from emc2dist.evaluate.zero_shot import zero_shot
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.terminal import Progress, say
 from emc2dist.towers.encoder import MEAN, STD, backbone_state_dict, not_torchvisions
 from emc2dist.train.evaluation import Evaluation
-from emc2dist.train.measures import MOST_IN_PAIRS, Measures, measures
+from emc2dist.train.measures import MOST_IN_PAIRS, all_measures
 
 _HEEDED = (
     "data.path",
@@ -78,33 +72,9 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
         "bank": len(bank),
         "queries": len(queries),
         "neighbours": evaluation.neighbours,
-        **_measured(evaluation, newest, bank, queries, pair),
+        **all_measures(evaluation, newest.encoder, bank, queries, pair),
         "remarks": [*newest.remarks, *remarks],
     }
-
-
-def _measured(
-    evaluation: Evaluation, newest: LoadedCheckpoint, bank: Tensor, queries: Tensor, pair: Tensor
-) -> dict[str, Measures]:
-    """Of the representation, of the feature and of its heads; and what an objective has measures of."""
-    features = newest.features_of(bank, queries, pair)
-    found = {"representation": measures(evaluation, bank, queries, pair), "feature": measures(evaluation, *features)}
-    objective = contrast_for(newest.spec).objective
-    heads = [objective.heads(vectors) for vectors in features]
-    for name in heads[0]:
-        found[name] = measures(evaluation, *(head[name] for head in heads))
-    if isinstance(objective, InputLabel) and objective.held_out:
-        vectors = objective.label_vectors(features[1].shape[1]).numpy()
-        _, asked = evaluation.labels()
-        shares = zero_shot(features[1].cpu().numpy(), asked, vectors, list(objective.held_out)) or (None, None)
-        names = ("zero_shot_accuracy", "zero_shot_among_all")
-        found["representation"] |= dict.fromkeys(names)
-        found["feature"] |= dict(zip(names, shares, strict=True))
-    if isinstance(objective, Sirl):
-        _, asked = evaluation.labels()
-        for name, of_asked in (("representation", queries), ("feature", features[1])):
-            found[name]["triplet_accuracy"] = triplet_accuracy(normalize(of_asked, dim=1).cpu().numpy(), asked)
-    return found
 
 
 def _refuse_unheeded(overrides: Sequence[str]) -> None:

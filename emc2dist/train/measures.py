@@ -8,10 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from emc2dist.core.contrast import contrast_for
 from emc2dist.core.diagnostics import alignment, effective_rank, isotropy, tolerance, uniformity
+from emc2dist.core.objectives import InputLabel, Sirl
 from emc2dist.evaluate import neighbours, probe, regression
 from emc2dist.evaluate.accuracy import accuracy, per_class
 from emc2dist.evaluate.few_shot import few_shot
+from emc2dist.evaluate.triplets import triplet_accuracy
+from emc2dist.evaluate.zero_shot import zero_shot
+from emc2dist.towers.encoder import Encoder
 from emc2dist.train.evaluation import Evaluation
 
 MOST_IN_PAIRS = 2_048
@@ -21,6 +26,44 @@ _SHOTS = (1, 5)
 
 Measures = dict[str, float | None]
 """By name; None where the images do not allow it."""
+
+
+def all_measures(
+    evaluation: Evaluation, encoder: Encoder, bank: Tensor, queries: Tensor, pair: Tensor
+) -> dict[str, Measures]:
+    """Of the representation, of the feature and of its heads; and what the objective of the run has measures of.
+
+    Arguments and errors as of `measures`, of representations on the encoder's device.
+    """
+    features = _features_of(encoder, bank, queries, pair)
+    found = {"representation": measures(evaluation, bank, queries, pair), "feature": measures(evaluation, *features)}
+    objective = contrast_for(evaluation.spec).objective
+    heads = [objective.heads(vectors) for vectors in features]
+    for name in heads[0]:
+        found[name] = measures(evaluation, *(head[name] for head in heads))
+    _, asked = evaluation.labels()
+    if isinstance(objective, InputLabel) and objective.held_out:
+        vectors = objective.label_vectors(features[1].shape[1]).numpy()
+        shares = zero_shot(features[1].cpu().numpy(), asked, vectors, list(objective.held_out)) or (None, None)
+        names = ("zero_shot_accuracy", "zero_shot_among_all")
+        found["representation"] |= dict.fromkeys(names)
+        found["feature"] |= dict(zip(names, shares, strict=True))
+    if isinstance(objective, Sirl):
+        for name, of_asked in (("representation", queries), ("feature", features[1])):
+            found[name]["triplet_accuracy"] = triplet_accuracy(normalize(of_asked, dim=1).cpu().numpy(), asked)
+    return found
+
+
+@torch.no_grad()
+def _features_of(encoder: Encoder, *representations: Tensor) -> list[Tensor]:
+    """Unit-norm features [..., D], float32, of representations [..., R] on the encoder's device."""
+    dtype, was_training = next(encoder.parameters()).dtype, encoder.training
+    encoder.eval()
+    flat = (one.flatten(0, -2).to(dtype) for one in representations)
+    found = zip(map(encoder.feature, flat), representations, strict=True)
+    features = [vectors.unflatten(0, one.shape[:-1]).float() for vectors, one in found]
+    encoder.train(was_training)
+    return features
 
 
 def measures(evaluation: Evaluation, bank: Tensor, queries: Tensor, pair: Tensor) -> Measures:
