@@ -381,7 +381,7 @@ def test_infonce_over_a_chain_remembers_log_z():
 )
 def test_unbiased(kernel, batch_size):
     """Certificate 2, short: at most 1.5 times what independent samples would leave. The long one is slow."""
-    steps = {4: 8_000, 16: 1_500, 64: 800}[batch_size]
+    steps = {4: 16_000, 16: 1_500, 64: 800}[batch_size]  # enough for what chains begin with to be forgotten
     assert certify(FrozenRun(chain(kernel), digit_features(500)[:1], batch_size, 0.2), steps).ratio <= 1.5
 
 
