@@ -15,12 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
 from emc2dist import files
 from emc2dist.config import BUILT_IN, S3, Data
 from emc2dist.data.images import Images, open_images
+from emc2dist.data.ingest.pixels import png
 from emc2dist.errors import DataError
 from emc2dist.files import Place
 from emc2dist.run.folder import RunFolder
@@ -82,7 +81,7 @@ def ask(
     while count is None or answered < count:
         rng = np.random.default_rng([seed, before + answered, skipped])
         rows = rng.permutation(_of_labels(rng, labels) if labels is not None else _near_or_not(rng, images, features))
-        pictures = [_png(image) for image in images.get(rows)]
+        pictures = [png(image.permute(1, 2, 0).numpy()) for image in images.get(rows)]
         try:
             odd = answer(pictures) if answer is not None else _told_by(labels, rows)
         except EOFError:
@@ -153,12 +152,6 @@ def _told_by(labels: NDArray[np.int64] | None, rows: NDArray[np.int64]) -> int:
     assert labels is not None
     first, second, third = labels[rows]
     return 2 if first == second else 1 if first == third else 0
-
-
-def _png(image: Tensor) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG")
-    return file.getvalue()
 
 
 def _kept(place: Place, split: str) -> int:

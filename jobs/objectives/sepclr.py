@@ -7,7 +7,6 @@ none, the background. FOLDER/by-drawing: it is the alphabet that the character i
 digits scikit-learn's, either's training images in the training split and test images in the other.
 """
 
-import io
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from emc2dist.data.digits import DigitsImages
+from emc2dist.data.ingest.pixels import png
 from emc2dist.data.omniglot import SMALL, SmallOmniglotImages
 
 NO_DIGIT = 10
@@ -47,14 +47,8 @@ def write(folder: Path) -> None:
         pixels, digit, alphabet = pictures(split)
         for name, label in (("by-digit", digit), ("by-drawing", alphabet)):
             (folder / name).mkdir(parents=True, exist_ok=True)
-            image = pa.array([{"bytes": _png(one)} for one in pixels], pa.struct([("bytes", pa.binary())]))
+            image = pa.array([{"bytes": png(one)} for one in pixels], pa.struct([("bytes", pa.binary())]))
             pq.write_table(pa.table({"image": image, "label": label}), folder / name / f"{split}.parquet")
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 if __name__ == "__main__":

@@ -2220,6 +2220,14 @@ def test_a_first_line_for_spreadsheets_tells_the_separator_and_is_no_heading(run
         assert table(folder).label.tolist() == [0, 1, 0, 1]
 
 
+@pytest.mark.parametrize("first", ["", "sep=,\n"])
+def test_a_table_that_is_none_is_named(run, tmp_path, first):
+    told = f"{first}image,label\n0.png,{'a' * 2**18}\n".encode()  # longer than csv takes for a value
+    source = plant(tmp_path / "set", {"0.png": picture(), "labels.csv": told})
+    with pytest.raises(DataError, match=r"labels\.csv: no table of values \(field larger"):
+        run(source, "ingested")
+
+
 def test_classes_whose_names_list_others_are_said_with_numbers(run, tmp_path):
     said = "{} of 5 images are of classes whose names list others, as {!r}, and count as of these alone, not of those"
     for label, expected in (("b|a", 2), ("a, b", 2), ("a b", 2), ("a|c", 0)):

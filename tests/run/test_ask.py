@@ -19,9 +19,10 @@ from train.harness import Run, small_spec
 from emc2dist.config import Data
 from emc2dist.data.digits import DigitsImages
 from emc2dist.data.images import known_of_each, open_images
+from emc2dist.data.ingest.pixels import png
 from emc2dist.errors import DataError, SpecError
 from emc2dist.evaluate.triplets import triplet_accuracy
-from emc2dist.run.ask import _near_or_not, _png, ask, page
+from emc2dist.run.ask import _near_or_not, ask, page
 from emc2dist.train import checkpoint
 from emc2dist.train.loop import encoder_for, initial_encoder
 
@@ -136,7 +137,7 @@ def test_what_cannot_be_asked_about_is_refused(folder, tmp_path):
 
 @pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2], [0, 0, -1], [-1, -1, -1]])
 def test_labels_that_tell_no_odd_one_out_are_refused(folder, tmp_path, labels):
-    pictures = [{"bytes": _png(torch.full((3, 8, 8), 50 * n, dtype=torch.uint8))} for n in range(3)]
+    pictures = [{"bytes": png(np.full((8, 8, 3), 50 * n, np.uint8))} for n in range(3)]
     pq.write_table(pa.table({"image": pictures, "label": labels}), tmp_path / "train.parquet")
     with pytest.raises(DataError, match=r"no two images have one that a third has not|has a label"):
         ask(str(tmp_path), str(folder), None, count=1)

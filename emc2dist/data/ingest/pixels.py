@@ -114,7 +114,7 @@ class _Stl10Samples(Samples):
         split, number = self.images[k]
         file = Path(self.root, f"{split}_X.bin")
         pixels = np.frombuffer(read_range(file, number * _STL10_BYTES, _STL10_BYTES), np.uint8).reshape(_STL10_SHAPE)
-        return _png(pixels.transpose(2, 1, 0))  # each channel is stored column by column
+        return png(pixels.transpose(2, 1, 0))  # each channel is stored column by column
 
 
 class Cifar(Source):
@@ -187,10 +187,11 @@ class _CifarSamples(Samples):
         return self.paths[k]
 
     def read(self, k: int) -> bytes:
-        return _png(self.pixels[k].transpose(1, 2, 0))
+        return png(self.pixels[k].transpose(1, 2, 0))
 
 
-def _png(pixels: NDArray[np.uint8]) -> bytes:
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """An image [H, W, 3], or [H, W] of grey, as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "png")
     return buffer.getvalue()

@@ -13,7 +13,7 @@ LONGEST = 2**26
 """Bytes of a list of splits, or of JSON."""
 HELP = "move the file elsewhere to do without it"
 Row = list[str]
-_SEPARATOR = re.compile(r"\s*sep=(.)\r?\n", re.IGNORECASE)  # a first line for spreadsheets
+_SEPARATOR = re.compile(r"\s*sep=(\t|[^\s\"])\r?\n", re.IGNORECASE)  # a first line for spreadsheets
 
 
 class Unusable(Exception):
@@ -31,21 +31,19 @@ def rows_of(file: Path) -> Iterator[Row]:
         Unusable: it is JSON that tells no labels. DataError: it is no table.
     """
     text = pointers.text(file)
-    told = _SEPARATOR.match(text)
-    if told:
-        yield from csv.reader(text[told.end() :].splitlines(), delimiter=told[1], skipinitialspace=True)
-        return
     if file.suffix.lower() in (".jsonl", ".json"):
         yield from _objects(text) if file.suffix.lower() == ".jsonl" else _pairs(text)
         return
+    told = _SEPARATOR.match(text)
+    lines = text[told.end() if told else 0 :].splitlines()
     first = text.partition("\n")[0]
-    if file.suffix.lower() != ".csv" and "," not in first:
+    if not told and file.suffix.lower() != ".csv" and "," not in first:
         separator = "\t" if "\t" in first else None
-        yield from (line.split(separator) for line in text.splitlines())
+        yield from (line.split(separator) for line in lines)
         return
-    separator = max(",;\t", key=first.count)
+    separator = told[1] if told else max(",;\t", key=first.count)
     try:
-        yield from csv.reader(text.splitlines(), delimiter=separator, skipinitialspace=True)
+        yield from csv.reader(lines, delimiter=separator, skipinitialspace=True)
     except csv.Error as error:
         raise DataError(f"{file}: no table of values ({error}); correct it, or {HELP}") from error
 
