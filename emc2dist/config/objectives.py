@@ -3,12 +3,15 @@
 The formulas stand in `emc2dist.core.objectives`, a file each, with the same fields.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from typing_extensions import override
 
 from emc2dist.config.sections import Section
+
+if TYPE_CHECKING:
+    from emc2dist.config.spec import Spec
 
 Width = Annotated[float, Field(ge=1e-3, le=1e3)]
 
@@ -37,6 +40,10 @@ class Named(Section):
                 f"negatives: queue has a follower's keys, and objective: {self.name} gives gradients to keys of the "
                 "batch; give other negatives, or objective dcl, dclw, infonce or rgcl"
             )
+        return None
+
+    def misfit(self, spec: "Spec") -> str | None:
+        """Of an objective: why it does not go with what else the spec says, as `refusal` tells it; None: it does."""
         return None
 
 
@@ -200,6 +207,16 @@ class InputLabel(Named):
             )
         return super().refusal(negatives)
 
+    @override
+    def misfit(self, spec: "Spec") -> str | None:
+        width = len(self.vectors[0]) if self.vectors else 0
+        if self.vectors is None or width == spec.encoder.features:
+            return None
+        return (
+            f"encoder.features: {spec.encoder.features} is not the {width} numbers of a row of objective.vectors, to "
+            f"which features are compared; give encoder.features={width}"
+        )
+
 
 class MvDhel(Named):
     """One attraction of all pairs of a sample's views, and a repulsion within each view slot."""
@@ -266,6 +283,15 @@ class Rgcl(Named):
             )
         return self
 
+    @override
+    def misfit(self, spec: "Spec") -> str | None:
+        if spec.temperature_end is None:
+            return None
+        return (
+            f"temperature_end: {spec.temperature_end:g} is nobody's with objective: rgcl, whose anchors have "
+            "temperatures of their own that begin at temperature; leave it out"
+        )
+
 
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 
@@ -297,6 +323,15 @@ class SepClr(Named):
             )
         return super().refusal(negatives)
 
+    @override
+    def misfit(self, spec: "Spec") -> str | None:
+        if self.width < spec.encoder.features:
+            return None
+        return (
+            f"objective.width: {self.width} leaves no salient head of encoder.features: {spec.encoder.features}; give "
+            "less, say half"
+        )
+
 
 class Sirl(Named):
     """Triplets of a person's answers to which two of three images are alike (`emc2dist ask`)."""
@@ -313,6 +348,15 @@ class Sirl(Named):
                 "objective: sirl reads answers alone; give in_batch without draws"
             )
         return super().refusal(negatives)
+
+    @override
+    def misfit(self, spec: "Spec") -> str | None:
+        if spec.data.per_class == 3:
+            return None
+        return (
+            f"data.per_class: {spec.data.per_class} does not bring the three images of a query together, which "
+            "objective: sirl compares; give data.per_class=3"
+        )
 
 
 class SupCon(Named):

@@ -252,28 +252,9 @@ class Spec(Section):
                 "parameters of its own that get their gradient before the first; leave it out, or use "
                 "optimiser.accumulate"
             )
-        if self.objective.name == "input_label" and self.objective.vectors is not None:
-            width = len(self.objective.vectors[0]) if self.objective.vectors else 0
-            if width != self.encoder.features:
-                raise ValueError(
-                    f"encoder.features: {self.encoder.features} is not the {width} numbers of a row of "
-                    f"objective.vectors, to which features are compared; give encoder.features={width}"
-                )
-        if self.objective.name == "sepclr" and self.objective.width >= self.encoder.features:
-            raise ValueError(
-                f"objective.width: {self.objective.width} leaves no salient head of encoder.features: "
-                f"{self.encoder.features}; give less, say half"
-            )
-        if self.objective.name == "sirl" and self.data.per_class != 3:
-            raise ValueError(
-                f"data.per_class: {self.data.per_class} does not bring the three images of a query together, which "
-                "objective: sirl compares; give data.per_class=3"
-            )
-        if self.objective.name == "rgcl" and self.temperature_end is not None:
-            raise ValueError(
-                f"temperature_end: {self.temperature_end:g} is nobody's with objective: rgcl, whose anchors have "
-                "temperatures of their own that begin at temperature; leave it out"
-            )
+        misfit = self.objective.misfit(self)
+        if misfit is not None:
+            raise ValueError(misfit)
 
     def _refuse_batches_by_class(self, size: int) -> None:
         if self.micro_batch_size % size or self.micro_batch_size == size:
