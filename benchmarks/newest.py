@@ -71,8 +71,8 @@ class WithRows:
         if rows is None:
             return self.contrast(batch, recalls, encode)
         index, drawn = rows
-        sides = {SIDE: replace(batch.sides[SIDE], drawn=drawn.unsqueeze(0))}
-        return self.contrast(replace(batch, sides=sides, drawn=index), recalls, encode)
+        sides = {SIDE: replace(batch.sides[SIDE], drawn=drawn.unsqueeze(0), drawn_index=index)}
+        return self.contrast(replace(batch, sides=sides), recalls, encode)
 
     def foreseen(self, *of_a_step: Any) -> tuple[Tensor, Tensor]:
         """As the contrast."""

@@ -1,12 +1,12 @@
-"""What is each objective worth, with the negatives of its spec and with the batch's? Every spec of jobs/objectives.
+"""What is each objective worth, with the negatives of its spec, the batch's and chains? Every spec of jobs/objectives.
 
     python -m benchmarks.objectives --seeds 3 --jobs 2 --out objectives.jsonl    # the table of docs/objectives.md
     python -m benchmarks.objectives --out objectives.jsonl --table               # the means of what is there
 
-Each job, a spec with its own negatives or with `in_batch`, and one seed, is the production step (`emc2dist.train.step`
-over a store in its process) with one thread, for all epochs of the spec, and then every measure of `emc2dist evaluate`
-on the images that the spec asks about. A job that ends is printed and appended to --out; one that stands there is not
-run again, so what was cut off goes on. Needs no Ray.
+Each job, a spec with its own negatives, with `in_batch` or with chains, and one seed, is the production step
+(`emc2dist.train.step` over a store in its process) with one thread, for all epochs of the spec, and then every measure
+of `emc2dist evaluate` on the images that the spec asks about. A job that ends is printed and appended to --out; one
+that stands there is not run again, so what was cut off goes on. Needs no Ray.
 """
 
 import argparse
@@ -32,7 +32,16 @@ from emc2dist.train.measures import MOST_IN_PAIRS, Measures, all_measures
 from emc2dist.train.profile import alone
 
 SPECS = Path(__file__).resolve().parents[1] / "jobs" / "objectives"
-OWN, BATCH = "its own", "in_batch"
+OWN, BATCH, CHAIN = "its own", "in_batch", "chain"
+_FORMULA = {"isogclr": ["objective=rgcl"], "moco": ["objective=infonce", "encoder.momentum=0.99"]}  # of presets
+_CHAINS = {
+    "hydra": "{name: chain, restart: true, cache_proposals: 64, close: [label]}",
+    "isogclr": "{name: chain, rate: 0.8}",
+    "moco": "{name: chain, carried: cached}",
+    "nnclr": "chain",
+    "sepclr": "chain",
+    "supremix": "chain",
+}  # of specs whose own negatives are others, and whose formula no other spec has with chains
 CPU = torch.device("cpu")
 _SHOWN = (
     "recall_at_1", "knn_accuracy", "linear_probe_accuracy", "linear_probe_per_class", "linear_absolute_error",
@@ -42,16 +51,19 @@ _OF = ("representation", "feature", "common", "salient")  # the last two of what
 
 
 def specs(name: str, seed: int) -> Iterator[tuple[str, Spec]]:
-    """The spec of this name as it stands, and with the batch's negatives where that is another one."""
+    """The spec of this name as it stands, with the batch's negatives and with chains, where that is another one."""
     path = SPECS / f"{name}.yaml"
     own = load(path, [f"seed={seed}"])
     yield OWN, own
+    formula = _FORMULA.get(name, [])
     if own.negatives.name != BATCH:
         closed = f"[{', '.join(own.negatives.close)}]"
         try:
-            yield BATCH, load(path, [f"seed={seed}", f"negatives={{name: in_batch, close: {closed}}}"])
+            yield BATCH, load(path, [f"seed={seed}", *formula, f"negatives={{name: in_batch, close: {closed}}}"])
         except SpecError:  # it does not go with this objective
             return
+    if name in _CHAINS:
+        yield CHAIN, load(path, [f"seed={seed}", *formula, f"negatives={_CHAINS[name]}"])
 
 
 def train(spec: Spec, epochs: int) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """The gathered batch, as one worker sees it.
 
-A *side* is a kind of thing that one tower encodes: images are one side; queries and passages would be two. Anchors are
-laid out view by view: anchor v * b + i is view v of the worker's i-th sample.
+A *side* is a kind of thing that one tower encodes. Images are one side, `x`, and a sample's views are each other's
+positives. Pairs have two, `query` and `document`: what stands in one slot of both is a pair. A side consists of
+*entities*, numbered over the whole dataset, the queries first; an image is one. Anchors are laid out view by view:
+anchor v * b + i is view v of the worker's i-th sample.
 
 A *view's number* says which step drew it, and in which of the step's 2V slots: slots 0 to V - 1 are the batch's views,
 the others are drawn when a sample is encoded again. A view is a function of its sample and its number, so whoever
@@ -31,12 +33,27 @@ class Side:
     all: Tensor
     """[V, B, D], every worker's samples, with gradient; the worker's own lie in slots first .. first + b - 1."""
     drawn: Tensor | None = None
-    """[1, M, D], one view of each draw, without gradient, the same on every worker; None without draws."""
+    """[1, M, D], one view of each draw, the same on every worker; None without draws."""
+    drawn_index: Tensor | None = None
+    """int64 [M], the draws: entities of the side without repeats, some of which may be in the batch too."""
+    drawn_learn: bool = False
+    """Whether draws carry gradient."""
     keys: Tensor | None = None
     """[V, b, D], `own` as keys, where a follower encodes these, without gradient, and so `all` and `drawn`; None: one
     tower encodes all."""
     samples: Tensor | None = None
     """int64 [V, b], the samples whose features `own` are, where not the slots' own; they are no candidates."""
+    index: Tensor | None = None
+    """int64 [B], the entity in each slot of `all`; None: the batch's samples."""
+    host_index: Tensor | None = None
+    """`index` on the CPU."""
+    streams: Tensor | None = None
+    """int64 [A], one random stream per anchor; None: the batch's."""
+    entities: int | None = None
+    """How many the side has; None: as many as the dataset."""
+    proposes: bool = True
+    """Whether the slots are a uniform draw of the side's entities, and so candidates. The positives of judged pairs are
+    not: they come as often as they are judged."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +68,7 @@ class Batch:
     temperature: float | Tensor
     """> 0; a score is a cosine divided by it. Of all anchors, or [A] where each has its own."""
     samples: int
-    """N, samples in the dataset."""
+    """N, entities of the dataset, on all sides."""
     step: int = 0
     """Counted from 0."""
     streams: Tensor | None = None
@@ -60,8 +77,9 @@ class Batch:
     """Epochs before this step, a fraction; infinite where nothing is trained."""
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     """int64 [N] each, by name: what is known of every sample of the dataset, say its `label`; -1: nothing."""
-    drawn: Tensor | None = None
-    """int64 [M], the step's draws: samples of the dataset without repeats, some of which may be in the batch too."""
+    judged: Tensor | None = None
+    """int64 [R], ascending: a * N + c of all pairs of entities that are each other's positives, both ways round; None:
+    what stands in one slot is all."""
     host_index: Tensor | None = None
     """`index` on the CPU, where the host has it anyway; None: it has to ask a GPU."""
     pull: Tensor | None = None
@@ -75,14 +93,30 @@ class Batch:
     remembered: "CachedRows | None" = None
     """Cached rows that terms read; of an objective that wants some."""
 
-    @property
-    def index_on_host(self) -> Tensor:
-        """int64 [B], `index` on the CPU; waits for a GPU unless `host_index` is there."""
-        return self.index.cpu() if self.host_index is None else self.host_index
+    def index_of(self, side: str) -> Tensor:
+        """int64 [B], the entity in each slot of a side."""
+        index = self.sides[side].index
+        return self.index if index is None else index
+
+    def index_on_host(self, side: str) -> Tensor:
+        """int64 [B], the same on the CPU; waits for a GPU unless `host_index` is there."""
+        here = self.sides[side].host_index if self.sides[side].index is not None else self.host_index
+        return self.index_of(side).cpu() if here is None else here
+
+    def streams_of(self, side: str) -> Tensor | None:
+        """int64 [A], one random stream per anchor of a side; None where nothing is drawn."""
+        own = self.sides[side].streams
+        return self.streams if own is None else own
+
+    def others(self, side: str) -> int:
+        """How many entities of a side a denominator sums over, those that are closed included."""
+        entities = self.sides[side].entities
+        # An anchor's own is one of what a uniform draw without repeats brings; of draws with judged ones any may be.
+        return (self.samples if entities is None else entities) - self.sides[side].proposes
 
     def own_index(self, side: str) -> Tensor:
         """int64 [b], the worker's samples."""
-        return self.index[self.first : self.first + self.sides[side].own.shape[1]]
+        return self.index_of(side)[self.first : self.first + self.sides[side].own.shape[1]]
 
     def view_numbers(self, first: int, count: int) -> Tensor:
         """int64 [count, 1]: the numbers of this step's views in slots `first` and on."""
@@ -112,10 +146,20 @@ class Batch:
         gates = None if self.gates is None else self.gates.detach()
         return replace(self, sides={**self.sides, side: own}, gates=gates)
 
-    def is_own(self, side: str, index: Tensor) -> Tensor:
-        """bool [A, C]: samples int64 [A or 1, C] that are an anchor's own, or the one whose feature the anchor is."""
-        own, samples = self.anchor_index(side).unsqueeze(1), self.sides[side].samples
-        return index == own if samples is None else (index == own) | (index == samples.flatten().unsqueeze(1))
+    def is_own(self, anchors: str, keys: str, index: Tensor) -> Tensor:
+        """bool [A, C]: which of `keys`' entities int64 [A or 1, C] are no candidates of an anchor, being its own.
+
+        That is the one in its slot, any that is judged to be its positive, and the one whose feature the anchor is.
+        """
+        views, samples = len(self.sides[anchors].own), self.sides[anchors].samples
+        own = index == self.own_index(keys).repeat(views).unsqueeze(1)
+        if samples is not None:
+            own = own | (index == samples.flatten().unsqueeze(1))
+        if self.judged is None or anchors == keys:
+            return own
+        pairs = self.anchor_index(anchors).unsqueeze(1) * self.samples + index
+        place = torch.searchsorted(self.judged, pairs).clamp(max=len(self.judged) - 1)
+        return own | (self.judged[place] == pairs)
 
     def same(self, column: str, one: Tensor, other: Tensor) -> Tensor:
         """bool: whether samples int64 (broadcast) have one value in a column; -1 is nobody's."""

@@ -34,7 +34,7 @@ _BLOCKS = 20  # block means from which the autocorrelation time is read
 _DROPPED = 6  # of T steps the first of so many parts is dropped
 _LOOKED = 10  # of so many steps log Z is compared in one: that takes as long as a step
 _PER_PART = 4  # points of the curve while T grows by that factor
-_VIEWS, _VISIT, _DRAWS = 2, 3, 4  # labels of random streams
+_VIEWS, VISIT, _DRAWS = 2, 3, 4  # labels of random streams
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,8 @@ class FrozenRun:
         found = []
         for t in range(steps):
             index = run._visited(t)
-            run._recall(index)  # for its random numbers
             run.visited = run.batch(index, t)
+            run._recall(run.visited)  # for its random numbers
             found.append(run.exact_of_batch())
         return torch.stack(found[steps - _kept(steps) :]).mean(0)
 
@@ -211,18 +211,18 @@ class FrozenRun:
             views.append((numbers * self.features.shape[1] + samples).flatten())
             return features
 
-        outcome = self.contrast(batch, self._recall(index), encode)
+        outcome = self.contrast(batch, self._recall(batch), encode)
         if FEATURES in self.tables:  # as training counts them, each view once
             encoded = torch.tensor(float(len(torch.cat(views).unique()) if views else 0))
             outcome = replace(outcome, facts={**outcome.facts, "reencoded_images": encoded})
         if outcome.log_z and t % _LOOKED == 0:
             outcome = replace(outcome, facts={**outcome.facts, **self._log_z_errors(outcome)})
-        self._remember(outcome, index)
+        self._remember(outcome, batch)
         self._so_far += index.tolist()
         if FEATURES in self.tables:
-            drawn = batch.sides["x"].drawn
-            if batch.drawn is not None and drawn is not None:
-                fresh.append((batch.drawn, drawn[0]))
+            side = batch.sides["x"]
+            if side.drawn_index is not None and side.drawn is not None:
+                fresh.append((side.drawn_index, side.drawn[0]))
             for samples, features in fresh:
                 self._cache(samples, features, t, self.views)
             self._cache(index, batch.sides["x"].all[-1], t, self.views - 1)
@@ -254,14 +254,14 @@ class FrozenRun:
         samples = self.features.shape[1]
         last = first + (len(index) if own is None else own)
         slots = torch.arange(self.views).unsqueeze(1)
-        streams = fork(self.seed, _VISIT, step, index[first:last], slots).flatten()
+        streams = fork(self.seed, VISIT, step, index[first:last], slots).flatten()
         numbers = view_number(step, slots, self.views).expand(-1, len(index))
         every = self._taken(self._stored(index, numbers), index)
         anchors = every
         if self.anchors == "fixed":
             anchors = self._taken(slots.clamp(max=len(self.features) - 1), index)
         drawn, features = self._draw(step)
-        side = Side(own=anchors[:, first:last], all=every, drawn=features)
+        side = Side(own=anchors[:, first:last], all=every, drawn=features, drawn_index=drawn)
         if self.contrast.follows:
             side = replace(side, all=every.detach(), keys=side.own.detach())
         return Batch(
@@ -273,7 +273,6 @@ class FrozenRun:
             step,
             streams,
             columns=self.columns,
-            drawn=drawn,
             learnt=self.learnt,
         )
 
@@ -297,11 +296,17 @@ class FrozenRun:
         view = self._stored(drawn, torch.full_like(drawn, step * 2 * self.views + self.views))
         return drawn, self._taken(view, drawn).detach().unsqueeze(0)
 
-    def _recall(self, index: Tensor) -> dict[str, Recall]:
+    def _side_of(self, table: str) -> str:
+        """The side of the anchors whose columns a table has."""
+        sides = {what.name: what.anchors for what in self.contrast.denominators}
+        return sides.get(table, self.contrast.denominators[0].anchors)
+
+    def _recall(self, batch: Batch) -> dict[str, Recall]:
         estimator, support = self.contrast.estimator, self.contrast.objective.support
         recalls = {what.name: Recall({}) for what in self.contrast.denominators}
         for table, columns in self.tables.items():
             if table != FEATURES:
+                index = batch.index_of(self._side_of(table))
                 mine = {name: values[index].transpose(0, 1).flatten(0, 1) for name, values in columns.items()}
                 recalls[table] = Recall(mine)
         if FEATURES not in self.tables:
@@ -309,15 +314,15 @@ class FrozenRun:
         for what in self.contrast.denominators:
             own = recalls[what.name]
             carried = self._rows(own.columns["state"]) if "state" in own.columns else None
-            rows = self._newest() if estimator.newest else self._uniform(estimator.cache_proposals)
+            rows = self._newest() if estimator.newest else self._uniform(estimator.cache_proposals, what.keys)
             recalls[what.name] = own._replace(carried=carried, proposed=self._rows(rows))
         if support:
             remembered = recalls.get(OBJECTIVE, Recall({}))
             recalls[OBJECTIVE] = remembered._replace(proposed=self._rows(self._uniform(support)))
         return recalls
 
-    def _uniform(self, count: int) -> Tensor:
-        """int64 [K]: so many samples, at most all, drawn anew."""
+    def _uniform(self, count: int, side: str = "x") -> Tensor:
+        """int64 [K]: so many entities of a side, at most all, drawn anew."""
         return torch.randperm(self.features.shape[1], generator=self._generator)[:count]
 
     def _newest(self) -> Tensor:
@@ -328,10 +333,11 @@ class FrozenRun:
     def _rows(self, index: Tensor) -> CachedRows:
         return CachedRows(index, **{name: values[index] for name, values in self.tables[FEATURES].items()})
 
-    def _remember(self, outcome: Outcome, index: Tensor) -> None:
+    def _remember(self, outcome: Outcome, batch: Batch) -> None:
         for table, columns in outcome.remember.items():
             if table == OBJECTIVE:
                 continue
+            index = batch.index_of(self._side_of(table))
             for name, values in columns.items():
                 column = self.tables[table][name]
                 column[index] = values.detach().unflatten(0, (-1, len(index))).transpose(0, 1).to(column.dtype)

@@ -106,8 +106,8 @@ class Contrast:
             facts |= visit.facts
             ages |= visit.ages
         what, estimate = self.denominators[0], next(iter(estimates.values()))
-        if batch.drawn is not None:
-            facts["drawn_weight_ratio"] = drawn_weight(batch, estimate)
+        if batch.sides[what.keys].drawn_index is not None:
+            facts["drawn_weight_ratio"] = drawn_weight(what, batch, estimate)
         facts |= _false_negatives(what, batch, estimate) | self.objective.facts(batch)
         facts["loss"] = loss_estimate(what, batch, _over_all_views(what, batch, estimate))
         remember = {name: visit.remember for name, visit in visits.items() if visit.remember}
@@ -147,17 +147,18 @@ def columns_for(spec: Spec) -> dict[str, str]:
 
 
 def _false_negatives(what: Denominator, batch: Batch, estimate: Estimate) -> dict[str, Fact]:
-    """How many of the batch's candidates are closed, and what those with the anchor's label weigh, where labels are."""
+    """How many of the candidates are closed, and what those with the anchor's label weigh, where labels are."""
     closed, weights, facts = estimate.closed, estimate.weights, dict[str, Fact]()
     anchor = batch.anchor_index(what.anchors).unsqueeze(1)
-    others = ~batch.is_own(what.anchors, batch.index.unsqueeze(0))
+    _, index = what.judged_by(batch)
+    others = ~batch.is_own(what.anchors, what.keys, index.unsqueeze(0))
     if what.closing:
         facts["closed_ratio"] = closed.sum(), others.sum()
         facts["closed_anchors_ratio"] = (weights.sum(1) == 0).double().mean()
     if "label" in batch.columns:
         facts["same_label_weight_ratio"] = (weights * batch.same("label", anchor, estimate.index)).sum(), weights.sum()
         if what.closing:
-            same = others & batch.same("label", anchor, batch.index)
+            same = others & batch.same("label", anchor, index)
             facts["same_label_closed_ratio"] = (closed & same).sum(), same.sum()
     return facts
 
@@ -169,12 +170,12 @@ def _over_all_views(what: Denominator, batch: Batch, estimate: Estimate) -> Esti
     return estimate if what == plain else in_batch(plain, batch)
 
 
-def drawn_weight(batch: Batch, estimate: Estimate) -> Fact:
+def drawn_weight(what: Denominator, batch: Batch, estimate: Estimate) -> Fact:
     """The weight on draws, and the whole weight."""
-    assert batch.drawn is not None
-    first, last = len(batch.index), len(batch.index) + len(batch.drawn)
+    drawn = batch.sides[what.keys].drawn_index
+    assert drawn is not None
     weights = estimate.weights.double()
-    return weights[:, first:last].sum(), weights.sum()
+    return weights[:, len(batch.index) : len(batch.index) + len(drawn)].sum(), weights.sum()
 
 
 def loss_estimate(what: Denominator, batch: Batch, estimate: Estimate) -> Tensor:
@@ -182,11 +183,13 @@ def loss_estimate(what: Denominator, batch: Batch, estimate: Estimate) -> Tensor
 
     mean_a [ -s(a, a+) + log((N - 1) / |batch|) + logsumexp_batch ]: biased low by Jensen's inequality, the less the
     larger the batch; the same for every objective, so that runs can be compared. What is closed counts as a candidate
-    of weight 0, and an anchor that has no other counts as `Estimate.mean_log_z` has it.
+    of weight 0, and an anchor that has no other counts as `Estimate.mean_log_z` has it. Where the batch's samples are
+    no candidates the draws stand for them.
     """
-    scores = estimate.scores.detach()[:, : len(batch.index)]
+    columns, _ = what.judged_by(batch)
+    scores = estimate.scores.detach()[:, columns]
     is_open = scores > -torch.inf
     count = (is_open | estimate.closed).sum(1)
-    scale = torch.log((batch.samples - 1) / count.clamp(min=1).to(scores.dtype))
+    scale = torch.log(batch.others(what.keys) / count.clamp(min=1).to(scores.dtype))
     log_z = torch.where(is_open.any(1), scale + scores.logsumexp(1), 0)
     return (log_z - positive_scores(batch, what.anchors, what.keys).detach()).mean()

@@ -77,10 +77,11 @@ class Denominator:
         Such a view gets the share `batch.pull` of its gradient, on the worker that encoded it.
         """
         keys = batch.sides[self.keys].all
+        index = batch.index_of(self.keys)
         if batch.pull is None:
-            return self._scores(batch, keys, batch.index, _with_all, OPEN)
-        to_key = self._scores(batch.standing(self.anchors), keys, batch.index, _with_all, OPEN)
-        to_anchor = self._scores(batch, keys.detach(), batch.index, _with_all, OPEN)
+            return self._scores(batch, keys, index, _with_all, OPEN)
+        to_key = self._scores(batch.standing(self.anchors), keys, index, _with_all, OPEN)
+        to_anchor = self._scores(batch, keys.detach(), index, _with_all, OPEN)
         return to_anchor + batch.pull.view(1, -1, 1) * (to_key - to_key.detach())
 
     def _scores(self, batch: Batch, keys: Tensor, index: Tensor, dot: Dot, closing: Closing | None = None) -> Tensor:
@@ -93,17 +94,23 @@ class Denominator:
         return scores.masked_fill(dot(own, keys).detach() > highest.unsqueeze(1), -torch.inf)
 
     def candidates(self, batch: Batch) -> "Candidates":
-        """The batch's samples and then its draws; of a draw that is in the batch, too, the column holds -inf."""
-        side = batch.sides[self.keys]
-        scores = self.scores(batch, side.all, batch.index)
-        mutual = torch.full_like(batch.index, side.keys is not None, dtype=torch.bool)
-        count = torch.full((), len(batch.index) - 1, dtype=scores.dtype, device=scores.device)
-        if batch.drawn is None or side.drawn is None:
-            return Candidates(scores, batch.index, mutual, count)
-        _, here = locate(batch.drawn, batch.index)
-        drawn = self.scores(batch, side.drawn, batch.drawn).masked_fill(here, -torch.inf)
-        one_sided = torch.cat([mutual, torch.full_like(here, not self.constant)])
-        index = torch.cat([batch.index, batch.drawn])
+        """The batch's samples and then its draws; of a draw that is in the batch, too, the column holds -inf.
+
+        So do all of the batch's where they are no candidates (`Side.proposes`).
+        """
+        side, index = batch.sides[self.keys], batch.index_of(self.keys)
+        scores = self.scores(batch, side.all, index)
+        mutual = torch.full_like(index, side.keys is not None, dtype=torch.bool)
+        count = torch.full((), len(index) - 1, dtype=scores.dtype, device=scores.device)
+        if not side.proposes:
+            scores, count = torch.full_like(scores, -torch.inf), torch.zeros_like(count)
+        if side.drawn is None or side.drawn_index is None:
+            return Candidates(scores, index, mutual, count)
+        _, here = locate(side.drawn_index, index)
+        here = here & side.proposes
+        drawn = self.scores(batch, side.drawn, side.drawn_index).masked_fill(here, -torch.inf)
+        one_sided = torch.cat([mutual, torch.full_like(here, not (self.constant or side.drawn_learn))])
+        index = torch.cat([index, side.drawn_index])
         return Candidates(torch.cat([scores, drawn], 1), index, one_sided, count + (~here).sum())
 
     def score_each(self, batch: Batch, keys: Tensor, index: Tensor) -> Tensor:
@@ -117,10 +124,18 @@ class Denominator:
         scores = over_views(self.view_scores(batch, keys.expand(batch.views, -1, -1), index))
         return self._weighed(batch, scores.unsqueeze(1), index.unsqueeze(1)).squeeze(1)
 
+    def judged_by(self, batch: Batch) -> tuple[slice, Tensor]:
+        """The columns of `candidates` that are a uniform draw, the batch's or else the draws', and their entities."""
+        side, index = batch.sides[self.keys], batch.index_of(self.keys)
+        if side.proposes or side.drawn_index is None:
+            return slice(len(index)), index
+        return slice(len(index), len(index) + len(side.drawn_index)), side.drawn_index
+
     def closed(self, batch: Batch, scores: Tensor) -> Tensor:
-        """bool [A, B]: which of the gathered batch's candidates are closed, by the scores of all [A, P]."""
-        none = scores[:, : len(batch.index)] == -torch.inf
-        return none & ~batch.is_own(self.anchors, batch.index.unsqueeze(0))
+        """bool [A, n]: which of `judged_by` are closed, by the scores of all candidates [A, P]."""
+        columns, index = self.judged_by(batch)
+        none = scores[:, columns] == -torch.inf
+        return none & ~batch.is_own(self.anchors, self.keys, index.unsqueeze(0))
 
     def view_scores(self, batch: Batch, keys: Tensor, index: Tensor) -> Tensor:
         """[V, A]: each anchor against the views [V, A, D] of its own candidate [A]; -inf where it has no part."""
@@ -140,7 +155,7 @@ class Denominator:
 
     def _weighed(self, batch: Batch, scores: Tensor, index: Tensor) -> Tensor:
         anchor = batch.anchor_index(self.anchors).unsqueeze(1)
-        closed = batch.is_own(self.anchors, index) | self.closing.closes(batch, anchor, index)
+        closed = batch.is_own(self.anchors, self.keys, index) | self.closing.closes(batch, anchor, index)
         scores = scores.masked_fill(closed, -torch.inf)
         return scores if self.log_weight is None else scores + self.log_weight(batch, anchor, index)
 
@@ -189,7 +204,8 @@ class Estimate:
     one_sided: Tensor
     """bool [A or 1, C]: the candidate's feature carries no gradient, and should."""
     closed: Tensor
-    """bool [A, B]: which of the gathered batch's candidates are closed (`emc2dist.core.closing`)."""
+    """bool [A, n]: which of the gathered batch's candidates are closed (`emc2dist.core.closing`); of the draws where
+    those of the batch are none."""
     values: Values | None = None
     """The denominator's."""
     remembered: Tensor | None = None

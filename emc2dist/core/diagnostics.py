@@ -78,5 +78,5 @@ def cached_log_z(what: Denominator, batch: Batch, rows: CachedRows) -> Tensor:
     """
     keys = rows.feature.to(batch.anchors(what.anchors).dtype).unsqueeze(0)
     scores = what.scores(batch, keys, rows.index).masked_fill(~rows.present, -torch.inf)
-    others = rows.present & (rows.index != batch.anchor_index(what.anchors).unsqueeze(1))
-    return scores.logsumexp(1) + math.log(batch.samples - 1) - others.sum(1).to(scores.dtype).log()
+    others = rows.present & ~batch.is_own(what.anchors, what.keys, rows.index.unsqueeze(0))
+    return scores.logsumexp(1) + math.log(batch.others(what.keys)) - others.sum(1).to(scores.dtype).log()

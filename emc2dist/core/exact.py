@@ -87,6 +87,64 @@ def exact_loss(
     return torch.stack(losses).sum()
 
 
+def judged_pairs(pairs: Tensor, queries: int, entities: int) -> Tensor | None:
+    """What `Batch.judged` is of pairs int64 [R, 2], of a query and a document by rows of their sides; None where every
+    query has a document to itself.
+
+    Args:
+        pairs: each once.
+        queries: Q, entities of the first side.
+        entities: N, those of both.
+    """
+    if len(pairs) == queries == entities - queries and all(len(column.unique()) == queries for column in pairs.T):
+        return None
+    query, document = pairs[:, 0], pairs[:, 1] + queries
+    return torch.cat([query * entities + document, document * entities + query]).sort().values
+
+
+def exact_loss_of_pairs(
+    objective: Objective,
+    queries: Tensor,
+    documents: Tensor,
+    pairs: Tensor,
+    temperature: float,
+    closing: Closing = OPEN,
+    columns: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """The loss over a whole set of pairs; differentiable. The mean over queries, of each over its documents.
+
+    Args:
+        objective: with directions, forward alone where documents are judged.
+        queries: [Q, D], of unit length.
+        documents: [C, D], the same.
+        pairs: int64 [R, 2], a query and a document that is its positive; every query has one at least.
+        temperature: > 0.
+        closing: which candidates are closed.
+        columns: int64 [Q + C] each, what is known of the entities.
+    """
+    entities = len(queries) + len(documents)
+    judged = judged_pairs(pairs, len(queries), entities)
+    index = torch.arange(entities, device=queries.device).split([len(queries), len(documents)])
+    denominators = [replace(what, closing=closing) for what in objective.denominators]
+    number = torch.bincount(pairs[:, 0], minlength=len(queries))[pairs[:, 0]]
+    losses = []
+    for count in number.unique().tolist():  # of queries with as many documents each pair counts as much
+        mine = pairs[number == count]
+        every = {"query": (queries, index[0], mine[:, 0]), "document": (documents, index[1], mine[:, 1])}
+        sides = {
+            # All entities stand as draws, for a pair's own may be in any slot, or in several.
+            name: Side(
+                of_all[rows].unsqueeze(0), of_all[rows].unsqueeze(0), of_all.unsqueeze(0), there, drawn_learn=True,
+                index=there[rows], entities=len(there), proposes=False,
+            )
+            for name, (of_all, there, rows) in every.items()
+        }  # fmt: skip
+        batch = Batch(mine[:, 0], 0, sides, temperature, entities, columns=columns or {}, judged=judged)
+        estimates = {what.name: in_batch(what, batch) for what in denominators}
+        losses.append(_sum(objective, batch, estimates) * (len(mine) / count / len(queries)))
+    return torch.stack(losses).sum()
+
+
 def _block_loss(
     objective: Objective,
     anchors: Tensor,
@@ -157,9 +215,7 @@ def over_all(what: Denominator, batch: Batch, features: Tensor) -> Estimate:
     others = torch.ones(batch.samples, dtype=torch.bool, device=batch.index.device).index_fill(0, batch.index, False)
     index = torch.cat([batch.index, others.nonzero().squeeze(1)])
     side = Side(own=batch.sides[what.keys].own, all=features[:, index])
-    return _of_stored(
-        what, replace(batch, index=index, sides={**batch.sides, what.keys: side}, drawn=None, host_index=None)
-    )
+    return _of_stored(what, replace(batch, index=index, sides={**batch.sides, what.keys: side}, host_index=None))
 
 
 def _sum(objective: Objective, batch: Batch, estimates: dict[str, Estimate]) -> Tensor:

@@ -342,14 +342,15 @@ class Trainer:
     def _gathered(self, step: int, features: Tensor, keys: Tensor | None, drawn: Tensor | None) -> Batch:
         """The batch of all ranks' features, or of a follower's [V, b, D], and of all their draws [M / W, D]."""
         side = Side(features, collectives.gather_features(features if keys is None else keys), keys=keys)
-        if drawn is not None:
-            side = replace(side, drawn=collectives.gather_rows(drawn).unsqueeze(0))
         on_host = torch.from_numpy(self._order.batch(step))
         own = torch.from_numpy(self._share(self._order, step))
         numbers = [on_host, self._streams(_VISIT, step, own).flatten()]
         if self._draws is not None:
             numbers.append(torch.from_numpy(self._draws.batch(step)))
         index, streams, *drawn_index = to_device(numbers, self.device)
+        if drawn is not None:
+            drawn = collectives.gather_rows(drawn).unsqueeze(0)
+            side = replace(side, drawn=drawn, drawn_index=drawn_index[0])
         return Batch(
             index,
             first=self._rank * features.shape[1],
@@ -360,7 +361,6 @@ class Trainer:
             streams=streams,
             epoch=step / self._order.steps_per_epoch,
             columns=self._columns,
-            drawn=drawn_index[0] if drawn_index else None,
             host_index=on_host,
             learnt=getattr(collectives.unwrapped(self.model), "learnt", None),
         )

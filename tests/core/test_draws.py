@@ -21,8 +21,8 @@ DRAWS = "negatives.draws=32"
 
 def drawing(z, index, drawn, pull=None):
     """A batch of samples `index` of `z` [V, N, D], and `drawn` of its samples by their first view."""
-    side = Side(z[:, index], z[:, index], z[:1, drawn].detach())
-    return Batch(index, 0, {"x": side}, 0.2, z.shape[1], drawn=drawn, pull=pull)
+    side = Side(z[:, index], z[:, index], z[:1, drawn].detach(), drawn)
+    return Batch(index, 0, {"x": side}, 0.2, z.shape[1], pull=pull)
 
 
 def test_draws_are_candidates_as_the_batch_is_but_not_twice():
@@ -56,8 +56,9 @@ def test_no_sample_is_a_candidate_twice_of_a_chain_with_draws():
         for a, anchor in enumerate(index.repeat(2).tolist()):
             there = visit.estimate.index[a][visit.estimate.scores[a] > -INF].tolist()
             carried = {recall.columns["state"][a].item()} if recall.columns["visited"][a] else set()
-            among_draws += bool(carried & set(batch.drawn.tolist()))
-            assert sorted(there) == sorted({*index.tolist(), *batch.drawn.tolist(), *carried} - {anchor})
+            drawn = set(batch.sides["x"].drawn_index.tolist())
+            among_draws += bool(carried & drawn)
+            assert sorted(there) == sorted({*index.tolist(), *drawn, *carried} - {anchor})
     assert among_draws > 20
 
 

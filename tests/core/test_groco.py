@@ -107,8 +107,8 @@ def test_a_chain_supplies_the_batch_what_it_carries_and_its_cached_rows_each_onc
         for a, anchor in enumerate(batch.anchor_index("x").tolist()):
             there = estimate.index[a][estimate.scores[a] > -INF].tolist()
             carried = {estimate.index[a, 9].item()} if estimate.scores[a, 9] > -INF else set()
-            carried_outside += bool(carried - {*batch.index.tolist(), *batch.drawn.tolist(), *rows})
-            others = {*batch.index.tolist(), *batch.drawn.tolist(), *carried, *rows} - {anchor}
+            carried_outside += bool(carried - {*batch.index.tolist(), *batch.sides["x"].drawn_index.tolist(), *rows})
+            others = {*batch.index.tolist(), *batch.sides["x"].drawn_index.tolist(), *carried, *rows} - {anchor}
             assert sorted(there) == sorted(others)
     assert carried_outside > 20
 

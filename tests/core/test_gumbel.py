@@ -51,7 +51,7 @@ def test_the_pool_is_every_sample_once_and_the_drawn_view_is_the_cached_one(draw
     ((samples, numbers),) = asked
     stood = rows.feature[[rows.index.tolist().index(sample) for sample in samples.tolist()]]
     torch.testing.assert_close(run.encode("x", samples, numbers)[0].detach(), stood)
-    estimate, ours = found.estimate, {*index.tolist(), *(batch.drawn.tolist() if draws else [])}
+    estimate, ours = found.estimate, {*index.tolist(), *(batch.sides["x"].drawn_index.tolist() if draws else [])}
     assert not ours & set(samples.tolist())
     torch.testing.assert_close(estimate.weights.sum(1), torch.ones(8, dtype=torch.float64))
     what = Denominator()

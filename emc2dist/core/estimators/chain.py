@@ -162,7 +162,7 @@ class Chain(Estimator):
             carried.score,
             kernel=self.kernel,
             burn_in_fraction=0.5 if self.burn_in_fraction is None else self.burn_in_fraction,
-            streams=batch.streams,
+            streams=pool.streams,
         )
         ages = _ages(batch, recall)
         facts |= _facts(visit) | {f"{name}_steps": _known(age) for name, age in ages.items()}
@@ -261,11 +261,12 @@ class _Pool:
         self, what: Denominator, batch: Batch, recall: Recall, encode: Encode, complete: bool, at_once: int = 1
     ) -> None:
         """Begin; `complete`: a carried view stays though its sample be in the batch; `at_once`: views encoded again."""
-        assert batch.streams is not None, "a chain draws"
+        streams = batch.streams_of(what.anchors)
+        assert streams is not None, "a chain draws"
         self._what, self._batch, self._encode = what, batch, encode
         self._keys = batch.sides[what.keys].all
         self._scores, self._index, self._one_sided, self._count = what.candidates(batch)
-        self.streams = batch.streams
+        self.streams = streams
         self.complete, self._at_once = complete, at_once
         self.recall = recall.on_host
         """What was recalled, on the CPU."""
@@ -278,7 +279,8 @@ class _Pool:
 
     def find(self, samples: Tensor) -> tuple[Carried, Tensor]:
         """One sample per anchor [A], given on the CPU, as it is in the batch; and where it is, bool [A] on the CPU."""
-        slot, where = locate(samples, self._batch.index_on_host)
+        slot, where = locate(samples, self._batch.index_on_host(self._what.keys))
+        where = where & self._batch.sides[self._what.keys].proposes  # else it has no column there
         samples, slot, here = to_device((samples, slot, where), self._scores.device)
         score = self._scores.gather(1, slot.unsqueeze(1)).squeeze(1)
         view = self._batch_view(slot, _CARRIED_VIEW)
@@ -355,7 +357,8 @@ class _Pool:
     def _batch_view(self, slot: Tensor, lane: int) -> Tensor:
         """int64 [A]: a view drawn of the batch's sample in slot int64 [A]."""
         numbers = self._batch.view_numbers(0, self._batch.views)
-        return self._drawn_view(self._keys.detach()[:, slot], self._batch.index[slot], numbers, lane)
+        index = self._batch.index_of(self._what.keys)
+        return self._drawn_view(self._keys.detach()[:, slot], index[slot], numbers, lane)
 
     def _drawn_view(self, keys: Tensor, samples: Tensor, numbers: Tensor, lane: int) -> Tensor:
         """int64 [A]: one view of each anchor's candidate [A], numbered [R, A or 1], by its share of the weight."""
@@ -380,7 +383,7 @@ class _Pool:
         stale = (~carried.fresh | followed).unsqueeze(1) & (not self._what.constant)
         one_sided = torch.cat([self._one_sided.expand_as(proposals), stale], 1)
         log_mean = self.log_mean() if log_mean is None else log_mean
-        others = self._batch.samples - 1
+        others = self._batch.others(self._what.keys)
         log_z = math.log(others) + log_mean
         closed = self._what.closed(self._batch, self._scores.detach())
         return Estimate(log_z, scores, weights, index, one_sided, closed, count=others)

@@ -67,13 +67,14 @@ class Gumbel(Estimator):
 
     @override
     def estimate(self, what: Denominator, batch: Batch, recall: Recall, encode: Encode) -> Visit:
-        assert batch.streams is not None, "rows are drawn"
+        streams = batch.streams_of(what.anchors)
+        assert streams is not None, "rows are drawn"
         rows = recall.proposed
         assert rows is not None
         fresh = what.candidates(batch)
         with torch.no_grad():
             cached = rows_as_candidates(what, batch, rows, fresh)
-            row = drawn_row(cached.scores, batch.streams)
+            row = drawn_row(cached.scores, streams)
             log_total = torch.cat([fresh.scores, cached.scores], 1).logsumexp(1)
             stale, there = cached.scores.gather(1, row).squeeze(1), cached.scores.amax(1) > -torch.inf
             weights = torch.cat([fresh.scores, cached.scores.logsumexp(1, keepdim=True)], 1) - log_total.unsqueeze(1)
@@ -85,7 +86,7 @@ class Gumbel(Estimator):
         scores = torch.cat([fresh.scores, score.unsqueeze(1)], 1)
         # Where all are closed the share is NaN; and what is closed after all, by a fresh feature, has none.
         weights = weights.exp().masked_fill(scores.detach() == -torch.inf, 0)
-        others, number = batch.samples - 1, fresh.number + cached.number
+        others, number = batch.others(what.keys), fresh.number + cached.number
         value = log_total - number.log() + math.log(others)
         index = torch.cat([fresh.samples.expand(len(row), -1), rows.index[row].unsqueeze(1)], 1)
         alone = (self.carried == "cached" or batch.sides[what.keys].keys is not None) and not what.constant

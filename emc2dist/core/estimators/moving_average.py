@@ -36,7 +36,7 @@ class MovingAverage(Estimator):
         scores, index, one_sided, count = what.candidates(batch)
         visited = recall.columns["visited"]
         log_mean, weights = averaged(scores, count.log(), recall.columns["log_mean"], visited, self.rate)
-        others = batch.samples - 1
+        others = batch.others(what.keys)
         value = math.log(others) + log_mean
         closed = what.closed(batch, scores.detach())
         estimate = Estimate(value, scores, weights, index.unsqueeze(0), one_sided.unsqueeze(0), closed, count=others)

@@ -1,7 +1,8 @@
 """What an objective is: the denominators that it declares, and its terms, given their estimates."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol
+from dataclasses import replace
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,21 @@ from emc2dist.core.columns import Column
 from emc2dist.core.denominator import Denominator, Estimate
 from emc2dist.core.estimators.base import Fact, Recall
 
+Directions = Literal["forward", "both"]
+"""Of a loss over pairs: denominators of each query over the documents, or of each document over the queries, too."""
+
 OBJECTIVE = "objective"
 """The table of what an objective itself remembers; all other tables by anchor are its denominators'."""
+
+
+def directed(what: Denominator, directions: Directions | None) -> Sequence[Denominator]:
+    """The denominator over the sides of pairs, once for each direction; None: over the one side that there is."""
+    if directions is None:
+        return (what,)
+    forward = replace(what, anchors="query", keys="document")
+    if directions == "forward":
+        return (forward,)
+    return forward, replace(what, name="backward", anchors="document", keys="query")
 
 
 class Objective(Protocol):

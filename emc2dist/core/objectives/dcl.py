@@ -1,18 +1,19 @@
 """DCL, decoupled contrastive learning (Yeh et al., ECCV 2022): l = -s(a, a+) + log Z(a).
 
 The positive is not in the denominator. With `negatives: chain` it is EMC^2, with `moving_average` SogCLR. With more
-than two views s(a, a+) is the mean over the sample's other views.
+than two views s(a, a+) is the mean over the sample's other views. Over pairs it is the mean over their directions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
 from emc2dist.core.batch import Batch
 from emc2dist.core.denominator import Denominator, Estimate
-from emc2dist.core.objectives.base import Objective
+from emc2dist.core.objectives.base import Directions, Objective, directed
 from emc2dist.core.scores import positive_scores
 
 
@@ -20,11 +21,16 @@ from emc2dist.core.scores import positive_scores
 class Dcl(Objective):
     """The global contrastive loss, where its denominator runs over the whole dataset."""
 
-    denominators = (Denominator(),)
+    directions: Directions | None = None
+    """Of pairs; None: there is one side."""
+
+    @property
+    @override
+    def denominators(self) -> Sequence[Denominator]:
+        return directed(Denominator(), self.directions)
 
     @override
     def terms(self, batch: Batch, estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
-        return {
-            "attraction": -positive_scores(batch, "x", "x").mean(),
-            "repulsion": estimates["negatives"].mean_log_z,
-        }
+        positive = torch.stack([positive_scores(batch, what.anchors, what.keys) for what in self.denominators])
+        log_z = torch.stack([estimates[what.name].mean_log_z for what in self.denominators])
+        return {"attraction": -positive.mean(), "repulsion": log_z.mean()}

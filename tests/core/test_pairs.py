@@ -1,0 +1,175 @@
+"""Two sides: queries and documents, as pairs or judged, against explicit loops and by the estimators that train."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from emc2dist.core.certify import certify
+from emc2dist.core.certify_pairs import FrozenPairs
+from emc2dist.core.closing import Closing
+from emc2dist.core.contrast import Contrast
+from emc2dist.core.estimators import ESTIMATORS
+from emc2dist.core.exact import exact_loss_of_pairs, judged_pairs
+from emc2dist.core.objectives import Dcl, InfoNce
+
+TEMPERATURE, STEPS = 0.3, 500
+
+
+def unit(*shape, seed=0):
+    return normalize(torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def bijection(count):
+    return torch.arange(count).unsqueeze(1).expand(-1, 2)
+
+
+def judged(queries, documents, seed=0):
+    """Pairs of which some documents have many, most one or none (Zipf), and some queries two."""
+    generator = torch.Generator().manual_seed(seed)
+    popular = 1 / torch.arange(1.0, documents + 1)
+    first = torch.multinomial(popular, queries, replacement=True, generator=generator)
+    second = torch.multinomial(popular, queries, replacement=True, generator=generator)
+    pairs = [(query, int(first[query])) for query in range(queries)]
+    pairs += [(query, int(second[query])) for query in range(0, queries, 3) if second[query] != first[query]]
+    return torch.tensor(pairs)
+
+
+def by_loops(queries, documents, pairs, kind, directions):
+    """The mean over queries, and over each one's documents, of -s + log sum over the documents that are not judged."""
+    of_query, of_document = {}, {}
+    for query, document in pairs.tolist():
+        of_query.setdefault(query, set()).add(document)
+        of_document.setdefault(document, set()).add(query)
+    total = 0.0
+    for query, document in pairs.tolist():
+        score = torch.dot(queries[query], documents[document]) / TEMPERATURE
+        ways = [
+            sum(
+                torch.exp(torch.dot(queries[query], documents[other]) / TEMPERATURE)
+                for other in range(len(documents))
+                if other not in of_query[query]
+            )
+        ]
+        if directions == "both":
+            ways.append(
+                sum(
+                    torch.exp(torch.dot(documents[document], queries[other]) / TEMPERATURE)
+                    for other in range(len(queries))
+                    if other not in of_document[document]
+                )
+            )
+        for z in ways:
+            log_sum = torch.log(torch.exp(score) + z) if kind is InfoNce else torch.log(z)
+            total = total + (log_sum - score) / len(ways) / len(of_query[query]) / len(queries)
+    return total
+
+
+@pytest.mark.parametrize("kind", [InfoNce, Dcl])
+@pytest.mark.parametrize("relation", ["bijection", "judged"])
+@pytest.mark.parametrize("directions", ["forward", "both"])
+def test_the_exact_loss_of_pairs_is_that_of_explicit_loops(kind, relation, directions):
+    pairs = bijection(7) if relation == "bijection" else judged(9, 6)
+    queries = unit(int(pairs[:, 0].max()) + 1, 5).requires_grad_()
+    documents = unit(7 if relation == "bijection" else 6, 5, seed=1).requires_grad_()
+    found = exact_loss_of_pairs(kind(directions), queries, documents, pairs, TEMPERATURE)
+    wanted = by_loops(queries, documents, pairs, kind, directions)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    ours, theirs = (torch.autograd.grad(loss, (queries, documents)) for loss in (found, wanted))
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_the_gradient_of_pairs_is_that_of_finite_differences():
+    pairs = judged(5, 4)
+
+    def loss(queries, documents):
+        return exact_loss_of_pairs(
+            InfoNce("forward"), normalize(queries, dim=-1), normalize(documents, dim=-1), pairs, TEMPERATURE
+        )
+
+    assert torch.autograd.gradcheck(loss, (unit(5, 3).requires_grad_(), unit(4, 3, seed=1).requires_grad_()))
+
+
+def test_pairs_with_a_document_each_are_no_judged_ones():
+    assert judged_pairs(bijection(4), 4, 8) is None
+    assert judged_pairs(torch.tensor([[0, 0], [1, 0]]), 2, 4).tolist() == [2, 6, 8, 9]
+    assert judged_pairs(torch.tensor([[0, 0], [1, 1]]), 2, 5) is not None  # a document is nobody's
+
+
+def test_all_pairs_as_one_batch_are_the_exact_loss():
+    queries, documents = unit(8, 5), unit(8, 5, seed=1)
+    run = FrozenPairs(
+        Contrast(InfoNce("both"), ESTIMATORS["in_batch"]()), torch.cat([queries, documents]), 8, bijection(8), 8, 0.3
+    )
+    outcome = run.outcome(0)
+    wanted = exact_loss_of_pairs(InfoNce("both"), queries, documents, bijection(8), 0.3)
+    torch.testing.assert_close(outcome.loss, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(run.gradient(outcome), run.exact(), rtol=1e-9, atol=1e-12)
+
+
+def clustered(count, seed):
+    """Features that lie in clusters, so that few candidates have most of the weight."""
+    centres = unit(6, 8, seed=99)
+    return normalize(centres[torch.arange(count) % 6] + 0.7 * unit(count, 8, seed=seed), dim=-1)
+
+
+CHAINS = [
+    {"kernel": "mh"},
+    {"kernel": "isir"},
+    {"kernel": "isir", "cache_proposals": 16},
+    {"kernel": "isir", "carried": "complete"},
+]
+
+
+def ratio_of(contrast, relation, steps, proposes=None):
+    queries, documents = (48, 48) if relation == "bijection" else (60, 36)
+    pairs = bijection(48) if relation == "bijection" else judged(queries, documents)
+    features = torch.cat([clustered(queries, 1), clustered(documents, 2)])
+    run = FrozenPairs(contrast, features, queries, pairs, 6, TEMPERATURE, proposes=proposes)
+    return certify(run, steps)
+
+
+@pytest.mark.parametrize("directions", ["forward", "both"])
+@pytest.mark.parametrize("options", CHAINS, ids=lambda options: "-".join(map(str, options.values())))
+def test_chains_over_pairs_have_the_exact_gradient_on_average(options, directions):
+    report = ratio_of(Contrast(Dcl(directions), ESTIMATORS["chain"](**options)), "bijection", STEPS)
+    assert report.ratio < 1.5
+    assert report.relbias < 0.3
+
+
+@pytest.mark.parametrize("options", CHAINS, ids=lambda options: "-".join(map(str, options.values())))
+def test_chains_over_judged_documents_have_the_exact_gradient_by_draws(options):
+    report = ratio_of(Contrast(Dcl("forward"), ESTIMATORS["chain"](**options, draws=6)), "judged", STEPS)
+    assert report.ratio < 1.5
+    assert report.relbias < 0.3
+
+
+def test_judged_documents_of_the_batch_as_proposals_would_be_far_off():
+    report = ratio_of(Contrast(Dcl("forward"), ESTIMATORS["chain"](kernel="isir")), "judged", STEPS, proposes=True)
+    assert report.ratio > 2
+    assert report.relbias > 0.35
+
+
+def test_a_ceiling_closes_candidates_of_pairs_in_chains_as_in_the_exact_loss():
+    contrast = Contrast(Dcl("forward"), ESTIMATORS["chain"](kernel="isir", draws=6), Closing(ceiling=0.9))
+    for relation in ("bijection", "judged"):
+        report = ratio_of(contrast, relation, STEPS)
+        assert report.ratio < 1.5
+        assert report.facts["closed_ratio"] > 0.05
+
+
+def test_a_moving_average_over_pairs_comes_to_log_z():
+    contrast = Contrast(InfoNce("both"), ESTIMATORS["moving_average"](rate=0.05))
+    run = FrozenPairs(contrast, torch.cat([clustered(24, 1), clustered(24, 2)]), 24, bijection(24), 8, TEMPERATURE)
+    for t in range(600):
+        outcome = run.outcome(t)
+    for side, table in (("query", "negatives"), ("document", "backward")):
+        own = 0 if side == "query" else 24
+        there = 24 - own
+        z = run.features[0]
+        scores = z[own : own + 24] @ z[there : there + 24].T / TEMPERATURE
+        exact = scores.fill_diagonal_(-torch.inf).logsumexp(1) - math.log(23)
+        found = run.tables[table]["log_mean"][own : own + 24, 0]
+        assert (found - exact).abs().mean() < 0.15
+    assert outcome.loss.isfinite()
