@@ -17,7 +17,7 @@ from torch import Tensor
 
 from emc2dist.errors import DataError, NonFiniteError
 
-MOST_SCORES = 2**22
+MOST_SCORES = 2**21
 """Of queries with documents that are held at once; with what is made of them about 128 MiB."""
 _PIECE = 2**13  # documents that are compared at once
 _MOST_DOCUMENTS = 2**32  # whose row takes half of an int64
@@ -148,7 +148,7 @@ def _keys(scores: Tensor, first: int) -> Tensor:
     """Keys [Q, c] of scores [Q, c], of the rows from `first` on."""
     rows = torch.arange(first, first + scores.shape[1], device=scores.device)
     bits = (scores.float() + 0.0).view(torch.int32)  # with 0 added, -0 is 0
-    return (_ordered(bits).long() << 32) + (_LOWER - rows)
+    return _ordered(bits).long().bitwise_left_shift_(32).add_(_LOWER - rows)
 
 
 def _of_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +158,7 @@ def _of_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 def _ordered(bits: Tensor) -> Tensor:
     """Bits of a float32 as a number of the same order, and back: of a negative one all but the sign are turned."""
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
 
 
 def _top(keys: Tensor, k: int) -> Tensor:

@@ -84,8 +84,8 @@ def test_neither_all_scores_nor_all_documents_are_held_at_once(monkeypatch):
     monkeypatch.setattr(retrieval, "MOST_SCORES", 1_000)
     queries = features(0, 300, 2)
     with Largest() as largest:
-        search(queries, (features(chunk, 40, 2) for chunk in range(100)), 3)
-        assert largest.numbers <= 1_000  # of 1,200,000 scores, of 8,000 numbers of documents; the answer is 900
+        search(queries, (features(chunk, 40, 2) for chunk in range(20)), 3)
+        assert largest.numbers <= 1_000  # of 240,000 scores and 1,600 numbers of documents; the answer is 900
         queries @ features(0, 40, 2).T
         assert largest.numbers == 12_000
 
