@@ -1,7 +1,7 @@
 """Similarity of texts: is the order of pairs by cosine the order that people give them?
 
-As SimCSE measures SemEval's tasks (Gao, Yao and Chen 2021, appendix B: Spearman, all sets of a task together). Scores of
-different tasks are on different scales, so each has its own figure.
+As SimCSE measures SemEval's tasks (Gao, Yao and Chen 2021, appendix B: Spearman, all sets of a task together). Scores
+of different tasks are on different scales, so each has its own figure.
 """
 
 from collections.abc import Sequence
