@@ -99,19 +99,15 @@ def measures(found: Tensor, judged: Judged) -> dict[str, float]:
     rank = np.arange(len(order)) - (counts.cumsum() - counts)[query[order]]
     ideal = np.bincount(query[order], gains[order] * _discount(rank), minlength=len(rows))
 
-    gain = _looked_up(rows, query, document, gains)
-    hit, places = gain > 0, np.arange(rows.shape[1])
-    reciprocal = (hit / (places + 1))[:, :_CUT].max(1, initial=0)
     asked = counts > 0
-
-    def mean(values: NDArray) -> float:
-        return float(values[asked].mean())
-
-    return {
-        "ndcg_at_10": mean((gain * _discount(places)).sum(1) / np.where(asked, ideal, 1)),
-        "mrr_at_10": mean(reciprocal),
-        **{f"recall_at_{cut}": mean(hit[:, :cut].sum(1) / np.maximum(counts, 1)) for cut in (1, 10, 100)},
+    gain, ideal, counts = _looked_up(rows, query, document, gains)[asked], ideal[asked], counts[asked]
+    hit, places = gain > 0, np.arange(rows.shape[1])
+    of_query = {
+        "ndcg_at_10": (gain * _discount(places)).sum(1) / ideal,
+        "mrr_at_10": (hit / (places + 1))[:, :_CUT].max(1, initial=0),
+        **{f"recall_at_{cut}": hit[:, :cut].sum(1) / counts for cut in (1, 10, 100)},
     }
+    return {name: float(values.mean()) for name, values in of_query.items()}
 
 
 def _discount(rank: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -123,7 +119,7 @@ def _looked_up(
     rows: NDArray[np.int64], query: NDArray[np.int64], document: NDArray[np.int64], gains: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Gains [Q, k] of documents `rows` [Q, k]; 0 where nothing is told."""
-    width = max(rows.max(initial=-1), document.max()) + 2  # -1, no document, has a number of its own
+    width = max(rows.max(), document.max()) + 2  # -1, no document, has a number of its own
     pairs, asked = query * width + document + 1, np.arange(len(rows))[:, None] * width + rows + 1
     order = pairs.argsort()
     pairs = pairs[order]

@@ -83,7 +83,6 @@ class _InverseRoot(torch.autograd.Function):
         slope = -1 / (one * other * (one + other))  # of 1 / sqrt between the two, without a difference
         apart = values.unsqueeze(2) - values.unsqueeze(1)
         moved = floored.unsqueeze(2) - floored.unsqueeze(1)
-        share = torch.where(
-            apart == 0, (values > floor).double().unsqueeze(2), moved / apart
-        )  # 1, or 0 below the floor
+        above = (values > floor).to(values.dtype).unsqueeze(2)
+        share = torch.where(apart == 0, above, moved / apart)  # of eigenvalues' moves, which below the floor are none
         return vectors @ (vectors.mT @ gradient @ vectors * slope * share) @ vectors.mT, None

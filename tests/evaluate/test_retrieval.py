@@ -49,7 +49,7 @@ def test_search_finds_the_greatest_products_of_either_sign_whatever_the_chunks(s
 
 
 def test_equal_scores_are_told_apart_by_the_lower_row_and_minus_zero_is_zero():
-    scores = torch.tensor([[0.0, -1, -0.0, 2, 2, -1], [-3, -2, -2, -3, -5, -2]])
+    scores = torch.tensor([[-0.0, -1, 0.0, 2, 2, -1], [-3, -2, -2, -3, -5, -2]])
     found, columns = ranked(scores, 6)
     assert columns.tolist() == [[3, 4, 0, 2, 1, 5], [1, 2, 5, 0, 3, 4]]
     assert torch.equal(found, scores.gather(1, columns))
@@ -139,6 +139,12 @@ def test_the_measures_are_those_of_loops_and_of_scikit_learn():
     for cut, shares in recalls.items():
         assert got[f"recall_at_{cut}"] == pytest.approx(np.mean(shares))
     assert 0 < got["recall_at_1"] < got["recall_at_10"] < got["recall_at_100"] < 1
+
+
+def test_a_document_that_nobody_judged_and_a_query_that_nobody_judged_change_nothing():
+    judged = Judged(np.array([[1, 4]]), np.array([1]))
+    found = torch.tensor([[4, 9], [9, 4], [9, 4]])  # 9 of the last query is beyond all pairs
+    assert list(measures(found, judged).values()) == pytest.approx([1 / math.log2(3), 1 / 2, 0, 1, 1])
 
 
 def test_gains_are_linear_and_negative_ones_are_none():

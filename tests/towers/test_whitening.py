@@ -96,8 +96,10 @@ def test_few_rows_and_channels_that_do_not_vary_give_finite_features_and_gradien
 def test_a_direction_that_hardly_varies_is_not_blown_up():
     features = drawn(0, 500, 8)
     features[:, 5] *= 1e-4
-    whitened = ShuffledGroupWhitening(8, 1, seed=0, floor=1e-2)(features)
+    head = ShuffledGroupWhitening(8, 1, seed=0, floor=1e-2)
+    whitened = head(features)
     assert whitened[:, 5].std() == pytest.approx(1e-4 / (1e-2 * 7 / 8) ** 0.5, rel=0.1)
+    torch.testing.assert_close(head(1e-3 * features), whitened)  # whatever the scale of all
 
 
 def test_features_in_half_are_whitened_as_in_full():
