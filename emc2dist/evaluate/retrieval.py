@@ -119,7 +119,7 @@ def _looked_up(
     rows: NDArray[np.int64], query: NDArray[np.int64], document: NDArray[np.int64], gains: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Gains [Q, k] of documents `rows` [Q, k]; 0 where nothing is told."""
-    width = max(rows.max(), document.max()) + 2  # -1, no document, has a number of its own
+    width = max(rows.max(initial=-1), document.max()) + 2  # -1, no document, has a number of its own
     pairs, asked = query * width + document + 1, np.arange(len(rows))[:, None] * width + rows + 1
     order = pairs.argsort()
     pairs = pairs[order]
