@@ -312,7 +312,7 @@ def test_damaged_weights_and_models_of_images_are_refused(changed, transformers,
         hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16
     )
     transformers.ViTModel(config).save_pretrained(tmp_path / "vit")
-    with pytest.raises(SpecError, match=r"transformers cannot read it \(TypeError: .*input_ids"):
+    with pytest.raises(SpecError, match="vit: transformers cannot read it"):
         pretrained(tmp_path / "vit", "mean", 12)
 
 
