@@ -8,8 +8,9 @@
 
 Each has `width`, which is R. Padding follows the text, and never counts: neither how much of it there is nor which
 other texts stand in the batch changes a representation, but for rounding. On a CPU the columns that are padding in all
-texts are cut off first; a GPU takes them along, for it would have to wait until it knew which they are. There is no
-dropout anywhere, so that a text has one representation, in training too.
+texts are cut off first; a GPU takes them along, for the host would have to wait until it knew which they are (for
+`Pretrained` it does once a batch all the same: transformers asks whether there is any padding). There is no dropout
+anywhere, so that a text has one representation, in training too.
 
 `pooling` is how the vectors of a text's tokens become one: `mean`, `cls` (the first token's) or `last` (the last's).
 """

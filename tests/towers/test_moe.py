@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from pretended_gpu import GPU, pretended_gpu
 from torch import nn
 
 from emc2dist.towers.moe import Mixture, mlp_blocks
@@ -121,6 +122,18 @@ def test_a_copy_of_a_mixture_is_routed_by_itself():
         for parameter in mixture.parameters():
             parameter.zero_()
     assert torch.equal(copy(texts(), DOMAINS), expected)
+
+
+def test_nothing_waits_for_a_gpu():
+    mixture = moved(Mixture(mini(), 3))
+    expected = mixture(texts(), DOMAINS)
+    with pretended_gpu() as waits:
+        mixture.to(GPU)
+        tokens = texts().pin_memory().to(GPU, non_blocking=True)
+        waits.clear()
+        made = mixture(tokens, DOMAINS)
+        assert waits == []
+        torch.testing.assert_close(made.cpu(), expected, rtol=0, atol=1e-5)
 
 
 def test_what_cannot_be_routed_is_refused():
