@@ -55,7 +55,7 @@ class Texts:
         """
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"indices {indices.min()}..{indices.max()} are outside 0..{len(self) - 1}")
-        return self._texts.take(pa.array(indices, pa.int64())).to_pylist()
+        return self._texts.take(pa.array(indices, pa.int64())).to_pylist()  # type: ignore[return-value]
 
     def duplicates(self) -> NDArray[np.int64]:
         """The group of equal texts that each is of, int64 [N]; -1 where it is alone."""
