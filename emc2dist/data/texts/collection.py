@@ -4,7 +4,6 @@ Equal queries of one split are one, and so are equal documents. A query that sta
 document that does is of all splits.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -62,10 +61,17 @@ class Side:
     """The text of each id, likewise."""
     bytes: int = 0
     """Of all texts, UTF-8."""
-    repeated: int = 0
-    """Texts that came in again, without the id of the first."""
+    unnamed: int = 0
+    """Texts without an id that came in again."""
+    aliases: set[tuple[str, str]] = field(default_factory=set)
+    """Ids of texts that came in before by another one."""
     shared: int = 0
     """Texts that became those of all splits."""
+
+    @property
+    def repeated(self) -> int:
+        """Texts that came in again, other than by their id."""
+        return self.unnamed + len(self.aliases)
 
     def claim(self, among: str, passage: Passage) -> str:
         """The text of a passage, whose id is no other text's from now on. Raises Unusable."""
@@ -86,7 +92,10 @@ class Side:
             self.splits.append(split)
             self.bytes += len(passage.text.encode())
             return row
-        self.repeated += self.ids[row] != name
+        if passage.id is None:
+            self.unnamed += 1
+        elif self.ids[row] != name:
+            self.aliases.add((among, name))
         if self.splits[row] != split:
             self.shared += self.splits[row] != ""
             self.splits[row] = ""
@@ -170,7 +179,7 @@ class Collection:
             f"documents repeat another, {len(offered.texts):,} differ": offered.repeated,
             "queries stand in another split, too, and are a query of each": several,
             "documents stand in several splits and are of all": offered.shared,
-            "judgements are of a query and document that were judged before: the highest score counts": self._rejudged,
+            "judgements differ from an earlier one of the same two: the highest score counts": self._rejudged,
             "negatives are positives of the same query, and count as these": self._contrary,
             f"rows were dropped ({'; '.join(self._examples)}{'; ...' * (self.dropped > _SHOWN)})": self.dropped,
         }

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emc2dist.data.splits import COLUMNS as SPLITS
 from emc2dist.data.splits import split_of
 from emc2dist.data.texts.collection import Example, Passage
 from emc2dist.errors import DataError, SpecError
@@ -19,8 +18,9 @@ QUERIES = ("anchor", "query", "question", "sentence1", "docstring")
 """Names of columns of queries, in lower case, as those below."""
 DOCUMENTS = ("positive", "document", "code", "answer", "sentence2", "text")
 SCORES = ("score", "relevance")
+SPLIT = "split"
 _GRADES = ("label", "labels", "similarity", "similarity_score")  # which may say that a pair belongs together, or not
-_NEGATIVE = re.compile(r"negatives?(_\d+)?", re.IGNORECASE)
+_NEGATIVE = re.compile(r"negative(_\d+)?", re.IGNORECASE)
 _ROLES = ("query", "document", "negative", "score", "split")
 
 
@@ -66,13 +66,13 @@ def of_tevatron(values: Mapping[str, Any]) -> Example:
     """What a record of Tevatron says."""
     query = Passage(values["query"], values.get("query_id"))
     positives, negatives = (_listed(values.get(name), _passage) for name in ("positive_passages", "negative_passages"))
-    return Example(query, positives, negatives, split=told_split(values, "split"))
+    return Example(query, positives, negatives, split=told_split(values, SPLIT))
 
 
 def of_flag(values: Mapping[str, Any]) -> Example:
     """What a record of FlagEmbedding says."""
     positives, negatives = (_listed(values.get(name), Passage) for name in ("pos", "neg"))
-    return Example(Passage(values["query"]), positives, negatives, split=told_split(values, "split"))
+    return Example(Passage(values["query"]), positives, negatives, split=told_split(values, SPLIT))
 
 
 def titled(values: Mapping[str, Any]) -> Any:
@@ -112,7 +112,7 @@ def columns_of(where: str, names: Iterable[str], chosen: Mapping[str, str]) -> C
     query, document = one("query", QUERIES), one("document", DOCUMENTS)
     assert query is not None
     assert document is not None
-    score, split = one("score", SCORES, needed=False), one("split", SPLITS, needed=False)
+    score, split = one("score", SCORES, needed=False), one("split", (SPLIT,), needed=False)
     graded = [name for name in known if name.lower() in _GRADES and name not in taken]
     if graded and score is None:
         raise DataError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -185,7 +186,9 @@ class _Relation:
 
 def _of_splits(table: pa.Table, splits: set[str] | None) -> NDArray[np.int64]:
     """Rows whose split is one of these, or of any where these are None, ascending."""
-    return np.flatnonzero([splits is None or split in splits for split in table["split"].to_pylist()])
+    if splits is None:
+        return np.arange(len(table))
+    return np.flatnonzero(pc.is_in(table["split"], value_set=pa.array(sorted(splits), table["split"].type)).to_numpy())
 
 
 def _taken(table: pa.Table, rows: NDArray[np.int64]) -> "pa.Array[Any]":

@@ -27,14 +27,19 @@ _WORD = r"[\p{L}\p{M}]{1,32}|\p{N}{1,3}|[^\s\p{L}\p{M}\p{N}]{1,8}"
 _CHARACTERS = 64  # of a text, for each token of a view: what follows is not looked at
 
 
+def check_vocabulary(vocabulary: int) -> None:
+    """Raise SpecError where no tokenizer of so many tokens can be trained, or the package `tokenizers` is missing."""
+    if not LEAST_VOCABULARY <= vocabulary <= MOST_VOCABULARY:
+        raise SpecError(f"--vocabulary {vocabulary}: give {LEAST_VOCABULARY} to {MOST_VOCABULARY}")
+    _library()
+
+
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> str:
     """The JSON of a tokenizer of at most `vocabulary` tokens; the same for the same texts, whatever their order.
 
-    Raises:
-        SpecError: the size is out of range, or the package `tokenizers` is missing.
+    Raises as `check_vocabulary` does.
     """
-    if not LEAST_VOCABULARY <= vocabulary <= MOST_VOCABULARY:
-        raise SpecError(f"--vocabulary {vocabulary}: give {LEAST_VOCABULARY} to {MOST_VOCABULARY}")
+    check_vocabulary(vocabulary)
     library = _library()
     from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
