@@ -18,8 +18,8 @@ def add_to(commands: Commands) -> None:
     sub.add_argument(
         "source",
         metavar="SOURCE",
-        help="an ImageFolder, a folder of images, STL-10's binary files, CIFAR's batches, tar shards, a Parquet set; or "
-        "queries and documents: BEIR's files, or Parquet, JSONL or CSV with columns as query and document",
+        help="an ImageFolder, a folder of images, STL-10's binary files, CIFAR's batches, tar shards, a Parquet set; "
+        "or queries and documents: BEIR's files, or Parquet, JSONL or CSV with columns as query and document",
     )
     sub.add_argument("dest", metavar="DEST", help="folder to write to, a path or s3://bucket/folder")
     sub.add_argument(

@@ -53,8 +53,8 @@ def ingest_pairs(
     """Write the pairs at `source` to the folder `dest`, a path or an s3:// URI; returns what was written.
 
     `columns` says which column is what, as in `query=COL,document=COL`, where names do not tell. `vocabulary` bounds
-    the tokenizer's tokens. Queries and documents are shuffled by `seed`, or stand in the source's order with `keep_order`.
-    Rows that cannot be used stop the work, or with `skip_unreadable` are dropped, and counted.
+    the tokenizer's tokens. Queries and documents are shuffled by `seed`, or stand in the source's order with
+    `keep_order`. Rows that cannot be used stop the work, or with `skip_unreadable` are dropped, and counted.
 
     Returns: dest, queries and documents by split ("" are documents of all splits), relevance (judgements), bytes,
     vocabulary, dropped, remarks, seconds.

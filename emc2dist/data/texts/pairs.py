@@ -76,7 +76,7 @@ class Pairs:
     scores: NDArray[np.int16]
     """How well it answers, int16 [R], each more than 0."""
     is_bijection: bool
-    """Whether each query has one document and each document is that of one query."""
+    """Whether each query has one document and each document is that of one query: then both have the same row."""
     remarks: list[str]
     """What a person should know of the set and of this split, with numbers."""
     fingerprint: str
@@ -122,12 +122,12 @@ def open_pairs(data: Data, split: str, s3: S3 | None = None, *, corpus: bool = F
             return None
         raise DataError(f"{folder}: no query of split train has a document with a score above 0; give one that has")
     is_bijection = relation.is_bijection(len(asked), len(offered))
+    if is_bijection:
+        offered, relation = offered[relation.rows[:, 1]], _Relation.identity(relation.scores)
     if data.limit is not None and split == "train" and data.limit < len(asked):
         remarks.append(f"data.limit: the first {data.limit:,} of {len(asked):,} queries of train")
         asked, relation = asked[: data.limit], relation.taking(relation.rows[:, 0] < data.limit)
-        if is_bijection and not corpus:
-            kept = np.unique(relation.rows[:, 1])
-            relation, offered = relation.among(np.arange(len(asked)), kept), offered[kept]
+        offered = offered[: data.limit] if is_bijection else offered
     told = [sorted(manifest.files.items()), split, corpus, len(asked), len(offered)]
     return Pairs(
         queries=Texts(_taken(tables[0], asked)),
@@ -163,6 +163,11 @@ class _Relation:
         scores = table["score"].to_numpy()
         order = np.lexsort(rows.T[::-1])
         return _Relation(rows[order], scores[order]).taking(scores[order] > 0)
+
+    @staticmethod
+    def identity(scores: NDArray[np.int16]) -> "_Relation":
+        """That of each row with the one of its own number."""
+        return _Relation(np.repeat(np.arange(len(scores))[:, None], 2, axis=1), scores)
 
     def taking(self, chosen: NDArray[np.bool_]) -> "_Relation":
         """A part of it."""
