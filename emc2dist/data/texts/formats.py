@@ -135,7 +135,7 @@ def parse_columns(text: str) -> dict[str, str]:
 
 
 def _listed(given: Any, make: Any) -> list[Passage]:
-    """Passages of a list; of anything else one that is no text."""
+    """Passages of a list, or of what stands by itself in place of one."""
     if given is None:
         return []
     return [make(one) for one in given] if isinstance(given, list) else [Passage(given)]

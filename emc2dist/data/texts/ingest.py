@@ -187,9 +187,7 @@ def _counts(side: Side) -> dict[str, int]:
 
 def _texts(side: Side, order: NDArray[np.int64]) -> pa.Table:
     columns = {"id": side.ids, "text": side.texts, "split": side.splits}
-    return pa.table(
-        {name: pa.array(values, pa.large_string()).take(pa.array(order)) for name, values in columns.items()}
-    )
+    return pa.table({name: pa.array(values, pa.large_string()) for name, values in columns.items()}).take(order)
 
 
 def _relevance(scores: dict[tuple[int, int], int], orders: Sequence[NDArray[np.int64]]) -> pa.Table:

@@ -66,7 +66,7 @@ def read_pairs_manifest(folder: Place) -> PairsManifest:
     content = (folder / MANIFEST).read()
     if what := pointer(content):
         raise DataError(f"{folder / MANIFEST}: {what}")
-    if is_of_images(content):
+    if kind_of(content) == "images":
         raise DataError(f"{folder}: is a set of images, and data.kind is pairs; set data.kind: images, or another path")
     try:
         return PairsManifest.model_validate_json(content)
@@ -76,13 +76,15 @@ def read_pairs_manifest(folder: Place) -> PairsManifest:
         raise DataError(f"{folder / MANIFEST}: {key}: {problem['msg']}; ingest the set again") from error
 
 
-def is_of_images(content: bytes) -> bool:
-    """Whether a manifest is that of a set of images, which has classes and no kind."""
+def kind_of(content: bytes) -> str | None:
+    """What a manifest is of, `pairs` or `images`, whose own tells no kind; None where it is no manifest."""
     try:
         told = json.loads(content)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(told, dict) and "kind" not in told and "classes" in told
+        return None
+    if not isinstance(told, dict):
+        return None
+    return "images" if "kind" not in told and "classes" in told else told.get("kind")
 
 
 def read_pinned(folder: Place, manifest: PairsManifest, name: str) -> bytes:

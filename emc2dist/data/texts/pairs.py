@@ -107,7 +107,8 @@ def open_pairs(data: Data, split: str, s3: S3 | None = None, *, corpus: bool = F
     if split not in manifest.queries:
         if split != "train":
             return None
-        raise DataError(f"{folder}: has no queries of split train, but {', '.join(manifest.queries)}; train on another")
+        known = ", ".join(manifest.queries)
+        raise DataError(f"{folder}: has no queries of split train, but {known}; call one so in SOURCE and ingest it")
     tables = [pq.read_table(pa.BufferReader(read_pinned(folder, manifest, name))) for name in (QUERIES, DOCUMENTS)]
     asked, offered = _of_splits(tables[0], {split}), _of_splits(tables[1], None if corpus else {split, ""})
     relation = _Relation.read(folder, read_pinned(folder, manifest, RELEVANCE), [len(table) for table in tables])

@@ -36,9 +36,9 @@ class Record(NamedTuple):
     values: dict[str, Any]
 
 
-def is_table(file: Path) -> bool:
+def is_table(name: str) -> bool:
     """Whether a file is taken for one of records, by its name."""
-    return file.suffix.lower() in TABLES
+    return name.lower().endswith(TABLES)
 
 
 def fields_of(file: Path) -> dict[str, bool]:

@@ -5,6 +5,7 @@ a corpus    a folder with tables called `corpus` and `queries` (or folders of su
 records     any other table, or a folder of tables, see `emc2dist.data.texts.formats`
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,7 @@ from emc2dist.data.ingest.source import listing_digest, printable
 from emc2dist.data.splits import alone, by_split, left_out, missing, together
 from emc2dist.data.texts import formats
 from emc2dist.data.texts.collection import Collection, Passage
-from emc2dist.data.texts.manifest import is_of_images
+from emc2dist.data.texts.manifest import kind_of
 from emc2dist.data.texts.records import TABLES, Record, fields_of, is_table, records_of
 from emc2dist.errors import DataError, SpecError
 from emc2dist.terminal import say
@@ -60,9 +61,9 @@ def is_pairs(path: str) -> bool:
     place = files.local(path)
     with files.explained(path):
         if place.is_file():
-            return is_table(place) and _has_pairs(place)
+            return is_table(path) and _has_pairs(place)
         if (place / MANIFEST).is_file():
-            return not is_of_images((place / MANIFEST).read_bytes())
+            return kind_of((place / MANIFEST).read_bytes()) == "pairs"
         if not place.is_dir() or (place / UNFINISHED).exists():
             return False
         if _corpus(place):
@@ -84,6 +85,8 @@ def find(path: str) -> Source:
         raise DataError(f"{path}: pairs are read from a disk; copy the files to one first (aws s3 cp)")
     place = files.local(path)
     with files.explained(path):
+        if place.is_file() and not is_table(path):
+            raise DataError(f"{path}: is no {', '.join(TABLES)}; write the pairs as one, or unpack it")
         if place.is_file():
             return Source(place, {"records": [place]}, [])
         if not place.is_dir():
@@ -98,8 +101,7 @@ def find(path: str) -> Source:
                 f"{path}: holds a corpus and queries, and no judgements; put them at qrels.tsv or qrels/SPLIT.tsv"
             )
         taken = {file for part in parts.values() for file in part}
-        others = [file for file in _inside(place) if file not in taken]
-        return Source(place, parts, [printable(str(file.relative_to(place))) for file in others])
+        return Source(place, parts, [printable(name) for name in _inside(place) if place / name not in taken])
 
 
 def read(source: Source, chosen: Mapping[str, str], into: Collection) -> None:
@@ -205,19 +207,26 @@ def _has_pairs(file: Path) -> bool:
 
 def _corpus(folder: Path) -> dict[str, list[Path]]:
     """The tables of a corpus by what they are; nothing where the folder is none."""
-    parts = {part: _called(folder, part) for part in ("corpus", "queries", "qrels")}
+    tables, parts = _tables(folder), dict[str, list[Path]]()
+    for part in ("corpus", "queries", "qrels"):
+        parts[part] = [file for file in tables if file.stem == part or file.parent == folder / part]
     return parts if parts["corpus"] and parts["queries"] else {}
 
 
-def _called(folder: Path, name: str) -> list[Path]:
-    return [file for file in _tables(folder) if file.stem == name or file.parent == folder / name]
-
-
 def _tables(folder: Path) -> list[Path]:
-    return [file for file in _inside(folder) if is_table(file)]
+    return [folder / name for name in _inside(folder) if is_table(name)]
 
 
-def _inside(folder: Path) -> list[Path]:
-    """The files of a folder and of those in it that are not hidden, sorted."""
-    found = (file for pattern in ("*", "*/*") for file in folder.glob(pattern) if file.is_file())
-    return sorted(file for file in found if not is_hidden(file.relative_to(folder).as_posix()))
+def _inside(folder: Path) -> list[str]:
+    """The files of a folder and of those in it that are not hidden, sorted. There may be millions, of images."""
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            if entry.is_file():
+                found.append(entry.name)
+            elif entry.is_dir():
+                with os.scandir(entry) as inner:
+                    found += [f"{entry.name}/{one.name}" for one in inner if one.is_file() and not is_hidden(one.name)]
+    return sorted(found)
