@@ -1,23 +1,29 @@
-"""`ingest`: any images become a Parquet set."""
+"""`ingest`: any images, or pairs of texts, become a Parquet set."""
 
 import argparse
 
 from emc2dist.cli.words import Commands, add_json, add_s3, print_result
 from emc2dist.config import Data, parse_s3
+from emc2dist.errors import SpecError
+
+_OF_IMAGES = ("split", "classes", "rows_per_file", "workers", "no_labels", "cache_dir")
+_OF_PAIRS = ("columns", "vocabulary")
+"""Arguments that are of use for sets of one kind alone."""
 
 
 def add_to(commands: Commands) -> None:
     """Declare the command."""
-    text = "write images as Parquet that trains fast, on disk or S3; a run that was stopped goes on"
+    text = "write images or pairs of texts as Parquet that trains fast, on disk or S3; a run that was stopped goes on"
     sub = commands.add_parser("ingest", help=text, description=text)
     sub.add_argument(
         "source",
         metavar="SOURCE",
-        help="an ImageFolder, a folder of images, STL-10's binary files, CIFAR's batches, tar shards, or a Parquet set",
+        help="an ImageFolder, a folder of images, STL-10's binary files, CIFAR's batches, tar shards, a Parquet set; "
+        "or queries and documents: BEIR's files, or Parquet, JSONL or CSV with columns as query and document",
     )
     sub.add_argument("dest", metavar="DEST", help="folder to write to, a path or s3://bucket/folder")
     sub.add_argument(
-        "--kind", help="imagefolder, classes, flat, stl10, cifar, tar or parquet, if not what is recognised"
+        "--kind", help="imagefolder, classes, flat, stl10, cifar, tar, parquet or pairs, if not what is recognised"
     )
     sub.add_argument(
         "--split", metavar="S[=NAME]", action="append", default=[], help="take this split alone, as NAME; repeatable"
@@ -30,7 +36,15 @@ def add_to(commands: Commands) -> None:
         "--workers", metavar="N", type=int, help="processes, by default one for each CPU, fewer for a small set"
     )
     sub.add_argument(
-        "--skip-unreadable", action="store_true", help="leave out and list images that cannot be decoded, not stop"
+        "--skip-unreadable", action="store_true", help="leave out and list images or rows that cannot be used, not stop"
+    )
+    sub.add_argument(
+        "--columns",
+        metavar="ROLE=COL,...",
+        help="of pairs: which column is the query, document, negative, score or split, if names do not tell",
+    )
+    sub.add_argument(
+        "--vocabulary", metavar="N", type=int, help="of pairs: most tokens of the tokenizer that is trained (16384)"
     )
     sub.add_argument("--no-labels", action="store_true", help="write no labels, whatever the source says")
     sub.add_argument(
@@ -47,21 +61,43 @@ def add_to(commands: Commands) -> None:
 def _ingest(arguments: argparse.Namespace) -> None:
     s3 = parse_s3(arguments.overrides)
     from emc2dist.data.ingest import ingest
+    from emc2dist.data.texts.ingest import VOCABULARY, ingest_pairs
+    from emc2dist.data.texts.sources import is_pairs
 
-    result = ingest(
-        arguments.source,
-        arguments.dest,
-        kind=arguments.kind,
-        splits=arguments.split,
-        classes=arguments.classes,
-        seed=arguments.seed,
-        keep_order=arguments.keep_order,
-        rows_per_file=arguments.rows_per_file,
-        workers=arguments.workers,
-        skip_unreadable=arguments.skip_unreadable,
-        labels=not arguments.no_labels,
-        s3=s3,
-        cache_dir=arguments.cache_dir,
+    of_pairs = arguments.kind == "pairs" or (
+        arguments.kind is None and (arguments.columns is not None or is_pairs(arguments.source))
+    )
+    for name in _OF_IMAGES if of_pairs else _OF_PAIRS:
+        if getattr(arguments, name) != arguments.parser.get_default(name):
+            kind = "images, and this is one of pairs" if of_pairs else "pairs, and this is one of images"
+            raise SpecError(f"--{name.replace('_', '-')}: is for sets of {kind}; leave it out, or give --kind")
+    result = (
+        ingest_pairs(
+            arguments.source,
+            arguments.dest,
+            columns=arguments.columns or "",
+            vocabulary=VOCABULARY if arguments.vocabulary is None else arguments.vocabulary,
+            seed=arguments.seed,
+            keep_order=arguments.keep_order,
+            skip_unreadable=arguments.skip_unreadable,
+            s3=s3,
+        )
+        if of_pairs
+        else ingest(
+            arguments.source,
+            arguments.dest,
+            kind=arguments.kind,
+            splits=arguments.split,
+            classes=arguments.classes,
+            seed=arguments.seed,
+            keep_order=arguments.keep_order,
+            rows_per_file=arguments.rows_per_file,
+            workers=arguments.workers,
+            skip_unreadable=arguments.skip_unreadable,
+            labels=not arguments.no_labels,
+            s3=s3,
+            cache_dir=arguments.cache_dir,
+        )
     )
     if not arguments.json:
         result["remarks"] = len(result["remarks"])  # they were said

@@ -50,7 +50,7 @@ from emc2dist.files import Place
 from emc2dist.machine import cpus
 from emc2dist.terminal import Progress, say
 
-__all__ = ["KINDS", "ingest"]
+__all__ = ["KINDS", "ingest", "within"]
 
 _WORTH_A_WORKER = 2  # files
 _SHOWN = 5  # unreadable images named on stderr; the manifest has them all
@@ -94,10 +94,10 @@ def ingest(
     began = time.monotonic()
     _check(seed, rows_per_file, workers, kind)
     place = files.at(dest, s3)
-    if _within(dest, source):
+    if within(dest, source):
         raise DataError(f"{dest}: is the source, or lies in it; give a DEST beside it")
     for name, what in BUILT_IN.items():
-        if _within(dest, name):
+        if within(dest, name):
             say(f"{dest}: data.path={name} is {what}; this set is data.path=./{name}")
     kind = kind or recognise(source)
     say(f"listing {source} ({kind})")
@@ -130,10 +130,10 @@ def _check(seed: int, rows_per_file: int, workers: int | None, kind: str | None)
     if workers is not None and workers < 0:
         raise SpecError(f"--workers {workers}: give 0 or more")
     if kind is not None and kind not in KINDS:
-        raise SpecError(f"--kind {kind}: unknown; give one of {', '.join(KINDS)}")
+        raise SpecError(f"--kind {kind}: unknown; give one of {', '.join(KINDS)}, pairs")
 
 
-def _within(dest: str, source: str) -> bool:
+def within(dest: str, source: str) -> bool:
     """Whether a path leads to a folder or into it."""
     if files.is_remote(dest) or files.is_remote(source):
         return f"{dest.rstrip('/')}/".startswith(f"{source.rstrip('/')}/")

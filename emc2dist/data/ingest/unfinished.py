@@ -148,7 +148,7 @@ def _read_job(place: Place) -> Job:
 def _differences(old: Job, new: Job) -> str:
     """What differs, in words; empty where nothing does."""
     changed = [key for key in new if old.get(key) != new[key]]
-    told = {key: f"{key} {old.get(key)} there, {new[key]} here" for key in ("kind", "seed", "rows_per_file")}
+    told = {key: f"{key} {old.get(key)} there, {new.get(key)} here" for key in ("kind", "seed", "rows_per_file")}
     told["source"] = "source (its files have other names, sizes or times)"
     told["images"] = "which images are in " + _splits_that_differ(old, new, "images")
     told["labels"] = "the labels of " + _splits_that_differ(old, new, "labels")
@@ -156,5 +156,5 @@ def _differences(old: Job, new: Job) -> str:
 
 
 def _splits_that_differ(old: Job, new: Job, key: str) -> str:
-    before = old.get(key) or {}
-    return ", ".join(name for name in sorted({*before, *new[key]}) if before.get(name) != new[key].get(name))
+    before, after = old.get(key) or {}, new.get(key) or {}
+    return ", ".join(name for name in sorted({*before, *after}) if before.get(name) != after.get(name))

@@ -1,0 +1,227 @@
+"""What a source tells, gathered: each text once, with its split, and which documents answer which query.
+
+Equal queries of one split are one, and so are equal documents. A query that stands in two splits is one in each; a
+document that does is of all splits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from emc2dist.data.texts import records
+from emc2dist.data.texts.manifest import MOST_BYTES
+from emc2dist.errors import DataError
+
+LONGEST_TEXT = 2**20
+"""Bytes of a text, UTF-8."""
+_SCORES = np.iinfo(np.int16)
+_SHOWN = 5  # dropped rows that a remark names
+
+
+class Passage(NamedTuple):
+    """A text as a source gives it."""
+
+    text: Any
+    """A string, if all is well."""
+    id: Any = None
+    """A string or a whole number; None where the source gives none."""
+
+
+class Example(NamedTuple):
+    """What a row tells of one query."""
+
+    query: Passage
+    positives: Sequence[Passage]
+    negatives: Sequence[Passage]
+    """Become documents, and nothing is said of them."""
+    score: Any = 1
+    """Of the positives: a whole number, or text that is one; more than 0 where they answer the query."""
+    split: str | None = None
+    """None: that of the file."""
+
+
+class Unusable(Exception):
+    """What is wrong with a row."""
+
+
+@dataclass
+class Side:
+    """Texts of one side, each once, in the order that they came in."""
+
+    what: str
+    """What one of them is, as in `query`."""
+    ids: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    rows: dict[tuple[str, str], int] = field(default_factory=dict)
+    """By the text and what it is told apart by besides: a query by its split, a document by nothing, ""."""
+    of_id: dict[tuple[str, str], str] = field(default_factory=dict)
+    """The text of each id, likewise."""
+    bytes: int = 0
+    """Of all texts, UTF-8."""
+    unnamed: int = 0
+    """Texts without an id that came in again."""
+    aliases: set[tuple[str, str]] = field(default_factory=set)
+    """Ids of texts that came in before by another one."""
+    shared: int = 0
+    """Texts that became those of all splits."""
+
+    @property
+    def repeated(self) -> int:
+        """Texts that came in again, other than by their id."""
+        return self.unnamed + len(self.aliases)
+
+    def claim(self, among: str, passage: Passage) -> str:
+        """The text of a passage, whose id is no other text's from now on. Raises Unusable."""
+        text = _checked(passage.text, self.what)
+        if passage.id is not None:
+            name = _named(passage.id)
+            if self.of_id.setdefault((among, name), text) != text:
+                raise Unusable(f"the id {name!r} stands for another {self.what} already")
+        return text
+
+    def add(self, among: str, passage: Passage, split: str) -> int:
+        """The row of a passage that was claimed, added where it is new."""
+        name = f"{self.what[0]}{len(self.texts)}" if passage.id is None else _named(passage.id)
+        row = self.rows.setdefault((among, passage.text), len(self.texts))
+        if row == len(self.texts):
+            self.ids.append(name)
+            self.texts.append(passage.text)
+            self.splits.append(split)
+            self.bytes += len(passage.text.encode())
+            return row
+        if passage.id is None:
+            self.unnamed += 1
+        elif self.ids[row] != name:
+            self.aliases.add((among, name))
+        if self.splits[row] != split:
+            self.shared += self.splits[row] != ""
+            self.splits[row] = ""
+        return row
+
+
+class Collection:
+    """Queries, documents and judgements. A row that cannot be used raises DataError, or with `skip` is dropped."""
+
+    def __init__(self, *, skip: bool) -> None:
+        self._skip = skip
+        self.queries, self.documents = Side("query"), Side("document")
+        self.scores: dict[tuple[int, int], int] = {}
+        """Of each judged pair of a query's row and a document's."""
+        self.dropped = 0
+        """Rows that were dropped."""
+        self.notes: list[str] = []
+        """Remarks of whoever reads the source."""
+        self._examples: list[str] = []
+        self._rejudged = self._contrary = 0
+
+    def refuse(self, where: str, what: str) -> None:
+        """Raise DataError of a row that cannot be used, or count it as dropped."""
+        if not self._skip:
+            records.stop(where, what)
+        self.dropped += 1
+        if len(self._examples) < _SHOWN:
+            self._examples.append(f"{where}: {what}")
+
+    def document(self, where: str, passage: Passage) -> None:
+        """Add a document, of all splits."""
+        try:
+            self.documents.claim("", passage)
+        except Unusable as error:
+            self.refuse(where, str(error))
+            return
+        self._add_document(where, passage, "")
+
+    def example(self, where: str, example: Example, split: str) -> None:
+        """Add a query and its documents, of a split."""
+        split = example.split or split
+        try:
+            query, score = self.queries.claim(split, example.query), _whole(example.score)
+            answers = {self.documents.claim("", passage) for passage in example.positives}
+            others = {self.documents.claim("", passage) for passage in example.negatives}
+            if not answers:
+                raise Unusable("no document that answers the query")
+            if score > 0 and query in answers:
+                raise Unusable("the document is the query's own text")
+        except Unusable as error:
+            self.refuse(where, str(error))
+            return
+        row = self.queries.add(split, example.query, split)
+        for passage in example.positives:
+            self._judge(row, self._add_document(where, passage, split), score)
+        self._contrary += len(answers & others)
+        for passage in example.negatives:
+            self._add_document(where, passage, split)
+
+    def judgement(self, where: str, query: Passage, document: str, score: Any, split: str) -> None:
+        """Add how well a document, by its id, answers a query."""
+        try:
+            if ("", document) not in self.documents.of_id:
+                raise Unusable(f"no document has the id {document!r}")
+            text, grade = self.queries.claim(split, query), _whole(score)
+            answer = self.documents.of_id["", document]
+            if grade > 0 and answer == text:
+                raise Unusable("the document is the query's own text")
+        except Unusable as error:
+            self.refuse(where, str(error))
+            return
+        self._judge(self.queries.add(split, query, split), self.documents.rows["", answer], grade)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a person should know of what was gathered, with numbers."""
+        asked, offered = self.queries, self.documents
+        several = len(asked.texts) - len(set(asked.texts))
+        told = {
+            f"queries repeat another of their split, {len(asked.texts):,} differ": asked.repeated,
+            f"documents repeat another, {len(offered.texts):,} differ": offered.repeated,
+            "queries stand in another split, too, and are a query of each": several,
+            "documents stand in several splits and are of all": offered.shared,
+            "judgements differ from an earlier one of the same two: the highest score counts": self._rejudged,
+            "negatives are positives of the same query, and count as these": self._contrary,
+            f"rows were dropped ({'; '.join(self._examples)}{'; ...' * (self.dropped > _SHOWN)})": self.dropped,
+        }
+        return self.notes + [f"{number:,} {what}" for what, number in told.items() if number]
+
+    def _add_document(self, where: str, passage: Passage, split: str) -> int:
+        if self.queries.bytes + self.documents.bytes > MOST_BYTES:
+            raise DataError(f"{where}: more than {MOST_BYTES:,} bytes of text up to here; make a smaller set")
+        return self.documents.add("", passage, split)
+
+    def _judge(self, query: int, document: int, score: int) -> None:
+        known = self.scores.setdefault((query, document), score)
+        self._rejudged += known != score
+        self.scores[query, document] = max(known, score)
+
+
+def _checked(text: Any, what: str) -> str:
+    if not isinstance(text, str):
+        raise Unusable(f"the {what} is {'missing' if text is None else 'no text'}")
+    if not text.strip():
+        raise Unusable(f"the {what} is empty")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise Unusable(f"the {what} is not UTF-8") from None
+    if size > LONGEST_TEXT:
+        raise Unusable(f"the {what} is of {size:,} bytes, and {LONGEST_TEXT:,} are the most")
+    return text
+
+
+def _named(name: Any) -> str:
+    """An id as text."""
+    if not isinstance(name, str | int) or isinstance(name, bool):
+        raise Unusable(f"the id {name!r} is neither text nor a whole number")
+    return str(name).encode(errors="backslashreplace").decode()
+
+
+def _whole(score: Any) -> int:
+    try:
+        number = float(score)
+    except (TypeError, ValueError, OverflowError):
+        raise Unusable(f"the score {score!r} is no number") from None
+    if number != np.floor(number) or not _SCORES.min <= number <= _SCORES.max:
+        raise Unusable(f"the score {score!r} is no whole number from {_SCORES.min} to {_SCORES.max}")
+    return int(number)

@@ -1,0 +1,145 @@
+"""What a record says of a query and its documents, by the names of its values.
+
+query, positive_passages, negative_passages    Tevatron: passages are objects with docid, title and text
+query, pos, neg                                FlagEmbedding: lists of texts
+a column of `QUERIES` and one of `DOCUMENTS`   a pair; with negative, negative_1, ... a triplet or longer
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from emc2dist.data.splits import split_of
+from emc2dist.data.texts.collection import Example, Passage
+from emc2dist.errors import DataError, SpecError
+
+QUERIES = ("anchor", "query", "question", "sentence1", "docstring")
+"""Names of columns of queries, in lower case, as those below."""
+DOCUMENTS = ("positive", "document", "code", "answer", "sentence2", "text")
+SCORES = ("score", "relevance")
+SPLIT = "split"
+_GRADES = ("label", "labels", "similarity", "similarity_score")  # which may say that a pair belongs together, or not
+_NEGATIVE = re.compile(r"negative(_\d+)?", re.IGNORECASE)
+_ROLES = ("query", "document", "negative", "score", "split")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which value of a record is what."""
+
+    query: str
+    document: str
+    negatives: tuple[str, ...]
+    score: str | None
+    split: str | None
+
+    def example(self, values: Mapping[str, Any]) -> Example:
+        """What a record says."""
+        negatives = [Passage(values[name]) for name in self.negatives if values.get(name)]
+        score = 1 if self.score is None else values.get(self.score)
+        positives = [Passage(values.get(self.document))]
+        return Example(Passage(values.get(self.query)), positives, negatives, score, told_split(values, self.split))
+
+    def unused(self, names: Iterable[str]) -> list[str]:
+        """Those names that are nothing."""
+        return [n for n in names if n not in (self.query, self.document, *self.negatives, self.score, self.split)]
+
+
+def is_tevatron(names: Iterable[str]) -> bool:
+    """Whether records are Tevatron's, by the names of their values."""
+    return {"query", "positive_passages"} <= set(names)
+
+
+def is_flag(names: Iterable[str]) -> bool:
+    """Whether records are FlagEmbedding's, likewise."""
+    return {"query", "pos"} <= set(names)
+
+
+def may_be_pairs(names: Iterable[str]) -> bool:
+    """Whether records with such values could be pairs, as these or as columns, ambiguous ones too."""
+    lower = {name.lower() for name in names}
+    return is_tevatron(lower) or is_flag(lower) or bool(lower & set(QUERIES) and lower & set(DOCUMENTS))
+
+
+def of_tevatron(values: Mapping[str, Any]) -> Example:
+    """What a record of Tevatron says."""
+    query = Passage(values["query"], values.get("query_id"))
+    positives, negatives = (_listed(values.get(name), _passage) for name in ("positive_passages", "negative_passages"))
+    return Example(query, positives, negatives, split=told_split(values, SPLIT))
+
+
+def of_flag(values: Mapping[str, Any]) -> Example:
+    """What a record of FlagEmbedding says."""
+    positives, negatives = (_listed(values.get(name), Passage) for name in ("pos", "neg"))
+    return Example(Passage(values["query"]), positives, negatives, split=told_split(values, SPLIT))
+
+
+def titled(values: Mapping[str, Any]) -> Any:
+    """A document's title and text with a blank between, or the one that is there."""
+    parts = [values.get(name) for name in ("title", "text")]
+    told = [part for part in parts if part not in (None, "")]
+    return " ".join(told) if all(isinstance(part, str) for part in told) and told else values.get("text")
+
+
+def told_split(values: Mapping[str, Any], column: str | None) -> str | None:
+    """The split that a record tells, by the name that all sets have for it; None where it tells none."""
+    told = values.get(column) if column else None
+    return (split_of(str(told)) or str(told).strip()) if told not in (None, "") else None
+
+
+def columns_of(where: str, names: Iterable[str], chosen: Mapping[str, str]) -> Columns:
+    """Which column is what, by its name, or as `chosen`, by what it is.
+
+    Raises:
+        DataError: there is none, or there are several for what is one.
+    """
+    known = list(names)
+    shown = ", ".join(known) or "no columns"
+    for role, name in chosen.items():
+        if name not in known:
+            raise DataError(f"{where}: --columns {role}={name}: there is no such column, but {shown}; name one of them")
+
+    def one(role: str, meant: Iterable[str], *, needed: bool = True) -> str | None:
+        found = [chosen[role]] if role in chosen else [n for n in known if n.lower() in meant and n not in taken]
+        if len(found) == 1 or not (found or needed):
+            taken.update(found)
+            return found[0] if found else None
+        what = f"{' and '.join(found)} could all be" if found else f"no column {', '.join(meant)} for"
+        raise DataError(f"{where}: {what} the {role}, among {shown}; say which is with --columns {role}=COLUMN")
+
+    taken = set(chosen.values())
+    query, document = one("query", QUERIES), one("document", DOCUMENTS)
+    assert query is not None
+    assert document is not None
+    score, split = one("score", SCORES, needed=False), one("split", (SPLIT,), needed=False)
+    graded = [name for name in known if name.lower() in _GRADES and name not in taken]
+    if graded and score is None:
+        raise DataError(
+            f"{where}: {graded[0]} may tell which pairs belong together; say so with --columns score={graded[0]} (a "
+            "pair belongs together where it is more than 0), or leave the column out"
+        )
+    negatives = [chosen["negative"]] if "negative" in chosen else [n for n in known if _NEGATIVE.fullmatch(n)]
+    return Columns(query, document, tuple(negatives), score, split)
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """What `--columns query=COL,document=COL` chooses: a column by what it is. Raises SpecError."""
+    chosen: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        role, equals, name = part.partition("=")
+        if role not in _ROLES or not equals or not name or role in chosen:
+            raise SpecError(f"--columns {part}: write ROLE=COLUMN once for each role, of {', '.join(_ROLES)}")
+        chosen[role] = name
+    return chosen
+
+
+def _listed(given: Any, make: Any) -> list[Passage]:
+    """Passages of a list, or of what stands by itself in place of one."""
+    if given is None:
+        return []
+    return [make(one) for one in given] if isinstance(given, list) else [Passage(given)]
+
+
+def _passage(given: Any) -> Passage:
+    return Passage(titled(given), given.get("docid")) if isinstance(given, dict) else Passage(given)

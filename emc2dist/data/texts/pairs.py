@@ -1,0 +1,201 @@
+"""One split of a set of pairs, in memory: texts by index, and which document answers which query.
+
+The tables are read once, whole, from disk or S3, and have to be those that the manifest tells of. A pickled copy takes
+its texts along and reads nothing.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from emc2dist import files
+from emc2dist.config import S3, Data
+from emc2dist.data.catalogue import known_as
+from emc2dist.data.columns import groups_of
+from emc2dist.data.encoded import Traffic
+from emc2dist.data.texts.manifest import (
+    DOCUMENTS,
+    MOST_BYTES,
+    QUERIES,
+    RELEVANCE,
+    TOKENIZER,
+    read_pairs_manifest,
+    read_pinned,
+)
+from emc2dist.errors import DataError
+from emc2dist.files import Place
+
+_DIGEST = np.dtype("V16")
+
+
+class Texts:
+    """Texts of one side by index, 0 <= index < len. Picklable; calls may come from several threads."""
+
+    traffic = Traffic()
+    """Nothing: all texts are in memory."""
+
+    def __init__(self, texts: "pa.Array[Any]") -> None:
+        self._texts = texts
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def get(self, indices: NDArray[np.int64]) -> list[str]:
+        """The texts in the order asked; an index may be asked for twice.
+
+        Raises:
+            IndexError: an index is out of range.
+        """
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"indices {indices.min()}..{indices.max()} are outside 0..{len(self) - 1}")
+        return self._texts.take(pa.array(indices, pa.int64())).to_pylist()  # type: ignore[return-value]
+
+    def duplicates(self) -> NDArray[np.int64]:
+        """The group of equal texts that each is of, int64 [N]; -1 where it is alone."""
+        digests = b"".join(hashlib.sha256(text.as_py().encode()).digest()[: _DIGEST.itemsize] for text in self._texts)
+        return groups_of(np.frombuffer(digests, _DIGEST))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Queries of one split, documents, and which of these answer them. Its length counts all texts."""
+
+    queries: Texts
+    """Each has a document that answers it."""
+    documents: Texts
+    relevance: NDArray[np.int64]
+    """Rows of a query and of a document that answers it, int64 [R, 2], in order of both."""
+    scores: NDArray[np.int16]
+    """How well it answers, int16 [R], each more than 0."""
+    is_bijection: bool
+    """Whether each query has one document and each document is that of one query: then both have the same row."""
+    remarks: list[str]
+    """What a person should know of the set and of this split, with numbers."""
+    fingerprint: str
+    """What tells these texts, their relation and their tokenizer from others, wherever they lie."""
+
+    def __len__(self) -> int:
+        return len(self.queries) + len(self.documents)
+
+
+def open_pairs(data: Data, split: str, s3: S3 | None = None, *, corpus: bool = False) -> Pairs | None:
+    """The queries of a split of `data.path` that have a document with a score above 0, and the documents of that split
+    and of all splits; with `corpus` those of every split. None where no query is of the split, but `train` has to be.
+
+    `data.limit` keeps the first so many queries of `train`, and of a bijection their documents alone.
+
+    Raises:
+        DataError: there is no set of pairs, it is damaged or too large, or has no such query to train on; names
+            data.kind where it is a set of images. StorageError: it cannot be read.
+    """
+    folder = files.at(data.path, s3)
+    manifest = read_pairs_manifest(folder)
+    if manifest.text_bytes > MOST_BYTES:
+        raise DataError(
+            f"{folder}: {manifest.text_bytes:,} bytes of text, and {MOST_BYTES:,} are the most that are held in "
+            "memory; make a smaller set"
+        )
+    split = known_as(split, manifest.queries)
+    if split not in manifest.queries:
+        if split != "train":
+            return None
+        known = ", ".join(manifest.queries)
+        raise DataError(f"{folder}: has no queries of split train, but {known}; call one so in SOURCE and ingest it")
+    tables = [pq.read_table(pa.BufferReader(read_pinned(folder, manifest, name))) for name in (QUERIES, DOCUMENTS)]
+    asked, offered = _of_splits(tables[0], {split}), _of_splits(tables[1], None if corpus else {split, ""})
+    relation = _Relation.read(folder, read_pinned(folder, manifest, RELEVANCE), [len(table) for table in tables])
+    found = len(asked)
+    relation = relation.among(asked, offered)
+    asked, relation = relation.answered(asked)
+    remarks = list(manifest.remarks)
+    if len(asked) < found:
+        remarks.append(f"{split}: {found - len(asked):,} of {found:,} queries have no document and are left out")
+    if not len(asked):
+        if split != "train":
+            return None
+        raise DataError(f"{folder}: no query of split train has a document with a score above 0; give one that has")
+    is_bijection = relation.is_bijection(len(asked), len(offered))
+    if is_bijection:
+        offered, relation = offered[relation.rows[:, 1]], _Relation.identity(relation.scores)
+    if data.limit is not None and split == "train" and data.limit < len(asked):
+        remarks.append(f"data.limit: the first {data.limit:,} of {len(asked):,} queries of train")
+        asked, relation = asked[: data.limit], relation.taking(relation.rows[:, 0] < data.limit)
+        offered = offered[: data.limit] if is_bijection else offered
+    told = [sorted(manifest.files.items()), split, corpus, len(asked), len(offered)]
+    return Pairs(
+        queries=Texts(_taken(tables[0], asked)),
+        documents=Texts(_taken(tables[1], offered)),
+        relevance=relation.rows,
+        scores=relation.scores,
+        is_bijection=is_bijection,
+        remarks=remarks,
+        fingerprint=hashlib.sha256(json.dumps(told).encode()).hexdigest(),
+    )
+
+
+def load_tokenizer(data: Data, s3: S3 | None = None) -> str:
+    """The JSON of the tokenizer that was trained on the set at `data.path`. Raises as `open_pairs` does."""
+    folder = files.at(data.path, s3)
+    return read_pinned(folder, read_pairs_manifest(folder), TOKENIZER).decode()
+
+
+@dataclass(frozen=True)
+class _Relation:
+    """Rows of queries and documents that belong together, [R, 2] in order, and their scores [R]."""
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.int16]
+
+    @staticmethod
+    def read(folder: Place, content: bytes, sizes: Sequence[int]) -> "_Relation":
+        """Those whose score is above 0. Raises DataError where a row is none of a table with so many."""
+        table = pq.read_table(pa.BufferReader(content))
+        rows = np.stack([table[name].to_numpy() for name in ("query", "document")], axis=1)
+        if len(rows) and ((rows < 0) | (rows >= np.array(sizes))).any():
+            raise DataError(f"{folder / RELEVANCE}: names rows that are not there; ingest the set again")
+        scores = table["score"].to_numpy()
+        order = np.lexsort(rows.T[::-1])
+        return _Relation(rows[order], scores[order]).taking(scores[order] > 0)
+
+    @staticmethod
+    def identity(scores: NDArray[np.int16]) -> "_Relation":
+        """That of each row with the one of its own number."""
+        return _Relation(np.repeat(np.arange(len(scores))[:, None], 2, axis=1), scores)
+
+    def taking(self, chosen: NDArray[np.bool_]) -> "_Relation":
+        """A part of it."""
+        return _Relation(self.rows[chosen], self.scores[chosen])
+
+    def among(self, queries: NDArray[np.int64], documents: NDArray[np.int64]) -> "_Relation":
+        """What holds between some of the rows of each side, ascending, numbered anew by their places among these."""
+        part = self.taking(np.isin(self.rows[:, 0], queries) & np.isin(self.rows[:, 1], documents))
+        places = [np.searchsorted(side, part.rows[:, column]) for column, side in enumerate((queries, documents))]
+        return _Relation(np.stack(places, axis=1), part.scores)
+
+    def answered(self, queries: NDArray[np.int64]) -> "tuple[NDArray[np.int64], _Relation]":
+        """Of the queries those that have a document, and the relation numbered by these."""
+        numbers, places = np.unique(self.rows[:, 0], return_inverse=True)
+        return queries[numbers], _Relation(np.stack([places, self.rows[:, 1]], axis=1), self.scores)
+
+    def is_bijection(self, queries: int, documents: int) -> bool:
+        """Whether each of so many queries and documents stands in it once."""
+        return len(self.rows) == queries == documents == len(np.unique(self.rows[:, 1]))
+
+
+def _of_splits(table: pa.Table, splits: set[str] | None) -> NDArray[np.int64]:
+    """Rows whose split is one of these, or of any where these are None, ascending."""
+    if splits is None:
+        return np.arange(len(table))
+    return np.flatnonzero(pc.is_in(table["split"], value_set=pa.array(sorted(splits), table["split"].type)).to_numpy())
+
+
+def _taken(table: pa.Table, rows: NDArray[np.int64]) -> "pa.Array[Any]":
+    return table["text"].cast(pa.large_string()).combine_chunks().take(pa.array(rows, pa.int64()))

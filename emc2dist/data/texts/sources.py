@@ -1,0 +1,232 @@
+"""Sources of pairs on this machine's disk: which files they are of, and reading them.
+
+a corpus    a folder with tables called `corpus` and `queries` (or folders of such) and judgements called `qrels`:
+            BEIR's corpus.jsonl, queries.jsonl, qrels/test.tsv, or the same as Parquet
+records     any other table, or a folder of tables, see `emc2dist.data.texts.formats`
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from emc2dist import files
+from emc2dist.data.catalogue import MANIFEST, UNFINISHED, is_hidden, nothing_at
+from emc2dist.data.ingest.kinds import images_below
+from emc2dist.data.ingest.source import listing_digest, printable
+from emc2dist.data.splits import alone, by_split, left_out, missing, together
+from emc2dist.data.texts import formats
+from emc2dist.data.texts.collection import Collection, Passage
+from emc2dist.data.texts.manifest import kind_of
+from emc2dist.data.texts.records import TABLES, Record, fields_of, is_table, records_of
+from emc2dist.errors import DataError, SpecError
+from emc2dist.terminal import say
+
+_IDS = ("_id", "id", "docid", "doc_id", "query_id", "qid")
+_QUERY_IDS = ("query-id", "query_id", "qid")
+_DOCUMENT_IDS = ("corpus-id", "corpus_id", "doc_id", "docid", "pid")
+_TEXTS = ("text", "query")
+_SHOWN = 3  # files that were passed over
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of a source of pairs."""
+
+    root: Path
+    parts: Mapping[str, list[Path]]
+    """Of a corpus its tables by `corpus`, `queries` and `qrels`; of records all, by `records`."""
+    passed_over: list[str]
+
+    @property
+    def digest(self) -> str:
+        """Of the names, sizes and times of its files."""
+        every = sorted(file for part in self.parts.values() for file in part)
+        entries = (files.entry_of(file)._replace(name=str(file.relative_to(self.root.parent))) for file in every)
+        with files.explained(self.root):
+            return listing_digest(entries)
+
+
+def is_pairs(path: str) -> bool:
+    """Whether what lies at a path is taken for pairs, by the names of files and columns.
+
+    Raises:
+        DataError: a file by itself is called as one of records, and its first is damaged.
+        StorageError: it cannot be read.
+    """
+    if files.is_remote(path):
+        return False
+    place = files.local(path)
+    with files.explained(path):
+        if place.is_file():
+            return is_table(path) and _has_pairs(place)
+        if (place / MANIFEST).is_file():
+            return kind_of((place / MANIFEST).read_bytes()) == "pairs"
+        if not place.is_dir() or (place / UNFINISHED).exists():
+            return False
+        if _corpus(place):
+            return True
+        try:
+            tables = _tables(place)
+            return bool(tables) and _has_pairs(tables[0]) and next(images_below(place), None) is None
+        except DataError:  # a table beside images need not be one of records
+            return False
+
+
+def find(path: str) -> Source:
+    """The source of pairs at a path.
+
+    Raises:
+        DataError: there is none. StorageError: it cannot be read.
+    """
+    if files.is_remote(path):
+        raise DataError(f"{path}: pairs are read from a disk; copy the files to one first (aws s3 cp)")
+    place = files.local(path)
+    with files.explained(path):
+        if place.is_file() and not is_table(path):
+            raise DataError(f"{path}: is no {', '.join(TABLES)}; write the pairs as one, or unpack it")
+        if place.is_file():
+            return Source(place, {"records": [place]}, [])
+        if not place.is_dir():
+            raise nothing_at(path, "give the file or folder that holds the pairs")
+        if (place / MANIFEST).is_file():
+            raise DataError(f"{path}: is a finished set; train on it, or copy the folder")
+        parts = _corpus(place) or {"records": _tables(place)}
+        if parts.get("records") == []:
+            raise DataError(f"{path}: holds no {', '.join(TABLES)}; give a folder that does, or such a file")
+        if parts.get("qrels") == []:
+            raise DataError(
+                f"{path}: holds a corpus and queries, and no judgements; put them at qrels.tsv or qrels/SPLIT.tsv"
+            )
+        taken = {file for part in parts.values() for file in part}
+        return Source(place, parts, [printable(name) for name in _inside(place) if place / name not in taken])
+
+
+def read(source: Source, chosen: Mapping[str, str], into: Collection) -> None:
+    """Read a source. `chosen` are columns by what they are (`formats.parse_columns`).
+
+    Raises:
+        DataError: files do not hold what they should, or a row cannot be used, see `Collection`.
+        SpecError: columns are chosen of a corpus. StorageError: a file cannot be read.
+    """
+    if source.passed_over:
+        shown = ", ".join(source.passed_over[:_SHOWN]) + (", ..." if len(source.passed_over) > _SHOWN else "")
+        into.notes.append(f"{len(source.passed_over)} other files were passed over ({shown})")
+    if "records" in source.parts:
+        _read_records(source, chosen, into)
+        return
+    if chosen:
+        raise SpecError(f"--columns: {source.root} is a corpus with queries and judgements, whose columns are known")
+    _read_corpus(source, into)
+
+
+def _read_records(source: Source, chosen: Mapping[str, str], into: Collection) -> None:
+    files_of = source.parts["records"]
+    splits = _by_split(source.root, files_of, into)
+    if files_of == [source.root] and formats.SPLIT not in (*fields_of(source.root), *chosen):
+        into.notes += alone(source.root)
+
+    @lru_cache
+    def columns(file: Path, names: tuple[str, ...]) -> formats.Columns:
+        found = formats.columns_of(str(file), names, chosen)
+        if unused := found.unused(names):
+            note = f"columns that are not read: {', '.join(unused)}"
+            into.notes += [note] * (note not in into.notes)
+        return found
+
+    for file, split in splits.items():
+        for where, values in _said(file, into):
+            if not chosen and formats.is_tevatron(values):
+                example = formats.of_tevatron(values)
+            elif not chosen and formats.is_flag(values):
+                example = formats.of_flag(values)
+            else:
+                example = columns(file, tuple(values)).example(values)
+            into.example(where, example, split)
+
+
+def _read_corpus(source: Source, into: Collection) -> None:
+    for file in source.parts["corpus"]:
+        for record in _said(file, into):
+            into.document(record.where, Passage(formats.titled(record.values), _one_of(record, _IDS)))
+    queries: dict[str, tuple[Passage, str | None]] = {}
+    for file in source.parts["queries"]:
+        for record in _said(file, into):
+            name = str(_one_of(record, _IDS))
+            query = Passage(_one_of(record, _TEXTS), name)
+            if name in queries and queries[name][0] != query:
+                into.refuse(record.where, f"the id {name!r} stands for another query already")
+            queries.setdefault(name, (query, formats.told_split(record.values, formats.SPLIT)))
+    asked = set()
+    for file, split in _by_split(source.root, source.parts["qrels"], into).items():
+        for record in _said(file, into):
+            name, document = (str(_one_of(record, ids)) for ids in (_QUERY_IDS, _DOCUMENT_IDS))
+            if name not in queries:
+                into.refuse(record.where, f"no query has the id {name!r}")
+                continue
+            asked.add(name)
+            query, own = queries[name]
+            told = formats.told_split(record.values, formats.SPLIT) or (file.parent == source.root and own) or split
+            into.judgement(record.where, query, document, _one_of(record, formats.SCORES), told)
+    if len(asked) < len(queries):
+        into.notes.append(f"{len(queries) - len(asked):,} of {len(queries):,} queries are judged nowhere and left out")
+
+
+def _said(file: Path, into: Collection) -> Iterable[Record]:
+    say(f"reading {file}")
+    return records_of(file, into.refuse)
+
+
+def _one_of(record: Record, names: Iterable[str]) -> Any:
+    """The value of the first of these names that a record has. Raises DataError."""
+    for name in names:
+        if name in record.values:
+            return record.values[name]
+    raise DataError(
+        f"{record.where}: no value called {' or '.join(names)}, but {', '.join(record.values)}; call one so"
+    )
+
+
+def _by_split(root: Path, tables: list[Path], into: Collection) -> dict[Path, str]:
+    """The split of each file, by its name; files that belong to none are left out."""
+    if tables == [root]:
+        return {root: "train"}
+    names = {str(file.relative_to(root)): file for file in tables}
+    found, others = by_split(names)
+    into.notes += together(found) + missing(names) + left_out(others)
+    return {names[name]: split for split, of_split in found.items() for name in of_split}
+
+
+def _has_pairs(file: Path) -> bool:
+    """Whether a table's columns are those of pairs, none of bytes among them."""
+    fields = fields_of(file)
+    return all(fields.values()) and formats.may_be_pairs(fields)
+
+
+def _corpus(folder: Path) -> dict[str, list[Path]]:
+    """The tables of a corpus by what they are; nothing where the folder is none."""
+    tables, parts = _tables(folder), dict[str, list[Path]]()
+    for part in ("corpus", "queries", "qrels"):
+        parts[part] = [file for file in tables if file.stem == part or file.parent == folder / part]
+    return parts if parts["corpus"] and parts["queries"] else {}
+
+
+def _tables(folder: Path) -> list[Path]:
+    return [folder / name for name in _inside(folder) if is_table(name)]
+
+
+def _inside(folder: Path) -> list[str]:
+    """The files of a folder and of those in it that are not hidden, sorted. There may be millions, of images."""
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            if entry.is_file():
+                found.append(entry.name)
+            elif entry.is_dir():
+                with os.scandir(entry) as inner:
+                    found += [f"{entry.name}/{one.name}" for one in inner if one.is_file() and not is_hidden(one.name)]
+    return sorted(found)
