@@ -140,7 +140,7 @@ def stepping(**sizes: int) -> Iterator[Callable[[], Cost]]:
         memory.start(0, settled=-1)
         optimiser = build_optimiser(encoder, spec.optimiser, spec.lr)
         loader: Any = Ready(1, CPU)
-        trainer = Trainer(spec, encoder, optimiser, memory, loader, order, CPU, {})
+        trainer = Trainer(spec, encoder, optimiser, memory, {"x": loader}, order, CPU, {})
 
         def step() -> Cost:
             before, began = memory.thread_s, time.process_time()

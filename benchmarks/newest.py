@@ -74,7 +74,7 @@ class WithRows:
         sides = {SIDE: replace(batch.sides[SIDE], drawn=drawn.unsqueeze(0), drawn_index=index)}
         return self.contrast(replace(batch, sides=sides), recalls, encode)
 
-    def foreseen(self, *of_a_step: Any) -> tuple[Tensor, Tensor]:
+    def foreseen(self, *of_a_step: Any) -> dict[str, tuple[Tensor, Tensor]]:
         """As the contrast."""
         return self.contrast.foreseen(*of_a_step)
 

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from emc2dist.config import Spec, parse
 from emc2dist.data.encoded import Traffic
-from emc2dist.data.sampler import EpochOrder
+from emc2dist.data.sampler import Order
 from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.towers.optim import build_optimiser
 from emc2dist.train import collectives
@@ -139,7 +139,7 @@ def trainer_of(
     loader: Any,
     device: torch.device,
     store: ChainStore | None = None,
-) -> tuple[Trainer, EpochOrder]:
+) -> tuple[Trainer, Order]:
     """A trainer of this rank at its first step, and the order of its samples.
 
     The store is in this process, or one of generation GENERATION.
@@ -152,7 +152,7 @@ def trainer_of(
     memory = stack.enter_context(closing(Memory(spec, store, order, collectives.rank(), GENERATION, device)))
     memory.start(0, settled=-1)
     optimiser = build_optimiser(encoder, spec.optimiser, spec.lr)
-    return Trainer(spec, encoder, optimiser, memory, loader, order, device, {}), order
+    return Trainer(spec, encoder, optimiser, memory, {"x": loader}, order, device, {}), order
 
 
 def bare(spec: Spec, device: torch.device) -> Callable[[], object]:

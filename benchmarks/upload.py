@@ -21,7 +21,7 @@ import ray.train
 import torch
 
 from emc2dist.config import parse
-from emc2dist.data.images import Labelled, open_images
+from emc2dist.data.images import open_images
 from emc2dist.files import Entry
 from emc2dist.files.disk import DiskPlace
 from emc2dist.metrics import Row
@@ -89,7 +89,7 @@ def train(take: Callable[..., Any]) -> tuple[list[float], float]:
         writer = Timed(_CheckpointWriter(SPEC, RunFolder(SlowPlace(Path(folder))), Silent()))  # type: ignore[arg-type]
         began = perf_counter()
         parts = (store, Silent(), writer, torch.device("cpu"), Silent(), Path(folder))
-        loop.run(loop.Job(SPEC, images, Labelled(images, None, []), *parts))
+        loop.run(loop.Job(SPEC, images, None, *parts))
         return writer.stood_s, perf_counter() - began
 
 

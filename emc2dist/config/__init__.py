@@ -28,6 +28,7 @@ from emc2dist.config.loading import (
     parse_s3,
     parse_sweep,
 )
+from emc2dist.config.pairs import Text
 from emc2dist.config.paths import is_remote
 from emc2dist.config.sections import (
     BUILT_IN,
@@ -47,6 +48,6 @@ from emc2dist.config.sweep import MOST_TRIALS, Range, Sweep, base_of
 
 __all__ = [
     "BUILT_IN", "MOST_TRIALS", "OPERATIONAL", "S3", "Data", "Encoder", "Eval", "Launch", "Norm", "Optimiser", "Range",
-    "Resources", "Spec", "Sweep", "Views", "Watch", "base_of", "changed", "differences", "dump", "given_keys", "is_key",
-    "is_remote", "leaves", "load", "load_job", "load_sweep", "parse", "parse_s3", "parse_sweep", "paths",
+    "Resources", "Spec", "Sweep", "Text", "Views", "Watch", "base_of", "changed", "differences", "dump", "given_keys",
+    "is_key", "is_remote", "leaves", "load", "load_job", "load_sweep", "parse", "parse_s3", "parse_sweep", "paths",
 ]  # fmt: skip

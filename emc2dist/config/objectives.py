@@ -13,6 +13,7 @@ from emc2dist.config.sections import Section
 if TYPE_CHECKING:
     from emc2dist.config.spec import Spec
 
+Directions = Literal["forward", "both"] | None
 Width = Annotated[float, Field(ge=1e-3, le=1e3)]
 
 
@@ -27,6 +28,8 @@ class Named(Section):
 
     followed: ClassVar[bool] = False
     """Of an objective: whether all its keys may be a follower's (`encoder.momentum`)."""
+    paired: ClassVar[bool] = False
+    """Of an objective: whether it is of pairs, too (`data.kind`)."""
 
     @property
     def learns(self) -> bool:
@@ -71,6 +74,10 @@ class Dcl(Named):
 
     name: Literal["dcl"]
     followed: ClassVar[bool] = True
+    paired: ClassVar[bool] = True
+    directions: Directions = None
+    """Of pairs: `forward` has each query pick its document; `both` has each document pick its query, too. None:
+    `forward`."""
 
 
 class Dclw(Named):
@@ -157,6 +164,10 @@ class InfoNce(Named):
 
     name: Literal["infonce"]
     followed: ClassVar[bool] = True
+    paired: ClassVar[bool] = True
+    directions: Directions = None
+    """Of pairs: `forward` has each query pick its document; `both` has each document pick its query, too (CLIP).
+    None: `forward`."""
 
 
 Row = tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...]

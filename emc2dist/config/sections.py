@@ -144,8 +144,11 @@ BUILT_IN = {
 
 
 class Data(Section):
-    """Where the images come from."""
+    """Where the images come from, or the pairs of texts."""
 
+    kind: Literal["images", "pairs"] = "images"
+    """`pairs`: of texts, queries and the documents that answer them, a folder that `emc2dist ingest` wrote
+    (docs/texts.md)."""
     path: AnyPath = "digits"
     """A Parquet file, or a folder of them, on disk or `s3://bucket/...`; or a set that comes with the package: `digits`
     (scikit-learn's 1,797 handwritten digits), `omniglot` (32,459 drawings of 1,623 characters), `omniglot-small` (2,720
@@ -187,8 +190,8 @@ class Data(Section):
 class Views(Section):
     """How one view is drawn from an image. A probability of 0 leaves a transform out."""
 
-    count: Annotated[int, Field(ge=2, le=256)] = 2
-    """Views per image, V. Every sample has one chain per view."""
+    count: Annotated[int, Field(ge=1, le=256)] = 2
+    """Views per image, V, at least 2. Every sample has one chain per view. A text has one."""
     size: Annotated[int, Field(ge=1, le=4096)] = 32
     """Side of a view, pixels."""
     crop: tuple[Annotated[float, Field(ge=1e-6)], PositiveFloat] = (0.2, 1.0)
@@ -226,7 +229,9 @@ class Encoder(Section):
     """Backbone and projector."""
 
     backbone: str = "resnet18"
-    """`conv4` (four convolutions, 0.39 million parameters), or one of torchvision's ResNet family (`RESNETS`)."""
+    """`conv4` (four convolutions, 0.39 million parameters), or one of torchvision's ResNet family (`RESNETS`). Of
+    texts `bag` (mean of embeddings), `mini` (a small transformer), or transformers:FOLDER, a model that the library
+    transformers reads."""
     stem: Literal["imagenet", "cifar"] = "cifar"
     """`imagenet`: 7x7 stride 2 and max-pool; `cifar`: 3x3 stride 1 and no pool, for images of 64 pixels or less. conv4
     has no other than `cifar`."""
@@ -234,6 +239,9 @@ class Encoder(Section):
     """Normalisation layers. `batch` couples the samples of a worker's batch; `sync_batch` needs GPUs."""
     hidden: SmallInt = 0
     """Width of the projector's hidden layer; 0 makes the projector linear."""
+    projector: bool = True
+    """Whether there is one. Without, the representation itself, brought to unit length, is the feature, and `features`
+    has to be its width."""
     features: SmallPositiveInt = 128
     """Width of the projector's output, D."""
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -242,12 +250,16 @@ class Encoder(Section):
 
     @model_validator(mode="after")
     def _is_a_backbone(self) -> Self:
-        known = ("conv4", *RESNETS)
-        if self.backbone not in known:
+        known = ("conv4", *RESNETS, "bag", "mini")
+        if self.backbone not in known and not self.backbone.startswith("transformers:"):
             nearest = ", ".join(difflib.get_close_matches(self.backbone.lower(), known, n=3, cutoff=0.0))
             raise ValueError(
-                f"encoder.backbone: {self.backbone!r} is neither conv4 nor of torchvision's ResNet family; "
+                f"encoder.backbone: {self.backbone!r} is neither conv4 nor of torchvision's ResNet family or texts; "
                 f"the nearest are {nearest}"
+            )
+        if not self.projector and self.hidden:
+            raise ValueError(
+                f"encoder.hidden: {self.hidden} is of the projector, and encoder.projector is false; leave one out"
             )
         if self.backbone == "conv4" and self.stem != "cifar":
             raise ValueError(
@@ -288,7 +300,7 @@ class Optimiser(Section):
 
 
 class Eval(Section):
-    """kNN accuracy on the representation, while training."""
+    """kNN accuracy on the representation, while training; of pairs how well queries find their documents."""
 
     every: Annotated[int, Field(ge=0)] = 1
     """Epochs between evaluations; 0: only before the first and after the last epoch."""
@@ -300,9 +312,10 @@ class Eval(Section):
     neighbours: PositiveInt = 20
     """k of kNN (cosine); fewer, which is said, where fewer vote."""
     bank: PositiveInt = 10_000
-    """Most labelled training images that vote."""
+    """Most labelled training images that vote; of pairs, most documents that are searched while training, those that
+    answer among them."""
     queries: PositiveInt = 2_000
-    """Most images that are asked about."""
+    """Most images, or queries, that are asked about."""
 
 
 class Checkpoint(Section):

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from emc2dist.config.negatives import Negatives
 from emc2dist.config.objectives import Objective
+from emc2dist.config.pairs import Text, misfit_of_kind
 from emc2dist.config.paths import is_remote
 from emc2dist.config.presets import expanded, title
 from emc2dist.config.sections import (
@@ -98,6 +99,7 @@ class Spec(Section):
     """Steps between rows of metrics."""
     data: Data = Data()
     views: Views = Views()
+    text: Text = Text()
     encoder: Encoder = Encoder()
     optimiser: Optimiser = Optimiser()
     eval: Eval = Eval()
@@ -129,10 +131,13 @@ class Spec(Section):
     @model_validator(mode="before")
     @classmethod
     def _expand_presets(cls, given: Any) -> Any:
-        return expanded(given) if isinstance(given, dict) else given
+        return _with_one_view(expanded(given)) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        misfit = misfit_of_kind(self)
+        if misfit is not None:
+            raise ValueError(misfit)
         refusal = self.objective.refusal(self.negatives)
         if refusal is not None:
             raise ValueError(refusal)
@@ -287,6 +292,15 @@ class Spec(Section):
         for what, found in others.items():
             if found:
                 raise ValueError(f"cuda_graphs: true does not go with {what}; leave one of the two out")
+
+
+def _with_one_view(given: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a spec; of texts, which have one view, with `views.count` where there is none."""
+    data = given.get("data")
+    if isinstance(data, dict) and data.get("kind") == "pairs":
+        views = given.get("views", {})
+        return {**given, "views": {"count": 1, **views} if isinstance(views, dict) else views}
+    return given
 
 
 # Keys that may differ between a run and its resumption: they move work around, not the result.

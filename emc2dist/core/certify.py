@@ -296,17 +296,18 @@ class FrozenRun:
         view = self._stored(drawn, torch.full_like(drawn, step * 2 * self.views + self.views))
         return drawn, self._taken(view, drawn).detach().unsqueeze(0)
 
-    def _side_of(self, table: str) -> str:
-        """The side of the anchors whose columns a table has."""
+    def _samples_of(self, table: str, batch: Batch) -> Tensor:
+        """int64 [B], the samples of the anchors whose columns a table has."""
         sides = {what.name: what.anchors for what in self.contrast.denominators}
-        return sides.get(table, self.contrast.denominators[0].anchors)
+        side = sides.get(table, "")
+        return batch.index_of(side) if side in batch.sides else batch.index
 
     def _recall(self, batch: Batch) -> dict[str, Recall]:
         estimator, support = self.contrast.estimator, self.contrast.objective.support
         recalls = {what.name: Recall({}) for what in self.contrast.denominators}
         for table, columns in self.tables.items():
             if table != FEATURES:
-                index = batch.index_of(self._side_of(table))
+                index = self._samples_of(table, batch)
                 mine = {name: values[index].transpose(0, 1).flatten(0, 1) for name, values in columns.items()}
                 recalls[table] = Recall(mine)
         if FEATURES not in self.tables:
@@ -337,7 +338,7 @@ class FrozenRun:
         for table, columns in outcome.remember.items():
             if table == OBJECTIVE:
                 continue
-            index = batch.index_of(self._side_of(table))
+            index = self._samples_of(table, batch)
             for name, values in columns.items():
                 column = self.tables[table][name]
                 column[index] = values.detach().unflatten(0, (-1, len(index))).transpose(0, 1).to(column.dtype)

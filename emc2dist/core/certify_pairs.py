@@ -59,11 +59,10 @@ class FrozenPairs(FrozenRun):
     @override
     def exact(self, steps: int = 1) -> Tensor:
         every = normalize(self.features[0] + self.shift, dim=-1)
-        sides = every.split(list(self._count.values()))
+        queries, documents = every.split(list(self._count.values()))
         contrast = self.contrast
-        loss = exact_loss_of_pairs(
-            contrast.objective, *sides, self.pairs, self.temperature, contrast.closing, self.columns
-        )
+        sides = (queries, documents, self.pairs, self.temperature)
+        loss = exact_loss_of_pairs(contrast.objective, *sides, contrast.closing, self.columns)
         return torch.autograd.grad(loss, self.shift)[0]
 
     @override

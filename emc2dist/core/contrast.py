@@ -78,17 +78,20 @@ class Contrast:
         return schema | ({OBJECTIVE: dict(remembered)} if remembered else {})
 
     def foreseen(
-        self, columns: Mapping[str, Mapping[str, Tensor]], batch: Tensor, step: int, views: int
-    ) -> tuple[Tensor, Tensor]:
-        """The views that are sure to be encoded again, see `Estimator.foreseen`; `columns` by denominators' names."""
-        parts = [
-            self.estimator.foreseen(what, columns[what.name], batch, step, views)
-            for what in self.denominators
-            if what.name in columns
-        ]
-        samples, numbers = zip(*parts, strict=True) if parts else ((), ())
-        none = torch.zeros(0, dtype=torch.int64)
-        return torch.cat([none, *samples]), torch.cat([none, *numbers])
+        self, columns: Mapping[str, Mapping[str, Tensor]], here: Mapping[str, Tensor], step: int, views: int
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """The views of each side that are sure to be encoded again, see `Estimator.foreseen`.
+
+        `columns` are by denominators' names; `here` are the candidates that the batch brings, int64 [n], by side.
+        """
+        parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for what in self.denominators:
+            if what.name in columns:
+                found = self.estimator.foreseen(what, columns[what.name], here[what.keys], step, views)
+                parts.setdefault(what.keys, []).append(found)
+        return {
+            side: (torch.cat([s for s, _ in some]), torch.cat([n for _, n in some])) for side, some in parts.items()
+        }
 
     def __call__(self, batch: Batch, recalls: Mapping[str, Recall], encode: Encode) -> Outcome:
         """Contrast a batch; `recalls` by the denominators' names, and what the objective itself recalls."""
@@ -131,7 +134,10 @@ class Contrast:
 
 def contrast_for(spec: Spec) -> Contrast:
     """The contrast that a spec names."""
-    objective = OBJECTIVES[spec.objective.name](**spec.objective.options())
+    options = spec.objective.options()
+    if spec.data.kind == "pairs":
+        options["directions"] = options["directions"] or "forward"
+    objective = OBJECTIVES[spec.objective.name](**options)
     estimator = ESTIMATORS[spec.negatives.name](**spec.negatives.options())
     negatives = spec.negatives
     after = 1.0 if negatives.ceiling_after is None else negatives.ceiling_after

@@ -13,12 +13,47 @@ By class, each batch is made of groups of K samples of one class (P x K batches)
    many equal parts of it, so that no class comes twice in a batch while there are enough classes.
 2. What a class has left, fewer than K, and samples without a class make batches of their own, class by class.
 3. The batches are shuffled. What is left after the last whole one is dropped, groups for the most part.
+
+Of pairs the queries have such an order, and each brings one of its documents, drawn anew in every epoch.
 """
+
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emc2dist.errors import DataError
+
+
+class Order(Protocol):
+    """Which entities stand in a step, side by side (`emc2dist.core.batch`), known for any step."""
+
+    sides: Sequence[str]
+    """That of the samples first."""
+    samples: int
+    """N, entities of all sides."""
+    micro_batch_size: int
+    steps_per_epoch: int
+
+    def entities(self, side: str) -> range:
+        """Those of a side."""
+
+    def batch(self, step: int, side: str | None = None) -> NDArray[np.int64]:
+        """int64 [B], the entities of a side, by default of the first, in the step's slots."""
+
+    def draws(self, count: int, seed: int, side: str) -> "Draws":
+        """Entities of a side that are drawn in every step, whatever stands in the batch."""
+
+    def newest(self, step: int, count: int) -> NDArray[np.int64]:
+        """The samples visited last, up to `step` and at most an epoch before, int64 [count], the newest first."""
+
+
+class Draws(Protocol):
+    """Entities that are drawn in every step."""
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """int64 [M], without repeats."""
 
 
 class EpochOrder:
@@ -57,11 +92,17 @@ class EpochOrder:
         self.steps_per_epoch = samples // batch_size * parts
         self._permutations: dict[int, NDArray[np.int64]] = {}
 
-    def unrelated(self, batch_size: int, seed: int) -> "EpochOrder":
-        """Another order of the same samples, that of other batches, whatever their classes."""
-        return EpochOrder(self.samples, batch_size, seed, blocks=self._blocks, window=self.window)
+    sides: Sequence[str] = ("x",)
 
-    def batch(self, step: int) -> NDArray[np.int64]:
+    def entities(self, side: str) -> range:
+        """Those of the one side."""
+        return range(self.samples)
+
+    def draws(self, count: int, seed: int, side: str = "x") -> "EpochOrder":
+        """Another order of the same samples, that of other batches, whatever their classes."""
+        return EpochOrder(self.samples, count, seed, blocks=self._blocks, window=self.window)
+
+    def batch(self, step: int, side: str | None = None) -> NDArray[np.int64]:
         """Indices of the step's micro-batch over all ranks, int64 [batch_size / parts]; none twice in an epoch."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.micro_batch_size
@@ -98,6 +139,58 @@ class EpochOrder:
         starts = ends - self._blocks
         rows = np.concatenate([np.arange(starts[block], ends[block]) for block in order])
         return rows[np.argsort(np.arange(self.samples) + rng.random(self.samples) * self.window)]
+
+
+class PairOrder:
+    """Pairs, step after step: queries in their own order, each with one of the documents that answer it.
+
+    `queries` is the queries' order; `relevance` are rows of a query and of a document, int64 [R, 2], in order of both,
+    with at least one of each query; `documents` is how many there are.
+    """
+
+    sides: Sequence[str] = ("query", "document")
+
+    def __init__(self, queries: EpochOrder, relevance: NDArray[np.int64], documents: int) -> None:
+        self._queries, self._documents = queries, documents
+        self.samples = queries.samples + documents
+        self.micro_batch_size, self.steps_per_epoch = queries.micro_batch_size, queries.steps_per_epoch
+        self._answers = relevance[:, 1]
+        self._first = np.searchsorted(relevance[:, 0], np.arange(queries.samples + 1))
+
+    def entities(self, side: str) -> range:
+        """Queries first, then documents."""
+        return range(self._queries.samples) if side == "query" else range(self._queries.samples, self.samples)
+
+    def batch(self, step: int, side: str | None = None) -> NDArray[np.int64]:
+        """int64 [B]: queries, none twice in an epoch, or a document of each."""
+        queries = self._queries.batch(step)
+        if side != "document":
+            return queries
+        first, count = self._first[queries], self._first[queries + 1] - self._first[queries]
+        shares = np.random.default_rng([self._queries.seed, _ANSWERS, step]).random(len(queries))
+        return self._queries.samples + self._answers[first + (shares * count).astype(np.int64)]
+
+    def draws(self, count: int, seed: int, side: str) -> Draws:
+        """Entities of a side in an order of their own."""
+        there = self.entities(side)
+        return _Shifted(EpochOrder(len(there), count, seed), there.start)
+
+    def newest(self, step: int, count: int) -> NDArray[np.int64]:
+        """Of one side alone: no spec of pairs asks for them."""
+        raise NotImplementedError
+
+
+class _Shifted:
+    """The entities of a side, by an order of its rows."""
+
+    def __init__(self, order: EpochOrder, first: int) -> None:
+        self._order, self._first = order, first
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        return self._first + self._order.batch(step)
+
+
+_ANSWERS = 1  # label of a random stream
 
 
 def _by_class(rng: np.random.Generator, labels: NDArray[np.int64], size: int) -> NDArray[np.int64]:

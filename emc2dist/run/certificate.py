@@ -25,7 +25,7 @@ from emc2dist.train.certificate import (
     untrained,
 )
 from emc2dist.train.frozen import freeze
-from emc2dist.train.loop import columns_of
+from emc2dist.train.sets import columns_of
 
 _HEEDED = (
     "objective",

@@ -37,7 +37,6 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from emc2dist import files
 from emc2dist.config import BUILT_IN, Spec, changed, dump, paths
-from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import RunError, RunStopped, SpecError, StorageUnreachable, StoreError
 from emc2dist.metrics import Recorder
 from emc2dist.run import checkpoints, failures, lock
@@ -56,8 +55,8 @@ from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.store.remote import RayStore
 from emc2dist.terminal import say
 from emc2dist.train import checkpoint, loop
-from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.memory import schema_for
+from emc2dist.train.sets import TrainingSet, columns_of, judge_of, left_over, open_training_set, settled
 
 
 def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event | None = None) -> dict[str, Any]:
@@ -74,6 +73,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
     spec = resolved(spec)
     cluster.leave_jobs_folder()
     trackers.refuse_missing(spec)
+    spec = settled(spec)
     images, remarks, neighbours = check(spec)
     for remark in remarks:
         say(remark)
@@ -165,24 +165,21 @@ def on_device(spec: Spec, device: str, tell: Callable[[str], None]) -> list[str]
     return [line] if why else []
 
 
-def check(spec: Spec) -> tuple[Images, list[str], int | None]:
+def check(spec: Spec) -> tuple[TrainingSet, list[str], int | None]:
     """Open the data and see that they fit the spec.
 
-    Returns the training images, remarks on the data, and k of kNN, which is None where nothing is evaluated.
+    Returns the training set, remarks on the data, and k of kNN, which is None where nothing is evaluated.
 
     Raises:
         SpecError: it goes too far. DataError: the data cannot be opened, are fewer than a batch, or lack labels or what
             else the spec reads of each image.
     """
-    images = open_images(spec.data, "train", spec.s3)
-    assert images is not None, "open_images raises where there is nothing to train on"
-    _, on_columns = loop.columns_of(spec, images)
-    loop.order_for(spec, images)
-    over = loop.left_over(spec, images)
-    labelled = open_labelled(spec.data, spec.eval, images, spec.s3)
-    evaluation, remarks = Evaluation.of(spec, labelled)
-    remarks = [*images.remarks, *over, *on_columns, *remarks, *loop.dear_reads(spec, images)]
-    return images, remarks, evaluation.neighbours if evaluation else None
+    train = open_training_set(spec)
+    _, on_columns = columns_of(spec, train)
+    loop.order_for(spec, train)
+    judge, remarks = judge_of(spec, train)
+    remarks = [*train.remarks, *left_over(spec, train), *on_columns, *remarks, *loop.dear_reads(spec, train)]
+    return train, remarks, judge.neighbours if judge else None
 
 
 def summarise(folder: RunFolder, steps: int) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing_extensions import override
 
 from emc2dist import files
 from emc2dist.config import Spec, parse
-from emc2dist.data.images import open_images, open_labelled
 from emc2dist.errors import SpecError
 from emc2dist.machine import cpus
 from emc2dist.metrics import Row
@@ -26,6 +25,7 @@ from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.run.scratch import scratch
 from emc2dist.store import ChainStore
 from emc2dist.train import collectives, loop
+from emc2dist.train.sets import judge_of, open_training_set
 from emc2dist.train.views import cores_of
 
 
@@ -62,9 +62,8 @@ def _train_rank(spec: Spec, run: RunFolder, store: ChainStore, channel: ChannelH
     context = ray.train.get_context()
     beside = context.get_local_world_size()
     torch.set_num_threads(spec.threads or max(1, cpus() // beside))
-    train = open_images(spec.data, "train", spec.s3)
-    assert train is not None, "open_images raises where there is nothing to train on"
-    labelled = open_labelled(spec.data, spec.eval, train, spec.s3)
+    train = open_training_set(spec)
+    judge, _ = judge_of(spec, train)
     device = ray.train.torch.get_device()
     with ExitStack() as stack:
         own = stack.enter_context(scratch(run))
@@ -77,7 +76,7 @@ def _train_rank(spec: Spec, run: RunFolder, store: ChainStore, channel: ChannelH
         store = store.joined(context.get_local_rank(), context.get_local_world_size(), spec.resources.start_s)
         stop = stack.enter_context(StopPoller(channel)) if context.get_world_rank() == 0 else threading.Event()
         parts = (store, channel, writer, device, stop, own, cores_of(spec, beside))
-        return loop.run(loop.Job(spec, train, labelled, *parts), choice.folder)
+        return loop.run(loop.Job(spec, train, judge, *parts), choice.folder)
 
 
 class _CheckpointWriter(loop.CheckpointWriter):

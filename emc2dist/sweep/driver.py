@@ -8,7 +8,6 @@ from typing import Any
 import emc2dist.run.cluster as cluster
 from emc2dist.config import Sweep
 from emc2dist.config.points import remarks as remarks_on_points
-from emc2dist.data.images import Images
 from emc2dist.errors import RunError, RunStopped
 from emc2dist.run import checkpoints
 from emc2dist.run.driver import ENDING, check, on_device, resolved, set_on
@@ -18,6 +17,7 @@ from emc2dist.sweep.folder import ENDED, Ledger, SweepFolder, scores
 from emc2dist.sweep.space import Points, points_of
 from emc2dist.terminal import say
 from emc2dist.train import checkpoint
+from emc2dist.train.sets import TrainingSet
 
 
 def sweep(spec: Sweep) -> dict[str, Any]:
@@ -58,15 +58,15 @@ def sweep(spec: Sweep) -> dict[str, Any]:
     return summary
 
 
-def _refuse_other_data(folder: SweepFolder, spec: Sweep, images: Images) -> None:
-    """Raise RunError where trials were trained on other images than those that the others would be."""
+def _refuse_other_data(folder: SweepFolder, spec: Sweep, train: TrainingSet) -> None:
+    """Raise RunError where trials were trained on another set than the others would be."""
     if any(key.split(".")[0] == "data" for key in spec.space):
         return  # to each its own, and each looks after them
     for record in folder.records():
         trial = RunFolder(folder.place / record.name)
         newest = checkpoints.newest(trial)
         if newest:
-            checkpoint.refuse_other_data(trial.place, newest, images)
+            checkpoint.refuse_other_data(trial.place, newest, train)
 
 
 def _not_heeded(ended: Sweep, asked: Sweep, folder: SweepFolder) -> list[str]:

@@ -1,9 +1,10 @@
-"""The encoder: images in, unit-norm features out.
+"""The encoder: images in, unit-norm features out; or texts (`emc2dist.towers.text`).
 
     uint8 [n, 3, H, W] -> normalise -> backbone -> representation [n, R] -> projector -> feature [n, D], |feature| = 1
+    int32 [n, L] ---------------------> backbone ...
 
-The backbone is a torchvision ResNet whose `fc` is taken off, or the small `Conv4`. Its normalisation layers follow one
-policy:
+An image's backbone is a torchvision ResNet whose `fc` is taken off, or the small `Conv4`. Its normalisation layers
+follow one policy:
 
     batch       BatchNorm2d: a sample's feature depends on the others of its worker's batch
     sync_batch  SyncBatchNorm: on those of all workers' batches
@@ -14,18 +15,23 @@ Chains carry features between batches, so `group` and `none` are the policies un
 """
 
 import math
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
 from emc2dist.config import Encoder as EncoderConfig
-from emc2dist.config import Norm
+from emc2dist.config import Norm, Text
+from emc2dist.config.pairs import TRANSFORMERS
 from emc2dist.config.sections import Precision
 from emc2dist.core import kernels
+from emc2dist.errors import SpecError
 from emc2dist.towers.norms import GroupNorm
 
 # ImageNet's, in units of a pixel value.
@@ -33,35 +39,35 @@ MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """Backbone and projector, as `emc2dist.config.Encoder` describes them.
 
     Follows the dtype of its parameters: after `.double()` features are float64. `width` is R, `features` is D.
     """
 
-    mean: Tensor
-    std: Tensor
     learnt: nn.Module | None
     """What the objective learns with it, which only that reads; None: nothing."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, backbone: nn.Module, width: int, config: EncoderConfig) -> None:
+        """Begin; `width` is the backbone's. Raises SpecError where there is no projector and `features` is another."""
         super().__init__()
-        self.backbone, self.width = _backbone(config)
-        self.features = config.features
-        self.projector = _projector(self.width, config)
+        if not config.projector and width != config.features:
+            raise SpecError(
+                f"encoder.features: {config.features}, but without a projector a feature is the representation, which "
+                f"is {width} wide; give encoder.features={width}"
+            )
+        self.backbone, self.width, self.features = backbone, width, config.features
+        self.projector = _projector(width, config) if config.projector else nn.Identity()
         self.learnt = None
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
-    def representation(self, images: Tensor) -> Tensor:
-        """Backbone output [n, R] of images uint8 [n, 3, H, W]; what kNN and the linear probe use."""
-        if images.dtype != torch.uint8:
-            raise TypeError(f"images are {images.dtype}; the encoder takes uint8 and normalises them itself")
-        return self.backbone((images - self.mean) / self.std)
+    @abstractmethod
+    def representation(self, views: Tensor) -> Tensor:
+        """Backbone output [n, R] of views [n, ...]; what kNN and the linear probe use."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Unit-norm features [n, D] of images uint8 [n, 3, H, W]; float32 or wider, also under autocast."""
-        return self.feature(self.representation(images))
+    @override
+    def forward(self, views: Tensor) -> Tensor:
+        """Unit-norm features [n, D] of views [n, ...]; float32 or wider, also under autocast."""
+        return self.feature(self.representation(views))
 
     def feature(self, representation: Tensor) -> Tensor:
         """Unit-norm features [n, D] of representations [n, R]."""
@@ -80,6 +86,41 @@ def layout(config: EncoderConfig, precision: Precision, device: torch.device) ->
         return torch.contiguous_format
     by_torch = config.norm == "group" and not (precision == "bf16" and kernels.run_there(device))
     return torch.contiguous_format if by_torch else torch.channels_last
+
+
+class ImageEncoder(Encoder):
+    """The encoder of images uint8 [n, 3, H, W]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(*_backbone(config), config)
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    @override
+    def representation(self, views: Tensor) -> Tensor:
+        if views.dtype != torch.uint8:
+            raise TypeError(f"images are {views.dtype}; the encoder takes uint8 and normalises them itself")
+        return self.backbone((views - self.mean) / self.std)
+
+
+class TextEncoder(Encoder):
+    """The encoder of texts, tokens int32 [n, L] of 0 for padding and t for the tokenizer's token t - 1."""
+
+    remarks: Sequence[str]
+    """What a person should know of how its weights were read."""
+
+    def __init__(self, config: EncoderConfig, text: Text) -> None:
+        """Begin. Raises SpecError where a folder of transformers cannot be read (`emc2dist.towers.text`)."""
+        backbone = _text_backbone(config.backbone, text)
+        super().__init__(backbone, backbone.width, config)
+        self.remarks = getattr(backbone, "remarks", ())
+
+    @override
+    def representation(self, views: Tensor) -> Tensor:
+        return self.backbone(views)
 
 
 @contextmanager
@@ -174,6 +215,19 @@ class Conv4(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Representations [n, 256] of normalised images [n, 3, H, W]."""
         return self.blocks(images).mean(dim=(2, 3))
+
+
+def _text_backbone(name: str, text: Text) -> Any:
+    """A backbone of texts, which knows its `width`."""
+    from emc2dist.towers import text as towers
+
+    length = max(text.query_length, text.document_length)
+    if name.startswith(TRANSFORMERS):
+        return towers.pretrained(name.removeprefix(TRANSFORMERS), text.pooling, length)
+    assert text.vocabulary is not None, "the set says it when a run begins"
+    if name == "bag":
+        return towers.Bag(text.vocabulary, text.width)
+    return towers.Mini(text.vocabulary, text.width, text.layers, text.heads, length, text.pooling)
 
 
 def _backbone(config: EncoderConfig) -> tuple[nn.Module, int]:

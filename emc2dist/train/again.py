@@ -26,32 +26,35 @@ class Foreseen:
 
     ids: Tensor
     """int64 [n >= 1], ascending."""
-    images: Future[Tensor]
-    """uint8 [1, n, 3, S, S]."""
+    views: Future[Tensor]
+    """[1, n, ...]."""
 
     def has(self, ids: Tensor) -> bool:
         """Whether views [m] are all among them."""
         _, there = locate(ids, self.ids)
         return bool(there.all())
 
-    def of(self, ids: Tensor, images: Tensor) -> Tensor:
-        """Of the images [n, ...], made, those of views [m], ascending, which are all among them."""
+    def of(self, ids: Tensor, made: Tensor) -> Tensor:
+        """Of those made [n, ...] the views [m], ascending, which are all among them."""
         if len(ids) == len(self.ids):
-            return images
+            return made
         slot, _ = locate(ids, self.ids)
-        (slot,) = to_device([slot], images.device)
-        return images[slot]
+        (slot,) = to_device([slot], made.device)
+        return made[slot]
 
 
 class Again:
     """Views that are encoded again in one step, each once."""
 
-    def __init__(self, features: Tensor, samples: int, encode: Callable[[Tensor], Tensor]) -> None:
-        """None yet; `encode` takes ids [m] of views, ascending, of a dataset of so many `samples`."""
-        self._own, self._samples, self._encode = features, samples, encode
+    def __init__(self, like: Tensor, samples: int, encode: Callable[[str, Tensor], Tensor]) -> None:
+        """None yet, of features as `like` [..., D] is.
+
+        `encode` takes ids [m] of views of a side, ascending, of a dataset of so many `samples`.
+        """
+        self._samples, self._encode = samples, encode
         self._views = torch.zeros(0, dtype=torch.int64)
         """Ids, each once."""
-        self._features = features.new_zeros(0, features.shape[-1])
+        self._features = like.new_zeros(0, like.shape[-1])
 
     def __call__(self, side: str, samples: Tensor, numbers: Tensor) -> Tensor:
         """Features [R, m, D] of samples int64 [m] by their views numbered [R, m], both on the CPU; with gradient."""
@@ -59,7 +62,7 @@ class Again:
         missing = views.unique()
         missing = missing[~torch.isin(missing, self._views, assume_unique=True)]
         if len(missing):
-            features = self._encode(missing)
+            features = self._encode(side, missing)
             self._views = torch.cat([self._views, missing])
             self._features = torch.cat([self._features, features])
         slot, _ = locate(views.flatten(), self._views)
@@ -75,7 +78,9 @@ class Again:
         samples = self._views % self._samples
         return Finite.of(self._features, lambda row: (rank, int(samples[row])))
 
-    def encoded(self, own: NDArray[np.int64], batch: NDArray[np.int64], step: int, views: int) -> Encoded:
+    def encoded(
+        self, own: NDArray[np.int64], features: Tensor, batch: NDArray[np.int64], step: int, views: int
+    ) -> Encoded:
         """What is cached of this step: the worker's `own` samples by their last view, and fresh views of others.
 
         A view that a chain carries is not: it was chosen, and another rank may encode another one of its sample. The
@@ -83,7 +88,8 @@ class Again:
 
         Args:
             own: int64 [b].
-            batch: int64 [B], the samples of all ranks.
+            features: [b, D], of their last views.
+            batch: int64 [n], the samples of all ranks.
             step: its number.
             views: V.
         """
@@ -93,4 +99,4 @@ class Again:
         index = torch.cat([torch.from_numpy(own), samples[rows]])
         slot = torch.tensor([views - 1, views]).repeat_interleave(torch.tensor([len(own), len(rows)]))
         (rows,) = to_device([rows], self._features.device)
-        return Encoded(index, torch.cat([self._own[-1], self._features[rows]]).detach(), slot)
+        return Encoded(index, torch.cat([features, self._features[rows]]).detach(), slot)

@@ -39,6 +39,7 @@ import emc2dist
 from emc2dist import files
 from emc2dist.config import Spec, dump, parse
 from emc2dist.data.images import Images
+from emc2dist.data.texts.pairs import Pairs
 from emc2dist.errors import RunError, StorageError
 from emc2dist.files import Place
 from emc2dist.store import ChainStore, Column, Commit, Layout, Rows, Schema, Tables, nbytes
@@ -80,11 +81,12 @@ class Manifest(BaseModel):
         """The spec that the checkpoint was made under."""
         return parse(self.spec, source="the checkpoint's manifest.json")
 
-    def change(self, images: Images) -> str | None:
-        """What has become of the training images since, as in "20 training images, not the 24"; None if nothing has."""
-        if len(images) != self.samples:
-            return f"{len(images):,} training images, not the {self.samples:,}"
-        return f"other training images than the {self.samples:,}" if images.fingerprint != self.fingerprint else None
+    def change(self, train: Images | Pairs) -> str | None:
+        """What has become of the training set since, as in "20 training images, not the 24"; None if nothing has."""
+        what = "texts" if isinstance(train, Pairs) else "images"
+        if len(train) != self.samples:
+            return f"{len(train):,} training {what}, not the {self.samples:,}"
+        return f"other training {what} than the {self.samples:,}" if train.fingerprint != self.fingerprint else None
 
 
 def save(
@@ -128,9 +130,9 @@ def _save(
     checksums.write(folder, generation)
 
 
-def refuse_other_data(where: object, manifest: Manifest, images: Images) -> None:
-    """Raise RunError where the training images are not those that the checkpoint at `where` was made on."""
-    change = manifest.change(images)
+def refuse_other_data(where: object, manifest: Manifest, train: Images | Pairs) -> None:
+    """Raise RunError where the training set is not that which the checkpoint at `where` was made on."""
+    change = manifest.change(train)
     if change:
         raise RunError(
             f"{where}: the data now hold {change} that it was made on; resume with the same data, which may lie "

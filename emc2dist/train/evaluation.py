@@ -19,6 +19,7 @@ from emc2dist.data.columns import on_joined
 from emc2dist.data.images import Images, Labelled, numbers_of
 from emc2dist.errors import DataError
 from emc2dist.evaluate import neighbours
+from emc2dist.metrics import Row
 from emc2dist.towers.encoder import Encoder
 from emc2dist.towers.views import PlainView
 from emc2dist.train import collectives
@@ -136,6 +137,14 @@ class Evaluation:
             for images, index in (self._bank, self._queries)
         )
         return bank, queries
+
+    def measured(self, encoder: Encoder, device: torch.device) -> Row:
+        """kNN accuracy by representation; ranks share the work, and each has it."""
+        return {"knn_accuracy": self.knn_accuracy(*self.represent(encoder, device), shared=True)}
+
+    def baseline(self) -> Row:
+        """kNN accuracy of the images as they stand."""
+        return {"knn_pixels": self.knn_accuracy(*self.pixels())}
 
     def knn_accuracy(self, bank: Tensor, queries: Tensor, *, shared: bool = False) -> float:
         """Share of queries whose k nearest voters by cosine name the right class.

@@ -11,28 +11,24 @@ from time import monotonic, time
 from typing import Protocol
 from uuid import uuid4
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from emc2dist import files
 from emc2dist.config import Spec
-from emc2dist.core.contrast import columns_for, contrast_for
+from emc2dist.core.contrast import contrast_for
 from emc2dist.core.estimators import FEATURES
-from emc2dist.data.images import Images, Labelled, known_of_each
-from emc2dist.data.sampler import EpochOrder
-from emc2dist.errors import DataError, SpecError
+from emc2dist.data.sampler import Order
+from emc2dist.errors import SpecError
 from emc2dist.metrics import Recorder, Row
 from emc2dist.store import ChainStore, nbytes
-from emc2dist.towers.encoder import Encoder, layout
+from emc2dist.towers.encoder import Encoder, ImageEncoder, TextEncoder, layout
 from emc2dist.towers.momentum import follower_of
 from emc2dist.towers.optim import build_optimiser
 from emc2dist.train import arithmetic, checkpoint, collectives
-from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.memory import Memory
 from emc2dist.train.meter import Meter
+from emc2dist.train.sets import Judge, TrainingSet, columns_of, judged_of, loaders_of, order_of
 from emc2dist.train.step import Trainer
-from emc2dist.train.views import view_loader
 
 
 class CheckpointWriter(Protocol):
@@ -60,27 +56,14 @@ _DEAR_READ = 2**24
 """Bytes from which on that is told."""
 
 
-def order_for(spec: Spec, images: Images) -> EpochOrder:
+def order_for(spec: Spec, train: TrainingSet) -> Order:
     """The order of the samples.
 
     Raises DataError if the batch or the draws are more than the data, SpecError if it goes too far, or a step would
     read too much.
     """
-    _refuse_absurd_reads(spec, len(images))
-    if spec.negatives.draws > len(images):
-        raise DataError(
-            f"negatives.draws: {spec.negatives.draws} is more than the {len(images)} training images; use fewer"
-        )
-    order = EpochOrder(
-        len(images),
-        spec.batch_size,
-        spec.seed,
-        parts=spec.optimiser.accumulate,
-        blocks=images.blocks if spec.data.shuffle == "block" else None,
-        window=spec.data.window,
-        labels=images.labels(np.arange(len(images))) if spec.data.per_class else None,
-        per_class=spec.data.per_class or 1,
-    )
+    _refuse_absurd_reads(spec, len(train))
+    order = order_of(spec, train)
     if spec.epochs * order.steps_per_epoch > _MOST_STEPS:
         most = _MOST_STEPS // order.steps_per_epoch
         raise SpecError(
@@ -89,9 +72,9 @@ def order_for(spec: Spec, images: Images) -> EpochOrder:
     return order
 
 
-def dear_reads(spec: Spec, images: Images) -> list[str]:
+def dear_reads(spec: Spec, train: TrainingSet) -> list[str]:
     """A remark on cached features of which every step reads and scores very many."""
-    rows, size = _read_by_a_step(spec, len(images))
+    rows, size = _read_by_a_step(spec, len(train))
     if size <= _DEAR_READ:
         return []
     return [
@@ -117,38 +100,14 @@ def _read_by_a_step(spec: Spec, samples: int) -> tuple[int, int]:
     return rows, 0 if columns is None else rows * nbytes({FEATURES: {"feature": columns["feature"]}}, 1)
 
 
-def columns_of(spec: Spec, images: Images) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
-    """What is known of every training image, as `known_of_each` has it, and remarks.
-
-    Raises SpecError where the objective cannot do with it, DataError where what is asked for is not known.
-    """
-    columns, remarks = known_of_each(images, columns_for(spec))
-    reason = contrast_for(spec).objective.unfit(columns, spec.encoder.features)
-    if reason is not None:
-        raise SpecError(reason)
-    return columns, remarks
-
-
-def left_over(spec: Spec, images: Images) -> list[str]:
-    """A remark where the batch does not divide the images."""
-    over = len(images) % spec.batch_size
-    if not over:
-        return []
-    rest = "others each time" if spec.epochs > 1 else "and there is one epoch"
-    return [
-        f"{over:,} of {len(images):,} training images are left out of each epoch, {rest}: batch_size: "
-        f"{spec.batch_size} does not divide them"
-    ]
-
-
 @dataclass(frozen=True)
 class Job:
     """What one rank trains, with what, and whom it tells."""
 
     spec: Spec
-    train: Images
-    labelled: Labelled
-    """What evaluation takes its images from; there is none where the voters have no labels."""
+    train: TrainingSet
+    judge: Judge | None
+    """What tells how good the encoder is; None where nothing can."""
     store: ChainStore
     recorder: Recorder
     writer: CheckpointWriter
@@ -177,7 +136,8 @@ def run(job: Job, resume: Path | None = None) -> int:
 
 def encoder_for(spec: Spec) -> Encoder:
     """An encoder as a spec describes it, on the CPU, with what its objective learns; by torch's generator."""
-    encoder = Encoder(spec.encoder)
+    is_text = spec.data.kind == "pairs"
+    encoder: Encoder = TextEncoder(spec.encoder, spec.text) if is_text else ImageEncoder(spec.encoder)
     encoder.learnt = contrast_for(spec).objective.learns(spec.encoder.features)
     return encoder.double() if spec.precision == "float64" else encoder
 
@@ -203,14 +163,15 @@ class _Loop:
         self.generation = collectives.broadcast_text(uuid4().hex)
         self.memory = Memory(spec, job.store, self.order, collectives.rank(), self.generation, device)
         self.loading = ""
-        self.loader = view_loader(spec, train, device, cores=job.cores, tell=self._is_loading)
-        self.evaluation = Evaluation.of(spec, job.labelled)[0]
+        self.loaders = loaders_of(spec, train, device, cores=job.cores, tell=self._is_loading)
+        self.judge = job.judge
         self.stopping, self.due = False, False
         self.written, self.written_at = 0, monotonic()
 
     def close(self) -> None:
         self.memory.close()
-        self.loader.close()
+        for loader in self.loaders.values():
+            loader.close()
 
     def _is_loading(self, how: str) -> None:
         self.loading = how
@@ -218,8 +179,8 @@ class _Loop:
     def run(self, resume: Path | None) -> int:
         first = self._restore(resume) if resume else self._start()
         columns, _ = columns_of(self.spec, self.train)
-        parts = (self.memory, self.loader, self.order, self.device, columns)
-        trainer = Trainer(self.spec, self.encoder, self.optimiser, *parts, self.follower)
+        parts = (self.memory, self.loaders, self.order, self.device, columns, self.follower, judged_of(self.train))
+        trainer = Trainer(self.spec, self.encoder, self.optimiser, *parts)
         meter = Meter(self.spec.micro_batch_size, trainer.stopwatch)
         done = first
         for step in range(first, self.steps):
@@ -244,7 +205,7 @@ class _Loop:
         collectives.barrier()
         self.memory.start(0, settled=-1)
         self._record({"step": 0, "resumed": 0, "loading": self.loading})
-        self._evaluate(0, pixels=True)
+        self._evaluate(0, first=True)
         return 0
 
     def _restore(self, folder: Path) -> int:
@@ -273,15 +234,14 @@ class _Loop:
         if not last:
             self.memory.start(step, applied)
 
-    def _evaluate(self, step: int, *, pixels: bool = False) -> Row:
-        if self.evaluation is None:
+    def _evaluate(self, step: int, *, first: bool = False) -> Row:
+        if self.judge is None:
             return {}
-        bank, queries = self.evaluation.represent(self.encoder, self.device)
-        row = {"step": step, "knn_accuracy": self.evaluation.knn_accuracy(bank, queries, shared=True)}
+        row = {"step": step, **self.judge.measured(self.encoder, self.device)}
         if collectives.rank() != 0:
             return {}
-        if pixels:
-            row["knn_pixels"] = self.evaluation.knn_accuracy(*self.evaluation.pixels())
+        if first:
+            row |= self.judge.baseline()
         self._record(row)
         return row
 

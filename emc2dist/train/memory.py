@@ -40,7 +40,7 @@ from emc2dist.core.estimators import FEATURES, CachedRows, Recall
 from emc2dist.core.objectives import OBJECTIVE
 from emc2dist.core.streams import seed_of
 from emc2dist.core.transfer import Departure, to_device
-from emc2dist.data.sampler import EpochOrder, rank_slice
+from emc2dist.data.sampler import Order, rank_slice
 from emc2dist.store import ChainStore, Commit, Read, Rows, Tables
 from emc2dist.train import collectives
 from emc2dist.train.finite import Finite
@@ -96,8 +96,8 @@ class _Found:
 
     step: int
     rank: int
-    own: NDArray[np.int64]
-    """[b], the rank's samples."""
+    own: Mapping[str, NDArray[np.int64]]
+    """Of each table by anchor the rank's samples, [b]."""
     columns: Mapping[str, Sequence[str]]
     """The names of the columns by anchor that came from each table, in the order in which they left."""
     cached: NDArray[np.int64] | None
@@ -113,7 +113,8 @@ class _Found:
         """All of it, None if it is nothing; waits for a GPU. Raises NonFiniteError where a feature is not finite."""
         arrays = iter(self.departure.arrays())
         writes = {
-            table: Rows(self.own, {name: next(arrays) for name in names}) for table, names in self.columns.items()
+            table: Rows(self.own[table], {name: next(arrays) for name in names})
+            for table, names in self.columns.items()
         }
         if self.cached is not None:
             writes[FEATURES] = _features(self.step, self.cached, self.slot, next(arrays))
@@ -129,14 +130,17 @@ class Memory:
     """
 
     def __init__(
-        self, spec: Spec, store: ChainStore, order: EpochOrder, rank: int, generation: str, device: torch.device
+        self, spec: Spec, store: ChainStore, order: Order, rank: int, generation: str, device: torch.device
     ) -> None:
         self.store, self.schema, self.generation = store, store.schema, generation
         self._spec, self._order, self._rank, self._device = spec, order, rank, device
         contrast = contrast_for(spec)
         self._estimator, self._support = contrast.estimator, contrast.objective.support
-        self._estimated = [what.name for what in contrast.denominators]
-        self._by_anchor = [table for table in self.schema if table != FEATURES]
+        self._keys = {what.name: what.keys for what in contrast.denominators}
+        """The side of each denominator's candidates."""
+        anchors = {what.name: what.anchors for what in contrast.denominators}
+        self._by_anchor = {table: anchors.get(table, order.sides[0]) for table in self.schema if table != FEATURES}
+        """The tables by anchor, each with the anchors' side."""
         self._chains = [table for table in self._by_anchor if "state" in self.schema[table]]
         self._read_ahead: dict[int, Tables] = {}
         """By step: the rows of its own samples, of all tables by anchor."""
@@ -159,7 +163,7 @@ class Memory:
         self._found, self._settled = None, settled
         self._read_ahead = {}
         for ahead in (step, step + 1):
-            read = dict.fromkeys(self._by_anchor, self._samples(ahead))
+            read = self._anchors_of(ahead)
             self._read_ahead[ahead] = self.store.exchange(self.generation, None, read, self._settled).result()
         self._ahead = self._read(step, ahead=None, as_of=self._settled)
 
@@ -221,7 +225,7 @@ class Memory:
         names = {table: list(named) for table, named in columns.items()}
         cached = encoded.index.numpy() if FEATURES in self.schema else None
         parts = (names, cached, encoded.slot.numpy(), finite, Departure(leaving))
-        self._found = _Found(step, self._rank, self._samples(step), *parts)
+        self._found = _Found(step, self._rank, self._anchors_of(step), *parts)
 
     def confirm(self) -> None:
         """Wait for what the last step found out, and for the call under way.
@@ -258,7 +262,7 @@ class Memory:
     def _read(self, step: int, ahead: int | None, as_of: int) -> _Ahead:
         """Send the commit; read the features of `step` (its chains are at hand) and the chains of a later step."""
         found, self._found = self._found, None
-        read = {} if ahead is None else dict.fromkeys(self._by_anchor, self._samples(ahead))
+        read = {} if ahead is None else self._anchors_of(ahead)
         rows = self._read_ahead.get(step, {})
         newest = None
         if self._estimator.newest:  # here: the order is no thread's but this one's
@@ -301,18 +305,23 @@ class Memory:
         workers = self._spec.workers
         return rank_slice(np.resize(index, -(-len(index) // workers) * workers), self._rank, workers)
 
-    def _samples(self, step: int) -> NDArray[np.int64]:
-        """[b], this rank's samples."""
-        return rank_slice(self._order.batch(step), self._rank, self._spec.workers)
+    def _anchors_of(self, step: int) -> dict[str, NDArray[np.int64]]:
+        """[b], this rank's samples whose anchors a table has, by table."""
+        own = {
+            side: rank_slice(self._order.batch(step, side), self._rank, self._spec.workers)
+            for side in set(self._by_anchor.values())
+        }
+        return {table: own[side] for table, side in self._by_anchor.items()}
 
     def _propose(self, step: int) -> NDArray[np.int64]:
         return self._uniform(_CACHE_PROPOSALS, self._estimator.cache_proposals, step)
 
     def _uniform(self, purpose: int, count: int, step: int) -> NDArray[np.int64]:
-        """So many samples, at most all, without repeats; those that hold no feature yet are told apart by `present`."""
+        """So many candidates, at most all, without repeats; those that hold no feature are told apart by `present`."""
         generator = np.random.default_rng(seed_of(self._spec.seed, purpose, step))
-        samples = self._order.samples
-        return generator.choice(samples, min(count, samples), replace=False, shuffle=False).astype(np.int64)
+        there = self._order.entities(next(iter(self._keys.values()), self._order.sides[0]))
+        drawn = generator.choice(len(there), min(count, len(there)), replace=False, shuffle=False)
+        return there.start + drawn.astype(np.int64)
 
     def _carried(
         self, state: NDArray[np.int64], visited: NDArray[np.bool_], asked: Mapping[str, NDArray]
@@ -342,7 +351,7 @@ class Memory:
         if FEATURES not in self.schema:
             return found
         rows, count = _whole(next(sent), dict(zip(reply.part, sent, strict=True))), len(reply.proposals)
-        given = dict.fromkeys(self._estimated, rows.map(lambda column: column[:count]))
+        given = dict.fromkeys(self._keys, rows.map(lambda column: column[:count]))
         if self._support:
             given[OBJECTIVE] = rows.map(lambda column: column[count:])
         return found | {table: found.get(table, Recall({}))._replace(proposed=some) for table, some in given.items()}

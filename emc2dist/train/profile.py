@@ -14,7 +14,7 @@ import gzip
 import os
 import re
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -28,17 +28,16 @@ from torch.profiler import ProfilerActivity, record_function
 from emc2dist import files
 from emc2dist.config import Spec, dump, parse
 from emc2dist.core.estimators import Fact
-from emc2dist.data.images import Images, open_images
 from emc2dist.errors import SpecError
 from emc2dist.machine import cpus
 from emc2dist.store import Layout, LocalStore
 from emc2dist.towers.momentum import follower_of
 from emc2dist.towers.optim import build_optimiser
-from emc2dist.train.loop import columns_of, initial_encoder, order_for
+from emc2dist.train.loop import initial_encoder, order_for
 from emc2dist.train.memory import Memory, schema_for
+from emc2dist.train.sets import TrainingSet, columns_of, judged_of, loaders_of, open_training_set, settled
 from emc2dist.train.step import Trainer
 from emc2dist.train.timing import PHASES, Stopwatch
-from emc2dist.train.views import view_loader
 
 WARM_UP = 20
 """Steps, at least, that are not counted. They visit as many batches of images: of so many, few carried states are in
@@ -91,8 +90,8 @@ def profile(spec: Spec, steps: int = 10, trace: str | Path | None = None) -> Pro
     target = None if trace is None else files.writable(trace)
     device = _device(spec)
     share = _share(spec, -(-max(WARM_UP, 2 * steps) // spec.optimiser.accumulate))
-    images = open_images(share.data, "train", share.s3)
-    assert images is not None, "open_images raises where there is nothing to train on"
+    share = settled(share)
+    images = open_training_set(share)
     accumulate = spec.optimiser.accumulate
     steps = -(-steps // accumulate) * accumulate  # whole updates
     with _threads(spec), alone(share, images, device) as trainer:
@@ -110,21 +109,22 @@ def profile(spec: Spec, steps: int = 10, trace: str | Path | None = None) -> Pro
 
 
 @contextmanager
-def alone(spec: Spec, images: Images, device: torch.device) -> Iterator[Trainer]:
+def alone(spec: Spec, train: TrainingSet, device: torch.device) -> Iterator[Trainer]:
     """A Trainer of `spec` (of one worker), as `emc2dist.train.loop` makes it, over a store in this process."""
-    order = order_for(spec, images)
-    columns, _ = columns_of(spec, images)
+    order = order_for(spec, train)
+    columns, _ = columns_of(spec, train)
     encoder = initial_encoder(spec, device)
     optimiser = build_optimiser(encoder, spec.optimiser, spec.lr)
-    store = LocalStore(Layout(len(images), spec.shards), schema_for(spec))
+    store = LocalStore(Layout(len(train), spec.shards), schema_for(spec))
     store.reset(_GENERATION)
-    with (
-        closing(Memory(spec, store, order, 0, _GENERATION, device)) as memory,
-        view_loader(spec, images, device) as loader,
-    ):
+    with closing(Memory(spec, store, order, 0, _GENERATION, device)) as memory, ExitStack() as stack:
+        loaders = loaders_of(spec, train, device)
+        for loader in loaders.values():
+            stack.callback(loader.close)
         memory.start(0, settled=-1)
         follower = None if spec.encoder.momentum is None else follower_of(encoder)
-        yield Trainer(spec, encoder, optimiser, memory, loader, order, device, columns, follower)
+        parts = (memory, loaders, order, device, columns, follower, judged_of(train))
+        yield Trainer(spec, encoder, optimiser, *parts)
 
 
 class _Traced(Stopwatch):

@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -41,8 +41,7 @@ from emc2dist.core.estimators import FEATURES, CachedRows, Fact
 from emc2dist.core.streams import fork, seed_of
 from emc2dist.core.transfer import to_device
 from emc2dist.data.encoded import Traffic
-from emc2dist.data.loader import ViewLoader
-from emc2dist.data.sampler import EpochOrder, rank_slice
+from emc2dist.data.sampler import Draws, Order, rank_slice
 from emc2dist.errors import DataError
 from emc2dist.towers.momentum import follow
 from emc2dist.towers.optim import clip_gradients, learning_rate, set_learning_rate
@@ -58,9 +57,6 @@ _DATA_TIMEOUT_S = 600
 _MOST_COMPARED = 2_048  # samples up to which log Z is compared with that by all cached features
 _MOST_MEASURED = 2_048  # samples whose features tell of health: of more, the decomposition takes as long as steps do
 _LEAST_CACHED = 0.9  # share of them that has to be cached by then
-SIDE = "x"
-"""The one side that there is, images (see `emc2dist.core.batch`)."""
-
 _VIEWS, _VISIT, _DRAWS = 2, 3, 4  # labels of random streams; `emc2dist.train.memory` uses 1
 
 
@@ -116,14 +112,42 @@ class Facts:
     """What the views that came in meanwhile asked of the images."""
 
 
+class Loader(Protocol):
+    """Makes views of one side's entities ahead of the steps that need them."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """What making the views has asked of their source so far."""
+
+    def submit(self, indices: NDArray[np.int64], seeds: NDArray[np.int64], *, urgent: bool = False) -> Future[Tensor]:
+        """Begin on the views of entities [n], by their rows, and seeds int64 [V, n]: a tensor [V, n, ...].
+
+        Urgent ones go before all that has not begun.
+        """
+
+    def close(self) -> None:
+        """End what makes them."""
+
+
 class _Ahead(NamedTuple):
     """The views of a step to come, in the making."""
 
     step: int
-    views: Future[Tensor]
-    """uint8 [V, b, 3, S, S] of this rank's samples, on the CPU or on the device."""
-    drawn: Future[Tensor] | None
-    """uint8 [1, M / W, 3, S, S] of this rank's draws; None without."""
+    views: Mapping[str, Future[Tensor]]
+    """Of each side those [V, b, ...] of this rank's samples, on the CPU or on the device."""
+    drawn: Mapping[str, Future[Tensor]]
+    """Of each side that has draws those [1, M / W, ...] of this rank's."""
+
+
+class _Encoded(NamedTuple):
+    """What a rank encoded of a side."""
+
+    features: Tensor
+    """[V, b, D] of its samples."""
+    keys: Tensor | None
+    """[V, b, D], the same by a follower; None without."""
+    drawn: Tensor | None
+    """[M / W, D] of its draws; None without."""
 
 
 class Trainer:
@@ -135,15 +159,26 @@ class Trainer:
         encoder: nn.Module,
         optimiser: torch.optim.Optimizer,
         memory: Memory,
-        loader: ViewLoader,
-        order: EpochOrder,
+        loaders: Mapping[str, Loader],
+        order: Order,
         device: torch.device,
         columns: Mapping[str, NDArray[np.int64]],
         follower: nn.Module | None = None,
+        judged: NDArray[np.int64] | None = None,
     ) -> None:
-        """Begin; `columns` are what is known of every image (`emc2dist.data.images.known_of_each`).
+        """Begin.
 
-        The `follower` encodes keys, where the spec has `encoder.momentum`.
+        Args:
+            spec: of the run.
+            encoder: is trained; encodes views of any side.
+            optimiser: of its parameters.
+            memory: recalls and remembers.
+            loaders: of each side, of views of its entities by their rows.
+            order: tells who stands in a step.
+            device: computes.
+            columns: what is known of every entity, int64 [N] by name (`emc2dist.data.images.known_of_each`).
+            follower: encodes keys, where the spec has `encoder.momentum`.
+            judged: as of `Batch`.
         """
         self.spec, self.optimiser, self.memory, self.device = spec, optimiser, memory, device
         if spec.compile:
@@ -157,16 +192,21 @@ class Trainer:
         self.encoding = Encoding(*parts, compiled=spec.compile, recorded=recorded)
         self.schedule = Schedule.of(spec, order.steps_per_epoch)
         self.temperature = Temperature.of(spec, order.steps_per_epoch)
-        self._loader, self._order = loader, order
-        draws = spec.negatives.draws
-        self._draws = order.unrelated(draws, seed_of(spec.seed, _DRAWS)) if draws else None
+        self._loaders, self._order = loaders, order
         self.contrast = contrast_for(spec)
+        self._keys = tuple(side for side in order.sides if side in {what.keys for what in self.contrast.denominators})
+        """The sides of candidates, whose features are cached."""
+        draws, seed = spec.negatives.draws, seed_of(spec.seed, _DRAWS)
+        self._draws: dict[str, Draws] = {}
+        if draws:
+            self._draws = {side: order.draws(draws, seed, side) for side in self._keys or order.sides}
         self._columns = {name: torch.from_numpy(values).to(device) for name, values in columns.items()}
+        self._judged = None if judged is None else torch.from_numpy(judged).to(device)
         self._rank = collectives.rank()
         self.stopwatch = Stopwatch(device)
         self._replied = collectives.Vote()
-        self._foreseen: Foreseen | None = None
-        self._seen = loader.traffic
+        self._foreseen: dict[str, Foreseen] = {}
+        self._seen = self._asked()
         self._ahead: deque[_Ahead] = deque()
 
     def step(self, step: int, *, health: bool = False) -> Facts:
@@ -183,13 +223,9 @@ class Trainer:
         with phase("store_wait"):
             recall = self.memory.recall(step)
         self._replied.cast(True)
-        with phase("forward"):
-            features = self.encoding.of_batch(views.flatten(0, 1)).unflatten(0, views.shape[:2])
-        keys = None if self._follower is None else self._encode_alone(views.flatten(0, 1)).unflatten(0, views.shape[:2])
-        with torch.no_grad():
-            drawn = None if drawn_views is None else self._encode_alone(drawn_views)
+        encoded = {side: self._encode(views[side], drawn_views.get(side)) for side in self._order.sides}
         with phase("communication"):
-            batch = self._gathered(step, features, keys, drawn)
+            batch = self._gathered(step, encoded)
             # All ranks have had their replies, so their commits up to step - 2 are there. The gather alone says so only
             # where the host waits for it.
             self._replied.close()
@@ -199,15 +235,12 @@ class Trainer:
         with phase("data_wait"):
             foreseen, self._foreseen = self._foreseen, self._foresee(step + 1)
         encode = partial(self._encode_again, foreseen)
-        again = Again(features if keys is None else keys, self._order.samples, encode)
+        again = Again(next(iter(encoded.values())).features, self._order.samples, encode)
         with phase("sweep"):
             outcome = self.contrast(batch, recall, again)
         with phase("store_wait"):
-            encoded = again.encoded(self._share(self._order, step), self._order.batch(step), step, batch.views)
-            if drawn is not None:
-                encoded = self._drawn_too(step, encoded, drawn)
             finite = [*self._finite(step, batch), again.finite(self._rank)]
-            self.memory.remember(step, outcome.remember, encoded, finite)
+            self.memory.remember(step, outcome.remember, self._to_cache(step, encoded, again), finite)
         facts = {**outcome.facts, **self._update(step, outcome.loss)}
         if FEATURES in self.memory.schema:
             facts["reencoded_images"] = torch.full((), float(len(again)), device=self.device)
@@ -219,8 +252,11 @@ class Trainer:
 
     @torch.no_grad()
     def _health(self, batch: Batch) -> dict[str, Fact]:
-        """Of the whole batch, or its first samples where it is large; measured by one rank for all."""
-        features = batch.sides[SIDE].all[:, :_MOST_MEASURED].detach()
+        """Of the whole batch, or its first samples where it is large; measured by one rank for all.
+
+        What stands in one slot on several sides is taken for views of one thing.
+        """
+        features = torch.cat([side.all[:, :_MOST_MEASURED] for side in batch.sides.values()]).detach()
         measures: dict[str, Callable[[], Fact]] = {
             "alignment": lambda: alignment(features),
             "uniformity": lambda: uniformity(features[0]),
@@ -250,8 +286,8 @@ class Trainer:
         what = next(what for what in self.contrast.denominators if what.valued)
         return log_z_errors(outcome.log_z[what.name], cached_log_z(what, outcome.batch, rows))
 
-    def _views(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """uint8 [V, b, 3, S, S] of this rank's samples and [M / W, 3, S, S] of its draws, on the device.
+    def _views(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Of each side views [V, b, ...] of this rank's samples, and [M / W, ...] of its draws, on the device.
 
         Those of the next steps are begun.
         """
@@ -259,7 +295,8 @@ class Trainer:
             self._begin(self._ahead[-1].step + 1 if self._ahead else step)
         due, views, drawn = self._ahead.popleft()
         assert due == step, f"steps are taken one after the other, and {due} was next"
-        return self._arrived(views), None if drawn is None else self._arrived(drawn).squeeze(0)
+        made = {side: self._arrived(some) for side, some in views.items()}
+        return made, {side: self._arrived(some).squeeze(0) for side, some in drawn.items()}
 
     def _arrived(self, views: Future[Tensor]) -> Tensor:
         """The views on the device, where they may have been made already."""
@@ -271,110 +308,192 @@ class Trainer:
             made.record_stream(torch.cuda.current_stream(made.device))
         return made
 
+    def _asked(self) -> Traffic:
+        """What making views has asked of the sources so far."""
+        return sum((loader.traffic for loader in self._loaders.values()), Traffic())
+
     def _traffic(self) -> Traffic:
         """Since the last call."""
-        before, self._seen = self._seen, self._loader.traffic
+        before, self._seen = self._seen, self._asked()
         return self._seen - before
 
     def _begin(self, step: int) -> None:
-        index = self._share(self._order, step)
-        seeds = self._streams(_VIEWS, step, torch.from_numpy(index))
-        views, drawn = self._loader.submit(index, seeds.numpy()), None
-        if self._draws is not None:
-            index = self._share(self._draws, step)
+        views, drawn = dict[str, Future[Tensor]](), dict[str, Future[Tensor]]()
+        for side in self._order.sides:
+            index = self._share(step, side)
+            views[side] = self._submit(side, index, self._streams(_VIEWS, step, torch.from_numpy(index)))
+        for side, draws in self._draws.items():
+            index = self._drawn_share(draws, step)
             seeds = fork(self.spec.seed, _VIEWS, step, torch.from_numpy(index), self.spec.views.count)
-            drawn = self._loader.submit(index, seeds.unsqueeze(0).numpy())
+            drawn[side] = self._submit(side, index, seeds.unsqueeze(0))
         self._ahead.append(_Ahead(step, views, drawn))
 
-    def _share(self, order: EpochOrder, step: int) -> NDArray[np.int64]:
-        """[n / W], this rank's samples."""
-        return rank_slice(order.batch(step), self._rank, self.spec.workers)
+    def _submit(self, side: str, index: NDArray[np.int64], seeds: Tensor, *, urgent: bool = False) -> Future[Tensor]:
+        """Begin on views of a side's entities [n], by seeds [V, n]."""
+        rows = index - self._order.entities(side).start
+        return self._loaders[side].submit(rows, seeds.numpy(), urgent=urgent)
+
+    def _share(self, step: int, side: str) -> NDArray[np.int64]:
+        """[b], this rank's samples of a side."""
+        return rank_slice(self._order.batch(step, side), self._rank, self.spec.workers)
+
+    def _drawn_share(self, draws: Draws, step: int) -> NDArray[np.int64]:
+        """[M / W], this rank's draws."""
+        return rank_slice(draws.batch(step), self._rank, self.spec.workers)
 
     def _streams(self, purpose: int, step: int, index: Tensor) -> Tensor:
         """int64 [V, n]: one stream per view of each sample."""
         views = torch.arange(self.spec.views.count, device=index.device).unsqueeze(1)
         return fork(self.spec.seed, purpose, step, index, views)
 
-    def _foresee(self, step: int) -> Foreseen | None:
-        """Begin on the views that step `step` is sure to encode again; None without."""
-        batch = torch.from_numpy(self._order.batch(step))
-        columns = self.memory.remembered(step)
-        samples, numbers = self.contrast.foreseen(columns, batch, step, self.spec.views.count)
-        ids = view_ids(samples, numbers, self._order.samples).unique()
-        return Foreseen(ids, self._views_again(ids)) if len(ids) else None
+    def _foresee(self, step: int) -> dict[str, Foreseen]:
+        """Begin on the views of each side that step `step` is sure to encode again."""
+        nothing = np.zeros(0, np.int64)
+        here = {
+            side: torch.from_numpy(self._order.batch(step, side) if self._proposes(side) else nothing)
+            for side in self._keys
+        }
+        found = self.contrast.foreseen(self.memory.remembered(step), here, step, self.spec.views.count)
+        ids = {side: view_ids(*views, self._order.samples).unique() for side, views in found.items()}
+        return {side: Foreseen(some, self._views_again(side, some)) for side, some in ids.items() if len(some)}
 
-    def _views_again(self, ids: Tensor) -> Future[Tensor]:
-        """uint8 [1, m, 3, S, S] in the making: views [m]. They go before those of steps to come."""
+    def _proposes(self, side: str) -> bool:
+        """Whether the batch's samples of a side are candidates (`emc2dist.core.batch.Side`)."""
+        return self._judged is None
+
+    def _views_again(self, side: str, ids: Tensor) -> Future[Tensor]:
+        """[1, m, ...] in the making: views [m] of a side. They go before those of steps to come."""
         samples, numbers = ids % self._order.samples, ids // self._order.samples
         drawn, slot = drawn_in(numbers, self.spec.views.count)
         seeds = fork(self.spec.seed, _VIEWS, drawn, samples, slot)
-        return self._loader.submit(samples.numpy(), seeds.unsqueeze(0).numpy(), urgent=True)
+        return self._submit(side, samples.numpy(), seeds.unsqueeze(0), urgent=True)
 
-    def _encode_again(self, foreseen: Foreseen | None, ids: Tensor) -> Tensor:
-        """[m, D]: views [m] encoded with gradient."""
+    def _encode_again(self, foreseen: Mapping[str, Foreseen], side: str, ids: Tensor) -> Tensor:
+        """[m, D]: views [m] of a side encoded with gradient."""
         with self.stopwatch.phase("data_wait"):
-            if foreseen is not None and foreseen.has(ids):
-                images = foreseen.of(ids, self._arrived(foreseen.images).squeeze(0))
+            if side in foreseen and foreseen[side].has(ids):
+                views = foreseen[side].of(ids, self._arrived(foreseen[side].views).squeeze(0))
             else:
-                images = self._arrived(self._views_again(ids)).squeeze(0)
-        return self._encode_alone(images)
+                views = self._arrived(self._views_again(side, ids)).squeeze(0)
+        return self._encode_alone(views)
 
-    def _encode_alone(self, images: Tensor) -> Tensor:
-        """Features [m, D] of images, on the device, as keys that are not of the batch: the follower's, where one is."""
+    def _encode(self, views: Tensor, drawn: Tensor | None) -> _Encoded:
+        """What this rank encodes of a side: views [V, b, ...] of its samples, and of its draws [M / W, ...].
+
+        Of pairs the draws are encoded together with the samples, with a graph.
+        """
+        samples = views.flatten(0, 1)
+        with self.stopwatch.phase("forward"):
+            together = samples if drawn is None or not self._draws_learn else torch.cat([samples, drawn])
+            features = self.encoding.of_batch(together)
+        own, others = features.split([len(samples), len(features) - len(samples)])
+        own = own.unflatten(0, views.shape[:2])
+        if self._draws_learn:
+            return _Encoded(own, None, None if drawn is None else others)
+        keys = None if self._follower is None else self._encode_alone(samples).unflatten(0, views.shape[:2])
+        with torch.no_grad():
+            return _Encoded(own, keys, None if drawn is None else self._encode_alone(drawn))
+
+    @property
+    def _draws_learn(self) -> bool:
+        """Whether draws get a gradient: of pairs, whose documents have no other role in which one would make up."""
+        return len(self._order.sides) > 1
+
+    def _encode_alone(self, views: Tensor) -> Tensor:
+        """Features [m, D] of views, on the device, as keys that are not of the batch: the follower's, where one is."""
         with self.stopwatch.phase("forward"):
             if self._keys_encoding is None:
-                return self.encoding.of_others(images)
+                return self.encoding.of_others(views)
             with torch.no_grad():
-                return self._keys_encoding.of_others(images)
+                return self._keys_encoding.of_others(views)
 
-    def _drawn_too(self, step: int, encoded: Encoded, drawn: Tensor) -> Encoded:
+    def _to_cache(self, step: int, encoded: Mapping[str, _Encoded], again: Again) -> Encoded:
+        """This step's features of candidates: of draws, of this rank's samples, and of what was encoded again."""
+        views, own, features, everyone = self.spec.views.count, [], [], []
+        for side in self._keys or self._order.sides:
+            batch, part = self._order.batch(step, side), encoded[side]
+            _, first = np.unique(batch, return_index=True)  # of a document that comes twice the first one counts
+            slots = rank_slice(np.arange(len(batch)), self._rank, self.spec.workers)
+            mine = np.flatnonzero(np.isin(slots, first))
+            (rows,) = to_device([torch.from_numpy(mine)], self.device)
+            own.append(batch[slots[mine]])
+            features.append((part.features if part.keys is None else part.keys)[-1][rows])
+            everyone.append(batch)
+        newest = again.encoded(np.concatenate(own), torch.cat(features), np.concatenate(everyone), step, views)
+        for side in self._draws:
+            newest = self._drawn_too(step, side, newest, encoded[side].drawn)
+        return newest
+
+    def _drawn_too(self, step: int, side: str, encoded: Encoded, drawn: Tensor | None) -> Encoded:
         """With this rank's draws [M / W, D], but for those of the batch: some rank has newer views of them to cache."""
-        assert self._draws is not None
-        index = self._share(self._draws, step)
-        (outside,) = np.nonzero(~np.isin(index, self._order.batch(step)))
+        assert drawn is not None
+        index = self._drawn_share(self._draws[side], step)
+        (outside,) = np.nonzero(~np.isin(index, self._order.batch(step, side)))
         (rows,) = to_device([torch.from_numpy(outside)], self.device)
         samples = torch.from_numpy(index[outside])
         # Of a sample that is encoded again, too, that feature comes last and counts.
         slot = torch.full_like(samples, self.spec.views.count)
-        features = torch.cat([drawn[rows], encoded.features])
+        features = torch.cat([drawn[rows].detach(), encoded.features])
         return Encoded(torch.cat([samples, encoded.index]), features, torch.cat([slot, encoded.slot]))
 
-    def _gathered(self, step: int, features: Tensor, keys: Tensor | None, drawn: Tensor | None) -> Batch:
-        """The batch of all ranks' features, or of a follower's [V, b, D], and of all their draws [M / W, D]."""
-        side = Side(features, collectives.gather_features(features if keys is None else keys), keys=keys)
-        on_host = torch.from_numpy(self._order.batch(step))
-        own = torch.from_numpy(self._share(self._order, step))
-        numbers = [on_host, self._streams(_VISIT, step, own).flatten()]
-        if self._draws is not None:
-            numbers.append(torch.from_numpy(self._draws.batch(step)))
-        index, streams, *drawn_index = to_device(numbers, self.device)
-        if drawn is not None:
-            drawn = collectives.gather_rows(drawn).unsqueeze(0)
-            side = replace(side, drawn=drawn, drawn_index=drawn_index[0])
+    def _gathered(self, step: int, encoded: Mapping[str, _Encoded]) -> Batch:
+        """The batch of all ranks' features, and of all their draws."""
+        sides = {side: self._side(step, side, part) for side, part in encoded.items()}
+        first, *_ = sides.values()
+        assert first.index is not None
         return Batch(
-            index,
-            first=self._rank * features.shape[1],
-            sides={SIDE: side},
+            first.index,
+            first=self._rank * first.own.shape[1],
+            sides=sides,
             temperature=self.temperature.at(step),
             samples=self._order.samples,
             step=step,
-            streams=streams,
+            streams=first.streams,
             epoch=step / self._order.steps_per_epoch,
             columns=self._columns,
-            host_index=on_host,
+            judged=self._judged,
+            host_index=first.host_index,
             learnt=getattr(collectives.unwrapped(self.model), "learnt", None),
+        )
+
+    def _side(self, step: int, side: str, part: _Encoded) -> Side:
+        """A side of all ranks' features [V, b, D], or of a follower's, and of all their draws [M / W, D]."""
+        on_host = torch.from_numpy(self._order.batch(step, side))
+        own = torch.from_numpy(self._share(step, side))
+        numbers = [on_host, self._streams(_VISIT, step, own).flatten()]
+        if side in self._draws:
+            numbers.append(torch.from_numpy(self._draws[side].batch(step)))
+        index, streams, *drawn_index = to_device(numbers, self.device)
+        drawn = None if part.drawn is None else collectives.gather_features(part.drawn.unsqueeze(0))
+        return Side(
+            part.features,
+            collectives.gather_features(part.features if part.keys is None else part.keys),
+            keys=part.keys,
+            drawn=drawn,
+            drawn_index=drawn_index[0] if drawn_index else None,
+            drawn_learn=self._draws_learn,
+            index=index,
+            host_index=on_host,
+            streams=streams,
+            entities=len(self._order.entities(side)),
+            proposes=self._proposes(side),
         )
 
     def _finite(self, step: int, batch: Batch) -> list[Finite]:
         """Of the features of all ranks' samples and draws; and of this rank's anchors, where keys are others."""
-        side = batch.sides[SIDE]
-        found = [Finite.of(side.all, partial(_owner, self._order.batch(step), self.spec.workers))]
-        if side.keys is not None:
-            own = self._share(self._order, step)
-            found.append(Finite.of(side.own, lambda row: (self._rank, int(own[row]))))
-        if self._draws is not None and side.drawn is not None:
-            found.append(Finite.of(side.drawn, partial(_owner, self._draws.batch(step), self.spec.workers)))
+        found = []
+        for name, side in batch.sides.items():
+            found.append(Finite.of(side.all, partial(_owner, self._order.batch(step, name), self.spec.workers)))
+            if side.keys is not None:
+                found.append(Finite.of(side.own, partial(self._mine, self._share(step, name))))
+            if side.drawn is not None:
+                owner = partial(_owner, self._draws[name].batch(step), self.spec.workers)
+                found.append(Finite.of(side.drawn, owner))
         return found
+
+    def _mine(self, samples: NDArray[np.int64], row: int) -> tuple[int, int]:
+        """(rank, sample) of a row of this rank's samples."""
+        return self._rank, int(samples[row])
 
     def _update(self, step: int, loss: Tensor) -> dict[str, Fact]:
         """Backward and, at the end of an accumulated update, the optimiser's step; then returns the gradient norm."""

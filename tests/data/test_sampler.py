@@ -53,7 +53,7 @@ def test_prefetching_over_the_end_of_an_epoch_draws_each_permutation_once(monkey
 
 def test_an_unrelated_order_is_of_the_same_samples_in_other_batches():
     order = EpochOrder(24, 6, seed=0)
-    other = order.unrelated(8, seed=1)
+    other = order.draws(8, seed=1)
     assert other.steps_per_epoch == 3
     assert sorted(epoch_of(other, 0)) == list(range(24))
     assert not np.array_equal(epoch_of(other, 0), epoch_of(order, 0))
@@ -181,7 +181,7 @@ def test_batches_by_class_are_a_function_of_seed_and_step():
     for step in (7, 2, 11):
         assert np.array_equal(by_class(labels, 12, 3, seed=5).batch(step), through[step])
     assert not np.array_equal(by_class(labels, 12, 3, seed=6).batch(0), through[0])
-    draws = order.unrelated(6, seed=5)
+    draws = order.draws(6, seed=5)
     assert np.array_equal(draws.batch(0), EpochOrder(60, 6, seed=5).batch(0))
 
 

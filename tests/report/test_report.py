@@ -31,7 +31,7 @@ from emc2dist.report import atlas, chains, curves
 from emc2dist.report.page import report
 from emc2dist.report.runs import ReportedRun
 from emc2dist.run.folder import RunFolder
-from emc2dist.towers.encoder import Encoder
+from emc2dist.towers.encoder import ImageEncoder
 from emc2dist.towers.views import PlainView
 from emc2dist.train import checkpoint, checksums
 
@@ -222,7 +222,7 @@ def test_only_visited_chains_count():
 
 def test_similarities_are_cosines_of_the_newest_encoders_features(trained):
     found = chains.Chains.of(*ReportedRun.open_all([trained["emc2"]], None))
-    encoder = Encoder(small_spec().encoder).eval()
+    encoder = ImageEncoder(small_spec().encoder).eval()
     state = checkpoint.load_trainer(trained["emc2"] / "checkpoint-000000012")
     encoder.load_state_dict(state["encoder"])
     images, view = DigitsImages("train", limit=48), PlainView(8)

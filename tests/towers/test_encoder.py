@@ -13,6 +13,7 @@ from emc2dist.towers._torchvision import models
 from emc2dist.towers.encoder import (
     Conv4,
     Encoder,
+    ImageEncoder,
     backbone_state_dict,
     layout,
     not_torchvisions,
@@ -27,7 +28,7 @@ def images(n: int, size: int = 32) -> torch.Tensor:
 
 def encoder(**keys) -> Encoder:
     torch.manual_seed(0)
-    return Encoder(Config(**keys))
+    return ImageEncoder(Config(**keys))
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from emc2dist import files
 from emc2dist.config import Spec, dump, parse
-from emc2dist.data.images import open_images, open_labelled
 from emc2dist.run.checkpoints import send
 from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.store import Layout, LocalStore
 from emc2dist.train import collectives, compilation, loop
 from emc2dist.train.checkpoint import MANIFEST, Manifest
 from emc2dist.train.memory import schema_for
+from emc2dist.train.sets import judge_of, open_training_set
 
 SMALL = """
 name: small
@@ -62,13 +62,13 @@ class Run:
         shutil.move(folder, self.checkpoints[step])
 
     def go(self, resume: Path | None = None) -> "Run":
-        train = open_images(self.spec.data, "train")
-        labelled = open_labelled(self.spec.data, self.spec.eval, train)
+        train = open_training_set(self.spec)
+        judge, _ = judge_of(self.spec, train)
         schema = schema_for(self.spec)
         store = LocalStore(Layout(len(train), self.spec.shards), schema)
         with TemporaryDirectory() as scratch:
             parts = (store, self, self, torch.device("cpu"), self, Path(scratch))
-            self.steps = loop.run(loop.Job(self.spec, train, labelled, *parts), resume)
+            self.steps = loop.run(loop.Job(self.spec, train, judge, *parts), resume)
         return self
 
     def column(self, name: str) -> list[float]:
@@ -131,12 +131,12 @@ class Rank:
         store = store.joined(rank, spec.workers, start_timeout_s=120)
         run = Run(spec, Path(folder), stop_after)
         run.write = lambda step, source, row: send(source, files.at(folder))
-        train = open_images(spec.data, "train")
-        labelled = open_labelled(spec.data, spec.eval, train)
+        train = open_training_set(spec)
+        judge, _ = judge_of(spec, train)
         try:
             with TemporaryDirectory() as scratch:
                 parts = (store, run, run, torch.device("cpu"), run, Path(scratch))
-                loop.run(loop.Job(spec, train, labelled, *parts), resume)
+                loop.run(loop.Job(spec, train, judge, *parts), resume)
         finally:
             dist.destroy_process_group()
         return run.rows

@@ -9,7 +9,7 @@ from train.test_loop import assert_equal
 
 from emc2dist.data.images import open_images
 from emc2dist.errors import RunError, SpecError
-from emc2dist.towers.encoder import Encoder
+from emc2dist.towers.encoder import ImageEncoder
 from emc2dist.towers.norms import GroupNorm
 from emc2dist.train import checkpoint, compilation
 from emc2dist.train.encoding import Encoding
@@ -84,12 +84,12 @@ def test_a_run_resumes_bit_for_bit_under_the_names_that_it_has_without(tmp_path)
     assert counters["stats"]["unique_graphs"] > 0
     assert_equal(whole, again, 12)
     assert whole.column("loss")[6:] == again.column("loss")
-    names = {name for name, _ in Encoder(spec.encoder).state_dict().items()}
+    names = {name for name, _ in ImageEncoder(spec.encoder).state_dict().items()}
     assert checkpoint.load_trainer(whole.checkpoints[12])["encoder"].keys() == names
 
 
 def test_one_image_is_encoded_by_the_code_for_any_number():
-    encoder = Encoder(small_spec("encoder.norm=group").encoder).double()
+    encoder = ImageEncoder(small_spec("encoder.norm=group").encoder).double()
     images = torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8)
     expected = encoder(images)
     compilation.compile_encoder(encoder)

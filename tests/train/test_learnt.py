@@ -10,7 +10,8 @@ from emc2dist.data.images import open_images
 from emc2dist.errors import SpecError
 from emc2dist.train import checkpoint
 from emc2dist.train.certificate import ways
-from emc2dist.train.loop import columns_of, initial_encoder
+from emc2dist.train.loop import initial_encoder
+from emc2dist.train.sets import columns_of
 
 HYDRA = ["objective.name=hydra", "objective.classes=10", "objective.embedding=8", "negatives.name=gumbel"]
 

@@ -13,7 +13,7 @@ from emc2dist.train.step import Trainer
 
 
 def health(rank, features, **columns):
-    side = {step.SIDE: Side(features, features)}
+    side = {"x": Side(features, features)}
     batch = Batch(torch.arange(features.shape[1]), 0, side, 0.3, 100, columns=columns)
     return Trainer._health(SimpleNamespace(_rank=rank, device=torch.device("cpu")), batch)
 

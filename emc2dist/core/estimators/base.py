@@ -143,7 +143,7 @@ class Estimator(ABC):
         Args:
             what: is to be estimated.
             columns: what will be recalled, each [A], by anchor.
-            batch: int64 [B], the samples of all workers in that step.
+            batch: int64 [n], the candidates that the gathered batch brings in that step.
             step: its number.
             views: V.
         """

@@ -13,6 +13,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from emc2dist import files
+from emc2dist.config import S3
 from emc2dist.data.catalogue import MANIFEST, UNFINISHED
 from emc2dist.errors import DataError
 from emc2dist.files import Place
@@ -74,6 +76,11 @@ def read_pairs_manifest(folder: Place) -> PairsManifest:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
         raise DataError(f"{folder / MANIFEST}: {key}: {problem['msg']}; ingest the set again") from error
+
+
+def vocabulary_of(path: str, s3: S3 | None = None) -> int:
+    """Tokens of the tokenizer of the set at `path`. Raises as `read_pairs_manifest` does."""
+    return read_pairs_manifest(files.at(path, s3)).vocabulary
 
 
 def kind_of(content: bytes) -> str | None:

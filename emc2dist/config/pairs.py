@@ -1,0 +1,107 @@
+"""Pairs of texts (`data.kind: pairs`): how they become tokens, and what of a spec is for images alone."""
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from emc2dist.config.sections import Data, Eval, Section, SmallPositiveInt, Views, Word
+
+if TYPE_CHECKING:
+    from emc2dist.config.spec import Spec
+
+TEXT_BACKBONES = ("bag", "mini")
+"""Backbones of text that begin from nothing."""
+TRANSFORMERS = "transformers:"
+"""Begins the backbone that a folder holds, for the library transformers to read."""
+
+Length = Annotated[int, Field(ge=1, le=32_768)]
+
+
+class Text(Section):
+    """Texts and their towers, which both sides of pairs share."""
+
+    query_length: Length = 32
+    """Tokens of a query; what is longer is cut off."""
+    document_length: Length = 128
+    """Tokens of a document."""
+    query_prompt: Annotated[Word, Field(max_length=1000)] = ""
+    """Put before each query, as in 'query: '."""
+    document_prompt: Annotated[Word, Field(max_length=1000)] = ""
+    """Put before each document."""
+    pooling: Literal["mean", "cls", "last"] = "mean"
+    """How the vectors of a text's tokens become one: their mean, the first one's or the last one's. Not of bag."""
+    width: SmallPositiveInt = 128
+    """Width of bag's embeddings, and of mini."""
+    layers: Annotated[int, Field(ge=1, le=256)] = 2
+    """Blocks of mini."""
+    heads: Annotated[int, Field(ge=1, le=1024)] = 4
+    """Attention heads of mini; they divide `width`."""
+    vocabulary: Annotated[int, Field(ge=1, le=2**24)] | None = None
+    """Tokens of the set's tokenizer, for bag and mini. None: as many as the set says when the run begins."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"text.heads: {self.heads} does not divide text.width: {self.width}; give one that does")
+        return self
+
+
+def is_text(backbone: str) -> bool:
+    """Whether a backbone is one of text."""
+    return backbone in TEXT_BACKBONES or backbone.startswith(TRANSFORMERS)
+
+
+def misfit_of_kind(spec: "Spec") -> str | None:
+    """Why a spec does not go with its `data.kind`, the key named, and what to do; None: it does."""
+    backbone = spec.encoder.backbone
+    if spec.data.kind == "pairs":
+        return _misfit_of_pairs(spec)
+    if is_text(backbone):
+        return f"encoder.backbone: {backbone} is of texts, and data.kind is images; give data.kind=pairs"
+    if spec.text != Text():
+        return f"text.{_changed(spec.text, Text())}: is of texts, and data.kind is images; leave it out"
+    if spec.objective.options().get("directions") is not None:
+        return "objective.directions: are of pairs, and data.kind is images; leave it out"
+    if spec.views.count < 2:
+        return f"views.count: {spec.views.count} view of an image has no other to be its positive; give 2 or more"
+    return None
+
+
+def _misfit_of_pairs(spec: "Spec") -> str | None:
+    negatives, options, encoder = spec.negatives, spec.negatives.options(), spec.encoder
+    images = (
+        ("views", spec.views, Views(count=1), ()),
+        ("data", spec.data, Data(), ("kind", "path", "limit", "prefetch", "shuffle", "cache_dir", "cache_mib")),
+        ("eval", spec.eval, Eval(), ("every", "asked", "queries", "bank")),
+    )  # fmt: skip
+    for name, section, default, read in images:
+        key = _changed(section, default, but=read)
+        if key is not None:
+            return f"{name}.{key}: is of images, and data.kind is pairs; leave it out"
+    both = options.get("cache_proposals") or options.get("carried") == "cached"
+    refusals = {
+        f"encoder.backbone: {encoder.backbone} is of images, and data.kind is pairs; give bag, mini or "
+        f"{TRANSFORMERS}FOLDER": not is_text(encoder.backbone),
+        f"encoder.norm: {encoder.norm} couples texts of a batch; leave it out, or give none":
+            encoder.norm in ("batch", "sync_batch"),
+        f"encoder.stem: {encoder.stem} is of images; leave it out": encoder.stem != "cifar",
+        f"objective: {spec.objective.name} is of views of one thing, and data.kind is pairs; give infonce or dcl":
+            not spec.objective.paired,
+        f"negatives: {negatives.name} is of images so far; give in_batch, chain or moving_average":
+            negatives.name in ("gumbel", "queue"),
+        "negatives.balance: push has queries pushed twice for documents that nobody pushes; leave it out":
+            options.get("balance") == "push",
+        "negatives.close: labels are of images; give duplicates, or leave it out": "label" in negatives.close,
+        "negatives: cache_proposals and carried: cached are of documents alone; give objective.directions=forward":
+            bool(both) and spec.objective.options().get("directions") == "both",
+        "encoder.momentum: a follower's keys are of images so far; leave it out": encoder.momentum is not None,
+        "cuda_graphs: true records passes over images; leave it out": spec.cuda_graphs,
+        "compile: true is of images so far; leave it out": spec.compile,
+    }  # fmt: skip
+    return next((what for what, found in refusals.items() if found), None)
+
+
+def _changed(section: Section, default: Section, but: tuple[str, ...] = ()) -> str | None:
+    """The first key that has another value than by default."""
+    mine, theirs = section.model_dump(), default.model_dump()
+    return next((key for key in mine if key not in but and mine[key] != theirs[key]), None)

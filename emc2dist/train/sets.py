@@ -1,0 +1,210 @@
+"""What a run is trained on and judged by, of either kind (`data.kind`): images, or pairs of texts.
+
+images   a sample is an image, an anchor a view of it; kNN tells how good the encoder is
+pairs    a sample is a query with one of its documents; how well queries find theirs tells it
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from emc2dist.config import Spec
+from emc2dist.config.pairs import TRANSFORMERS
+from emc2dist.core.contrast import columns_for, contrast_for
+from emc2dist.data.images import Images, known_of_each, open_images, open_labelled
+from emc2dist.data.sampler import EpochOrder, Order, PairOrder
+from emc2dist.data.texts.loader import TextLoader
+from emc2dist.data.texts.manifest import vocabulary_of
+from emc2dist.data.texts.pairs import Pairs, load_tokenizer, open_pairs
+from emc2dist.data.texts.tokenizer import TokenView
+from emc2dist.errors import DataError, SpecError
+from emc2dist.metrics import Row
+from emc2dist.towers.encoder import Encoder
+from emc2dist.train.evaluation import Evaluation
+from emc2dist.train.retrieval import RetrievalEvaluation
+from emc2dist.train.step import Loader
+from emc2dist.train.views import view_loader
+
+TrainingSet = Images | Pairs
+
+
+class Judge(Protocol):
+    """What tells how good an encoder is."""
+
+    @property
+    def neighbours(self) -> int | None:
+        """k of kNN; None where none vote."""
+
+    def measured(self, encoder: Encoder, device: torch.device) -> Row:
+        """Measures of an encoder on its device; ranks share the work, and each has them."""
+
+    def baseline(self) -> Row:
+        """The same without any encoder: what it has to beat."""
+
+
+def settled(spec: Spec) -> Spec:
+    """The spec with what the set alone can tell: of texts the vocabulary. Raises as `open_training_set` does."""
+    of_folder = spec.encoder.backbone.startswith(TRANSFORMERS)
+    if spec.data.kind != "pairs" or of_folder or spec.text.vocabulary is not None:
+        return spec
+    text = spec.text.model_copy(update={"vocabulary": vocabulary_of(spec.data.path, spec.s3)})
+    return spec.model_copy(update={"text": text})
+
+
+def open_training_set(spec: Spec) -> TrainingSet:
+    """What is trained on.
+
+    Raises:
+        DataError: there is none, or one of the other kind. StorageError: it cannot be read.
+    """
+    opened: TrainingSet | None
+    if spec.data.kind == "pairs":
+        opened = open_pairs(spec.data, "train", spec.s3)
+    else:
+        opened = open_images(spec.data, "train", spec.s3)
+    assert opened is not None, "raised where there is nothing to train on"
+    return opened
+
+
+def judge_of(spec: Spec, train: TrainingSet) -> tuple[Judge | None, list[str]]:
+    """What judges the encoder while it is trained, None where nothing can, and what a person should know of it."""
+    if isinstance(train, Pairs):
+        return RetrievalEvaluation.of(spec, train)
+    return Evaluation.of(spec, open_labelled(spec.data, spec.eval, train, spec.s3))
+
+
+def loaders_of(
+    spec: Spec,
+    train: TrainingSet,
+    device: torch.device,
+    *,
+    cores: int | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> dict[str, Loader]:
+    """The loader of each side; `tell` is told in a line how views are made, `cores` are the worker's.
+
+    Raises:
+        SpecError: a length has no room for a token, or `data.on_device: true` cannot be.
+    """
+    if not isinstance(train, Pairs):
+        return {"x": view_loader(spec, train, device, cores=cores, tell=tell)}
+    views = token_views(spec)
+    tell("views: tokens, made by a thread of the worker")
+    return {
+        "query": TextLoader(train.queries, views["query"]),
+        "document": TextLoader(train.documents, views["document"]),
+    }
+
+
+def token_views(spec: Spec) -> dict[str, TokenView]:
+    """What makes tokens of the texts of each side."""
+    backbone, text = spec.encoder.backbone, spec.text
+    if backbone.startswith(TRANSFORMERS):
+        from emc2dist.towers.text import pretrained_tokenizer
+
+        tokenizer = pretrained_tokenizer(backbone.removeprefix(TRANSFORMERS))
+    else:
+        tokenizer = load_tokenizer(spec.data, spec.s3)
+    return {
+        "query": TokenView(tokenizer, text.query_length, text.query_prompt),
+        "document": TokenView(tokenizer, text.document_length, text.document_prompt),
+    }
+
+
+def order_of(spec: Spec, train: TrainingSet) -> Order:
+    """The order of the samples.
+
+    Raises DataError if the batch or the draws are more than the data, SpecError if judged pairs have no draws.
+    """
+    if isinstance(train, Pairs):
+        return _order_of_pairs(spec, train)
+    draws = spec.negatives.draws
+    if draws > len(train):
+        raise DataError(f"negatives.draws: {draws} is more than the {len(train)} training images; use fewer")
+    return EpochOrder(
+        len(train),
+        spec.batch_size,
+        spec.seed,
+        parts=spec.optimiser.accumulate,
+        blocks=train.blocks if spec.data.shuffle == "block" else None,
+        window=spec.data.window,
+        labels=train.labels(np.arange(len(train))) if spec.data.per_class else None,
+        per_class=spec.data.per_class or 1,
+    )
+
+
+def _order_of_pairs(spec: Spec, train: Pairs) -> PairOrder:
+    draws, fewest = spec.negatives.draws, min(len(train.queries), len(train.documents))
+    directions = contrast_for(spec).objective.denominators
+    if draws > fewest:
+        raise DataError(f"negatives.draws: {draws} is more than the {fewest:,} texts of a side; use fewer")
+    if not train.is_bijection and not draws:
+        raise SpecError(
+            "negatives.draws: 0, but documents are judged here, so that a batch brings popular ones often and others "
+            "never, and is no sample of them: draws alone are candidates; give negatives.draws, say "
+            f"{min(spec.micro_batch_size, fewest)}"
+        )
+    if not train.is_bijection and len(directions) > 1:
+        raise SpecError(
+            "objective.directions: both is of pairs of which each document has one query; documents are judged here, "
+            "so give forward"
+        )
+    if spec.batch_size > len(train.queries):
+        raise DataError(
+            f"batch_size: {spec.batch_size} is more than the {len(train.queries)} training queries; use fewer"
+        )
+    queries = EpochOrder(len(train.queries), spec.batch_size, spec.seed, parts=spec.optimiser.accumulate)
+    return PairOrder(queries, train.relevance, len(train.documents))
+
+
+def left_over(spec: Spec, train: TrainingSet) -> list[str]:
+    """A remark where the batch does not divide the samples."""
+    samples, what = (len(train.queries), "queries") if isinstance(train, Pairs) else (len(train), "images")
+    over = samples % spec.batch_size
+    if not over:
+        return []
+    rest = "others each time" if spec.epochs > 1 else "and there is one epoch"
+    return [
+        f"{over:,} of {samples:,} training {what} are left out of each epoch, {rest}: batch_size: "
+        f"{spec.batch_size} does not divide them"
+    ]
+
+
+def columns_of(spec: Spec, train: TrainingSet) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
+    """What is known of every entity, int64 [N] by name, and remarks.
+
+    Raises SpecError where the objective cannot do with it, DataError where what is asked for is not known.
+    """
+    wanted = columns_for(spec)
+    columns, remarks = _known_of_texts(train, wanted) if isinstance(train, Pairs) else known_of_each(train, wanted)
+    reason = contrast_for(spec).objective.unfit(columns, spec.encoder.features)
+    if reason is not None:
+        raise SpecError(reason)
+    return columns, remarks
+
+
+def _known_of_texts(train: Pairs, wanted: Mapping[str, str]) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
+    if "duplicates" not in wanted:
+        return {}, []
+    groups = [side.duplicates() for side in (train.queries, train.documents)]
+    queries, documents = groups
+    apart = np.where(documents >= 0, documents + queries.max(initial=-1) + 1, -1)
+    number = sum(int((group >= 0).sum()) for group in groups)
+    return {"duplicates": np.concatenate([queries, apart])}, [f"negatives.close: {number:,} texts are duplicates"]
+
+
+def judged_of(train: TrainingSet) -> NDArray[np.int64] | None:
+    """What `emc2dist.core.batch.Batch.judged` is of a set; None where each query has a document to itself."""
+    if not isinstance(train, Pairs) or train.is_bijection:
+        return None
+    entities, queries = len(train), len(train.queries)
+    query, document = train.relevance[:, 0], train.relevance[:, 1] + queries
+    return np.sort(np.concatenate([query * entities + document, document * entities + query]))
+
+
+def remarks_of(train: TrainingSet) -> Sequence[str]:
+    """What a person should know of how the set was found, with numbers."""
+    return train.remarks
