@@ -120,6 +120,14 @@ METRICS: dict[str, Metric] = {
         "learning", "kNN accuracy", "ratio", "kNN accuracy of the representation on held-out images"
     ),
     "knn_pixels": Metric("learning", "kNN accuracy", "ratio", "the same of the images as they stand, once per run"),
+    "ndcg_at_10": Metric(
+        "learning", "Retrieval", "ratio", "of pairs: nDCG@10 of held-out queries among the documents that are searched"
+    ),
+    "mrr_at_10": Metric("learning", "Retrieval", "ratio", "the same: MRR@10"),
+    "recall_at_10": Metric("learning", "Retrieval", "ratio", "the same: recall@10"),
+    "bm25_ndcg_at_10": Metric("learning", "Retrieval", "ratio", "the same nDCG@10 by BM25, once per run"),
+    "bm25_mrr_at_10": Metric("learning", "Retrieval", "ratio", "the same MRR@10 by BM25, once per run"),
+    "bm25_recall_at_10": Metric("learning", "Retrieval", "ratio", "the same recall@10 by BM25, once per run"),
     "gradient_norm": Metric("learning", "Gradient norm", "", "norm of the gradient before clipping"),
     "lr": Metric("learning", "Learning rate", "", "learning rate"),
     "temperature": Metric("learning", "Temperature", "", "temperature that scores are divided by"),

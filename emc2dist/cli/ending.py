@@ -7,6 +7,7 @@ from emc2dist import files
 from emc2dist.terminal import columns, say
 
 _ENCODERS = {"raw pixels": "knn_pixels", "untrained encoder": "knn_untrained", "trained encoder": "knn_accuracy"}
+_RETRIEVERS = {"BM25": "ndcg_bm25", "untrained encoder": "ndcg_untrained", "trained encoder": "ndcg_at_10"}
 
 
 def table(summary: dict[str, Any], report: str | None) -> str:
@@ -14,10 +15,11 @@ def table(summary: dict[str, Any], report: str | None) -> str:
 
     `summary` is that of `emc2dist.run.driver.train`. Where nothing was evaluated there is nothing to compare.
     """
-    scores = {what: summary[name] for what, name in _ENCODERS.items() if summary.get(name) is not None}
-    rows = [(what, f"{score:.3f}") for what, score in scores.items()]
-    if rows:
-        rows.insert(0, (f"kNN accuracy, k = {summary['neighbours']}", ""))
+    rows = []
+    for title, compared in ((f"kNN accuracy, k = {summary['neighbours']}", _ENCODERS), ("nDCG@10", _RETRIEVERS)):
+        scores = {what: summary[name] for what, name in compared.items() if summary.get(name) is not None}
+        if scores:
+            rows += [(title, ""), *((what, f"{score:.3f}") for what, score in scores.items())]
     if summary["checkpoint"] is not None:  # a finished run's may have been removed
         rows.append(("checkpoint", summary["checkpoint"]))
     if report is not None:

@@ -16,7 +16,7 @@ from emc2dist.config.sections import PositiveFloat, PositiveInt, Section, SmallP
 from emc2dist.config.spec import Spec
 from emc2dist.metrics import METRICS, ROW
 
-_ALIKE = {"step", "epoch", "knn_pixels"}  # in all trials
+_ALIKE = {"step", "epoch", "knn_pixels", "bm25_ndcg_at_10", "bm25_mrr_at_10", "bm25_recall_at_10"}  # in all trials
 _JUDGED = {name for name in ROW if METRICS[name].kind != "event"} - _ALIKE
 MOST_TRIALS = 100_000
 """Of a sweep."""

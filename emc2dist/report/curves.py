@@ -46,11 +46,14 @@ class Panel:
     from_zero: bool = True
     optional: bool = False
     """Whether nothing is amiss where it was not recorded."""
+    instead: str = ""
+    """A metric where which was recorded nothing is amiss either."""
 
 
 PANELS = (
     Panel("loss", "Loss", "nats", ("loss",), from_zero=False),
-    Panel("knn", "kNN accuracy", "share of held-out images", ("knn_accuracy",)),
+    Panel("knn", "kNN accuracy", "share of held-out images", ("knn_accuracy",), instead="ndcg_at_10"),
+    Panel("retrieval", "Retrieval", "mean over held-out queries", ("ndcg_at_10",), optional=True),
     Panel("acceptance", "Acceptance", "share of proposals", ("acceptance_rate",)),
     Panel("ages", "Ages", "steps", ("carried_age_steps", "feature_age_steps")),
     Panel("rank", "Effective rank", "dimensions", ("effective_rank",)),
@@ -122,10 +125,12 @@ def draw(runs: Sequence[ReportedRun]) -> Iterator[Picture]:
 
 def not_recorded(runs: Sequence[ReportedRun]) -> list[str]:
     """Metrics of the panels that no run recorded, though runs do."""
-    return [
-        metric for panel in PANELS for metric in panel.metrics
-        if not panel.optional and not any(len(series(run.rows, metric).values) for run in runs)
-    ]  # fmt: skip
+
+    def is_there(metric: str) -> bool:
+        return any(len(series(run.rows, metric).values) for run in runs)
+
+    wanted = [panel for panel in PANELS if not panel.optional and not is_there(panel.instead)]
+    return [metric for panel in wanted for metric in panel.metrics if not is_there(metric)]
 
 
 def _draw_panel(panel: Panel, runs: Sequence[ReportedRun]) -> Picture:
@@ -134,8 +139,8 @@ def _draw_panel(panel: Panel, runs: Sequence[ReportedRun]) -> Picture:
     for run, colour in zip(runs, COLOURS, strict=False):
         for metric, dashes in zip(panel.metrics, _DASHES, strict=False):
             _draw_line(axes, series(run.rows, metric), color=colour, linestyle=dashes)
-    if panel.name == "knn":
-        _draw_pixels(axes, runs)
+    if panel.name in _BASELINES:
+        _draw_baseline(axes, runs, *_BASELINES[panel.name])
     axes.set_xlabel("epoch", fontsize=FONT)
     axes.set_ylabel(panel.unit, fontsize=FONT)
     axes.set_xlim(left=0)
@@ -154,10 +159,14 @@ def _draw_line(axes: Axes, raw: Series, **style: Any) -> None:
     axes.plot(*smoothed(raw), linewidth=1.6, marker="." if len(raw.values) < 30 else "", **style)
 
 
-def _draw_pixels(axes: Axes, runs: Sequence[ReportedRun]) -> None:
-    for value in sorted({value for run in runs for value in series(run.rows, "knn_pixels").values.tolist()}):
+_BASELINES = {"knn": ("knn_pixels", "raw pixels"), "retrieval": ("bm25_ndcg_at_10", "BM25")}
+"""Of panels, what an encoder has to beat: a metric, and what it is of."""
+
+
+def _draw_baseline(axes: Axes, runs: Sequence[ReportedRun], metric: str, what: str) -> None:
+    for value in sorted({value for run in runs for value in series(run.rows, metric).values.tolist()}):
         axes.axhline(value, color=GREY, linestyle=(0, (1, 1.5)), linewidth=1.2)
-        axes.annotate("raw pixels", (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+        axes.annotate(what, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                       color=GREY, fontsize=FONT - 1)  # fmt: skip
 
 

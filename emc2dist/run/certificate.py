@@ -81,6 +81,10 @@ def certify(
     """
     found = _Subject.of_spec(subject, overrides) if _is_spec(subject) else _Subject.of_run(subject, overrides)
     spec = found.spec
+    if spec.data.kind == "pairs":
+        raise SpecError(
+            "data.kind: pairs: `certify` is of images so far; docs/pairs.md tells what is certified of pairs"
+        )
     images = open_images(spec.data, "train", spec.s3)
     assert images is not None, "open_images raises where there are no training images"
     chosen = samples_for(spec, images, samples, views)

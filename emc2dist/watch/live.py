@@ -178,5 +178,5 @@ class _Watch:
 
 def _latest(rows: Sequence[Row]) -> list[Row]:
     """Of all rows so far, the newest evaluation and the newest step."""
-    newest = {name: row for row in rows for name in ("knn_accuracy", "loss") if name in row}
+    newest = {name: row for row in rows for name in ("knn_accuracy", "ndcg_at_10", "loss") if name in row}
     return sorted(newest.values(), key=lambda row: row["step"])

@@ -15,6 +15,7 @@ _SHOWN = {
     "acceptance_rate": "acceptance {:.3f}",
     "images_per_second": "{:.0f} images/s",
     "knn_accuracy": "kNN {:.3f}",
+    "ndcg_at_10": "nDCG@10 {:.3f}",
 }
 
 
@@ -25,7 +26,7 @@ class Display(Listener):
         terminal = sys.stderr.isatty() if terminal is None else terminal
         self._bar = tqdm(total=steps, unit="step", dynamic_ncols=True) if terminal else None
         self._steps = steps
-        self._knn: Row = {}
+        self._newest: Row = {}
         """The newest evaluation's accuracy, if there was one."""
         self.start_at(0)
 
@@ -56,17 +57,25 @@ class Display(Listener):
         elif "knn_accuracy" in row:
             pixels = f", raw pixels {row['knn_pixels']:.3f}" if "knn_pixels" in row else ""
             self.say(f"epoch {row['epoch']:g}: kNN accuracy {row['knn_accuracy']:.3f}{pixels}")
-            self._knn = {"knn_accuracy": row["knn_accuracy"]}
-            if row["step"] == self._first:  # steps begin now
-                self.start_at(self._first)
+            self._newest = {"knn_accuracy": row["knn_accuracy"]}
+            self._evaluated(row)
+        elif "ndcg_at_10" in row:
+            beside = f", BM25 {row['bm25_ndcg_at_10']:.3f}" if "bm25_ndcg_at_10" in row else ""
+            self.say(f"epoch {row['epoch']:g}: nDCG@10 {row['ndcg_at_10']:.3f}{beside}")
+            self._newest = {"ndcg_at_10": row["ndcg_at_10"]}
+            self._evaluated(row)
         elif "loss" not in row:  # a checkpoint was kept: nothing that a person waits for
             return
         elif self._bar is not None:
             self._bar.update(int(row["step"]) - self._bar.n)
-            self._bar.set_postfix_str(_summary({**row, **self._knn}))
+            self._bar.set_postfix_str(_summary({**row, **self._newest}))
         else:
-            summary = _summary({**row, **self._knn})
+            summary = _summary({**row, **self._newest})
             self.say(f"step {row['step']}/{self._steps} epoch {row['epoch']:.2f} {summary}{self._left(row)}")
+
+    def _evaluated(self, row: Row) -> None:
+        if row["step"] == self._first:  # steps begin now
+            self.start_at(self._first)
 
     def _left(self, row: Row) -> str:
         """How long the rest of the run takes at the rate so far; empty where there is none yet, or no rest."""
