@@ -22,7 +22,7 @@ from emc2dist.data.texts.manifest import read_pairs_manifest
 from emc2dist.data.texts.pairs import load_tokenizer, open_pairs
 from emc2dist.data.texts.sources import is_pairs
 from emc2dist.data.texts.tokenizer import MASK, TokenView, train_tokenizer, vocabulary_size
-from emc2dist.errors import DataError, SpecError
+from emc2dist.errors import DataError, SpecError, StorageError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 FRUIT = [("red fruit", "apple"), ("yellow fruit", "banana"), ("long drink", "lemonade")]
@@ -263,6 +263,7 @@ BAD = {
     '{"query": "q", "pos": []}': "no document that answers the query",
     '{"query": "q", "pos": "d"}': None,
     '{"query": "q", "positive_passages": [{"docid": [], "text": "d"}]}': "the id [] is neither text nor a whole number",
+    '{"query": "q", "positive_passages": [{"docid": "' + "x" * 1025 + '", "text": "d"}]}': "the id 'xxx",
     '{"query": "q", "document"': "no JSON",
     "[" * 10_000: "no JSON",
     "[1]": "no JSON object",
@@ -384,6 +385,35 @@ def test_columns_can_be_chosen(run, tmp_path):
 def test_columns_that_are_not_well_written_are_refused(run, tmp_path, columns):
     with pytest.raises(SpecError, match="--columns"):
         run(jsonl(tmp_path / "p.jsonl", pairs_of()), columns=columns)
+
+
+def test_a_column_of_many_splits_is_refused(run, tmp_path):
+    rows = [row for n in range(65) for row in pairs_of([(f"q{n}", f"d{n}")], split=f"user {n}")]
+    with pytest.raises(DataError, match=r"line 65: more than 64 splits \(user 0, "):
+        run(jsonl(tmp_path / "p.jsonl", rows))
+    assert len(run(jsonl(tmp_path / "p.jsonl", rows[:64]))[0]["queries"]) == 64
+
+
+def test_names_that_are_no_unicode_are_escaped(run, tmp_path):
+    rows = [{"query": "q", "document": "d", "split": "\ud800", "\udcff": 1}, *pairs_of()]
+    result, _ = run(jsonl(tmp_path / "p.jsonl", rows))
+    assert result["queries"] == {"train": 3, "\\ud800": 1}
+    assert "columns that are not read: \\udcff" in result["remarks"]
+
+
+def test_two_columns_of_one_name_are_refused(run, tmp_path):
+    with pytest.raises(DataError, match="two columns are called 'query'"):
+        run(jsonl(tmp_path / "p.csv", ["query,document,query", "a,b,c"]))
+    pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["query", "document", "query"]), tmp_path / "p.parquet")
+    with pytest.raises(DataError, match="two columns are called 'query'"):
+        run(tmp_path / "p.parquet")
+
+
+def test_a_link_that_leads_nowhere_is_refused(run, tmp_path):
+    source = jsonl(tmp_path / "s/train.jsonl", pairs_of()).parent
+    (source / "test.jsonl").symlink_to("nowhere")
+    with pytest.raises(StorageError, match=r"test\.jsonl: a link that leads nowhere"):
+        run(source)
 
 
 def test_a_quote_that_never_ends_is_refused(run, tmp_path):
@@ -535,7 +565,7 @@ def test_a_source_that_is_none_is_refused(run, tmp_path):
             run(tmp_path / source)
     with pytest.raises(DataError, match="pairs are read from a disk"):
         run("s3://bucket/pairs")
-    with pytest.raises(SpecError, match="--columns: .* is a corpus"):
+    with pytest.raises(SpecError, match=r"--columns: .* is a corpus"):
         run(beir(tmp_path / "beir"), columns="query=text")
 
 

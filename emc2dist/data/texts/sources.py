@@ -20,7 +20,7 @@ from emc2dist.data.splits import alone, by_split, left_out, missing, together
 from emc2dist.data.texts import formats
 from emc2dist.data.texts.collection import Collection, Passage
 from emc2dist.data.texts.manifest import kind_of
-from emc2dist.data.texts.records import TABLES, Record, fields_of, is_table, records_of
+from emc2dist.data.texts.records import TABLES, Record, fields_of, is_table, plain, records_of
 from emc2dist.errors import DataError, SpecError
 from emc2dist.terminal import say
 
@@ -101,6 +101,8 @@ def find(path: str) -> Source:
                 f"{path}: holds a corpus and queries, and no judgements; put them at qrels.tsv or qrels/SPLIT.tsv"
             )
         taken = {file for part in parts.values() for file in part}
+        for file in taken:
+            files.refuse_lost(file)
         return Source(place, parts, [printable(name) for name in _inside(place) if place / name not in taken])
 
 
@@ -185,7 +187,7 @@ def _one_of(record: Record, names: Iterable[str]) -> Any:
         if name in record.values:
             return record.values[name]
     raise DataError(
-        f"{record.where}: no value called {' or '.join(names)}, but {', '.join(record.values)}; call one so"
+        f"{record.where}: no value called {' or '.join(names)}, but {plain(', '.join(record.values))}; call one so"
     )
 
 
@@ -224,9 +226,9 @@ def _inside(folder: Path) -> list[str]:
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            if entry.is_file():
-                found.append(entry.name)
-            elif entry.is_dir():
+            if entry.is_dir():
                 with os.scandir(entry) as inner:
-                    found += [f"{entry.name}/{one.name}" for one in inner if one.is_file() and not is_hidden(one.name)]
+                    found += [f"{entry.name}/{one.name}" for one in inner if not (is_hidden(one.name) or one.is_dir())]
+            else:
+                found.append(entry.name)
     return sorted(found)
