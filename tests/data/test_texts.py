@@ -180,6 +180,11 @@ def test_flag_embeddings_records_are_lists_of_texts(run, tmp_path):
     assert "1 negatives are positives of the same query, and count as these" in result["remarks"]
 
 
+def test_a_csv_may_have_semicolons_a_byte_order_mark_and_dos_lines(run, tmp_path):
+    (tmp_path / "p.csv").write_bytes("\ufeffquery;document\r\na, b;c\r\n".encode())
+    assert told(run(tmp_path / "p.csv")[1]()) == {"a, b": ["c"]}
+
+
 def test_values_in_quotes_go_over_lines(run, tmp_path):
     file = jsonl(tmp_path / "p.csv", ["query,document", '"a ""b"", c","one\ntwo"'])
     assert told(run(file)[1]()) == {'a "b", c': ["one\ntwo"]}
@@ -439,6 +444,9 @@ def test_the_very_same_set_is_finished_already(run, tmp_path, capsys):
     assert run(source)[0]["relevance"] == 3
     assert "this very set is finished already" in capsys.readouterr().err
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "set").iterdir()} == before
+    (tmp_path / "set" / UNFINISHED).mkdir()  # of a run that was killed at the very end
+    run(source)
+    assert not (tmp_path / "set" / UNFINISHED).exists()
     with pytest.raises(DataError, match="another job: seed 0 there, 1 here"):
         run(source, seed=1)
     with pytest.raises(DataError, match="another job: vocabulary"):
@@ -494,6 +502,19 @@ def test_a_set_that_was_changed_is_refused(run, tmp_path):
         opened()
 
 
+def test_a_set_that_does_not_fit_in_memory_is_refused(run, tmp_path, monkeypatch):
+    _, opened = run(jsonl(tmp_path / "p.jsonl", pairs_of()))
+    monkeypatch.setattr("emc2dist.data.texts.pairs.MOST_BYTES", 40)
+    with pytest.raises(DataError, match="50 bytes of text, and 40 are the most"):
+        opened()
+
+
+def test_a_pointer_of_git_lfs_is_told_as_such(run, tmp_path):
+    source = jsonl(tmp_path / "p.jsonl", ["version https://git-lfs.github.com/spec/v1"])
+    with pytest.raises(DataError, match="fetch that with `git lfs pull`"):
+        run(source)
+
+
 def test_a_set_of_images_or_none_is_refused_and_names_the_kind(tmp_path):
     data = Data(path=str(tmp_path))
     with pytest.raises(DataError, match=r"holds no set of pairs .* data\.kind: images"):
@@ -529,6 +550,8 @@ def test_the_command_tells_pairs_from_images(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["queries"] == {"train": 3}
     assert main(["ingest", str(source), str(tmp_path / "other"), "--classes", "imagenet100"]) == 2
     assert "--classes: is for sets of images" in capsys.readouterr().err
+    assert main(["ingest", str(tmp_path), str(tmp_path / "other"), "--kind", "flat", "--vocabulary", "600"]) == 2
+    assert "--vocabulary: is for sets of pairs" in capsys.readouterr().err
     assert main(["ingest", str(tmp_path / "set"), str(tmp_path / "copy")]) == 2
     assert "is a finished set; train on it, or copy the folder" in capsys.readouterr().err
 
@@ -664,6 +687,21 @@ def test_any_bytes_come_back_from_their_tokens():
     text = "наука 東京 ∑ \N{PILE OF POO}"
     [tokens] = TokenView(trained, 200)([text], np.zeros((1, 1), np.int64))[0]
     assert Tokenizer.from_str(trained).decode((tokens[tokens > 0] - 1).tolist()).split() == text.split()
+
+
+def test_of_a_text_no_more_is_looked_at_than_64_characters_for_each_token():
+    view = TokenView(train_tokenizer(CODE, 600), 4)
+    tokens = view([" " * 256 + "max", " " * 253 + "max"], np.zeros((1, 2), np.int64))[0]
+    assert (tokens > 0).any(1).tolist() == [False, True]
+
+
+def test_a_tokenizer_is_trained_on_the_training_texts_and_on_so_many_at_most(run, tmp_path, monkeypatch):
+    rows = [*pairs_of([("max", "pool")]), *pairs_of([("зима", "лето")] * 9, split="test")]
+    run(jsonl(tmp_path / "p.jsonl", rows))
+    assert load_tokenizer(Data(path=str(tmp_path / "set"))) == train_tokenizer(["max", "pool"], 512)
+    monkeypatch.setattr(ingesting, "_MOST_TEXTS", 4)
+    result, _ = run(jsonl(tmp_path / "p.jsonl", pairs_of()), tmp_path / "other")
+    assert "the tokenizer is trained on 4 of 6 texts, drawn at random" in result["remarks"]
 
 
 def test_a_prompt_stands_before_each_text_and_a_mask_is_no_text():

@@ -82,7 +82,7 @@ class Side:
         if passage.id is not None:
             name = _named(passage.id)
             if self.of_id.setdefault((among, name), text) != text:
-                raise Unusable(f"the id {_shown(name)} stands for another {self.what} already")
+                raise Unusable(f"the id {shown(name)} stands for another {self.what} already")
         return text
 
     def add(self, among: str, passage: Passage, split: str) -> int:
@@ -163,7 +163,7 @@ class Collection:
         """Add how well a document, by its id, answers a query."""
         try:
             if ("", document) not in self.documents.of_id:
-                raise Unusable(f"no document has the id {_shown(document)}")
+                raise Unusable(f"no document has the id {shown(document)}")
             text, grade = self.queries.claim(split, query), _whole(score)
             answer = self.documents.of_id["", document]
             if grade > 0 and answer == text:
@@ -225,10 +225,10 @@ def _checked(text: Any, what: str) -> str:
 def _named(name: Any) -> str:
     """An id as text."""
     if not isinstance(name, str | int) or isinstance(name, bool):
-        raise Unusable(f"the id {_shown(name)} is neither text nor a whole number")
+        raise Unusable(f"the id {shown(name)} is neither text nor a whole number")
     text = str(name).encode(errors="backslashreplace")
     if len(text) > _LONGEST_ID:
-        raise Unusable(f"the id {_shown(name)} is of {len(text):,} bytes, and {_LONGEST_ID:,} are the most")
+        raise Unusable(f"the id {shown(name)} is of {len(text):,} bytes, and {_LONGEST_ID:,} are the most")
     return text.decode()
 
 
@@ -236,11 +236,12 @@ def _whole(score: Any) -> int:
     try:
         number = float(score)
     except (TypeError, ValueError, OverflowError):
-        raise Unusable(f"the score {_shown(score)} is no number") from None
+        raise Unusable(f"the score {shown(score)} is no number") from None
     if not _SCORES.min <= number <= _SCORES.max or number != int(number):
-        raise Unusable(f"the score {_shown(score)} is no whole number from {_SCORES.min} to {_SCORES.max}")
+        raise Unusable(f"the score {shown(score)} is no whole number from {_SCORES.min} to {_SCORES.max}")
     return int(number)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as a message shows it: its beginning."""
     return repr(value)[:_SHOWN_CHARACTERS]

@@ -18,7 +18,7 @@ from emc2dist.data.ingest.kinds import images_below
 from emc2dist.data.ingest.source import listing_digest, printable
 from emc2dist.data.splits import alone, by_split, left_out, missing, together
 from emc2dist.data.texts import formats
-from emc2dist.data.texts.collection import Collection, Passage
+from emc2dist.data.texts.collection import Collection, Passage, shown
 from emc2dist.data.texts.manifest import kind_of
 from emc2dist.data.texts.records import TABLES, Record, fields_of, is_table, plain, records_of
 from emc2dist.errors import DataError, SpecError
@@ -66,10 +66,10 @@ def is_pairs(path: str) -> bool:
             return kind_of((place / MANIFEST).read_bytes()) == "pairs"
         if not place.is_dir() or (place / UNFINISHED).exists():
             return False
-        if _corpus(place):
+        tables = _tables(place)
+        if _corpus(place, tables):
             return True
         try:
-            tables = _tables(place)
             return bool(tables) and _has_pairs(tables[0]) and next(images_below(place), None) is None
         except DataError:  # a table beside images need not be one of records
             return False
@@ -93,8 +93,9 @@ def find(path: str) -> Source:
             raise nothing_at(path, "give the file or folder that holds the pairs")
         if (place / MANIFEST).is_file():
             raise DataError(f"{path}: is a finished set; train on it, or copy the folder")
-        parts = _corpus(place) or {"records": _tables(place)}
-        if parts.get("records") == []:
+        tables = _tables(place)
+        parts = _corpus(place, tables) or {"records": tables}
+        if not tables:
             raise DataError(f"{path}: holds no {', '.join(TABLES)}; give a folder that does, or such a file")
         if parts.get("qrels") == []:
             raise DataError(
@@ -114,8 +115,8 @@ def read(source: Source, chosen: Mapping[str, str], into: Collection) -> None:
         SpecError: columns are chosen of a corpus. StorageError: a file cannot be read.
     """
     if source.passed_over:
-        shown = ", ".join(source.passed_over[:_SHOWN]) + (", ..." if len(source.passed_over) > _SHOWN else "")
-        into.notes.append(f"{len(source.passed_over)} other files were passed over ({shown})")
+        few = ", ".join(source.passed_over[:_SHOWN]) + (", ..." if len(source.passed_over) > _SHOWN else "")
+        into.notes.append(f"{len(source.passed_over)} other files were passed over ({few})")
     if "records" in source.parts:
         _read_records(source, chosen, into)
         return
@@ -159,14 +160,14 @@ def _read_corpus(source: Source, into: Collection) -> None:
             name = str(_one_of(record, _IDS))
             query = Passage(_one_of(record, _TEXTS), name)
             if name in queries and queries[name][0] != query:
-                into.refuse(record.where, f"the id {name!r} stands for another query already")
+                into.refuse(record.where, f"the id {shown(name)} stands for another query already")
             queries.setdefault(name, (query, formats.told_split(record.values, formats.SPLIT)))
     asked = set()
     for file, split in _by_split(source.root, source.parts["qrels"], into).items():
         for record in _said(file, into):
             name, document = (str(_one_of(record, ids)) for ids in (_QUERY_IDS, _DOCUMENT_IDS))
             if name not in queries:
-                into.refuse(record.where, f"no query has the id {name!r}")
+                into.refuse(record.where, f"no query has the id {shown(name)}")
                 continue
             asked.add(name)
             query, own = queries[name]
@@ -207,11 +208,12 @@ def _has_pairs(file: Path) -> bool:
     return all(fields.values()) and formats.may_be_pairs(fields)
 
 
-def _corpus(folder: Path) -> dict[str, list[Path]]:
+def _corpus(folder: Path, tables: list[Path]) -> dict[str, list[Path]]:
     """The tables of a corpus by what they are; nothing where the folder is none."""
-    tables, parts = _tables(folder), dict[str, list[Path]]()
-    for part in ("corpus", "queries", "qrels"):
-        parts[part] = [file for file in tables if file.stem == part or file.parent == folder / part]
+    parts = {
+        part: [file for file in tables if file.stem == part or file.parent == folder / part]
+        for part in ("corpus", "queries", "qrels")
+    }
     return parts if parts["corpus"] and parts["queries"] else {}
 
 
