@@ -22,7 +22,7 @@ from emc2dist.data.texts.manifest import read_pairs_manifest
 from emc2dist.data.texts.pairs import load_tokenizer, open_pairs
 from emc2dist.data.texts.sources import is_pairs
 from emc2dist.data.texts.tokenizer import MASK, TokenView, train_tokenizer, vocabulary_size
-from emc2dist.errors import DataError, SpecError
+from emc2dist.errors import DataError, SpecError, StorageError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 FRUIT = [("red fruit", "apple"), ("yellow fruit", "banana"), ("long drink", "lemonade")]
@@ -180,6 +180,11 @@ def test_flag_embeddings_records_are_lists_of_texts(run, tmp_path):
     assert "1 negatives are positives of the same query, and count as these" in result["remarks"]
 
 
+def test_a_csv_may_have_semicolons_a_byte_order_mark_and_dos_lines(run, tmp_path):
+    (tmp_path / "p.csv").write_bytes("\ufeffquery;document\r\na, b;c\r\n".encode())
+    assert told(run(tmp_path / "p.csv")[1]()) == {"a, b": ["c"]}
+
+
 def test_values_in_quotes_go_over_lines(run, tmp_path):
     file = jsonl(tmp_path / "p.csv", ["query,document", '"a ""b"", c","one\ntwo"'])
     assert told(run(file)[1]()) == {'a "b", c': ["one\ntwo"]}
@@ -263,6 +268,7 @@ BAD = {
     '{"query": "q", "pos": []}': "no document that answers the query",
     '{"query": "q", "pos": "d"}': None,
     '{"query": "q", "positive_passages": [{"docid": [], "text": "d"}]}': "the id [] is neither text nor a whole number",
+    '{"query": "q", "positive_passages": [{"docid": "' + "x" * 1025 + '", "text": "d"}]}': "the id 'xxx",
     '{"query": "q", "document"': "no JSON",
     "[" * 10_000: "no JSON",
     "[1]": "no JSON object",
@@ -386,6 +392,35 @@ def test_columns_that_are_not_well_written_are_refused(run, tmp_path, columns):
         run(jsonl(tmp_path / "p.jsonl", pairs_of()), columns=columns)
 
 
+def test_a_column_of_many_splits_is_refused(run, tmp_path):
+    rows = [row for n in range(65) for row in pairs_of([(f"q{n}", f"d{n}")], split=f"user {n}")]
+    with pytest.raises(DataError, match=r"line 65: more than 64 splits \(user 0, "):
+        run(jsonl(tmp_path / "p.jsonl", rows))
+    assert len(run(jsonl(tmp_path / "p.jsonl", rows[:64]))[0]["queries"]) == 64
+
+
+def test_names_that_are_no_unicode_are_escaped(run, tmp_path):
+    rows = [{"query": "q", "document": "d", "split": "\ud800", "\udcff": 1}, *pairs_of()]
+    result, _ = run(jsonl(tmp_path / "p.jsonl", rows))
+    assert result["queries"] == {"train": 3, "\\ud800": 1}
+    assert "columns that are not read: \\udcff" in result["remarks"]
+
+
+def test_two_columns_of_one_name_are_refused(run, tmp_path):
+    with pytest.raises(DataError, match="two columns are called 'query'"):
+        run(jsonl(tmp_path / "p.csv", ["query,document,query", "a,b,c"]))
+    pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["query", "document", "query"]), tmp_path / "p.parquet")
+    with pytest.raises(DataError, match="two columns are called 'query'"):
+        run(tmp_path / "p.parquet")
+
+
+def test_a_link_that_leads_nowhere_is_refused(run, tmp_path):
+    source = jsonl(tmp_path / "s/train.jsonl", pairs_of()).parent
+    (source / "test.jsonl").symlink_to("nowhere")
+    with pytest.raises(StorageError, match=r"test\.jsonl: a link that leads nowhere"):
+        run(source)
+
+
 def test_a_quote_that_never_ends_is_refused(run, tmp_path):
     source = jsonl(tmp_path / "p.csv", ["query,document", 'q,"a', "r,b"])
     with pytest.raises(DataError, match="line 3: no row of values"):
@@ -409,6 +444,9 @@ def test_the_very_same_set_is_finished_already(run, tmp_path, capsys):
     assert run(source)[0]["relevance"] == 3
     assert "this very set is finished already" in capsys.readouterr().err
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "set").iterdir()} == before
+    (tmp_path / "set" / UNFINISHED).mkdir()  # of a run that was killed at the very end
+    run(source)
+    assert not (tmp_path / "set" / UNFINISHED).exists()
     with pytest.raises(DataError, match="another job: seed 0 there, 1 here"):
         run(source, seed=1)
     with pytest.raises(DataError, match="another job: vocabulary"):
@@ -464,6 +502,19 @@ def test_a_set_that_was_changed_is_refused(run, tmp_path):
         opened()
 
 
+def test_a_set_that_does_not_fit_in_memory_is_refused(run, tmp_path, monkeypatch):
+    _, opened = run(jsonl(tmp_path / "p.jsonl", pairs_of()))
+    monkeypatch.setattr("emc2dist.data.texts.pairs.MOST_BYTES", 40)
+    with pytest.raises(DataError, match="50 bytes of text, and 40 are the most"):
+        opened()
+
+
+def test_a_pointer_of_git_lfs_is_told_as_such(run, tmp_path):
+    source = jsonl(tmp_path / "p.jsonl", ["version https://git-lfs.github.com/spec/v1"])
+    with pytest.raises(DataError, match="fetch that with `git lfs pull`"):
+        run(source)
+
+
 def test_a_set_of_images_or_none_is_refused_and_names_the_kind(tmp_path):
     data = Data(path=str(tmp_path))
     with pytest.raises(DataError, match=r"holds no set of pairs .* data\.kind: images"):
@@ -499,6 +550,8 @@ def test_the_command_tells_pairs_from_images(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["queries"] == {"train": 3}
     assert main(["ingest", str(source), str(tmp_path / "other"), "--classes", "imagenet100"]) == 2
     assert "--classes: is for sets of images" in capsys.readouterr().err
+    assert main(["ingest", str(tmp_path), str(tmp_path / "other"), "--kind", "flat", "--vocabulary", "600"]) == 2
+    assert "--vocabulary: is for sets of pairs" in capsys.readouterr().err
     assert main(["ingest", str(tmp_path / "set"), str(tmp_path / "copy")]) == 2
     assert "is a finished set; train on it, or copy the folder" in capsys.readouterr().err
 
@@ -535,7 +588,7 @@ def test_a_source_that_is_none_is_refused(run, tmp_path):
             run(tmp_path / source)
     with pytest.raises(DataError, match="pairs are read from a disk"):
         run("s3://bucket/pairs")
-    with pytest.raises(SpecError, match="--columns: .* is a corpus"):
+    with pytest.raises(SpecError, match=r"--columns: .* is a corpus"):
         run(beir(tmp_path / "beir"), columns="query=text")
 
 
@@ -634,6 +687,21 @@ def test_any_bytes_come_back_from_their_tokens():
     text = "наука 東京 ∑ \N{PILE OF POO}"
     [tokens] = TokenView(trained, 200)([text], np.zeros((1, 1), np.int64))[0]
     assert Tokenizer.from_str(trained).decode((tokens[tokens > 0] - 1).tolist()).split() == text.split()
+
+
+def test_of_a_text_no_more_is_looked_at_than_64_characters_for_each_token():
+    view = TokenView(train_tokenizer(CODE, 600), 4)
+    tokens = view([" " * 256 + "max", " " * 253 + "max"], np.zeros((1, 2), np.int64))[0]
+    assert (tokens > 0).any(1).tolist() == [False, True]
+
+
+def test_a_tokenizer_is_trained_on_the_training_texts_and_on_so_many_at_most(run, tmp_path, monkeypatch):
+    rows = [*pairs_of([("max", "pool")]), *pairs_of([("зима", "лето")] * 9, split="test")]
+    run(jsonl(tmp_path / "p.jsonl", rows))
+    assert load_tokenizer(Data(path=str(tmp_path / "set"))) == train_tokenizer(["max", "pool"], 512)
+    monkeypatch.setattr(ingesting, "_MOST_TEXTS", 4)
+    result, _ = run(jsonl(tmp_path / "p.jsonl", pairs_of()), tmp_path / "other")
+    assert "the tokenizer is trained on 4 of 6 texts, drawn at random" in result["remarks"]
 
 
 def test_a_prompt_stands_before_each_text_and_a_mask_is_no_text():

@@ -16,8 +16,11 @@ from emc2dist.errors import DataError
 
 LONGEST_TEXT = 2**20
 """Bytes of a text, UTF-8."""
+MOST_SPLITS = 64
+_LONGEST_ID = 2**10  # bytes
 _SCORES = np.iinfo(np.int16)
 _SHOWN = 5  # dropped rows that a remark names
+_SHOWN_CHARACTERS = 80  # of a value
 
 
 class Passage(NamedTuple):
@@ -79,7 +82,7 @@ class Side:
         if passage.id is not None:
             name = _named(passage.id)
             if self.of_id.setdefault((among, name), text) != text:
-                raise Unusable(f"the id {name!r} stands for another {self.what} already")
+                raise Unusable(f"the id {shown(name)} stands for another {self.what} already")
         return text
 
     def add(self, among: str, passage: Passage, split: str) -> int:
@@ -114,6 +117,7 @@ class Collection:
         """Rows that were dropped."""
         self.notes: list[str] = []
         """Remarks of whoever reads the source."""
+        self._splits: set[str] = set()
         self._examples: list[str] = []
         self._rejudged = self._contrary = 0
 
@@ -148,7 +152,7 @@ class Collection:
         except Unusable as error:
             self.refuse(where, str(error))
             return
-        row = self.queries.add(split, example.query, split)
+        row = self._add_query(where, example.query, split)
         for passage in example.positives:
             self._judge(row, self._add_document(where, passage, split), score)
         self._contrary += len(answers & others)
@@ -159,7 +163,7 @@ class Collection:
         """Add how well a document, by its id, answers a query."""
         try:
             if ("", document) not in self.documents.of_id:
-                raise Unusable(f"no document has the id {document!r}")
+                raise Unusable(f"no document has the id {shown(document)}")
             text, grade = self.queries.claim(split, query), _whole(score)
             answer = self.documents.of_id["", document]
             if grade > 0 and answer == text:
@@ -167,7 +171,7 @@ class Collection:
         except Unusable as error:
             self.refuse(where, str(error))
             return
-        self._judge(self.queries.add(split, query, split), self.documents.rows["", answer], grade)
+        self._judge(self._add_query(where, query, split), self.documents.rows["", answer], grade)
 
     @property
     def remarks(self) -> list[str]:
@@ -183,7 +187,15 @@ class Collection:
             "negatives are positives of the same query, and count as these": self._contrary,
             f"rows were dropped ({'; '.join(self._examples)}{'; ...' * (self.dropped > _SHOWN)})": self.dropped,
         }
-        return self.notes + [f"{number:,} {what}" for what, number in told.items() if number]
+        told_of = [f"{number:,} {what}" for what, number in told.items() if number]
+        return [records.plain(remark) for remark in self.notes + told_of]
+
+    def _add_query(self, where: str, passage: Passage, split: str) -> int:
+        self._splits.add(split)
+        if len(self._splits) > MOST_SPLITS:
+            few = ", ".join(sorted(self._splits)[:_SHOWN])
+            raise DataError(f"{where}: more than {MOST_SPLITS} splits ({few}, ...); name the column of splits, or none")
+        return self.queries.add(split, passage, split)
 
     def _add_document(self, where: str, passage: Passage, split: str) -> int:
         if self.queries.bytes + self.documents.bytes > MOST_BYTES:
@@ -213,15 +225,23 @@ def _checked(text: Any, what: str) -> str:
 def _named(name: Any) -> str:
     """An id as text."""
     if not isinstance(name, str | int) or isinstance(name, bool):
-        raise Unusable(f"the id {name!r} is neither text nor a whole number")
-    return str(name).encode(errors="backslashreplace").decode()
+        raise Unusable(f"the id {shown(name)} is neither text nor a whole number")
+    text = str(name).encode(errors="backslashreplace")
+    if len(text) > _LONGEST_ID:
+        raise Unusable(f"the id {shown(name)} is of {len(text):,} bytes, and {_LONGEST_ID:,} are the most")
+    return text.decode()
 
 
 def _whole(score: Any) -> int:
     try:
         number = float(score)
     except (TypeError, ValueError, OverflowError):
-        raise Unusable(f"the score {score!r} is no number") from None
-    if number != np.floor(number) or not _SCORES.min <= number <= _SCORES.max:
-        raise Unusable(f"the score {score!r} is no whole number from {_SCORES.min} to {_SCORES.max}")
+        raise Unusable(f"the score {shown(score)} is no number") from None
+    if not _SCORES.min <= number <= _SCORES.max or number != int(number):
+        raise Unusable(f"the score {shown(score)} is no whole number from {_SCORES.min} to {_SCORES.max}")
     return int(number)
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: its beginning."""
+    return repr(value)[:_SHOWN_CHARACTERS]

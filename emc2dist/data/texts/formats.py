@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emc2dist.data.splits import split_of
+from emc2dist.data.splits import is_plain, split_of
 from emc2dist.data.texts.collection import Example, Passage
+from emc2dist.data.texts.records import plain
 from emc2dist.errors import DataError, SpecError
 
 QUERIES = ("anchor", "query", "question", "sentence1", "docstring")
@@ -21,6 +22,7 @@ SCORES = ("score", "relevance")
 SPLIT = "split"
 _GRADES = ("label", "labels", "similarity", "similarity_score")  # which may say that a pair belongs together, or not
 _NEGATIVE = re.compile(r"negative(_\d+)?", re.IGNORECASE)
+_LONGEST_SPLIT = 100  # characters of a name
 _ROLES = ("query", "document", "negative", "score", "split")
 
 
@@ -85,7 +87,10 @@ def titled(values: Mapping[str, Any]) -> Any:
 def told_split(values: Mapping[str, Any], column: str | None) -> str | None:
     """The split that a record tells, by the name that all sets have for it; None where it tells none."""
     told = values.get(column) if column else None
-    return (split_of(str(told)) or str(told).strip()) if told not in (None, "") else None
+    name = plain(str(told)[:_LONGEST_SPLIT].strip())
+    if told is None or not name:
+        return None
+    return split_of(name) if is_plain(name) else name
 
 
 def columns_of(where: str, names: Iterable[str], chosen: Mapping[str, str]) -> Columns:
@@ -95,7 +100,7 @@ def columns_of(where: str, names: Iterable[str], chosen: Mapping[str, str]) -> C
         DataError: there is none, or there are several for what is one.
     """
     known = list(names)
-    shown = ", ".join(known) or "no columns"
+    shown = plain(", ".join(known)) or "no columns"
     for role, name in chosen.items():
         if name not in known:
             raise DataError(f"{where}: --columns {role}={name}: there is no such column, but {shown}; name one of them")

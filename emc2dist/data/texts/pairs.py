@@ -6,7 +6,6 @@ its texts along and reads nothing.
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +30,6 @@ from emc2dist.data.texts.manifest import (
     read_pinned,
 )
 from emc2dist.errors import DataError
-from emc2dist.files import Place
 
 _DIGEST = np.dtype("V16")
 
@@ -111,9 +109,8 @@ def open_pairs(data: Data, split: str, s3: S3 | None = None, *, corpus: bool = F
         raise DataError(f"{folder}: has no queries of split train, but {known}; call one so in SOURCE and ingest it")
     tables = [pq.read_table(pa.BufferReader(read_pinned(folder, manifest, name))) for name in (QUERIES, DOCUMENTS)]
     asked, offered = _of_splits(tables[0], {split}), _of_splits(tables[1], None if corpus else {split, ""})
-    relation = _Relation.read(folder, read_pinned(folder, manifest, RELEVANCE), [len(table) for table in tables])
+    relation = _Relation.read(read_pinned(folder, manifest, RELEVANCE)).among(asked, offered)
     found = len(asked)
-    relation = relation.among(asked, offered)
     asked, relation = relation.answered(asked)
     remarks = list(manifest.remarks)
     if len(asked) < found:
@@ -155,12 +152,10 @@ class _Relation:
     scores: NDArray[np.int16]
 
     @staticmethod
-    def read(folder: Place, content: bytes, sizes: Sequence[int]) -> "_Relation":
-        """Those whose score is above 0. Raises DataError where a row is none of a table with so many."""
+    def read(content: bytes) -> "_Relation":
+        """Those of a table whose score is above 0."""
         table = pq.read_table(pa.BufferReader(content))
         rows = np.stack([table[name].to_numpy() for name in ("query", "document")], axis=1)
-        if len(rows) and ((rows < 0) | (rows >= np.array(sizes))).any():
-            raise DataError(f"{folder / RELEVANCE}: names rows that are not there; ingest the set again")
         scores = table["score"].to_numpy()
         order = np.lexsort(rows.T[::-1])
         return _Relation(rows[order], scores[order]).taking(scores[order] > 0)

@@ -36,6 +36,11 @@ class Record(NamedTuple):
     values: dict[str, Any]
 
 
+def plain(text: str) -> str:
+    """Text on one line that is proper Unicode: what is not, or is not seen, is escaped."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def is_table(name: str) -> bool:
     """Whether a file is taken for one of records, by its name."""
     return name.lower().endswith(TABLES)
@@ -68,12 +73,13 @@ def records_of(file: Path, refuse: Refuse) -> Iterator[Record]:
 
 def stop(where: str, what: str) -> None:
     """The `Refuse` that raises."""
-    raise DataError(f"{where}: {what}; correct it, or leave such rows out with --skip-unreadable")
+    raise DataError(f"{where}: {plain(what)}; correct it, or leave such rows out with --skip-unreadable")
 
 
 def _parquet(file: Path, refuse: Refuse) -> Iterator[Record]:
     row = 0
     with files.explained(file), opened(files.at(file), files.entry_of(file)) as table:
+        _refuse_twice(file, table.schema_arrow.names)
         for batch in table.iter_batches(_BATCH, use_threads=False):
             columns = {name: _values(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
             for n in range(batch.num_rows):
@@ -136,10 +142,17 @@ def _csv(file: Path, refuse: Refuse) -> Iterator[Record]:
             return
         if heading is None:
             heading = cells
+            _refuse_twice(file, heading)
         elif len(cells) == len(heading):
             yield Record(f"{file}, line {at}", dict(zip(heading, cells, strict=True)))
         elif cells:
             refuse(f"{file}, line {at}", f"{len(cells)} values under {len(heading)} headings")
+
+
+def _refuse_twice(file: Path, names: list[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{file}: two columns are called {twice!r}; rename one")
 
 
 def _lines(file: Path, refuse: Refuse) -> Iterator[tuple[int, str]]:

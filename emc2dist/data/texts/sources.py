@@ -18,9 +18,9 @@ from emc2dist.data.ingest.kinds import images_below
 from emc2dist.data.ingest.source import listing_digest, printable
 from emc2dist.data.splits import alone, by_split, left_out, missing, together
 from emc2dist.data.texts import formats
-from emc2dist.data.texts.collection import Collection, Passage
+from emc2dist.data.texts.collection import Collection, Passage, shown
 from emc2dist.data.texts.manifest import kind_of
-from emc2dist.data.texts.records import TABLES, Record, fields_of, is_table, records_of
+from emc2dist.data.texts.records import TABLES, Record, fields_of, is_table, plain, records_of
 from emc2dist.errors import DataError, SpecError
 from emc2dist.terminal import say
 
@@ -66,10 +66,10 @@ def is_pairs(path: str) -> bool:
             return kind_of((place / MANIFEST).read_bytes()) == "pairs"
         if not place.is_dir() or (place / UNFINISHED).exists():
             return False
-        if _corpus(place):
+        tables = _tables(place)
+        if _corpus(place, tables):
             return True
         try:
-            tables = _tables(place)
             return bool(tables) and _has_pairs(tables[0]) and next(images_below(place), None) is None
         except DataError:  # a table beside images need not be one of records
             return False
@@ -93,14 +93,17 @@ def find(path: str) -> Source:
             raise nothing_at(path, "give the file or folder that holds the pairs")
         if (place / MANIFEST).is_file():
             raise DataError(f"{path}: is a finished set; train on it, or copy the folder")
-        parts = _corpus(place) or {"records": _tables(place)}
-        if parts.get("records") == []:
+        tables = _tables(place)
+        parts = _corpus(place, tables) or {"records": tables}
+        if not tables:
             raise DataError(f"{path}: holds no {', '.join(TABLES)}; give a folder that does, or such a file")
         if parts.get("qrels") == []:
             raise DataError(
                 f"{path}: holds a corpus and queries, and no judgements; put them at qrels.tsv or qrels/SPLIT.tsv"
             )
         taken = {file for part in parts.values() for file in part}
+        for file in taken:
+            files.refuse_lost(file)
         return Source(place, parts, [printable(name) for name in _inside(place) if place / name not in taken])
 
 
@@ -112,8 +115,8 @@ def read(source: Source, chosen: Mapping[str, str], into: Collection) -> None:
         SpecError: columns are chosen of a corpus. StorageError: a file cannot be read.
     """
     if source.passed_over:
-        shown = ", ".join(source.passed_over[:_SHOWN]) + (", ..." if len(source.passed_over) > _SHOWN else "")
-        into.notes.append(f"{len(source.passed_over)} other files were passed over ({shown})")
+        few = ", ".join(source.passed_over[:_SHOWN]) + (", ..." if len(source.passed_over) > _SHOWN else "")
+        into.notes.append(f"{len(source.passed_over)} other files were passed over ({few})")
     if "records" in source.parts:
         _read_records(source, chosen, into)
         return
@@ -157,14 +160,14 @@ def _read_corpus(source: Source, into: Collection) -> None:
             name = str(_one_of(record, _IDS))
             query = Passage(_one_of(record, _TEXTS), name)
             if name in queries and queries[name][0] != query:
-                into.refuse(record.where, f"the id {name!r} stands for another query already")
+                into.refuse(record.where, f"the id {shown(name)} stands for another query already")
             queries.setdefault(name, (query, formats.told_split(record.values, formats.SPLIT)))
     asked = set()
     for file, split in _by_split(source.root, source.parts["qrels"], into).items():
         for record in _said(file, into):
             name, document = (str(_one_of(record, ids)) for ids in (_QUERY_IDS, _DOCUMENT_IDS))
             if name not in queries:
-                into.refuse(record.where, f"no query has the id {name!r}")
+                into.refuse(record.where, f"no query has the id {shown(name)}")
                 continue
             asked.add(name)
             query, own = queries[name]
@@ -185,7 +188,7 @@ def _one_of(record: Record, names: Iterable[str]) -> Any:
         if name in record.values:
             return record.values[name]
     raise DataError(
-        f"{record.where}: no value called {' or '.join(names)}, but {', '.join(record.values)}; call one so"
+        f"{record.where}: no value called {' or '.join(names)}, but {plain(', '.join(record.values))}; call one so"
     )
 
 
@@ -205,11 +208,12 @@ def _has_pairs(file: Path) -> bool:
     return all(fields.values()) and formats.may_be_pairs(fields)
 
 
-def _corpus(folder: Path) -> dict[str, list[Path]]:
+def _corpus(folder: Path, tables: list[Path]) -> dict[str, list[Path]]:
     """The tables of a corpus by what they are; nothing where the folder is none."""
-    tables, parts = _tables(folder), dict[str, list[Path]]()
-    for part in ("corpus", "queries", "qrels"):
-        parts[part] = [file for file in tables if file.stem == part or file.parent == folder / part]
+    parts = {
+        part: [file for file in tables if file.stem == part or file.parent == folder / part]
+        for part in ("corpus", "queries", "qrels")
+    }
     return parts if parts["corpus"] and parts["queries"] else {}
 
 
@@ -224,9 +228,9 @@ def _inside(folder: Path) -> list[str]:
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            if entry.is_file():
-                found.append(entry.name)
-            elif entry.is_dir():
+            if entry.is_dir():
                 with os.scandir(entry) as inner:
-                    found += [f"{entry.name}/{one.name}" for one in inner if one.is_file() and not is_hidden(one.name)]
+                    found += [f"{entry.name}/{one.name}" for one in inner if not (is_hidden(one.name) or one.is_dir())]
+            else:
+                found.append(entry.name)
     return sorted(found)
