@@ -31,6 +31,7 @@ Pooling = Literal["mean", "cls", "last"]
 
 LARGEST_TOKENIZER = 2**27
 """Bytes of a tokenizer.json; those of a quarter of a million tokens take some 17 million."""
+_DEVIATION = 0.02  # of embeddings at first, as BERT's: from torch's 1 a bag learns many times slower
 _SHOWN_CHARACTERS = 200  # of another library's message
 
 
@@ -41,6 +42,7 @@ class Bag(nn.Module):
         super().__init__()
         self.width = width
         self.embeddings = nn.EmbeddingBag(vocabulary + 1, width, mode="mean", padding_idx=0)
+        nn.init.normal_(self.embeddings.weight, std=_DEVIATION)
 
     @override
     def forward(self, tokens: Tensor) -> Tensor:

@@ -300,6 +300,15 @@ def test_folders_without_a_model_are_refused(tmp_path, transformers):
         pretrained(tmp_path, "mean", 12)
 
 
+def test_pickles_are_not_opened_where_other_files_lie_beside_them(changed, transformers):
+    folder = changed()
+    torch.save(transformers.AutoModel.from_pretrained(folder).state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    assert transformers.AutoModel.from_pretrained(folder)
+    with pytest.raises(SpecError, match=r"transformers cannot read it \(OSError"):
+        pretrained(folder, "mean", 12)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -51,6 +51,10 @@ def test_a_span_is_contiguous_and_as_long_as_its_share():
     assert chisquare(np.bincount(counts)[6:], expected).pvalue > 0.001
 
 
+def test_a_span_has_one_token_at_least():
+    assert (sizes(views(10, ascending(5), crop=(0.01, 0.05))) == 1).all()
+
+
 def test_a_span_begins_anywhere_alike():
     made = views(10, ascending(20), crop=(0.5, 0.5))
     assert (sizes(made) == 10).all()
@@ -95,6 +99,17 @@ def test_tokens_that_stay_are_masked_each_by_itself():
     both = views(12, ascending(12), delete=0.5, mask=1.0, mask_id=MASK)
     assert set(both.ravel()) == {0, MASK}
     assert within((both > 0).mean(), 0.5, 0.5, both.size)
+
+
+def test_where_a_span_begins_what_is_deleted_and_what_is_masked_are_independent():
+    crop, delete = {"crop": (0.5, 0.5)}, {"delete": 0.5}
+    starts = views(10, ascending(20), **crop)[:, 0]
+    deleted = views(10, ascending(20), **crop, **delete)
+    for place in range(10):
+        stayed = (deleted == starts[:, None] + place).any(1)
+        assert abs(np.corrcoef(starts, stayed)[0, 1]) < 4 / len(starts) ** 0.5
+    masked = views(10, ascending(10), **delete, mask=0.5, mask_id=MASK) == MASK
+    assert within(masked.sum(), 0.25 * masked.size, 0.43 * masked.size, masked.size)
 
 
 def test_what_is_left_out_takes_no_other_random_numbers():
