@@ -18,11 +18,14 @@ from typing_extensions import override
 
 from emc2dist.core.transfer import to_device
 
-_NAMES = ("mlp", "ffn", "feed_forward")
+_NAMES = ("mlp", "ffn", "ffn_output", "feed_forward")
 
 
 def mlp_blocks(module: nn.Module) -> list[str]:
-    """Names of a transformer's MLP blocks: `mlp`, `ffn` or `feed_forward`, or BERT's `intermediate` and `output`."""
+    """Names of a transformer's MLP blocks, in order, by what models call them.
+
+    `mlp`, `ffn` (with `ffn_output`) or `feed_forward`; `intermediate` and the `output` beside it, as BERT has them.
+    """
     names = [name for name, _ in module.named_modules()]
     found = {name for name in names if name.rpartition(".")[2] in _NAMES}
     for name in names:

@@ -72,7 +72,7 @@ class Mini(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         for table in (self.embeddings.weight, self.positions):
-            nn.init.normal_(table, std=width**-0.5)
+            nn.init.normal_(table, std=_DEVIATION)
 
     @override
     def forward(self, tokens: Tensor) -> Tensor:
