@@ -184,7 +184,9 @@ def drawn_in(number: Tensor, views: int) -> tuple[Tensor, Tensor]:
 
 
 def locate(wanted: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Slot int64 of each wanted sample in `index` [B >= 1], and bool whether it is there (else the slot is any)."""
+    """Slot int64 of each wanted sample in `index` [B], and bool whether it is there (else the slot is any)."""
+    if not len(index):
+        return torch.zeros_like(wanted), torch.zeros_like(wanted, dtype=torch.bool)
     ordered, slots = index.sort()
     place = torch.searchsorted(ordered, wanted).clamp(max=len(index) - 1)
     return slots[place], ordered[place] == wanted

@@ -1,5 +1,6 @@
 """A run in this process: the real loop over a LocalStore, with what it reports kept in lists."""
 
+import json
 import math
 import shutil
 from concurrent.futures import Executor, Future
@@ -13,13 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from emc2dist import files
 from emc2dist.config import Spec, dump, parse
+from emc2dist.data.texts.ingest import ingest_pairs
 from emc2dist.run.checkpoints import send
 from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.store import Layout, LocalStore
 from emc2dist.train import collectives, compilation, loop
 from emc2dist.train.checkpoint import MANIFEST, Manifest
 from emc2dist.train.memory import schema_for
-from emc2dist.train.sets import judge_of, open_training_set
+from emc2dist.train.sets import judge_of, open_training_set, settled
 
 SMALL = """
 name: small
@@ -38,8 +40,54 @@ watch: {report: false}  # the pictures take longer than the run
 """
 
 
+PAIRS = """
+name: pairs
+epochs: 2
+batch_size: 8
+lr: 0.1
+temperature: 0.2
+log_every: 1
+objective: infonce
+text: {query_length: 6, document_length: 8, width: 16, layers: 1, heads: 2}
+encoder: {backbone: mini, features: 12}
+optimiser: {name: sgd, momentum: 0.0}
+negatives: {name: chain, kernel: isir, feature_dtype: float32}
+watch: {report: false}
+"""
+
+
 def small_spec(*overrides: str) -> Spec:
     return parse(SMALL, overrides)
+
+
+def pairs_spec(folder: Path, *overrides: str) -> Spec:
+    """Of the set in a folder, with its vocabulary."""
+    return settled(parse(PAIRS, ["data.kind=pairs", f"data.path={folder}", *overrides]))
+
+
+def write_pairs(folder: Path, *, judged: bool, count: int = 48) -> Path:
+    """A set of pairs: of each query a document of its own, or judged ones of which some are popular and some nobody's.
+
+    The documents of every sixth query are of the split test.
+    """
+    words = [f"{one}{other}" for one in "bdfgklmnpr" for other in ("a", "e", "i", "o", "u")]
+    documents = [
+        " ".join(words[(row * step + step) % len(words)] for step in (1, 3, 7, 11, 13)) for row in range(count)
+    ]
+    lines = []
+    for row in range(count):
+        mine = [row % 5 if row % 2 else row] if judged else [row]
+        if judged and row % 3 == 0:
+            mine.append(int(row**1.3) % count)
+        split = "test" if row % 6 == 5 else "train"
+        query = " ".join([words[row], words[(7 * row + 3) % len(words)], words[(mine[0] * 3 + 3) % len(words)]])
+        lines += [{"query": query, "document": documents[one], "split": split} for one in sorted(set(mine))]
+    if judged:  # documents that nobody asks for
+        lines.append({"query": "zu zu", "document": documents[1], "split": "train", "negative": "bo bi be"})
+    source = folder.with_suffix(".jsonl")
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ingest_pairs(str(source), str(folder), vocabulary=512)
+    return folder
 
 
 class Run:

@@ -110,7 +110,8 @@ def test_what_is_encoded_again_are_the_pixels_that_the_chain_was_drawn_with(carr
     drawn: set[tuple[int, int]] = set()
     remembered, beside = [], []
     with alone(spec, DigitsImages("train", limit=48), torch.device("cpu")) as trainer:
-        submit = trainer._loader.submit
+        loader = trainer._loaders["x"]
+        submit = loader.submit
 
         def recorded(indices, seeds, *, urgent=False):
             views = {(int(i), int(seed)) for row in seeds for i, seed in zip(indices, row, strict=True)}
@@ -120,7 +121,7 @@ def test_what_is_encoded_again_are_the_pixels_that_the_chain_was_drawn_with(carr
             drawn.update(views)
             return submit(indices, seeds, urgent=urgent)
 
-        monkeypatch.setattr(trainer._loader, "submit", recorded)
+        monkeypatch.setattr(loader, "submit", recorded)
         for step in range(24):
             trainer.step(step)
     assert sum(remembered) > (30 if carried == "roulette" else 100)

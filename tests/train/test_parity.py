@@ -8,11 +8,12 @@ that parameters differ by what gradients differ by.
 import pytest
 import torch
 from safetensors.numpy import load_file
-from train.harness import Rank, Run, small_spec
+from train.harness import Rank, Run, pairs_spec, small_spec, write_pairs
 
 from emc2dist import files
 from emc2dist.config import dump
 from emc2dist.train import checkpoint
+from emc2dist.train.sets import open_training_set
 
 MH, ISIR = ["negatives.kernel=mh"], ["negatives.kernel=isir", "negatives.cache_proposals=13"]  # an uneven number
 KINDS = [
@@ -54,7 +55,7 @@ def train(ray, ranks, spec, folder, **options):
     from emc2dist.store.remote import RayStore
     from emc2dist.train.memory import schema_for
 
-    store = RayStore.create(Layout(48, spec.shards), schema_for(spec), timeout_s=30)
+    store = RayStore.create(Layout(len(open_training_set(spec)), spec.shards), schema_for(spec), timeout_s=30)
     folder.mkdir()
     calls = [
         ranks[rank].train.remote(dump(spec), store, rank, str(folder / "rendezvous"), str(folder), **options)
@@ -94,6 +95,31 @@ def test_workers_and_shards_do_not_change_loss_or_gradient(kind, worlds, ray_clu
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0, msg=f"{name}, W={workers} S={shards}")
+
+
+PAIRS = [
+    (False, ["objective.directions=both", "negatives.draws=6"]),
+    (True, ["negatives.draws=6", "negatives.cache_proposals=7"]),
+]
+
+
+@pytest.mark.parametrize(("judged", "kind"), PAIRS, ids=lambda value: str(value))
+def test_workers_and_shards_do_not_change_loss_or_gradient_of_pairs(judged, kind, ray_cluster, ranks, tmp_path):
+    folder = write_pairs(tmp_path / "set", judged=judged)
+    exact = ["precision=float64", "eval.every=1", *kind]
+    oracle = Run(pairs_spec(folder, *exact), tmp_path / "oracle")
+    oracle.folder.mkdir()
+    oracle.go()
+    last = max(oracle.checkpoints)
+    expected = contents(oracle.checkpoints[last])
+    rows, found = train(ray_cluster, ranks, pairs_spec(folder, *exact, "workers=2", "shards=3"), tmp_path / "two")
+    for name in ("loss", "gradient_norm", "ndcg_at_10"):
+        values = [row[name] for row in rows if name in row]
+        assert values, name
+        assert values == pytest.approx(oracle.column(name), abs=1e-6), name
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize("more", [[], ["encode_chunk=3"], ["compile=true"]], ids=str)

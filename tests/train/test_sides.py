@@ -1,0 +1,164 @@
+"""Runs over pairs of texts: two sides through the real loop, as pairs or judged."""
+
+import numpy as np
+import pytest
+import torch
+from train.harness import Run, pairs_spec, write_pairs
+
+from emc2dist.core.batch import Batch
+from emc2dist.errors import DataError, SpecError
+from emc2dist.train import loop
+from emc2dist.train.checkpoint import load_trainer, read_table
+from emc2dist.train.profile import alone
+from emc2dist.train.sets import judged_of, open_training_set, order_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets")
+    return {judged: write_pairs(folder / str(judged), judged=judged) for judged in (False, True)}
+
+
+KINDS = [
+    (False, []),
+    (False, ["objective.directions=both", "negatives.draws=4", "negatives.kernel=mh"]),
+    (False, ["negatives.carried=cached", "negatives.cache_proposals=6"]),
+    (True, ["negatives.draws=6", "negatives.cache_proposals=6"]),
+    (True, ["objective=dcl", "negatives={name: moving_average, draws: 6}"]),
+]
+
+
+@pytest.mark.parametrize(("judged", "kind"), KINDS, ids=str)
+def test_a_run_that_is_stopped_within_an_epoch_ends_as_one_that_is_not(judged, kind, sets, tmp_path):
+    spec = pairs_spec(sets[judged], *kind)
+    whole = Run(spec, tmp_path / "whole")
+    whole.folder.mkdir()
+    whole.go()
+    stopped = Run(spec, tmp_path / "stopped", stop_after=3)
+    stopped.folder.mkdir()
+    stopped.go()
+    assert max(stopped.checkpoints) < spec.epochs * loop.order_for(spec, open_training_set(spec)).steps_per_epoch / 2
+    resumed = Run(spec, tmp_path / "resumed")
+    resumed.folder.mkdir()
+    resumed.go(resume=stopped.checkpoints[max(stopped.checkpoints)])
+    last = max(whole.checkpoints)
+    first, second = (load_trainer(run.checkpoints[last])["encoder"] for run in (whole, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert whole.column("ndcg_at_10")[-1] == resumed.column("ndcg_at_10")[-1]
+
+
+def batches(spec, steps, monkeypatch):
+    """The batches of a run's first steps."""
+    seen: list[Batch] = []
+    train = open_training_set(spec)
+    with alone(spec, train, CPU) as trainer:
+        contrast = trainer.contrast
+
+        class Watched:
+            denominators = contrast.denominators
+
+            def foreseen(self, *arguments):
+                return contrast.foreseen(*arguments)
+
+            def __call__(self, batch, recalls, encode):
+                seen.append(batch)
+                return contrast(batch, recalls, encode)
+
+        monkeypatch.setattr(trainer, "contrast", Watched())
+        for step in range(steps):
+            trainer.step(step)
+    return seen, train
+
+
+def test_judged_documents_are_candidates_by_draws_alone_and_never_for_who_they_answer(sets, monkeypatch):
+    spec = pairs_spec(sets[True], "negatives.draws=8")
+    seen, train = batches(spec, 8, monkeypatch)
+    queries, answers = len(train.queries), {}
+    for query, document in train.relevance:
+        answers.setdefault(int(query), set()).add(int(document) + queries)
+    assert max(map(len, answers.values())) > 1
+    closed = 0
+    for batch in seen:
+        what = loop.contrast_for(spec).denominators[0]
+        scores, index, _, count = what.candidates(batch)
+        assert int(count) == 8
+        assert (scores[:, : len(batch.index)] == -torch.inf).all()
+        for row, query in enumerate(batch.index.tolist()):
+            assert batch.sides["document"].index[row].item() in answers[query]
+            for column in range(len(batch.index), len(index)):
+                is_closed = bool(scores[row, column] == -torch.inf)
+                assert is_closed == (index[column].item() in answers[query])
+                closed += is_closed
+    assert closed > 0
+
+
+def test_every_document_is_drawn_and_is_cached_at_its_own_row(sets, monkeypatch, tmp_path):
+    spec = pairs_spec(sets[True], "negatives.draws=8", "epochs=3")
+    run = Run(spec, tmp_path / "run")
+    run.folder.mkdir()
+    run.go()
+    train = open_training_set(spec)
+    from emc2dist import files
+    from emc2dist.train.checkpoint import read_manifest
+
+    last = files.at(run.checkpoints[max(run.checkpoints)])
+    manifest = read_manifest(last)
+    present = read_table(last, manifest, tmp_path, "feature")["present"]
+    state, visited = (read_table(last, manifest, tmp_path, "negatives")[name] for name in ("state", "visited"))
+    assert not present[: len(train.queries)].any()  # queries are no candidates
+    assert present[len(train.queries) :].all()
+    assert visited[: len(train.queries)].mean() > 0.8
+    assert not visited[len(train.queries) :].any()
+    carried = state[: len(train.queries)][visited[: len(train.queries)]]
+    assert (carried >= len(train.queries)).all()
+    pairs = {(int(q), int(d) + len(train.queries)) for q, d in train.relevance}
+    assert not pairs & {(q, int(state[q, 0])) for q in range(len(train.queries)) if visited[q, 0]}
+
+
+def test_draws_get_a_gradient_as_the_batch_does(sets, monkeypatch):
+    seen, _ = batches(pairs_spec(sets[False], "negatives.draws=5"), 1, monkeypatch)
+    side = seen[0].sides["document"]
+    assert side.drawn.requires_grad
+    assert not loop.contrast_for(pairs_spec(sets[False])).denominators[0].candidates(seen[0]).one_sided.any()
+
+
+def test_a_positive_of_several_is_drawn_anew_in_every_epoch(sets):
+    spec = pairs_spec(sets[True], "negatives.draws=4", "epochs=40")
+    train = open_training_set(spec)
+    order = order_of(spec, train)
+    several = np.flatnonzero(np.bincount(train.relevance[:, 0]) > 1)
+    drawn = {}
+    for step in range(spec.epochs * order.steps_per_epoch):
+        for query, document in zip(order.batch(step), order.batch(step, "document"), strict=True):
+            drawn.setdefault(int(query), []).append(int(document) - len(train.queries))
+    for query in several:
+        mine = train.relevance[train.relevance[:, 0] == query, 1]
+        shares = [drawn[query].count(document) / len(drawn[query]) for document in mine]
+        assert sum(shares) == pytest.approx(1)
+        assert min(shares) > 0.2
+
+
+def test_what_judged_pairs_cannot_do_is_refused_by_its_key(sets):
+    def order(*overrides):
+        spec = pairs_spec(sets[True], *overrides)
+        return loop.order_for(spec, open_training_set(spec))
+
+    with pytest.raises(SpecError, match=r"negatives\.draws: 0, but documents are judged"):
+        order()
+    with pytest.raises(SpecError, match=r"objective\.directions: both"):
+        order("negatives.draws=4", "objective.directions=both")
+    with pytest.raises(DataError, match=r"negatives\.draws: 1000 is more than"):
+        order("negatives.draws=1000")
+    with pytest.raises(DataError, match="batch_size: 64 is more than"):
+        order("negatives.draws=4", "batch_size=64")
+
+
+def test_equal_texts_are_closed_where_duplicates_are(sets):
+    spec = pairs_spec(sets[False], "negatives.close=[duplicates]")
+    train = open_training_set(spec)
+    columns, remarks = loop.columns_of(spec, train)
+    assert len(columns["duplicates"]) == len(train)
+    assert "texts are duplicates" in remarks[0]
+    assert judged_of(train) is None
