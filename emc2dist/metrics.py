@@ -132,7 +132,8 @@ METRICS: dict[str, Metric] = {
     "lr": Metric("learning", "Learning rate", "", "learning rate"),
     "temperature": Metric("learning", "Temperature", "", "temperature that scores are divided by"),
     "anchor_temperature": Metric(
-        "learning", "Temperature", "", "of rgcl: mean temperature of the reported steps' anchors, each its own"
+        "learning", "Temperature", "",
+        "where it is learnt: mean temperature of the reported steps' anchors, of rgcl each its own",
     ),
     "images": Metric(
         "speed", "Images trained on", "images", "dataset images trained on (each brings V views)", kind="counter"

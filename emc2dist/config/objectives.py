@@ -168,6 +168,22 @@ class InfoNce(Named):
     directions: Directions = None
     """Of pairs: `forward` has each query pick its document; `both` has each document pick its query, too (CLIP).
     None: `forward`."""
+    learn_temperature: bool = False
+    """Whether the temperature is learnt with the encoder, from `temperature` on (CLIP); never less than 0.01."""
+
+    @property
+    @override
+    def learns(self) -> bool:
+        return self.learn_temperature
+
+    @override
+    def misfit(self, spec: "Spec") -> str | None:
+        if self.learn_temperature and spec.temperature_end is not None:
+            return (
+                f"temperature_end: {spec.temperature_end} moves the temperature, and objective.learn_temperature does; "
+                "leave one of the two out"
+            )
+        return super().misfit(spec)
 
 
 Row = tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...]

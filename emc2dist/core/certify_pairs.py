@@ -95,7 +95,15 @@ class FrozenPairs(FrozenRun):
             "document": self._side("document", documents, step),
         }
         return Batch(
-            queries, 0, sides, self.temperature, self.features.shape[1], step, columns=self.columns, judged=self.judged
+            queries,
+            0,
+            sides,
+            self.temperature,
+            self.features.shape[1],
+            step,
+            columns=self.columns,
+            judged=self.judged,
+            learnt=self.learnt,
         )
 
     def _side(self, name: str, rows: Tensor, step: int) -> Side:

@@ -110,6 +110,7 @@ def exact_loss_of_pairs(
     temperature: float,
     closing: Closing = OPEN,
     columns: Mapping[str, Tensor] | None = None,
+    learnt: nn.Module | None = None,
 ) -> Tensor:
     """The loss over a whole set of pairs; differentiable. The mean over queries, of each over its documents.
 
@@ -121,6 +122,7 @@ def exact_loss_of_pairs(
         temperature: > 0.
         closing: which candidates are closed.
         columns: int64 [Q + C] each, what is known of the entities.
+        learnt: what the objective itself learns.
     """
     entities = len(queries) + len(documents)
     judged = judged_pairs(pairs, len(queries), entities)
@@ -139,7 +141,8 @@ def exact_loss_of_pairs(
             )
             for name, (of_all, there, rows) in every.items()
         }  # fmt: skip
-        batch = Batch(mine[:, 0], 0, sides, temperature, entities, columns=columns or {}, judged=judged)
+        batch = Batch(mine[:, 0], 0, sides, temperature, entities, columns=columns or {}, judged=judged, learnt=learnt)
+        batch = objective.prepared(batch, Recall({}))
         estimates = {what.name: in_batch(what, batch) for what in denominators}
         losses.append(_sum(objective, batch, estimates) * (len(mine) / count / len(queries)))
     return torch.stack(losses).sum()

@@ -173,3 +173,32 @@ def test_a_moving_average_over_pairs_comes_to_log_z():
         found = run.tables[table]["log_mean"][own : own + 24, 0]
         assert (found - exact).abs().mean() < 0.15
     assert outcome.loss.isfinite()
+
+
+def test_a_learnt_temperature_has_the_gradient_of_the_loss_by_it_under_a_chain():
+    """Of the exact loss by finite differences; of a chain on average, over the same pairs."""
+    objective, pairs = InfoNce("both", learn_temperature=True), bijection(32)
+    queries, documents = clustered(32, 1), clustered(32, 2)
+    learnt = objective.learns(8).double()
+
+    def exact(shift):
+        learnt.log.data.fill_(shift)
+        return exact_loss_of_pairs(objective, queries, documents, pairs, TEMPERATURE, learnt=learnt)
+
+    (by_autograd,) = torch.autograd.grad(exact(0.0), learnt.log)
+    by_differences = (exact(1e-5) - exact(-1e-5)).detach() / 2e-5
+    torch.testing.assert_close(by_autograd, by_differences, rtol=1e-6, atol=1e-9)
+    fixed = exact_loss_of_pairs(InfoNce("both"), queries, documents, pairs, TEMPERATURE / math.exp(0.3))
+    torch.testing.assert_close(exact(0.3), fixed)
+    learnt.log.data.fill_(0.0)
+    contrast = Contrast(objective, ESTIMATORS["chain"](kernel="isir"))
+    run = FrozenPairs(contrast, torch.cat([queries, documents]), 32, pairs, 8, TEMPERATURE)
+    run.learnt = learnt
+    found = [torch.autograd.grad(run.outcome(t).loss, learnt.log)[0] for t in range(400)]
+    assert torch.stack(found[100:]).mean().item() == pytest.approx(by_autograd.item(), rel=0.1)
+
+
+def test_a_learnt_temperature_stays_above_its_bound():
+    learnt = InfoNce(learn_temperature=True).learns(4)
+    learnt.log.data.fill_(9.0)
+    assert learnt(0.07).item() == pytest.approx(0.01)

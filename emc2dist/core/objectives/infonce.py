@@ -1,20 +1,37 @@
 """InfoNCE: l = -s(a, a+) + log(exp s(a, a+) + Z(a)). With `negatives: in_batch` it is SimCLR (Chen et al., ICML 2020).
 
 The positive's share of the softmax needs log Z itself, not its gradient alone. Over pairs it is the mean over their
-directions: both are CLIP's (Radford et al., ICML 2021).
+directions: both are CLIP's (Radford et al., ICML 2021), whose temperature is learnt.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from emc2dist.core.batch import Batch
 from emc2dist.core.denominator import Denominator, Estimate
+from emc2dist.core.estimators.base import Fact, Recall
 from emc2dist.core.objectives.base import Directions, Objective, directed
 from emc2dist.core.scores import positive_scores
+
+LOWEST = 0.01
+"""Of a learnt temperature, as CLIP has it."""
+
+
+class Scale(nn.Module):
+    """What multiplies scores, as its logarithm; 1 in the beginning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.zeros(()))
+
+    @override
+    def forward(self, temperature: float) -> Tensor:
+        """The learnt temperature, a scalar of at least `LOWEST`; `temperature` is that of the beginning."""
+        return (temperature * torch.exp(-self.log)).clamp(min=min(LOWEST, temperature))
 
 
 @dataclass(frozen=True)
@@ -23,6 +40,27 @@ class InfoNce(Objective):
 
     directions: Directions | None = None
     """Of pairs; None: there is one side."""
+    learn_temperature: bool = False
+    """Whether the temperature is learnt."""
+
+    @override
+    def learns(self, features: int) -> nn.Module | None:
+        return Scale() if self.learn_temperature else None
+
+    @override
+    def prepared(self, batch: Batch, recall: Recall) -> Batch:
+        if not self.learn_temperature:
+            return batch
+        assert isinstance(batch.learnt, Scale), "the encoder is kept with what its objective learns"
+        assert isinstance(batch.temperature, float), "nobody else has set it"
+        first, *_ = batch.sides.values()
+        return batch.at(batch.learnt(batch.temperature).expand(first.own.shape[0] * first.own.shape[1]))
+
+    @override
+    def facts(self, batch: Batch) -> dict[str, Fact]:
+        if not isinstance(batch.temperature, Tensor):
+            return {}
+        return {"anchor_temperature": batch.temperature.detach().mean()}
 
     @property
     @override
