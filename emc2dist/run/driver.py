@@ -37,6 +37,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from emc2dist import files
 from emc2dist.config import BUILT_IN, Spec, changed, dump, paths
+from emc2dist.config.pairs import TRANSFORMERS
 from emc2dist.errors import RunError, RunStopped, SpecError, StorageUnreachable, StoreError
 from emc2dist.metrics import Recorder
 from emc2dist.run import checkpoints, failures, lock
@@ -214,6 +215,9 @@ def resolved(spec: Spec) -> Spec:
     by_block = remote and data.per_class is None
     shuffle = ("block" if by_block else "full") if data.shuffle == "auto" else data.shuffle
     here = {"run_dir": run_dir, "data": data.model_copy(update={"path": path, "shuffle": shuffle})}
+    if spec.encoder.backbone.startswith(TRANSFORMERS):
+        folder = paths.absolute(spec.encoder.backbone.removeprefix(TRANSFORMERS))
+        here["encoder"] = spec.encoder.model_copy(update={"backbone": f"{TRANSFORMERS}{folder}"})
     return spec.model_copy(update=here)
 
 
