@@ -16,7 +16,7 @@ def add_to(commands: Commands) -> None:
     sub = commands.add_parser("ask", help=text, description=text)
     text = "a set of images as in data.path, or a run folder: then three that its newest checkpoint can hardly tell"
     sub.add_argument("subject", metavar="DATA|RUN", help=text)
-    sub.add_argument("queries", metavar="QUERIES", help="folder of the answers, a file each; asking goes on there")
+    sub.add_argument("queries", metavar="QUERIES", help="a folder of answers alone, a file each; asking goes on there")
     text = "page that shows the three images, to be opened in a browser: it looks for the next ones (%(default)s)"
     sub.add_argument("--page", metavar="FILE", default="ask.html", help=text)
     text = "split of the images and of the answers (%(default)s)"
@@ -39,7 +39,12 @@ def _ask(arguments: argparse.Namespace) -> None:
     options = {"split": arguments.split, "count": arguments.count, "seed": arguments.seed, "s3": s3}
     person = None if arguments.by_labels else _Person(arguments.page)
     result = ask(arguments.subject, arguments.queries, person, **options)
-    print_result({"queries": arguments.queries, **result._asdict()}, as_json=arguments.json)
+    shown = {"queries": arguments.queries, **result._asdict()}
+    for remark in result.remarks:
+        say(remark)
+    if not arguments.json:
+        shown["remarks"] = len(result.remarks)  # they were said
+    print_result(shown, as_json=arguments.json)
 
 
 class _Person:
