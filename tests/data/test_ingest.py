@@ -1469,10 +1469,41 @@ def test_splits_that_name_their_classes_otherwise_are_matched_by_name(run, tmp_p
     assert read_manifest(files.at(dest)).classes == ["ape", "cat", "dog"]
     assert (table(dest).label.tolist(), table(dest, "test").label.tolist()) == ([1, 2, 2], [2, 0])
     assert summary["remarks"] == [
+        "train: 2 classes, by column `label`: cat, dog",
+        "test: 2 classes, by column `label`: ape, dog",
         "splits list other classes: matched by name, 3 in all",
         "test: no image of 1 of 2 training classes, as 'cat'",
         "test: 1 of 2 images are of 1 classes that no training image has, as 'ape'",
     ]
+
+
+def test_classes_that_are_called_as_others_or_as_none_are_said(run, tmp_path):
+    names = ["cat"] * 3 + ["Cat"] * 2 + ["dog"] * 2 + ["dog "] + ["nan"] * 2 + ["owl", None]
+    rows = pa.array([{"bytes": picture(), "path": None} for _ in names], IMAGE)
+    (tmp_path / "old").mkdir()
+    pq.write_table(pa.table({"image": rows, "label": names}), tmp_path / "old" / "train.parquet")
+    summary, dest = run(tmp_path / "old")
+    alike = "2 of 6 classes are called as another one but for capitals or blanks ('Cat' and 'cat', 'dog' and 'dog ')"
+    assert summary["remarks"] == read_manifest(files.at(dest)).remarks == [
+        "train: 6 classes, by column `label`: Cat, cat, dog, dog , nan, ...",
+        f"{alike}: 8 of 12 images are of these; if they are one, call them the same",
+        "2 of 12 images are of a class that is called 'nan', as programs write a missing label; if they have none, "
+        "leave it empty",
+        "train: 1 of 12 images have no label",
+    ]  # fmt: skip
+
+
+def test_classes_of_two_splits_that_differ_in_capitals_are_said(run, tmp_path):
+    names = ("train/Owl/0.png", "train/ape/1.png", "val/owl/2.png", "val/ape/3.png")
+    summary, _ = run(plant(tmp_path / "birds", {name: picture() for name in names}))
+    assert "('Owl' and 'owl'): 2 of 4 images are of these" in " ".join(summary["remarks"])
+
+
+def test_classes_that_members_of_tars_name_are_said(run, tmp_path):
+    members = {"0.png": picture(), "0.cls": b"cat", "1.png": picture(), "1.json": b'{"label": "N/A"}'}
+    remarks = run(shard(tmp_path / "shards" / "x.tar", members))[0]["remarks"]
+    assert "train: 2 classes, by .cls and .json members: N/A, cat" in remarks
+    assert any(told.startswith("1 of 2 images are of a class that is called 'N/A'") for told in remarks)
 
 
 def test_a_class_list_in_another_encoding_is_read_or_refused(run, pets, tmp_path):

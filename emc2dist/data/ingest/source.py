@@ -10,7 +10,7 @@ import re
 import shlex
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,6 +83,7 @@ _UNREAD = (
     ".svg",
 )  # fmt: skip
 _SHOWN = 3  # kinds of files that were passed over
+_NAMED = 5  # classes, and what else a message names
 
 
 class Samples(ABC):
@@ -224,6 +225,11 @@ def hidden_by(path: str) -> str | None:
 def hidden(files: "Counter[str]") -> list[str]:
     """A remark on hidden files, counted by what hides them, if there are any."""
     return [f"{files.total()} hidden files were passed over ({_most(files)})"] if files.total() else []
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of some names, for a message."""
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def _most(files: "Counter[str]") -> str:

@@ -41,6 +41,7 @@ from emc2dist.data.ingest.source import (
     passed_over,
     printable,
     read_range,
+    some,
 )
 from emc2dist.data.splits import (
     COLUMNS,
@@ -166,26 +167,27 @@ class Tar(Source):
             positions.setdefault(of_shard[image.shard], []).append(position)
         return {split: Split(np.array(found), *self._labels(found)) for split, found in positions.items()}
 
-    def _labels(self, positions: list[int]) -> tuple[NDArray[np.int64] | None, list[str]]:
-        """Labels of some images, and the names of the classes."""
+    def _labels(self, positions: list[int]) -> tuple[NDArray[np.int64] | None, list[str], list[str]]:
+        """Labels of some images, the names of the classes, and remarks on these."""
         images = [self._images[position] for position in positions]
         bare = [image for image in images if image.label is None]
         if len(bare) == len(images):
-            return None, []
+            return None, [], []
         if bare:
             raise DataError(f"{self._where(bare[0])}: has no label, though others have; give it a .cls or .json member")
         named = [image for image in images if isinstance(image.label, str)]
         if not named:
             labels = np.array([image.label for image in images], np.int64)
             check_labels(labels, self._classes, lambda n: self._where(images[n]))
-            return labels, self._classes
+            return labels, self._classes, []
         classes = self._classes or sorted({str(image.label) for image in images})
         number: dict[Any, int] = {name: label for label, name in enumerate(classes)}
         wrong = next((image for image in images if image.label not in number), None)
         if wrong is not None:
             what = f"{CLASSES} does not name it" if self._classes else f"others are names, as {named[0].label!r}"
             raise DataError(f"{self._where(wrong)}: its label is {wrong.label!r}, and {what}; correct one of them")
-        return np.array([number[image.label] for image in images], np.int64), classes
+        remarks = [f"{len(classes)} classes, by .cls and .json members: {some(classes)}"] * (not self._classes)
+        return np.array([number[image.label] for image in images], np.int64), classes, remarks
 
     def _where(self, image: _Image) -> str:
         return f"{self.root}/{image.shard}, {printable(image.name)}"
