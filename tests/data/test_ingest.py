@@ -1526,6 +1526,27 @@ def test_what_is_packed_is_refused_with_what_to_do(run, tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
+        ("train-00000.tar.gz", r"of that make a \.tar \(`gunzip train-00000\.tar\.gz`\), which is read as it is"),
+        ("train-0.TGZ", r"of that make a \.tar \(`gunzip train-0\.TGZ`\)"),
+        ("a b.tar.xz", r"of that make a \.tar \(`unxz 'a b\.tar\.xz'`\)"),
+        ("t10k-images-idx3-ubyte.gz", r"and then: arrays of MNIST's kind"),
+        ("pixels.csv.zip", "and then: a table is none of images"),
+    ],
+)
+def test_what_is_packed_is_told_by_what_it_holds(run, tmp_path, name, advice):
+    with pytest.raises(DataError, match=rf"no images .*; unpack {re.escape(name)} first.*{advice}"):
+        run(plant(tmp_path / "packed", {name: b"x"}))
+
+
+def test_tars_that_were_unpacked_are_what_to_give(run, tmp_path):
+    source = plant(tmp_path / "unpacked", {"0.png": picture(), "0.cls": b"1", "1.png": picture(), "1.cls": b"0"})
+    assert any(told.startswith("2 .cls files tell labels in tars alone: give") for told in run(source)[0]["remarks"])
+    assert not any("give the tars" in told for told in run(source, "bare", labels=False)[0]["remarks"])
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
         ("state.arrow", r"write it as Parquet: each such file with datasets\.Dataset\.from_file"),
         ("raw/train-images-idx3-ubyte", r"arrays of MNIST's kind \(torchvision"),
         ("t10k-images.idx3-ubyte", r"arrays of MNIST's kind \(torchvision"),
@@ -2418,10 +2439,27 @@ def test_tars_one_after_the_other_in_one_file_are_refused(run, tmp_path):
 
 def test_labels_that_contradict_each_other_are_refused(run, tmp_path):
     members = {"0.png": picture(), "0.cls": b"0", "0.json": b'{"label": 7}'}
-    with pytest.raises(DataError, match=r"x\.tar, 0\.json: tells label 7, and 0 is told too"):
+    told = r"x\.tar: 0\.cls tells label 0 and 0\.json tells label 7, .* leave the members of one kind out .*--no-labels"
+    with pytest.raises(DataError, match=told):
         run(shard(tmp_path / "shards" / "x.tar", members))
+    assert run(tmp_path / "shards", "bare", labels=False)[0]["rows"] == {"train": 1}
+    same = shard(tmp_path / "same" / "x.tar", members | {"0.json": b'{"label": 0, "caption": ""}'})
+    assert table(run(same, "same set")[1]).label.tolist() == [0]
     with pytest.raises(DataError, match=r"y\.tar, 0\.png: has label -100, but classes count from 0, and -1 is none"):
         run(shard(tmp_path / "other" / "y.tar", {"0.png": picture(), "0.cls": b"-100"}), "b")
+
+
+def test_a_label_that_stands_twice_in_a_tar_is_said_to_be_that(run, tmp_path):
+    file = tmp_path / "shards" / "x.tar"
+    source = shard(file, {"0.png": picture(), "0.cls": b"0"})
+    with tarfile.open(file, "a") as opened:
+        info = tarfile.TarInfo("0.cls")
+        info.size = 1
+        opened.addfile(info, io.BytesIO(b"1"))
+    with pytest.raises(
+        DataError, match=r"0\.cls tells label 0 and 0\.cls tells label 1, for it stands twice .*keep one"
+    ):
+        run(source)
 
 
 def test_a_source_of_other_content_is_another_job(run, tmp_path):

@@ -55,6 +55,10 @@ from emc2dist.files import Entry
 
 _FEW = 5  # classes, or folders, that are compared with each other
 _SETS = (".parquet", ".tar")
+_OF_TARS = (
+    "{} .cls files tell labels in tars alone: give the tars that they were unpacked from, for shards that are unpacked "
+    "into one folder overwrite each other's files; or write labels.csv"
+)
 _BEGINS = re.compile(rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP", re.DOTALL)
 _HEAD = 12  # bytes that tell
 MAX_BYTES = 2**30
@@ -94,7 +98,9 @@ class Folder(Source):
         self.remarks += self._annotations.remarks(split_of_image, labelled=labelled)
         listing.others.subtract(extension(name) for name in self._annotations.told)
         passed = hidden(listing.hidden) + listing.passed_over() + _on_bare(listing.bare) + escaped(self._names)
-        self.remarks = passed + self.remarks + _on_classes(self._names, places)
+        unpacked = listing.others[".cls"] if labels and kind == "imagefolder" else 0
+        self.remarks = passed + [_OF_TARS.format(unpacked)] * bool(unpacked) + self.remarks
+        self.remarks += _on_classes(self._names, places)
 
     def _arranged(self, kind: str, labels: bool) -> list[Where]:
         folders = [_folders(name) for name in self._names]

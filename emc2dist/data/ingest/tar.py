@@ -174,7 +174,10 @@ class Tar(Source):
         if len(bare) == len(images):
             return None, [], []
         if bare:
-            raise DataError(f"{self._where(bare[0])}: has no label, though others have; give it a .cls or .json member")
+            raise DataError(
+                f"{self._where(bare[0])}: has no label, though others have; give it a .cls or .json member, or "
+                "take no labels with --no-labels"
+            )
         named = [image for image in images if isinstance(image.label, str)]
         if not named:
             labels = np.array([image.label for image in images], np.int64)
@@ -260,6 +263,7 @@ class _Contents:
         """Read the headers and labels of a shard."""
         images: dict[str, tarfile.TarInfo] = {}
         labels: dict[str, int | str] = {}
+        told_by: dict[str, str] = {}
         for member in _members(shard):
             if what := hidden_by(member.name):
                 self.hidden[what] += 1
@@ -272,9 +276,10 @@ class _Contents:
                 told = _told(shard, member, extension.lower())
                 self._splits.update(key for key in told if key.lower() in COLUMNS and tells_split(str(told[key])))
                 label = _label(shard, member, told.get("label", ...))
-                if labels.get(stem, label) != label:
-                    raise DataError(f"{shard}, {member.name}: tells label {label!r}, and {labels[stem]!r} is told too")
-                labels |= {} if label is None else {stem: label}
+                if label is not None:
+                    if labels.setdefault(stem, label) != label:
+                        raise _two_labels(shard, (told_by[stem], labels[stem]), (member.name, label))
+                    told_by.setdefault(stem, member.name)
             else:
                 kind = f".{extension}".lower() if stem else ""
                 self._others[kind] += 1
@@ -359,6 +364,17 @@ class _Contents:
             if name.lower().endswith(".parquet") or instead(name):
                 return f"unpack {shard} into a folder of its own, and give that: it holds {printable(name)}"
         return "WebDataset names them KEY.jpg, KEY.png, ..."
+
+
+def _two_labels(shard: Path, one: tuple[str, int | str], other: tuple[str, int | str]) -> DataError:
+    """What to raise where two members, each with the label that it tells, tell others of one image."""
+    told = " and ".join(f"{printable(member)} tells label {label!r}" for member, label in (one, other))
+    if one[0] == other[0]:
+        return DataError(f"{shard}: {told}, for it stands twice in it; keep one, or take no labels with --no-labels")
+    return DataError(
+        f"{shard}: {told}, and labels are told once; leave the members of one kind out of the tars, or take no labels "
+        "with --no-labels"
+    )
 
 
 def _only(shard: str, image: str, stems: list[str], labels: dict[str, int | str]) -> str | None:
