@@ -121,7 +121,7 @@ class Tar(Source):
         )
         beside = companions(tuple(image.name.split("/")[:-1]) for image in self._images)
         if beside:
-            one, other = map(printable, beside)
+            one, other = map(printable, beside[0])
             self.remarks.append(f"{one}/ and {other}/ lie side by side: all in them are taken for images, masks too")
         masked = masks_among([image.name for image in self._images])
         if masked:
