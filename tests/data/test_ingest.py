@@ -1808,7 +1808,7 @@ def table_of(dest, split):
     ("tables", "message"),
     [
         ({"test.csv": "t0.png,a,b\n"}, r"test\.csv: columns 2, 3 could all be the classes; .* calls one `label`"),
-        ({"test.csv": "t0.png,a\nt0.png,b\n"}, r"test\.csv: tells two classes of test/t0\.png, a and b"),
+        ({"test.csv": "t0.png,a\nt0.png,b\n"}, r"tells two classes of 1 of 1 images, as of test/t0\.png, a and b"),
         ({"test.csv": "t0.png,a\n", "test.txt": "t0.png b\n"}, r"test\.txt: tells other classes than .*test\.csv"),
     ],
 )
@@ -1936,8 +1936,16 @@ def test_labels_that_a_table_withholds_are_none(run, tmp_path):
 def test_a_column_of_numbers_names_no_images_where_another_has_their_extensions(run, tmp_path):
     rows = b",file_name,label\n0,2.png,1.0\n1,0.png,0.0\n2,1.png,\n"  # as pandas writes it, with an index
     source = plant(tmp_path / "pets", {f"{n}.png": picture() for n in range(3)} | {"labels.csv": rows})
-    _, dest = run(source, keep_order=True)
+    summary, dest = run(source, keep_order=True)
     assert (table_of(dest, "train"), read_manifest(files.at(dest)).classes) == ([0, -1, 1], ["0", "1"])
+    assert any(told.endswith("; 2 are written as 1.0 is, and taken for 1") for told in summary["remarks"])
+
+
+def test_how_many_images_a_table_gives_two_classes_is_said(run, tmp_path):
+    rows = b"image,label\n0.png,cat\n0.png,dog\n0.png,owl\n1.png,cat\n2.png,dog\n2.png,cat\n"
+    source = plant(tmp_path / "pets", {f"{n}.png": picture() for n in range(3)} | {"labels.csv": rows})
+    told = "no labels are told by labels.csv: it tells two classes of 2 of 3 images, as of 0.png, cat and dog"
+    assert f"train: {told}" in run(source)[0]["remarks"]
 
 
 def test_labels_of_a_split_that_nobody_asks_for_stop_nothing(run, tmp_path):
