@@ -5,6 +5,7 @@ import sys
 
 from emc2dist.cli.words import Commands, add_json, add_s3, count, print_result
 from emc2dist.config import parse_s3
+from emc2dist.errors import SpecError
 from emc2dist.terminal import say
 
 _SPLITS = ("train", "test", "validation")
@@ -51,6 +52,8 @@ class _Person:
     """Who looks at a page and answers on stdin."""
 
     def __init__(self, page: str) -> None:
+        if not page.lower().endswith(".html"):  # whatever is called otherwise may be somebody's
+            raise SpecError(f"--page {page}: is written anew for every query; give a name that ends in .html")
         self._page, self._number = page, 0
 
     def __call__(self, pictures: list[bytes]) -> int | None:

@@ -88,6 +88,15 @@ def test_a_scripted_person_on_stdin_and_what_the_page_shows(folder, tmp_path, mo
     assert len(answers(folder)) == 2
 
 
+def test_a_page_overwrites_no_file_of_another_kind(folder, tmp_path):
+    notes = tmp_path / "spec.yaml"
+    notes.write_text("mine")
+    found = in_process("ask", "digits", folder, "--page", notes)
+    assert found.returncode == 2
+    assert "spec.yaml: is written anew for every query; give a name that ends in .html" in found.stderr
+    assert notes.read_text() == "mine"
+
+
 def test_nothing_is_lost_when_it_is_killed(folder, tmp_path):
     """After two answers, while the third is waited for."""
     words = [sys.executable, "-m", "emc2dist.cli", "ask", "digits", str(folder), "--page", str(tmp_path / "ask.html")]
