@@ -331,6 +331,24 @@ def test_a_notebook_is_told_to_give_the_words(name, capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("emc2dist: gone.yaml: cannot be read")
 
 
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("gone/set", "data.path: gone/set: no such file or folder in {here}, which `train` refuses unless it"),
+        ("there", "data.path: there: the data were not looked at; `train` does that before anything else"),
+        ("s3://bucket/set", "data.path: s3://bucket/set: the data were not looked at; `train` does that"),
+        ("digits", ""),
+    ],
+)
+def test_data_that_validate_does_not_look_at_are_said(tmp_path, monkeypatch, capsys, path, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text(SPEC)
+    (tmp_path / "there").mkdir()
+    assert cli.main(["validate", "a.yaml", f"data.path={path}"]) == 0
+    told = capsys.readouterr().err
+    assert told.startswith(said.format(here=tmp_path)) if said else told == ""
+
+
 def test_overrides_of_one_command_are_none_of_the_next():
     assert cli.parse(["train", "a.yaml", "--json", "lr=1"]).overrides == ["lr=1"]
     assert cli.parse(["train", "a.yaml"]).overrides == []

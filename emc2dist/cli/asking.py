@@ -5,6 +5,7 @@ import sys
 
 from emc2dist.cli.words import Commands, add_json, add_s3, count, print_result
 from emc2dist.config import parse_s3
+from emc2dist.errors import SpecError
 from emc2dist.terminal import say
 
 _SPLITS = ("train", "test", "validation")
@@ -16,7 +17,7 @@ def add_to(commands: Commands) -> None:
     sub = commands.add_parser("ask", help=text, description=text)
     text = "a set of images as in data.path, or a run folder: then three that its newest checkpoint can hardly tell"
     sub.add_argument("subject", metavar="DATA|RUN", help=text)
-    sub.add_argument("queries", metavar="QUERIES", help="folder of the answers, a file each; asking goes on there")
+    sub.add_argument("queries", metavar="QUERIES", help="a folder of answers alone, a file each; asking goes on there")
     text = "page that shows the three images, to be opened in a browser: it looks for the next ones (%(default)s)"
     sub.add_argument("--page", metavar="FILE", default="ask.html", help=text)
     text = "split of the images and of the answers (%(default)s)"
@@ -39,13 +40,20 @@ def _ask(arguments: argparse.Namespace) -> None:
     options = {"split": arguments.split, "count": arguments.count, "seed": arguments.seed, "s3": s3}
     person = None if arguments.by_labels else _Person(arguments.page)
     result = ask(arguments.subject, arguments.queries, person, **options)
-    print_result({"queries": arguments.queries, **result._asdict()}, as_json=arguments.json)
+    shown = {"queries": arguments.queries, **result._asdict()}
+    for remark in result.remarks:
+        say(remark)
+    if not arguments.json:
+        shown["remarks"] = len(result.remarks)  # they were said
+    print_result(shown, as_json=arguments.json)
 
 
 class _Person:
     """Who looks at a page and answers on stdin."""
 
     def __init__(self, page: str) -> None:
+        if not page.lower().endswith(".html"):  # whatever is called otherwise may be somebody's
+            raise SpecError(f"--page {page}: is written anew for every query; give a name that ends in .html")
         self._page, self._number = page, 0
 
     def __call__(self, pictures: list[bytes]) -> int | None:

@@ -1,10 +1,11 @@
 """`train`, `validate`, `evaluate`, `export`: a run here and now, and what comes of it."""
 
 import argparse
+import os
 
 from emc2dist.cli import ending
 from emc2dist.cli.words import Commands, add_json, add_s3, add_spec, print_result
-from emc2dist.config import base_of, dump, given_keys, load, load_job, parse_s3
+from emc2dist.config import BUILT_IN, Spec, base_of, dump, given_keys, is_remote, load, load_job, parse_s3, paths
 from emc2dist.terminal import columns, say
 
 
@@ -12,7 +13,10 @@ def add_to(commands: Commands) -> None:
     """Declare the commands."""
     text = "train a spec, or resume it: the same name resumes from its newest checkpoint"
     train = commands.add_parser("train", help=text, description=text)
-    text = "check the spec of a run or a sweep and print it resolved; with launch.cluster, what goes where on it"
+    text = (
+        "check the spec of a run or a sweep, but not its data, and print it resolved; with launch.cluster, what goes "
+        "where on it"
+    )
     validate = commands.add_parser("validate", help=text, description=text)
     text = "how good a run's newest checkpoint is: kNN, linear probe, recall, few-shot accuracy, how features lie"
     evaluate = commands.add_parser("evaluate", help=text, description=text)
@@ -64,7 +68,20 @@ def _validate(arguments: argparse.Namespace) -> None:
         from emc2dist.launch import placement
 
         say("\n".join(placement.check(run)))
+    if run.data.path not in BUILT_IN:
+        say(f"data.path: {_unseen(run)}")
     print(dump(job), end="")
+
+
+def _unseen(run: Spec) -> str:
+    """What `validate` says of data that it does not look at: they may be there by then, or lie on a cluster."""
+    path = run.data.path
+    elsewhere = is_remote(path) or run.launch.cluster is not None
+    if elsewhere or os.path.exists(paths.absolute(path)):
+        return f"{path}: the data were not looked at; `train` does that before anything else"
+    return (
+        f"{path}: no such file or folder{paths.looked_for_in(path)}, which `train` refuses unless it is there by then"
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ What was guessed is a remark. Labels that cannot be read are no error until some
 import hashlib
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -35,7 +36,9 @@ _LOOKED_AT = 16  # rows, for what stands in place of images
 _ADDRESS = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)
 _BASE64 = re.compile(r"data:image/[\w+.-]+;base64,|iVBORw0KGgo|/9j/|R0lGOD|UklGR")  # PNG, JPEG, GIF, WebP
 _BETWEEN = re.compile(r"[|;,/+&\s]+")  # the items of a list
-_SHOWN = 5  # columns
+_MISSING = frozenset(("", "nan", "<na>", "na", "n/a", "#n/a", "nat", "none", "null"))
+"""Names of classes that may stand for none, without capitals and blanks."""
+_SHOWN = 5  # columns, or pairs of classes
 _SHOWN_CHARACTERS = 60  # of a value
 _END = 8  # bytes of a file after its footer: the footer's size, and PAR1
 
@@ -192,6 +195,31 @@ def on_joined(classes: Sequence[str], labels: NDArray[np.int64]) -> list[str]:
         "count as of these alone, not of those that are listed; where an image shows several things, give it the "
         "label of one, or do without labels"
     ]
+
+
+def on_spelling(classes: Sequence[str], labels: NDArray[np.int64]) -> list[str]:
+    """Remarks on classes that are called as another one but for capitals and blanks, and on such as are called as
+    programs write a missing label, with how many of the images [n] have such labels.
+    """
+    keys = ["".join(unicodedata.normalize("NFC", name).casefold().split()) for name in classes]
+    first: dict[str, int] = {}
+    alike = [(first[key], number) for number, key in enumerate(keys) if first.setdefault(key, number) != number]
+    remarks = []
+    if alike:
+        of_them = int(np.isin(labels, np.unique(alike)).sum())
+        pairs = ", ".join(f"{classes[one]!r} and {classes[other]!r}" for one, other in alike[:_SHOWN])
+        remarks.append(
+            f"{len(alike)} of {len(classes)} classes are called as another one but for capitals or blanks ({pairs}"
+            f"{', ...' * (len(alike) > _SHOWN)}): {of_them} of {len(labels)} images are of these; if they are one, "
+            "call them the same"
+        )
+    for number, key in enumerate(keys):
+        if key in _MISSING and (images := int((labels == number).sum())):
+            remarks.append(
+                f"{images} of {len(labels)} images are of a class that is called {classes[number]!r}, as programs "
+                "write a missing label; if they have none, leave it empty"
+            )
+    return remarks
 
 
 def groups_of(contents: NDArray[Any]) -> NDArray[np.int64]:

@@ -1294,7 +1294,7 @@ def test_images_beside_the_splits_that_are_named_are_left_out(run, tmp_path):
     source = plant(tmp_path / "bottle", {f"{name}.png": picture() for name in names})
     plant(source, {f"{name}.png": picture() for name in ("ground_truth/broken/3_mask", "ground_truth/broken/4", "5")})
     plant(source, {"labels.csv": b"name,label\n0,good\n4,good\n5,good\n"})
-    with pytest.raises(DataError, match=r"bottle: ground_truth/ is .*; or name .*: --split test --split train$"):
+    with pytest.raises(DataError, match=r"bottle: ground_truth/ is .*; name .*: --split test --split train; or"):
         run(source)
     summary, dest = run(source, splits=["train", "test=validation"])
     assert summary["rows"] == {"train": 2, "validation": 2}
@@ -1469,10 +1469,41 @@ def test_splits_that_name_their_classes_otherwise_are_matched_by_name(run, tmp_p
     assert read_manifest(files.at(dest)).classes == ["ape", "cat", "dog"]
     assert (table(dest).label.tolist(), table(dest, "test").label.tolist()) == ([1, 2, 2], [2, 0])
     assert summary["remarks"] == [
+        "train: 2 classes, by column `label`: cat, dog",
+        "test: 2 classes, by column `label`: ape, dog",
         "splits list other classes: matched by name, 3 in all",
         "test: no image of 1 of 2 training classes, as 'cat'",
         "test: 1 of 2 images are of 1 classes that no training image has, as 'ape'",
     ]
+
+
+def test_classes_that_are_called_as_others_or_as_none_are_said(run, tmp_path):
+    names = ["cat"] * 3 + ["Cat"] * 2 + ["dog"] * 2 + ["dog "] + ["nan"] * 2 + ["owl", None]
+    rows = pa.array([{"bytes": picture(), "path": None} for _ in names], IMAGE)
+    (tmp_path / "old").mkdir()
+    pq.write_table(pa.table({"image": rows, "label": names}), tmp_path / "old" / "train.parquet")
+    summary, dest = run(tmp_path / "old")
+    alike = "2 of 6 classes are called as another one but for capitals or blanks ('Cat' and 'cat', 'dog' and 'dog ')"
+    assert summary["remarks"] == read_manifest(files.at(dest)).remarks == [
+        "train: 6 classes, by column `label`: Cat, cat, dog, dog , nan, ...",
+        f"{alike}: 8 of 12 images are of these; if they are one, call them the same",
+        "2 of 12 images are of a class that is called 'nan', as programs write a missing label; if they have none, "
+        "leave it empty",
+        "train: 1 of 12 images have no label",
+    ]  # fmt: skip
+
+
+def test_classes_of_two_splits_that_differ_in_capitals_are_said(run, tmp_path):
+    names = ("train/Owl/0.png", "train/ape/1.png", "val/owl/2.png", "val/ape/3.png")
+    summary, _ = run(plant(tmp_path / "birds", {name: picture() for name in names}))
+    assert "('Owl' and 'owl'): 2 of 4 images are of these" in " ".join(summary["remarks"])
+
+
+def test_classes_that_members_of_tars_name_are_said(run, tmp_path):
+    members = {"0.png": picture(), "0.cls": b"cat", "1.png": picture(), "1.json": b'{"label": "N/A"}'}
+    remarks = run(shard(tmp_path / "shards" / "x.tar", members))[0]["remarks"]
+    assert "train: 2 classes, by .cls and .json members: N/A, cat" in remarks
+    assert any(told.startswith("1 of 2 images are of a class that is called 'N/A'") for told in remarks)
 
 
 def test_a_class_list_in_another_encoding_is_read_or_refused(run, pets, tmp_path):
@@ -1490,6 +1521,27 @@ def test_what_is_packed_is_refused_with_what_to_do(run, tmp_path, name):
         run(plant(tmp_path, {name: b"x"}) / name)
     with pytest.raises(DataError, match=rf"packed: no images \(2 files .*\); unpack a/{name} first"):
         run(plant(tmp_path / "packed", {f"a/{name}": b"x", "README": b"x"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("train-00000.tar.gz", r"of that make a \.tar \(`gunzip train-00000\.tar\.gz`\), which is read as it is"),
+        ("train-0.TGZ", r"of that make a \.tar \(`gunzip train-0\.TGZ`\)"),
+        ("a b.tar.xz", r"of that make a \.tar \(`unxz 'a b\.tar\.xz'`\)"),
+        ("t10k-images-idx3-ubyte.gz", r"and then: arrays of MNIST's kind"),
+        ("pixels.csv.zip", "and then: a table is none of images"),
+    ],
+)
+def test_what_is_packed_is_told_by_what_it_holds(run, tmp_path, name, advice):
+    with pytest.raises(DataError, match=rf"no images .*; unpack {re.escape(name)} first.*{advice}"):
+        run(plant(tmp_path / "packed", {name: b"x"}))
+
+
+def test_tars_that_were_unpacked_are_what_to_give(run, tmp_path):
+    source = plant(tmp_path / "unpacked", {"0.png": picture(), "0.cls": b"1", "1.png": picture(), "1.cls": b"0"})
+    assert any(told.startswith("2 .cls files tell labels in tars alone: give") for told in run(source)[0]["remarks"])
+    assert not any("give the tars" in told for told in run(source, "bare", labels=False)[0]["remarks"])
 
 
 @pytest.mark.parametrize(
@@ -1756,7 +1808,7 @@ def table_of(dest, split):
     ("tables", "message"),
     [
         ({"test.csv": "t0.png,a,b\n"}, r"test\.csv: columns 2, 3 could all be the classes; .* calls one `label`"),
-        ({"test.csv": "t0.png,a\nt0.png,b\n"}, r"test\.csv: tells two classes of test/t0\.png, a and b"),
+        ({"test.csv": "t0.png,a\nt0.png,b\n"}, r"tells two classes of 1 of 1 images, as of test/t0\.png, a and b"),
         ({"test.csv": "t0.png,a\n", "test.txt": "t0.png b\n"}, r"test\.txt: tells other classes than .*test\.csv"),
     ],
 )
@@ -1884,8 +1936,16 @@ def test_labels_that_a_table_withholds_are_none(run, tmp_path):
 def test_a_column_of_numbers_names_no_images_where_another_has_their_extensions(run, tmp_path):
     rows = b",file_name,label\n0,2.png,1.0\n1,0.png,0.0\n2,1.png,\n"  # as pandas writes it, with an index
     source = plant(tmp_path / "pets", {f"{n}.png": picture() for n in range(3)} | {"labels.csv": rows})
-    _, dest = run(source, keep_order=True)
+    summary, dest = run(source, keep_order=True)
     assert (table_of(dest, "train"), read_manifest(files.at(dest)).classes) == ([0, -1, 1], ["0", "1"])
+    assert any(told.endswith("; 2 are written as 1.0 is, and taken for 1") for told in summary["remarks"])
+
+
+def test_how_many_images_a_table_gives_two_classes_is_said(run, tmp_path):
+    rows = b"image,label\n0.png,cat\n0.png,dog\n0.png,owl\n1.png,cat\n2.png,dog\n2.png,cat\n"
+    source = plant(tmp_path / "pets", {f"{n}.png": picture() for n in range(3)} | {"labels.csv": rows})
+    told = "no labels are told by labels.csv: it tells two classes of 2 of 3 images, as of 0.png, cat and dog"
+    assert f"train: {told}" in run(source)[0]["remarks"]
 
 
 def test_labels_of_a_split_that_nobody_asks_for_stop_nothing(run, tmp_path):
@@ -2387,10 +2447,27 @@ def test_tars_one_after_the_other_in_one_file_are_refused(run, tmp_path):
 
 def test_labels_that_contradict_each_other_are_refused(run, tmp_path):
     members = {"0.png": picture(), "0.cls": b"0", "0.json": b'{"label": 7}'}
-    with pytest.raises(DataError, match=r"x\.tar, 0\.json: tells label 7, and 0 is told too"):
+    told = r"x\.tar: 0\.cls tells label 0 and 0\.json tells label 7, .* leave the members of one kind out .*--no-labels"
+    with pytest.raises(DataError, match=told):
         run(shard(tmp_path / "shards" / "x.tar", members))
+    assert run(tmp_path / "shards", "bare", labels=False)[0]["rows"] == {"train": 1}
+    same = shard(tmp_path / "same" / "x.tar", members | {"0.json": b'{"label": 0, "caption": ""}'})
+    assert table(run(same, "same set")[1]).label.tolist() == [0]
     with pytest.raises(DataError, match=r"y\.tar, 0\.png: has label -100, but classes count from 0, and -1 is none"):
         run(shard(tmp_path / "other" / "y.tar", {"0.png": picture(), "0.cls": b"-100"}), "b")
+
+
+def test_a_label_that_stands_twice_in_a_tar_is_said_to_be_that(run, tmp_path):
+    file = tmp_path / "shards" / "x.tar"
+    source = shard(file, {"0.png": picture(), "0.cls": b"0"})
+    with tarfile.open(file, "a") as opened:
+        info = tarfile.TarInfo("0.cls")
+        info.size = 1
+        opened.addfile(info, io.BytesIO(b"1"))
+    with pytest.raises(
+        DataError, match=r"0\.cls tells label 0 and 0\.cls tells label 1, for it stands twice .*keep one"
+    ):
+        run(source)
 
 
 def test_a_source_of_other_content_is_another_job(run, tmp_path):

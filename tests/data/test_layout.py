@@ -159,11 +159,24 @@ def test_a_class_of_one_split_alone_stays_one_where_training_has_it():
         (["train/batch_a/cat", "train/batch_b/dog"], r"^batch_a/ and batch_b/ are called as parts of one whole"),
         (
             ["bottle/train/good", "bottle/test/bad", "bottle/ground_truth/bad"],
-            r"^bottle/ground_truth/ .*, but bottle/test/ lies .* a split; move bottle/ground_truth/ elsewhere$",
+            r"^bottle/ground_truth/ .*, but bottle/test/ lies .* a split; give bottle/ alone, if it is a set of its "
+            r"own, with --split test --split train; or move bottle/ground_truth/ elsewhere$",
+        ),
+        (
+            [
+                f"{one}/{part}"
+                for one in ("bottle", "cable", "grid")
+                for part in ("train/good", "test/bad", "ground_truth")
+            ],
+            r"^bottle/ground_truth/ .*, as in 3 folders in all; give bottle/ alone, .*; or move all 3 elsewhere$",
+        ),
+        (
+            ["a/images", "a/masks", "b/images", "b/masks"],
+            r"^a/images/ .* a/masks/ lies beside it, as in 2 folders in all; give",
         ),
         (
             ["train/good", "test/bad", "ground_truth/bad"],
-            r"; move ground_truth/ elsewhere; or name the splits that are meant: --split test --split train$",
+            r"; name the splits that are meant: --split test --split train; or move ground_truth/ elsewhere$",
         ),
         (["val_256", "data_256"], r"^val_256/ .*, data_256/ like none; rename data_256/ to train if it holds what is "),
         (["train", "test", "custom"], r"like none; move one of them, name .* \(--split test --split train\), or take"),

@@ -52,7 +52,7 @@ class Person:
 
 def test_the_odd_one_is_kept_last_and_what_cannot_be_said_is_not_kept(folder):
     person = Person(0, None, 2, 1)
-    assert ask("digits", str(folder), person) == (3, 1, 3)
+    assert ask("digits", str(folder), person) == (3, 1, 3, [])
     kept = answers(folder)
     assert [one["label"] for one in kept] == [[0] * 3, [1] * 3, [2] * 3]
     for one, (shown, order) in zip(kept, [(0, (1, 2, 0)), (2, (0, 1, 2)), (3, (0, 2, 1))], strict=True):
@@ -64,13 +64,13 @@ def test_the_odd_one_is_kept_last_and_what_cannot_be_said_is_not_kept(folder):
 def test_asking_goes_on_where_it_was_left_with_other_queries(folder):
     first, second = Person(0, 0), Person(0, 0)
     ask("digits", str(folder), first)
-    assert ask("digits", str(folder), second, count=2) == (2, 0, 4)
+    assert ask("digits", str(folder), second, count=2) == (2, 0, 4, [])
     assert len(answers(folder)) == 4
     assert second.shown[0] == first.shown[2]  # which was left unanswered
     again = Person(0, 0, 0, 0)
     ask("digits", str(folder.parent / "others"), again)
     assert again.shown[:4] == [*first.shown[:2], *second.shown]
-    assert ask("digits", str(folder), Person(1), split="test") == (1, 0, 1)
+    assert ask("digits", str(folder), Person(1), split="test") == (1, 0, 1, [])
     assert len(answers(folder)) == 4
 
 
@@ -80,12 +80,21 @@ def test_a_scripted_person_on_stdin_and_what_the_page_shows(folder, tmp_path, mo
     found = in_process("ask", "digits", folder, "--page", html, "--json")
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout.splitlines()[-1]) | {"queries": ""} == {
-        "queries": "", "answered": 2, "skipped": 1, "kept": 2,
+        "queries": "", "answered": 2, "skipped": 1, "kept": 2, "remarks": [],
     }  # fmt: skip
     assert "got 'what': answer 1, 2, 3, s or q" in found.stderr
     assert len(re.findall("data:image/png;base64,", html.read_text())) == 3
     assert "Query 4" in html.read_text()
     assert len(answers(folder)) == 2
+
+
+def test_a_page_overwrites_no_file_of_another_kind(folder, tmp_path):
+    notes = tmp_path / "spec.yaml"
+    notes.write_text("mine")
+    found = in_process("ask", "digits", folder, "--page", notes)
+    assert found.returncode == 2
+    assert "spec.yaml: is written anew for every query; give a name that ends in .html" in found.stderr
+    assert notes.read_text() == "mine"
 
 
 def test_nothing_is_lost_when_it_is_killed(folder, tmp_path):
@@ -101,11 +110,11 @@ def test_nothing_is_lost_when_it_is_killed(folder, tmp_path):
         process.send_signal(signal.SIGKILL)
     assert len(answers(folder)) == 2
     assert not [path for path in folder.iterdir() if path.suffix != ".parquet"]
-    assert ask("digits", str(folder), Person(0)) == (1, 0, 3)
+    assert ask("digits", str(folder), Person(0)) == (1, 0, 3, [])
 
 
 def test_labels_may_answer(folder):
-    assert ask("digits", str(folder), None, count=20) == (20, 0, 20)
+    assert ask("digits", str(folder), None, count=20) == (20, 0, 20, [])
     digits = DigitsImages("train")
     label = {np.asarray(image)[0].tobytes(): int(digits.labels(np.array([i]))[0]) for i, image in images_of(digits)}
     images = open_images(Data(path=str(folder)), "train")
@@ -135,12 +144,66 @@ def test_what_cannot_be_asked_about_is_refused(folder, tmp_path):
         known_of_each(DigitsImages("train"), {"label": "objective: sirl", "odd": "objective: sirl"})
 
 
+def images_labelled(folder, labels):
+    """A set of so many different images in one Parquet file."""
+    folder.mkdir()
+    pictures = [{"bytes": png(np.full((8, 8, 3), 20 * n, np.uint8))} for n in range(len(labels))]
+    pq.write_table(pa.table({"image": pictures, "label": labels}), folder / "train-000000.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("others", ["train-000000.parquet", "manifest.json", "spec.yaml", "cat/0.png", "digits"])
+def test_a_folder_that_holds_anything_else_than_answers_is_left_as_it_is(folder, others, monkeypatch):
+    if others == "train-000000.parquet":
+        images_labelled(folder, [0, 0, 1])
+    elif others != "digits":
+        (folder / others).parent.mkdir(parents=True)
+        (folder / others).write_bytes(b"of somebody else")
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(DataError, match=r"no answers? of `ask`.*name a new folder|digits: is a set of images"):
+        ask("digits", "digits" if others == "digits" else str(folder), Person(0))
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == [others.rpartition("/")[2]] * folder.exists()
+    assert not (folder.parent / "digits").exists()
+
+
+def test_answers_are_not_written_into_the_set_that_is_asked_about(folder):
+    ask("digits", str(folder), None, count=2)
+    for queries in (folder, folder / "more"):
+        with pytest.raises(DataError, match="lies in the one that is asked about"):
+            ask(str(folder), str(queries), Person(0))
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_notes_and_the_page_may_lie_beside_the_answers(folder):
+    ask("digits", str(folder), Person(0))
+    for name in ("ask.html", "README.md", ".DS_Store"):
+        (folder / name).write_text("")
+    assert ask("digits", str(folder), Person(0)).kept == 2
+
+
+def test_no_query_comes_twice_and_it_is_said_when_there_are_no_more(folder, tmp_path):
+    """Of six images, two of each label, 3 * 4 queries can be made."""
+    six = images_labelled(tmp_path / "six", [0, 0, 1, 1, 2, 2])
+    assert ask(str(six), str(folder), None, count=5)[:3] == (5, 0, 5)
+    answered, _, kept, remarks = ask(str(six), str(folder), None, count=100, seed=1)
+    assert (answered, kept) == (7, 12)
+    assert len({frozenset(image["bytes"] for image in one["image"]) for one in answers(folder)}) == 12
+    assert len(remarks) == 1
+    assert "these give 12 queries and hardly more" in remarks[0]
+
+
+def test_what_was_skipped_does_not_come_again_in_a_session(folder, tmp_path):
+    """Of four images four queries can be made."""
+    person = Person(None, None, None, None, 0)
+    assert ask(str(images_labelled(tmp_path / "four", [0, 0, 0, 0])), str(folder), person)[:3] == (0, 4, 0)
+    assert len({frozenset(shown) for shown in person.shown}) == 4
+
+
 @pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2], [0, 0, -1], [-1, -1, -1]])
 def test_labels_that_tell_no_odd_one_out_are_refused(folder, tmp_path, labels):
-    pictures = [{"bytes": png(np.full((8, 8, 3), 50 * n, np.uint8))} for n in range(3)]
-    pq.write_table(pa.table({"image": pictures, "label": labels}), tmp_path / "train.parquet")
+    subject = images_labelled(tmp_path / "set", labels)
     with pytest.raises(DataError, match=r"no two images have one that a third has not|has a label"):
-        ask(str(tmp_path), str(folder), None, count=1)
+        ask(str(subject), str(folder), None, count=1)
     assert not folder.exists()
 
 

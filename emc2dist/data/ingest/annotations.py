@@ -76,7 +76,7 @@ class _Labels(NamedTuple):
     column: str
     """Where from."""
     odd: str = ""
-    """How the names that it gives them differ from theirs, if they do."""
+    """How the names that it gives images or classes differ from what they were taken for, if they do."""
 
 
 @dataclass
@@ -327,6 +327,7 @@ class Annotations:
         if all(is_withheld(row, column) for row in rows):
             raise Unusable(f"all labels of its column {column + 1} are withheld (-1 or empty)")
         kinds: dict[str, str | None] = {}
+        several, rounded = dict[str, str](), list[str]()
         for row in rows:
             name, kind = images.find(row[of_images]), kind_of(row, column, classes)
             assert name is not None, "other rows were left out"
@@ -336,12 +337,18 @@ class Annotations:
                     f"the training images (they are called {_some(classes)}); correct it, or {HELP}"
                 )
             if kinds.setdefault(name, kind) != kind:
-                two = f"tells two classes of {name}, {kinds[name]} and {kind}"
-                if classes is None:  # as where an image shows several things
-                    raise Unusable(f"it {two}")
-                raise DataError(f"{self._named(file)}: {two}; keep the right one")
+                several.setdefault(name, f"{name}, {kinds[name]} and {kind}")
+            if kind is not None and row[column] == f"{kind}.0":
+                rounded.append(kind)
+        if several:
+            two = f"tells two classes of {len(several)} of {len(kinds)} images, as of {next(iter(several.values()))}"
+            if classes is None:  # as where an image shows several things
+                raise Unusable(f"it {two}")
+            raise DataError(f"{self._named(file)}: {two}; keep the right one")
         odd = "; its names differ from the images' in capitals or extension, as {} from {}" if otherwise else ""
         odd = odd.format(rows[0][of_images], images.find(rows[0][of_images]))
+        if rounded:
+            odd += f"; {len(rounded)} are written as {rounded[0]}.0 is, and taken for {rounded[0]}"
         return _Labels(kinds, f"`{heading[column]}`" if heading else str(column + 1), odd)
 
     def _refuse_unclear(self, file: str, rows: list[Row], own: "ImagesByCell") -> None:

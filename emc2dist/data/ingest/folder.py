@@ -46,14 +46,19 @@ from emc2dist.data.ingest.source import (
     listing_digest,
     passed_over,
     printable,
+    some,
     unread,
 )
 from emc2dist.data.splits import alone, is_of_split, split_of, tells_split
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Entry
 
-_SHOWN = 5  # classes, and what else a message names
+_FEW = 5  # classes, or folders, that are compared with each other
 _SETS = (".parquet", ".tar")
+_OF_TARS = (
+    "{} .cls files tell labels in tars alone: give the tars that they were unpacked from, for shards that are unpacked "
+    "into one folder overwrite each other's files; or write labels.csv"
+)
 _BEGINS = re.compile(rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP", re.DOTALL)
 _HEAD = 12  # bytes that tell
 MAX_BYTES = 2**30
@@ -93,7 +98,9 @@ class Folder(Source):
         self.remarks += self._annotations.remarks(split_of_image, labelled=labelled)
         listing.others.subtract(extension(name) for name in self._annotations.told)
         passed = hidden(listing.hidden) + listing.passed_over() + _on_bare(listing.bare) + escaped(self._names)
-        self.remarks = passed + self.remarks + _on_classes(self._names, places)
+        unpacked = listing.others[".cls"] if labels and kind == "imagefolder" else 0
+        self.remarks = passed + [_OF_TARS.format(unpacked)] * bool(unpacked) + self.remarks
+        self.remarks += _on_classes(self._names, places)
 
     def _arranged(self, kind: str, labels: bool) -> list[Where]:
         folders = [_folders(name) for name in self._names]
@@ -154,7 +161,7 @@ class Folder(Source):
                 kinds[split] = None  # nobody will look
             if known is None and kinds[split] is not None:
                 known = {kind for kind in kinds[split] or () if kind is not None}
-                self.remarks.append(f"{len(known)} classes, by these labels: {_some(sorted(known))}")
+                self.remarks.append(f"{len(known)} classes, by these labels: {some(sorted(known))}")
         classes = sorted(known or ())
         number: dict[str | None, int] = {name: label for label, name in enumerate(classes)}
         splits = {}
@@ -280,7 +287,7 @@ class Listing:
 
     def passed_over(self) -> list[str]:
         """Remarks on files that are not read."""
-        shown = _some([printable(name) for name in self.unnamed])
+        shown = some([printable(name) for name in self.unnamed])
         remark = f"{len(self.unnamed)} images whose names do not tell that they are some were passed over ({shown})"
         return [f"{remark}; call them *.jpg, *.png, ..."] * bool(self.unnamed) + passed_over(+self.others)
 
@@ -338,9 +345,9 @@ def _to_give(root: Path, suffix: str, names: list[str]) -> str:
     holders = _holders(names)
     given = [printable(str(root / holder)) for holder in holders]
     if len(given) > 1:
-        return f"give one of {_some(given)}, each of which holds *{suffix}"
+        return f"give one of {some(given)}, each of which holds *{suffix}"
     of_folder = {PurePosixPath(name).parent: PurePosixPath(name) for name in reversed(names)}
-    shown = _some(sorted(printable(str(name.relative_to(holders[0]))) for name in of_folder.values()))
+    shown = some(sorted(printable(str(name.relative_to(holders[0]))) for name in of_folder.values()))
     if holders == [PurePosixPath()]:
         sets = on_sets(list_set(files.at(root)))
         if suffix == ".parquet" and sets:
@@ -378,8 +385,8 @@ def _on_bare(folders: dict[str, int]) -> list[str]:
     """Remarks on the outermost folders without an image."""
     outermost = {name: n for name, n in sorted(folders.items()) if _above(name) not in folders}
     closed, empty = ([printable(name) for name, n in outermost.items() if bool(n) == held] for held in (True, False))
-    remarks = [f"{len(closed)} folders hold no image that can be read, and so are no classes: {_some(closed)}"]
-    return remarks * bool(closed) + [f"{len(empty)} folders without an image: {_some(empty)}"] * bool(empty)
+    remarks = [f"{len(closed)} folders hold no image that can be read, and so are no classes: {some(closed)}"]
+    return remarks * bool(closed) + [f"{len(empty)} folders without an image: {some(empty)}"] * bool(empty)
 
 
 def _on_classes(names: list[str], places: list[Where]) -> list[str]:
@@ -388,7 +395,7 @@ def _on_classes(names: list[str], places: list[Where]) -> list[str]:
     if not kinds:
         return _on_twins(names, [name.rpartition("/")[0] for name in names])
     return [
-        f"{len(kinds)} classes, by the names of folders: {_some(kinds)}",
+        f"{len(kinds)} classes, by the names of folders: {some(kinds)}",
         *_on_twins(names, [p.kind for p in places]),
     ]
 
@@ -400,7 +407,7 @@ def _on_twins(names: list[str], within: Sequence[str | None]) -> list[str]:
         if one is not None:
             stems.setdefault(one, set()).add(name.rpartition("/")[2])
     remarks = []
-    for one, other in combinations(sorted(stems), 2) if len(stems) <= _SHOWN else ():
+    for one, other in combinations(sorted(stems), 2) if len(stems) <= _FEW else ():
         alike = {_stem(name) for name in stems[one]} & {_stem(name) for name in stems[other]}
         if len(alike) == len(stems[one]) == len(stems[other]) and not stems[one] & stems[other]:
             remarks.append(
@@ -408,10 +415,6 @@ def _on_twins(names: list[str], within: Sequence[str | None]) -> list[str]:
                 "masks, or another rendering, give the folder with the images alone"
             )
     return remarks
-
-
-def _some(kinds: list[str]) -> str:
-    return ", ".join(kinds[:_SHOWN]) + (", ..." if len(kinds) > _SHOWN else "")
 
 
 def _stem(name: str) -> str:

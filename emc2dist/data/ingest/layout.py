@@ -98,35 +98,41 @@ def masks_among(names: Sequence[str]) -> tuple[str, str] | None:
     return masks[0] if len(masks) >= _MANY * len(names) else None
 
 
-def companions(folders: Iterable[Folders]) -> tuple[str, str] | None:
-    """A folder that is called as one of images or masks, and another beside it, if there are such."""
+def companions(folders: Iterable[Folders]) -> list[tuple[str, str]]:
+    """Folders that are called as one of images or masks, one of each folder that holds such, and another beside it."""
     beside: dict[Folders, set[str]] = {}
     for one in set(folders):
         for level, name in enumerate(one):
             beside.setdefault(one[:level], set()).add(name)
+    found = []
     for parent, names in sorted(beside.items()):
         named = sorted(name for name in names if _NO_CLASS.fullmatch(series(name)))
         if named and len(names) > 1 and parts_among(names) != sorted(names):
             own = next((name for name in named if "im" in name.lower()), named[0])
             other = next(name for name in sorted(names) if name != own)
-            return "/".join((*parent, own)), "/".join((*parent, other))
-    return None
+            found.append(("/".join((*parent, own)), "/".join((*parent, other))))
+    return found
 
 
 def _refuse_companions(folders: Sequence[Folders]) -> None:
-    """Raise DataError where a folder of images or masks stands among others, as if it were a class."""
+    """Raise DataError where folders of images or masks stand among others, as if they were classes."""
     found = companions(folders)
-    if found is None:
+    if not found:
         return
-    own, other = found
+    own, other = found[0]
+    so_in = f", as in {len(found)} folders in all" if len(found) > 1 else ""
     what = f"{own}/ is called as what holds images, or what belongs to them, and not as a class, but {other}/ "
-    if tells_split(other.rpartition("/")[2]):
-        named = "" if "/" in own else f"; or name the splits that are meant: {_named_splits(folders)}"
-        raise DataError(f"{what}lies beside it and tells a split; move {own}/ elsewhere{named}")
-    raise DataError(
-        f"{what}lies beside it; give the folder with the images alone, or take every folder for a class with --kind "
-        "classes, or all images without labels and splits with --kind flat"
-    )
+    if not tells_split(other.rpartition("/")[2]):
+        raise DataError(
+            f"{what}lies beside it{so_in}; give the folder with the images alone, or take every folder for a class "
+            "with --kind classes, or all images without labels and splits with --kind flat"
+        )
+    *parent, _ = own.split("/")
+    named = _named_splits(one[len(parent) :] for one in folders if one[: len(parent)] == tuple(parent))
+    meant = f"give {'/'.join(parent)}/ alone, if it is a set of its own, with {named}"
+    meant = meant if parent else f"name the splits that are meant: {named}"
+    moved = f"all {len(found)}" if len(found) > 1 else f"{own}/"
+    raise DataError(f"{what}lies beside it and tells a split{so_in}; {meant}; or move {moved} elsewhere")
 
 
 def parts_among(called: Iterable[str]) -> list[str]:

@@ -31,7 +31,7 @@ from emc2dist.data.catalogue import (
     splits_of,
 )
 from emc2dist.data.foreign import opened
-from emc2dist.data.ingest.source import Samples, Source, Split, listing_digest
+from emc2dist.data.ingest.source import Samples, Source, Split, listing_digest, some
 from emc2dist.data.kept import cache_folder
 from emc2dist.data.parquet import ParquetImages
 from emc2dist.errors import DataError, StorageError
@@ -142,10 +142,13 @@ class _Splits(Mapping[str, Split]):
         if catalogue is None:
             return Split(np.empty(0, np.int64), None)
         self._set.listed[name] = _digest(catalogue)
+        labels, classes = _labels(catalogue) if self._set.labels else (None, [])
         told = catalogue.remarks + (catalogue.on_labels if self._set.labels else [])
         self._remarks += [remark for remark in told if remark not in self._remarks]
         positions = self._names.index(name) * _MOST_ROWS + np.arange(catalogue.rows)
-        return Split(positions, *_labels(catalogue)) if self._set.labels else Split(positions, None)
+        named = [footer.label for footer in catalogue.footers if footer.kind == "text"] if classes else []
+        on_split = [f"{len(classes)} classes, by column `{label}`: {some(classes)}" for label in named[:1]]
+        return Split(positions, labels, classes, on_split)
 
     def paths(self, name: str) -> pa.Array:
         """The names that the images of a split are known by, null where the set gives none."""

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emc2dist import files
-from emc2dist.data.columns import on_joined
+from emc2dist.data.columns import on_joined, on_spelling
 from emc2dist.data.ingest.source import Source, Split
 from emc2dist.data.splits import EVALUATED, is_plain, series, split_of, tells_split
 from emc2dist.errors import DataError, SpecError, StorageError
@@ -186,7 +186,8 @@ def _on_labels(classes: list[str], splits: dict[str, Split]) -> list[str]:
     empty = np.setdiff1d(np.arange(len(classes)), np.concatenate(told)) if told else np.empty(0, np.int64)
     if len(empty):
         remarks.append(f"{len(empty)} of {len(classes)} classes have no image{such_as(classes, empty[0])}")
-    remarks += on_joined(classes, np.concatenate(told)) if told else []
+    for remarks_on in (on_joined, on_spelling) if told else ():
+        remarks += remarks_on(classes, np.concatenate(told))
     for name, split in splits.items():
         labels = np.full(len(split.positions), -1) if split.labels is None else split.labels
         bare = int((labels < 0).sum())

@@ -10,7 +10,7 @@ import re
 import shlex
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,8 @@ EXTENSIONS = frozenset(
 """Of files that are taken for images, in lower case."""
 PACKED = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 """Extensions of what holds files and has to be unpacked."""
+_UNPACKERS = {".gz": "gunzip", ".tgz": "gunzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd"}
+"""Commands that leave a .tar of a tar that was compressed."""
 _PART = re.compile(  # of a file that was cut: x.tar.part00, x.zip.001, x.tar.gz.aa as `split` has them, x.part1
     rf"(?P<begin>(?P<whole>.+?({'|'.join(map(re.escape, PACKED))}))[._-]?(part[._-]?)?)(\d{{1,4}}|[a-z]{{2}}|aa[a-z])"
     r"|(?P<named>(?P<other>.+?)[._-]part[._-]?)(\d{1,4}|[a-z]{2})",
@@ -83,6 +85,7 @@ _UNREAD = (
     ".svg",
 )  # fmt: skip
 _SHOWN = 3  # kinds of files that were passed over
+_NAMED = 5  # classes, and what else a message names
 
 
 class Samples(ABC):
@@ -167,7 +170,19 @@ def unread(others: "Counter[str]") -> int:
 def instead(name: str) -> str | None:
     """What would help where a file is given that holds images and is read by no kind; None where nothing is known."""
     kind = extension(name)
-    return f"unpack {name} first" if kind in PACKED else _INSTEAD.get(kind) or _of_parts(name)
+    return _of_packed(name, kind) if kind in PACKED else _INSTEAD.get(kind) or _of_parts(name)
+
+
+def _of_packed(name: str, kind: str) -> str:
+    """What would help where a file is packed, by what it holds where its name tells that."""
+    inner = extension(os.path.splitext(name)[0])
+    if kind in _UNPACKERS and (inner == ".tar" or kind == ".tgz"):
+        return (
+            f"unpack {name} first, unless it is a shard of WebDataset: of that make a .tar (`{_UNPACKERS[kind]} "
+            f"{shlex.quote(name)}`), which is read as it is, for shards that are unpacked into one folder overwrite "
+            "each other's files"
+        )
+    return f"unpack {name} first" + (f", and then: {_INSTEAD[inner]}" if inner in _INSTEAD else "")
 
 
 def _of_parts(name: str) -> str | None:
@@ -224,6 +239,11 @@ def hidden_by(path: str) -> str | None:
 def hidden(files: "Counter[str]") -> list[str]:
     """A remark on hidden files, counted by what hides them, if there are any."""
     return [f"{files.total()} hidden files were passed over ({_most(files)})"] if files.total() else []
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of some names, for a message."""
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def _most(files: "Counter[str]") -> str:

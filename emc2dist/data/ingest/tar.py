@@ -41,6 +41,7 @@ from emc2dist.data.ingest.source import (
     passed_over,
     printable,
     read_range,
+    some,
 )
 from emc2dist.data.splits import (
     COLUMNS,
@@ -120,7 +121,7 @@ class Tar(Source):
         )
         beside = companions(tuple(image.name.split("/")[:-1]) for image in self._images)
         if beside:
-            one, other = map(printable, beside)
+            one, other = map(printable, beside[0])
             self.remarks.append(f"{one}/ and {other}/ lie side by side: all in them are taken for images, masks too")
         masked = masks_among([image.name for image in self._images])
         if masked:
@@ -166,26 +167,30 @@ class Tar(Source):
             positions.setdefault(of_shard[image.shard], []).append(position)
         return {split: Split(np.array(found), *self._labels(found)) for split, found in positions.items()}
 
-    def _labels(self, positions: list[int]) -> tuple[NDArray[np.int64] | None, list[str]]:
-        """Labels of some images, and the names of the classes."""
+    def _labels(self, positions: list[int]) -> tuple[NDArray[np.int64] | None, list[str], list[str]]:
+        """Labels of some images, the names of the classes, and remarks on these."""
         images = [self._images[position] for position in positions]
         bare = [image for image in images if image.label is None]
         if len(bare) == len(images):
-            return None, []
+            return None, [], []
         if bare:
-            raise DataError(f"{self._where(bare[0])}: has no label, though others have; give it a .cls or .json member")
+            raise DataError(
+                f"{self._where(bare[0])}: has no label, though others have; give it a .cls or .json member, or "
+                "take no labels with --no-labels"
+            )
         named = [image for image in images if isinstance(image.label, str)]
         if not named:
             labels = np.array([image.label for image in images], np.int64)
             check_labels(labels, self._classes, lambda n: self._where(images[n]))
-            return labels, self._classes
+            return labels, self._classes, []
         classes = self._classes or sorted({str(image.label) for image in images})
         number: dict[Any, int] = {name: label for label, name in enumerate(classes)}
         wrong = next((image for image in images if image.label not in number), None)
         if wrong is not None:
             what = f"{CLASSES} does not name it" if self._classes else f"others are names, as {named[0].label!r}"
             raise DataError(f"{self._where(wrong)}: its label is {wrong.label!r}, and {what}; correct one of them")
-        return np.array([number[image.label] for image in images], np.int64), classes
+        remarks = [f"{len(classes)} classes, by .cls and .json members: {some(classes)}"] * (not self._classes)
+        return np.array([number[image.label] for image in images], np.int64), classes, remarks
 
     def _where(self, image: _Image) -> str:
         return f"{self.root}/{image.shard}, {printable(image.name)}"
@@ -258,6 +263,7 @@ class _Contents:
         """Read the headers and labels of a shard."""
         images: dict[str, tarfile.TarInfo] = {}
         labels: dict[str, int | str] = {}
+        told_by: dict[str, str] = {}
         for member in _members(shard):
             if what := hidden_by(member.name):
                 self.hidden[what] += 1
@@ -270,9 +276,10 @@ class _Contents:
                 told = _told(shard, member, extension.lower())
                 self._splits.update(key for key in told if key.lower() in COLUMNS and tells_split(str(told[key])))
                 label = _label(shard, member, told.get("label", ...))
-                if labels.get(stem, label) != label:
-                    raise DataError(f"{shard}, {member.name}: tells label {label!r}, and {labels[stem]!r} is told too")
-                labels |= {} if label is None else {stem: label}
+                if label is not None:
+                    if labels.setdefault(stem, label) != label:
+                        raise _two_labels(shard, (told_by[stem], labels[stem]), (member.name, label))
+                    told_by.setdefault(stem, member.name)
             else:
                 kind = f".{extension}".lower() if stem else ""
                 self._others[kind] += 1
@@ -357,6 +364,17 @@ class _Contents:
             if name.lower().endswith(".parquet") or instead(name):
                 return f"unpack {shard} into a folder of its own, and give that: it holds {printable(name)}"
         return "WebDataset names them KEY.jpg, KEY.png, ..."
+
+
+def _two_labels(shard: Path, one: tuple[str, int | str], other: tuple[str, int | str]) -> DataError:
+    """What to raise where two members, each with the label that it tells, tell others of one image."""
+    told = " and ".join(f"{printable(member)} tells label {label!r}" for member, label in (one, other))
+    if one[0] == other[0]:
+        return DataError(f"{shard}: {told}, for it stands twice in it; keep one, or take no labels with --no-labels")
+    return DataError(
+        f"{shard}: {told}, and labels are told once; leave the members of one kind out of the tars, or take no labels "
+        "with --no-labels"
+    )
 
 
 def _only(shard: str, image: str, stems: list[str], labels: dict[str, int | str]) -> str | None:
