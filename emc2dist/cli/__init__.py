@@ -27,14 +27,19 @@ import errno
 import gc
 import io
 import os
+import platform
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.metadata import PackageNotFoundError, version
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from typing_extensions import override
+
+from emc2dist import __version__
 from emc2dist.errors import DataError, Emc2Error, RayEnded, RunStopped, SpecError, StorageError, StorageUnreachable
 from emc2dist.machine import out_of_memory, unusable_gpu
 from emc2dist.terminal import Around, Patient, say
@@ -208,6 +213,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     from emc2dist.cli import asking, certificates, checkpoints, clusters, data, jobs, reports, runs, sweeps, watching
 
     parser = _Parser(prog="emc2dist", description="Global contrastive learning on Ray.")
+    text = "print the versions of emc2dist, torch, Ray and Python, and end"
+    parser.add_argument("--version", action=_Version, nargs=0, help=text)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (runs, sweeps, checkpoints, certificates, watching, reports, data, asking, jobs, clusters):
         module.add_to(commands)
@@ -277,6 +284,23 @@ class _Parser(argparse.ArgumentParser):
         found, rest = super().parse_known_args(args, namespace)
         found.parser = getattr(found, "parser", self)
         return found, rest
+
+
+class _Version(argparse.Action):
+    """`--version`: what every report of a fault should tell; neither torch nor Ray is imported for it."""
+
+    @override
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        packages = ", ".join(f"{name} {_installed(name)}" for name in ("torch", "ray"))
+        print(f"emc2dist {__version__} ({packages}, Python {platform.python_version()})")
+        parser.exit()
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "is not installed"
 
 
 def _hint(unknown: Sequence[str], argv: Sequence[str], prefix: str) -> str:

@@ -90,7 +90,7 @@ def test_a_scripted_person_on_stdin_and_what_the_page_shows(folder, tmp_path, mo
 
 def test_nothing_is_lost_when_it_is_killed(folder, tmp_path):
     """After two answers, while the third is waited for."""
-    words = [sys.executable, "-m", "emc2dist.cli", "ask", "digits", str(folder), "--page", str(tmp_path / "ask.html")]
+    words = [sys.executable, "-m", "emc2dist", "ask", "digits", str(folder), "--page", str(tmp_path / "ask.html")]
     pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(words, env=os.environ, **pipes) as process:
         process.stdin.write("1\n3\n")
