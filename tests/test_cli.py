@@ -443,3 +443,29 @@ def test_a_file_may_be_called_as_a_key(capsys, monkeypatch, tmp_path):
 
 def test_a_report_takes_any_number_of_runs():
     assert cli.parse(["report", "a", "--json", "b"]).overrides == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("home", "words"),
+    [
+        (None, f"is not set, and this user ({os.getuid()}) has no entry in /etc/passwd"),
+        ("~", "is '~'"),
+        ("a", "is 'a'"),
+    ],
+)
+def test_without_a_home_nothing_is_made_of_a_tilde(home, words, tmp_path, monkeypatch, capsys):
+    """As in a container of an arbitrary user, by systemd, or where a Dockerfile says ENV HOME=~."""
+
+    def unknown(user):
+        raise KeyError(user)
+
+    (tmp_path / "a.yaml").write_text(SPEC)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.main(["validate", str(tmp_path / "a.yaml")]) == 0
+    capsys.readouterr()
+    monkeypatch.delenv("HOME") if home is None else monkeypatch.setenv("HOME", home)
+    assert cli.main(["validate", str(tmp_path / "a.yaml")]) == 2
+    assert capsys.readouterr().err == (
+        f"emc2dist: HOME: {words}; set it to a folder by its whole path, best to one that may be written to\n"
+    )

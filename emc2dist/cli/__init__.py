@@ -110,6 +110,7 @@ def _told(argv: Sequence[str] | None) -> int:
 def _status(argv: Sequence[str] | None) -> int:
     try:
         _refuse_lost_folder()
+        _refuse_no_home()
         if argv is None and Path(sys.argv[0]).stem.startswith("ipykernel"):  # whose words are the kernel's own
             raise SpecError(
                 "in a notebook give main the words: main(['train', 'SPEC', 'KEY=VALUE']), or run !emc2dist train SPEC"
@@ -173,6 +174,16 @@ def _refuse_lost_folder() -> None:
         raise StorageError(
             "the working folder is gone, deleted or made anew since it was entered; cd into one that is there"
         ) from None
+
+
+def _refuse_no_home() -> None:
+    """Raise StorageError where `~` is no home: Ray ends with a traceback, others make a folder of that name."""
+    home = os.path.expanduser("~")
+    if os.path.isabs(home):
+        return
+    given = os.environ.get("HOME")
+    why = f"is not set, and this user ({os.getuid()}) has no entry in /etc/passwd" if given is None else f"is {given!r}"
+    raise StorageError(f"HOME: {why}; set it to a folder by its whole path, best to one that may be written to")
 
 
 def _refuse_returns(words: Sequence[str]) -> None:
