@@ -13,7 +13,7 @@ import psutil
 from emc2dist.cli import main
 
 ROOT = Path(__file__).parents[1]
-COMMAND = [sys.executable, "-m", "emc2dist.cli"]
+COMMAND = [sys.executable, "-m", "emc2dist"]
 STARTED: list[subprocess.Popen] = []
 
 

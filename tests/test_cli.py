@@ -5,13 +5,16 @@ import errno
 import io
 import math
 import os
+import platform
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import emc2dist
 from emc2dist import cli
 from emc2dist.cli import imports
 from emc2dist.run.listeners.terminal import Display
@@ -25,7 +28,7 @@ def validate(tmp_path):
     (tmp_path / "a.yaml").write_text(SPEC)
 
     def run(*overrides, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=None, **environment):
-        command = [sys.executable, "-m", "emc2dist.cli", "validate", str(tmp_path / "a.yaml"), *overrides]
+        command = [sys.executable, "-m", "emc2dist", "validate", str(tmp_path / "a.yaml"), *overrides]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | environment
         options = {"env": environment, "preexec_fn": preexec_fn, "text": True, "timeout": 60}
         return subprocess.run(command, stdout=stdout, stderr=stderr, **options)
@@ -181,7 +184,7 @@ def test_of_errors_about_an_error_the_first_is_told(tmp_path):
     path = foreign(
         tmp_path, "numpy", "try:\n    import numpy.gone\nexcept ImportError as e:\n    raise ImportError('!') from e"
     )
-    command = [sys.executable, "-m", "emc2dist.cli", "certify", "a.yaml", "--out", "a.png"]
+    command = [sys.executable, "-m", "emc2dist", "certify", "a.yaml", "--out", "a.png"]
     (tmp_path / "a.yaml").write_text(SPEC)
     environment = os.environ | {"PYTHONPATH": path}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path)
@@ -226,10 +229,36 @@ def test_what_torch_says_of_a_gpu_is_one_line_that_says_what_helps(said, words, 
     assert "CUDA_VISIBLE_DEVICES" in line
 
 
+def test_the_version_is_told_with_those_of_what_a_fault_may_be_of(monkeypatch, capsys):
+    found = {"torch": "2.13.0+cpu"}
+
+    def version(package):
+        if package not in found:
+            raise PackageNotFoundError(package)
+        return found[package]
+
+    monkeypatch.setattr("emc2dist.cli.version", version)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    others = f"torch 2.13.0+cpu, ray is not installed, Python {platform.python_version()}"
+    assert capsys.readouterr().out == f"emc2dist {emc2dist.__version__} ({others})\n"
+
+
+def test_the_version_and_the_command_by_its_package_want_neither_torch_nor_ray(tmp_path):
+    path = foreign(tmp_path, "torch", "raise ImportError('here')")
+    foreign(tmp_path, "ray", "raise ImportError('here')")
+    command = [sys.executable, "-m", "emc2dist", "--version"]
+    options = {"env": os.environ | {"PYTHONPATH": path}, "capture_output": True, "text": True, "timeout": 60}
+    done = subprocess.run(command, **options)
+    versions = f"(torch {version('torch')}, ray {version('ray')}, Python {platform.python_version()})"
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"emc2dist {emc2dist.__version__} {versions}\n", "")
+
+
 def test_a_working_folder_that_is_gone_is_told(tmp_path):
     """Torch's libraries would end the process."""
     (tmp_path / "gone").mkdir()
-    inside = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec {sys.executable} -m emc2dist.cli evaluate {tmp_path}"
+    inside = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec {sys.executable} -m emc2dist evaluate {tmp_path}"
     done = subprocess.run(["sh", "-c", inside], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr == (
@@ -432,3 +461,29 @@ def test_a_file_may_be_called_as_a_key(capsys, monkeypatch, tmp_path):
 
 def test_a_report_takes_any_number_of_runs():
     assert cli.parse(["report", "a", "--json", "b"]).overrides == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("home", "words"),
+    [
+        (None, f"is not set, and this user ({os.getuid()}) has no entry in /etc/passwd"),
+        ("~", "is '~'"),
+        ("a", "is 'a'"),
+    ],
+)
+def test_without_a_home_nothing_is_made_of_a_tilde(home, words, tmp_path, monkeypatch, capsys):
+    """As in a container of an arbitrary user, by systemd, or where a Dockerfile says ENV HOME=~."""
+
+    def unknown(user):
+        raise KeyError(user)
+
+    (tmp_path / "a.yaml").write_text(SPEC)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.main(["validate", str(tmp_path / "a.yaml")]) == 0
+    capsys.readouterr()
+    monkeypatch.delenv("HOME") if home is None else monkeypatch.setenv("HOME", home)
+    assert cli.main(["validate", str(tmp_path / "a.yaml")]) == 2
+    assert capsys.readouterr().err == (
+        f"emc2dist: HOME: {words}; set it to a folder by its whole path, best to one that may be written to\n"
+    )

@@ -128,6 +128,13 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("watch.wandb=pro\x1bj", ["watch.wandb: got 'pro\\x1bj'", "holds a control character"]),
         ('watch.mlflow="proj\\n"', ["watch.mlflow", "holds a control character"]),
         ("eval.asked={{ split }}", ["eval.asked", "'{{ split }}' is a template's"]),
+        ("lr={{lr}}", ["lr: line 1: '{{lr}}' is a template's, which nothing here fills in; write out"]),
+        ("views.crop=[{{ low }}, 0.9]", ["views.crop: line 1: '{{ low }}' is a template's"]),
+        ("views.crop=[${LOW}, 0.9]", ["views.crop: not valid YAML", "; '${LOW}' is a shell's"]),
+        ("lr=$LR", ["lr: got '$LR'; '$LR' is a shell's, which nothing here fills in; write out"]),
+        ("name={{name}}", ["name: got '{{name}}'; '{{name}}' is a template's"]),
+        ("resources.worker_labels={zone: $ZONE}", ["resources.worker_labels.zone: got '$ZONE'; '$ZONE' is a shell's"]),
+        ("resources.shard_labels={zone: $ZONE}", ["resources.shard_labels.zone: got '$ZONE'; '$ZONE' is a shell's"]),
         ('lr="1e-3"', ["lr: got '1e-3'; the quotes around it make it text; leave them out"]),
         ("watch.tensorboard='yes'", ["watch.tensorboard: got 'yes'; the quotes around it"]),
         ("data.limit='null'", ["data.limit: got 'null'; the quotes around it"]),
@@ -831,3 +838,8 @@ def test_a_gpu_by_its_number_is_told_which_variable_chooses(value, named):
     told = f"; which of several GPUs is for the environment to say: CUDA_VISIBLE_DEVICES={named}"
     end = told if named else ""
     assert str(refused.value) == f"spec: device: got {value!r}; input should be 'auto', 'cpu' or 'cuda'{end}"
+
+
+def test_of_a_file_that_no_template_filled_in_the_line_is_told():
+    with pytest.raises(SpecError, match=r"spec: line 4: '\{\{ lr \}\}' is a template's, which nothing here fills in"):
+        parse("name: a\nepochs: 3\nbatch_size: 16\nlr: {{ lr }}  # of the sweep\n")

@@ -236,6 +236,13 @@ def test_a_key_that_is_set_does_not_vary(sweep_file, capsys):
         load_sweep(sweep_file)
 
 
+@pytest.mark.parametrize(("space", "overrides"), [("{lr: [1e-3, 5.0]}", ["set.lr=1e-3"]), ("{}", []), ("", [])])
+def test_a_space_in_which_nothing_is_left_is_told_as_that(space, overrides, sweep_file):
+    sweep_file.write_text(f"name: s\nbase: jobs/base.yaml\nspace: {space}\n")
+    with pytest.raises(SpecError, match=r"sweep\.yaml: space: holds no key, so nothing varies; give it one"):
+        load_sweep(sweep_file, overrides)
+
+
 def test_labels_of_the_base_keep_their_dots(sweep_file):
     sweep = load_sweep(sweep_file, ["set.resources.worker_labels.ray.io/market-type=spot"])
     assert sweep.base.resources.worker_labels == {"ray.io/market-type": "spot"}

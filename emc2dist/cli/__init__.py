@@ -27,14 +27,19 @@ import errno
 import gc
 import io
 import os
+import platform
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.metadata import PackageNotFoundError, version
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from typing_extensions import override
+
+from emc2dist import __version__
 from emc2dist.errors import DataError, Emc2Error, RayEnded, RunStopped, SpecError, StorageError, StorageUnreachable
 from emc2dist.machine import out_of_memory, unusable_gpu
 from emc2dist.terminal import Around, Patient, say
@@ -105,6 +110,7 @@ def _told(argv: Sequence[str] | None) -> int:
 def _status(argv: Sequence[str] | None) -> int:
     try:
         _refuse_lost_folder()
+        _refuse_no_home()
         if argv is None and Path(sys.argv[0]).stem.startswith("ipykernel"):  # whose words are the kernel's own
             raise SpecError(
                 "in a notebook give main the words: main(['train', 'SPEC', 'KEY=VALUE']), or run !emc2dist train SPEC"
@@ -170,6 +176,16 @@ def _refuse_lost_folder() -> None:
         ) from None
 
 
+def _refuse_no_home() -> None:
+    """Raise StorageError where `~` is no home: Ray ends with a traceback, others make a folder of that name."""
+    home = os.path.expanduser("~")
+    if os.path.isabs(home):
+        return
+    given = os.environ.get("HOME")
+    why = f"is not set, and this user ({os.getuid()}) has no entry in /etc/passwd" if given is None else f"is {given!r}"
+    raise StorageError(f"HOME: {why}; set it to a folder by its whole path, best to one that may be written to")
+
+
 def _refuse_returns(words: Sequence[str]) -> None:
     """Raise SpecError where a word, or a variable that is read here, ends in a carriage return or a newline."""
     ours = ("EMC2DIST_", "RAY_", "AWS_", "CUDA_", "TMPDIR", "MLFLOW_", "WANDB_")
@@ -208,6 +224,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     from emc2dist.cli import asking, certificates, checkpoints, clusters, data, jobs, reports, runs, sweeps, watching
 
     parser = _Parser(prog="emc2dist", description="Global contrastive learning on Ray.")
+    text = "print the versions of emc2dist, torch, Ray and Python, and end"
+    parser.add_argument("--version", action=_Version, nargs=0, help=text)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (runs, sweeps, checkpoints, certificates, watching, reports, data, asking, jobs, clusters):
         module.add_to(commands)
@@ -277,6 +295,23 @@ class _Parser(argparse.ArgumentParser):
         found, rest = super().parse_known_args(args, namespace)
         found.parser = getattr(found, "parser", self)
         return found, rest
+
+
+class _Version(argparse.Action):
+    """`--version`: what every report of a fault should tell; neither torch nor Ray is imported for it."""
+
+    @override
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        packages = ", ".join(f"{name} {_installed(name)}" for name in ("torch", "ray"))
+        print(f"emc2dist {__version__} ({packages}, Python {platform.python_version()})")
+        parser.exit()
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "is not installed"
 
 
 def _hint(unknown: Sequence[str], argv: Sequence[str], prefix: str) -> str:

@@ -491,7 +491,9 @@ def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
     message = _FORMS.get(error["type"], message)
     if error["type"].endswith(("_type", "_parsing")) and types.NoneType in _kinds(kind):
         message += ", or null"
-    if error["type"] not in _FORMS and _is_quoted(value, kind):
+    if isinstance(value, str) and error["type"] != REFUSED and (slip := paths.stand_in(value)):
+        message = slip
+    elif error["type"] not in _FORMS and _is_quoted(value, kind):
         message = "the quotes around it make it text; leave them out"
     elif key.endswith("device") and (card := _CARD.fullmatch(str(value))):
         message += f"; which of several GPUs is for the environment to say: CUDA_VISIBLE_DEVICES={card[1]}"

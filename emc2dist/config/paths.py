@@ -21,9 +21,9 @@ _UNSEEN = rf"[\s{UNSEEN}]"
 
 _WRITE = "which nothing here fills in; write out what it stands for"
 _STAND_INS = {  # a $ or a { within a name may be one of its characters
-    re.compile(r"\$[({][^/]*|(?<![^/])\$[A-Za-z_]\w*|\$[A-Z_]{2,}|`[^/]*"): f"is a shell's, {_WRITE}",
+    re.compile(r"\$[({][^/})]*[})]*|(?<![^/])\$[A-Za-z_]\w*|\$[A-Z_]{2,}|`[^/]*"): f"is a shell's, {_WRITE}",
     re.compile(r"%[A-Za-z_][\w()]*%|%\(\w+\)s"): f"is a variable, {_WRITE}",
-    re.compile(r"\{[{%][^/]*|(?<![^/])<[^/<>]+>(?![^/])"): f"is a template's, {_WRITE}",
+    re.compile(r"\{[{%][^/}]*\}*|(?<![^/])<[^/<>]+>(?![^/])"): f"is a template's, {_WRITE}",
 }
 _ELSEWHERE = {  # at the start, where `./` says that a folder is meant
     re.compile(r"(?i)arn:[^:/]*:[^/]*"): "is an ARN; write s3://bucket/folder",
@@ -121,9 +121,14 @@ def refuse_stand_ins(text: str) -> None:
     """Raise ValueError where a name holds what a shell or a template should have filled in, or is no line of text."""
     if _UNWRITABLE.search(text):
         raise ValueError("holds a control character, or a byte that is not UTF-8; leave it out")
-    slip = _first(_STAND_INS, text)
+    slip = stand_in(text)
     if slip:
         raise ValueError(slip)
+
+
+def stand_in(text: str) -> str | None:
+    """What of a text a shell or a template should have filled in, and that nothing here does; None where nothing is."""
+    return _first(_STAND_INS, text)
 
 
 def _first(patterns: dict[re.Pattern[str], str], text: str, *, past: bool = False) -> str | None:

@@ -366,11 +366,11 @@ class Resources(Section):
     """GPUs of a worker that trains on GPUs; less than 1 shares one, of runs of one worker, as trials may be."""
     accelerator: Word | None = None
     """A worker's GPU by Ray's name, as in A10G, L4 or H100, without which nothing starts; any, or none, by default."""
-    worker_labels: dict[str, str] = {}
+    worker_labels: dict[str, Word] = {}
     """Labels of the nodes that workers may run on, as in {ray.io/market-type: spot}."""
     shard_mib: PositiveInt | None = None
     """Memory of a shard, mebibytes; by default what its rows take. Set, it is checked before anything starts."""
-    shard_labels: dict[str, str] = {}
+    shard_labels: dict[str, Word] = {}
     """Labels of the nodes that shards may run on, as in {ray.io/market-type: on-demand}."""
     driver_cpus: NonNegativeFloat = 0.0
     """CPUs of a submitted run's driver; 0: it asks for none and runs on the head."""

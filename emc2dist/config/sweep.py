@@ -117,7 +117,7 @@ class Sweep(Section):
     """Names the sweep and its folder in the base's `run_dir`: the same name goes on."""
     base: Spec
     """What every trial has in common; `seed` is that of the first of the `seeds`."""
-    space: Annotated[dict[str, str | tuple[Any, ...]], Field(min_length=1)]
+    space: dict[str, str | tuple[Any, ...]]
     """Keys of a run's spec, as in `optimiser.weight_decay`, and what they may be."""
     seeds: SmallPositiveInt = 1
     """Trials of each point; each has a seed of its own."""
@@ -156,6 +156,8 @@ class Sweep(Section):
     @field_validator("space", mode="before")
     @classmethod
     def _holds_lists_and_ranges(cls, space: Any) -> Any:
+        if space == {}:
+            raise ValueError("space: holds no key, so nothing varies; give it one and its values, as lr: [1e-3, 1e-2]")
         for key, value in space.items() if isinstance(space, dict) else ():
             if not isinstance(value, str | tuple):
                 raise ValueError(f"space.{key}: got {value!r}; {WANTED}")

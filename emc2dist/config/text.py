@@ -81,7 +81,9 @@ def tree(text: str, source: str) -> Any:
     except yaml.YAMLError as error:
         tab = "; indent with spaces, for YAML takes no tabs there" if r"'\t'" in str(error) else ""
         odd = characters.misleading_lines(text)
-        raise SpecError(f"{source}: not valid YAML ({' '.join(str(error).split())}){tab}{odd}") from None
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        slip = f"; {unfilled}" if mark and (unfilled := _unfilled(mark)) else ""
+        raise SpecError(f"{source}: not valid YAML ({' '.join(str(error).split())}){tab}{slip}{odd}") from None
     except ValueError as error:
         raise SpecError(f"{source}: {error}") from None
 
@@ -182,7 +184,8 @@ class _Tree:
         lines: dict[str, int] = {}
         for key, item in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise ValueError(f"{_where(key)}: a key that is a list or a mapping; keys are words")
+                wrong = _unfilled(key.start_mark) or "a key that is a list or a mapping; keys are words"
+                raise ValueError(f"{_where(key)}: {wrong}")
             here = (*path, key.value)
             if key.value in lines:
                 both = f"in lines {lines[key.value]} and {key.start_mark.line + 1}"
@@ -207,3 +210,10 @@ class _Tree:
 
 def _where(node: yaml.Node) -> str:
     return f"line {node.start_mark.line + 1}"
+
+
+def _unfilled(mark: yaml.Mark) -> str | None:
+    """What the line of a mark holds that a shell or a template should have filled in; None where nothing is."""
+    text = mark.buffer or ""  # of a str it is all of it, and a NUL
+    before, after = text[: mark.pointer], text[mark.pointer :].rstrip("\0")
+    return paths.stand_in(before.rpartition("\n")[2] + after.partition("\n")[0])

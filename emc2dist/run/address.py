@@ -1,4 +1,5 @@
-"""RAY_ADDRESS: whether a Ray answers there that this machine can join, found out in seconds and said in one message.
+"""Whether a Ray answers that this machine can join, at RAY_ADDRESS or where one was just started here: found out in
+seconds and said in one message.
 
 `ray.init` itself takes a quarter of an hour to give up an address where nothing answers, and never names it. (Part of
 `emc2dist.run.cluster`, which sets Ray's defaults before it imports this.)
@@ -23,6 +24,8 @@ from emc2dist.run.access import WRONG_TOKEN, refuse_without_token
 
 TIMEOUT_S = 8.0
 """Of a connection, and of an answer."""
+OWN_S = 30.0
+"""The same of a Ray that was started here, on a machine that may be busy."""
 _WITHOUT = "or unset RAY_ADDRESS to run on this machine alone"
 
 
@@ -54,6 +57,19 @@ def check(address: str, *, authorised: bool) -> None:
             f"{says}: nothing answers there ({_reason(error)}); start that cluster, correct the address, {_WITHOUT}"
         ) from error
     _ask(f"{host}:{port}" if ":" not in host else f"[{host}]:{port}", says)
+
+
+def check_own(address: str) -> None:
+    """See that the server of a Ray that was started here answers. Raises LaunchError after OWN_S seconds."""
+    try:
+        with init_grpc_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=OWN_S, wait_for_ready=True)
+    except grpc.RpcError as error:
+        raise LaunchError(
+            f"Ray starts on this machine, but its server at {address} cannot be reached in {OWN_S:g} s "
+            f"({error.code().name}); see that the loopback interface is up (ip link set lo up), and that no firewall "
+            "or VPN keeps this machine's processes from each other"
+        ) from error
 
 
 def _find(says: str) -> str:

@@ -296,9 +296,11 @@ def _start(places: int, dashboard: bool) -> None:
     try:
         # Ray sees this too, but leaves the session's folder there.
         validate_socket_filepath(f"{folder}/ray/session_{'0' * 26}_{os.getpid()}/sockets/plasma_store")
-        with _sessions_of_their_own(), _lean(dashboard), _signals_left_alone():
+        with _sessions_of_their_own(), _lean(dashboard), _asked_first(), _signals_left_alone():
             ray.init(address="local", num_cpus=places, include_dashboard=dashboard, job_config=_job_config(), **_QUIET)
             _guard = _guard_of(ray._private.worker._global_node)
+    except LaunchError:
+        raise
     except Exception as error:  # Ray raises anything, bare Exceptions too
         if short := limits.scarce(1):
             raise LaunchError(f"Ray does not start on this machine ({_chain(error)}){short}") from error
@@ -383,6 +385,25 @@ def _lean(dashboard: bool) -> Iterator[None]:
         yield
     finally:
         parameter.RayParams, Node.start_api_server = params, start
+
+
+@contextmanager
+def _asked_first() -> Iterator[None]:
+    """Have a Ray of our own be given up where its server cannot be reached.
+
+    Ray tries it twenty times for 40 s each, and hears no signal within one.
+    """
+    connect = Node._init_gcs_client
+
+    def ask_and_connect(node: Node) -> None:
+        address.check_own(node.gcs_address)
+        connect(node)
+
+    Node._init_gcs_client = ask_and_connect
+    try:
+        yield
+    finally:
+        Node._init_gcs_client = connect
 
 
 @contextmanager

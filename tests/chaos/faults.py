@@ -81,7 +81,7 @@ class World:
     def start_driver(self) -> None:
         with (self.folder / "driver.log").open("a") as output:
             own_session = {"stdout": output, "stderr": output, "start_new_session": True}
-            self.driver = self.start("-m", "emc2dist.cli", self.COMMAND, *self.arguments, **own_session)
+            self.driver = self.start("-m", "emc2dist", self.COMMAND, *self.arguments, **own_session)
 
     def steps(self) -> int:
         """The newest step that the run folder tells of."""

@@ -35,7 +35,7 @@ from emc2dist.errors import DataError, SpecError, StorageError
 from emc2dist.files.s3 import S3Place
 
 NO_ANT = "1 of 2 classes have no image, as 'ant'"
-COMMAND = [sys.executable, "-m", "emc2dist.cli", "ingest"]
+COMMAND = [sys.executable, "-m", "emc2dist", "ingest"]
 RANDOM = np.random.default_rng(0)
 
 

@@ -42,7 +42,7 @@ def folder():
 
 
 def begin(folder, *arguments, **variables):
-    command = [sys.executable, "-m", "emc2dist.cli", "cluster", *arguments]
+    command = [sys.executable, "-m", "emc2dist", "cluster", *arguments]
     environment = {**ENVIRONMENT, "EMC2DIST_CLUSTER": str(folder), **variables}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

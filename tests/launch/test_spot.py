@@ -79,7 +79,7 @@ def test_the_node_is_drained_when_the_notice_comes(metadata, monkeypatch):
     cluster = LocalCluster(folder / "ray")
     try:
         environment = os.environ | cluster.start(1, cpus=1).environment()
-        command = [sys.executable, "-m", "emc2dist.cli", "cluster", "spot", "--metadata", metadata]
+        command = [sys.executable, "-m", "emc2dist", "cluster", "spot", "--metadata", metadata]
         with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as heeding:
             assert Metadata.asked.wait(60)
             Metadata.noticed.set()

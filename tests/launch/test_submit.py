@@ -49,7 +49,7 @@ class Cluster:
         """Of our own command alone: Ray's asks them for its dashboard."""
 
     def emc2dist(self, *words, timeout=300):
-        command = [sys.executable, "-m", "emc2dist.cli", *map(str, words)]
+        command = [sys.executable, "-m", "emc2dist", *map(str, words)]
         return self.run(command, timeout, self.proxies)
 
     def here(self, *words):

@@ -55,6 +55,14 @@ def test_what_is_no_ray_is_not_waited_for_long(monkeypatch):
                 address.check(value, authorised=True)
 
 
+def test_a_ray_of_our_own_whose_server_cannot_be_reached_is_not_waited_for_long(monkeypatch):
+    monkeypatch.setattr(address, "OWN_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        for value in ("127.0.0.1:1", f"127.0.0.1:{mute.getsockname()[1]}"):
+            with pytest.raises(LaunchError, match=rf"its server at {value} cannot be reached in 0\.5 s .*loopback"):
+                address.check_own(value)
+
+
 class Head(services.NodeInfoGcsServiceServicer):
     """A head of that version, without nodes on this machine; it refuses every token where it has no version."""
 
@@ -95,6 +103,7 @@ def test_a_cluster_that_cannot_be_joined_says_why(monkeypatch, version, words):
 
 def test_a_cluster_that_runs_is_let_pass(ray_cluster):
     address.check(ray_cluster.get_runtime_context().gcs_address, authorised=True)
+    address.check_own(ray_cluster.get_runtime_context().gcs_address)
 
 
 def test_another_machines_ray_is_not_asked_without_a_token(monkeypatch, tmp_path):

@@ -99,7 +99,7 @@ def test_a_page_overwrites_no_file_of_another_kind(folder, tmp_path):
 
 def test_nothing_is_lost_when_it_is_killed(folder, tmp_path):
     """After two answers, while the third is waited for."""
-    words = [sys.executable, "-m", "emc2dist.cli", "ask", "digits", str(folder), "--page", str(tmp_path / "ask.html")]
+    words = [sys.executable, "-m", "emc2dist", "ask", "digits", str(folder), "--page", str(tmp_path / "ask.html")]
     pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(words, env=os.environ, **pipes) as process:
         process.stdin.write("1\n3\n")

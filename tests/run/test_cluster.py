@@ -78,6 +78,30 @@ def test_a_ray_of_our_own_starts_with_what_it_needs_and_waits_for_no_port(dashbo
     assert Node.start_api_server is start
 
 
+UNREACHED = """
+import emc2dist.run.cluster as cluster
+from emc2dist.run import address
+address.OWN_S = 1.0
+try:
+    cluster._start(1, dashboard=False)
+except cluster.LaunchError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode != 0,
+    reason="no networks may be made here",
+)
+def test_where_rays_processes_cannot_reach_each_other_it_is_told_at_once():
+    """Ray itself tries for a quarter of an hour, and hears no signal meanwhile."""
+    command = ["unshare", "--net", sys.executable, "-c", UNREACHED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Ray starts on this machine, but its server at 127.0.0.1:")
+    assert done.stdout.count("\n") == 1
+
+
 INTERRUPTED = """
 import os, sys
 import ray._private.worker as worker

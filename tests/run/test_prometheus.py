@@ -218,7 +218,7 @@ class Watched:
         command = [
             sys.executable,
             "-m",
-            "emc2dist.cli",
+            "emc2dist",
             "train",
             self.folder / "spec.yaml",
             "name=watched",

@@ -283,7 +283,7 @@ def test_s3_that_does_not_answer_at_first_is_asked_again(monkeypatch, capsys):
 
 
 def test_ctrl_c_ends_the_watching(tmp_path):
-    command = [sys.executable, "-m", "emc2dist.cli", "watch", str(tmp_path / "none")]
+    command = [sys.executable, "-m", "emc2dist", "watch", str(tmp_path / "none")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert "no run here yet" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
