@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -203,6 +204,15 @@ def test_splits_are_those_of_files_or_of_a_column(run, tmp_path):
     assert run(tmp_path / "column.jsonl", tmp_path / "other")[0]["queries"] == {"train": 2, "test": 1}
 
 
+def test_a_file_by_itself_trains_whatever_its_name_which_is_said(run, tmp_path):
+    said = "test.jsonl: all of it trains, though its name tells test: names in what is given tell splits"
+    result, _ = run(jsonl(tmp_path / "test.jsonl", pairs_of()))
+    assert result["queries"] == {"train": 3}
+    assert said in result["remarks"]
+    result, _ = run(jsonl(tmp_path / "a/test.jsonl", pairs_of(split="dev")), tmp_path / "other")
+    assert said not in result["remarks"]
+
+
 def test_equal_texts_are_one_and_that_is_said(run, tmp_path):
     rows = [*pairs_of([("q", "a"), ("q", "b"), ("r", "a")]), *pairs_of([("q", "a")], split="test")]
     result, opened = run(jsonl(tmp_path / "p.jsonl", rows))
@@ -320,6 +330,13 @@ def test_a_text_or_a_line_that_is_too_long_is_refused_or_dropped(run, tmp_path, 
 def test_a_text_of_the_most_bytes_is_taken(run, tmp_path):
     source = jsonl(tmp_path / "p.jsonl", pairs_of([("q", "ab " * (2**20 // 3))]))
     assert run(source)[0]["relevance"] == 1
+
+
+def test_rows_of_parquet_are_counted_over_all_of_the_file(run, tmp_path):
+    texts = [f"q{n}" for n in range(3000)]
+    source = parquet(tmp_path / "p.parquet", query=texts, document=[f"d {text}" for text in texts[:-1]] + [""])
+    with pytest.raises(DataError, match="row 2999: the document is empty"):
+        run(source)
 
 
 def test_more_text_than_is_held_in_memory_is_refused(run, tmp_path, monkeypatch):
@@ -592,12 +609,13 @@ def test_a_source_that_is_none_is_refused(run, tmp_path):
         run(beir(tmp_path / "beir"), columns="query=text")
 
 
-def test_files_that_are_not_read_are_said(run, tmp_path):
+def test_files_that_are_not_read_are_said(run, tmp_path, capsys):
     source = jsonl(tmp_path / "s/train.jsonl", pairs_of()).parent
     for name in ("README.md", "more.jsonl", ".hidden.jsonl"):
         (source / name).write_text("no JSON")
     remarks = run(source)[0]["remarks"]
     assert "1 other files were passed over (README.md)" in remarks
+    assert "1 other files were passed over (README.md)" in capsys.readouterr().err.splitlines()
     assert any(remark.startswith("1 files belong to no split and were left out (more.jsonl)") for remark in remarks)
 
 
@@ -712,6 +730,18 @@ def test_a_prompt_stands_before_each_text_and_a_mask_is_no_text():
     assert (TokenView(trained, 20, "pool: ")(["max"], seeds) == TokenView(trained, 20)(["pool: max"], seeds)).all()
     mask = Tokenizer.from_str(trained).token_to_id(MASK)
     assert mask + 1 not in TokenView(trained, 20)([f"a {MASK} b"], seeds)
+
+
+def test_tokens_are_made_on_the_thread_that_asks():
+    script = """if True:
+        import os, numpy, torch
+        from emc2dist.data.texts.tokenizer import TokenView, train_tokenizer
+        before = len(os.listdir("/proc/self/task"))
+        TokenView(train_tokenizer(["a b"] * 1000, 512), 4)(["a b"] * 1000, numpy.zeros((1, 1000), numpy.int64))
+        assert len(os.listdir("/proc/self/task")) == before
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, env=environment)
 
 
 def test_a_view_is_picklable():
