@@ -113,9 +113,12 @@ def test_a_dump_reads_back_to_an_equal_spec():
         ("data.num_workers=4", ["data.num_workers: unknown key; the nearest valid key is data.loaders"]),
         (
             "encoder.pretrained=true",
-            ["encoder.pretrained: unknown key; encoder takes backbone, stem, norm, hidden, features"],
+            ["encoder.pretrained: unknown key; encoder takes backbone, stem, norm, hidden, projector, features"],
         ),
-        ("encoder.weights=x", ["encoder.weights: unknown key; encoder takes backbone, stem, norm, hidden, features"]),
+        (
+            "encoder.weights=x",
+            ["encoder.weights: unknown key; encoder takes backbone, stem, norm, hidden, projector, features"],
+        ),
         ("amp=true", ["amp: unknown key; the nearest valid key is precision"]),
         ("trainer.use_amp=true", ["trainer.use_amp: unknown key; the nearest valid key is precision"]),
         ("knn_k=3", ["knn_k: unknown key; `emc2dist validate SPEC` prints those that there are"]),

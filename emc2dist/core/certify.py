@@ -172,8 +172,8 @@ class FrozenRun:
         found = []
         for t in range(steps):
             index = run._visited(t)
+            run._recall(index)  # for its random numbers
             run.visited = run.batch(index, t)
-            run._recall(run.visited)  # for its random numbers
             found.append(run.exact_of_batch())
         return torch.stack(found[steps - _kept(steps) :]).mean(0)
 
@@ -211,13 +211,13 @@ class FrozenRun:
             views.append((numbers * self.features.shape[1] + samples).flatten())
             return features
 
-        outcome = self.contrast(batch, self._recall(batch), encode)
+        outcome = self.contrast(batch, self._recall(index), encode)
         if FEATURES in self.tables:  # as training counts them, each view once
             encoded = torch.tensor(float(len(torch.cat(views).unique()) if views else 0))
             outcome = replace(outcome, facts={**outcome.facts, "reencoded_images": encoded})
         if outcome.log_z and t % _LOOKED == 0:
             outcome = replace(outcome, facts={**outcome.facts, **self._log_z_errors(outcome)})
-        self._remember(outcome, batch)
+        self._remember(outcome, index)
         self._so_far += index.tolist()
         if FEATURES in self.tables:
             side = batch.sides["x"]
@@ -296,19 +296,17 @@ class FrozenRun:
         view = self._stored(drawn, torch.full_like(drawn, step * 2 * self.views + self.views))
         return drawn, self._taken(view, drawn).detach().unsqueeze(0)
 
-    def _samples_of(self, table: str, batch: Batch) -> Tensor:
-        """int64 [B], the samples of the anchors whose columns a table has."""
-        sides = {what.name: what.anchors for what in self.contrast.denominators}
-        side = sides.get(table, "")
-        return batch.index_of(side) if side in batch.sides else batch.index
+    def _samples_of(self, table: str, index: Tensor) -> Tensor:
+        """int64 [B], the samples of the anchors whose columns a table has, of the batch `index`."""
+        return index
 
-    def _recall(self, batch: Batch) -> dict[str, Recall]:
+    def _recall(self, index: Tensor) -> dict[str, Recall]:
         estimator, support = self.contrast.estimator, self.contrast.objective.support
         recalls = {what.name: Recall({}) for what in self.contrast.denominators}
         for table, columns in self.tables.items():
             if table != FEATURES:
-                index = self._samples_of(table, batch)
-                mine = {name: values[index].transpose(0, 1).flatten(0, 1) for name, values in columns.items()}
+                anchors = self._samples_of(table, index)
+                mine = {name: values[anchors].transpose(0, 1).flatten(0, 1) for name, values in columns.items()}
                 recalls[table] = Recall(mine)
         if FEATURES not in self.tables:
             return recalls
@@ -334,14 +332,14 @@ class FrozenRun:
     def _rows(self, index: Tensor) -> CachedRows:
         return CachedRows(index, **{name: values[index] for name, values in self.tables[FEATURES].items()})
 
-    def _remember(self, outcome: Outcome, batch: Batch) -> None:
+    def _remember(self, outcome: Outcome, index: Tensor) -> None:
         for table, columns in outcome.remember.items():
             if table == OBJECTIVE:
                 continue
-            index = self._samples_of(table, batch)
+            anchors = self._samples_of(table, index)
             for name, values in columns.items():
                 column = self.tables[table][name]
-                column[index] = values.detach().unflatten(0, (-1, len(index))).transpose(0, 1).to(column.dtype)
+                column[anchors] = values.detach().unflatten(0, (-1, len(anchors))).transpose(0, 1).to(column.dtype)
 
     def _cache(self, index: Tensor, features: Tensor, step: int, slot: int) -> None:
         cache = self.tables[FEATURES]

@@ -76,8 +76,8 @@ class FrozenPairs(FrozenRun):
             fresh.append((samples, features))
             return features.unsqueeze(0)
 
-        outcome = self.contrast(batch, self._recall(batch), encode)
-        self._remember(outcome, batch)
+        outcome = self.contrast(batch, self._recall(queries), encode)
+        self._remember(outcome, queries)
         if FEATURES in self.tables:
             for side in {what.keys for what in self.contrast.denominators}:
                 of_side = batch.sides[side]
@@ -87,6 +87,12 @@ class FrozenPairs(FrozenRun):
             for samples, features in fresh:
                 self._cache(samples, features, t, 0)
         return outcome
+
+    @override
+    def _samples_of(self, table: str, index: Tensor) -> Tensor:
+        assert self.visited is not None, "its batch is made first"
+        sides = {what.name: what.anchors for what in self.contrast.denominators}
+        return self.visited.index_of(sides[table])
 
     def _batch_of(self, queries: Tensor, documents: Tensor, step: int) -> Batch:
         """The batch of queries int64 [B] and a positive of each int64 [B], both by rows of their sides."""

@@ -197,7 +197,7 @@ def _known_of_texts(train: Pairs, wanted: Mapping[str, str]) -> tuple[dict[str, 
 
 
 def judged_of(train: TrainingSet) -> NDArray[np.int64] | None:
-    """What `emc2dist.core.batch.Batch.judged` is of a set; None where each query has a document to itself."""
+    """What `judged` of `emc2dist.core.batch.Batch` is of a set; None where each query has a document to itself."""
     if not isinstance(train, Pairs) or train.is_bijection:
         return None
     entities, queries = len(train), len(train.queries)
