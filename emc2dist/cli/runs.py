@@ -14,7 +14,10 @@ def add_to(commands: Commands) -> None:
     train = commands.add_parser("train", help=text, description=text)
     text = "check the spec of a run or a sweep and print it resolved; with launch.cluster, what goes where on it"
     validate = commands.add_parser("validate", help=text, description=text)
-    text = "how good a run's newest checkpoint is: kNN, linear probe, recall, few-shot accuracy, how features lie"
+    text = (
+        "how good a run's newest checkpoint is: kNN, linear probe, recall, few-shot accuracy, how features lie; "
+        "of pairs nDCG, MRR and recall of all queries among the whole corpus, and BM25's"
+    )
     evaluate = commands.add_parser("evaluate", help=text, description=text)
     text = (
         "write a run's backbone as safetensors, a ResNet's under torchvision's own key names and without `fc`; what "

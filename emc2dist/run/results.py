@@ -14,6 +14,7 @@ from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import NonFiniteError, SpecError
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
+from emc2dist.run.texts import evaluate_pairs
 from emc2dist.terminal import Progress, say
 from emc2dist.towers.encoder import MEAN, STD, backbone_state_dict, not_torchvisions
 from emc2dist.train.evaluation import Evaluation
@@ -28,6 +29,7 @@ _HEEDED = (
     "eval.asked",
     "eval.neighbours",
 )
+_HEEDED_OF_PAIRS = ("data.path", "data.limit", "eval.asked")
 
 
 _USE = (
@@ -39,7 +41,7 @@ _USE = (
 def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = None) -> dict[str, Any]:
     """All measures (`emc2dist.train.measures`) of the newest checkpoint, on all images of the run's data.
 
-    Of the representation, and of the feature, by these names.
+    Of the representation, and of the feature, by these names. Of a run over pairs, `evaluate_pairs`.
 
     `overrides` are KEY=VALUE, of the run's spec: `data.path=PATH` where the data have moved. What `s3` was given goes
     before what the run's spec says, for the run folder and for the data.
@@ -50,9 +52,12 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
         NonFiniteError: the run has diverged.
     """
     newest = LoadedCheckpoint.newest(RunFolder.open(run, s3))
+    of_pairs = newest.spec.data.kind == "pairs"
+    _refuse_unheeded(overrides, of_pairs)
     spec = parse(dump(newest.spec), overrides, source=str(newest.place)) if overrides else newest.spec
-    _refuse_unheeded(overrides)
     s3 = spec.s3.overridden(s3)
+    if of_pairs:
+        return evaluate_pairs(newest, spec.model_copy(update={"s3": s3}))
     train = open_images(spec.data, "train", s3)
     assert train is not None, "open_images raises where there are no training images"
     evaluation = Evaluation(spec, open_labelled(spec.data, spec.eval, train, s3), whole=True)
@@ -77,13 +82,15 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
     }
 
 
-def _refuse_unheeded(overrides: Sequence[str]) -> None:
+def _refuse_unheeded(overrides: Sequence[str], of_pairs: bool) -> None:
     """Raise SpecError where an override would be read by nobody here."""
+    heeded = _HEEDED_OF_PAIRS if of_pairs else _HEEDED
+    what = "all queries are asked among all documents" if of_pairs else "all labelled images vote and are asked about"
     for key in given_keys(overrides):
-        if key not in _HEEDED and not key.startswith("s3."):
+        if key not in heeded and not key.startswith("s3."):
             raise SpecError(
-                f"{key}: is for training; all labelled images vote and are asked about here, once. Leave it out; what "
-                f"can be set is {', '.join(_HEEDED)} and s3"
+                f"{key}: is for training; {what} here, once. Leave it out; what can be set is {', '.join(heeded)} "
+                "and s3"
             )
 
 
