@@ -4,20 +4,20 @@ An encoder that began from nothing reads the tokens of the set that it was train
 where the run had it or at `data.path`, and hold what it held. A model of a folder brings its tokenizer along.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from emc2dist.config import S3, Spec
+from emc2dist.config import S3, Spec, dump, given_keys, parse
 from emc2dist.config.pairs import TRANSFORMERS
 from emc2dist.data.texts.pairs import Pairs, open_pairs
 from emc2dist.data.texts.tokenizer import TokenView
-from emc2dist.errors import DataError, NonFiniteError, StorageError, StorageUnreachable
+from emc2dist.errors import DataError, NonFiniteError, SpecError, StorageError, StorageUnreachable
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.terminal import Progress, say
 from emc2dist.train.retrieval import RetrievalEvaluation, asked_of
@@ -47,19 +47,28 @@ class TextEncoding:
         return cls(newest, token_views(spec), remarks)
 
     @torch.no_grad()
-    def features(self, texts: Sequence[str], side: str) -> Iterator[Tensor]:
-        """Unit-norm features float32 [<= 256, D] of texts of a side, in order, on the encoder's device.
+    def features(self, texts: Sequence[str], side: str) -> NDArray[np.float32]:
+        """Unit-norm features [n, D] of n texts of a side.
 
         Raises:
             NonFiniteError: one is NaN or infinite.
         """
+        found = np.empty((len(texts), self.newest.encoder.features), np.float32)
         for first in range(0, len(texts), _CHUNK):
             some = texts[first : first + _CHUNK]
             tokens = self.views[side](some, np.zeros((1, len(some)), np.int64))[0]
-            features = self.newest.encoder(tokens.to(self.newest.device)).float()
-            if not features.isfinite().all():
-                raise NonFiniteError(f"{self.newest.place}: its features are not finite; the run has diverged")
-            yield features
+            found[first : first + _CHUNK] = self.newest.encoder(tokens.to(self.newest.device)).float().cpu()
+        if not np.isfinite(found).all():
+            raise NonFiniteError(f"{self.newest.place}: its encoder's features are not finite; the run has diverged")
+        return found
+
+
+def where(spec: Spec, overrides: Sequence[str]) -> str:
+    """The path of the data after overrides, KEY=VALUE. Raises SpecError where one sets more than that, or S3."""
+    for key in given_keys(overrides):
+        if key != "data.path" and not key.startswith("s3."):
+            raise SpecError(f"{key}: is not read here; what can be set is data.path and s3")
+    return parse(dump(spec), overrides).data.path if overrides else spec.data.path
 
 
 def training_set(newest: LoadedCheckpoint, path: str, s3: S3) -> tuple[Spec, Pairs]:

@@ -2,17 +2,20 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from run.trained_pairs import ingest, rows, trained
+from train.harness import small_spec
 
 from emc2dist.cli import main
 from emc2dist.data.texts.pairs import open_pairs
 from emc2dist.evaluate.retrieval import Judged, measures
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
+from emc2dist.run.negatives import Held
 from emc2dist.run.texts import TextEncoding
 
 
@@ -44,7 +47,7 @@ def features_of(run, texts, side):
     """By the newest encoder, of each text by itself."""
     newest = LoadedCheckpoint.newest(RunFolder.open(run))
     encoding = TextEncoding.of(newest, newest.spec.data.path, newest.spec.s3)
-    return np.concatenate([next(encoding.features([text], side)).numpy() for text in texts])
+    return np.concatenate([encoding.features([text], side) for text in texts])
 
 
 def test_all_queries_are_asked_among_all_documents(run, capsys, data):
@@ -94,3 +97,112 @@ def test_no_split_to_ask_is_told_with_what_to_do(run, capsys, tmp_path):
     other = ingest(tmp_path / "other", rows()[:7])
     assert "eval.asked=train" in refused(capsys, "evaluate", run, f"data.path={other}")
     assert "no queries of it" in refused(capsys, "evaluate", run, "eval.asked=validation")
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A run over 6 queries of which 4 documents each are judged to answer them."""
+    table = [row | {"query": f"which {row['query'].split()[1]}"} for row in rows()]
+    data = ingest(tmp_path_factory.mktemp("sets") / "judged", table)
+    return trained(tmp_path_factory.mktemp("runs"), data, "negatives.draws=4", "epochs=4", "batch_size=2")
+
+
+def opened(run):
+    """The newest checkpoint of a run, and its training pairs with all their texts."""
+    newest = LoadedCheckpoint.newest(RunFolder.open(run))
+    pairs = open_pairs(newest.spec.data, "train")
+    return newest, pairs, *(side.get(np.arange(len(side))) for side in (pairs.queries, pairs.documents))
+
+
+def test_a_mined_negative_is_what_its_querys_chain_holds(run, tmp_path, capsys):
+    found = told(capsys, "negatives", run, tmp_path / "st.jsonl")
+    newest, _, queries, documents = opened(run)
+    table = newest.table("negatives")
+    features = features_of(run, queries, "query"), features_of(run, documents, "document")
+    written = lines(tmp_path / "st.jsonl")
+    assert [line["anchor"] for line in written] == queries
+    for row, line in enumerate(written):
+        held = int(table["state"][row, 0]) - len(queries)
+        cosines = features[1] @ features[0][row]
+        assert (line["positive"], line["negative"]) == (documents[row], documents[held])
+        assert line["score"] == pytest.approx(float(cosines[held]), abs=1e-5)
+        assert line["margin"] == pytest.approx(float(cosines[row] - cosines[held]), abs=1e-5)
+        assert line["age"] == newest.manifest.step - table["visited_at"][row, 0] >= 0
+    assert found["negatives"] == found["queries"] == 24
+    for name in ("score", "margin", "age"):
+        assert found[name] == pytest.approx(np.mean([line[name] for line in written]), abs=1e-5)
+    assert found["above_positive"] == sum(line["margin"] < 0 for line in written)
+
+
+def test_each_positive_stands_beside_each_negative_and_is_never_one(judged, tmp_path, capsys):
+    told(capsys, "negatives", judged, tmp_path / "st.jsonl", "--per-query", "3")
+    answers = {(row["query"].split()[1], row["document"]) for row in rows()}
+    pairs = {(line["anchor"].split()[1], line["positive"], line["negative"]) for line in lines(tmp_path / "st.jsonl")}
+    assert {(query, positive) for query, positive, _ in pairs} == answers
+    assert not {(query, negative) for query, _, negative in pairs} & answers
+    negatives = {(query, negative) for query, _, negative in pairs}
+    assert len(pairs) == 4 * len(negatives)
+
+
+@pytest.mark.parametrize("form", ["tevatron", "flag"])
+def test_what_is_written_can_be_ingested(judged, tmp_path, form):
+    assert main(["negatives", str(judged), str(tmp_path / "mined.jsonl"), "--format", form]) == 0
+    ingest(tmp_path / "set", lines(tmp_path / "mined.jsonl"))
+    newest, pairs, queries, documents = opened(judged)
+    again = open_pairs(newest.spec.data.model_copy(update={"path": str(tmp_path / "set")}), "train")
+    texts = [side.get(np.arange(len(side))) for side in (again.queries, again.documents)]
+    assert {(texts[0][q], texts[1][d]) for q, d in again.relevance} == {
+        (queries[q], documents[d]) for q, d in pairs.relevance
+    }
+
+
+def test_tevatrons_passages_keep_the_sets_own_ids(run, tmp_path):
+    assert main(["negatives", str(run), str(tmp_path / "mined.jsonl"), "--format", "tevatron"]) == 0
+    _, pairs, queries, documents = opened(run)
+    ids = dict(zip(documents, pairs.documents.ids(np.arange(len(documents))), strict=True))
+    for line in lines(tmp_path / "mined.jsonl"):
+        assert line["query_id"] == pairs.queries.ids(np.array([queries.index(line["query"])]))[0]
+        (positive,), (negative,) = line["positive_passages"], line["negative_passages"]
+        assert (positive["docid"], negative["docid"]) == (ids[positive["text"]], ids[negative["text"]])
+
+
+def test_older_checkpoints_tell_of_further_negatives(judged):
+    newest, pairs, *_ = opened(judged)
+    held = Held.of(newest, pairs, RunFolder.open(judged), 3)
+    assert len(held.query) > len(np.unique(held.query))
+    assert np.bincount(held.query).max() <= 3
+    alone = Held.of(newest, pairs)
+    first = np.unique(held.query, return_index=True)[1]
+    np.testing.assert_array_equal(held.document[first], alone.document)
+    assert (np.diff(held.age)[np.diff(held.query) == 0] > 0).all()
+
+
+def test_a_chain_that_holds_an_answer_is_left_out_and_counted(judged):
+    newest, pairs, *_ = opened(judged)
+    query, document = pairs.relevance[0] + [0, len(pairs.queries)]
+    table = newest.table("negatives")
+    table["state"][query] = document
+    told = SimpleNamespace(spec=newest.spec, manifest=newest.manifest, table=lambda name: table)
+    held = Held.of(told, pairs)
+    assert held.judged == 1
+    assert query not in held.query
+
+
+def test_runs_without_chains_of_queries_have_no_negatives(data, tmp_path, capsys):
+    out = tmp_path / "out.jsonl"
+    run = trained(tmp_path / "runs", data, "negatives={name: in_batch}")
+    assert "keeps no chains" in refused(capsys, "negatives", run, out)
+    spec = small_spec(f"run_dir={tmp_path}")
+    assert "is over images" in refused(capsys, "negatives", RunFolder.prepare(spec).place, out)
+    assert not out.exists()
+
+
+def test_what_cannot_be_is_refused_before_anything_is_read(run, tmp_path, capsys):
+    assert "--per-query 101: give 1 to 100" in refused(capsys, "negatives", run, tmp_path / "o", "--per-query", "101")
+    assert "data.limit: is not read here" in refused(capsys, "negatives", run, tmp_path / "o", "data.limit=3")
+    assert "there is no folder" in refused(capsys, "negatives", run, tmp_path / "gone" / "o")
+    assert list(tmp_path.iterdir()) == []
