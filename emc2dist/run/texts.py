@@ -65,10 +65,11 @@ class TextEncoding:
 
 def where(spec: Spec, overrides: Sequence[str]) -> str:
     """The path of the data after overrides, KEY=VALUE. Raises SpecError where one sets more than that, or S3."""
+    path = parse(dump(spec), overrides).data.path if overrides else spec.data.path
     for key in given_keys(overrides):
         if key != "data.path" and not key.startswith("s3."):
             raise SpecError(f"{key}: is not read here; what can be set is data.path and s3")
-    return parse(dump(spec), overrides).data.path if overrides else spec.data.path
+    return path
 
 
 def training_set(newest: LoadedCheckpoint, path: str, s3: S3) -> tuple[Spec, Pairs]:

@@ -8,15 +8,21 @@ import numpy as np
 import pytest
 import torch
 from run.trained_pairs import ingest, rows, trained
+from safetensors import safe_open
 from train.harness import small_spec
 
+from emc2dist import files
 from emc2dist.cli import main
 from emc2dist.data.texts.pairs import open_pairs
+from emc2dist.data.texts.tokenizer import TokenView
+from emc2dist.errors import StorageError
 from emc2dist.evaluate.retrieval import Judged, measures
+from emc2dist.files.disk import DiskPlace
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.negatives import Held
 from emc2dist.run.texts import TextEncoding
+from emc2dist.towers.text import Bag
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +212,160 @@ def test_what_cannot_be_is_refused_before_anything_is_read(run, tmp_path, capsys
     assert "data.limit: is not read here" in refused(capsys, "negatives", run, tmp_path / "o", "data.limit=3")
     assert "there is no folder" in refused(capsys, "negatives", run, tmp_path / "gone" / "o")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module", params=["none", "group", "linear", "off"])
+def bert(request, tmp_path_factory, data):
+    """A run that began from a BERT of random weights with the tokenizer of the set, one for each kind of projector."""
+    from emc2dist.towers import _torchvision  # noqa: F401 (transformers imports torchvision)
+
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("bert")
+    config = transformers.BertConfig(
+        vocab_size=512, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=24,
+    )  # fmt: skip
+    transformers.BertModel(config).save_pretrained(folder)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(data / "tokenizer.json"),
+        pad_token="[MASK]",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    tokenizer.save_pretrained(folder)
+    kinds = {
+        "none": "norm: none, features: 8, hidden: 12",
+        "group": "norm: group, features: 8, hidden: 12",
+        "linear": "norm: none, features: 8, hidden: 0",
+        "off": "norm: none, features: 16, projector: false",
+    }
+    encoder = f"encoder={{backbone: 'transformers:{folder}', {kinds[request.param]}}}"
+    pooling = {"none": "mean", "group": "cls", "linear": "last", "off": "mean"}[request.param]
+    overrides = (encoder, f"text.pooling={pooling}", "text.query_prompt=ask ", "text.width=128", "text.heads=4")
+    return trained(tmp_path_factory.mktemp("runs"), data, *overrides)
+
+
+TEXTS = ["which apple is red", "loud", "the old violin of the wide river and the loud engine"]
+
+
+def by_hand(folder, texts, prompt):
+    """Features of texts by what a folder of sentence-transformers says, module by module."""
+    import transformers
+    from safetensors.torch import load_file
+    from torch import nn
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    length = json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"]
+    options = {"padding": True, "truncation": True, "max_length": length, "return_tensors": "pt"}
+    tokens = tokenizer([prompt + text for text in texts], **options)
+    mask = tokens["attention_mask"]
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    found = model(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state
+    for module in json.loads((folder / "modules.json").read_text())[1:]:
+        place, kind = folder / module["path"], module["type"].removeprefix("sentence_transformers.models.")
+        config = json.loads((place / "config.json").read_text())
+        if kind == "Pooling":
+            (mode,) = (name.removeprefix("pooling_mode_") for name, value in config.items() if value and "mode" in name)
+            found = {
+                "mean_tokens": (found * mask[..., None]).sum(1) / mask.sum(1, keepdim=True),
+                "cls_token": found[:, 0],
+                "lasttoken": found[torch.arange(len(found)), mask.sum(1) - 1],
+            }[mode]
+            assert config["word_embedding_dimension"] == found.shape[1]
+        elif kind == "Normalize":
+            found = nn.functional.normalize(found, dim=1)
+        else:
+            makes = {
+                "LayerNorm": lambda dimension: nn.ModuleDict({"norm": nn.LayerNorm(dimension)}),
+                "Dense": lambda in_features, out_features, bias, activation_function: nn.ModuleDict(
+                    {"linear": nn.Linear(in_features, out_features, bias)}
+                ),
+            }
+            layer = makes[kind](**config)
+            layer.load_state_dict(load_file(place / "model.safetensors"))
+            (layer,) = layer.values()
+            found = layer(found)
+            if config.get("activation_function", "").endswith("ReLU"):
+                found = found.relu()
+    return found.detach().numpy()
+
+
+def test_a_folder_of_sentence_transformers_gives_the_runs_features(bert, tmp_path, capsys):
+    found = told(capsys, "export", bert, tmp_path / "out", "--format", "sentence-transformers")
+    assert found["prompts"] == {"query": "ask ", "document": ""}
+    assert any("text.query_length: 8 and text.document_length: 16 differ" in remark for remark in found["remarks"])
+    expected = features_of(bert, TEXTS, "document")
+    np.testing.assert_allclose(by_hand(tmp_path / "out", TEXTS, ""), expected, atol=1e-5)
+    expected = features_of(bert, TEXTS[:2], "query")
+    np.testing.assert_allclose(by_hand(tmp_path / "out", TEXTS[:2], "ask "), expected, atol=1e-5)
+
+
+def test_sentence_transformers_loads_it(bert, tmp_path, capsys):
+    library = pytest.importorskip("sentence_transformers")
+    told(capsys, "export", bert, tmp_path / "out", "--format", "sentence-transformers")
+    model = library.SentenceTransformer(str(tmp_path / "out"), device="cpu", local_files_only=True)
+    np.testing.assert_allclose(model.encode(TEXTS), features_of(bert, TEXTS, "document"), atol=1e-5)
+    encoded = model.encode(TEXTS[:2], prompt_name="query")
+    np.testing.assert_allclose(encoded, features_of(bert, TEXTS[:2], "query"), atol=1e-5)
+
+
+def test_a_folder_is_written_whole_or_not_at_all(bert, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    puts = []
+
+    def put(self, source):
+        puts.append(source.name)
+        if source.name == "modules.json":
+            raise StorageError("no room")
+        return real(self, source)
+
+    real = DiskPlace.put
+    monkeypatch.setattr(DiskPlace, "put", put)
+    assert "no room" in refused(capsys, "export", bert, out, "--format", "sentence-transformers")
+    assert puts[-1] == "modules.json"
+    assert [path for path in out.rglob("*") if path.is_file()] == []
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    words = ("export", bert, tmp_path / "full", "--format", "sentence-transformers")
+    assert refused(capsys, *words).endswith("full: is not empty; name a new folder")
+
+
+def test_sentence_transformers_is_refused_where_it_has_no_module(run, tmp_path, capsys):
+    words = ("export", run, tmp_path / "out", "--format", "sentence-transformers")
+    said = refused(capsys, *words)
+    assert "encoder.backbone is bag, for which sentence-transformers has no module; write" in said
+    assert f"`emc2dist export {run} FILE.safetensors`" in said
+    images = RunFolder.prepare(small_spec(f"run_dir={tmp_path}")).place
+    assert "is over images; --format" in refused(capsys, "export", images, tmp_path / "o", *words[3:])
+    assert "data.path: is not read here" in refused(capsys, "export", images, tmp_path / "o", "data.path=x")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_backbone_gives_its_representation_with_the_tokenizer_beside_it(run, tmp_path, capsys, data):
+    out = tmp_path / "bag.safetensors"
+    found = told(capsys, "export", run, out)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (data / "tokenizer.json").read_bytes()
+    with safe_open(out, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert (metadata["backbone"], metadata["width"], metadata["pooling"]) == ("bag", "16", "mean")
+    assert (metadata["query_length"], metadata["document_length"]) == ("8", "16")
+    assert str(found["vocabulary"]) == metadata["vocabulary"]
+    assert "layers" not in metadata
+    backbone = Bag(int(metadata["vocabulary"]), int(metadata["width"]))
+    backbone.load_state_dict(tensors)
+    tokens = TokenView((tmp_path / "tokenizer.json").read_text(), 16)(TEXTS, np.zeros((1, 3), int))[0]
+    newest = LoadedCheckpoint.newest(RunFolder.open(run))
+    feature = newest.encoder.feature(backbone(tokens)).detach().numpy()
+    np.testing.assert_allclose(feature, features_of(run, TEXTS, "document"), atol=1e-6)
+
+
+def test_another_tokenizer_is_not_written_over(run, tmp_path, capsys):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert "tokenizer.json: is another tokenizer; name" in refused(capsys, "export", run, tmp_path / "b.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
+def test_a_backbone_goes_to_s3_with_its_tokenizer(run, s3, data, capsys):
+    told(capsys, "export", run, f"{s3.uri}/b.safetensors")
+    told(capsys, "export", run, f"{s3.uri}/b.safetensors")  # over what was there
+    assert files.at(f"{s3.uri}/tokenizer.json").read() == (data / "tokenizer.json").read_bytes()
