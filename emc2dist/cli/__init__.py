@@ -7,6 +7,7 @@
     certificates.py certify: what a sampler buys, before a cluster is paid for
     watching.py     watch, profile: a live run's rows, and where a step goes
     reports.py      report: pictures of runs
+    texts.py        negatives, embed: what leaves a run over pairs
     data.py         ingest
     asking.py       ask: a person, which two of three images are alike
     jobs.py         submit, status, logs, stop, list: a run as a job on a cluster
@@ -221,13 +222,25 @@ def _let_go(stream: TextIO) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of a command line; ends the process where they are not understood."""
-    from emc2dist.cli import asking, certificates, checkpoints, clusters, data, jobs, reports, runs, sweeps, watching
+    from emc2dist.cli import (
+        asking,
+        certificates,
+        checkpoints,
+        clusters,
+        data,
+        jobs,
+        reports,
+        runs,
+        sweeps,
+        texts,
+        watching,
+    )
 
     parser = _Parser(prog="emc2dist", description="Global contrastive learning on Ray.")
     text = "print the versions of emc2dist, torch, Ray and Python, and end"
     parser.add_argument("--version", action=_Version, nargs=0, help=text)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (runs, sweeps, checkpoints, certificates, watching, reports, data, asking, jobs, clusters):
+    for module in (runs, sweeps, checkpoints, certificates, watching, reports, texts, data, asking, jobs, clusters):
         module.add_to(commands)
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives up on KEY=VALUE after an option, as in `train SPEC --json lr=1e-3`.

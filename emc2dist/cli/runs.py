@@ -4,9 +4,11 @@ import argparse
 import os
 
 from emc2dist.cli import ending
-from emc2dist.cli.words import Commands, add_json, add_s3, add_spec, print_result
+from emc2dist.cli.words import Commands, add_json, add_spec, print_result
 from emc2dist.config import BUILT_IN, Spec, base_of, dump, given_keys, is_remote, load, load_job, parse_s3, paths
 from emc2dist.terminal import columns, say
+
+_FORMATS = ("safetensors", "sentence-transformers")
 
 
 def add_to(commands: Commands) -> None:
@@ -18,25 +20,31 @@ def add_to(commands: Commands) -> None:
         "where on it"
     )
     validate = commands.add_parser("validate", help=text, description=text)
-    text = "how good a run's newest checkpoint is: kNN, linear probe, recall, few-shot accuracy, how features lie"
+    text = (
+        "how good a run's newest checkpoint is: kNN, linear probe, recall, few-shot accuracy, how features lie; "
+        "of pairs nDCG, MRR and recall of all queries among the whole corpus, and BM25's"
+    )
     evaluate = commands.add_parser("evaluate", help=text, description=text)
     text = (
         "write a run's backbone as safetensors, a ResNet's under torchvision's own key names and without `fc`; what "
-        "images it takes is in the file's metadata: size, mean, std"
+        "images it takes is in the file's metadata: size, mean, std; of pairs with the tokenizer beside it, or the "
+        "whole encoder as a folder of sentence-transformers"
     )
     export = commands.add_parser("export", help=text, description=text)
     for sub in (train, validate):
         add_spec(sub)
     for sub in (evaluate, export):
         sub.add_argument("run", metavar="RUN", help="a run folder, as in runs/quickstart")
-    export.add_argument("out", metavar="OUT", help="the file to write")
+    export.add_argument("out", metavar="OUT", help="the file to write; of sentence-transformers the folder")
+    export.add_argument("--format", choices=_FORMATS, default=_FORMATS[0], help="what is written (%(default)s)")
     evaluate.add_argument(
         "overrides",
         metavar="KEY=VALUE",
         nargs="*",
         help="override a key of data, eval or s3 that evaluation reads, as in data.path=PATH where the data have moved",
     )
-    add_s3(export)
+    text = "how S3 is reached: s3.endpoint=URL; of pairs data.path=PATH where the set has moved"
+    export.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=text)
     for sub in (train, evaluate, export):
         add_json(sub)
     for sub, command in ((train, _train), (validate, _validate), (evaluate, _evaluate), (export, _export)):
@@ -109,4 +117,6 @@ def _measures(of: dict[str, dict[str, float | None]]) -> str:
 def _export(arguments: argparse.Namespace) -> None:
     from emc2dist.run.results import export
 
-    print_result(export(arguments.run, arguments.out, s3=parse_s3(arguments.overrides)), as_json=arguments.json)
+    s3 = parse_s3(arguments.overrides, others=("data",))
+    result = export(arguments.run, arguments.out, arguments.overrides, form=arguments.format, s3=s3)
+    print_result(result, as_json=arguments.json)

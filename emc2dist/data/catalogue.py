@@ -324,6 +324,10 @@ def read_manifest(folder: Place) -> Manifest:
     except ValidationError as error:
         if what := pointer(content):
             raise DataError(f"{folder / MANIFEST}: {what}") from error
+        if b'"kind": "pairs"' in content:
+            raise DataError(
+                f"{folder}: is a set of pairs of texts, and data.kind is images; give data.kind=pairs"
+            ) from error
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
         raise DataError(f"{folder / MANIFEST}: {key}: {problem['msg']}; ingest the set again") from error

@@ -1,5 +1,6 @@
 """A run's newest whole checkpoint, opened: its encoder, and what its store remembered."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from emc2dist.errors import NonFiniteError, RunError, StorageError, StorageUnrea
 from emc2dist.files import Place
 from emc2dist.machine import cpus
 from emc2dist.run.checkpoints import spec_of
-from emc2dist.run.folder import RunFolder
+from emc2dist.run.folder import RunFolder, step_of
 from emc2dist.run.scratch import temporary
 from emc2dist.terminal import say
 from emc2dist.towers.encoder import Encoder
@@ -77,6 +78,22 @@ class LoadedCheckpoint:
         """One table of the store, see `emc2dist.train.checkpoint.read_table`; shards on S3 are fetched whole."""
         with temporary("emc2-checkpoint-") as folder:
             return checkpoint.read_table(self.place, self.manifest, Path(folder), name)
+
+    def older(self, folder: RunFolder, name: str) -> Iterator[dict[str, NDArray]]:
+        """The same table of each older whole checkpoint in its run's `folder`, the newest first.
+
+        What is passed over, as not whole, becomes a remark.
+        """
+        for place in folder.checkpoints():
+            if step_of(place) >= self.manifest.step:
+                continue
+            try:
+                yield replace(self, place=place, manifest=checkpoint.read_manifest(place)).table(name)
+            except StorageUnreachable:
+                raise
+            except (RunError, StorageError) as error:
+                self.remarks.append(f"passed over, as not whole: {place}: {error}")
+                say(self.remarks[-1])
 
     @torch.no_grad()
     def features(self, images: Images, index: NDArray[np.int64]) -> NDArray[np.floating]:

@@ -12,8 +12,11 @@ from emc2dist import files
 from emc2dist.config import S3, Data, dump, given_keys, parse
 from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import NonFiniteError, SpecError
+from emc2dist.files import Place
+from emc2dist.run import text_models
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
+from emc2dist.run.texts import evaluate_pairs, where
 from emc2dist.terminal import Progress, say
 from emc2dist.towers.encoder import MEAN, STD, backbone_state_dict, not_torchvisions
 from emc2dist.train.evaluation import Evaluation
@@ -28,8 +31,11 @@ _HEEDED = (
     "eval.asked",
     "eval.neighbours",
 )
+_HEEDED_OF_PAIRS = ("data.path", "data.limit", "eval.asked")
 
 
+FORMATS = ("safetensors", "sentence-transformers")
+"""Of what `export` writes; the second is of runs over pairs."""
 _USE = (
     "images for it: RGB from 0 to 1, less `mean`, by `std` (README.md, The encoder elsewhere); neither projector nor "
     "`fc` is in it: set a ResNet's to torch.nn.Identity() before it is loaded, or load with strict=False"
@@ -39,7 +45,7 @@ _USE = (
 def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = None) -> dict[str, Any]:
     """All measures (`emc2dist.train.measures`) of the newest checkpoint, on all images of the run's data.
 
-    Of the representation, and of the feature, by these names.
+    Of the representation, and of the feature, by these names. Of a run over pairs, `evaluate_pairs`.
 
     `overrides` are KEY=VALUE, of the run's spec: `data.path=PATH` where the data have moved. What `s3` was given goes
     before what the run's spec says, for the run folder and for the data.
@@ -50,9 +56,12 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
         NonFiniteError: the run has diverged.
     """
     newest = LoadedCheckpoint.newest(RunFolder.open(run, s3))
+    of_pairs = newest.spec.data.kind == "pairs"
     spec = parse(dump(newest.spec), overrides, source=str(newest.place)) if overrides else newest.spec
-    _refuse_unheeded(overrides)
+    _refuse_unheeded(overrides, of_pairs)
     s3 = spec.s3.overridden(s3)
+    if of_pairs:
+        return evaluate_pairs(newest, spec.model_copy(update={"s3": s3}))
     train = open_images(spec.data, "train", s3)
     assert train is not None, "open_images raises where there are no training images"
     evaluation = Evaluation(spec, open_labelled(spec.data, spec.eval, train, s3), whole=True)
@@ -77,13 +86,15 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
     }
 
 
-def _refuse_unheeded(overrides: Sequence[str]) -> None:
+def _refuse_unheeded(overrides: Sequence[str], of_pairs: bool) -> None:
     """Raise SpecError where an override would be read by nobody here."""
+    heeded = _HEEDED_OF_PAIRS if of_pairs else _HEEDED
+    what = "all queries are asked among all documents" if of_pairs else "all labelled images vote and are asked about"
     for key in given_keys(overrides):
-        if key not in _HEEDED and not key.startswith("s3."):
+        if key not in heeded and not key.startswith("s3."):
             raise SpecError(
-                f"{key}: is for training; all labelled images vote and are asked about here, once. Leave it out; what "
-                f"can be set is {', '.join(_HEEDED)} and s3"
+                f"{key}: is for training; {what} here, once. Leave it out; what can be set is {', '.join(heeded)} "
+                "and s3"
             )
 
 
@@ -94,8 +105,19 @@ def _on_limit(own: Data, train: Images, data: Data) -> list[str]:
     return [f"data.limit: no more than the first {data.limit:,} training images are taken, as in the run"]
 
 
-def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[str, Any]:
-    """Write the newest checkpoint's backbone as safetensors.
+def export(
+    run: str | Path, out: str | Path, overrides: Sequence[str] = (), *, form: str = FORMATS[0], s3: S3 | None = None
+) -> dict[str, Any]:
+    """Write the newest checkpoint's backbone as safetensors; or, of a run over pairs, the whole encoder as a folder.
+
+    Args:
+        run: a run folder.
+        out: the file or the folder, on disk or S3.
+        overrides: `data.path=PATH` where the set of a run over pairs, which holds its tokenizer, has moved.
+        form: one of `FORMATS`.
+        s3: goes before what the run's spec says.
+
+    Of pairs see `emc2dist.run.text_models`.
 
     A ResNet's keys are torchvision's (no `fc`); those of conv4 are of `emc2dist.towers.encoder.Conv4`. What a model has
     to be like to give the same representations is in `remarks`, where it is not torchvision's own; what images have to
@@ -103,9 +125,19 @@ def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[st
 
     Raises:
         RunError: there is no run or no whole checkpoint. StorageError: `out`, on disk or S3, cannot be written.
-        SpecError: `out` is named as a file of another format.
+        SpecError: `out` is named as a file of another format, the format is of other runs, or an override is not read.
     """
     folder, place = RunFolder.open(run, s3), files.at(out, s3)
+    of_pairs = folder.spec().data.kind == "pairs"
+    if form == FORMATS[1] and not of_pairs:
+        raise SpecError(f"{run}: is over images; --format {form} is of texts, leave it out")
+    of_set = [key for key in given_keys(overrides) if not key.startswith("s3.")]
+    if of_set and (form == FORMATS[1] or not of_pairs):
+        raise SpecError(f"{of_set[0]}: is not read here, for no data are; leave it out")
+    if form == FORMATS[1]:
+        text_models.refuse_other_backbones(folder.spec(), run)
+        newest = LoadedCheckpoint.newest(folder)
+        return _exported(newest, place, text_models.write_folder(newest, place))
     files.refuse_folder(out)
     suffix = PurePath(place.name).suffix
     if suffix not in ("", ".safetensors"):
@@ -113,6 +145,9 @@ def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[st
     place.entry() if place.remote else files.writable(out)  # before anything is read
     newest = LoadedCheckpoint.newest(folder)
     spec = newest.spec
+    if of_pairs:
+        spec = spec.model_copy(update={"s3": spec.s3.overridden(s3)})
+        return _exported(newest, place, text_models.write_file(newest, str(out), where(spec, overrides), spec))
     told: dict[str, Any] = {
         "backbone": spec.encoder.backbone,
         "stem": spec.encoder.stem,
@@ -129,7 +164,11 @@ def export(run: str | Path, out: str | Path, *, s3: S3 | None = None) -> dict[st
     for remark in remarks:
         say(remark)
     say(_USE)
-    return {"checkpoint": str(newest.place), "out": str(place), **told, "remarks": [*newest.remarks, *remarks]}
+    return _exported(newest, place, told | {"remarks": remarks})
+
+
+def _exported(newest: LoadedCheckpoint, place: Place, told: dict[str, Any]) -> dict[str, Any]:
+    return {"checkpoint": str(newest.place), "out": str(place)} | told | {"remarks": newest.remarks + told["remarks"]}
 
 
 def _from_0_to_1(pixels: Sequence[float]) -> list[float]:

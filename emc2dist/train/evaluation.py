@@ -15,7 +15,7 @@ from torch import Tensor
 
 from emc2dist.config import Spec
 from emc2dist.core.contrast import columns_for
-from emc2dist.data.columns import on_joined
+from emc2dist.data.columns import on_joined, on_spelling
 from emc2dist.data.images import Images, Labelled, numbers_of
 from emc2dist.errors import DataError
 from emc2dist.evaluate import neighbours
@@ -64,7 +64,8 @@ class Evaluation:
                 "is which cannot be told; give both the same kind of labels"
             )
         strangers = _strangers(voters.labels(bank), _numbered_as(voters, asked, queries), voters.classes)
-        self.remarks += strangers + on_joined(voters.classes, voters.labels(bank))
+        voting = voters.labels(bank)
+        self.remarks += strangers + on_joined(voters.classes, voting) + on_spelling(voters.classes, voting)
         self._bank = voters, _sample(bank, None if whole else spec.eval.bank)
         self._queries = asked, _sample(queries, None if whole else spec.eval.queries)
         if self.neighbours < spec.eval.neighbours:

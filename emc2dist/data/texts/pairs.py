@@ -40,8 +40,8 @@ class Texts:
     traffic = Traffic()
     """Nothing: all texts are in memory."""
 
-    def __init__(self, texts: "pa.Array[Any]") -> None:
-        self._texts = texts
+    def __init__(self, texts: "pa.Array[Any]", ids: "pa.Array[Any]") -> None:
+        self._texts, self._ids = texts, ids
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -52,14 +52,21 @@ class Texts:
         Raises:
             IndexError: an index is out of range.
         """
-        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
-            raise IndexError(f"indices {indices.min()}..{indices.max()} are outside 0..{len(self) - 1}")
-        return self._texts.take(pa.array(indices, pa.int64())).to_pylist()  # type: ignore[return-value]
+        return self._taken(self._texts, indices)
+
+    def ids(self, indices: NDArray[np.int64]) -> list[str]:
+        """What the set calls these texts, in the order asked. Raises as `get` does."""
+        return self._taken(self._ids, indices)
 
     def duplicates(self) -> NDArray[np.int64]:
         """The group of equal texts that each is of, int64 [N]; -1 where it is alone."""
         digests = b"".join(hashlib.sha256(text.as_py().encode()).digest()[: _DIGEST.itemsize] for text in self._texts)
         return groups_of(np.frombuffer(digests, _DIGEST))
+
+    def _taken(self, values: "pa.Array[Any]", indices: NDArray[np.int64]) -> list[str]:
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"indices {indices.min()}..{indices.max()} are outside 0..{len(self) - 1}")
+        return values.take(pa.array(indices, pa.int64())).to_pylist()  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -128,8 +135,8 @@ def open_pairs(data: Data, split: str, s3: S3 | None = None, *, corpus: bool = F
         offered = offered[: data.limit] if is_bijection else offered
     told = [sorted(manifest.files.items()), split, corpus, len(asked), len(offered)]
     return Pairs(
-        queries=Texts(_taken(tables[0], asked)),
-        documents=Texts(_taken(tables[1], offered)),
+        queries=_texts_of(tables[0], asked),
+        documents=_texts_of(tables[1], offered),
         relevance=relation.rows,
         scores=relation.scores,
         is_bijection=is_bijection,
@@ -192,5 +199,6 @@ def _of_splits(table: pa.Table, splits: set[str] | None) -> NDArray[np.int64]:
     return np.flatnonzero(pc.is_in(table["split"], value_set=pa.array(sorted(splits), table["split"].type)).to_numpy())
 
 
-def _taken(table: pa.Table, rows: NDArray[np.int64]) -> "pa.Array[Any]":
-    return table["text"].cast(pa.large_string()).combine_chunks().take(pa.array(rows, pa.int64()))
+def _texts_of(table: pa.Table, rows: NDArray[np.int64]) -> Texts:
+    of_rows = pa.array(rows, pa.int64())
+    return Texts(*(table[name].cast(pa.large_string()).combine_chunks().take(of_rows) for name in ("text", "id")))

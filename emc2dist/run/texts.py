@@ -1,0 +1,130 @@
+"""A run over pairs of texts, opened: how well its queries find their documents, and what makes tokens for its encoder.
+
+An encoder that began from nothing reads the tokens of the set that it was trained on, so that set has to be found,
+where the run had it or at `data.path`, and hold what it held. A model of a folder brings its tokenizer along.
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from emc2dist.config import S3, Spec, dump, given_keys, parse
+from emc2dist.config.pairs import TRANSFORMERS
+from emc2dist.data.texts.pairs import Pairs, open_pairs
+from emc2dist.data.texts.tokenizer import TokenView
+from emc2dist.errors import DataError, NonFiniteError, SpecError, StorageError, StorageUnreachable
+from emc2dist.run.loaded import LoadedCheckpoint
+from emc2dist.terminal import Progress, say
+from emc2dist.train.retrieval import RetrievalEvaluation, asked_of
+from emc2dist.train.sets import token_views
+
+_CHUNK = 256  # texts encoded at once
+
+
+@dataclass(frozen=True)
+class TextEncoding:
+    """Texts as features of a run's newest encoder, which a view per side reads."""
+
+    newest: LoadedCheckpoint
+    views: dict[str, TokenView]
+    """By side: `query`, `document`."""
+    remarks: list[str]
+    """Which set's tokenizer it is, where that is not the one at hand."""
+
+    @classmethod
+    def of(cls, newest: LoadedCheckpoint, path: str, s3: S3) -> "TextEncoding":
+        """That of a checkpoint, for texts of the set at `path`, which may be its own. Raises as `training_set` does."""
+        if newest.spec.encoder.backbone.startswith(TRANSFORMERS):
+            return cls(newest, token_views(newest.spec), [])
+        spec, _ = training_set(newest, path, s3)
+        own = spec.data.path
+        remarks = [f"{path}: is read by the tokenizer of {own}, on which the run was trained"] if own != path else []
+        return cls(newest, token_views(spec), remarks)
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[str], side: str) -> NDArray[np.float32]:
+        """Unit-norm features [n, D] of n texts of a side.
+
+        Raises:
+            NonFiniteError: one is NaN or infinite.
+        """
+        found = np.empty((len(texts), self.newest.encoder.features), np.float32)
+        for first in range(0, len(texts), _CHUNK):
+            some = texts[first : first + _CHUNK]
+            tokens = self.views[side](some, np.zeros((1, len(some)), np.int64))[0]
+            found[first : first + _CHUNK] = self.newest.encoder(tokens.to(self.newest.device)).float().cpu()
+        if not np.isfinite(found).all():
+            raise NonFiniteError(f"{self.newest.place}: its encoder's features are not finite; the run has diverged")
+        return found
+
+
+def where(spec: Spec, overrides: Sequence[str]) -> str:
+    """The path of the data after overrides, KEY=VALUE. Raises SpecError where one sets more than that, or S3."""
+    path = parse(dump(spec), overrides).data.path if overrides else spec.data.path
+    for key in given_keys(overrides):
+        if key != "data.path" and not key.startswith("s3."):
+            raise SpecError(f"{key}: is not read here; what can be set is data.path and s3")
+    return path
+
+
+def training_set(newest: LoadedCheckpoint, path: str, s3: S3) -> tuple[Spec, Pairs]:
+    """The pairs that a run was trained on, where it had them or else at `path`, and its spec with where that is.
+
+    Raises:
+        DataError: neither holds them. StorageUnreachable: S3 does not answer.
+    """
+    problems = []
+    for place in dict.fromkeys((newest.spec.data.path, path)):
+        spec = newest.spec.model_copy(update={"data": newest.spec.data.model_copy(update={"path": place}), "s3": s3})
+        try:
+            pairs = open_pairs(spec.data, "train", s3)
+        except StorageUnreachable:
+            raise
+        except (DataError, StorageError) as error:
+            problems.append(str(error))
+            continue
+        assert pairs is not None, "open_pairs raises where there is nothing to train on"
+        change = newest.manifest.change(pairs)
+        if change is None:
+            return spec, pairs
+        problems.append(f"{place}: now holds {change} that the run was trained on")
+    raise DataError(f"{'; '.join(problems)}; the run's own set and its tokenizer are needed: data.path=PATH says where")
+
+
+def evaluate_pairs(newest: LoadedCheckpoint, spec: Spec) -> dict[str, Any]:
+    """How well all queries of `eval.asked` find their documents in the whole corpus, by feature and by BM25.
+
+    `spec` is the checkpoint's, with other data where that is asked for. Measures are those of
+    `emc2dist.evaluate.retrieval`.
+
+    Raises:
+        DataError: there are no such queries, or the tokenizer is gone. NonFiniteError: the run has diverged.
+    """
+    encoding = TextEncoding.of(newest, spec.data.path, spec.s3)
+    pairs, split = asked_of(spec)
+    if pairs is None:
+        raise DataError(
+            f"{spec.data.path}: no query is of split test or validation; name the split that is asked: eval.asked=train"
+        )
+    evaluation = RetrievalEvaluation(spec, pairs, encoding.views, whole=True)
+    remarks = [*encoding.remarks, *pairs.remarks]
+    for remark in remarks:
+        say(remark)
+    with closing(Progress(evaluation.texts, unit="text")) as progress:
+        feature = evaluation.all_measures(newest.encoder, newest.device, progress.add)
+    say("encoded; now BM25")
+    return {
+        "checkpoint": str(newest.place),
+        "data": spec.data.path,
+        "asked": split,
+        "queries": len(evaluation.queries),
+        "documents": len(evaluation.documents),
+        "feature": feature,
+        "bm25": evaluation.bm25_measures(),
+        "remarks": [*newest.remarks, *remarks],
+    }
