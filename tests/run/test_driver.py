@@ -23,6 +23,7 @@ from train.harness import SMALL, Run
 from train.test_loop import files
 
 from emc2dist.config import load, load_sweep, parse, parse_sweep
+from emc2dist.errors import RunError
 from emc2dist.files import at as files_at
 from emc2dist.run import driver, lock
 from emc2dist.run.checkpoints import examine
@@ -141,6 +142,35 @@ def test_a_second_driver_of_a_run_is_refused(spec_file, tmp_path):
         another = in_process("train", spec_file)
     assert another.returncode == 1
     assert re.search(rf"another driver trains this run \(process {os.getpid()} on .*\)", another.stderr)
+    assert another.stderr.endswith("; stop that one, or wait until it has ended\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "launcher"),
+    [("WORLD_SIZE", "torchrun"), ("SLURM_STEP_NUM_TASKS", "srun"), ("OMPI_COMM_WORLD_SIZE", "mpirun")],
+)
+def test_of_a_command_that_was_started_for_each_process_the_second_says_so(
+    name, launcher, tmp_path, monkeypatch, capsys
+):
+    place = files_at(tmp_path / "small")
+
+    def refused():
+        with lock.held(place), pytest.raises(RunError) as caught, lock.held(place):
+            pass
+        return str(caught.value)
+
+    for other in lock._STARTED:
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "1")
+    assert refused().endswith("; stop that one, or wait until it has ended")
+    monkeypatch.setenv(name, "2")
+    several = (
+        f"; or, where {launcher} started 2 of this command ({name}=2), start it once, without {launcher}: it starts"
+    )
+    assert f"; stop that one, or wait until it has ended{several}" in refused()
+    with lock.held(files_at("s3://bucket/small")):
+        said = capsys.readouterr().err
+    assert said.startswith(f"s3://bucket/small: nothing on S3 keeps a second driver from this run{several}")
 
 
 def test_interrupted_and_damaged_a_run_ends_where_it_would_have(ray_cluster, spec_file, tmp_path):
