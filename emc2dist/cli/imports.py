@@ -12,6 +12,7 @@ import sysconfig
 import traceback
 from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 
 import emc2dist
 from emc2dist.terminal import brief
@@ -23,8 +24,8 @@ def explained(error: ImportError | AttributeError) -> str | None:
     None where it is no fault of imports: of an AttributeError that is not of a module in the place of another.
     """
     if isinstance(error, AttributeError):
-        file = _in_place_of_another(getattr(error.obj, "__name__", ""))
-        return file and _told(error, file)
+        file = _in_place_of_another(error.obj.__name__) if isinstance(error.obj, ModuleType) else None
+        return _told(error, file) if file else None
     first = _first(error)
     named = (first.name or "").partition(".")[0]  # before others, which may do no harm
     found = filter(None, map(_in_place_of_another, (named, *sys.modules)))

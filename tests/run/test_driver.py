@@ -61,6 +61,12 @@ def test_two_workers_two_shards_leave_a_run_folder(ray_cluster, spec_file, tmp_p
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
     assert "step 12/12" in done.stderr  # plain lines where there is no terminal
 
+    # Nor does Ray miss anything: under a Ray of the user's own a worker's log is told.
+    logs = Path(ray_cluster._private.worker._global_node.get_session_dir_path(), "logs").rglob("*worker-*")
+    logs = [log.read_text() for log in logs if log.is_file()]
+    assert logs
+    assert [log for log in logs if "local checkpoint" in log] == []
+
     # The same command again has nothing to do, and says the same.
     again = in_process("train", spec_file, *words, "--json")
     assert json.loads(again.stdout.splitlines()[-1]) == result
