@@ -194,6 +194,53 @@ def test_of_errors_about_an_error_the_first_is_told(tmp_path):
     assert f"PYTHONPATH puts {path} before" in line
 
 
+def beside_a_script(folder, *, name="train.py", **files):
+    """What a script says that trains, beside which such files lie; the packages of this environment come after it."""
+    script = "import sys\nfrom emc2dist.cli import main\nsys.exit(main(['certify', 'a.yaml', '--out', 'a.png']))\n"
+    (folder / "a.yaml").write_text(SPEC)
+    (folder / name).write_text(script)
+    for package, text in files.items():
+        (folder / f"{package}.py").write_text(text)
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    command = [sys.executable, str(folder / name)]
+    options = {"env": environment, "capture_output": True, "text": True, "timeout": 120, "cwd": folder}
+    done = subprocess.run(command, **options)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("package", "text", "error"),
+    [
+        ("torch", "import torch\n", "ImportError: cannot import name '"),  # found, and not what is wanted
+        ("torch", "raise ImportError('mine')\n", "ImportError: mine"),
+        ("gzip", "x = 1\n", "AttributeError: module 'gzip' has no attribute"),  # of Python's own library
+    ],
+)
+def test_a_file_beside_the_script_that_is_taken_for_a_package_is_named(package, text, error, tmp_path):
+    file = tmp_path / f"{package}.py"
+    line = beside_a_script(tmp_path, harmless="import json\n", **{package: text})
+    assert f"({error}" in line
+    assert line.endswith(
+        f"; in {file}); it is taken for {package}, for {tmp_path} stands before this environment's packages: rename it"
+    )
+
+
+def test_a_script_that_has_a_packages_name_is_named(tmp_path):
+    line = beside_a_script(tmp_path, name="torch.py")
+    assert f"; in {tmp_path}/torch.py); it is taken for torch, for {tmp_path} stands" in line
+
+
+def test_an_attribute_that_a_module_of_its_own_name_lacks_is_a_fault_of_ours():
+    with pytest.raises(AttributeError) as lacking:
+        imports.gone  # noqa: B018
+    assert imports.explained(lacking.value) is None
+    with pytest.raises(AttributeError) as lacking:
+        (1).gone  # noqa: B018
+    assert imports.explained(lacking.value) is None
+
+
 def test_a_package_that_pip_left_for_the_user_and_one_that_is_missing(monkeypatch):
     def told(file):
         return imports.explained(ImportError("cannot import name 'a'", name="a", path=file))

@@ -137,10 +137,13 @@ def _status(argv: Sequence[str] | None) -> int:
     except MemoryError:
         say("emc2dist: out of memory; lower batch_size, views.size or data.loaders, or use a machine with more")
         return 1
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         from emc2dist.cli import imports
 
-        say(f"emc2dist: {imports.explained(error)}")
+        told = imports.explained(error)
+        if told is None:
+            raise
+        say(f"emc2dist: {told}")
         return 1
     except RuntimeError as error:
         told = _of_torch(" ".join(str(error).split())[:300])

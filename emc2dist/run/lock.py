@@ -25,6 +25,12 @@ from emc2dist.terminal import say
 _TRIES = 20
 _PAUSE_S = 0.01
 _FILE = "driver.lock"
+_STARTED = {  # variables that say how many processes of a command were started, and by what
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpirun",
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "WORLD_SIZE": "torchrun",
+}
 
 
 @contextmanager
@@ -37,6 +43,8 @@ def held(place: Place) -> Iterator[None]:
         RunError: another driver holds it; says which. StorageError: the folder cannot be written to.
     """
     if place.remote:
+        if several := _one_of_several():
+            say(f"{place}: nothing on S3 keeps a second driver from this run{several}")
         yield
         return
     path, folder = place / _FILE, Path(str(place))
@@ -107,7 +115,18 @@ def _of_other(text: str) -> str:
             f"{text}), which is suspended, as by Ctrl-Z: have it go on by `fg` in its shell or `kill -CONT {process}`, "
             "or end it after that"
         )
-    return f"{text}); stop that one, or wait until it has ended"
+    return f"{text}); stop that one, or wait until it has ended{_one_of_several()}"
+
+
+def _one_of_several() -> str:
+    """The end of a message where the environment says that this command was started several times at once."""
+    for name, launcher in _STARTED.items():
+        if (count := os.environ.get(name, "")).isdecimal() and int(count) > 1:
+            return (
+                f"; or, where {launcher} started {count} of this command ({name}={count}), start it once, without "
+                f"{launcher}: it starts its workers itself, workers={count}"
+            )
+    return ""
 
 
 def _process(text: str) -> int | None:

@@ -99,6 +99,7 @@ class _CheckpointWriter(loop.CheckpointWriter):
                 checkpoint_dir_name=checkpoint_name(step),
                 checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
                 checkpoint_upload_fn=self._send,
+                delete_local_checkpoint_after_upload=False,  # it was moved: in vain, with a traceback in its log
             )
         except BaseException:  # it will not be sent
             self._idle.release()

@@ -23,6 +23,7 @@ from train.harness import SMALL, Run
 from train.test_loop import files
 
 from emc2dist.config import load, load_sweep, parse, parse_sweep
+from emc2dist.errors import RunError
 from emc2dist.files import at as files_at
 from emc2dist.run import driver, lock
 from emc2dist.run.checkpoints import examine
@@ -59,6 +60,12 @@ def test_two_workers_two_shards_leave_a_run_folder(ray_cluster, spec_file, tmp_p
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
     assert "step 12/12" in done.stderr  # plain lines where there is no terminal
+
+    # Nor does Ray miss anything: under a Ray of the user's own a worker's log is told.
+    logs = Path(ray_cluster._private.worker._global_node.get_session_dir_path(), "logs").rglob("*worker-*")
+    logs = [log.read_text() for log in logs if log.is_file()]
+    assert logs
+    assert [log for log in logs if "local checkpoint" in log] == []
 
     # The same command again has nothing to do, and says the same.
     again = in_process("train", spec_file, *words, "--json")
@@ -141,6 +148,35 @@ def test_a_second_driver_of_a_run_is_refused(spec_file, tmp_path):
         another = in_process("train", spec_file)
     assert another.returncode == 1
     assert re.search(rf"another driver trains this run \(process {os.getpid()} on .*\)", another.stderr)
+    assert another.stderr.endswith("; stop that one, or wait until it has ended\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "launcher"),
+    [("WORLD_SIZE", "torchrun"), ("SLURM_STEP_NUM_TASKS", "srun"), ("OMPI_COMM_WORLD_SIZE", "mpirun")],
+)
+def test_of_a_command_that_was_started_for_each_process_the_second_says_so(
+    name, launcher, tmp_path, monkeypatch, capsys
+):
+    place = files_at(tmp_path / "small")
+
+    def refused():
+        with lock.held(place), pytest.raises(RunError) as caught, lock.held(place):
+            pass
+        return str(caught.value)
+
+    for other in lock._STARTED:
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "1")
+    assert refused().endswith("; stop that one, or wait until it has ended")
+    monkeypatch.setenv(name, "2")
+    several = (
+        f"; or, where {launcher} started 2 of this command ({name}=2), start it once, without {launcher}: it starts"
+    )
+    assert f"; stop that one, or wait until it has ended{several}" in refused()
+    with lock.held(files_at("s3://bucket/small")):
+        said = capsys.readouterr().err
+    assert said.startswith(f"s3://bucket/small: nothing on S3 keeps a second driver from this run{several}")
 
 
 def test_interrupted_and_damaged_a_run_ends_where_it_would_have(ray_cluster, spec_file, tmp_path):
