@@ -62,18 +62,23 @@ def misfit_of_kind(spec: "Spec") -> str | None:
         return f"text.{_changed(spec.text, Text())}: is of texts, and data.kind is images; leave it out"
     if spec.objective.options().get("directions") is not None:
         return "objective.directions: are of pairs, and data.kind is images; leave it out"
+    if spec.data.negatives:
+        return f"data.negatives: {spec.data.negatives} are of pairs, and data.kind is images; leave it out"
     if spec.views.count < 2:
         return f"views.count: {spec.views.count} view of an image has no other to be its positive; give 2 or more"
     return None
+
+
+_READ_DATA = ("kind", "path", "limit", "negatives", "prefetch", "shuffle", "cache_dir", "cache_mib")
 
 
 def _misfit_of_pairs(spec: "Spec") -> str | None:
     negatives, options, encoder = spec.negatives, spec.negatives.options(), spec.encoder
     images = (
         ("views", spec.views, Views(count=1), ()),
-        ("data", spec.data, Data(), ("kind", "path", "limit", "prefetch", "shuffle", "cache_dir", "cache_mib")),
+        ("data", spec.data, Data(), _READ_DATA),
         ("eval", spec.eval, Eval(), ("every", "asked", "queries", "bank")),
-    )  # fmt: skip
+    )
     for name, section, default, read in images:
         key = _changed(section, default, but=read)
         if key is not None:
@@ -89,6 +94,9 @@ def _misfit_of_pairs(spec: "Spec") -> str | None:
             not spec.objective.paired,
         f"negatives: {negatives.name} is of images so far; give in_batch, chain or moving_average":
             negatives.name in ("gumbel", "queue"),
+        f"data.negatives: {spec.data.negatives} that a set names are no sample of its documents, and negatives: "
+        f"{negatives.name} wants one; give negatives=in_batch":
+            spec.data.negatives > 0 and negatives.name != "in_batch",
         "negatives.balance: push has queries pushed twice for documents that nobody pushes; leave it out":
             options.get("balance") == "push",
         "negatives.close: labels are of images; give duplicates, or leave it out": "label" in negatives.close,

@@ -173,6 +173,9 @@ class Data(Section):
     shuffle: Literal["auto", "full", "block"] = "auto"
     """Order of an epoch. `full`: any order is as likely. `block`: few row groups at a time, see docs/data.md. `auto`:
     `block` on S3, `full` on disk."""
+    negatives: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Of pairs: documents that the set names as negatives of a query, so many of each encoded in every step with its
+    document, candidates of all; drawn anew where more are named. For negatives: in_batch."""
     window: PositiveInt = 16_384
     """Rows that shuffle: block mixes: a row comes at most so many places later than its block."""
     per_class: Annotated[int, Field(ge=2, le=2**16)] | None = None

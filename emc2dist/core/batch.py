@@ -35,7 +35,7 @@ class Side:
     drawn: Tensor | None = None
     """[1, M, D], one view of each draw, the same on every worker; None without draws."""
     drawn_index: Tensor | None = None
-    """int64 [M], the draws: entities of the side without repeats, some of which may be in the batch too."""
+    """int64 [M], the draws: entities of the side without repeats, some of which may be in the batch too; -1 is none."""
     drawn_learn: bool = False
     """Whether draws carry gradient."""
     keys: Tensor | None = None
@@ -53,7 +53,9 @@ class Side:
     """How many the side has; None: as many as the dataset."""
     proposes: bool = True
     """Whether the slots are a uniform draw of the side's entities, and so candidates. The positives of judged pairs are
-    not: they come as often as they are judged."""
+    not: they come as often as they are judged. In-batch softmax takes them all the same."""
+    repeats: Tensor | None = None
+    """bool [B]: an earlier slot has the same entity, which is a candidate once; None: none does."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Batch:
     def others(self, side: str) -> int:
         """How many entities of a side a denominator sums over, those that are closed included."""
         entities = self.sides[side].entities
-        # An anchor's own is one of what a uniform draw without repeats brings; of draws with judged ones any may be.
+        # An anchor's own is one of what a batch brings; of draws alone any may be.
         return (self.samples if entities is None else entities) - self.sides[side].proposes
 
     def own_index(self, side: str) -> Tensor:

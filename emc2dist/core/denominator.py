@@ -104,10 +104,12 @@ class Denominator:
         count = torch.full((), len(index) - 1, dtype=scores.dtype, device=scores.device)
         if not side.proposes:
             scores, count = torch.full_like(scores, -torch.inf), torch.zeros_like(count)
+        elif side.repeats is not None:
+            scores, count = scores.masked_fill(side.repeats, -torch.inf), count - side.repeats.sum()
         if side.drawn is None or side.drawn_index is None:
             return Candidates(scores, index, mutual, count)
         _, here = locate(side.drawn_index, index)
-        here = here & side.proposes
+        here = (here & side.proposes) | (side.drawn_index < 0)
         drawn = self.scores(batch, side.drawn, side.drawn_index).masked_fill(here, -torch.inf)
         one_sided = torch.cat([mutual, torch.full_like(here, not (self.constant or side.drawn_learn))])
         index = torch.cat([index, side.drawn_index])
@@ -135,6 +137,9 @@ class Denominator:
         """bool [A, n]: which of `judged_by` are closed, by the scores of all candidates [A, P]."""
         columns, index = self.judged_by(batch)
         none = scores[:, columns] == -torch.inf
+        repeats = batch.sides[self.keys].repeats
+        if repeats is not None and batch.sides[self.keys].proposes:
+            none = none & ~repeats
         return none & ~batch.is_own(self.anchors, self.keys, index.unsqueeze(0))
 
     def view_scores(self, batch: Batch, keys: Tensor, index: Tensor) -> Tensor:

@@ -45,6 +45,9 @@ class Order(Protocol):
     def draws(self, count: int, seed: int, side: str) -> "Draws":
         """Entities of a side that are drawn in every step, whatever stands in the batch."""
 
+    def named(self, step: int) -> NDArray[np.int64]:
+        """int64 [B, n]: candidates that each sample brings besides, -1 where it has fewer."""
+
     def newest(self, step: int, count: int) -> NDArray[np.int64]:
         """The samples visited last, up to `step` and at most an epoch before, int64 [count], the newest first."""
 
@@ -98,6 +101,10 @@ class EpochOrder:
         """Those of the one side."""
         return range(self.samples)
 
+    def named(self, step: int) -> NDArray[np.int64]:
+        """None, [B, 0]."""
+        return np.zeros((self.micro_batch_size, 0), np.int64)
+
     def draws(self, count: int, seed: int, side: str = "x") -> "EpochOrder":
         """Another order of the same samples, that of other batches, whatever their classes."""
         return EpochOrder(self.samples, count, seed, blocks=self._blocks, window=self.window)
@@ -145,17 +152,27 @@ class PairOrder:
     """Pairs, step after step: queries in their own order, each with one of the documents that answer it.
 
     `queries` is the queries' order; `relevance` are rows of a query and of a document, int64 [R, 2], in order of both,
-    with at least one of each query; `documents` is how many there are.
+    with at least one of each query; `documents` is how many there are. `named` are such rows of documents that do not
+    answer, [K, 2], of which each query of a batch brings `each`; a query with fewer named ones brings those.
     """
 
     sides: Sequence[str] = ("query", "document")
 
-    def __init__(self, queries: EpochOrder, relevance: NDArray[np.int64], documents: int) -> None:
+    def __init__(
+        self,
+        queries: EpochOrder,
+        relevance: NDArray[np.int64],
+        documents: int,
+        named: NDArray[np.int64] | None = None,
+        each: int = 0,
+    ) -> None:
         self._queries, self._documents = queries, documents
         self.samples = queries.samples + documents
         self.micro_batch_size, self.steps_per_epoch = queries.micro_batch_size, queries.steps_per_epoch
         self._answers = relevance[:, 1]
         self._first = np.searchsorted(relevance[:, 0], np.arange(queries.samples + 1))
+        self._each, self._named = each, np.zeros((0, 2), np.int64) if named is None else named
+        self._first_named = np.searchsorted(self._named[:, 0], np.arange(queries.samples + 1))
 
     def entities(self, side: str) -> range:
         """Queries first, then documents."""
@@ -169,6 +186,16 @@ class PairOrder:
         first, count = self._first[queries], self._first[queries + 1] - self._first[queries]
         shares = np.random.default_rng([self._queries.seed, _ANSWERS, step]).random(len(queries))
         return self._queries.samples + self._answers[first + (shares * count).astype(np.int64)]
+
+    def named(self, step: int) -> NDArray[np.int64]:
+        """int64 [B, n]: documents that are named as negatives of each query, n of each, -1 where there are fewer."""
+        found = np.full((self.micro_batch_size, self._each), -1, np.int64)
+        random = np.random.default_rng([self._queries.seed, _NAMED, step])
+        for slot, query in enumerate(self._queries.batch(step)):
+            mine = self._named[self._first_named[query] : self._first_named[query + 1], 1]
+            chosen = random.permutation(mine)[: self._each]
+            found[slot, : len(chosen)] = self._queries.samples + chosen
+        return found
 
     def draws(self, count: int, seed: int, side: str) -> Draws:
         """Entities of a side in an order of their own."""
@@ -190,7 +217,7 @@ class _Shifted:
         return self._first + self._order.batch(step)
 
 
-_ANSWERS = 1  # label of a random stream
+_ANSWERS, _NAMED = 1, 2  # labels of random streams
 
 
 def _by_class(rng: np.random.Generator, labels: NDArray[np.int64], size: int) -> NDArray[np.int64]:

@@ -141,11 +141,11 @@ def _order_of_pairs(spec: Spec, train: Pairs) -> PairOrder:
     directions = contrast_for(spec).objective.denominators
     if draws > fewest:
         raise DataError(f"negatives.draws: {draws} is more than the {fewest:,} texts of a side; use fewer")
-    if not train.is_bijection and not draws:
+    if not train.is_bijection and not draws and spec.negatives.name != "in_batch":
         raise SpecError(
             "negatives.draws: 0, but documents are judged here, so that a batch brings popular ones often and others "
             "never, and is no sample of them: draws alone are candidates; give negatives.draws, say "
-            f"{min(spec.micro_batch_size, fewest)}"
+            f"{min(spec.micro_batch_size, fewest)}, or negatives: in_batch, which takes the batch as it comes"
         )
     if not train.is_bijection and len(directions) > 1:
         raise SpecError(
@@ -157,7 +157,13 @@ def _order_of_pairs(spec: Spec, train: Pairs) -> PairOrder:
             f"batch_size: {spec.batch_size} is more than the {len(train.queries)} training queries; use fewer"
         )
     queries = EpochOrder(len(train.queries), spec.batch_size, spec.seed, parts=spec.optimiser.accumulate)
-    return PairOrder(queries, train.relevance, len(train.documents))
+    named = spec.data.negatives
+    if named and not len(train.negatives):
+        raise DataError(
+            f"data.negatives: {named}, but {spec.data.path} names no negatives of its training queries; leave it out, "
+            "or ingest a set that does (docs/texts.md)"
+        )
+    return PairOrder(queries, train.relevance, len(train.documents), train.negatives, named)
 
 
 def left_over(spec: Spec, train: TrainingSet) -> list[str]:

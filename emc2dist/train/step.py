@@ -200,6 +200,8 @@ class Trainer:
         self._draws: dict[str, Draws] = {}
         if draws:
             self._draws = {side: order.draws(draws, seed, side) for side in self._keys or order.sides}
+        if order.named(0).size:
+            self._draws["document"] = NamedToo(order, self._draws.get("document"), spec.workers)
         self._columns = {name: torch.from_numpy(values).to(device) for name, values in columns.items()}
         self._judged = None if judged is None else torch.from_numpy(judged).to(device)
         self._rank = collectives.rank()
@@ -324,6 +326,7 @@ class Trainer:
             views[side] = self._submit(side, index, self._streams(_VIEWS, step, torch.from_numpy(index)))
         for side, draws in self._draws.items():
             index = self._drawn_share(draws, step)
+            index = np.where(index < 0, self._order.entities(side).start, index)  # any, for what is none
             seeds = fork(self.spec.seed, _VIEWS, step, torch.from_numpy(index), self.spec.views.count)
             drawn[side] = self._submit(side, index, seeds.unsqueeze(0))
         self._ahead.append(_Ahead(step, views, drawn))
@@ -350,16 +353,16 @@ class Trainer:
         """Begin on the views of each side that step `step` is sure to encode again."""
         nothing = np.zeros(0, np.int64)
         here = {
-            side: torch.from_numpy(self._order.batch(step, side) if self._proposes(side) else nothing)
-            for side in self._keys
+            side: torch.from_numpy(self._order.batch(step, side) if self._proposes else nothing) for side in self._keys
         }
         found = self.contrast.foreseen(self.memory.remembered(step), here, step, self.spec.views.count)
         ids = {side: view_ids(*views, self._order.samples).unique() for side, views in found.items()}
         return {side: Foreseen(some, self._views_again(side, some)) for side, some in ids.items() if len(some)}
 
-    def _proposes(self, side: str) -> bool:
-        """Whether the batch's samples of a side are candidates (`emc2dist.core.batch.Side`)."""
-        return self._judged is None
+    @property
+    def _proposes(self) -> bool:
+        """Whether the batch's samples are candidates (`emc2dist.core.batch.Side`)."""
+        return self._judged is None or self.spec.negatives.name == "in_batch"
 
     def _views_again(self, side: str, ids: Tensor) -> Future[Tensor]:
         """[1, m, ...] in the making: views [m] of a side. They go before those of steps to come."""
@@ -463,20 +466,24 @@ class Trainer:
         numbers = [on_host, self._streams(_VISIT, step, own).flatten()]
         if side in self._draws:
             numbers.append(torch.from_numpy(self._draws[side].batch(step)))
-        index, streams, *drawn_index = to_device(numbers, self.device)
+        if self._judged is not None:
+            numbers.append(torch.from_numpy(_repeats(self._order.batch(step, side))))
+        index, streams, *others = to_device(numbers, self.device)
+        repeats = others.pop() if self._judged is not None else None
         drawn = None if part.drawn is None else collectives.gather_features(part.drawn.unsqueeze(0))
         return Side(
             part.features,
             collectives.gather_features(part.features if part.keys is None else part.keys),
             keys=part.keys,
             drawn=drawn,
-            drawn_index=drawn_index[0] if drawn_index else None,
+            drawn_index=others[0] if others else None,
             drawn_learn=self._draws_learn,
             index=index,
             host_index=on_host,
             streams=streams,
             entities=len(self._order.entities(side)),
-            proposes=self._proposes(side),
+            repeats=repeats,
+            proposes=self._proposes,
         )
 
     def _finite(self, step: int, batch: Batch) -> list[Finite]:
@@ -510,6 +517,32 @@ class Trainer:
             if self._follower is not None and self.spec.encoder.momentum is not None:
                 follow(self._follower, collectives.unwrapped(self.model), self.spec.encoder.momentum)
         return {"gradient_norm": norm}
+
+
+def _repeats(entities: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """bool [n]: which stand earlier, too."""
+    found = np.ones(len(entities), bool)
+    found[np.unique(entities, return_index=True)[1]] = False
+    return found
+
+
+class NamedToo:
+    """Draws, and what each sample of the batch names besides; each worker brings those of its own samples.
+
+    What is in the batch is named in vain, and so is what another one named: -1 stands there.
+    """
+
+    def __init__(self, order: Order, draws: Draws | None, workers: int) -> None:
+        self._order, self._draws, self._workers = order, draws, workers
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """int64 [M + B n], worker by worker the draws and the named ones."""
+        named = self._order.named(step).reshape(self._workers, -1)
+        drawn = np.zeros((self._workers, 0), np.int64)
+        if self._draws is not None:
+            drawn = self._draws.batch(step).reshape(self._workers, -1)
+        every = np.concatenate([drawn, named], 1).flatten()
+        return np.where(_repeats(every), -1, every)
 
 
 def _owner(samples: NDArray[np.int64], workers: int, row: int) -> tuple[int, int]:

@@ -81,9 +81,10 @@ def write_pairs(folder: Path, *, judged: bool, count: int = 48) -> Path:
             mine.append(int(row**1.3) % count)
         split = "test" if row % 6 == 5 else "train"
         query = " ".join([words[row], words[(7 * row + 3) % len(words)], words[(mine[0] * 3 + 3) % len(words)]])
-        lines += [{"query": query, "document": documents[one], "split": split} for one in sorted(set(mine))]
+        named = {"negative_1": documents[(row + 6) % count]} if row % 4 else {}
+        lines += [{"query": query, "document": documents[one], "split": split, **named} for one in sorted(set(mine))]
     if judged:  # documents that nobody asks for
-        lines.append({"query": "zu zu", "document": documents[1], "split": "train", "negative": "bo bi be"})
+        lines.append({"query": "zu zu", "document": documents[1], "split": "train", "negative_1": "bo bi be"})
     source = folder.with_suffix(".jsonl")
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
     ingest_pairs(str(source), str(folder), vocabulary=512)

@@ -6,6 +6,7 @@ import torch
 from train.harness import Run, pairs_spec, write_pairs
 
 from emc2dist.core.batch import Batch
+from emc2dist.core.contrast import contrast_for
 from emc2dist.errors import DataError, SpecError
 from emc2dist.train import loop
 from emc2dist.train.checkpoint import load_trainer, read_table
@@ -81,7 +82,7 @@ def test_judged_documents_are_candidates_by_draws_alone_and_never_for_who_they_a
     assert max(map(len, answers.values())) > 1
     closed = 0
     for batch in seen:
-        what = loop.contrast_for(spec).denominators[0]
+        what = contrast_for(spec).denominators[0]
         scores, index, _, count = what.candidates(batch)
         assert int(count) == 8
         assert (scores[:, : len(batch.index)] == -torch.inf).all()
@@ -121,7 +122,7 @@ def test_draws_get_a_gradient_as_the_batch_does(sets, monkeypatch):
     seen, _ = batches(pairs_spec(sets[False], "negatives.draws=5"), 1, monkeypatch)
     side = seen[0].sides["document"]
     assert side.drawn.requires_grad
-    assert not loop.contrast_for(pairs_spec(sets[False])).denominators[0].candidates(seen[0]).one_sided.any()
+    assert not contrast_for(pairs_spec(sets[False])).denominators[0].candidates(seen[0]).one_sided.any()
 
 
 def test_a_positive_of_several_is_drawn_anew_in_every_epoch(sets):
@@ -140,6 +141,64 @@ def test_a_positive_of_several_is_drawn_anew_in_every_epoch(sets):
         assert min(shares) > 0.2
 
 
+def by_loops(batch, temperature):
+    """InfoNCE over all distinct documents of a step that do not answer the query."""
+    query, document = batch.sides["query"], batch.sides["document"]
+    brought = {int(index): document.all[0, slot] for slot, index in reversed(list(enumerate(document.index)))}
+    if document.drawn_index is not None:
+        drawn = {int(index): document.drawn[0, row] for row, index in enumerate(document.drawn_index) if index >= 0}
+        brought = drawn | brought
+    judged = None if batch.judged is None else set(batch.judged.tolist())
+    losses = []
+    for slot, entity in enumerate(batch.index.tolist()):
+        own = int(document.index[slot])
+        others = [
+            torch.dot(query.own[0, slot], feature) / temperature
+            for index, feature in brought.items()
+            if index != own and (judged is None or entity * batch.samples + index not in judged)
+        ]
+        positive = torch.dot(query.own[0, slot], document.own[0, slot]) / temperature
+        losses.append(torch.stack([positive, *others]).logsumexp(0) - positive)
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("judged", [False, True])
+@pytest.mark.parametrize(
+    "more", [[], ["negatives.draws=6"], ["data.negatives=1"], ["data.negatives=2", "negatives.draws=4"]]
+)
+def test_in_batch_softmax_takes_each_document_of_a_step_once(judged, more, sets, monkeypatch):
+    spec = pairs_spec(sets[judged], "negatives={name: in_batch}", "precision=float64", *more)
+    seen, _ = batches(spec, 4, monkeypatch)
+    contrast = contrast_for(spec)
+    repeats = named = 0
+    for batch in seen:
+        repeats += len(batch.index) - len(batch.sides["document"].index.unique())
+        named += (
+            0 if batch.sides["document"].drawn_index is None else int((batch.sides["document"].drawn_index >= 0).sum())
+        )
+        loss = contrast(batch, {}, None).loss
+        torch.testing.assert_close(loss, by_loops(batch, spec.temperature), rtol=1e-10, atol=1e-12)
+    assert bool(repeats) == judged
+    assert bool(named) == bool(more)
+
+
+def test_named_negatives_are_those_of_the_set_and_drawn_anew(sets):
+    spec = pairs_spec(sets[True], "negatives={name: in_batch}", "data.negatives=1", "epochs=20")
+    train = open_training_set(spec)
+    order = order_of(spec, train)
+    mine = {}
+    for query, document in train.negatives:
+        mine.setdefault(int(query), set()).add(int(document) + len(train.queries))
+    answers = {(int(query), int(document) + len(train.queries)) for query, document in train.relevance}
+    without = 0
+    for step in range(2 * order.steps_per_epoch):
+        for query, named in zip(order.batch(step), order.named(step)[:, 0], strict=True):
+            assert (int(named) in mine[int(query)]) if int(query) in mine else named == -1
+            assert (int(query), int(named)) not in answers
+            without += named == -1
+    assert without > 0
+
+
 def test_what_judged_pairs_cannot_do_is_refused_by_its_key(sets):
     def order(*overrides):
         spec = pairs_spec(sets[True], *overrides)
@@ -153,6 +212,8 @@ def test_what_judged_pairs_cannot_do_is_refused_by_its_key(sets):
         order("negatives.draws=1000")
     with pytest.raises(DataError, match="batch_size: 64 is more than"):
         order("negatives.draws=4", "batch_size=64")
+    with pytest.raises(SpecError, match=r"data\.negatives: 1 that a set names .*in_batch"):
+        order("negatives.draws=4", "data.negatives=1")
 
 
 def test_equal_texts_are_closed_where_duplicates_are(sets):

@@ -38,7 +38,7 @@ class Example(NamedTuple):
     query: Passage
     positives: Sequence[Passage]
     negatives: Sequence[Passage]
-    """Become documents, and nothing is said of them."""
+    """Become documents that are judged not to answer the query."""
     score: Any = 1
     """Of the positives: a whole number, or text that is one; more than 0 where they answer the query."""
     split: str | None = None
@@ -157,7 +157,9 @@ class Collection:
             self._judge(row, self._add_document(where, passage, split), score)
         self._contrary += len(answers & others)
         for passage in example.negatives:
-            self._add_document(where, passage, split)
+            named = self._add_document(where, passage, split)
+            if passage.text not in answers:
+                self._judge(row, named, 0)
 
     def judgement(self, where: str, query: Passage, document: str, score: Any, split: str) -> None:
         """Add how well a document, by its id, answers a query."""

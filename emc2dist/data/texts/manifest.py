@@ -2,7 +2,8 @@
 
 documents.parquet    id, text, split: string; split "" is of all splits
 queries.parquet      id, text, split: string
-relevance.parquet    query, document: int64, rows of the two; score: int16, more than 0 where the document answers
+relevance.parquet    query, document: int64, rows of the two; score: int16, more than 0 where the document answers;
+                     else it was judged, or named by the source, not to
 tokenizer.json       trained on the training texts (`emc2dist.data.texts.tokenizer`)
 ingest.json          what decided the content of the set (`emc2dist.data.ingest.unfinished`)
 """

@@ -80,6 +80,8 @@ class Pairs:
     """Rows of a query and of a document that answers it, int64 [R, 2], in order of both."""
     scores: NDArray[np.int16]
     """How well it answers, int16 [R], each more than 0."""
+    negatives: NDArray[np.int64]
+    """Rows of a query and of a document that was judged, or named, not to answer it, int64 [K, 2], in order of both."""
     is_bijection: bool
     """Whether each query has one document and each document is that of one query: then both have the same row."""
     remarks: list[str]
@@ -116,8 +118,8 @@ def open_pairs(data: Data, split: str, s3: S3 | None = None, *, corpus: bool = F
         raise DataError(f"{folder}: has no queries of split train, but {known}; call one so in SOURCE and ingest it")
     tables = [pq.read_table(pa.BufferReader(read_pinned(folder, manifest, name))) for name in (QUERIES, DOCUMENTS)]
     asked, offered = _of_splits(tables[0], {split}), _of_splits(tables[1], None if corpus else {split, ""})
-    relation = _Relation.read(read_pinned(folder, manifest, RELEVANCE)).among(asked, offered)
-    found = len(asked)
+    judged = _Relation.read(read_pinned(folder, manifest, RELEVANCE))
+    relation, found = judged.taking(judged.scores > 0).among(asked, offered), len(asked)
     asked, relation = relation.answered(asked)
     remarks = list(manifest.remarks)
     if len(asked) < found:
@@ -133,12 +135,14 @@ def open_pairs(data: Data, split: str, s3: S3 | None = None, *, corpus: bool = F
         remarks.append(f"data.limit: the first {data.limit:,} of {len(asked):,} queries of train")
         asked, relation = asked[: data.limit], relation.taking(relation.rows[:, 0] < data.limit)
         offered = offered[: data.limit] if is_bijection else offered
+    negatives = judged.taking(judged.scores <= 0).among(asked, offered)
     told = [sorted(manifest.files.items()), split, corpus, len(asked), len(offered)]
     return Pairs(
         queries=_texts_of(tables[0], asked),
         documents=_texts_of(tables[1], offered),
         relevance=relation.rows,
         scores=relation.scores,
+        negatives=negatives.rows[np.lexsort(negatives.rows.T[::-1])],
         is_bijection=is_bijection,
         remarks=remarks,
         fingerprint=hashlib.sha256(json.dumps(told).encode()).hexdigest(),
@@ -153,19 +157,19 @@ def load_tokenizer(data: Data, s3: S3 | None = None) -> str:
 
 @dataclass(frozen=True)
 class _Relation:
-    """Rows of queries and documents that belong together, [R, 2] in order, and their scores [R]."""
+    """Rows of queries and documents that are judged together, [R, 2] in order, and their scores [R]."""
 
     rows: NDArray[np.int64]
     scores: NDArray[np.int16]
 
     @staticmethod
     def read(content: bytes) -> "_Relation":
-        """Those of a table whose score is above 0."""
+        """All judgements of a table."""
         table = pq.read_table(pa.BufferReader(content))
         rows = np.stack([table[name].to_numpy() for name in ("query", "document")], axis=1)
         scores = table["score"].to_numpy()
         order = np.lexsort(rows.T[::-1])
-        return _Relation(rows[order], scores[order]).taking(scores[order] > 0)
+        return _Relation(rows[order], scores[order])
 
     @staticmethod
     def identity(scores: NDArray[np.int16]) -> "_Relation":
@@ -177,9 +181,12 @@ class _Relation:
         return _Relation(self.rows[chosen], self.scores[chosen])
 
     def among(self, queries: NDArray[np.int64], documents: NDArray[np.int64]) -> "_Relation":
-        """What holds between some of the rows of each side, ascending, numbered anew by their places among these."""
+        """What holds between some of the rows of each side, numbered anew by their places among these."""
         part = self.taking(np.isin(self.rows[:, 0], queries) & np.isin(self.rows[:, 1], documents))
-        places = [np.searchsorted(side, part.rows[:, column]) for column, side in enumerate((queries, documents))]
+        places = []
+        for column, side in enumerate((queries, documents)):
+            order = side.argsort()
+            places.append(order[np.searchsorted(side, part.rows[:, column], sorter=order)])
         return _Relation(np.stack(places, axis=1), part.scores)
 
     def answered(self, queries: NDArray[np.int64]) -> "tuple[NDArray[np.int64], _Relation]":
