@@ -7,8 +7,8 @@
 Each job, a way to have negatives, a batch size and one seed, is the production step over a store in its process, with
 one thread, a bag of embeddings from nothing, at a constant learning rate after a tenth of an epoch of warm-up. It is
 asked (2,000 test queries among 10,000 documents, by feature) when it has encoded `--texts` texts, draws and what is
-encoded again counted, and when it has trained for `--seconds` CPU seconds; it ends with the later of the two. A job that
-stands in --out is not run again. Needs no Ray.
+encoded again counted, and when it has trained for `--seconds` CPU seconds; it ends with the later of the two. A job
+that stands in --out is not run again. Needs no Ray.
 """
 
 import argparse
