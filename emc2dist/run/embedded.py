@@ -67,7 +67,7 @@ def embed(
     encoding = TextEncoding.of(newest, path, newest.spec.s3.overridden(s3))
     width = newest.encoder.features
     feature = pa.list_(pa.float32(), width)
-    told = {"checkpoint": str(newest.place), "side": side}
+    told: dict[Any, Any] = {"checkpoint": str(newest.place), "side": side}
     schema = pa.schema([("id", pa.string()), ("text", pa.string()), ("feature", feature)], told)
     done = 0
     with temporary("emc2-embed-") as scratch, files.explained(scratch):
@@ -75,7 +75,7 @@ def embed(
         with pq.ParquetWriter(draft, schema) as writer:
             for some in _chunks(_named(records, column)):
                 ids, texts = zip(*some, strict=True)
-                features = pa.FixedSizeListArray.from_arrays(encoding.features(texts, side).ravel(), width)
+                features = pa.FixedSizeListArray.from_arrays(pa.array(encoding.features(texts, side).ravel()), width)
                 writer.write_batch(pa.record_batch([list(ids), list(texts), features], schema=schema))
                 if (done + len(some)) // _SAID > done // _SAID:
                     say(f"{done + len(some):,} texts")
