@@ -780,3 +780,16 @@ def test_without_the_package_one_error_says_what_to_install(monkeypatch):
 def test_what_is_no_tokenizer_is_refused():
     with pytest.raises(DataError, match=r"tokenizer\.json: is no tokenizer"):
         TokenView("{}", 8)
+
+
+def test_named_negatives_are_those_of_their_queries_whatever_the_order_of_rows(tmp_path):
+    """Of a bijection documents stand where their queries do, so what is named moves with them."""
+    lines = [{"query": f"ask {n}", "document": f"tell {n}", "negative": f"tell {(n + 2) % 7}"} for n in range(7)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ingest_pairs(str(tmp_path / "pairs.jsonl"), str(tmp_path / "set"), vocabulary=512, seed=3)
+    pairs = open_pairs(Data(kind="pairs", path=str(tmp_path / "set")), "train")
+    assert pairs.is_bijection
+    assert len(pairs.negatives) == 7
+    for query, document in pairs.negatives:
+        asked, told = pairs.queries.get(np.array([query]))[0], pairs.documents.get(np.array([document]))[0]
+        assert int(told.split()[1]) == (int(asked.split()[1]) + 2) % 7
