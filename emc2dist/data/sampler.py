@@ -18,12 +18,14 @@ Of pairs the queries have such an order, and each brings one of its documents, d
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emc2dist.errors import DataError
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 class Order(Protocol):
@@ -240,6 +242,6 @@ def _by_class(rng: np.random.Generator, labels: NDArray[np.int64], size: int) ->
     return np.concatenate([left[:odd], grouped, left[odd:]])
 
 
-def rank_slice(batch: NDArray[np.int64], rank: int, workers: int) -> NDArray[np.int64]:
+def rank_slice(batch: NDArray[_Scalar], rank: int, workers: int) -> NDArray[_Scalar]:
     """The rank's contiguous share of a global batch, [n] -> [n / workers]. `workers` must divide n."""
     return batch.reshape(workers, -1)[rank]

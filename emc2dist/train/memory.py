@@ -187,13 +187,13 @@ class Memory:
         rows = self._read_ahead.get(step, {})
         return {table: {name: self._anchors(v) for name, v in columns.items()} for table, columns in rows.items()}
 
-    def features(self, step: int) -> CachedRows:
-        """The cached feature of every sample as step `step` may see it, the same on all ranks; waits for it.
+    def features(self, step: int, entities: range) -> CachedRows:
+        """The cached features of such entities as step `step` may see them, the same on all ranks; waits for them.
 
-        To be asked between the gather of step `step` and `exchange(step)`, by every rank. Needs a cache, and N rows of
-        room.
+        To be asked between the gather of step `step` and `exchange(step)`, by every rank. Needs a cache, and as many
+        rows of room.
         """
-        index = np.arange(self._order.samples)
+        index = np.arange(entities.start, entities.stop)
         read = {FEATURES: self._part(index)}
         part = self.store.exchange(self.generation, None, read, self._as_of(step)).result()[FEATURES]
         on_device = to_device([_tensor(index), *map(_tensor, part.values())], self._device)

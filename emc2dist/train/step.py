@@ -232,7 +232,7 @@ class Trainer:
             # where the host waits for it.
             self._replied.close()
         with phase("store_wait"):
-            everything = self.memory.features(step) if health and self._compares else None
+            everything = self._everything(step) if health and self._compares else None
             self.memory.exchange(step)
         with phase("data_wait"):
             foreseen, self._foreseen = self._foreseen, self._foresee(step + 1)
@@ -279,6 +279,12 @@ class Trainer:
         schema = self.memory.schema
         valued = any(what.valued and "log_mean" in schema.get(what.name, {}) for what in self.contrast.denominators)
         return valued and FEATURES in schema and self._order.samples <= _MOST_COMPARED
+
+    def _everything(self, step: int) -> CachedRows:
+        """The cached features of all candidates of the first denominator whose log Z is needed."""
+        what = next(what for what in self.contrast.denominators if what.valued)
+        side = what.keys if what.keys in self._order.sides else self._order.sides[0]
+        return self.memory.features(step, self._order.entities(side))
 
     @torch.no_grad()
     def _log_z(self, outcome: Outcome, rows: CachedRows | None) -> dict[str, Fact]:
@@ -415,17 +421,18 @@ class Trainer:
         views, own, features, everyone = self.spec.views.count, [], [], []
         for side in self._keys or self._order.sides:
             batch, part = self._order.batch(step, side), encoded[side]
-            _, first = np.unique(batch, return_index=True)  # of a document that comes twice the first one counts
-            slots = rank_slice(np.arange(len(batch)), self._rank, self.spec.workers)
-            mine = np.flatnonzero(np.isin(slots, first))
-            (rows,) = to_device([torch.from_numpy(mine)], self.device)
-            own.append(batch[slots[mine]])
-            features.append((part.features if part.keys is None else part.keys)[-1][rows])
+            index, newest = self._share(step, side), (part.features if part.keys is None else part.keys)[-1]
+            if self._judged is not None:  # of a document that comes twice the first one counts
+                once = np.flatnonzero(~rank_slice(_repeats(batch), self._rank, self.spec.workers))
+                (rows,) = to_device([torch.from_numpy(once)], self.device)
+                index, newest = index[once], newest[rows]
+            own.append(index)
+            features.append(newest)
             everyone.append(batch)
-        newest = again.encoded(np.concatenate(own), torch.cat(features), np.concatenate(everyone), step, views)
+        found = again.encoded(np.concatenate(own), torch.cat(features), np.concatenate(everyone), step, views)
         for side in self._draws:
-            newest = self._drawn_too(step, side, newest, encoded[side].drawn)
-        return newest
+            found = self._drawn_too(step, side, found, encoded[side].drawn)
+        return found
 
     def _drawn_too(self, step: int, side: str, encoded: Encoded, drawn: Tensor | None) -> Encoded:
         """With this rank's draws [M / W, D], but for those of the batch: some rank has newer views of them to cache."""

@@ -58,7 +58,7 @@ def test_an_unrelated_order_is_of_the_same_samples_in_other_batches():
     assert sorted(epoch_of(other, 0)) == list(range(24))
     assert not np.array_equal(epoch_of(other, 0), epoch_of(order, 0))
     blocks = EpochOrder(24, 6, seed=0, blocks=np.array([12, 12]), window=1)
-    assert set(epoch_of(blocks.unrelated(12, seed=1), 0)[:12]) in ({*range(12)}, {*range(12, 24)})
+    assert set(epoch_of(blocks.draws(12, seed=1), 0)[:12]) in ({*range(12)}, {*range(12, 24)})
 
 
 def test_a_caller_may_change_its_batch():

@@ -128,7 +128,7 @@ def test_recall_is_exactly_as_of_its_steps_whatever_the_order_of_calls(monkeypat
         for rank, recall in enumerate(recalled):
             check(recall, order, step, rank, settled)
             check_cached(recall.proposed, proposals, order, max(step - 3, settled))
-        for rows in group.each(lottery.permutation(2), lambda rank: memories[rank].features(step)):  # noqa: B023
+        for rows in group.each(lottery.permutation(2), lambda rank: memories[rank].features(step, range(SAMPLES))):  # noqa: B023
             check_cached(rows, range(SAMPLES), order, max(step - 2, settled))
         for rank in lottery.permutation(2):
             memories[rank].exchange(step)

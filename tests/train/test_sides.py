@@ -223,3 +223,25 @@ def test_equal_texts_are_closed_where_duplicates_are(sets):
     assert len(columns["duplicates"]) == len(train)
     assert "texts are duplicates" in remarks[0]
     assert judged_of(train) is None
+
+
+@pytest.mark.parametrize("directions", ["forward", "both"])
+def test_log_z_is_compared_with_that_over_the_cached_documents_alone(directions, sets, monkeypatch):
+    spec = pairs_spec(sets[False], "epochs=5", "lr=0.0001", "negatives.draws=6", f"objective.directions={directions}")
+    train = open_training_set(spec)
+    asked, errors = set(), []
+    with alone(spec, train, CPU) as trainer:
+        features = trainer.memory.features
+
+        def recorded(step, entities):
+            asked.add(entities)
+            return features(step, entities)
+
+        monkeypatch.setattr(trainer.memory, "features", recorded)
+        for step in range(16):
+            found = trainer.step(step, health=True).values
+            errors += [found["log_z_rms_error"]] if "log_z_rms_error" in found else []
+    assert asked == {range(len(train.queries), len(train))}
+    assert len(errors) > 4  # not before most documents are cached
+    # An average over few candidates, of an encoder that hardly moves.
+    assert max((total / weight).sqrt().item() for total, weight in errors) < 0.5
