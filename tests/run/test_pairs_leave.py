@@ -5,6 +5,8 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from run.trained_pairs import ingest, rows, trained
@@ -369,3 +371,57 @@ def test_a_backbone_goes_to_s3_with_its_tokenizer(run, s3, data, capsys):
     told(capsys, "export", run, f"{s3.uri}/b.safetensors")
     told(capsys, "export", run, f"{s3.uri}/b.safetensors")  # over what was there
     assert files.at(f"{s3.uri}/tokenizer.json").read() == (data / "tokenizer.json").read_bytes()
+
+
+def embedded(capsys, run, source, out, *words):
+    found = told(capsys, "embed", run, source, out, *words)
+    return found, pq.read_table(out)
+
+
+def test_every_line_of_a_file_is_embedded_in_order(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("emc2dist.run.embedded._AT_ONCE", 2)  # three chunks
+    texts = ["loud engine", "the old violin", "loud engine", "blå", "which apple"]
+    (tmp_path / "texts.txt").write_text("\ufeff" + "\r\n".join(texts), encoding="utf-8")
+    for side in ("query", "document"):
+        found, table = embedded(capsys, run, tmp_path / "texts.txt", tmp_path / "out.parquet", "--side", side)
+        assert (found["texts"], found["width"]) == (5, 8)
+        assert table["text"].to_pylist() == texts
+        assert table["id"].to_pylist() == ["0", "1", "2", "3", "4"]
+        features = np.array(table["feature"].to_pylist(), np.float32)
+        np.testing.assert_allclose(features, features_of(run, texts, side), atol=1e-6)
+        assert table.schema.metadata[b"side"] == side.encode()
+        assert table.schema.field("feature").type == pa.list_(pa.float32(), 8)
+
+
+def test_a_table_keeps_its_ids_and_says_what_is_not_read(run, data, tmp_path, capsys):
+    found, table = embedded(capsys, run, data / "documents.parquet", tmp_path / "out.parquet", "--side", "document")
+    source = pq.read_table(data / "documents.parquet")
+    assert table.select(["id", "text"]) == source.select(["id", "text"]).cast(table.select(["id", "text"]).schema)
+    assert found["remarks"] == ["columns that are not read: split"]
+    (tmp_path / "more.jsonl").write_text('{"_id": 7, "code": "loud"}\n')
+    _, table = embedded(capsys, run, tmp_path / "more.jsonl", tmp_path / "out.parquet", "--column", "code")
+    assert table.select(["id", "text"]).to_pylist() == [{"id": "7", "text": "loud"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", b"one\n\ntwo\n", "a.txt, line 2: the text is empty"),
+        ("a.txt", b"one\n\xff\n", "a.txt, line 2: the text is not UTF-8"),
+        ("a.txt", b"one\n" + b"x" * (2**20 + 1), "a.txt, line 2: the text is of 1,048,577 bytes"),
+        ("a.txt", b"", "a.txt: holds no text"),
+        ("a.jsonl", b'{"text": 3}\n', "a.jsonl, line 1: the text is no text"),
+        ("a.jsonl", b'{"text": "x", "id": [1]}\n', "a.jsonl, line 1: the id [1] is neither text nor a whole number"),
+        ("a.jsonl", b'{"txt": "x"}\n', "a.jsonl: has no column 'text', but txt; say which: --column NAME"),
+        ("a.parquet", b"PAR1", "a.parquet"),
+    ],
+)
+def test_a_text_that_is_of_no_use_is_named_and_nothing_is_written(run, tmp_path, capsys, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    assert said in refused(capsys, "embed", run, tmp_path / name, tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_run_over_images_embeds_no_texts(tmp_path, capsys):
+    images = RunFolder.prepare(small_spec(f"run_dir={tmp_path}")).place
+    assert "is over images, and encodes no texts" in refused(capsys, "embed", images, __file__, tmp_path / "o")

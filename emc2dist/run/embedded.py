@@ -1,0 +1,134 @@
+"""Features of any texts by a run's newest encoder, as Parquet: id string, text string, feature float32 [D].
+
+A source is a text file, a text a line, or a table (Parquet, JSONL, CSV, TSV) with a column of texts. A text's id is
+what a column `_id`, `id`, `docid` or `query_id` says, else its number from 0. Texts go through by the thousand, so
+memory does not grow with them.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from emc2dist import files
+from emc2dist.config import S3
+from emc2dist.data.texts.collection import Passage, Side, Unusable
+from emc2dist.data.texts.records import LONGEST_LINE, Record, fields_of, is_table, plain, records_of
+from emc2dist.errors import DataError, RunError
+from emc2dist.run.folder import RunFolder
+from emc2dist.run.loaded import LoadedCheckpoint
+from emc2dist.run.scratch import temporary
+from emc2dist.run.texts import TextEncoding, where
+from emc2dist.terminal import say
+
+_IDS = ("_id", "id", "docid", "query_id")
+_AT_ONCE = 1_024  # texts in memory
+_SAID = 65_536  # texts between two messages
+
+
+def embed(
+    run: str | Path,
+    source: str | Path,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    side: str = "query",
+    column: str = "text",
+    s3: S3 | None = None,
+) -> dict[str, Any]:
+    """Write the unit-norm feature of each text of a file, in its order, as Parquet at `out`, whole or not at all.
+
+    Args:
+        run: the folder of a run over pairs.
+        source: a file on this machine.
+        out: a file on disk or S3.
+        overrides: `data.path=PATH` where the run's set, which holds its tokenizer, has moved.
+        side: `query` or `document`: whose prompt and length texts are given.
+        column: of a table, the one of texts.
+        s3: goes before what the run's spec says.
+
+    Raises:
+        DataError: a text is empty, too long or no UTF-8, or an id is no text; names the row. Or there is no such
+        column, no text, or the run's set is gone. RunError: the run is over images, or has no checkpoint.
+        SpecError: an override is not read here. NonFiniteError: the run has diverged.
+        StorageError: `source` cannot be read, or `out` not written.
+    """
+    folder, place = RunFolder.open(run, s3), files.at(out, s3)
+    files.refuse_folder(out)
+    place.entry() if place.remote else files.writable(out)  # before anything is read
+    if folder.spec().data.kind != "pairs":
+        raise RunError(f"{run}: is over images, and encodes no texts; give a run with data.kind: pairs")
+    records, remarks = _records(files.local(source), column)
+    newest = LoadedCheckpoint.newest(folder)
+    path = where(newest.spec, overrides)
+    encoding = TextEncoding.of(newest, path, newest.spec.s3.overridden(s3))
+    width = newest.encoder.features
+    feature = pa.list_(pa.float32(), width)
+    told: dict[Any, Any] = {"checkpoint": str(newest.place), "side": side}
+    schema = pa.schema([("id", pa.string()), ("text", pa.string()), ("feature", feature)], told)
+    done = 0
+    with temporary("emc2-embed-") as scratch, files.explained(scratch):
+        draft = Path(scratch) / "features.parquet"
+        with pq.ParquetWriter(draft, schema) as writer:
+            for some in _chunks(_named(records, column)):
+                ids, texts = zip(*some, strict=True)
+                features = pa.FixedSizeListArray.from_arrays(pa.array(encoding.features(texts, side).ravel()), width)
+                writer.write_batch(pa.record_batch([list(ids), list(texts), features], schema=schema))
+                if (done + len(some)) // _SAID > done // _SAID:
+                    say(f"{done + len(some):,} texts")
+                done += len(some)
+        if not done:
+            raise DataError(f"{source}: holds no text; give a file with one a line, or a table with a column of them")
+        place.put(draft)
+    remarks = [*newest.remarks, *encoding.remarks, *remarks]
+    return {**told, "out": str(place), "texts": done, "width": width, "remarks": remarks}
+
+
+def _records(file: Path, column: str) -> tuple[Iterator[Record], list[str]]:
+    """The records of a file, and which of its columns are not read, said."""
+    if not is_table(file.name):
+        return _lines(file, column), []
+    names = list(fields_of(file))
+    if names and column not in names:
+        raise DataError(f"{file}: has no column {column!r}, but {plain(', '.join(names))}; say which: --column NAME")
+    of_id = next((name for name in _IDS if name in names), None)
+    unread = [name for name in names if name not in (column, of_id)]
+    remarks = [f"columns that are not read: {plain(', '.join(unread))}"] if unread else []
+    for remark in remarks:
+        say(remark)
+    return records_of(file, _refuse), remarks
+
+
+def _lines(file: Path, column: str) -> Iterator[Record]:
+    """The lines of a text file, as records of one value."""
+    with files.explained(file), file.open("rb") as stream:
+        number = 0
+        while line := stream.readline(LONGEST_LINE + 1):
+            number += 1
+            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            yield Record(f"{file}, line {number}", {column: text.decode("utf-8", "surrogateescape").rstrip("\r\n")})
+
+
+def _named(records: Iterator[Record], column: str) -> Iterator[tuple[str, str]]:
+    """Id and text of each record. Raises DataError, which names it, where one is of no use."""
+    for number, (place, values) in enumerate(records):
+        side = Side("text")  # of this one alone: it remembers all it has seen
+        told = next((values[name] for name in _IDS if name in values), number)
+        try:
+            text = side.claim("", Passage(values.get(column), number if told is None else told))
+        except Unusable as error:
+            _refuse(place, str(error))
+        ((_, name),) = side.of_id
+        yield name, text
+
+
+def _chunks(rows: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    while some := list(islice(rows, _AT_ONCE)):
+        yield some
+
+
+def _refuse(place: str, what: str) -> NoReturn:
+    raise DataError(f"{place}: {plain(what)}; correct it, or leave it out of the file")
