@@ -6,6 +6,7 @@
     runs.py    a run as the report reads it
     curves.py  what metrics.jsonl says, all runs in the same axes
     chains.py  which negatives the chains sit on: are they hard, and are they false?
+    texts.py   the same of a run over pairs, as a table of texts
     atlas.py   where images lie in the space of features
     page.py    from pictures and tables to HTML
 

@@ -38,9 +38,12 @@ class Atlas:
         """Maps of the run's images as its newest checkpoint sees them.
 
         Raises:
-            RunError: there is no checkpoint, or it gives all images the same feature. NonFiniteError: not finite ones.
+            RunError: the run is over texts; there is no checkpoint, or it gives all images the same feature.
+            NonFiniteError: it gives one that is not finite.
             DataError, StorageError: the images are gone, or too few.
         """
+        if run.spec.data.kind == "pairs":
+            raise RunError("it is of images, and this run is over pairs of texts")
         newest, test = run.newest, run.images("test")
         run.remark_on_change()
         images = test or run.images("train")

@@ -83,6 +83,38 @@ class Chains:
         share = (count[kind] - 1) / (len(self.labels) - 1)
         return float((share[:, None] * self.visited).sum() / self.visited.sum())
 
+    def numbers(self) -> dict[str, float | None]:
+        """A run's chains in the table on top of the page."""
+        return {
+            "false negatives, share of visited chains": self.false_negatives,
+            "the same of uniform negatives": self.false_negatives_of_chance,
+            "cosine of anchors and carried negatives, mean": self.hardness,
+            "the same of uniform pairs": self.hardness_of_chance,
+        }
+
+    def told(self, step: int) -> str:
+        """The numbers of a checkpoint after `step` steps, in words."""
+        words = (
+            f"At step {step:,}, {self.visited.mean():.1%} of the chains have been visited. The cosine of an anchor and "
+            f"its carried negative is {self.hardness:.2f} on average, of uniform pairs {self.hardness_of_chance:.2f}. "
+        )
+        if self.false_negatives is None:
+            return words + "The training images have no labels, so false negatives cannot be told."
+        return words + (
+            f"{self.false_negatives:.1%} of the carried negatives have their anchor's label; of uniform ones, "
+            f"{self.false_negatives_of_chance:.1%} would."
+        )
+
+    def draw(self, name: str, colour: str) -> list[Picture]:
+        """The similarities, in the run's colour, and the first anchors with what their chains sit on.
+
+        `name` begins the files' names.
+        """
+        shown = range(0, min(_SHOWN, len(self.anchors)), _PER_PICTURE)
+        grids = [_draw_grid(self, first, f"{name}-{number}") for number, first in enumerate(shown, 1)]
+        carried = self.cosines[~np.isnan(self.cosines)]
+        return [draw_similarities(carried, self.between, len(self.anchors), f"{name}-similarity", colour), *grids]
+
 
 def sample(visited: NDArray[np.bool_]) -> NDArray[np.int64]:
     """At most 256 samples with a visited chain [A]: in a fixed random order, whatever has been visited.
@@ -117,31 +149,13 @@ def _similarities(
     return cosines, (own @ own.T)[np.triu_indices(len(own), 1)]
 
 
-def numbers(chains: Chains) -> dict[str, float | None]:
-    """A run's chains in the table on top of the page."""
-    return {
-        "false negatives, share of visited chains": chains.false_negatives,
-        "the same of uniform negatives": chains.false_negatives_of_chance,
-        "cosine of anchors and carried negatives, mean": chains.hardness,
-        "the same of uniform pairs": chains.hardness_of_chance,
-    }
-
-
-def draw(chains: Chains, name: str, colour: str) -> list[Picture]:
-    """The similarities, in the run's colour, and the first anchors with what their chains sit on.
-
-    `name` begins the files' names.
-    """
-    shown = range(0, min(_SHOWN, len(chains.anchors)), _PER_PICTURE)
-    grids = [_draw_grid(chains, first, f"{name}-{number}") for number, first in enumerate(shown, 1)]
-    return [_draw_similarities(chains, f"{name}-similarity", colour), *grids]
-
-
-def _draw_similarities(chains: Chains, name: str, run_colour: str) -> Picture:
-    carried = chains.cosines[~np.isnan(chains.cosines)]
+def draw_similarities(
+    carried: NDArray[np.floating], between: NDArray[np.floating], anchors: int, name: str, run_colour: str
+) -> Picture:
+    """The cosines of so many anchors with what their chains hold, and those of uniform negatives, as histograms."""
     figure = new_figure(4.4, 3.0)
     axes = new_axes(figure)
-    groups = (("uniform negatives", chains.between, GREY), ("carried negatives", carried, run_colour))
+    groups = (("uniform negatives", between, GREY), ("carried negatives", carried, run_colour))
     lowest, highest = (edge(edge(values) for _, values, _ in groups) for edge in (min, max))
     bins = np.linspace(lowest - 0.01, highest + 0.01, 41).tolist()
     for text, values, colour in groups:
@@ -152,7 +166,7 @@ def _draw_similarities(chains: Chains, name: str, run_colour: str) -> Picture:
     add_legend(axes, loc="lower left", bbox_to_anchor=(0, 1))
     alt = f"Two histograms of cosines: {', '.join(f'{text}, mean {values.mean():.3f}' for text, values, _ in groups)}."
     caption = (
-        f"{len(carried):,} carried negatives of {len(chains.anchors):,} anchors, against all pairs of these anchors. "
+        f"{len(carried):,} carried negatives of {anchors:,} anchors, against {len(between):,} uniform pairs. "
         "The further right, the harder."
     )
     return Picture(name, "Hardness", caption, alt, render(figure))

@@ -18,10 +18,11 @@ from emc2dist.config import S3, leaves
 from emc2dist.errors import Emc2Error
 from emc2dist.files import Place
 from emc2dist.plotting import COLOURS, Picture
-from emc2dist.report import atlas, chains, curves
+from emc2dist.report import atlas, curves
 from emc2dist.report.atlas import Atlas
 from emc2dist.report.chains import Chains
 from emc2dist.report.runs import ReportedRun
+from emc2dist.report.texts import HEADING, TextChains
 from emc2dist.run.folder import numbers
 from emc2dist.terminal import say
 
@@ -53,7 +54,7 @@ def report(
     shown = ReportedRun.open_all(runs, s3, overrides)
     folder = files.at(out, s3) if out is not None else shown[0].folder.place / "report"
     files.refuse_file(folder)  # before there is anything to write
-    chained = [_find(Chains.of, run, "chains") for run in shown]
+    chained = [_find(_chains_of, run, "chains") for run in shown]
     mapped = [_find(Atlas.of, run, "map") for run in shown]
     say("report: drawing and writing")
     sections = _sections(shown, chained, mapped)
@@ -73,6 +74,8 @@ class Section:
     pictures: Sequence[Picture] = ()
     missing: str = ""
     """A sentence; empty where nothing is missing."""
+    table: Sequence[Sequence[str]] = ()
+    """Rows of text under the first of them, a heading."""
 
 
 class Line(NamedTuple):
@@ -102,8 +105,12 @@ def _find(look: Callable[[ReportedRun], _What], run: ReportedRun, name: str) -> 
         return _Found(None, str(error).rstrip("."))
 
 
+def _chains_of(run: ReportedRun) -> Chains | TextChains:
+    return TextChains.of(run) if run.spec.data.kind == "pairs" else Chains.of(run)
+
+
 def _sections(
-    runs: Sequence[ReportedRun], chained: Sequence[_Found[Chains]], mapped: Sequence[_Found[Atlas]]
+    runs: Sequence[ReportedRun], chained: Sequence[_Found[Chains | TextChains]], mapped: Sequence[_Found[Atlas]]
 ) -> list[Section]:
     suffixes = [f"-{number}" if len(runs) > 1 else "" for number in range(1, len(runs) + 1)]
     chains_drawn = [
@@ -123,26 +130,13 @@ def _curves(runs: Sequence[ReportedRun]) -> Section:
     return Section("Curves", "From metrics.jsonl, over epochs.", list(curves.draw(runs)), missing)
 
 
-def _chains(run: ReportedRun, found: _Found[Chains], name: str, colour: str) -> Section:
+def _chains(run: ReportedRun, found: _Found[Chains | TextChains], name: str, colour: str) -> Section:
     title = f"Negatives of {run.label}"
     if found.what is None:
         return Section(title, missing=f"No negatives to show: {found.why}.")
-    return Section(title, _told(run, found.what), chains.draw(found.what, name, colour))
-
-
-def _told(run: ReportedRun, found: Chains) -> str:
-    """The chains' numbers, in words."""
-    words = (
-        f"At step {run.newest.manifest.step:,}, {found.visited.mean():.1%} of the chains have been visited. The cosine "
-        f"of an anchor and its carried negative is {found.hardness:.2f} on average, of uniform pairs "
-        f"{found.hardness_of_chance:.2f}. "
-    )
-    if found.false_negatives is None:
-        return words + "The training images have no labels, so false negatives cannot be told."
-    return words + (
-        f"{found.false_negatives:.1%} of the carried negatives have their anchor's label; of uniform ones, "
-        f"{found.false_negatives_of_chance:.1%} would."
-    )
+    chains, step = found.what, run.newest.manifest.step
+    table = [HEADING, *chains.table()] if isinstance(chains, TextChains) else ()
+    return Section(title, chains.told(step), chains.draw(name, colour), table=table)
 
 
 def _atlas(run: ReportedRun, found: _Found[Atlas], name: str) -> Section:
@@ -153,10 +147,10 @@ def _atlas(run: ReportedRun, found: _Found[Atlas], name: str) -> Section:
     return Section(title, lead, atlas.draw(found.what, name))
 
 
-def _tables(runs: Sequence[ReportedRun], chained: Sequence[_Found[Chains]]) -> dict[str, list[Line]]:
+def _tables(runs: Sequence[ReportedRun], chained: Sequence[_Found[Chains | TextChains]]) -> dict[str, list[Line]]:
     """Lines of each table, by title."""
     results = [
-        _results(run) | (chains.numbers(found.what) if found.what is not None else {})
+        _results(run) | (found.what.numbers() if found.what is not None else {})
         for run, found in zip(runs, chained, strict=True)
     ]
     return {

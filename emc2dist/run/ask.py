@@ -116,6 +116,8 @@ def _subject(subject: str, split: str, s3: S3 | None) -> tuple[Images, NDArray[n
     """The images, and features of the first few where there is a run."""
     folder = None if subject in BUILT_IN else RunFolder(files.at(subject, s3))
     newest = LoadedCheckpoint.newest(folder) if folder is not None and folder.exists() else None
+    if newest is not None and newest.spec.data.kind == "pairs":
+        raise DataError(f"{subject}: is a run over pairs of texts, and images are asked about; give a run over images")
     data = Data(path=subject) if newest is None else newest.spec.data
     images = open_images(data, split, s3)
     if images is None:

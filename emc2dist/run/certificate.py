@@ -81,10 +81,6 @@ def certify(
     """
     found = _Subject.of_spec(subject, overrides) if _is_spec(subject) else _Subject.of_run(subject, overrides)
     spec = found.spec
-    if spec.data.kind == "pairs":
-        raise SpecError(
-            "data.kind: pairs: `certify` is of images so far; docs/pairs.md tells what is certified of pairs"
-        )
     images = open_images(spec.data, "train", spec.s3)
     assert images is not None, "open_images raises where there are no training images"
     chosen = samples_for(spec, images, samples, views)
@@ -121,6 +117,7 @@ class _Subject:
     @classmethod
     def of_spec(cls, path: str | Path, overrides: Sequence[str]) -> "_Subject":
         spec = load(path, overrides)
+        _refuse_pairs(spec)
         available = torch.cuda.is_available()
         if spec.device == "cuda" and not available:
             raise SpecError("device: cuda, but this machine has no GPU that torch can use; certify with device=cpu")
@@ -132,8 +129,17 @@ class _Subject:
         s3 = parse_s3([override for override in overrides if override.startswith("s3.")])
         _refuse_unheeded(overrides)
         newest = LoadedCheckpoint.newest(RunFolder.open(path, s3))
+        _refuse_pairs(newest.spec)
         spec = parse(dump(newest.spec), overrides, source=str(newest.place)) if overrides else newest.spec
         return cls(str(newest.place), spec, newest.encoder, newest.device, newest, [])
+
+
+def _refuse_pairs(spec: Spec) -> None:
+    """Raise SpecError where a spec is over pairs."""
+    if spec.data.kind == "pairs":
+        raise SpecError(
+            "data.kind: pairs: `certify` is of images so far; docs/pairs.md tells what is certified of pairs"
+        )
 
 
 def _is_spec(subject: str | Path) -> bool:

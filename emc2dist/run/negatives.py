@@ -77,6 +77,11 @@ class Held:
         kept = kept[np.arange(len(kept)) - np.searchsorted(query[kept], query[kept]) < most]
         return cls(query[kept], document[kept], age[kept], int(answers.sum()))
 
+    def of_queries(self, queries: NDArray[np.int64]) -> "Held":
+        """What the chains of some of the queries hold."""
+        chosen = np.isin(self.query, queries)
+        return Held(self.query[chosen], self.document[chosen], self.age[chosen], self.judged)
+
 
 class Passage(NamedTuple):
     """A document beside a query."""
@@ -110,10 +115,10 @@ def mined(pairs: Pairs, held: Held, encoding: TextEncoding) -> Iterator[Mined]:
         texts, ids = pairs.queries.get(asked), pairs.queries.ids(asked)
         features = encoding.features(texts, "query")
         answers = pairs.relevance[np.isin(pairs.relevance[:, 0], asked)]
-        chosen = np.isin(held.query, asked)
-        others = np.stack([held.query[chosen], held.document[chosen]], axis=1)
+        chosen = held.of_queries(asked)
+        others = np.stack([chosen.query, chosen.document], axis=1)
         positives = _passages(answers, [None] * len(answers), asked, features, pairs, encoding)
-        negatives = _passages(others, held.age[chosen].tolist(), asked, features, pairs, encoding)
+        negatives = _passages(others, chosen.age.tolist(), asked, features, pairs, encoding)
         yield from map(Mined, ids, texts, positives, negatives)
 
 
