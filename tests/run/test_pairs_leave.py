@@ -367,10 +367,14 @@ def test_another_tokenizer_is_not_written_over(run, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
 
 
-def test_a_backbone_goes_to_s3_with_its_tokenizer(run, s3, data, capsys):
+def test_all_that_leaves_goes_to_s3_as_well(run, s3, data, tmp_path, capsys):
     told(capsys, "export", run, f"{s3.uri}/b.safetensors")
     told(capsys, "export", run, f"{s3.uri}/b.safetensors")  # over what was there
     assert files.at(f"{s3.uri}/tokenizer.json").read() == (data / "tokenizer.json").read_bytes()
+    for command, *words in (["negatives", run], ["embed", run, data / "queries.parquet"]):
+        told(capsys, command, *words, f"{s3.uri}/out")
+        told(capsys, command, *words, tmp_path / "out")
+        assert files.at(f"{s3.uri}/out").read() == (tmp_path / "out").read_bytes()
 
 
 def embedded(capsys, run, source, out, *words):
