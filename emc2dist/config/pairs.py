@@ -99,7 +99,8 @@ def _misfit_of_pairs(spec: "Spec") -> str | None:
             spec.data.negatives > 0 and negatives.name != "in_batch",
         "negatives.balance: push has queries pushed twice for documents that nobody pushes; leave it out":
             options.get("balance") == "push",
-        "negatives.close: labels are of images; give duplicates, or leave it out": "label" in negatives.close,
+        f"negatives.close: {', '.join(negatives.close)}: texts have no labels, and equal ones of a side are one "
+        "already; leave it out": bool(negatives.close),
         "negatives: cache_proposals and carried: cached are of documents alone; give objective.directions=forward":
             bool(both) and spec.objective.options().get("directions") == "both",
         "encoder.momentum: a follower's keys are of images so far; leave it out": encoder.momentum is not None,

@@ -186,13 +186,13 @@ class PairOrder:
         if side != "document":
             return queries
         first, count = self._first[queries], self._first[queries + 1] - self._first[queries]
-        shares = np.random.default_rng([self._queries.seed, _ANSWERS, step]).random(len(queries))
+        shares = self._random(_ANSWERS, step).random(len(queries))
         return self._queries.samples + self._answers[first + (shares * count).astype(np.int64)]
 
     def named(self, step: int) -> NDArray[np.int64]:
         """int64 [B, n]: documents that are named as negatives of each query, n of each, -1 where there are fewer."""
         found = np.full((self.micro_batch_size, self._each), -1, np.int64)
-        random = np.random.default_rng([self._queries.seed, _NAMED, step])
+        random = self._random(_NAMED, step)
         for slot, query in enumerate(self._queries.batch(step)):
             mine = self._named[self._first_named[query] : self._first_named[query + 1], 1]
             chosen = random.permutation(mine)[: self._each]
@@ -202,7 +202,13 @@ class PairOrder:
     def draws(self, count: int, seed: int, side: str) -> Draws:
         """Entities of a side in an order of their own."""
         there = self.entities(side)
-        return _Shifted(EpochOrder(len(there), count, seed), there.start)
+        # Else both sides would draw the same rows, which in a bijection are pairs.
+        apart = (seed + self.sides.index(side)) % 2**63
+        return _Shifted(EpochOrder(len(there), count, apart), there.start)
+
+    def _random(self, purpose: int, step: int) -> np.random.Generator:
+        # Epoch e is permuted by [seed, e], which [seed, e, 0] would be, too.
+        return np.random.default_rng([purpose, step, self._queries.seed, 1])
 
     def newest(self, step: int, count: int) -> NDArray[np.int64]:
         """Of one side alone: no spec of pairs asks for them."""

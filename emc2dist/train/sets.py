@@ -4,7 +4,7 @@ images   a sample is an image, an anchor a view of it; kNN tells how good the en
 pairs    a sample is a query with one of its documents; how well queries find theirs tells it
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -137,15 +137,16 @@ def order_of(spec: Spec, train: TrainingSet) -> Order:
 
 
 def _order_of_pairs(spec: Spec, train: Pairs) -> PairOrder:
-    draws, fewest = spec.negatives.draws, min(len(train.queries), len(train.documents))
-    directions = contrast_for(spec).objective.denominators
-    if draws > fewest:
-        raise DataError(f"negatives.draws: {draws} is more than the {fewest:,} texts of a side; use fewer")
+    draws, directions = spec.negatives.draws, contrast_for(spec).objective.denominators
+    sides = {"query": len(train.queries), "document": len(train.documents)}
+    side = min((what.keys for what in directions), key=sides.__getitem__)
+    if draws > sides[side]:
+        raise DataError(f"negatives.draws: {draws} is more than there are, {sides[side]:,} (side {side}); use fewer")
     if not train.is_bijection and not draws and spec.negatives.name != "in_batch":
         raise SpecError(
             "negatives.draws: 0, but documents are judged here, so that a batch brings popular ones often and others "
             "never, and is no sample of them: draws alone are candidates; give negatives.draws, say "
-            f"{min(spec.micro_batch_size, fewest)}, or negatives: in_batch, which takes the batch as it comes"
+            f"{min(spec.micro_batch_size, sides[side])}, or negatives: in_batch, which takes the batch as it comes"
         )
     if not train.is_bijection and len(directions) > 1:
         raise SpecError(
@@ -184,22 +185,11 @@ def columns_of(spec: Spec, train: TrainingSet) -> tuple[dict[str, NDArray[np.int
 
     Raises SpecError where the objective cannot do with it, DataError where what is asked for is not known.
     """
-    wanted = columns_for(spec)
-    columns, remarks = _known_of_texts(train, wanted) if isinstance(train, Pairs) else known_of_each(train, wanted)
+    columns, remarks = ({}, []) if isinstance(train, Pairs) else known_of_each(train, columns_for(spec))
     reason = contrast_for(spec).objective.unfit(columns, spec.encoder.features)
     if reason is not None:
         raise SpecError(reason)
     return columns, remarks
-
-
-def _known_of_texts(train: Pairs, wanted: Mapping[str, str]) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
-    if "duplicates" not in wanted:
-        return {}, []
-    groups = [side.duplicates() for side in (train.queries, train.documents)]
-    queries, documents = groups
-    apart = np.where(documents >= 0, documents + queries.max(initial=-1) + 1, -1)
-    number = sum(int((group >= 0).sum()) for group in groups)
-    return {"duplicates": np.concatenate([queries, apart])}, [f"negatives.close: {number:,} texts are duplicates"]
 
 
 def judged_of(train: TrainingSet) -> NDArray[np.int64] | None:

@@ -202,3 +202,6 @@ def test_a_learnt_temperature_stays_above_its_bound():
     learnt = InfoNce(learn_temperature=True).learns(4)
     learnt.log.data.fill_(9.0)
     assert learnt(0.07).item() == pytest.approx(0.01)
+    (-learnt(0.07)).backward()
+    learnt.log.data -= 10 * learnt.log.grad  # and comes back from there
+    assert learnt(0.07).item() > 0.011

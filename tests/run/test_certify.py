@@ -59,7 +59,7 @@ def test_keys_that_the_contrast_reads_can_be_changed_of_a_run_and_no_others(run,
     assert main(["certify", str(run), *overrides, *QUICK, "--json"]) == 0
     told = capsys.readouterr()
     result = json.loads(told.out)
-    assert result["objective"] == {"name": "infonce"}
+    assert result["objective"]["name"] == "infonce"
     assert result["rows"][0]["negatives"]["name"] == "in_batch"
     assert [remark for remark in result["remarks"] if "gives 20 training images, not the 48" in remark]
     for word in ("encoder.features=8", "lr=1", "epochs=3", "data.shuffle=block"):

@@ -11,7 +11,7 @@ from emc2dist.errors import DataError, SpecError
 from emc2dist.train import loop
 from emc2dist.train.checkpoint import load_trainer, read_table
 from emc2dist.train.profile import alone
-from emc2dist.train.sets import judged_of, open_training_set, order_of
+from emc2dist.train.sets import open_training_set, order_of
 
 CPU = torch.device("cpu")
 
@@ -216,13 +216,17 @@ def test_what_judged_pairs_cannot_do_is_refused_by_its_key(sets):
         order("negatives.draws=4", "data.negatives=1")
 
 
-def test_equal_texts_are_closed_where_duplicates_are(sets):
-    spec = pairs_spec(sets[False], "negatives.close=[duplicates]")
+def test_draws_of_two_sides_are_others_and_as_many_as_their_side_has(sets):
+    spec = pairs_spec(sets[False], "negatives.draws=6", "objective.directions=both")
     train = open_training_set(spec)
-    columns, remarks = loop.columns_of(spec, train)
-    assert len(columns["duplicates"]) == len(train)
-    assert "texts are duplicates" in remarks[0]
-    assert judged_of(train) is None
+    order = order_of(spec, train)
+    queries, documents = (order.draws(6, 5, side) for side in ("query", "document"))
+    same = [set(queries.batch(t)) == {d - len(train.queries) for d in documents.batch(t)} for t in range(6)]
+    assert not any(same)
+    judged = open_training_set(pairs_spec(sets[True]))
+    assert len(judged.documents) > len(judged.queries)
+    many = pairs_spec(sets[True], f"negatives.draws={len(judged.documents)}")
+    assert len(order_of(many, judged).draws(len(judged.documents), 0, "document").batch(0)) == len(judged.documents)
 
 
 @pytest.mark.parametrize("directions", ["forward", "both"])

@@ -4,6 +4,7 @@ The positive's share of the softmax needs log Z itself, not its gradient alone. 
 directions: both are CLIP's (Radford et al., ICML 2021), whose temperature is learnt.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ LOWEST = 0.01
 
 
 class Scale(nn.Module):
-    """What multiplies scores, as its logarithm; 1 in the beginning."""
+    """What multiplies scores, as its logarithm; 1 in the beginning, and at most 1 / `LOWEST` of the temperature."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +32,9 @@ class Scale(nn.Module):
     @override
     def forward(self, temperature: float) -> Tensor:
         """The learnt temperature, a scalar of at least `LOWEST`; `temperature` is that of the beginning."""
-        return (temperature * torch.exp(-self.log)).clamp(min=min(LOWEST, temperature))
+        with torch.no_grad():  # the parameter, not what is made of it: it must be able to come back
+            self.log.clamp_(max=max(0.0, math.log(temperature / LOWEST)))
+        return temperature * torch.exp(-self.log)
 
 
 @dataclass(frozen=True)
