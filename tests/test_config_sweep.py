@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from emc2dist.config import Range, dump, load, load_job, load_sweep, parse_sweep
+from emc2dist.config import Range, Sweep, dump, load, load_job, load_sweep, parse_sweep
 from emc2dist.config.points import remarks
 from emc2dist.errors import SpecError
 
@@ -269,3 +269,14 @@ def test_the_keys_of_a_sweep_of_wandb_are_told_as_ours(tmp_path):
     assert "metric: got {'name': 'loss', 'goal': 'minimize'}; write its name alone" in str(caught.value)
     assert "method: unknown key; the nearest valid key is search.name" in str(caught.value)
     assert "parameters: unknown key; the nearest valid key is space" in str(caught.value)
+
+
+def test_a_sweep_over_pairs_is_judged_by_how_well_queries_find_their_documents():
+    of_pairs = "data: {kind: pairs, path: x}, objective: infonce, encoder: {backbone: bag}"
+    base = "name: s, epochs: 1, batch_size: 4, lr: 0.1"
+    given = f"name: s\nbase: {{{base}, {of_pairs}}}\nspace: {{lr: 'uniform(0.1, 0.2)'}}\n"
+    swept = parse_sweep(given)
+    assert (swept.metric, swept.goal) == ("ndcg_at_10", "max")
+    assert parse_sweep(given + "metric: loss\n").goal == "min"
+    assert Sweep(**swept.model_dump()).metric == "ndcg_at_10"
+    assert parse_sweep(given.replace(f", {of_pairs}", "")).metric == "knn_accuracy"

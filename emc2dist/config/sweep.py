@@ -122,7 +122,8 @@ class Sweep(Section):
     seeds: SmallPositiveInt = 1
     """Trials of each point; each has a seed of its own."""
     metric: str = "knn_accuracy"
-    """A metric of a run's rows at the ends of epochs; points are compared by its mean over seeds."""
+    """A metric of a run's rows at the ends of epochs; points are compared by its mean over seeds. By default the kNN
+    accuracy, of pairs nDCG@10."""
     goal: Literal["max", "min"] = "max"
     """Which of its values are better; where it is not given, the lower ones of a loss."""
     scheduler: Scheduler = Scheduler()
@@ -131,8 +132,17 @@ class Sweep(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _follows_the_metric(cls, given: Any) -> Any:
-        return {"goal": _better(str(given.get("metric"))), **given} if isinstance(given, dict) else given
+    def _follows_what_is_known(cls, given: Any) -> Any:
+        """The metric follows from the kind of data, and the goal from the metric, where they are not given."""
+        if not isinstance(given, dict):
+            return given
+        base = given.get("base")
+        data = (
+            base.get("data") if isinstance(base, dict) else base.data.model_dump() if isinstance(base, Spec) else None
+        )
+        kind = data.get("kind") if isinstance(data, dict) else None
+        given = {"metric": "ndcg_at_10" if kind == "pairs" else "knn_accuracy", **given}
+        return {"goal": _better(str(given["metric"])), **given}
 
     @field_validator("metric", mode="before")
     @classmethod
