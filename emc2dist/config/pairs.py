@@ -1,4 +1,4 @@
-"""Pairs of texts (`data.kind: pairs`): how they become tokens, and what of a spec is for images alone."""
+"""Texts, as pairs or by themselves (`data.kind`): how they become tokens, and what of a spec is for images alone."""
 
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -15,10 +15,11 @@ TRANSFORMERS = "transformers:"
 """Begins the backbone that a folder holds, for the library transformers to read."""
 
 Length = Annotated[int, Field(ge=1, le=32_768)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Text(Section):
-    """Texts and their towers, which both sides of pairs share."""
+    """How texts become tokens, and the towers of texts, which both sides of pairs share."""
 
     query_length: Length = 32
     """Tokens of a query; what is longer is cut off."""
@@ -36,6 +37,14 @@ class Text(Section):
     """Blocks of mini."""
     heads: Annotated[int, Field(ge=1, le=1024)] = 4
     """Attention heads of mini; they divide `width`."""
+    chunk: Length = 256
+    """Tokens of a document from the beginning, of which views are made. This and those below are of kind texts."""
+    crop: tuple[Share, Share] = (1.0, 1.0)
+    """Share of a document that a view takes, [low, high]: as many tokens that follow each other."""
+    delete: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability with which a view leaves a token out."""
+    mask: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability with which a token of a view is masked."""
     vocabulary: Annotated[int, Field(ge=1, le=2**24)] | None = None
     """Tokens of the set's tokenizer, for bag and mini. None: as many as the set says when the run begins."""
 
@@ -43,6 +52,8 @@ class Text(Section):
     def _heads_divide(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"text.heads: {self.heads} does not divide text.width: {self.width}; give one that does")
+        if self.crop[0] > self.crop[1]:
+            raise ValueError(f"text.crop: [{self.crop[0]}, {self.crop[1]}] is not an ascending pair")
         return self
 
 
@@ -54,8 +65,8 @@ def is_text(backbone: str) -> bool:
 def misfit_of_kind(spec: "Spec") -> str | None:
     """Why a spec does not go with its `data.kind`, the key named, and what to do; None: it does."""
     backbone = spec.encoder.backbone
-    if spec.data.kind == "pairs":
-        return _misfit_of_pairs(spec)
+    if spec.data.kind != "images":
+        return _misfit_of_texts(spec) or (_misfit_of_pairs(spec) if spec.data.kind == "pairs" else _misfit_alone(spec))
     if is_text(backbone):
         return f"encoder.backbone: {backbone} is of texts, and data.kind is images; give data.kind=pairs"
     if spec.text != Text():
@@ -64,32 +75,55 @@ def misfit_of_kind(spec: "Spec") -> str | None:
         return "objective.directions: are of pairs, and data.kind is images; leave it out"
     if spec.data.negatives:
         return f"data.negatives: {spec.data.negatives} are of pairs, and data.kind is images; leave it out"
+    return _too_few_views(spec)
+
+
+def _too_few_views(spec: "Spec") -> str | None:
     if spec.views.count < 2:
-        return f"views.count: {spec.views.count} view of an image has no other to be its positive; give 2 or more"
+        return f"views.count: {spec.views.count} view has no other to be its positive; give 2 or more"
     return None
 
 
 _READ_DATA = ("kind", "path", "limit", "negatives", "prefetch", "shuffle", "cache_dir", "cache_mib")
 
 
-def _misfit_of_pairs(spec: "Spec") -> str | None:
-    negatives, options, encoder = spec.negatives, spec.negatives.options(), spec.encoder
+def _misfit_of_texts(spec: "Spec") -> str | None:
+    """What neither pairs nor texts by themselves can do."""
+    encoder, kind, negatives = spec.encoder, spec.data.kind, spec.negatives
     images = (
-        ("views", spec.views, Views(count=1), ()),
+        ("views", spec.views, Views(), ("count",)),
         ("data", spec.data, Data(), _READ_DATA),
         ("eval", spec.eval, Eval(), ("every", "asked", "queries", "bank")),
     )
     for name, section, default, read in images:
         key = _changed(section, default, but=read)
         if key is not None:
-            return f"{name}.{key}: is of images, and data.kind is pairs; leave it out"
-    both = options.get("cache_proposals") or options.get("carried") == "cached"
+            return f"{name}.{key}: is of images, and data.kind is {kind}; leave it out"
     refusals = {
-        f"encoder.backbone: {encoder.backbone} is of images, and data.kind is pairs; give bag, mini or "
+        f"encoder.backbone: {encoder.backbone} is of images, and data.kind is {kind}; give bag, mini or "
         f"{TRANSFORMERS}FOLDER": not is_text(encoder.backbone),
         f"encoder.norm: {encoder.norm} couples texts of a batch; leave it out, or give none":
             encoder.norm in ("batch", "sync_batch"),
         f"encoder.stem: {encoder.stem} is of images; leave it out": encoder.stem != "cifar",
+        f"negatives.close: {', '.join(negatives.close)}: texts have no labels, and equal ones of a side are one "
+        "already; leave it out": bool(negatives.close),
+        "cuda_graphs: true records passes over images; leave it out": spec.cuda_graphs,
+        "compile: true is of images so far; leave it out": spec.compile,
+    }  # fmt: skip
+    return next((what for what, found in refusals.items() if found), None)
+
+
+_OF_VIEWS = ("chunk", "crop", "delete", "mask")
+
+
+def _misfit_of_pairs(spec: "Spec") -> str | None:
+    negatives, options = spec.negatives, spec.negatives.options()
+    others = tuple(key for key in Text.model_fields if key not in _OF_VIEWS)
+    key = _changed(spec.text, Text(), but=others)
+    both = options.get("cache_proposals") or options.get("carried") == "cached"
+    refusals = {
+        f"text.{key}: is of random views, and data.kind is pairs; leave it out": key is not None,
+        f"views.count: {spec.views.count}, but a text of a pair has one view; leave it out": spec.views.count != 1,
         f"objective: {spec.objective.name} is of views of one thing, and data.kind is pairs; give infonce or dcl":
             not spec.objective.paired,
         f"negatives: {negatives.name} is of images so far; give in_batch, chain or moving_average":
@@ -99,15 +133,20 @@ def _misfit_of_pairs(spec: "Spec") -> str | None:
             spec.data.negatives > 0 and negatives.name != "in_batch",
         "negatives.balance: push has queries pushed twice for documents that nobody pushes; leave it out":
             options.get("balance") == "push",
-        f"negatives.close: {', '.join(negatives.close)}: texts have no labels, and equal ones of a side are one "
-        "already; leave it out": bool(negatives.close),
         "negatives: cache_proposals and carried: cached are of documents alone; give objective.directions=forward":
             bool(both) and spec.objective.options().get("directions") == "both",
-        "encoder.momentum: a follower's keys are of images so far; leave it out": encoder.momentum is not None,
-        "cuda_graphs: true records passes over images; leave it out": spec.cuda_graphs,
-        "compile: true is of images so far; leave it out": spec.compile,
+        "encoder.momentum: a follower's keys are of views of one thing; leave it out":
+            spec.encoder.momentum is not None,
     }  # fmt: skip
     return next((what for what, found in refusals.items() if found), None)
+
+
+def _misfit_alone(spec: "Spec") -> str | None:
+    if spec.objective.options().get("directions") is not None:
+        return "objective.directions: are of pairs, and data.kind is texts; leave it out"
+    if spec.data.negatives:
+        return f"data.negatives: {spec.data.negatives} are of pairs, and data.kind is texts; leave it out"
+    return _too_few_views(spec)
 
 
 def _changed(section: Section, default: Section, but: tuple[str, ...] = ()) -> str | None:

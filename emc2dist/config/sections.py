@@ -146,9 +146,9 @@ BUILT_IN = {
 class Data(Section):
     """Where the images come from, or the pairs of texts."""
 
-    kind: Literal["images", "pairs"] = "images"
+    kind: Literal["images", "pairs", "texts"] = "images"
     """`pairs`: of texts, queries and the documents that answer them, a folder that `emc2dist ingest` wrote
-    (docs/texts.md)."""
+    (docs/texts.md). `texts`: its documents alone, of which random views are each other's positives, as of images."""
     path: AnyPath = "digits"
     """A Parquet file, or a folder of them, on disk or `s3://bucket/...`; or a set that comes with the package: `digits`
     (scikit-learn's 1,797 handwritten digits), `omniglot` (32,459 drawings of 1,623 characters), `omniglot-small` (2,720
@@ -194,7 +194,7 @@ class Views(Section):
     """How one view is drawn from an image. A probability of 0 leaves a transform out."""
 
     count: Annotated[int, Field(ge=1, le=256)] = 2
-    """Views per image, V, at least 2. Every sample has one chain per view. A text has one."""
+    """Views per image or text, V, at least 2. Every sample has one chain per view. A text of a pair has one."""
     size: Annotated[int, Field(ge=1, le=4096)] = 32
     """Side of a view, pixels."""
     crop: tuple[Annotated[float, Field(ge=1e-6)], PositiveFloat] = (0.2, 1.0)

@@ -111,6 +111,11 @@ class Spec(Section):
     launch: Launch = Launch()
 
     @property
+    def of_texts(self) -> bool:
+        """Whether it is of texts, as pairs or by themselves."""
+        return self.data.kind != "images"
+
+    @property
     def micro_batch_size(self) -> int:
         """Samples of one sweep over all workers, B."""
         return self.batch_size // self.optimiser.accumulate

@@ -39,6 +39,7 @@ import emc2dist
 from emc2dist import files
 from emc2dist.config import Spec, dump, parse
 from emc2dist.data.images import Images
+from emc2dist.data.texts.documents import Documents
 from emc2dist.data.texts.pairs import Pairs
 from emc2dist.errors import RunError, StorageError
 from emc2dist.files import Place
@@ -81,9 +82,9 @@ class Manifest(BaseModel):
         """The spec that the checkpoint was made under."""
         return parse(self.spec, source="the checkpoint's manifest.json")
 
-    def change(self, train: Images | Pairs) -> str | None:
+    def change(self, train: Images | Pairs | Documents) -> str | None:
         """What has become of the training set since, as in "20 training images, not the 24"; None if nothing has."""
-        what = "texts" if isinstance(train, Pairs) else "images"
+        what = "texts" if isinstance(train, Pairs | Documents) else "images"
         if len(train) != self.samples:
             return f"{len(train):,} training {what}, not the {self.samples:,}"
         return f"other training {what} than the {self.samples:,}" if train.fingerprint != self.fingerprint else None
@@ -130,7 +131,7 @@ def _save(
     checksums.write(folder, generation)
 
 
-def refuse_other_data(where: object, manifest: Manifest, train: Images | Pairs) -> None:
+def refuse_other_data(where: object, manifest: Manifest, train: Images | Pairs | Documents) -> None:
     """Raise RunError where the training set is not that which the checkpoint at `where` was made on."""
     change = manifest.change(train)
     if change:

@@ -136,8 +136,7 @@ def run(job: Job, resume: Path | None = None) -> int:
 
 def encoder_for(spec: Spec) -> Encoder:
     """An encoder as a spec describes it, on the CPU, with what its objective learns; by torch's generator."""
-    is_text = spec.data.kind == "pairs"
-    encoder: Encoder = TextEncoder(spec.encoder, spec.text) if is_text else ImageEncoder(spec.encoder)
+    encoder: Encoder = TextEncoder(spec.encoder, spec.text) if spec.of_texts else ImageEncoder(spec.encoder)
     encoder.learnt = contrast_for(spec).objective.learns(spec.encoder.features)
     return encoder.double() if spec.precision == "float64" else encoder
 

@@ -57,7 +57,7 @@ class RetrievalEvaluation:
         self.judged = Judged(np.stack(rows, axis=1), pairs.scores[asked])
 
     @classmethod
-    def of(cls, spec: Spec, train: Pairs) -> "tuple[RetrievalEvaluation | None, list[str]]":
+    def of(cls, spec: Spec) -> "tuple[RetrievalEvaluation | None, list[str]]":
         """What a run is judged by, and what a person should know of it; None where no other split has queries.
 
         Raises:

@@ -1,10 +1,10 @@
-"""What a run is trained on and judged by, of either kind (`data.kind`): images, or pairs of texts.
+"""What a run is trained on and judged by, by `data.kind`: images, pairs of texts, or texts.
 
 images   a sample is an image, an anchor a view of it; kNN tells how good the encoder is
 pairs    a sample is a query with one of its documents; how well queries find theirs tells it
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from emc2dist.config.pairs import TRANSFORMERS
 from emc2dist.core.contrast import columns_for, contrast_for
 from emc2dist.data.images import Images, known_of_each, open_images, open_labelled
 from emc2dist.data.sampler import EpochOrder, Order, PairOrder
+from emc2dist.data.texts.documents import Documents, open_documents
 from emc2dist.data.texts.loader import TextLoader
 from emc2dist.data.texts.manifest import vocabulary_of
 from emc2dist.data.texts.pairs import Pairs, load_tokenizer, open_pairs
@@ -26,9 +27,10 @@ from emc2dist.towers.encoder import Encoder
 from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.retrieval import RetrievalEvaluation
 from emc2dist.train.step import Loader
+from emc2dist.train.texts import RandomTokens
 from emc2dist.train.views import view_loader
 
-TrainingSet = Images | Pairs
+TrainingSet = Images | Pairs | Documents
 
 
 class Judge(Protocol):
@@ -48,7 +50,7 @@ class Judge(Protocol):
 def settled(spec: Spec) -> Spec:
     """The spec with what the set alone can tell: of texts the vocabulary. Raises as `open_training_set` does."""
     of_folder = spec.encoder.backbone.startswith(TRANSFORMERS)
-    if spec.data.kind != "pairs" or of_folder or spec.text.vocabulary is not None:
+    if not spec.of_texts or of_folder or spec.text.vocabulary is not None:
         return spec
     text = spec.text.model_copy(update={"vocabulary": vocabulary_of(spec.data.path, spec.s3)})
     return spec.model_copy(update={"text": text})
@@ -63,6 +65,8 @@ def open_training_set(spec: Spec) -> TrainingSet:
     opened: TrainingSet | None
     if spec.data.kind == "pairs":
         opened = open_pairs(spec.data, "train", spec.s3)
+    elif spec.data.kind == "texts":
+        opened = open_documents(spec.data, spec.s3)
     else:
         opened = open_images(spec.data, "train", spec.s3)
     assert opened is not None, "raised where there is nothing to train on"
@@ -71,8 +75,8 @@ def open_training_set(spec: Spec) -> TrainingSet:
 
 def judge_of(spec: Spec, train: TrainingSet) -> tuple[Judge | None, list[str]]:
     """What judges the encoder while it is trained, None where nothing can, and what a person should know of it."""
-    if isinstance(train, Pairs):
-        return RetrievalEvaluation.of(spec, train)
+    if isinstance(train, Pairs | Documents):
+        return RetrievalEvaluation.of(spec)
     return Evaluation.of(spec, open_labelled(spec.data, spec.eval, train, spec.s3))
 
 
@@ -89,6 +93,9 @@ def loaders_of(
     Raises:
         SpecError: a length has no room for a token, or `data.on_device: true` cannot be.
     """
+    if isinstance(train, Documents):
+        tell("views: spans of tokens, made by a thread of the worker")
+        return {"x": TextLoader(train.texts, RandomTokens(tokenizer_of(spec), spec.text))}
     if not isinstance(train, Pairs):
         return {"x": view_loader(spec, train, device, cores=cores, tell=tell)}
     views = token_views(spec)
@@ -99,15 +106,19 @@ def loaders_of(
     }
 
 
+def tokenizer_of(spec: Spec) -> str:
+    """The tokenizer, JSON: the backbone's own, or the set's."""
+    backbone = spec.encoder.backbone
+    if not backbone.startswith(TRANSFORMERS):
+        return load_tokenizer(spec.data, spec.s3)
+    from emc2dist.towers.text import pretrained_tokenizer
+
+    return pretrained_tokenizer(backbone.removeprefix(TRANSFORMERS))
+
+
 def token_views(spec: Spec) -> dict[str, TokenView]:
     """What makes tokens of the texts of each side."""
-    backbone, text = spec.encoder.backbone, spec.text
-    if backbone.startswith(TRANSFORMERS):
-        from emc2dist.towers.text import pretrained_tokenizer
-
-        tokenizer = pretrained_tokenizer(backbone.removeprefix(TRANSFORMERS))
-    else:
-        tokenizer = load_tokenizer(spec.data, spec.s3)
+    tokenizer, text = tokenizer_of(spec), spec.text
     return {
         "query": TokenView(tokenizer, text.query_length, text.query_prompt),
         "document": TokenView(tokenizer, text.document_length, text.document_prompt),
@@ -121,14 +132,17 @@ def order_of(spec: Spec, train: TrainingSet) -> Order:
     """
     if isinstance(train, Pairs):
         return _order_of_pairs(spec, train)
-    draws = spec.negatives.draws
+    draws, what = spec.negatives.draws, "texts" if isinstance(train, Documents) else "images"
     if draws > len(train):
-        raise DataError(f"negatives.draws: {draws} is more than the {len(train)} training images; use fewer")
+        raise DataError(f"negatives.draws: {draws} is more than the {len(train)} training {what}; use fewer")
+    parts = spec.optimiser.accumulate
+    if isinstance(train, Documents):
+        return EpochOrder(len(train), spec.batch_size, spec.seed, parts=parts)
     return EpochOrder(
         len(train),
         spec.batch_size,
         spec.seed,
-        parts=spec.optimiser.accumulate,
+        parts=parts,
         blocks=train.blocks if spec.data.shuffle == "block" else None,
         window=spec.data.window,
         labels=train.labels(np.arange(len(train))) if spec.data.per_class else None,
@@ -169,7 +183,9 @@ def _order_of_pairs(spec: Spec, train: Pairs) -> PairOrder:
 
 def left_over(spec: Spec, train: TrainingSet) -> list[str]:
     """A remark where the batch does not divide the samples."""
-    samples, what = (len(train.queries), "queries") if isinstance(train, Pairs) else (len(train), "images")
+    samples, what = len(train), "texts" if isinstance(train, Documents) else "images"
+    if isinstance(train, Pairs):
+        samples, what = len(train.queries), "queries"
     over = samples % spec.batch_size
     if not over:
         return []
@@ -185,7 +201,12 @@ def columns_of(spec: Spec, train: TrainingSet) -> tuple[dict[str, NDArray[np.int
 
     Raises SpecError where the objective cannot do with it, DataError where what is asked for is not known.
     """
-    columns, remarks = ({}, []) if isinstance(train, Pairs) else known_of_each(train, columns_for(spec))
+    columns, remarks = dict[str, NDArray[np.int64]](), list[str]()
+    wanted = columns_for(spec)
+    if not isinstance(train, Pairs | Documents):
+        columns, remarks = known_of_each(train, wanted)
+    elif wanted:
+        raise SpecError(f"{next(iter(wanted.values()))}: needs labels, and texts have none; give another objective")
     reason = contrast_for(spec).objective.unfit(columns, spec.encoder.features)
     if reason is not None:
         raise SpecError(reason)
@@ -199,8 +220,3 @@ def judged_of(train: TrainingSet) -> NDArray[np.int64] | None:
     entities, queries = len(train), len(train.queries)
     query, document = train.relevance[:, 0], train.relevance[:, 1] + queries
     return np.sort(np.concatenate([query * entities + document, document * entities + query]))
-
-
-def remarks_of(train: TrainingSet) -> Sequence[str]:
-    """What a person should know of how the set was found, with numbers."""
-    return train.remarks

@@ -62,7 +62,8 @@ def small_spec(*overrides: str) -> Spec:
 
 def pairs_spec(folder: Path, *overrides: str) -> Spec:
     """Of the set in a folder, with its vocabulary."""
-    return settled(parse(PAIRS, ["data.kind=pairs", f"data.path={folder}", *overrides]))
+    kind = [] if any(one.startswith("data.kind=") for one in overrides) else ["data.kind=pairs"]
+    return settled(parse(PAIRS, [*kind, f"data.path={folder}", *overrides]))
 
 
 def write_pairs(folder: Path, *, judged: bool, count: int = 48) -> Path:

@@ -3,15 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from train.harness import Run, pairs_spec, write_pairs
 
 from emc2dist.core.batch import Batch
 from emc2dist.core.contrast import contrast_for
+from emc2dist.data.texts.tokenizer import TokenView
 from emc2dist.errors import DataError, SpecError
 from emc2dist.train import loop
 from emc2dist.train.checkpoint import load_trainer, read_table
 from emc2dist.train.profile import alone
-from emc2dist.train.sets import open_training_set, order_of
+from emc2dist.train.sets import open_training_set, order_of, tokenizer_of
+from emc2dist.train.texts import RandomTokens
 
 CPU = torch.device("cpu")
 
@@ -249,3 +253,95 @@ def test_log_z_is_compared_with_that_over_the_cached_documents_alone(directions,
     assert len(errors) > 4  # not before most documents are cached
     # An average over few candidates, of an encoder that hardly moves.
     assert max((total / weight).sqrt().item() for total, weight in errors) < 0.5
+
+
+TEXTS = [
+    "data.kind=texts",
+    "text={document_length: 6, chunk: 8, crop: [0.4, 0.9], delete: 0.1}",
+    "encoder.backbone=bag",
+]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ["negatives={name: chain, kernel: isir, draws: 4, cache_proposals: 5}"],
+        ["objective=moco", "negatives.rows=12"],
+        ["objective=mv_dhel", "negatives=chain", "views.count=3"],
+        ["objective=nnclr", "negatives=in_batch"],
+    ],
+    ids=str,
+)
+def test_texts_by_themselves_go_with_what_goes_with_views_of_images(kind, sets, tmp_path):
+    spec = pairs_spec(sets[True], *TEXTS, *kind)
+    whole = Run(spec, tmp_path / "whole")
+    whole.folder.mkdir()
+    whole.go()
+    assert np.isfinite(whole.column("loss")).all()
+    assert len(whole.column("ndcg_at_10")) == 3
+    stopped = Run(spec, tmp_path / "stopped", stop_after=2)
+    stopped.folder.mkdir()
+    stopped.go()
+    resumed = Run(spec, tmp_path / "resumed")
+    resumed.folder.mkdir()
+    resumed.go(resume=stopped.checkpoints[max(stopped.checkpoints)])
+    last = max(whole.checkpoints)
+    first, second = (load_trainer(run.checkpoints[last])["encoder"] for run in (whole, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_view_of_a_text_is_a_span_of_its_tokens(sets):
+    spec = pairs_spec(sets[False], "data.kind=texts", "text={document_length: 6, chunk: 12, crop: [0.3, 0.6]}")
+    train = open_training_set(spec)
+    whole = TokenView(tokenizer_of(spec), 12)
+    views = RandomTokens(tokenizer_of(spec), spec.text)
+    texts = train.texts.get(np.arange(16))
+    tokens = whole(texts, np.zeros((1, 16), np.int64))[0].tolist()
+    made = views(texts, np.arange(32).reshape(2, 16))
+    assert made.shape == (2, 16, 6)
+    assert not torch.equal(made[0], made[1])
+    for view in made:
+        for text, span in zip(tokens, view.tolist(), strict=True):
+            text, span = [t for t in text if t], [t for t in span if t]
+            assert len(span) in range(round(0.3 * len(text)), min(6, round(0.6 * len(text))) + 1)
+            assert any(text[first : first + len(span)] == span for first in range(len(text)))
+    assert torch.equal(views(texts[3:4], np.array([[3], [19]])), made[:, 3:4])  # whoever else is in the batch
+
+
+def test_what_a_tokenizer_puts_around_a_text_stands_around_each_view(sets):
+    spec = pairs_spec(
+        sets[False], "data.kind=texts", "text={document_length: 6, chunk: 12, crop: [0.5, 0.5], mask: 1.0}"
+    )
+    tokenizer = Tokenizer.from_str(tokenizer_of(spec))
+    tokenizer.add_special_tokens(["[CLS]", "[SEP]"])
+    numbers = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=numbers)
+    views = RandomTokens(tokenizer.to_str(), spec.text)
+    made = views(open_training_set(spec).texts.get(np.arange(4)), np.arange(8).reshape(2, 4))
+    mask = tokenizer.token_to_id("[MASK]") + 1
+    for view in made.flatten(0, 1).tolist():
+        view = [token for token in view if token]
+        assert (view[0] - 1, view[-1] - 1) == (numbers[0][1], numbers[1][1])
+        assert set(view[1:-1]) == {mask}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["objective=supcon"], r"objective: supcon: needs labels"),
+        (["objective.directions=both"], r"objective\.directions: are of pairs, and data\.kind is texts"),
+        (["views.count=1"], r"views\.count: 1 view has no other"),
+        (["views.size=8"], r"views\.size: is of images, and data\.kind is texts"),
+        (["data.negatives=1"], r"data\.negatives: 1 are of pairs, and data\.kind is texts"),
+        (["text.crop=[0.9, 0.2]"], r"text\.crop: \[0\.9, 0\.2\] is not an ascending pair"),
+    ],
+)
+def test_what_texts_by_themselves_cannot_do_is_refused_by_its_key(given, words, sets):
+    with pytest.raises(SpecError, match=words):
+        spec = pairs_spec(sets[False], *TEXTS, *given)
+        loop.columns_of(spec, open_training_set(spec))
+
+
+def test_views_of_texts_are_no_matter_of_pairs(sets):
+    with pytest.raises(SpecError, match=r"text\.crop: is of random views, and data\.kind is pairs"):
+        pairs_spec(sets[False], "text.crop=[0.2, 0.5]")

@@ -4,6 +4,7 @@ Splitting a text into tokens takes microseconds, in code that leaves the interpr
 as for images (`emc2dist.data.loader`).
 """
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
@@ -13,13 +14,15 @@ from torch import Tensor
 
 from emc2dist.data.encoded import Traffic
 from emc2dist.data.texts.pairs import Texts
-from emc2dist.data.texts.tokenizer import TokenView
 
 
 class TextLoader:
-    """Makes views of `texts` with `view`. Urgent ones have a thread of their own."""
+    """Makes views of `texts` with `view`: of n texts and seeds int64 [V, n] int32 [V, n, L].
 
-    def __init__(self, texts: Texts, view: TokenView) -> None:
+    Urgent ones have a thread of their own.
+    """
+
+    def __init__(self, texts: Texts, view: Callable[[Sequence[str], NDArray[np.int64]], Tensor]) -> None:
         self._texts, self._view = texts, view
         self._threads = {urgent: ThreadPoolExecutor(1, thread_name_prefix="tokens") for urgent in (True, False)}
 

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from emc2dist import files
 from emc2dist.config import S3, Data
 from emc2dist.data.catalogue import known_as
-from emc2dist.data.columns import groups_of
 from emc2dist.data.encoded import Traffic
 from emc2dist.data.texts.manifest import (
     DOCUMENTS,
@@ -30,8 +29,6 @@ from emc2dist.data.texts.manifest import (
     read_pinned,
 )
 from emc2dist.errors import DataError
-
-_DIGEST = np.dtype("V16")
 
 
 class Texts:
@@ -58,10 +55,9 @@ class Texts:
         """What the set calls these texts, in the order asked. Raises as `get` does."""
         return self._taken(self._ids, indices)
 
-    def duplicates(self) -> NDArray[np.int64]:
-        """The group of equal texts that each is of, int64 [N]; -1 where it is alone."""
-        digests = b"".join(hashlib.sha256(text.as_py().encode()).digest()[: _DIGEST.itemsize] for text in self._texts)
-        return groups_of(np.frombuffer(digests, _DIGEST))
+    def first(self, count: int) -> "Texts":
+        """The first so many."""
+        return Texts(self._texts.slice(0, count), self._ids.slice(0, count))
 
     def _taken(self, values: "pa.Array[Any]", indices: NDArray[np.int64]) -> list[str]:
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):

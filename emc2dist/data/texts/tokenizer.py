@@ -95,6 +95,12 @@ class TokenView:
         return torch.from_numpy(tokens).expand(len(seeds), -1, -1).contiguous()
 
 
+def token_of(tokenizer_json: str, name: str) -> int | None:
+    """The number of a token that is called so; None where there is none."""
+    number: int | None = _tokenizer(tokenizer_json).token_to_id(name)
+    return number
+
+
 def _library() -> Any:
     """The package `tokenizers`, in this process on one thread: processes are as many as cores already."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
