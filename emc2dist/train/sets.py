@@ -19,7 +19,7 @@ from emc2dist.data.sampler import EpochOrder, Order, PairOrder
 from emc2dist.data.texts.loader import TextLoader
 from emc2dist.data.texts.manifest import vocabulary_of
 from emc2dist.data.texts.pairs import Pairs, load_tokenizer, open_pairs
-from emc2dist.data.texts.tokenizer import TokenView
+from emc2dist.data.texts.tokenizer import TokenView, vocabulary_size
 from emc2dist.errors import DataError, SpecError
 from emc2dist.metrics import Row
 from emc2dist.towers.encoder import Encoder
@@ -46,12 +46,19 @@ class Judge(Protocol):
 
 
 def settled(spec: Spec) -> Spec:
-    """The spec with what the set alone can tell: of texts the vocabulary. Raises as `open_training_set` does."""
-    of_folder = spec.encoder.backbone.startswith(TRANSFORMERS)
-    if spec.data.kind != "pairs" or of_folder or spec.text.vocabulary is not None:
+    """The spec with what the set alone can tell: of texts the vocabulary.
+
+    Raises:
+        SpecError: `text.vocabulary` is less than the set's. Else as `open_training_set`.
+    """
+    if spec.data.kind != "pairs" or spec.encoder.backbone.startswith(TRANSFORMERS):
         return spec
-    text = spec.text.model_copy(update={"vocabulary": vocabulary_of(spec.data.path, spec.s3)})
-    return spec.model_copy(update={"text": text})
+    given, tokens = spec.text.vocabulary, vocabulary_of(spec.data.path, spec.s3)
+    if given is not None and given < tokens:
+        raise SpecError(
+            f"text.vocabulary: {given:,} is less than the {tokens:,} tokens of {spec.data.path}; leave it out"
+        )
+    return spec.model_copy(update={"text": spec.text.model_copy(update={"vocabulary": given or tokens})})
 
 
 def open_training_set(spec: Spec) -> TrainingSet:
@@ -100,18 +107,34 @@ def loaders_of(
 
 
 def token_views(spec: Spec) -> dict[str, TokenView]:
-    """What makes tokens of the texts of each side."""
+    """What makes tokens of the texts of each side.
+
+    Raises:
+        SpecError: a folder's tokenizer has tokens that its model has no embeddings of, or a length has no room for a
+            token. DataError: a tokenizer is none. StorageError: it cannot be read.
+    """
     backbone, text = spec.encoder.backbone, spec.text
     if backbone.startswith(TRANSFORMERS):
-        from emc2dist.towers.text import pretrained_tokenizer
-
-        tokenizer = pretrained_tokenizer(backbone.removeprefix(TRANSFORMERS))
+        tokenizer = _tokenizer_of_folder(backbone.removeprefix(TRANSFORMERS))
     else:
         tokenizer = load_tokenizer(spec.data, spec.s3)
     return {
         "query": TokenView(tokenizer, text.query_length, text.query_prompt),
         "document": TokenView(tokenizer, text.document_length, text.document_prompt),
     }
+
+
+def _tokenizer_of_folder(folder: str) -> str:
+    from emc2dist.towers.text import pretrained_tokenizer, pretrained_vocabulary
+
+    tokenizer, embeddings = pretrained_tokenizer(folder), pretrained_vocabulary(folder)
+    tokens = vocabulary_size(tokenizer)
+    if tokens > embeddings:
+        raise SpecError(
+            f"encoder.backbone: {folder}: its tokenizer.json has {tokens:,} tokens, and its model embeddings of "
+            f"{embeddings:,}; give the tokenizer that the model was trained with"
+        )
+    return tokenizer
 
 
 def order_of(spec: Spec, train: TrainingSet) -> Order:

@@ -777,6 +777,15 @@ def test_without_the_package_one_error_says_what_to_install(monkeypatch):
         train_tokenizer(CODE, 600)
 
 
+def test_a_vocabulary_reaches_to_the_highest_number_though_some_are_left_out():
+    from tokenizers import Tokenizer, models
+
+    words = Tokenizer(models.WordLevel({"max": 4, "pool": 9}, "max"))
+    assert vocabulary_size(words.to_str()) == 10
+    words.add_special_tokens(["[MASK]"])
+    assert vocabulary_size(words.to_str()) == max(words.get_vocab().values()) + 1
+
+
 def test_what_is_no_tokenizer_is_refused():
     with pytest.raises(DataError, match=r"tokenizer\.json: is no tokenizer"):
         TokenView("{}", 8)
