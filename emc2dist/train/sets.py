@@ -166,14 +166,14 @@ def _order_of_pairs(spec: Spec, train: Pairs) -> PairOrder:
         raise DataError(f"negatives.draws: {draws} is more than the {fewest:,} texts of a side; use fewer")
     if not train.is_bijection and not draws and spec.negatives.name != "in_batch":
         raise SpecError(
-            "negatives.draws: 0, but documents are judged here, so that a batch brings popular ones often and others "
-            "never, and is no sample of them: draws alone are candidates; give negatives.draws, say "
-            f"{min(spec.micro_batch_size, fewest)}, or negatives: in_batch, which takes the batch as it comes"
+            f"negatives.draws: 0, but documents are judged here ({_relation_of(train)}), so that a batch brings "
+            "popular ones often and others never, and is no sample of them: draws alone are candidates; give "
+            f"negatives.draws, say {min(spec.micro_batch_size, fewest)}, or negatives: in_batch, which takes the batch as it comes"
         )
     if not train.is_bijection and len(directions) > 1:
         raise SpecError(
-            "objective.directions: both is of pairs of which each document has one query; documents are judged here, "
-            "so give forward"
+            "objective.directions: both is of pairs of which each document has one query; documents are judged here "
+            f"({_relation_of(train)}), so give forward"
         )
     if spec.batch_size > len(train.queries):
         raise DataError(
@@ -187,6 +187,13 @@ def _order_of_pairs(spec: Spec, train: Pairs) -> PairOrder:
             "or ingest a set that does (docs/texts.md)"
         )
     return PairOrder(queries, train.relevance, len(train.documents), train.negatives, named)
+
+
+def _relation_of(train: Pairs) -> str:
+    """How far a set is from a query for each document."""
+    queries, documents, pairs = len(train.queries), len(train.documents), len(train.relevance)
+    unasked = documents - len(np.unique(train.relevance[:, 1]))
+    return f"{pairs:,} pairs of {queries:,} queries and {documents:,} documents, {unasked:,} of which answer none"
 
 
 def left_over(spec: Spec, train: TrainingSet) -> list[str]:

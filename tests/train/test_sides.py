@@ -208,7 +208,9 @@ def test_what_judged_pairs_cannot_do_is_refused_by_its_key(sets):
         spec = pairs_spec(sets[True], *overrides)
         return loop.order_for(spec, open_training_set(spec))
 
-    with pytest.raises(SpecError, match=r"negatives\.draws: 0, but documents are judged"):
+    with pytest.raises(
+        SpecError, match=r"draws: 0, but documents are judged here \(\d+ pairs of \d+ .* documents, \d+ of"
+    ):
         order()
     with pytest.raises(SpecError, match=r"objective\.directions: both"):
         order("negatives.draws=4", "objective.directions=both")
