@@ -199,6 +199,18 @@ def pretrained_tokenizer(path: str | Path) -> str:
         raise SpecError(f"encoder.backbone: {file}: is no UTF-8 ({error}); save the tokenizer again") from None
 
 
+def pretrained_vocabulary(path: str | Path) -> int:
+    """The number of tokens that the model in a folder has embeddings of, by its config.json.
+
+    Raises:
+        SpecError: transformers is not installed; the folder is no model of it, or no model of text.
+    """
+    folder, transformers = Path(path), _transformers()
+    with _reading(folder, transformers):
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return int(config.get_text_config().vocab_size)
+
+
 def _counts(tokens: Tensor) -> Tensor:
     """Which tokens count, bool [n, L]: those that are no padding, and the first, that no text is without any."""
     counts = tokens > 0

@@ -20,7 +20,7 @@ from emc2dist.data.texts.documents import Documents, open_documents
 from emc2dist.data.texts.loader import TextLoader
 from emc2dist.data.texts.manifest import vocabulary_of
 from emc2dist.data.texts.pairs import Pairs, load_tokenizer, open_pairs
-from emc2dist.data.texts.tokenizer import TokenView
+from emc2dist.data.texts.tokenizer import TokenView, vocabulary_size
 from emc2dist.errors import DataError, SpecError
 from emc2dist.metrics import Row
 from emc2dist.towers.encoder import Encoder
@@ -48,12 +48,19 @@ class Judge(Protocol):
 
 
 def settled(spec: Spec) -> Spec:
-    """The spec with what the set alone can tell: of texts the vocabulary. Raises as `open_training_set` does."""
-    of_folder = spec.encoder.backbone.startswith(TRANSFORMERS)
-    if not spec.of_texts or of_folder or spec.text.vocabulary is not None:
+    """The spec with what the set alone can tell: of texts the vocabulary.
+
+    Raises:
+        SpecError: `text.vocabulary` is less than the set's. Else as `open_training_set`.
+    """
+    if not spec.of_texts or spec.encoder.backbone.startswith(TRANSFORMERS):
         return spec
-    text = spec.text.model_copy(update={"vocabulary": vocabulary_of(spec.data.path, spec.s3)})
-    return spec.model_copy(update={"text": text})
+    given, tokens = spec.text.vocabulary, vocabulary_of(spec.data.path, spec.s3)
+    if given is not None and given < tokens:
+        raise SpecError(
+            f"text.vocabulary: {given:,} is less than the {tokens:,} tokens of {spec.data.path}; leave it out"
+        )
+    return spec.model_copy(update={"text": spec.text.model_copy(update={"vocabulary": given or tokens})})
 
 
 def open_training_set(spec: Spec) -> TrainingSet:
@@ -107,17 +114,33 @@ def loaders_of(
 
 
 def tokenizer_of(spec: Spec) -> str:
-    """The tokenizer, JSON: the backbone's own, or the set's."""
-    backbone = spec.encoder.backbone
-    if not backbone.startswith(TRANSFORMERS):
-        return load_tokenizer(spec.data, spec.s3)
-    from emc2dist.towers.text import pretrained_tokenizer
+    """The tokenizer, JSON: the backbone's own, or the set's.
 
-    return pretrained_tokenizer(backbone.removeprefix(TRANSFORMERS))
+    Raises:
+        SpecError: a folder's tokenizer has tokens that its model has no embeddings of. DataError: a tokenizer is none.
+        StorageError: it cannot be read.
+    """
+    backbone = spec.encoder.backbone
+    if backbone.startswith(TRANSFORMERS):
+        return _tokenizer_of_folder(backbone.removeprefix(TRANSFORMERS))
+    return load_tokenizer(spec.data, spec.s3)
+
+
+def _tokenizer_of_folder(folder: str) -> str:
+    from emc2dist.towers.text import pretrained_tokenizer, pretrained_vocabulary
+
+    tokenizer, embeddings = pretrained_tokenizer(folder), pretrained_vocabulary(folder)
+    tokens = vocabulary_size(tokenizer)
+    if tokens > embeddings:
+        raise SpecError(
+            f"encoder.backbone: {folder}: its tokenizer.json has {tokens:,} tokens, and its model embeddings of "
+            f"{embeddings:,}; give the tokenizer that the model was trained with"
+        )
+    return tokenizer
 
 
 def token_views(spec: Spec) -> dict[str, TokenView]:
-    """What makes tokens of the texts of each side."""
+    """What makes tokens of the texts of each side. Raises as `tokenizer_of`; SpecError: a length has no room for one."""
     tokenizer, text = tokenizer_of(spec), spec.text
     return {
         "query": TokenView(tokenizer, text.query_length, text.query_prompt),
@@ -158,14 +181,15 @@ def _order_of_pairs(spec: Spec, train: Pairs) -> PairOrder:
         raise DataError(f"negatives.draws: {draws} is more than there are, {sides[side]:,} (side {side}); use fewer")
     if not train.is_bijection and not draws and spec.negatives.name != "in_batch":
         raise SpecError(
-            "negatives.draws: 0, but documents are judged here, so that a batch brings popular ones often and others "
-            "never, and is no sample of them: draws alone are candidates; give negatives.draws, say "
-            f"{min(spec.micro_batch_size, sides[side])}, or negatives: in_batch, which takes the batch as it comes"
+            f"negatives.draws: 0, but documents are judged here ({_relation_of(train)}), so that a batch brings "
+            "popular ones often and others never, and is no sample of them: draws alone are candidates; give "
+            f"negatives.draws, say {min(spec.micro_batch_size, sides[side])}, or negatives: in_batch, which takes the "
+            "batch as it comes"
         )
     if not train.is_bijection and len(directions) > 1:
         raise SpecError(
-            "objective.directions: both is of pairs of which each document has one query; documents are judged here, "
-            "so give forward"
+            "objective.directions: both is of pairs of which each document has one query; documents are judged here "
+            f"({_relation_of(train)}), so give forward"
         )
     if spec.batch_size > len(train.queries):
         raise DataError(
@@ -179,6 +203,13 @@ def _order_of_pairs(spec: Spec, train: Pairs) -> PairOrder:
             "or ingest a set that does (docs/texts.md)"
         )
     return PairOrder(queries, train.relevance, len(train.documents), train.negatives, named)
+
+
+def _relation_of(train: Pairs) -> str:
+    """How far a set is from a query for each document."""
+    queries, documents, pairs = len(train.queries), len(train.documents), len(train.relevance)
+    unasked = documents - len(np.unique(train.relevance[:, 1]))
+    return f"{pairs:,} pairs of {queries:,} queries and {documents:,} documents, {unasked:,} of which answer none"
 
 
 def left_over(spec: Spec, train: TrainingSet) -> list[str]:

@@ -227,6 +227,23 @@ def test_equal_texts_are_one_and_that_is_said(run, tmp_path):
     }
 
 
+@pytest.mark.parametrize("last", ["train", "Training set"])
+def test_a_document_of_validation_and_test_alone_is_not_trained_on(run, tmp_path, last):
+    held = [*pairs_of([("q", "a"), ("p", "b")], split="val"), *pairs_of([("r", "a"), ("s", "b")], split="test")]
+    rows = [*held, *pairs_of([("t", "b"), ("u", "c")], split=last)]
+    result, opened = run(jsonl(tmp_path / "p.jsonl", rows))
+    assert every(opened().documents) == ["b", "c"]
+    assert opened().is_bijection
+    whole = open_pairs(Data(path=str(tmp_path / "set")), "test", corpus=True)
+    assert told(whole) == {"r": ["a"], "s": ["b"]}
+    assert {
+        "1 documents stand in several splits and are of all",
+        "1 documents stand in several splits, none of them train, and are of the first",
+    } <= set(result["remarks"])
+    result, opened = run(jsonl(tmp_path / "turned.jsonl", rows[::-1]), tmp_path / "other")
+    assert every(opened().documents) == ["b", "c"]
+
+
 def test_a_limit_cuts_queries_and_of_a_bijection_their_documents(run, tmp_path):
     _, opened = run(jsonl(tmp_path / "p.jsonl", pairs_of()), keep_order=True)
     cut = opened(limit=2)
@@ -774,6 +791,15 @@ def test_without_the_package_one_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(SpecError, match=r"pip install 'emc2dist\[text\]'"):
         train_tokenizer(CODE, 600)
+
+
+def test_a_vocabulary_reaches_to_the_highest_number_though_some_are_left_out():
+    from tokenizers import Tokenizer, models
+
+    words = Tokenizer(models.WordLevel({"max": 4, "pool": 9}, "max"))
+    assert vocabulary_size(words.to_str()) == 10
+    words.add_special_tokens(["[MASK]"])
+    assert vocabulary_size(words.to_str()) == max(words.get_vocab().values()) + 1
 
 
 def test_what_is_no_tokenizer_is_refused():

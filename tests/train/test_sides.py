@@ -1,12 +1,15 @@
 """Runs over pairs of texts: two sides through the real loop, as pairs or judged."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
-from train.harness import Run, pairs_spec, write_pairs
+from train.harness import PAIRS, Run, pairs_spec, write_pairs
 
+from emc2dist.config import parse
 from emc2dist.core.batch import Batch
 from emc2dist.core.contrast import contrast_for
 from emc2dist.data.texts.tokenizer import TokenView
@@ -14,7 +17,7 @@ from emc2dist.errors import DataError, SpecError
 from emc2dist.train import loop
 from emc2dist.train.checkpoint import load_trainer, read_table
 from emc2dist.train.profile import alone
-from emc2dist.train.sets import open_training_set, order_of, tokenizer_of
+from emc2dist.train.sets import open_training_set, order_of, token_views, tokenizer_of
 from emc2dist.train.texts import RandomTokens
 
 CPU = torch.device("cpu")
@@ -208,7 +211,9 @@ def test_what_judged_pairs_cannot_do_is_refused_by_its_key(sets):
         spec = pairs_spec(sets[True], *overrides)
         return loop.order_for(spec, open_training_set(spec))
 
-    with pytest.raises(SpecError, match=r"negatives\.draws: 0, but documents are judged"):
+    with pytest.raises(
+        SpecError, match=r"draws: 0, but documents are judged here \(\d+ pairs of \d+ .* documents, \d+ of"
+    ):
         order()
     with pytest.raises(SpecError, match=r"objective\.directions: both"):
         order("negatives.draws=4", "objective.directions=both")
@@ -218,6 +223,27 @@ def test_what_judged_pairs_cannot_do_is_refused_by_its_key(sets):
         order("negatives.draws=4", "batch_size=64")
     with pytest.raises(SpecError, match=r"data\.negatives: 1 that a set names .*in_batch"):
         order("negatives.draws=4", "data.negatives=1")
+
+
+def test_a_vocabulary_that_is_less_than_the_sets_is_refused_and_one_that_is_more_stays(sets):
+    tokens = pairs_spec(sets[False]).text.vocabulary
+    assert pairs_spec(sets[False], f"text.vocabulary={tokens}").text.vocabulary == tokens
+    assert pairs_spec(sets[False], f"text.vocabulary={tokens + 7}").text.vocabulary == tokens + 7
+    with pytest.raises(SpecError, match=rf"text\.vocabulary: {tokens - 1} is less than the {tokens} tokens"):
+        pairs_spec(sets[False], f"text.vocabulary={tokens - 1}")
+
+
+def test_a_folders_tokenizer_with_a_token_that_its_model_has_no_embedding_of_is_refused(sets, tmp_path):
+    pytest.importorskip("transformers")
+    tokenizer = Tokenizer.from_str((sets[False] / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
+    tokens = tokenizer.get_vocab_size()
+    spec = parse(PAIRS, ["data.kind=pairs", f"encoder.backbone=transformers:{tmp_path}", "text={}"])
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": tokens}))
+    assert set(token_views(spec)) == {"query", "document"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": tokens - 1}))
+    with pytest.raises(SpecError, match=rf"encoder\.backbone: .* has {tokens} tokens, .* embeddings of {tokens - 1};"):
+        token_views(spec)
 
 
 def test_draws_of_two_sides_are_others_and_as_many_as_their_side_has(sets):

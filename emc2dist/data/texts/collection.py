@@ -1,7 +1,7 @@
 """What a source tells, gathered: each text once, with its split, and which documents answer which query.
 
 Equal queries of one split are one, and so are equal documents. A query that stands in two splits is one in each; a
-document that does is of all splits.
+document that does is of all splits where one of them is trained on, else of the first: what is held out stays so.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from emc2dist.data.splits import split_of, tells_split
 from emc2dist.data.texts import records
 from emc2dist.data.texts.manifest import MOST_BYTES
 from emc2dist.errors import DataError
@@ -68,8 +69,8 @@ class Side:
     """Texts without an id that came in again."""
     aliases: set[tuple[str, str]] = field(default_factory=set)
     """Ids of texts that came in before by another one."""
-    shared: int = 0
-    """Texts that became those of all splits."""
+    several: set[int] = field(default_factory=set)
+    """Rows of texts that stand in several splits."""
 
     @property
     def repeated(self) -> int:
@@ -99,9 +100,11 @@ class Side:
             self.unnamed += 1
         elif self.ids[row] != name:
             self.aliases.add((among, name))
-        if self.splits[row] != split:
-            self.shared += self.splits[row] != ""
-            self.splits[row] = ""
+        first = self.splits[row]
+        if first not in ("", split):
+            self.several.add(row)
+            if not split or _trains(split) or _trains(first):
+                self.splits[row] = ""
         return row
 
 
@@ -180,15 +183,18 @@ class Collection:
         """What a person should know of what was gathered, with numbers."""
         asked, offered = self.queries, self.documents
         several = len(asked.texts) - len(set(asked.texts))
+        shared = sum(not offered.splits[row] for row in offered.several)
         told = {
             f"queries repeat another of their split, {len(asked.texts):,} differ": asked.repeated,
             f"documents repeat another, {len(offered.texts):,} differ": offered.repeated,
             "queries stand in another split, too, and are a query of each": several,
-            "documents stand in several splits and are of all": offered.shared,
+            "documents stand in several splits and are of all": shared,
+            "documents stand in several splits, none of them train, and are of the first":
+                len(offered.several) - shared,
             "judgements differ from an earlier one of the same two: the highest score counts": self._rejudged,
             "negatives are positives of the same query, and count as these": self._contrary,
             f"rows were dropped ({'; '.join(self._examples)}{'; ...' * (self.dropped > _SHOWN)})": self.dropped,
-        }
+        }  # fmt: skip
         told_of = [f"{number:,} {what}" for what, number in told.items() if number]
         return [records.plain(remark) for remark in self.notes + told_of]
 
@@ -208,6 +214,10 @@ class Collection:
         known = self.scores.setdefault((query, document), score)
         self._rejudged += known != score
         self.scores[query, document] = max(known, score)
+
+
+def _trains(split: str) -> bool:
+    return tells_split(split) and split_of(split) == "train"
 
 
 def _checked(text: Any, what: str) -> str:

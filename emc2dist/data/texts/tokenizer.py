@@ -60,8 +60,11 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> str:
 
 
 def vocabulary_size(tokenizer_json: str) -> int:
-    """The number of tokens of a tokenizer, those that were added to it too. Raises DataError where it is none."""
-    return _tokenizer(tokenizer_json).get_vocab_size()
+    """One more than the highest number of a tokenizer's tokens, those that were added to it too; 0 without any.
+
+    Raises DataError where it is none.
+    """
+    return max(_tokenizer(tokenizer_json).get_vocab().values(), default=-1) + 1
 
 
 class TokenView:
