@@ -140,7 +140,10 @@ def _tokenizer_of_folder(folder: str) -> str:
 
 
 def token_views(spec: Spec) -> dict[str, TokenView]:
-    """What makes tokens of the texts of each side. Raises as `tokenizer_of`; SpecError: a length has no room for one."""
+    """What makes tokens of the texts of each side.
+
+    Raises as `tokenizer_of`, and SpecError where a length has no room for a token.
+    """
     tokenizer, text = tokenizer_of(spec), spec.text
     return {
         "query": TokenView(tokenizer, text.query_length, text.query_prompt),
