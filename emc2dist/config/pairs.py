@@ -1,8 +1,8 @@
 """Pairs of texts (`data.kind: pairs`): how they become tokens, and what of a spec is for images alone."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from emc2dist.config.sections import Data, Eval, Section, SmallPositiveInt, Views, Word
 
@@ -29,7 +29,8 @@ class Text(Section):
     document_prompt: Annotated[Word, Field(max_length=1000)] = ""
     """Put before each document."""
     pooling: Literal["mean", "cls", "last"] = "mean"
-    """How the vectors of a text's tokens become one: their mean, the first one's or the last one's. Not of bag."""
+    """How the vectors of a text's tokens become one: their mean, the first one's or the last one's. Of mini and of a
+    folder."""
     width: SmallPositiveInt = 128
     """Width of bag's embeddings, and of mini."""
     layers: Annotated[int, Field(ge=1, le=256)] = 2
@@ -38,12 +39,6 @@ class Text(Section):
     """Attention heads of mini; they divide `width`."""
     vocabulary: Annotated[int, Field(ge=1, le=2**24)] | None = None
     """Tokens of the set's tokenizer, for bag and mini. None: as many as the set says when the run begins."""
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"text.heads: {self.heads} does not divide text.width: {self.width}; give one that does")
-        return self
 
 
 def is_text(backbone: str) -> bool:
@@ -69,11 +64,17 @@ def misfit_of_kind(spec: "Spec") -> str | None:
     return None
 
 
-_READ_DATA = ("kind", "path", "limit", "negatives", "prefetch", "shuffle", "cache_dir", "cache_mib")
+_READ_DATA = ("kind", "path", "limit", "negatives", "prefetch")
+_READ_TEXT = ("query_length", "document_length", "query_prompt", "document_prompt")  # by every backbone, and these by:
+_READ_BY = {
+    "bag": ("width", "vocabulary"),
+    "mini": ("width", "vocabulary", "layers", "heads", "pooling"),
+    TRANSFORMERS: ("pooling",),
+}
 
 
 def _misfit_of_pairs(spec: "Spec") -> str | None:
-    negatives, options, encoder = spec.negatives, spec.negatives.options(), spec.encoder
+    negatives, options, encoder, text = spec.negatives, spec.negatives.options(), spec.encoder, spec.text
     images = (
         ("views", spec.views, Views(count=1), ()),
         ("data", spec.data, Data(), _READ_DATA),
@@ -106,7 +107,16 @@ def _misfit_of_pairs(spec: "Spec") -> str | None:
         "cuda_graphs: true records passes over images; leave it out": spec.cuda_graphs,
         "compile: true is of images so far; leave it out": spec.compile,
     }  # fmt: skip
-    return next((what for what, found in refusals.items() if found), None)
+    refusal = next((what for what, found in refusals.items() if found), None)
+    if refusal is not None:
+        return refusal
+    backbone = TRANSFORMERS if encoder.backbone.startswith(TRANSFORMERS) else encoder.backbone
+    key = _changed(text, Text(), but=(*_READ_TEXT, *_READ_BY[backbone]))
+    if key is not None:
+        return f"text.{key}: is not read by encoder.backbone: {encoder.backbone}; leave it out"
+    if backbone == "mini" and text.width % text.heads:
+        return f"text.heads: {text.heads} does not divide text.width: {text.width}; give one that does"
+    return None
 
 
 def _changed(section: Section, default: Section, but: tuple[str, ...] = ()) -> str | None:

@@ -168,7 +168,8 @@ def _order_of_pairs(spec: Spec, train: Pairs) -> PairOrder:
         raise SpecError(
             f"negatives.draws: 0, but documents are judged here ({_relation_of(train)}), so that a batch brings "
             "popular ones often and others never, and is no sample of them: draws alone are candidates; give "
-            f"negatives.draws, say {min(spec.micro_batch_size, fewest)}, or negatives: in_batch, which takes the batch as it comes"
+            f"negatives.draws, say {min(spec.micro_batch_size, fewest)}, or negatives: in_batch, which takes the batch "
+            "as it comes"
         )
     if not train.is_bijection and len(directions) > 1:
         raise SpecError(

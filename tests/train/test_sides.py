@@ -235,7 +235,10 @@ def test_a_folders_tokenizer_with_a_token_that_its_model_has_no_embedding_of_is_
     tokenizer = Tokenizer.from_str((sets[False] / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
     tokens = tokenizer.get_vocab_size()
-    spec = parse(PAIRS, ["data.kind=pairs", f"encoder.backbone=transformers:{tmp_path}", "text={}"])
+    spec = parse(
+        PAIRS,
+        ["data.kind=pairs", f"encoder.backbone=transformers:{tmp_path}", "text={width: 128, layers: 2, heads: 4}"],
+    )
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": tokens}))
     assert set(token_views(spec)) == {"query", "document"}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": tokens - 1}))
