@@ -41,6 +41,31 @@ def test_keys_of_text_that_a_backbone_does_not_read_are_refused(backbone):
             of(backbone, f"text.{key}={READ['mini'][key]}")
 
 
+LONG = ("text.query_length=24", "text.document_length=1000")
+
+
+@pytest.mark.parametrize(
+    ("fits", "too_many"),
+    [
+        ("batch_size=16777216", "text.document_length=1001"),
+        ("batch_size=16777214", "negatives={name: in_batch, draws: 4}"),
+        ("batch_size=8388608", "data.negatives=2"),
+    ],
+)
+def test_the_tokens_of_a_step_have_a_bound_and_name_their_keys(fits, too_many):
+    """4 bytes of 1024 tokens of 2^24 samples are 2^36."""
+    of("bag", "negatives=in_batch", *LONG, fits)
+    with pytest.raises(SpecError, match=r"batch_size: .* text\.query_length: 24 and .* GiB of tokens a step"):
+        of("bag", "negatives=in_batch", *LONG, fits, too_many)
+    of("bag", "negatives=in_batch", *LONG, fits, too_many, "workers=2", "device=cpu")
+
+
+def test_embeddings_have_a_bound_and_name_their_keys():
+    of("bag", "text.vocabulary=16777216", "text.width=1024")
+    with pytest.raises(SpecError, match=r"text\.vocabulary: 16777216 with text\.width: 1025 takes 64 GiB"):
+        of("bag", "text.vocabulary=16777216", "text.width=1025")
+
+
 def test_heads_divide_the_width():
     with pytest.raises(SpecError, match=r"text\.heads: 4 does not divide text\.width: 6"):
         of("mini", "text.width=6")

@@ -15,6 +15,7 @@ TRANSFORMERS = "transformers:"
 """Begins the backbone that a folder holds, for the library transformers to read."""
 
 Length = Annotated[int, Field(ge=1, le=32_768)]
+_MOST_BYTES = 2**36  # of a worker's tokens of a step, and of the embeddings
 
 
 class Text(Section):
@@ -74,7 +75,7 @@ _READ_BY = {
 
 
 def _misfit_of_pairs(spec: "Spec") -> str | None:
-    negatives, options, encoder, text = spec.negatives, spec.negatives.options(), spec.encoder, spec.text
+    negatives, options, encoder = spec.negatives, spec.negatives.options(), spec.encoder
     images = (
         ("views", spec.views, Views(count=1), ()),
         ("data", spec.data, Data(), _READ_DATA),
@@ -107,15 +108,31 @@ def _misfit_of_pairs(spec: "Spec") -> str | None:
         "cuda_graphs: true records passes over images; leave it out": spec.cuda_graphs,
         "compile: true is of images so far; leave it out": spec.compile,
     }  # fmt: skip
-    refusal = next((what for what, found in refusals.items() if found), None)
-    if refusal is not None:
-        return refusal
-    backbone = TRANSFORMERS if encoder.backbone.startswith(TRANSFORMERS) else encoder.backbone
-    key = _changed(text, Text(), but=(*_READ_TEXT, *_READ_BY[backbone]))
+    return next((what for what, found in refusals.items() if found), None) or _misfit_of_text(spec)
+
+
+def _misfit_of_text(spec: "Spec") -> str | None:
+    text, name = spec.text, spec.encoder.backbone
+    key = _changed(text, Text(), but=(*_READ_TEXT, *_READ_BY[TRANSFORMERS if name.startswith(TRANSFORMERS) else name]))
     if key is not None:
-        return f"text.{key}: is not read by encoder.backbone: {encoder.backbone}; leave it out"
-    if backbone == "mini" and text.width % text.heads:
+        return f"text.{key}: is not read by encoder.backbone: {name}; leave it out"
+    if name == "mini" and text.width % text.heads:
         return f"text.heads: {text.heads} does not divide text.width: {text.width}; give one that does"
+    samples = spec.micro_batch_size // spec.workers
+    of_side = samples * (1 + spec.data.negatives) + spec.negatives.draws // spec.workers
+    tokens = 4 * (text.query_length + text.document_length) * of_side  # int32
+    if tokens > _MOST_BYTES:
+        return (
+            f"batch_size: {spec.batch_size} with text.query_length: {text.query_length} and text.document_length: "
+            f"{text.document_length} gives a worker {tokens / 2**30:.0f} GiB of tokens a step; use a smaller one, more "
+            "workers, or optimiser.accumulate"
+        )
+    embeddings = 4 * (text.vocabulary or 0) * text.width  # float32
+    if embeddings > _MOST_BYTES:
+        return (
+            f"text.vocabulary: {text.vocabulary} with text.width: {text.width} takes {embeddings / 2**30:.0f} GiB of "
+            "embeddings; use a smaller one"
+        )
     return None
 
 
