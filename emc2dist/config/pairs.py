@@ -16,6 +16,7 @@ TRANSFORMERS = "transformers:"
 
 Length = Annotated[int, Field(ge=1, le=32_768)]
 Share = Annotated[float, Field(gt=0, le=1)]
+_MOST_BYTES = 2**36  # of a worker's tokens of a step, and of the embeddings
 
 
 class Text(Section):
@@ -30,7 +31,8 @@ class Text(Section):
     document_prompt: Annotated[Word, Field(max_length=1000)] = ""
     """Put before each document."""
     pooling: Literal["mean", "cls", "last"] = "mean"
-    """How the vectors of a text's tokens become one: their mean, the first one's or the last one's. Not of bag."""
+    """How the vectors of a text's tokens become one: their mean, the first one's or the last one's. Of mini and of a
+    folder."""
     width: SmallPositiveInt = 128
     """Width of bag's embeddings, and of mini."""
     layers: Annotated[int, Field(ge=1, le=256)] = 2
@@ -49,9 +51,7 @@ class Text(Section):
     """Tokens of the set's tokenizer, for bag and mini. None: as many as the set says when the run begins."""
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"text.heads: {self.heads} does not divide text.width: {self.width}; give one that does")
+    def _crop_ascends(self) -> Self:
         if self.crop[0] > self.crop[1]:
             raise ValueError(f"text.crop: [{self.crop[0]}, {self.crop[1]}] is not an ascending pair")
         return self
@@ -66,7 +66,8 @@ def misfit_of_kind(spec: "Spec") -> str | None:
     """Why a spec does not go with its `data.kind`, the key named, and what to do; None: it does."""
     backbone = spec.encoder.backbone
     if spec.data.kind != "images":
-        return _misfit_of_texts(spec) or (_misfit_of_pairs(spec) if spec.data.kind == "pairs" else _misfit_alone(spec))
+        of_kind = _misfit_of_pairs if spec.data.kind == "pairs" else _misfit_alone
+        return _misfit_of_texts(spec) or of_kind(spec) or _misfit_of_text(spec)
     if is_text(backbone):
         return f"encoder.backbone: {backbone} is of texts, and data.kind is images; give data.kind=pairs"
     if spec.text != Text():
@@ -84,7 +85,14 @@ def _too_few_views(spec: "Spec") -> str | None:
     return None
 
 
-_READ_DATA = ("kind", "path", "limit", "negatives", "prefetch", "shuffle", "cache_dir", "cache_mib")
+_READ_DATA = ("kind", "path", "limit", "negatives", "prefetch")
+_READ_TEXT = ("query_length", "document_length", "query_prompt", "document_prompt")  # by every backbone, and these by:
+_READ_BY = {
+    "bag": ("width", "vocabulary"),
+    "mini": ("width", "vocabulary", "layers", "heads", "pooling"),
+    TRANSFORMERS: ("pooling",),
+}
+_OF_VIEWS = ("chunk", "crop", "delete", "mask")  # of texts by themselves
 
 
 def _misfit_of_texts(spec: "Spec") -> str | None:
@@ -113,13 +121,9 @@ def _misfit_of_texts(spec: "Spec") -> str | None:
     return next((what for what, found in refusals.items() if found), None)
 
 
-_OF_VIEWS = ("chunk", "crop", "delete", "mask")
-
-
 def _misfit_of_pairs(spec: "Spec") -> str | None:
     negatives, options = spec.negatives, spec.negatives.options()
-    others = tuple(key for key in Text.model_fields if key not in _OF_VIEWS)
-    key = _changed(spec.text, Text(), but=others)
+    key = _changed(spec.text, Text(), but=tuple(key for key in Text.model_fields if key not in _OF_VIEWS))
     both = options.get("cache_proposals") or options.get("carried") == "cached"
     refusals = {
         f"text.{key}: is of random views, and data.kind is pairs; leave it out": key is not None,
@@ -139,6 +143,33 @@ def _misfit_of_pairs(spec: "Spec") -> str | None:
             spec.encoder.momentum is not None,
     }  # fmt: skip
     return next((what for what, found in refusals.items() if found), None)
+
+
+def _misfit_of_text(spec: "Spec") -> str | None:
+    """What its backbone cannot do with `text`, and what is too much."""
+    text, name = spec.text, spec.encoder.backbone
+    by_backbone = _READ_BY[TRANSFORMERS if name.startswith(TRANSFORMERS) else name]
+    key = _changed(text, Text(), but=(*_READ_TEXT, *by_backbone, *_OF_VIEWS))
+    if key is not None:
+        return f"text.{key}: is not read by encoder.backbone: {name}; leave it out"
+    if name == "mini" and text.width % text.heads:
+        return f"text.heads: {text.heads} does not divide text.width: {text.width}; give one that does"
+    samples = spec.micro_batch_size // spec.workers * spec.views.count
+    of_side = samples * (1 + spec.data.negatives) + spec.negatives.draws // spec.workers
+    tokens = 4 * (text.query_length + text.document_length) * of_side  # int32
+    if tokens > _MOST_BYTES:
+        return (
+            f"batch_size: {spec.batch_size} with text.query_length: {text.query_length} and text.document_length: "
+            f"{text.document_length} gives a worker {tokens / 2**30:.0f} GiB of tokens a step; use a smaller one, more "
+            "workers, or optimiser.accumulate"
+        )
+    embeddings = 4 * (text.vocabulary or 0) * text.width  # float32
+    if embeddings > _MOST_BYTES:
+        return (
+            f"text.vocabulary: {text.vocabulary} with text.width: {text.width} takes {embeddings / 2**30:.0f} GiB of "
+            "embeddings; use a smaller one"
+        )
+    return None
 
 
 def _misfit_alone(spec: "Spec") -> str | None:

@@ -212,8 +212,9 @@ def resolved(spec: Spec) -> Spec:
     data, remote = spec.data, files.is_remote(spec.data.path)
     path = data.path if remote or data.path in BUILT_IN else paths.absolute(data.path)
     run_dir = spec.run_dir if files.is_remote(spec.run_dir) else paths.absolute(spec.run_dir)
-    by_block = remote and data.per_class is None
-    shuffle = ("block" if by_block else "full") if data.shuffle == "auto" else data.shuffle
+    shuffle = data.shuffle
+    if shuffle == "auto" and data.kind == "images":  # texts lie in memory, and their order is always full
+        shuffle = "block" if remote and data.per_class is None else "full"
     here = {"run_dir": run_dir, "data": data.model_copy(update={"path": path, "shuffle": shuffle})}
     if spec.encoder.backbone.startswith(TRANSFORMERS):
         folder = paths.absolute(spec.encoder.backbone.removeprefix(TRANSFORMERS))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from emc2dist.config import Spec
+from emc2dist.config import Spec, changed
 from emc2dist.config.pairs import TRANSFORMERS
 from emc2dist.core.contrast import columns_for, contrast_for
 from emc2dist.data.images import Images, known_of_each, open_images, open_labelled
@@ -51,7 +51,8 @@ def settled(spec: Spec) -> Spec:
     """The spec with what the set alone can tell: of texts the vocabulary.
 
     Raises:
-        SpecError: `text.vocabulary` is less than the set's. Else as `open_training_set`.
+        SpecError: `text.vocabulary` is less than the set's, or the set's takes too much room. Else as
+            `open_training_set`.
     """
     if not spec.of_texts or spec.encoder.backbone.startswith(TRANSFORMERS):
         return spec
@@ -60,7 +61,7 @@ def settled(spec: Spec) -> Spec:
         raise SpecError(
             f"text.vocabulary: {given:,} is less than the {tokens:,} tokens of {spec.data.path}; leave it out"
         )
-    return spec.model_copy(update={"text": spec.text.model_copy(update={"vocabulary": given or tokens})})
+    return changed(spec, {"text.vocabulary": given or tokens}, source=spec.data.path)
 
 
 def open_training_set(spec: Spec) -> TrainingSet:

@@ -243,7 +243,7 @@ def bert(request, tmp_path_factory, data):
     }
     encoder = f"encoder={{backbone: 'transformers:{folder}', {kinds[request.param]}}}"
     pooling = {"none": "mean", "group": "cls", "linear": "last", "off": "mean"}[request.param]
-    overrides = (encoder, f"text.pooling={pooling}", "text.query_prompt=ask ", "text.width=128", "text.heads=4")
+    overrides = (encoder, f"text.pooling={pooling}", "text.query_prompt=ask ", "text.width=128")
     return trained(tmp_path_factory.mktemp("runs"), data, *overrides)
 
 

@@ -20,7 +20,7 @@ lr: 1e-2
 temperature: 0.2
 log_every: 1
 data: {kind: pairs}
-text: {query_length: 8, document_length: 16, width: 16, heads: 2}
+text: {query_length: 8, document_length: 16, width: 16}
 encoder: {backbone: bag, features: 8, hidden: 0, norm: none}
 optimiser: {name: sgd}
 eval: {every: 0}

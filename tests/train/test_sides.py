@@ -233,12 +233,21 @@ def test_a_vocabulary_that_is_less_than_the_sets_is_refused_and_one_that_is_more
         pairs_spec(sets[False], f"text.vocabulary={tokens - 1}")
 
 
+def test_a_sets_vocabulary_that_takes_too_much_room_is_refused(sets, monkeypatch):
+    monkeypatch.setattr("emc2dist.config.pairs._MOST_BYTES", 2**12)
+    with pytest.raises(SpecError, match=r"text\.vocabulary: \d+ with text\.width: 16 takes"):
+        pairs_spec(sets[False])
+
+
 def test_a_folders_tokenizer_with_a_token_that_its_model_has_no_embedding_of_is_refused(sets, tmp_path):
     pytest.importorskip("transformers")
     tokenizer = Tokenizer.from_str((sets[False] / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
     tokens = tokenizer.get_vocab_size()
-    spec = parse(PAIRS, ["data.kind=pairs", f"encoder.backbone=transformers:{tmp_path}", "text={}"])
+    spec = parse(
+        PAIRS,
+        ["data.kind=pairs", f"encoder.backbone=transformers:{tmp_path}", "text={width: 128, layers: 2, heads: 4}"],
+    )
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": tokens}))
     assert set(token_views(spec)) == {"query", "document"}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": tokens - 1}))
