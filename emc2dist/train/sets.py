@@ -18,12 +18,13 @@ from emc2dist.data.images import Images, known_of_each, open_images, open_labell
 from emc2dist.data.sampler import EpochOrder, Order, PairOrder
 from emc2dist.data.texts.loader import TextLoader
 from emc2dist.data.texts.manifest import vocabulary_of
-from emc2dist.data.texts.pairs import Pairs, load_tokenizer, open_pairs
+from emc2dist.data.texts.pairs import Pairs, open_pairs
 from emc2dist.data.texts.tokenizer import TokenView
 from emc2dist.errors import DataError, SpecError
 from emc2dist.metrics import Row
 from emc2dist.towers.encoder import Encoder
 from emc2dist.train.evaluation import Evaluation
+from emc2dist.train.model_files import ModelFiles
 from emc2dist.train.retrieval import RetrievalEvaluation
 from emc2dist.train.step import Loader
 from emc2dist.train.views import view_loader
@@ -69,10 +70,13 @@ def open_training_set(spec: Spec) -> TrainingSet:
     return opened
 
 
-def judge_of(spec: Spec, train: TrainingSet) -> tuple[Judge | None, list[str]]:
-    """What judges the encoder while it is trained, None where nothing can, and what a person should know of it."""
+def judge_of(spec: Spec, train: TrainingSet, model: ModelFiles | None = None) -> tuple[Judge | None, list[str]]:
+    """What judges the encoder while it is trained, None where nothing can, and what a person should know of it.
+
+    `model` as in `token_views`.
+    """
     if isinstance(train, Pairs):
-        return RetrievalEvaluation.of(spec, train)
+        return RetrievalEvaluation.of(spec, train, model)
     return Evaluation.of(spec, open_labelled(spec.data, spec.eval, train, spec.s3))
 
 
@@ -81,17 +85,20 @@ def loaders_of(
     train: TrainingSet,
     device: torch.device,
     *,
+    model: ModelFiles | None = None,
     cores: int | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Loader]:
     """The loader of each side; `tell` is told in a line how views are made, `cores` are the worker's.
+
+    `model` as in `token_views`.
 
     Raises:
         SpecError: a length has no room for a token, or `data.on_device: true` cannot be.
     """
     if not isinstance(train, Pairs):
         return {"x": view_loader(spec, train, device, cores=cores, tell=tell)}
-    views = token_views(spec)
+    views = token_views(spec, model)
     tell("views: tokens, made by a thread of the worker")
     return {
         "query": TextLoader(train.queries, views["query"]),
@@ -99,18 +106,16 @@ def loaders_of(
     }
 
 
-def token_views(spec: Spec) -> dict[str, TokenView]:
-    """What makes tokens of the texts of each side."""
-    backbone, text = spec.encoder.backbone, spec.text
-    if backbone.startswith(TRANSFORMERS):
-        from emc2dist.towers.text import pretrained_tokenizer
+def token_views(spec: Spec, model: ModelFiles | None = None) -> dict[str, TokenView]:
+    """What makes tokens of the texts of each side.
 
-        tokenizer = pretrained_tokenizer(backbone.removeprefix(TRANSFORMERS))
-    else:
-        tokenizer = load_tokenizer(spec.data, spec.s3)
+    `model` is what the run keeps of its model; None: it is read where a new run would read it.
+    """
+    model, text = model or ModelFiles.of(spec), spec.text
+    assert model is not None, "the spec is over pairs"
     return {
-        "query": TokenView(tokenizer, text.query_length, text.query_prompt),
-        "document": TokenView(tokenizer, text.document_length, text.document_prompt),
+        "query": TokenView(model.tokenizer, text.query_length, text.query_prompt),
+        "document": TokenView(model.tokenizer, text.document_length, text.document_prompt),
     }
 
 
