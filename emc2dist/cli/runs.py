@@ -43,7 +43,7 @@ def add_to(commands: Commands) -> None:
         nargs="*",
         help="override a key of data, eval or s3 that evaluation reads, as in data.path=PATH where the data have moved",
     )
-    text = "how S3 is reached: s3.endpoint=URL; of pairs data.path=PATH where the set has moved"
+    text = "how S3 is reached: s3.endpoint=URL"
     export.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=text)
     for sub in (train, evaluate, export):
         add_json(sub)
@@ -117,6 +117,6 @@ def _measures(of: dict[str, dict[str, float | None]]) -> str:
 def _export(arguments: argparse.Namespace) -> None:
     from emc2dist.run.results import export
 
-    s3 = parse_s3(arguments.overrides, others=("data",))
-    result = export(arguments.run, arguments.out, arguments.overrides, form=arguments.format, s3=s3)
+    s3 = parse_s3(arguments.overrides)
+    result = export(arguments.run, arguments.out, form=arguments.format, s3=s3)
     print_result(result, as_json=arguments.json)

@@ -42,8 +42,8 @@ class Atlas:
             NonFiniteError: it gives one that is not finite.
             DataError, StorageError: the images are gone, or too few.
         """
-        if run.spec.data.kind == "pairs":
-            raise RunError("it is of images, and this run is over pairs of texts")
+        if run.spec.of_texts:
+            raise RunError(f"it is of images, and this run is over {run.spec.data.kind}")
         newest, test = run.newest, run.images("test")
         run.remark_on_change()
         images = test or run.images("train")

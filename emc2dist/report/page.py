@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from emc2dist import files
 from emc2dist.config import S3, leaves
-from emc2dist.errors import Emc2Error
+from emc2dist.errors import Emc2Error, RunError
 from emc2dist.files import Place
 from emc2dist.plotting import COLOURS, Picture
 from emc2dist.report import atlas, curves
@@ -106,6 +106,8 @@ def _find(look: Callable[[ReportedRun], _What], run: ReportedRun, name: str) -> 
 
 
 def _chains_of(run: ReportedRun) -> Chains | TextChains:
+    if run.spec.data.kind == "texts":
+        raise RunError("negatives are shown of images and of pairs, and this run is over texts by themselves")
     return TextChains.of(run) if run.spec.data.kind == "pairs" else Chains.of(run)
 
 

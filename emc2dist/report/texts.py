@@ -19,7 +19,6 @@ from emc2dist.report.chains import draw_similarities
 from emc2dist.report.runs import ReportedRun
 from emc2dist.run.negatives import Held, Mined, mined
 from emc2dist.run.texts import TextEncoding, training_set
-from emc2dist.train.sets import token_views
 
 _SAMPLED, _SHOWN = 256, 12
 _CHARACTERS = 200  # of a text on the page
@@ -46,13 +45,13 @@ class TextChains:
             NonFiniteError: its encoder has diverged. DataError, StorageError: the texts are gone or have changed.
         """
         newest = run.newest
-        spec, pairs = training_set(newest, run.spec.data.path, run.spec.s3.overridden(run.s3))
+        pairs = training_set(newest, run.spec.data.path, run.spec.s3.overridden(run.s3))
         held = Held.of(newest, pairs)
         order = np.random.default_rng(0).permutation(len(pairs.queries))
         queries = order[np.isin(order, held.query)][:_SAMPLED]
         if not len(queries):
             raise RunError("no chain of a query has been visited yet")
-        encoding = TextEncoding(newest, token_views(spec), [])
+        encoding = TextEncoding.of(newest)
         found = list(mined(pairs, held.of_queries(queries), encoding))  # queries ascending
         shown = [found[place] for place in queries.argsort().argsort()]
         return cls(shown, len(np.unique(held.query)) / len(order), _uniform(pairs, queries, encoding))

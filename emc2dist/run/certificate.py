@@ -136,7 +136,7 @@ class _Subject:
 
 def _refuse_pairs(spec: Spec) -> None:
     """Raise SpecError where a spec is over pairs."""
-    if spec.data.kind == "pairs":
+    if spec.of_texts:
         raise SpecError(
             "data.kind: pairs: `certify` is of images so far; docs/pairs.md tells what is certified of pairs"
         )

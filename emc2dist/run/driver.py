@@ -57,6 +57,7 @@ from emc2dist.store.remote import RayStore
 from emc2dist.terminal import say
 from emc2dist.train import checkpoint, loop
 from emc2dist.train.memory import schema_for
+from emc2dist.train.model_files import ModelFiles
 from emc2dist.train.sets import TrainingSet, columns_of, judge_of, left_over, open_training_set, settled
 
 
@@ -75,13 +76,14 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
     cluster.leave_jobs_folder()
     trackers.refuse_missing(spec)
     spec = settled(spec)
-    images, remarks, neighbours = check(spec)
+    folder = RunFolder.of(spec)
+    model = ModelFiles.of(spec, folder.of_model)
+    images, remarks, neighbours = check(spec, model)
     for remark in remarks:
         say(remark)
     order = loop.order_for(spec, images)
     steps = spec.epochs * order.steps_per_epoch
     with ExitStack() as alone, ExitStack() as stack:
-        folder = RunFolder.of(spec)
         if folder.summary() is None:  # a finished one is only read, perhaps by somebody who may do no more
             alone.enter_context(lock.held(folder.place))
         # What may refuse the run comes first: until it is accepted, its folder says what ran there before.
@@ -90,6 +92,8 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
         newest = checkpoints.newest(folder)
         if newest:
             checkpoint.refuse_other_data(folder.place, newest, images)
+            if model:
+                model.refuse_unlike(newest.model, folder.place)
         done = folder.summary()
         if done is not None:
             return _of_finished(folder, spec, done)
@@ -106,7 +110,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
         if newest and (new := folder.new_values(spec)):
             remarks.append(f"from step {newest.step} on with other values than before ({'; '.join(new)})")
             listener.say(remarks[-1])
-        RunFolder.prepare(spec)
+        RunFolder.prepare(spec, model)
         others = stack.enter_context(trackers.recorders(spec, folder))
         exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
         try:
@@ -166,8 +170,8 @@ def on_device(spec: Spec, device: str, tell: Callable[[str], None]) -> list[str]
     return [line] if why else []
 
 
-def check(spec: Spec) -> tuple[TrainingSet, list[str], int | None]:
-    """Open the data and see that they fit the spec.
+def check(spec: Spec, model: ModelFiles | None = None) -> tuple[TrainingSet, list[str], int | None]:
+    """Open the data and see that they fit the spec; `model` as in `emc2dist.train.sets.token_views`.
 
     Returns the training set, remarks on the data, and k of kNN, which is None where nothing is evaluated.
 
@@ -178,7 +182,7 @@ def check(spec: Spec) -> tuple[TrainingSet, list[str], int | None]:
     train = open_training_set(spec)
     _, on_columns = columns_of(spec, train)
     loop.order_for(spec, train)
-    judge, remarks = judge_of(spec, train)
+    judge, remarks = judge_of(spec, train, model)
     remarks = [*train.remarks, *left_over(spec, train), *on_columns, *remarks, *loop.dear_reads(spec, train)]
     return train, remarks, judge.neighbours if judge else None
 

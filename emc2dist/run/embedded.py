@@ -5,7 +5,7 @@ what a column `_id`, `id`, `docid` or `query_id` says, else its number from 0. T
 memory does not grow with them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,7 +21,7 @@ from emc2dist.errors import DataError, RunError
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.scratch import temporary
-from emc2dist.run.texts import TextEncoding, where
+from emc2dist.run.texts import TextEncoding
 from emc2dist.terminal import say
 
 _IDS = ("_id", "id", "docid", "query_id")
@@ -33,7 +33,6 @@ def embed(
     run: str | Path,
     source: str | Path,
     out: str | Path,
-    overrides: Sequence[str] = (),
     *,
     side: str = "query",
     column: str = "text",
@@ -45,26 +44,23 @@ def embed(
         run: the folder of a run over pairs.
         source: a file on this machine.
         out: a file on disk or S3.
-        overrides: `data.path=PATH` where the run's set, which holds its tokenizer, has moved.
         side: `query` or `document`: whose prompt and length texts are given.
         column: of a table, the one of texts.
         s3: goes before what the run's spec says.
 
     Raises:
         DataError: a text is empty, too long or no UTF-8, or an id is no text; names the row. Or there is no such
-        column, no text, or the run's set is gone. RunError: the run is over images, or has no checkpoint.
-        SpecError: an override is not read here. NonFiniteError: the run has diverged.
-        StorageError: `source` cannot be read, or `out` not written.
+        column, or no text. RunError: the run is over images, or has no checkpoint.
+        NonFiniteError: the run has diverged. StorageError: `source` cannot be read, or `out` not written.
     """
     folder, place = RunFolder.open(run, s3), files.at(out, s3)
     files.refuse_folder(out)
     place.entry() if place.remote else files.writable(out)  # before anything is read
-    if folder.spec().data.kind != "pairs":
-        raise RunError(f"{run}: is over images, and encodes no texts; give a run with data.kind: pairs")
+    if not folder.spec().of_texts:
+        raise RunError(f"{run}: is over images, and encodes no texts; give a run with data.kind: pairs or texts")
     records, remarks = _records(files.local(source), column)
     newest = LoadedCheckpoint.newest(folder)
-    path = where(newest.spec, overrides)
-    encoding = TextEncoding.of(newest, path, newest.spec.s3.overridden(s3))
+    encoding = TextEncoding.of(newest)
     width = newest.encoder.features
     feature = pa.list_(pa.float32(), width)
     told: dict[Any, Any] = {"checkpoint": str(newest.place), "side": side}
@@ -83,7 +79,7 @@ def embed(
         if not done:
             raise DataError(f"{source}: holds no text; give a file with one a line, or a table with a column of them")
         place.put(draft)
-    remarks = [*newest.remarks, *encoding.remarks, *remarks]
+    remarks = [*newest.remarks, *remarks]
     return {**told, "out": str(place), "texts": done, "width": width, "remarks": remarks}
 
 

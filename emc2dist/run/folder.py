@@ -2,6 +2,7 @@
 
 RUN/spec.yaml           the resolved spec
 RUN/versions.json       Python, packages, git commit
+RUN/model/              over pairs: the tokenizer, and what else the weights are of, see `emc2dist.train.model_files`
 RUN/metrics.jsonl       one row per reporting interval; rows past a restored checkpoint are dropped
 RUN/summary.json        what a finished run came to
 RUN/prometheus.json     with `watch.port`, while it runs: where its metrics are, as Prometheus' file_sd_configs reads it
@@ -32,6 +33,7 @@ from emc2dist.files import Place
 from emc2dist.files.pointers import pointer
 from emc2dist.metrics import METRICS, Row
 from emc2dist.terminal import as_json, say
+from emc2dist.train.model_files import ModelFiles
 
 _PACKAGES = ("emc2dist", "torch", "torchvision", "ray", "numpy", "numba", "pyarrow", "pillow", "scikit-learn")
 
@@ -84,10 +86,10 @@ class RunFolder:
         return cls(files.at(run_dir, spec.s3) / spec.name)
 
     @classmethod
-    def prepare(cls, spec: Spec) -> "RunFolder":
+    def prepare(cls, spec: Spec, model: ModelFiles | None = None) -> "RunFolder":
         """The folder of `spec`, new or of an earlier start of the same run, or of one that never trained.
 
-        Its spec.yaml says `spec` from here on, so whatever may refuse the run comes first.
+        Its spec.yaml says `spec` from here on, so whatever may refuse the run comes first. Over pairs it keeps `model`.
 
         Raises:
             RunError: see `refuse_other_spec`.
@@ -97,6 +99,8 @@ class RunFolder:
         if changed:
             say(f"{folder.place}: an earlier run of this name had another spec ({changed}) and never trained")
             (folder.place / "trackers.json").remove()
+        if model:
+            model.keep(folder.of_model)
         folder._write("spec.yaml", dump(spec))
         folder._write("versions.json", json.dumps(versions(), indent=1))
         return folder
@@ -141,6 +145,15 @@ class RunFolder:
         """The resolved spec. Raises RunError or SpecError where its file is damaged."""
         place = self.place / "spec.yaml"
         return parse(text_of(place), source=str(place))
+
+    @property
+    def of_model(self) -> Place:
+        """The folder of what a run over pairs keeps of its model."""
+        return self.place / "model"
+
+    def model(self, spec: Spec) -> ModelFiles | None:
+        """What the run, whose spec it is, keeps of its model; None over images. Raises RunError where it is gone."""
+        return ModelFiles.kept(self.of_model) if spec.of_texts else None
 
     def summary(self) -> dict[str, Any] | None:
         """The run's summary, if it is finished. Raises RunError where its file is damaged.

@@ -22,6 +22,7 @@ from emc2dist.towers.encoder import Encoder
 from emc2dist.train import arithmetic, checkpoint
 from emc2dist.train.evaluation import plain_views
 from emc2dist.train.loop import encoder_for
+from emc2dist.train.model_files import ModelFiles
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class LoadedCheckpoint:
     encoder: Encoder
     device: torch.device
     """A GPU where there is one and the spec does not refuse it."""
+    model: ModelFiles | None = None
+    """What the run keeps of its model; None over images."""
     remarks: list[str] = field(default_factory=list)
     """What newer ones were passed over, and what is wrong with them; said already."""
 
@@ -42,9 +45,10 @@ class LoadedCheckpoint:
     def newest(cls, folder: RunFolder) -> "LoadedCheckpoint":
         """The newest checkpoint that is whole. Raises RunError where there is none."""
         problems, spec = list[str](), folder.spec()
+        model = folder.model(spec)
         for place in folder.checkpoints():
             try:
-                found = cls._load(place, spec)
+                found = cls._load(place, spec, model)
                 remarks = [f"passed over, as not whole: {problem}" for problem in problems]
                 for remark in remarks:
                     say(remark)
@@ -56,17 +60,19 @@ class LoadedCheckpoint:
         raise RunError("; ".join(problems) or folder.without_checkpoints())
 
     @classmethod
-    def _load(cls, place: Place, spec: Spec) -> "LoadedCheckpoint":
+    def _load(cls, place: Place, spec: Spec, model: ModelFiles | None) -> "LoadedCheckpoint":
         with temporary("emc2-checkpoint-") as folder:
             path = checkpoint.fetch(place, Path(folder), layout=None)
             manifest = checkpoint.read_manifest(files.at(path))
             spec = spec_of(place, manifest, spec)
-            encoder = encoder_for(spec)
+            if model:
+                model.refuse_unlike(manifest.model, place)
+            encoder = encoder_for(spec, model.config if model else None)
             checkpoint.restore_trainer(path, encoder)
         device = torch.device("cuda" if torch.cuda.is_available() and spec.device != "cpu" else "cpu")
         arithmetic.settle(spec, device)
         torch.set_num_threads(min(torch.get_num_threads(), cpus()))  # torch knows nothing of a container's quota
-        return cls(place, manifest, spec, encoder.to(device).eval(), device)
+        return cls(place, manifest, spec, encoder.to(device).eval(), device, model=model)
 
     def on_other_images(self, data: Data, images: Images) -> list[str]:
         """A remark on training images, opened as `data` says, that are not those of the run."""

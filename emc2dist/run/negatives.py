@@ -31,7 +31,6 @@ from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.scratch import temporary
 from emc2dist.run.texts import TextEncoding, training_set, where
 from emc2dist.terminal import Progress, say
-from emc2dist.train.sets import token_views
 
 MOST_PER_QUERY = 100
 _DIGITS = 6  # of a cosine; float32 has no more
@@ -209,9 +208,10 @@ def negatives(
     files.refuse_folder(out)
     place.entry() if place.remote else files.writable(out)  # before anything is read
     if folder.spec().data.kind != "pairs":
-        raise RunError(f"{run}: is over images, and these are negatives of texts; `emc2dist report` shows an image's")
+        kind = folder.spec().data.kind
+        raise RunError(f"{run}: is over {kind}, and these are negatives of queries; give a run with data.kind: pairs")
     newest = LoadedCheckpoint.newest(folder)
-    spec, pairs = training_set(newest, where(newest.spec, overrides), newest.spec.s3.overridden(s3))
+    pairs = training_set(newest, where(newest.spec, overrides), newest.spec.s3.overridden(s3))
     held = Held.of(newest, pairs, folder if per_query > 1 else None, per_query)
     found = len(np.unique(held.query))
     if not found:
@@ -223,7 +223,7 @@ def negatives(
     above = 0
     with temporary("emc2-negatives-") as scratch, closing(Progress(found, unit="query")) as progress:
         with files.explained(scratch), (Path(scratch) / "negatives.jsonl").open("w", encoding="utf-8") as file:
-            for one in mined(pairs, held, TextEncoding(newest, token_views(spec), [])):
+            for one in mined(pairs, held, TextEncoding.of(newest)):
                 file.writelines(f"{json.dumps(record)}\n" for record in FORMATS[form](one))
                 best = max(positive.score for positive in one.positives)
                 score += sum(negative.score for negative in one.negatives)

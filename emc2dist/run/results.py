@@ -16,7 +16,7 @@ from emc2dist.files import Place
 from emc2dist.run import text_models
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
-from emc2dist.run.texts import evaluate_pairs, where
+from emc2dist.run.texts import evaluate_pairs
 from emc2dist.terminal import Progress, say
 from emc2dist.towers.encoder import MEAN, STD, backbone_state_dict, not_torchvisions
 from emc2dist.train.evaluation import Evaluation
@@ -56,7 +56,7 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
         NonFiniteError: the run has diverged.
     """
     newest = LoadedCheckpoint.newest(RunFolder.open(run, s3))
-    of_pairs = newest.spec.data.kind == "pairs"
+    of_pairs = newest.spec.of_texts
     spec = parse(dump(newest.spec), overrides, source=str(newest.place)) if overrides else newest.spec
     _refuse_unheeded(overrides, of_pairs)
     s3 = spec.s3.overridden(s3)
@@ -105,15 +105,12 @@ def _on_limit(own: Data, train: Images, data: Data) -> list[str]:
     return [f"data.limit: no more than the first {data.limit:,} training images are taken, as in the run"]
 
 
-def export(
-    run: str | Path, out: str | Path, overrides: Sequence[str] = (), *, form: str = FORMATS[0], s3: S3 | None = None
-) -> dict[str, Any]:
+def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 | None = None) -> dict[str, Any]:
     """Write the newest checkpoint's backbone as safetensors; or, of a run over pairs, the whole encoder as a folder.
 
     Args:
         run: a run folder.
         out: the file or the folder, on disk or S3.
-        overrides: `data.path=PATH` where the set of a run over pairs, which holds its tokenizer, has moved.
         form: one of `FORMATS`.
         s3: goes before what the run's spec says.
 
@@ -125,15 +122,12 @@ def export(
 
     Raises:
         RunError: there is no run or no whole checkpoint. StorageError: `out`, on disk or S3, cannot be written.
-        SpecError: `out` is named as a file of another format, the format is of other runs, or an override is not read.
+        SpecError: `out` is named as a file of another format, or the format is of other runs.
     """
     folder, place = RunFolder.open(run, s3), files.at(out, s3)
-    of_pairs = folder.spec().data.kind == "pairs"
+    of_pairs = folder.spec().of_texts
     if form == FORMATS[1] and not of_pairs:
         raise SpecError(f"{run}: is over images; --format {form} is of texts, leave it out")
-    of_set = [key for key in given_keys(overrides) if not key.startswith("s3.")]
-    if of_set and (form == FORMATS[1] or not of_pairs):
-        raise SpecError(f"{of_set[0]}: is not read here, for no data are; leave it out")
     if form == FORMATS[1]:
         text_models.refuse_other_backbones(folder.spec(), run)
         newest = LoadedCheckpoint.newest(folder)
@@ -146,8 +140,7 @@ def export(
     newest = LoadedCheckpoint.newest(folder)
     spec = newest.spec
     if of_pairs:
-        spec = spec.model_copy(update={"s3": spec.s3.overridden(s3)})
-        return _exported(newest, place, text_models.write_file(newest, str(out), where(spec, overrides), spec))
+        return _exported(newest, place, text_models.write_file(newest, str(out), spec.s3.overridden(s3)))
     told: dict[str, Any] = {
         "backbone": spec.encoder.backbone,
         "stem": spec.encoder.stem,

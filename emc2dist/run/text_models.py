@@ -16,23 +16,17 @@ from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from emc2dist import files
-from emc2dist.config import Spec
+from emc2dist.config import S3, Spec
 from emc2dist.config.pairs import TRANSFORMERS
-from emc2dist.data.texts.pairs import load_tokenizer
+from emc2dist.data.texts.manifest import TOKENIZER
 from emc2dist.errors import SpecError, StorageError
 from emc2dist.files import Place
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.scratch import temporary
-from emc2dist.run.texts import training_set
 from emc2dist.terminal import say
 from emc2dist.towers.encoder import backbone_state_dict
+from emc2dist.train.model_files import CONFIG
 
-_TOKENIZER = "tokenizer.json"
-_OF_TOKENIZERS = (
-    _TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
-    "merges.txt", "sentencepiece.bpe.model", "spiece.model",
-)  # fmt: skip
-"""Files of a model's folder that transformers may make its tokenizer of."""
 _MODULES = "modules.json"
 _LIBRARY = "sentence_transformers.models"
 _POOLINGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
@@ -64,12 +58,12 @@ def write_folder(newest: LoadedCheckpoint, folder: Place) -> dict[str, Any]:
     text = spec.text
     with temporary("emc2-export-") as scratch, files.explained(scratch):
         draft = Path(scratch)
+        assert newest.model is not None
         assert isinstance(encoder.backbone.model, nn.Module)
         encoder.backbone.model.save_pretrained(draft)  # type: ignore[operator]  # transformers' own
-        source = files.local(spec.encoder.backbone.removeprefix(TRANSFORMERS))
-        for name in _OF_TOKENIZERS:
-            if (source / name).is_file():
-                (draft / name).write_bytes((source / name).read_bytes())
+        for name, content in newest.model.content.items():
+            if name != CONFIG:  # the model has written its own, without dropout
+                (draft / name).write_bytes(content)
         length = max(text.query_length, text.document_length)
         prompts = {"query": text.query_prompt, "document": text.document_prompt}
         _write(draft / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
@@ -97,22 +91,21 @@ def write_folder(newest: LoadedCheckpoint, folder: Place) -> dict[str, Any]:
     return {"modules": kinds, "max_seq_length": length, "prompts": prompts, "remarks": remarks}
 
 
-def write_file(newest: LoadedCheckpoint, out: str, path: str, spec: Spec) -> dict[str, Any]:
+def write_file(newest: LoadedCheckpoint, out: str, s3: S3) -> dict[str, Any]:
     """Write the backbone's tensors as safetensors at `out`, the tokenizer beside it; what metadata tell, and remarks.
 
-    `path` is where the run's set is, if not where it was; `spec` is the run's, with how S3 is reached.
-
     Raises:
-        StorageError: one cannot be written, or another tokenizer is there. DataError: the set is gone.
+        StorageError: one cannot be written, or another tokenizer is there.
     """
-    place = files.at(out, spec.s3)
+    assert newest.model is not None
+    place = files.at(out, s3)
     head, slash, _ = out.rpartition("/")
-    beside = files.at(f"{head}{slash}{_TOKENIZER}", spec.s3)
-    tokenizer = _tokenizer_of(newest, path, spec).encode()
+    beside = files.at(f"{head}{slash}{TOKENIZER}", s3)
+    tokenizer = newest.model.content[TOKENIZER]
     there = beside.entry()
     if there is not None and beside.read() != tokenizer:
         raise StorageError(f"{beside}: is another tokenizer; name a file in another folder")
-    told = _told(spec, newest.encoder.width)
+    told = _told(newest.spec, newest.encoder.width)
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(newest.encoder).items()}
     beside.write(tokenizer)
@@ -140,15 +133,6 @@ def _told(spec: Spec, width: int) -> dict[str, Any]:
     }
     own = {"bag": {"vocabulary"}, "mini": {"vocabulary", "layers", "heads"}}
     return told | text.model_dump(include=own.get(backbone, set()))
-
-
-def _tokenizer_of(newest: LoadedCheckpoint, path: str, spec: Spec) -> str:
-    if spec.encoder.backbone.startswith(TRANSFORMERS):
-        from emc2dist.towers.text import pretrained_tokenizer
-
-        return pretrained_tokenizer(spec.encoder.backbone.removeprefix(TRANSFORMERS))
-    own, _ = training_set(newest, path, spec.s3)
-    return load_tokenizer(own.data, spec.s3)
 
 
 class _Module(NamedTuple):

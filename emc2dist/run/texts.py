@@ -1,7 +1,7 @@
 """A run over pairs of texts, opened: how well its queries find their documents, and what makes tokens for its encoder.
 
-An encoder that began from nothing reads the tokens of the set that it was trained on, so that set has to be found,
-where the run had it or at `data.path`, and hold what it held. A model of a folder brings its tokenizer along.
+The run keeps its tokenizer, so any texts can be read. What its chains hold are texts of the set that it was trained on:
+that has to be found, where the run had it or at `data.path`, and hold what it held.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from emc2dist.config import S3, Spec, dump, given_keys, parse
-from emc2dist.config.pairs import TRANSFORMERS
 from emc2dist.data.texts.pairs import Pairs, open_pairs
 from emc2dist.data.texts.tokenizer import TokenView
 from emc2dist.errors import DataError, NonFiniteError, SpecError, StorageError, StorageUnreachable
@@ -33,18 +32,11 @@ class TextEncoding:
     newest: LoadedCheckpoint
     views: dict[str, TokenView]
     """By side: `query`, `document`."""
-    remarks: list[str]
-    """Which set's tokenizer it is, where that is not the one at hand."""
 
     @classmethod
-    def of(cls, newest: LoadedCheckpoint, path: str, s3: S3) -> "TextEncoding":
-        """That of a checkpoint, for texts of the set at `path`, which may be its own. Raises as `training_set` does."""
-        if newest.spec.encoder.backbone.startswith(TRANSFORMERS):
-            return cls(newest, token_views(newest.spec), [])
-        spec, _ = training_set(newest, path, s3)
-        own = spec.data.path
-        remarks = [f"{path}: is read by the tokenizer of {own}, on which the run was trained"] if own != path else []
-        return cls(newest, token_views(spec), remarks)
+    def of(cls, newest: LoadedCheckpoint) -> "TextEncoding":
+        """That of a checkpoint, by the tokenizer that its run keeps."""
+        return cls(newest, token_views(newest.spec, newest.model))
 
     @torch.no_grad()
     def features(self, texts: Sequence[str], side: str) -> NDArray[np.float32]:
@@ -72,17 +64,16 @@ def where(spec: Spec, overrides: Sequence[str]) -> str:
     return path
 
 
-def training_set(newest: LoadedCheckpoint, path: str, s3: S3) -> tuple[Spec, Pairs]:
-    """The pairs that a run was trained on, where it had them or else at `path`, and its spec with where that is.
+def training_set(newest: LoadedCheckpoint, path: str, s3: S3) -> Pairs:
+    """The pairs that a run was trained on, where it had them or else at `path`.
 
     Raises:
         DataError: neither holds them. StorageUnreachable: S3 does not answer.
     """
     problems = []
     for place in dict.fromkeys((newest.spec.data.path, path)):
-        spec = newest.spec.model_copy(update={"data": newest.spec.data.model_copy(update={"path": place}), "s3": s3})
         try:
-            pairs = open_pairs(spec.data, "train", s3)
+            pairs = open_pairs(newest.spec.data.model_copy(update={"path": place}), "train", s3)
         except StorageUnreachable:
             raise
         except (DataError, StorageError) as error:
@@ -91,9 +82,9 @@ def training_set(newest: LoadedCheckpoint, path: str, s3: S3) -> tuple[Spec, Pai
         assert pairs is not None, "open_pairs raises where there is nothing to train on"
         change = newest.manifest.change(pairs)
         if change is None:
-            return spec, pairs
+            return pairs
         problems.append(f"{place}: now holds {change} that the run was trained on")
-    raise DataError(f"{'; '.join(problems)}; the run's own set and its tokenizer are needed: data.path=PATH says where")
+    raise DataError(f"{'; '.join(problems)}; the run's own set is needed: data.path=PATH says where")
 
 
 def evaluate_pairs(newest: LoadedCheckpoint, spec: Spec) -> dict[str, Any]:
@@ -103,16 +94,15 @@ def evaluate_pairs(newest: LoadedCheckpoint, spec: Spec) -> dict[str, Any]:
     `emc2dist.evaluate.retrieval`.
 
     Raises:
-        DataError: there are no such queries, or the tokenizer is gone. NonFiniteError: the run has diverged.
+        DataError: there are no such queries. NonFiniteError: the run has diverged.
     """
-    encoding = TextEncoding.of(newest, spec.data.path, spec.s3)
     pairs, split = asked_of(spec)
     if pairs is None:
         raise DataError(
             f"{spec.data.path}: no query is of split test or validation; name the split that is asked: eval.asked=train"
         )
-    evaluation = RetrievalEvaluation(spec, pairs, encoding.views, whole=True)
-    remarks = [*encoding.remarks, *pairs.remarks]
+    evaluation = RetrievalEvaluation(spec, pairs, TextEncoding.of(newest).views, whole=True)
+    remarks = [*_on_another_set(newest, spec), *pairs.remarks]
     for remark in remarks:
         say(remark)
     with closing(Progress(evaluation.texts, unit="text")) as progress:
@@ -128,3 +118,14 @@ def evaluate_pairs(newest: LoadedCheckpoint, spec: Spec) -> dict[str, Any]:
         "bm25": evaluation.bm25_measures(),
         "remarks": [*newest.remarks, *remarks],
     }
+
+
+def _on_another_set(newest: LoadedCheckpoint, spec: Spec) -> list[str]:
+    """A remark where the set of `spec` is not the one that the run was trained on."""
+    own = newest.spec.data.model_copy(update={"path": spec.data.path})
+    try:
+        train = open_pairs(own, "train", spec.s3)
+        change = train and newest.manifest.change(train)
+    except DataError:  # it has no such split
+        change = "no texts to train on, not those"
+    return [f"{own.path}: holds {change} that the run was trained on, and is read by its tokenizer"] if change else []

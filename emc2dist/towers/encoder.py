@@ -112,9 +112,12 @@ class TextEncoder(Encoder):
     remarks: Sequence[str]
     """What a person should know of how its weights were read."""
 
-    def __init__(self, config: EncoderConfig, text: Text) -> None:
-        """Begin. Raises SpecError where a folder of transformers cannot be read (`emc2dist.towers.text`)."""
-        backbone = _text_backbone(config.backbone, text)
+    def __init__(self, config: EncoderConfig, text: Text, described: str | None = None) -> None:
+        """Begin; a model of transformers with the weights of its folder, or of its config.json `described` without any.
+
+        Raises SpecError where transformers cannot do that (`emc2dist.towers.text`).
+        """
+        backbone = _text_backbone(config.backbone, text, described)
         super().__init__(backbone, backbone.width, config)
         self.remarks = getattr(backbone, "remarks", ())
 
@@ -217,10 +220,12 @@ class Conv4(nn.Module):
         return self.blocks(images).mean(dim=(2, 3))
 
 
-def _text_backbone(name: str, text: Text) -> Any:
+def _text_backbone(name: str, text: Text, described: str | None) -> Any:
     """A backbone of texts, which knows its `width`."""
     from emc2dist.towers import text as towers
 
+    if described is not None:
+        return towers.described(described, text.pooling)
     length = max(text.query_length, text.document_length)
     if name.startswith(TRANSFORMERS):
         return towers.pretrained(name.removeprefix(TRANSFORMERS), text.pooling, length)

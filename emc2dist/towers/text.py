@@ -4,7 +4,7 @@
 
     Bag         mean of the tokens' embeddings: knows no order; seconds on a CPU
     Mini        a small transformer that starts from nothing
-    Pretrained  a model that transformers reads from a folder
+    Pretrained  a model that transformers reads from a folder, or builds of its config.json for weights to come
 
 Each has `width`, which is R. Padding follows the text, and never counts: neither how much of it there is nor which
 other texts stand in the batch changes a representation, but for rounding. On a CPU the columns that are padding in all
@@ -18,6 +18,7 @@ anywhere, so that a text has one representation, in training too.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -31,6 +32,13 @@ Pooling = Literal["mean", "cls", "last"]
 
 LARGEST_TOKENIZER = 2**27
 """Bytes of a tokenizer.json; those of a quarter of a million tokens take some 17 million."""
+_CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
+_OF_TOKENIZERS = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
+    "sentencepiece.bpe.model", "spiece.model",
+)  # fmt: skip
+"""Further files of a model's folder that transformers may make its tokenizer of."""
+_ASKED: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 _DEVIATION = 0.02  # of embeddings at first, as BERT's: from torch's 1 a bag learns many times slower
 _SHOWN_CHARACTERS = 200  # of another library's message
 
@@ -108,7 +116,7 @@ class _Block(nn.Module):
 
 
 class Pretrained(nn.Module):
-    """A model of transformers and the pooling of its last hidden states; `pretrained` reads it from a folder.
+    """A model of transformers and the pooling of its last hidden states, by `pretrained` or `described`.
 
     Args:
         model: takes `input_ids` and `attention_mask` and gives `last_hidden_state`; without dropout. Its own pooler,
@@ -152,15 +160,14 @@ def pretrained(path: str | Path, pooling: Pooling, length: int) -> Pretrained:
     folder = Path(path)
     _refuse_other_folders(folder)
     transformers = _transformers()
-    asked: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with _reading(folder, transformers):
-        config = transformers.AutoConfig.from_pretrained(folder, **asked)
+        config = transformers.AutoConfig.from_pretrained(folder, **_ASKED)
     if config.is_encoder_decoder:
         raise SpecError(f"encoder.backbone: {folder}: {config.model_type} has a decoder too; give an encoder")
     off = _without_dropout(config)
     with _reading(folder, transformers):
         model, info = transformers.AutoModel.from_pretrained(
-            folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **asked
+            folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **_ASKED
         )
         made = Pretrained(model, pooling)
     if lacking := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):
@@ -176,13 +183,52 @@ def pretrained(path: str | Path, pooling: Pooling, length: int) -> Pretrained:
     return made
 
 
+def described(config: str, pooling: Pooling) -> Pretrained:
+    """The model that a config.json describes, as `pretrained` makes it, but for its weights, which are random.
+
+    Raises:
+        SpecError: transformers is not installed, or builds no model of that.
+    """
+    transformers = _transformers()
+    with TemporaryDirectory(prefix="emc2-model-") as scratch:
+        file = Path(scratch) / _CONFIG  # transformers reads no config from memory
+        file.write_text(config, encoding="utf-8")
+        with _reading(file, transformers):
+            read = transformers.AutoConfig.from_pretrained(scratch, **_ASKED)
+            _without_dropout(read)
+            model = transformers.AutoModel.from_config(read, dtype=torch.float32, trust_remote_code=False)
+            return Pretrained(model.eval(), pooling)
+
+
+def pretrained_files(path: str | Path) -> dict[str, bytes]:
+    """Files of a model's folder that say what it is and how it reads texts, by name; its weights apart.
+
+    They are config.json, tokenizer.json and what else transformers may make its tokenizer of.
+
+    Raises:
+        SpecError: one of the first two is not there, or one cannot be read or has more than `LARGEST_TOKENIZER` bytes.
+    """
+    folder = Path(path)
+    _refuse_other_folders(folder)
+    further = [name for name in (_CONFIG, *_OF_TOKENIZERS) if (folder / name).is_file()]
+    return {_TOKENIZER: pretrained_tokenizer(folder).encode()} | {name: _bounded(folder / name) for name in further}
+
+
 def pretrained_tokenizer(path: str | Path) -> str:
     """The tokenizer.json of a model's folder, as text.
 
     Raises:
         SpecError: there is none, or it is no UTF-8 or has more than `LARGEST_TOKENIZER` bytes.
     """
-    file = Path(path) / "tokenizer.json"
+    file = Path(path) / _TOKENIZER
+    try:
+        return _bounded(file).decode()
+    except UnicodeDecodeError as error:
+        raise SpecError(f"encoder.backbone: {file}: is no UTF-8 ({error}); save the tokenizer again") from None
+
+
+def _bounded(file: Path) -> bytes:
+    """A file of a model's folder. Raises SpecError where it cannot be read, or is too large."""
     try:
         with file.open("rb") as stream:
             data = stream.read(LARGEST_TOKENIZER + 1)
@@ -193,10 +239,7 @@ def pretrained_tokenizer(path: str | Path) -> str:
         ) from error
     if len(data) > LARGEST_TOKENIZER:
         raise SpecError(f"encoder.backbone: {file}: more than {LARGEST_TOKENIZER:,} bytes; give that of a tokenizer")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise SpecError(f"encoder.backbone: {file}: is no UTF-8 ({error}); save the tokenizer again") from None
+    return data
 
 
 def pretrained_vocabulary(path: str | Path) -> int:
@@ -270,7 +313,7 @@ def _reading(folder: Path, transformers: Any) -> Iterator[None]:
 
 def _refuse_other_folders(folder: Path) -> None:
     """Raises SpecError where there is no model, or none that can be opened without running what is in it."""
-    if not (folder / "config.json").is_file():
+    if not (folder / _CONFIG).is_file():
         raise SpecError(
             f"encoder.backbone: {folder}: has no config.json; give bag, mini or a folder that "
             "AutoModel.save_pretrained wrote"

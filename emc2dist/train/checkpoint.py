@@ -46,6 +46,7 @@ from emc2dist.files import Place
 from emc2dist.store import ChainStore, Column, Commit, Layout, Rows, Schema, Tables, nbytes
 from emc2dist.towers.optim import restore_optimiser
 from emc2dist.train import checksums, collectives, tensors
+from emc2dist.train.model_files import ModelFiles
 
 MANIFEST, TRAINER = "manifest.json", "trainer.safetensors"
 PIECE_NBYTES = 64 * 2**20
@@ -64,7 +65,9 @@ class Manifest(BaseModel):
     samples: Annotated[int, Field(ge=1)]
     """Rows of the dataset it was trained on."""
     fingerprint: str
-    """Of the training images, see `emc2dist.data.images.Images`."""
+    """Of the training images, see `emc2dist.data.images.Images`; or pairs."""
+    model: dict[str, str] = {}
+    """SHA-256 of each file that a run over pairs keeps of its model, see `emc2dist.train.model_files`."""
     shards: Annotated[int, Field(ge=0, le=65_536)]
     """Shard files it holds."""
     ranks: Annotated[int, Field(ge=1, le=65_536)]
@@ -93,24 +96,25 @@ class Manifest(BaseModel):
 def save(
     folder: Path, step: int, applied: int, spec: Spec, encoder: nn.Module, optimiser: torch.optim.Optimizer,
     store: ChainStore, generation: str, fingerprint: str, follower: nn.Module | None = None,
+    model: ModelFiles | None = None,
 ) -> None:  # fmt: skip
     """Write this rank's files, into an empty folder, of the checkpoint after `step` steps; rows as of step `applied`.
 
-    `fingerprint` is the training images'. All ranks' commits of all steps must be in the store, and no rank's reads on
-    their way.
+    `fingerprint` is the training set's, `model` what a run over pairs keeps of its model. All ranks' commits of all
+    steps must be in the store, and no rank's reads on their way.
 
     Raises:
         StorageError: the disk is full, or cannot be written to.
     """
     try:
-        _save(folder, step, applied, spec, encoder, optimiser, store, generation, fingerprint, follower)
+        _save(folder, step, applied, spec, encoder, optimiser, store, generation, fingerprint, follower, model)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{folder}: {error}; see that its disk has room, then run it again") from error
 
 
 def _save(
     folder: Path, step: int, applied: int, spec: Spec, encoder: nn.Module, optimiser: torch.optim.Optimizer,
-    store: ChainStore, generation: str, fingerprint: str, follower: nn.Module | None,
+    store: ChainStore, generation: str, fingerprint: str, follower: nn.Module | None, model: ModelFiles | None,
 ) -> None:  # fmt: skip
     shards = store.layout.shards if store.schema else 0
     for shard in range(collectives.rank(), shards, collectives.world_size()):
@@ -124,7 +128,7 @@ def _save(
         _save_trainer(folder / TRAINER, encoder, optimiser, follower)
         manifest = Manifest(
             step=step, applied=applied, samples=store.layout.samples, fingerprint=fingerprint, shards=shards,
-            ranks=collectives.world_size(), generation=generation,
+            model=model.sha256 if model else {}, ranks=collectives.world_size(), generation=generation,
             created=datetime.now(UTC).isoformat(timespec="seconds"), spec=dump(spec), version=emc2dist.__version__,
         )  # fmt: skip
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1))

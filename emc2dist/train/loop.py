@@ -27,6 +27,7 @@ from emc2dist.towers.optim import build_optimiser
 from emc2dist.train import arithmetic, checkpoint, collectives
 from emc2dist.train.memory import Memory
 from emc2dist.train.meter import Meter
+from emc2dist.train.model_files import ModelFiles
 from emc2dist.train.sets import Judge, TrainingSet, columns_of, judged_of, loaders_of, order_of
 from emc2dist.train.step import Trainer
 
@@ -117,6 +118,8 @@ class Job:
     """A folder on this machine, this process's own; takes a checkpoint's files until the writer has moved them."""
     cores: int | None = None
     """Of this machine, for this rank; None: all."""
+    model: ModelFiles | None = None
+    """What the run keeps of its model; None: what a new one would."""
 
 
 def run(job: Job, resume: Path | None = None) -> int:
@@ -127,42 +130,52 @@ def run(job: Job, resume: Path | None = None) -> int:
     Raises:
         NonFiniteError: the features diverged. DataError, RunError, StoreError: as their names say.
     """
-    loop = _Loop(job)
+    loop = _Loop(job, resume)
     try:
-        return loop.run(resume)
+        return loop.run()
     finally:
         loop.close()
 
 
-def encoder_for(spec: Spec) -> Encoder:
-    """An encoder as a spec describes it, on the CPU, with what its objective learns; by torch's generator."""
-    encoder: Encoder = TextEncoder(spec.encoder, spec.text) if spec.of_texts else ImageEncoder(spec.encoder)
+def encoder_for(spec: Spec, described: str | None = None) -> Encoder:
+    """An encoder as a spec describes it, on the CPU, with what its objective learns; by torch's generator.
+
+    `described` is the config.json of a model of transformers, where its weights are to come from a checkpoint.
+    """
+    of_texts = spec.of_texts
+    encoder: Encoder = TextEncoder(spec.encoder, spec.text, described) if of_texts else ImageEncoder(spec.encoder)
     encoder.learnt = contrast_for(spec).objective.learns(spec.encoder.features)
     return encoder.double() if spec.precision == "float64" else encoder
 
 
-def initial_encoder(spec: Spec, device: torch.device) -> Encoder:
-    """The encoder with which training begins; seeds torch's generator, and settles how this process computes."""
+def initial_encoder(spec: Spec, device: torch.device, described: str | None = None) -> Encoder:
+    """The encoder with which training begins; seeds torch's generator, and settles how this process computes.
+
+    `described` as in `encoder_for`.
+    """
     arithmetic.settle(spec, device)
     torch.manual_seed(spec.seed)
-    return encoder_for(spec).to(device).to(memory_format=layout(spec.encoder, spec.precision, device))  # type: ignore[call-overload]
+    encoder = encoder_for(spec, described)
+    return encoder.to(device).to(memory_format=layout(spec.encoder, spec.precision, device))  # type: ignore[call-overload]
 
 
 class _Loop:
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, resume: Path | None) -> None:
         spec, train, device = job.spec, job.train, job.device
         self.spec, self.train, self.store, self.device = spec, train, job.store, device
         self.recorder, self.writer, self.stop, self.scratch = job.recorder, job.writer, job.stop, job.scratch
         self.vote = collectives.Vote()
         self.order = order_for(spec, train)
         self.steps = spec.epochs * self.order.steps_per_epoch
-        self.encoder = initial_encoder(spec, device)
+        self.model = job.model or ModelFiles.of(spec)
+        self.resume = resume
+        self.encoder = initial_encoder(spec, device, self.model.config if self.model and resume else None)
         self.optimiser = build_optimiser(self.encoder, spec.optimiser, spec.lr)
         self.follower = None if spec.encoder.momentum is None else follower_of(self.encoder)
         self.generation = collectives.broadcast_text(uuid4().hex)
         self.memory = Memory(spec, job.store, self.order, collectives.rank(), self.generation, device)
         self.loading = ""
-        self.loaders = loaders_of(spec, train, device, cores=job.cores, tell=self._is_loading)
+        self.loaders = loaders_of(spec, train, device, model=self.model, cores=job.cores, tell=self._is_loading)
         self.judge = job.judge
         self.stopping, self.due = False, False
         self.written, self.written_at = 0, monotonic()
@@ -175,8 +188,8 @@ class _Loop:
     def _is_loading(self, how: str) -> None:
         self.loading = how
 
-    def run(self, resume: Path | None) -> int:
-        first = self._restore(resume) if resume else self._start()
+    def run(self) -> int:
+        first = self._restore(self.resume) if self.resume else self._start()
         columns, _ = columns_of(self.spec, self.train)
         parts = (self.memory, self.loaders, self.order, self.device, columns, self.follower, judged_of(self.train))
         trainer = Trainer(self.spec, self.encoder, self.optimiser, *parts)
@@ -210,6 +223,8 @@ class _Loop:
     def _restore(self, folder: Path) -> int:
         manifest = checkpoint.read_manifest(files.at(folder))
         checkpoint.refuse_other_data(folder, manifest, self.train)
+        if self.model:
+            self.model.refuse_unlike(manifest.model, folder)
         checkpoint.restore_trainer(folder, self.encoder, self.optimiser, self.follower)
         checkpoint.restore_store(folder, manifest, self.store, self.generation)
         collectives.barrier()
@@ -269,7 +284,7 @@ class _Loop:
         parts = (self.spec, self.encoder, self.optimiser, self.store, self.generation, self.train.fingerprint)
         folder = self.scratch / f"checkpoint-{step}"
         folder.mkdir()
-        checkpoint.save(folder, step, applied, *parts, self.follower)
+        checkpoint.save(folder, step, applied, *parts, self.follower, self.model)
         self.writer.write(step, folder, {"step": step, **row})
         self.written, self.written_at, self.due = step, monotonic(), False
         self._record({"step": step, "last_checkpoint_timestamp_seconds": time()})

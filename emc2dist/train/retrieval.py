@@ -21,6 +21,7 @@ from emc2dist.evaluate.retrieval import Judged, measures, search
 from emc2dist.metrics import Row
 from emc2dist.towers.encoder import Encoder
 from emc2dist.train import collectives
+from emc2dist.train.model_files import ModelFiles
 
 CUTOFF = 100
 """Documents that are found for each query."""
@@ -57,8 +58,10 @@ class RetrievalEvaluation:
         self.judged = Judged(np.stack(rows, axis=1), pairs.scores[asked])
 
     @classmethod
-    def of(cls, spec: Spec) -> "tuple[RetrievalEvaluation | None, list[str]]":
+    def of(cls, spec: Spec, model: ModelFiles | None = None) -> "tuple[RetrievalEvaluation | None, list[str]]":
         """What a run is judged by, and what a person should know of it; None where no other split has queries.
+
+        `model` as in `emc2dist.train.sets.token_views`.
 
         Raises:
             DataError: `eval.asked` is not there.
@@ -68,7 +71,7 @@ class RetrievalEvaluation:
             return None, ["nothing is evaluated: no query is of split test or validation"]
         from emc2dist.train.sets import token_views  # it imports this module
 
-        made = cls(spec, pairs, token_views(spec))
+        made = cls(spec, pairs, token_views(spec, model))
         remarks = [
             f"evaluated while training: {len(made.queries):,} of {len(pairs.queries):,} queries of {split}, among "
             f"{len(made.documents):,} of {len(pairs.documents):,} documents"

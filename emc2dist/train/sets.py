@@ -19,12 +19,13 @@ from emc2dist.data.sampler import EpochOrder, Order, PairOrder
 from emc2dist.data.texts.documents import Documents, open_documents
 from emc2dist.data.texts.loader import TextLoader
 from emc2dist.data.texts.manifest import vocabulary_of
-from emc2dist.data.texts.pairs import Pairs, load_tokenizer, open_pairs
-from emc2dist.data.texts.tokenizer import TokenView, vocabulary_size
+from emc2dist.data.texts.pairs import Pairs, open_pairs
+from emc2dist.data.texts.tokenizer import TokenView
 from emc2dist.errors import DataError, SpecError
 from emc2dist.metrics import Row
 from emc2dist.towers.encoder import Encoder
 from emc2dist.train.evaluation import Evaluation
+from emc2dist.train.model_files import ModelFiles
 from emc2dist.train.retrieval import RetrievalEvaluation
 from emc2dist.train.step import Loader
 from emc2dist.train.texts import RandomTokens
@@ -81,10 +82,13 @@ def open_training_set(spec: Spec) -> TrainingSet:
     return opened
 
 
-def judge_of(spec: Spec, train: TrainingSet) -> tuple[Judge | None, list[str]]:
-    """What judges the encoder while it is trained, None where nothing can, and what a person should know of it."""
+def judge_of(spec: Spec, train: TrainingSet, model: ModelFiles | None = None) -> tuple[Judge | None, list[str]]:
+    """What judges the encoder while it is trained, None where nothing can, and what a person should know of it.
+
+    `model` as in `token_views`.
+    """
     if isinstance(train, Pairs | Documents):
-        return RetrievalEvaluation.of(spec)
+        return RetrievalEvaluation.of(spec, model)
     return Evaluation.of(spec, open_labelled(spec.data, spec.eval, train, spec.s3))
 
 
@@ -93,20 +97,23 @@ def loaders_of(
     train: TrainingSet,
     device: torch.device,
     *,
+    model: ModelFiles | None = None,
     cores: int | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Loader]:
     """The loader of each side; `tell` is told in a line how views are made, `cores` are the worker's.
+
+    `model` as in `token_views`.
 
     Raises:
         SpecError: a length has no room for a token, or `data.on_device: true` cannot be.
     """
     if isinstance(train, Documents):
         tell("views: spans of tokens, made by a thread of the worker")
-        return {"x": TextLoader(train.texts, RandomTokens(tokenizer_of(spec), spec.text))}
+        return {"x": TextLoader(train.texts, RandomTokens(tokenizer_of(spec, model), spec.text))}
     if not isinstance(train, Pairs):
         return {"x": view_loader(spec, train, device, cores=cores, tell=tell)}
-    views = token_views(spec)
+    views = token_views(spec, model)
     tell("views: tokens, made by a thread of the worker")
     return {
         "query": TextLoader(train.queries, views["query"]),
@@ -114,38 +121,20 @@ def loaders_of(
     }
 
 
-def tokenizer_of(spec: Spec) -> str:
-    """The tokenizer, JSON: the backbone's own, or the set's.
-
-    Raises:
-        SpecError: a folder's tokenizer has tokens that its model has no embeddings of. DataError: a tokenizer is none.
-        StorageError: it cannot be read.
-    """
-    backbone = spec.encoder.backbone
-    if backbone.startswith(TRANSFORMERS):
-        return _tokenizer_of_folder(backbone.removeprefix(TRANSFORMERS))
-    return load_tokenizer(spec.data, spec.s3)
+def tokenizer_of(spec: Spec, model: ModelFiles | None = None) -> str:
+    """The tokenizer, JSON: the backbone's own, or the set's; `model` as in `token_views`."""
+    model = model or ModelFiles.of(spec)
+    assert model is not None, "the spec is over texts"
+    return model.tokenizer
 
 
-def _tokenizer_of_folder(folder: str) -> str:
-    from emc2dist.towers.text import pretrained_tokenizer, pretrained_vocabulary
-
-    tokenizer, embeddings = pretrained_tokenizer(folder), pretrained_vocabulary(folder)
-    tokens = vocabulary_size(tokenizer)
-    if tokens > embeddings:
-        raise SpecError(
-            f"encoder.backbone: {folder}: its tokenizer.json has {tokens:,} tokens, and its model embeddings of "
-            f"{embeddings:,}; give the tokenizer that the model was trained with"
-        )
-    return tokenizer
-
-
-def token_views(spec: Spec) -> dict[str, TokenView]:
+def token_views(spec: Spec, model: ModelFiles | None = None) -> dict[str, TokenView]:
     """What makes tokens of the texts of each side.
 
-    Raises as `tokenizer_of`, and SpecError where a length has no room for a token.
+    `model` is what the run keeps of its model; None: it is read where a new run would read it, and raises as
+    `ModelFiles.of` does. SpecError also where a length has no room for a token.
     """
-    tokenizer, text = tokenizer_of(spec), spec.text
+    tokenizer, text = tokenizer_of(spec, model), spec.text
     return {
         "query": TokenView(tokenizer, text.query_length, text.query_prompt),
         "document": TokenView(tokenizer, text.document_length, text.document_prompt),

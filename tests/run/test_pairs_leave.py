@@ -11,20 +11,24 @@ import pytest
 import torch
 from run.trained_pairs import ingest, rows, trained
 from safetensors import safe_open
-from train.harness import small_spec
+from safetensors.torch import load_file, save
+from train.harness import Run, small_spec
 
 from emc2dist import files
 from emc2dist.cli import main
 from emc2dist.data.texts.pairs import open_pairs
 from emc2dist.data.texts.tokenizer import TokenView
-from emc2dist.errors import StorageError
+from emc2dist.errors import RunError, StorageError
 from emc2dist.evaluate.retrieval import Judged, measures
 from emc2dist.files.disk import DiskPlace
+from emc2dist.run.driver import train
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.negatives import Held
 from emc2dist.run.texts import TextEncoding
-from emc2dist.towers.text import Bag
+from emc2dist.towers.text import Bag, pretrained_files
+from emc2dist.train.checkpoint import load_trainer
+from emc2dist.train.model_files import ModelFiles
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def refused(capsys, *words):
 def features_of(run, texts, side):
     """By the newest encoder, of each text by itself."""
     newest = LoadedCheckpoint.newest(RunFolder.open(run))
-    encoding = TextEncoding.of(newest, newest.spec.data.path, newest.spec.s3)
+    encoding = TextEncoding.of(newest)
     return np.concatenate([encoding.features([text], side) for text in texts])
 
 
@@ -82,18 +86,22 @@ def test_another_split_and_another_set_are_asked(run, capsys, tmp_path, data):
     other = ingest(tmp_path / "other", rows("test")[:7])
     found = told(capsys, "evaluate", run, f"data.path={other}")
     assert (found["queries"], found["documents"]) == (7, 7)
-    assert f"{other}: is read by the tokenizer of {data}, on which the run was trained" in found["remarks"]
+    said = f"{other}: holds no texts to train on, not those that the run was trained on, and is read by its tokenizer"
+    assert said in found["remarks"]
 
 
-def test_a_set_that_moved_still_tells_tokens_and_one_that_changed_does_not(tmp_path, capsys):
+def test_a_set_that_moved_or_changed_is_read_by_the_runs_tokenizer(tmp_path, capsys):
     data = ingest(tmp_path / "set", rows() + rows("test"))
     run = trained(tmp_path / "runs", data)
     before = told(capsys, "evaluate", run)["feature"]
     shutil.move(data, tmp_path / "moved")
-    assert told(capsys, "evaluate", run, f"data.path={tmp_path}/moved")["feature"] == before
+    found = told(capsys, "evaluate", run, f"data.path={tmp_path}/moved")
+    assert found["feature"] == before
+    assert not any("is read by its tokenizer" in remark for remark in found["remarks"])
     ingest(tmp_path / "set", rows("test") + rows()[1:])
-    said = refused(capsys, "evaluate", run)
-    assert "now holds 46 training texts, not the 48" in said
+    remarks = told(capsys, "evaluate", run)["remarks"]
+    assert any("holds 46 training texts, not the 48 that the run was trained on" in remark for remark in remarks)
+    assert "now holds 46 training texts, not the 48" in refused(capsys, "negatives", run, tmp_path / "out")
 
 
 def test_what_is_for_training_is_refused(run, capsys):
@@ -219,22 +227,7 @@ def test_what_cannot_be_is_refused_before_anything_is_read(run, tmp_path, capsys
 @pytest.fixture(scope="module", params=["none", "group", "linear", "off"])
 def bert(request, tmp_path_factory, data):
     """A run that began from a BERT of random weights with the tokenizer of the set, one for each kind of projector."""
-    from emc2dist.towers import _torchvision  # noqa: F401 (transformers imports torchvision)
-
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("bert")
-    config = transformers.BertConfig(
-        vocab_size=512, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=24,
-    )  # fmt: skip
-    transformers.BertModel(config).save_pretrained(folder)
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(data / "tokenizer.json"),
-        pad_token="[MASK]",
-        model_input_names=["input_ids", "attention_mask"],
-    )
-    tokenizer.save_pretrained(folder)
+    folder = bert_folder(tmp_path_factory.mktemp("bert"), data)
     kinds = {
         "none": "norm: none, features: 8, hidden: 12",
         "group": "norm: group, features: 8, hidden: 12",
@@ -247,13 +240,112 @@ def bert(request, tmp_path_factory, data):
     return trained(tmp_path_factory.mktemp("runs"), data, *overrides)
 
 
+def bert_folder(folder, data):
+    """A BERT of random weights with the tokenizer of a set."""
+    from emc2dist.towers import _torchvision  # noqa: F401 (transformers imports torchvision)
+
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=512, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=24,
+    )  # fmt: skip
+    transformers.BertModel(config).save_pretrained(folder)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(data / "tokenizer.json"),
+        pad_token="[MASK]",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def of_folder(tmp_path, data):
+    """A run of two epochs that began from `tmp_path/bert`, with a checkpoint of each."""
+    encoder = f"encoder={{backbone: 'transformers:{bert_folder(tmp_path / 'bert', data)}', features: 8, hidden: 0}}"
+    return trained(tmp_path / "runs", data, encoder, "text.width=128", "epochs=2", "encoder.norm=none")
+
+
+def test_a_run_whose_set_is_gone_still_embeds_and_exports(tmp_path, capsys):
+    run = trained(tmp_path / "runs", ingest(tmp_path / "set", rows()))
+    tokenizer = (tmp_path / "set" / "tokenizer.json").read_bytes()
+    shutil.rmtree(tmp_path / "set")
+    (tmp_path / "texts.txt").write_text("loud engine")
+    _, table = embedded(capsys, run, tmp_path / "texts.txt", tmp_path / "out.parquet")
+    assert len(table) == 1
+    told(capsys, "export", run, tmp_path / "bag.safetensors")
+    assert (tmp_path / "tokenizer.json").read_bytes() == tokenizer
+    assert "the run's own set is needed" in refused(capsys, "negatives", run, tmp_path / "out.jsonl")
+
+
+def turned(folder):
+    """Give a folder another tokenizer: two tokens change their numbers."""
+    file = folder / "tokenizer.json"
+    told = json.loads(file.read_text())
+    words = told["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    file.write_text(json.dumps(told))
+
+
+def test_a_run_needs_no_folder_of_its_backbone_any_more(of_folder, tmp_path, capsys, data):
+    def leaves(name):
+        """What each command has to say, and what it writes."""
+        out = tmp_path / name
+        out.mkdir()
+        found = told(capsys, "evaluate", of_folder)["feature"]
+        told(capsys, "embed", of_folder, data / "queries.parquet", out / "features.parquet")
+        told(capsys, "negatives", of_folder, out / "negatives.jsonl")
+        told(capsys, "export", of_folder, out / "backbone.safetensors")
+        told(capsys, "export", of_folder, out / "whole", "--format", "sentence-transformers")
+        file = out / "backbone.safetensors"
+        file.write_bytes(save(load_file(file)))  # its metadata have no order
+        return found, {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    before = leaves("before")
+    assert len(before[1]) > 8
+    shutil.rmtree(tmp_path / "bert")
+    assert leaves("gone") == before
+
+
+def test_a_run_of_a_folder_that_is_gone_resumes_as_an_unbroken_one(of_folder, tmp_path):
+    folder = RunFolder.open(of_folder)
+    last, first = (place.path for place in folder.checkpoints())
+    shutil.rmtree(tmp_path / "bert")
+    resumed = Run(folder.spec(), tmp_path).go(first, folder.model(folder.spec()))
+    again, unbroken = (load_trainer(path)["encoder"] for path in (resumed.checkpoints[12], last))
+    assert all(torch.equal(again[name], unbroken[name]) for name in unbroken)
+
+
+def test_another_tokenizer_or_config_is_refused_by_name(of_folder, tmp_path, capsys):
+    folder = RunFolder.open(of_folder)
+    first = folder.checkpoints()[1].path
+    turned(tmp_path / "bert")
+    with pytest.raises(RunError, match=r"bert: tokenizer\.json: not as in"):
+        Run(folder.spec(), tmp_path).go(first)
+    with pytest.raises(RunError, match=r"bert: tokenizer\.json: not as in .*runs/pairs"):
+        train(folder.spec())
+    (of_folder / "model" / "config.json").write_text("{}")
+    assert "model: config.json: not as in" in refused(capsys, "evaluate", of_folder)
+    shutil.rmtree(of_folder / "model")
+    assert "model/tokenizer.json: is missing; put it back" in refused(capsys, "evaluate", of_folder)
+
+
+def test_what_is_kept_on_s3_is_what_was_there_and_no_more(s3, tmp_path, data):
+    place = files.at(s3.uri) / "model"
+    (place / "vocab.txt").write(b"of an earlier start")
+    found = ModelFiles("there", pretrained_files(bert_folder(tmp_path, data)))
+    found.keep(place)
+    assert ModelFiles.kept(place).content == found.content
+    assert {"tokenizer.json", "config.json", "tokenizer_config.json"} <= found.content.keys()
+
+
 TEXTS = ["which apple is red", "loud", "the old violin of the wide river and the loud engine"]
 
 
 def by_hand(folder, texts, prompt):
     """Features of texts by what a folder of sentence-transformers says, module by module."""
     import transformers
-    from safetensors.torch import load_file
     from torch import nn
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -339,7 +431,7 @@ def test_sentence_transformers_is_refused_where_it_has_no_module(run, tmp_path, 
     assert f"`emc2dist export {run} FILE.safetensors`" in said
     images = RunFolder.prepare(small_spec(f"run_dir={tmp_path}")).place
     assert "is over images; --format" in refused(capsys, "export", images, tmp_path / "o", *words[3:])
-    assert "data.path: is not read here" in refused(capsys, "export", images, tmp_path / "o", "data.path=x")
+    assert "only keys of s3" in refused(capsys, "export", images, tmp_path / "o", "data.path=x")
     assert not (tmp_path / "out").exists()
 
 

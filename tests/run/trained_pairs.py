@@ -7,7 +7,9 @@ from train.harness import Run
 
 from emc2dist.config import parse
 from emc2dist.data.texts.ingest import ingest_pairs
+from emc2dist.run.driver import resolved
 from emc2dist.run.folder import RunFolder, checkpoint_name
+from emc2dist.train.model_files import ModelFiles
 from emc2dist.train.sets import settled
 
 THINGS = ["apple", "lemon", "river", "engine", "window", "violin"]
@@ -48,8 +50,8 @@ def ingest(folder: Path, table) -> Path:
 
 def trained(runs: Path, data: Path, *overrides: str) -> Path:
     """The folder of a run over the set at `data`, with its checkpoints."""
-    spec = settled(parse(SPEC, [f"run_dir={runs}", f"data.path={data}", *overrides]))
-    folder = RunFolder.prepare(spec)
+    spec = settled(resolved(parse(SPEC, [f"run_dir={runs}", f"data.path={data}", *overrides])))
+    folder = RunFolder.prepare(spec, ModelFiles.of(spec))
     run = Run(spec, folder.place.path).go()
     for step, checkpoint in run.checkpoints.items():
         checkpoint.rename(folder.place.path / checkpoint_name(step))

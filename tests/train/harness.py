@@ -21,6 +21,7 @@ from emc2dist.store import Layout, LocalStore
 from emc2dist.train import collectives, compilation, loop
 from emc2dist.train.checkpoint import MANIFEST, Manifest
 from emc2dist.train.memory import schema_for
+from emc2dist.train.model_files import ModelFiles
 from emc2dist.train.sets import judge_of, open_training_set, settled
 
 SMALL = """
@@ -111,14 +112,14 @@ class Run:
         self.checkpoints[step] = self.folder / f"{self.spec.name}-{step}"
         shutil.move(folder, self.checkpoints[step])
 
-    def go(self, resume: Path | None = None) -> "Run":
+    def go(self, resume: Path | None = None, model: ModelFiles | None = None) -> "Run":
         train = open_training_set(self.spec)
-        judge, _ = judge_of(self.spec, train)
+        judge, _ = judge_of(self.spec, train, model)
         schema = schema_for(self.spec)
         store = LocalStore(Layout(len(train), self.spec.shards), schema)
         with TemporaryDirectory() as scratch:
             parts = (store, self, self, torch.device("cpu"), self, Path(scratch))
-            self.steps = loop.run(loop.Job(self.spec, train, judge, *parts), resume)
+            self.steps = loop.run(loop.Job(self.spec, train, judge, *parts, model=model), resume)
         return self
 
     def column(self, name: str) -> list[float]:
