@@ -17,7 +17,7 @@ from emc2dist.core.contrast import columns_for, contrast_for
 from emc2dist.data.images import Images, known_of_each, open_images, open_labelled
 from emc2dist.data.sampler import EpochOrder, Order, PairOrder
 from emc2dist.data.texts.loader import TextLoader
-from emc2dist.data.texts.manifest import vocabulary_of
+from emc2dist.data.texts.manifest import TOKENIZER, vocabulary_of
 from emc2dist.data.texts.pairs import Pairs, load_tokenizer, open_pairs
 from emc2dist.data.texts.tokenizer import TokenView, vocabulary_size
 from emc2dist.errors import DataError, SpecError
@@ -129,10 +129,10 @@ def _tokenizer_of_folder(folder: str) -> str:
     from emc2dist.towers.text import pretrained_tokenizer, pretrained_vocabulary
 
     tokenizer, embeddings = pretrained_tokenizer(folder), pretrained_vocabulary(folder)
-    tokens = vocabulary_size(tokenizer)
+    tokens = vocabulary_size(tokenizer, f"encoder.backbone: {folder}/{TOKENIZER}")
     if tokens > embeddings:
         raise SpecError(
-            f"encoder.backbone: {folder}: its tokenizer.json has {tokens:,} tokens, and its model embeddings of "
+            f"encoder.backbone: {folder}: its {TOKENIZER} has {tokens:,} tokens, and its model embeddings of "
             f"{embeddings:,}; give the tokenizer that the model was trained with"
         )
     return tokenizer
