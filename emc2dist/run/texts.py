@@ -20,7 +20,7 @@ from emc2dist.errors import DataError, NonFiniteError, SpecError, StorageError, 
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.terminal import Progress, say
 from emc2dist.train.retrieval import RetrievalEvaluation, asked_of
-from emc2dist.train.sets import token_views
+from emc2dist.train.sets import open_training_set, token_views
 
 _CHUNK = 256  # texts encoded at once
 
@@ -124,8 +124,7 @@ def _on_another_set(newest: LoadedCheckpoint, spec: Spec) -> list[str]:
     """A remark where the set of `spec` is not the one that the run was trained on."""
     own = newest.spec.data.model_copy(update={"path": spec.data.path})
     try:
-        train = open_pairs(own, "train", spec.s3)
-        change = train and newest.manifest.change(train)
+        change = newest.manifest.change(open_training_set(spec.model_copy(update={"data": own})))
     except DataError:  # it has no such split
         change = "no texts to train on, not those"
     return [f"{own.path}: holds {change} that the run was trained on, and is read by its tokenizer"] if change else []

@@ -51,10 +51,11 @@ class ModelFiles:
         from emc2dist.towers.text import pretrained_files, pretrained_vocabulary
 
         found = cls(str(folder), pretrained_files(folder))
-        tokens, embeddings = vocabulary_size(found.tokenizer), pretrained_vocabulary(str(folder))
+        where = f"encoder.backbone: {folder / TOKENIZER}"
+        tokens, embeddings = vocabulary_size(found.tokenizer, where), pretrained_vocabulary(str(folder))
         if tokens > embeddings:
             raise SpecError(
-                f"encoder.backbone: {folder}: its tokenizer.json has {tokens:,} tokens, and its model embeddings of "
+                f"encoder.backbone: {folder}: its {TOKENIZER} has {tokens:,} tokens, and its model embeddings of "
                 f"{embeddings:,}; give the tokenizer that the model was trained with"
             )
         return found

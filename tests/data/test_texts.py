@@ -18,6 +18,7 @@ from emc2dist.cli import main
 from emc2dist.config import Data
 from emc2dist.data.catalogue import MANIFEST, UNFINISHED
 from emc2dist.data.texts import ingest as ingesting
+from emc2dist.data.texts.collection import Collection, Example, Passage
 from emc2dist.data.texts.ingest import ingest_pairs
 from emc2dist.data.texts.manifest import read_pairs_manifest
 from emc2dist.data.texts.pairs import load_tokenizer, open_pairs
@@ -242,6 +243,14 @@ def test_a_document_of_validation_and_test_alone_is_not_trained_on(run, tmp_path
     } <= set(result["remarks"])
     result, opened = run(jsonl(tmp_path / "turned.jsonl", rows[::-1]), tmp_path / "other")
     assert every(opened().documents) == ["b", "c"]
+
+
+def test_a_document_of_a_corpus_is_of_all_splits_though_a_query_of_one_brought_it_first():
+    gathered = Collection(skip=False)
+    gathered.example("row 1", Example(Passage("q"), [Passage("a")], []), "test")
+    assert gathered.documents.splits == ["test"]
+    gathered.document("row 2", Passage("a"))
+    assert gathered.documents.splits == [""]
 
 
 def test_a_limit_cuts_queries_and_of_a_bijection_their_documents(run, tmp_path):

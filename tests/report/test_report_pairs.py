@@ -81,7 +81,7 @@ def test_a_long_text_shows_its_beginning_on_one_line(found):
 
 def test_what_is_not_there_is_said(run, tmp_path):
     written = report([run], out=tmp_path / "out")
-    assert "Map of pairs: No map to show: it is of images, and this run is over pairs of texts." in written["remarks"]
+    assert "Map of pairs: No map to show: it is of images, and this run is over pairs." in written["remarks"]
 
 
 def test_a_run_without_chains_says_so(run, tmp_path, capsys):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from emc2dist.errors import SpecError
-from emc2dist.towers.text import Bag, Mini, Pretrained, pretrained, pretrained_tokenizer
+from emc2dist.towers.text import Bag, Mini, Pretrained, pretrained, pretrained_tokenizer, pretrained_vocabulary
 
 VOCABULARY = 50
 LENGTHS = [9, 3, 1, 12, 5]
@@ -356,6 +356,17 @@ def test_without_transformers_it_is_said_how_to_install_it(saved):
 def test_a_tokenizer_is_its_files_text(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"a": "ä"}', encoding="utf-8")
     assert pretrained_tokenizer(tmp_path) == '{"a": "ä"}'
+
+
+def test_a_vocabulary_is_that_of_the_models_embeddings(saved, transformers, tmp_path):
+    model = transformers.AutoModel.from_pretrained(saved)
+    assert pretrained_vocabulary(saved) == model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(VOCABULARY + 5)
+    model.save_pretrained(tmp_path / "more")
+    assert pretrained_vocabulary(tmp_path / "more") == VOCABULARY + 5
+    transformers.ViTConfig().save_pretrained(tmp_path / "vit")
+    with pytest.raises(SpecError, match=r"encoder\.backbone: .*vit: transformers cannot read it"):
+        pretrained_vocabulary(tmp_path / "vit")
 
 
 def test_a_tokenizer_that_is_none_is_refused(tmp_path, monkeypatch):

@@ -253,6 +253,9 @@ def test_a_folders_tokenizer_with_a_token_that_its_model_has_no_embedding_of_is_
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": tokens - 1}))
     with pytest.raises(SpecError, match=rf"encoder\.backbone: .* has {tokens} tokens, .* embeddings of {tokens - 1};"):
         token_views(spec)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(DataError, match=rf"^encoder\.backbone: {tmp_path}/tokenizer\.json: is no tokenizer \(.*; give"):
+        token_views(spec)
 
 
 def test_draws_of_two_sides_are_others_and_as_many_as_their_side_has(sets):

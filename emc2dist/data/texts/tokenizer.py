@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emc2dist.data.texts.manifest import TOKENIZER
 from emc2dist.errors import DataError, SpecError
 
 if TYPE_CHECKING:
@@ -59,12 +60,12 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> str:
     return tokenizer.to_str()
 
 
-def vocabulary_size(tokenizer_json: str) -> int:
+def vocabulary_size(tokenizer_json: str, where: str = TOKENIZER) -> int:
     """One more than the highest number of a tokenizer's tokens, those that were added to it too; 0 without any.
 
-    Raises DataError where it is none.
+    Raises DataError, which begins with `where` it stands, if it is none.
     """
-    return max(_tokenizer(tokenizer_json).get_vocab().values(), default=-1) + 1
+    return max(_tokenizer(tokenizer_json, where).get_vocab().values(), default=-1) + 1
 
 
 class TokenView:
@@ -114,9 +115,9 @@ def _library() -> Any:
     return tokenizers
 
 
-def _tokenizer(tokenizer_json: str) -> "Tokenizer":
+def _tokenizer(tokenizer_json: str, where: str = TOKENIZER) -> "Tokenizer":
     library = _library()
     try:
         return library.Tokenizer.from_str(tokenizer_json)
     except Exception as error:  # the library raises no narrower one
-        raise DataError(f"tokenizer.json: is no tokenizer ({error}); ingest the set again") from error
+        raise DataError(f"{where}: is no tokenizer ({error}); give one that the package tokenizers reads") from error
