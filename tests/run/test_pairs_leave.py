@@ -325,6 +325,8 @@ def test_another_tokenizer_or_config_is_refused_by_name(of_folder, tmp_path, cap
         Run(folder.spec(), tmp_path).go(first)
     with pytest.raises(RunError, match=r"bert: tokenizer\.json: not as in .*runs/pairs"):
         train(folder.spec())
+    with pytest.raises(RunError, match=r"bert: tokenizer\.json: not as in .*pairs/model"):  # on one machine of several
+        Run(folder.spec(), tmp_path).go(None, folder.model(folder.spec()))
     (of_folder / "model" / "config.json").write_text("{}")
     assert "model: config.json: not as in" in refused(capsys, "evaluate", of_folder)
     shutil.rmtree(of_folder / "model")
