@@ -25,7 +25,6 @@ from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.run.scratch import scratch
 from emc2dist.store import ChainStore
 from emc2dist.train import collectives, loop
-from emc2dist.train.model_files import ModelFiles
 from emc2dist.train.sets import judge_of, open_training_set
 from emc2dist.train.views import cores_of
 
@@ -74,8 +73,6 @@ def _train_rank(spec: Spec, run: RunFolder, store: ChainStore, channel: ChannelH
         choice = checkpoints.choose(run, store.layout, own / "resume", expendable=first)
         if choice.passed_over and context.get_world_rank() == 0:
             channel.record({"step": choice.step, "passed_over": "; ".join(choice.passed_over)})
-        if model and not choice.folder and (here := ModelFiles.of(spec, run.of_model)):
-            here.refuse_unlike(model.sha256, model.place)  # the weights are read from this machine's folder
         writer = stack.enter_context(closing(_CheckpointWriter(spec, run, channel)))
         store = store.joined(context.get_local_rank(), context.get_local_world_size(), spec.resources.start_s)
         stop = stack.enter_context(StopPoller(channel)) if context.get_world_rank() == 0 else threading.Event()

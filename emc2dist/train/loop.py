@@ -212,6 +212,9 @@ class _Loop:
         return done
 
     def _start(self) -> int:
+        here = ModelFiles.of(self.spec)  # the weights were read from this machine's folder
+        if here and self.model:
+            here.refuse_unlike(self.model.sha256, self.model.place)
         if collectives.rank() == 0:
             self.store.reset(self.generation)
         collectives.barrier()

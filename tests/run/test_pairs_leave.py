@@ -279,6 +279,18 @@ def test_a_run_whose_set_is_gone_still_embeds_and_exports(tmp_path, capsys):
     assert "the run's own set is needed" in refused(capsys, "negatives", run, tmp_path / "out.jsonl")
 
 
+def test_a_run_whose_set_is_gone_still_embeds_and_exports(tmp_path, capsys):
+    run = trained(tmp_path / "runs", ingest(tmp_path / "set", rows()))
+    tokenizer = (tmp_path / "set" / "tokenizer.json").read_bytes()
+    shutil.rmtree(tmp_path / "set")
+    (tmp_path / "texts.txt").write_text("loud engine")
+    _, table = embedded(capsys, run, tmp_path / "texts.txt", tmp_path / "out.parquet")
+    assert len(table) == 1
+    told(capsys, "export", run, tmp_path / "bag.safetensors")
+    assert (tmp_path / "tokenizer.json").read_bytes() == tokenizer
+    assert "the run's own set is needed" in refused(capsys, "negatives", run, tmp_path / "out.jsonl")
+
+
 def turned(folder):
     """Give a folder another tokenizer: two tokens change their numbers."""
     file = folder / "tokenizer.json"
@@ -325,6 +337,8 @@ def test_another_tokenizer_or_config_is_refused_by_name(of_folder, tmp_path, cap
         Run(folder.spec(), tmp_path).go(first)
     with pytest.raises(RunError, match=r"bert: tokenizer\.json: not as in .*runs/pairs"):
         train(folder.spec())
+    with pytest.raises(RunError, match=r"bert: tokenizer\.json: not as in .*pairs/model"):  # on one machine of several
+        Run(folder.spec(), tmp_path).go(None, folder.model(folder.spec()))
     (of_folder / "model" / "config.json").write_text("{}")
     assert "model: config.json: not as in" in refused(capsys, "evaluate", of_folder)
     shutil.rmtree(of_folder / "model")
