@@ -138,7 +138,7 @@ def _refuse_pairs(spec: Spec) -> None:
     """Raise SpecError where a spec is over pairs."""
     if spec.of_texts:
         raise SpecError(
-            f"data.kind: {spec.data.kind}: `certify` is of images so far; docs/pairs.md tells what is certified of pairs"
+            f"data.kind: {spec.data.kind}: `certify` is of images so far; docs/pairs.md tells what was certified"
         )
 
 

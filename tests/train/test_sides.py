@@ -243,6 +243,7 @@ def test_a_folders_tokenizer_with_a_token_that_its_model_has_no_embedding_of_is_
     pytest.importorskip("transformers")
     tokenizer = Tokenizer.from_str((sets[False] / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
+    (tmp_path / "model.safetensors").touch()
     tokens = tokenizer.get_vocab_size()
     spec = parse(
         PAIRS,
