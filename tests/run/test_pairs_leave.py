@@ -279,18 +279,6 @@ def test_a_run_whose_set_is_gone_still_embeds_and_exports(tmp_path, capsys):
     assert "the run's own set is needed" in refused(capsys, "negatives", run, tmp_path / "out.jsonl")
 
 
-def test_a_run_whose_set_is_gone_still_embeds_and_exports(tmp_path, capsys):
-    run = trained(tmp_path / "runs", ingest(tmp_path / "set", rows()))
-    tokenizer = (tmp_path / "set" / "tokenizer.json").read_bytes()
-    shutil.rmtree(tmp_path / "set")
-    (tmp_path / "texts.txt").write_text("loud engine")
-    _, table = embedded(capsys, run, tmp_path / "texts.txt", tmp_path / "out.parquet")
-    assert len(table) == 1
-    told(capsys, "export", run, tmp_path / "bag.safetensors")
-    assert (tmp_path / "tokenizer.json").read_bytes() == tokenizer
-    assert "the run's own set is needed" in refused(capsys, "negatives", run, tmp_path / "out.jsonl")
-
-
 def turned(folder):
     """Give a folder another tokenizer: two tokens change their numbers."""
     file = folder / "tokenizer.json"
