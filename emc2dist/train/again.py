@@ -73,10 +73,10 @@ class Again:
         """How many there are."""
         return len(self._views)
 
-    def finite(self, rank: int) -> Finite:
-        """Which of the features are finite; they are `rank`'s."""
+    def finite(self, rank: int, named: Callable[[int], str]) -> Finite:
+        """Which of the features are finite; they are `rank`'s, and `named` says what a sample is."""
         samples = self._views % self._samples
-        return Finite.of(self._features, lambda row: (rank, int(samples[row])))
+        return Finite.of(self._features, lambda row: (rank, named(int(samples[row]))))
 
     def encoded(
         self, own: NDArray[np.int64], features: Tensor, batch: NDArray[np.int64], step: int, views: int

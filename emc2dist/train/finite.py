@@ -9,8 +9,8 @@ from torch import Tensor
 
 from emc2dist.errors import NonFiniteError
 
-Owner = Callable[[int], tuple[int, int]]
-"""The (rank, sample) of a row."""
+Owner = Callable[[int], tuple[int, str]]
+"""The rank that a row is of, and what it is, as in `sample 7`."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Finite:
         """Raise NonFiniteError for the first of `rows`, as the host has them, that is not finite."""
         if rows.all():
             return
-        rank, sample = self.owner(int(rows.argmin()))
+        rank, what = self.owner(int(rows.argmin()))
         raise NonFiniteError(
-            f"rank {rank}, step {step}, sample {sample}: the feature is not finite; the run has diverged: "
+            f"rank {rank}, step {step}, {what}: the feature is not finite; the run has diverged: "
             "lower lr, raise optimiser.warmup_epochs or set optimiser.clip_norm"
         )

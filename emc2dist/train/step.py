@@ -241,7 +241,7 @@ class Trainer:
         with phase("sweep"):
             outcome = self.contrast(batch, recall, again)
         with phase("store_wait"):
-            finite = [*self._finite(step, batch), again.finite(self._rank)]
+            finite = [*self._finite(step, batch), again.finite(self._rank, self._named)]
             self.memory.remember(step, outcome.remember, self._to_cache(step, encoded, again), finite)
         facts = {**outcome.facts, **self._update(step, outcome.loss)}
         if FEATURES in self.memory.schema:
@@ -497,17 +497,27 @@ class Trainer:
         """Of the features of all ranks' samples and draws; and of this rank's anchors, where keys are others."""
         found = []
         for name, side in batch.sides.items():
-            found.append(Finite.of(side.all, partial(_owner, self._order.batch(step, name), self.spec.workers)))
+            found.append(Finite.of(side.all, partial(self._owner, self._order.batch(step, name))))
             if side.keys is not None:
                 found.append(Finite.of(side.own, partial(self._mine, self._share(step, name))))
             if side.drawn is not None:
-                owner = partial(_owner, self._draws[name].batch(step), self.spec.workers)
-                found.append(Finite.of(side.drawn, owner))
+                found.append(Finite.of(side.drawn, partial(self._owner, self._draws[name].batch(step))))
         return found
 
-    def _mine(self, samples: NDArray[np.int64], row: int) -> tuple[int, int]:
-        """(rank, sample) of a row of this rank's samples."""
-        return self._rank, int(samples[row])
+    def _mine(self, samples: NDArray[np.int64], row: int) -> tuple[int, str]:
+        """This rank, and what a row of its samples is."""
+        return self._rank, self._named(int(samples[row]))
+
+    def _owner(self, samples: NDArray[np.int64], row: int) -> tuple[int, str]:
+        """The rank that a row of gathered samples is of, of which each brought as many, and what it is."""
+        return row // (len(samples) // self.spec.workers), self._named(int(samples[row]))
+
+    def _named(self, entity: int) -> str:
+        """As in `sample 7`, or of several sides `document 7`, by its row there."""
+        if len(self._order.sides) == 1:
+            return f"sample {entity}"
+        side = next(side for side in self._order.sides if entity in self._order.entities(side))
+        return f"{side} {entity - self._order.entities(side).start}"
 
     def _update(self, step: int, loss: Tensor) -> dict[str, Fact]:
         """Backward and, at the end of an accumulated update, the optimiser's step; then returns the gradient norm."""
@@ -550,11 +560,6 @@ class NamedToo:
             drawn = self._draws.batch(step).reshape(self._workers, -1)
         every = np.concatenate([drawn, named], 1).flatten()
         return np.where(_repeats(every), -1, every)
-
-
-def _owner(samples: NDArray[np.int64], workers: int, row: int) -> tuple[int, int]:
-    """(rank, sample) of a row of gathered samples, of which each rank brought as many."""
-    return row // (len(samples) // workers), int(samples[row])
 
 
 def _made(views: Future[Tensor]) -> Tensor:

@@ -175,7 +175,7 @@ def watched():
 
 
 def finite(*rows):
-    return [Finite(torch.tensor(rows), lambda row: (0, 100 + row))]
+    return [Finite(torch.tensor(rows), lambda row: (0, f"sample {100 + row}"))]
 
 
 def test_each_rank_reads_its_part_of_the_proposals():

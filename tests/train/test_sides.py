@@ -13,7 +13,7 @@ from emc2dist.config import parse
 from emc2dist.core.batch import Batch
 from emc2dist.core.contrast import contrast_for
 from emc2dist.data.texts.tokenizer import TokenView
-from emc2dist.errors import DataError, SpecError
+from emc2dist.errors import DataError, NonFiniteError, SpecError
 from emc2dist.train import loop
 from emc2dist.train.checkpoint import load_trainer, read_table
 from emc2dist.train.profile import alone
@@ -383,3 +383,21 @@ def test_what_texts_by_themselves_cannot_do_is_refused_by_its_key(given, words, 
 def test_views_of_texts_are_no_matter_of_pairs(sets):
     with pytest.raises(SpecError, match=r"text\.crop: is of random views, and data\.kind is pairs"):
         pairs_spec(sets[False], "text.crop=[0.2, 0.5]")
+
+
+def test_what_is_not_finite_is_told_by_its_side_and_row(sets, monkeypatch):
+    spec = pairs_spec(sets[False])
+    train = open_training_set(spec)
+    with alone(spec, train, CPU) as trainer:
+        encode = trainer._encode
+
+        def broken(views, drawn):
+            made = encode(views, drawn)
+            if views.shape[-1] == spec.text.document_length:
+                made.features.data[0, 2] = torch.nan
+            return made
+
+        monkeypatch.setattr(trainer, "_encode", broken)
+        row = int(trainer._order.batch(0, "document")[2]) - len(train.queries)
+        with pytest.raises(NonFiniteError, match=f"rank 0, step 0, document {row}: the feature is not finite"):
+            trainer.step(0, health=True)
