@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
-from train.harness import Run, small_spec
+from train.harness import Run, pairs_spec, small_spec, write_pairs
 
 from emc2dist.data.images import open_images
 from emc2dist.errors import DataError, NonFiniteError, RunError
@@ -192,6 +192,8 @@ def test_every_reported_metric_is_in_the_table(tmp_path):
     for kind in (["objective=rgcl"], ["objective={name: nnclr, after: 0}", "negatives.name=gumbel"]):
         some = Run(small_spec(*kind, "epochs=2"), tmp_path / kind[-1]).go()
         reported |= {name for row in some.rows for name in row}
+    of_pairs = Run(pairs_spec(write_pairs(tmp_path / "set", judged=False), "epochs=1"), tmp_path / "pairs").go()
+    reported |= {name for row in of_pairs.rows for name in row}
     assert reported == ROW - {"passed_over", "device_changed"}
     assert run.column("cache_moves_ratio")[-1] > 0.1
 
