@@ -16,7 +16,8 @@ def table(summary: dict[str, Any], report: str | None) -> str:
     `summary` is that of `emc2dist.run.driver.train`. Where nothing was evaluated there is nothing to compare.
     """
     rows = []
-    for title, compared in ((f"kNN accuracy, k = {summary['neighbours']}", _ENCODERS), ("nDCG@10", _RETRIEVERS)):
+    titles = {f"kNN accuracy, k = {summary.get('neighbours')}": _ENCODERS, "nDCG@10": _RETRIEVERS}
+    for title, compared in titles.items():
         scores = {what: summary[name] for what, name in compared.items() if summary.get(name) is not None}
         if scores:
             rows += [(title, ""), *((what, f"{score:.3f}") for what, score in scores.items())]

@@ -69,7 +69,7 @@ def test_answers_tell_how_many_triplets_are_right_and_a_run_is_asked_about(train
     found = evaluated(capsys, run, "eval.asked=test")
     assert 0 < found["feature"]["triplet_accuracy"] <= 1
     assert 0 < found["representation"]["triplet_accuracy"] <= 1
-    assert ask(str(run), str(tmp_path / "more"), lambda pictures: 0, count=2) == (2, 0, 2)
+    assert ask(str(run), str(tmp_path / "more"), lambda pictures: 0, count=2) == (2, 0, 2, [])
 
 
 def test_what_is_learnt_beside_the_encoder_is_loaded(trained, capsys):

@@ -14,6 +14,8 @@ from PIL import Image
 from emc2dist.config import Data, Eval, parse
 from emc2dist.data.images import open_images, open_labelled
 from emc2dist.errors import DataError
+from emc2dist.evaluate import retrieval
+from emc2dist.evaluate.retrieval import Judged
 from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.measures import measures
 
@@ -180,8 +182,11 @@ def test_every_measure_is_of_these_images_and_has_a_row_in_the_docs(tmp_path, ev
     assert found["alignment"] == pytest.approx(2)
     assert found["tolerance"] == pytest.approx((4 * 6 + 3) / (5 * 6))
     assert found["isotropy"] == pytest.approx(1 - 2 * (27 + 4 / 1.25**0.5) / (20 * 19))
+    of_pairs = retrieval.measures(
+        torch.zeros(1, 1, dtype=torch.int64), Judged(np.zeros((1, 2), np.int64), np.ones(1, int))
+    )
     text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
-    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == [*found, *OF_ONE_OBJECTIVE]
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == [*found, *OF_ONE_OBJECTIVE, *of_pairs]
 
 
 def test_errors_of_numbers_are_measured_where_the_objective_takes_labels_for_them(tmp_path, evaluation):

@@ -91,10 +91,10 @@ def test_a_step_waits_for_nothing_but_what_it_decides_itself(kind):
 def test_views_that_are_sure_to_be_encoded_again_are_asked_for_a_step_ahead(kind, ahead, monkeypatch):
     encode_again, found = Trainer._encode_again, []
 
-    def watched(self, foreseen, ids):
-        known = [] if foreseen is None else foreseen.ids.tolist()
+    def watched(self, foreseen, side, ids):
+        known = foreseen[side].ids.tolist() if side in foreseen else []
         found.append((set(ids.tolist()), set(known)))
-        return encode_again(self, foreseen, ids)
+        return encode_again(self, foreseen, side, ids)
 
     monkeypatch.setattr(Trainer, "_encode_again", watched)
     trained(small_spec(*kind), torch.device("cpu"), [])
