@@ -66,20 +66,22 @@ def misfit_of_kind(spec: "Spec") -> str | None:
     """Why a spec does not go with its `data.kind`, the key named, and what to do; None: it does."""
     backbone = spec.encoder.backbone
     if spec.data.kind != "images":
-        of_kind = _misfit_of_pairs if spec.data.kind == "pairs" else _misfit_alone
+        of_kind = _misfit_of_pairs if spec.data.kind == "pairs" else _misfit_of_views
         return _misfit_of_texts(spec) or of_kind(spec) or _misfit_of_text(spec)
     if is_text(backbone):
         return f"encoder.backbone: {backbone} is of texts, and data.kind is images; give data.kind=pairs"
     if spec.text != Text():
         return f"text.{_changed(spec.text, Text())}: is of texts, and data.kind is images; leave it out"
+    return _misfit_of_views(spec)
+
+
+def _misfit_of_views(spec: "Spec") -> str | None:
+    """What images and texts by themselves cannot do, whose positives are views of one thing."""
+    kind = spec.data.kind
     if spec.objective.options().get("directions") is not None:
-        return "objective.directions: are of pairs, and data.kind is images; leave it out"
+        return f"objective.directions: are of pairs, and data.kind is {kind}; leave it out"
     if spec.data.negatives:
-        return f"data.negatives: {spec.data.negatives} are of pairs, and data.kind is images; leave it out"
-    return _too_few_views(spec)
-
-
-def _too_few_views(spec: "Spec") -> str | None:
+        return f"data.negatives: {spec.data.negatives} are of pairs, and data.kind is {kind}; leave it out"
     if spec.views.count < 2:
         return f"views.count: {spec.views.count} view has no other to be its positive; give 2 or more"
     return None
@@ -170,14 +172,6 @@ def _misfit_of_text(spec: "Spec") -> str | None:
             "embeddings; use a smaller one"
         )
     return None
-
-
-def _misfit_alone(spec: "Spec") -> str | None:
-    if spec.objective.options().get("directions") is not None:
-        return "objective.directions: are of pairs, and data.kind is texts; leave it out"
-    if spec.data.negatives:
-        return f"data.negatives: {spec.data.negatives} are of pairs, and data.kind is texts; leave it out"
-    return _too_few_views(spec)
 
 
 def _changed(section: Section, default: Section, but: tuple[str, ...] = ()) -> str | None:

@@ -169,6 +169,21 @@ class Batch:
         return (values[one] == values[other]) & (values[one] >= 0)
 
 
+def judged_pairs(pairs: Tensor, queries: int, entities: int) -> Tensor | None:
+    """What `Batch.judged` is of pairs int64 [R, 2], of a query and a document by rows of their sides; None where every
+    query has a document to itself.
+
+    Args:
+        pairs: each once.
+        queries: Q, entities of the first side.
+        entities: N, those of both.
+    """
+    if len(pairs) == queries == entities - queries and all(len(column.unique()) == queries for column in pairs.T):
+        return None
+    query, document = pairs[:, 0], pairs[:, 1] + queries
+    return torch.cat([query * entities + document, document * entities + query]).sort().values
+
+
 def view_number(step: int | Tensor, slot: Slot, views: int) -> Slot:
     """The number of the view of step `step` in a slot in 0..2V - 1, or of int64 [n] of them."""
     number: Any = step * 2 * views + slot

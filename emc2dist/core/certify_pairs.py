@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from typing_extensions import override
 
-from emc2dist.core.batch import Batch, Side
+from emc2dist.core.batch import Batch, Side, judged_pairs
 from emc2dist.core.certify import VISIT, FrozenRun
 from emc2dist.core.contrast import Contrast, Outcome
 from emc2dist.core.estimators import FEATURES
-from emc2dist.core.exact import exact_loss_of_pairs, judged_pairs
+from emc2dist.core.exact import exact_loss_of_pairs
 from emc2dist.core.streams import fork
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from emc2dist.core.batch import Batch, Side
+from emc2dist.core.batch import Batch, Side, judged_pairs
 from emc2dist.core.closing import OPEN, Closing
 from emc2dist.core.denominator import Denominator, Estimate
 from emc2dist.core.estimators import CachedRows, Recall, among, in_batch
@@ -85,21 +85,6 @@ def exact_loss(
         for first in range(0, samples, block)
     ]
     return torch.stack(losses).sum()
-
-
-def judged_pairs(pairs: Tensor, queries: int, entities: int) -> Tensor | None:
-    """What `Batch.judged` is of pairs int64 [R, 2], of a query and a document by rows of their sides; None where every
-    query has a document to itself.
-
-    Args:
-        pairs: each once.
-        queries: Q, entities of the first side.
-        entities: N, those of both.
-    """
-    if len(pairs) == queries == entities - queries and all(len(column.unique()) == queries for column in pairs.T):
-        return None
-    query, document = pairs[:, 0], pairs[:, 1] + queries
-    return torch.cat([query * entities + document, document * entities + query]).sort().values
 
 
 def exact_loss_of_pairs(

@@ -21,7 +21,6 @@ from emc2dist.evaluate.retrieval import Judged, measures, search
 from emc2dist.metrics import Row
 from emc2dist.towers.encoder import Encoder
 from emc2dist.train import collectives
-from emc2dist.train.model_files import ModelFiles
 
 CUTOFF = 100
 """Documents that are found for each query."""
@@ -58,10 +57,8 @@ class RetrievalEvaluation:
         self.judged = Judged(np.stack(rows, axis=1), pairs.scores[asked])
 
     @classmethod
-    def of(cls, spec: Spec, model: ModelFiles | None = None) -> "tuple[RetrievalEvaluation | None, list[str]]":
+    def of(cls, spec: Spec, views: dict[str, TokenView]) -> "tuple[RetrievalEvaluation | None, list[str]]":
         """What a run is judged by, and what a person should know of it; None where no other split has queries.
-
-        `model` as in `emc2dist.train.sets.token_views`.
 
         Raises:
             DataError: `eval.asked` is not there.
@@ -69,16 +66,13 @@ class RetrievalEvaluation:
         pairs, split = asked_of(spec)
         if pairs is None:
             return None, ["nothing is evaluated: no query is of split test or validation"]
-        from emc2dist.train.sets import token_views  # it imports this module
-
-        made = cls(spec, pairs, token_views(spec, model))
-        remarks = [
+        made = cls(spec, pairs, views)
+        if made.texts == len(pairs):
+            return made, []
+        return made, [
             f"evaluated while training: {len(made.queries):,} of {len(pairs.queries):,} queries of {split}, among "
             f"{len(made.documents):,} of {len(pairs.documents):,} documents"
         ]
-        return made, remarks if len(made.documents) < len(pairs.documents) or len(made.queries) < len(
-            pairs.queries
-        ) else []
 
     def measured(
         self, encoder: Encoder, device: torch.device, tell: Callable[[int], object] = lambda count: None

@@ -10,9 +10,11 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from emc2dist.config import Spec, changed
 from emc2dist.config.pairs import TRANSFORMERS
+from emc2dist.core.batch import judged_pairs
 from emc2dist.core.contrast import columns_for, contrast_for
 from emc2dist.data.images import Images, known_of_each, open_images, open_labelled
 from emc2dist.data.sampler import EpochOrder, Order, PairOrder
@@ -88,7 +90,7 @@ def judge_of(spec: Spec, train: TrainingSet, model: ModelFiles | None = None) ->
     `model` as in `token_views`.
     """
     if isinstance(train, Pairs | Documents):
-        return RetrievalEvaluation.of(spec, model)
+        return RetrievalEvaluation.of(spec, token_views(spec, model))
     return Evaluation.of(spec, open_labelled(spec.data, spec.eval, train, spec.s3))
 
 
@@ -237,10 +239,8 @@ def columns_of(spec: Spec, train: TrainingSet) -> tuple[dict[str, NDArray[np.int
     return columns, remarks
 
 
-def judged_of(train: TrainingSet) -> NDArray[np.int64] | None:
-    """What `judged` of `emc2dist.core.batch.Batch` is of a set; None where each query has a document to itself."""
-    if not isinstance(train, Pairs) or train.is_bijection:
+def judged_of(train: TrainingSet) -> Tensor | None:
+    """What `judged` of `emc2dist.core.batch.Batch` is of a set, on the CPU."""
+    if not isinstance(train, Pairs):
         return None
-    entities, queries = len(train), len(train.queries)
-    query, document = train.relevance[:, 0], train.relevance[:, 1] + queries
-    return np.sort(np.concatenate([query * entities + document, document * entities + query]))
+    return judged_pairs(torch.from_numpy(train.relevance), len(train.queries), len(train))

@@ -164,7 +164,7 @@ class Trainer:
         device: torch.device,
         columns: Mapping[str, NDArray[np.int64]],
         follower: nn.Module | None = None,
-        judged: NDArray[np.int64] | None = None,
+        judged: Tensor | None = None,
     ) -> None:
         """Begin.
 
@@ -178,7 +178,7 @@ class Trainer:
             device: computes.
             columns: what is known of every entity, int64 [N] by name (`emc2dist.data.images.known_of_each`).
             follower: encodes keys, where the spec has `encoder.momentum`.
-            judged: as of `Batch`.
+            judged: as of `Batch`, on any device.
         """
         self.spec, self.optimiser, self.memory, self.device = spec, optimiser, memory, device
         if spec.compile:
@@ -203,7 +203,7 @@ class Trainer:
         if order.named(0).size:
             self._draws["document"] = NamedToo(order, self._draws.get("document"), spec.workers)
         self._columns = {name: torch.from_numpy(values).to(device) for name, values in columns.items()}
-        self._judged = None if judged is None else torch.from_numpy(judged).to(device)
+        self._judged = None if judged is None else judged.to(device)
         self._rank = collectives.rank()
         self.stopwatch = Stopwatch(device)
         self._replied = collectives.Vote()

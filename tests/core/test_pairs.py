@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from emc2dist.core.batch import judged_pairs
 from emc2dist.core.certify import certify
 from emc2dist.core.certify_pairs import FrozenPairs
 from emc2dist.core.closing import Closing
 from emc2dist.core.contrast import Contrast
 from emc2dist.core.estimators import ESTIMATORS
-from emc2dist.core.exact import exact_loss_of_pairs, judged_pairs
+from emc2dist.core.exact import exact_loss_of_pairs
 from emc2dist.core.objectives import Dcl, InfoNce
 
 TEMPERATURE, STEPS = 0.3, 500
