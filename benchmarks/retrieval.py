@@ -132,7 +132,7 @@ def _mined(run: Run, there: Pairs, trainer: Trainer) -> Pairs:
     views, encoder = token_views(run.spec), trainer.model
     with torch.no_grad():
         sides = [
-            torch.cat([encoder(views[name](texts.get(some), np.zeros((1, len(some)), np.int64))[0]) for some in
+            torch.cat([encoder(views[name].tokens(texts.get(some))) for some in
                        np.array_split(np.arange(len(texts)), -(-len(texts) // 256))])
             for name, texts in (("query", there.queries), ("document", there.documents))
         ]  # fmt: skip

@@ -48,7 +48,7 @@ class TextEncoding:
         found = np.empty((len(texts), self.newest.encoder.features), np.float32)
         for first in range(0, len(texts), _CHUNK):
             some = texts[first : first + _CHUNK]
-            tokens = self.views[side](some, np.zeros((1, len(some)), np.int64))[0]
+            tokens = self.views[side].tokens(some)
             found[first : first + _CHUNK] = self.newest.encoder(tokens.to(self.newest.device)).float().cpu()
         if not np.isfinite(found).all():
             raise NonFiniteError(f"{self.newest.place}: its encoder's features are not finite; the run has diverged")

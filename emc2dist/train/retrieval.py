@@ -122,7 +122,7 @@ class RetrievalEvaluation:
             share = np.resize(cut, -(-len(cut) // ranks) * ranks).reshape(-1, ranks)[:, collectives.rank()]
             parts = []
             for some in np.split(share, range(_CHUNK, len(share), _CHUNK)):
-                tokens = self._views[side](texts.get(some), np.zeros((1, len(some)), np.int64))[0]
+                tokens = self._views[side].tokens(texts.get(some))
                 parts.append(encoder(tokens.to(device)).float())
                 tell(len(some))
             gathered = collectives.gather_rows(torch.cat(parts))

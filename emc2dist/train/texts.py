@@ -29,7 +29,7 @@ class RandomTokens:
 
     def __init__(self, tokenizer: str, text: Text) -> None:
         self._whole = TokenView(tokenizer, text.chunk)
-        added = self._whole([""], np.zeros((1, 1), np.int64))[0, 0]
+        added = self._whole.tokens([""])[0]
         around = added[added > 0].tolist()
         if len(around) > 2:
             raise SpecError(f"encoder.backbone: its tokenizer adds {len(around)} tokens to a text; views know of two")
@@ -43,6 +43,6 @@ class RandomTokens:
 
     def __call__(self, texts: Sequence[str], seeds: NDArray[np.int64]) -> Tensor:
         """Views of n texts."""
-        every = self._whole(texts, seeds[:1])[0].numpy()
+        every = self._whole.tokens(texts).numpy()
         tokens = [row[row > 0] for row in every]
         return self._views([row[self._before : len(row) - self._after] for row in tokens], seeds)

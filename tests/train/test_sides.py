@@ -38,22 +38,27 @@ KINDS = [
 ]
 
 
+def whole_and_resumed(spec, folder, after):
+    """A run that is not stopped, one that is stopped after so many steps, and the rest of that."""
+    folders = [folder / name for name in ("whole", "stopped", "resumed")]
+    for one in folders:
+        one.mkdir()
+    whole, stopped = Run(spec, folders[0]).go(), Run(spec, folders[1], stop_after=after).go()
+    return whole, stopped, Run(spec, folders[2]).go(resume=stopped.checkpoints[max(stopped.checkpoints)])
+
+
+def assert_same_encoder(one, other):
+    last = max(one.checkpoints)
+    first, second = (load_trainer(run.checkpoints[last])["encoder"] for run in (one, other))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 @pytest.mark.parametrize(("judged", "kind"), KINDS, ids=str)
 def test_a_run_that_is_stopped_within_an_epoch_ends_as_one_that_is_not(judged, kind, sets, tmp_path):
     spec = pairs_spec(sets[judged], *kind)
-    whole = Run(spec, tmp_path / "whole")
-    whole.folder.mkdir()
-    whole.go()
-    stopped = Run(spec, tmp_path / "stopped", stop_after=3)
-    stopped.folder.mkdir()
-    stopped.go()
+    whole, stopped, resumed = whole_and_resumed(spec, tmp_path, 3)
     assert max(stopped.checkpoints) < spec.epochs * loop.order_for(spec, open_training_set(spec)).steps_per_epoch / 2
-    resumed = Run(spec, tmp_path / "resumed")
-    resumed.folder.mkdir()
-    resumed.go(resume=stopped.checkpoints[max(stopped.checkpoints)])
-    last = max(whole.checkpoints)
-    first, second = (load_trainer(run.checkpoints[last])["encoder"] for run in (whole, resumed))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_same_encoder(whole, resumed)
     assert whole.column("ndcg_at_10")[-1] == resumed.column("ndcg_at_10")[-1]
 
 
@@ -309,20 +314,10 @@ TEXTS = ["data.kind=texts", "text={document_length: 6, chunk: 8, crop: [0.4, 0.9
 )
 def test_texts_by_themselves_go_with_what_goes_with_views_of_images(kind, sets, tmp_path):
     spec = pairs_spec(sets[True], *TEXTS, *kind)
-    whole = Run(spec, tmp_path / "whole")
-    whole.folder.mkdir()
-    whole.go()
+    whole, _, resumed = whole_and_resumed(spec, tmp_path, 2)
     assert np.isfinite(whole.column("loss")).all()
     assert len(whole.column("ndcg_at_10")) == 3
-    stopped = Run(spec, tmp_path / "stopped", stop_after=2)
-    stopped.folder.mkdir()
-    stopped.go()
-    resumed = Run(spec, tmp_path / "resumed")
-    resumed.folder.mkdir()
-    resumed.go(resume=stopped.checkpoints[max(stopped.checkpoints)])
-    last = max(whole.checkpoints)
-    first, second = (load_trainer(run.checkpoints[last])["encoder"] for run in (whole, resumed))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_same_encoder(whole, resumed)
 
 
 def test_a_view_of_a_text_is_a_span_of_its_tokens(sets):

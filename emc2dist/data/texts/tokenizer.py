@@ -90,13 +90,17 @@ class TokenView:
 
     def __call__(self, texts: Sequence[str], seeds: NDArray[np.int64]) -> "Tensor":
         """Views int32 [V, n, L] of n texts, V as many as `seeds` [V, n] has rows: all equal, for none is random."""
+        return self.tokens(texts).expand(len(seeds), -1, -1).contiguous()
+
+    def tokens(self, texts: Sequence[str]) -> "Tensor":
+        """The one view of each of n texts, int32 [n, L]."""
         import torch  # late: an ingest, which trains a tokenizer, does without
 
         most = _CHARACTERS * self._length
         tokens = np.zeros((len(texts), self._length), np.int32)
         for row, encoding in enumerate(self._tokenizer.encode_batch_fast([(self._prompt + t)[:most] for t in texts])):
             tokens[row, : len(encoding.ids)] = np.array(encoding.ids, np.int32) + 1
-        return torch.from_numpy(tokens).expand(len(seeds), -1, -1).contiguous()
+        return torch.from_numpy(tokens)
 
 
 def token_of(tokenizer_json: str, name: str) -> int | None:
