@@ -4,15 +4,19 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from emc2dist.config.sections import Data, Eval, Section, SmallPositiveInt, Views, Word
+from emc2dist.config.sections import (
+    TEXT_BACKBONES,
+    TRANSFORMERS,
+    Data,
+    Eval,
+    Section,
+    SmallPositiveInt,
+    Views,
+    Word,
+)
 
 if TYPE_CHECKING:
     from emc2dist.config.spec import Spec
-
-TEXT_BACKBONES = ("bag", "mini")
-"""Backbones of text that begin from nothing."""
-TRANSFORMERS = "transformers:"
-"""Begins the backbone that a folder holds, for the library transformers to read."""
 
 Length = Annotated[int, Field(ge=1, le=32_768)]
 Share = Annotated[float, Field(gt=0, le=1)]

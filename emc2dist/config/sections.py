@@ -228,6 +228,12 @@ RESNETS = (
 """Torchvision's classification models whose head is `fc`; here, so that a spec is checked without torch."""
 
 
+TEXT_BACKBONES = ("bag", "mini")
+"""Backbones of text that begin from nothing."""
+TRANSFORMERS = "transformers:"
+"""Begins the backbone that a folder holds, for the library transformers to read."""
+
+
 class Encoder(Section):
     """Backbone and projector."""
 
@@ -253,8 +259,8 @@ class Encoder(Section):
 
     @model_validator(mode="after")
     def _is_a_backbone(self) -> Self:
-        known = ("conv4", *RESNETS, "bag", "mini")
-        if self.backbone not in known and not self.backbone.startswith("transformers:"):
+        known = ("conv4", *RESNETS, *TEXT_BACKBONES)
+        if self.backbone not in known and not self.backbone.startswith(TRANSFORMERS):
             nearest = ", ".join(difflib.get_close_matches(self.backbone.lower(), known, n=3, cutoff=0.0))
             raise ValueError(
                 f"encoder.backbone: {self.backbone!r} is neither conv4 nor of torchvision's ResNet family or texts; "

@@ -37,7 +37,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from emc2dist import files
 from emc2dist.config import BUILT_IN, Spec, changed, dump, paths
-from emc2dist.config.pairs import TRANSFORMERS
+from emc2dist.config.sections import TRANSFORMERS
 from emc2dist.errors import RunError, RunStopped, SpecError, StorageUnreachable, StoreError
 from emc2dist.metrics import Recorder
 from emc2dist.run import checkpoints, failures, lock

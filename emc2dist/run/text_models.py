@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from emc2dist import files
 from emc2dist.config import S3, Spec
-from emc2dist.config.pairs import TRANSFORMERS
+from emc2dist.config.sections import TRANSFORMERS
 from emc2dist.data.texts.manifest import TOKENIZER
 from emc2dist.errors import SpecError, StorageError
 from emc2dist.files import Place

@@ -28,8 +28,7 @@ from typing_extensions import override
 
 from emc2dist.config import Encoder as EncoderConfig
 from emc2dist.config import Norm, Text
-from emc2dist.config.pairs import TRANSFORMERS
-from emc2dist.config.sections import Precision
+from emc2dist.config.sections import TRANSFORMERS, Precision
 from emc2dist.core import kernels
 from emc2dist.errors import SpecError
 from emc2dist.towers.norms import GroupNorm

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from emc2dist import files
 from emc2dist.config import Spec
-from emc2dist.config.pairs import TRANSFORMERS
+from emc2dist.config.sections import TRANSFORMERS
 from emc2dist.data.texts.manifest import TOKENIZER
 from emc2dist.data.texts.pairs import load_tokenizer
 from emc2dist.data.texts.tokenizer import vocabulary_size

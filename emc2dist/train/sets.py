@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emc2dist.config import Spec, changed
-from emc2dist.config.pairs import TRANSFORMERS
+from emc2dist.config.sections import TRANSFORMERS
 from emc2dist.core.batch import judged_pairs
 from emc2dist.core.contrast import columns_for, contrast_for
 from emc2dist.data.images import Images, known_of_each, open_images, open_labelled
