@@ -7,7 +7,8 @@
     certificates.py certify: what a sampler buys, before a cluster is paid for
     watching.py     watch, profile: a live run's rows, and where a step goes
     reports.py      report: pictures of runs
-    texts.py        negatives, embed: what leaves a run over pairs
+    vectors.py      embed, neighbours: vectors out, and what is nearest among them
+    texts.py        negatives: what the chains of a run over pairs hold
     data.py         ingest
     asking.py       ask: a person, which two of three images are alike
     jobs.py         submit, status, logs, stop, list: a run as a job on a cluster
@@ -236,6 +237,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         runs,
         sweeps,
         texts,
+        vectors,
         watching,
     )
 
@@ -243,7 +245,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     text = "print the versions of emc2dist, torch, Ray and Python, and end"
     parser.add_argument("--version", action=_Version, nargs=0, help=text)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (runs, sweeps, checkpoints, certificates, watching, reports, texts, data, asking, jobs, clusters):
+    running = (runs, sweeps, checkpoints, certificates, watching, reports)
+    for module in (*running, vectors, texts, data, asking, jobs, clusters):
         module.add_to(commands)
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives up on KEY=VALUE after an option, as in `train SPEC --json lr=1e-3`.

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emc2dist.errors import DataError, StorageError
@@ -12,6 +13,8 @@ from emc2dist.files.pointers import pointer_at
 
 MAGIC = b"PAR1"
 """At both ends of a Parquet file."""
+MOST_TEXT = 2**30
+"""Bytes of texts that are read of one row group at once."""
 _BUFFER_BYTES = 2**24  # of a column that is read piece by piece: a request to S3 each
 
 
@@ -88,3 +91,24 @@ def _naming(what: str) -> Iterator[None]:
 def _line(error: BaseException) -> str:
     """What pyarrow says over several lines, in one."""
     return " ".join(str(error).split())
+
+
+def read_texts(place: Place, entry: Entry, column: str, group: int, rows: int) -> list[str | None]:
+    """The texts of a column, as in `image.path`, in one row group of so many rows; None where there is none.
+
+    Raises:
+        DataError: the file is damaged, or the texts take more than `MOST_TEXT` bytes. StorageError: see `opened`.
+    """
+    with opened(place, entry, group=group) as file:
+        chunks = (file.metadata.row_group(group).column(number) for number in range(file.metadata.num_columns))
+        here = next((chunk for chunk in chunks if chunk.path_in_schema == column), None)
+        if here is None or here.physical_type != "BYTE_ARRAY":
+            return [None] * rows
+        if here.total_uncompressed_size > MOST_TEXT:
+            raise DataError(
+                f"{place}, row group {group}: column {column} takes more than {MOST_TEXT} bytes; shorten it"
+            )
+        found = file.read_row_group(group, columns=[column], use_threads=False).column(0).combine_chunks()
+    for name in column.split(".")[1:]:
+        found = pc.struct_field(found, name)
+    return found.cast(pa.large_string()).to_pylist() if len(found) == rows else [None] * rows

@@ -58,6 +58,11 @@ class GreyImages:
         """The group of images with the very same pixels that each is of, [N]; -1 where it is alone."""
         return groups_of(self._pixels.reshape(len(self), -1).view(f"V{self._pixels[0].nbytes}").squeeze(1))
 
+    def names(self, indices: NDArray[np.int64]) -> list[str | None]:
+        """None of each: they came from no files."""
+        self._check(indices)
+        return [None] * len(indices)
+
     def _check(self, indices: NDArray[np.int64]) -> None:
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"indices {indices.min()}..{indices.max()} are outside 0..{len(self) - 1}")

@@ -84,6 +84,13 @@ class Images(Pixels, Protocol):
         """
         ...
 
+    def names(self, indices: NDArray[np.int64]) -> list[str | None]:
+        """The file that each image came from, as its set calls it; None where that is not told.
+
+        Raises `DataError` where the set is damaged.
+        """
+        ...
+
 
 _BUILT_IN: dict[str, type[DigitsImages | OmniglotImages]] = {
     "digits": DigitsImages,
@@ -91,6 +98,11 @@ _BUILT_IN: dict[str, type[DigitsImages | OmniglotImages]] = {
     "omniglot-small": SmallOmniglotImages,
 }
 assert _BUILT_IN.keys() == BUILT_IN.keys()
+
+
+def built_in_splits(name: str) -> Sequence[str]:
+    """The splits of a set that comes with the package, `train` first."""
+    return _BUILT_IN[name].splits
 
 
 def open_images(data: Data, split: str, s3: S3 | None = None) -> Images | None:

@@ -21,6 +21,7 @@ from emc2dist.data.cache import DiskCache
 from emc2dist.data.catalogue import Catalogue, open_catalogue
 from emc2dist.data.decode import decode
 from emc2dist.data.encoded import EncodedImages, Traffic
+from emc2dist.data.foreign import read_texts
 from emc2dist.data.kept import cache_folder
 from emc2dist.errors import DataError
 
@@ -163,6 +164,26 @@ class ParquetImages:
                 "ingest this one"
             )
         return self.catalogue.duplicates[: len(self)]
+
+    def names(self, indices: NDArray[np.int64]) -> list[str | None]:
+        """The file that each image came from, by `path` beside its bytes; None where that is not told.
+
+        Whole row groups of that column are read, each once a call.
+
+        Raises:
+            DataError: a file is damaged. StorageError: it cannot be reached. IndexError: an index is out of range.
+        """
+        self._check(indices)
+        column, of_group = self.catalogue.image.removesuffix("bytes") + "path", dict[int, list[str | None]]()
+        if not self.catalogue.image.endswith(".bytes"):
+            return [None] * len(indices)
+        found = list[str | None]()
+        for index in indices.tolist():
+            group = self.catalogue.group(index)
+            if group.first_index not in of_group:
+                of_group[group.first_index] = read_texts(*self.catalogue.file(group), column, group.number, group.rows)
+            found.append(of_group[group.first_index][index - group.first_index])
+        return found
 
     def _check(self, indices: NDArray[np.int64]) -> None:
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):

@@ -254,8 +254,8 @@ class RunFolder:
 
     def checkpoints(self) -> list[Place]:
         """Checkpoint folders, newest first; the newest may still be on its way here."""
-        names = [name for name in self.place.folders() if _CHECKPOINT.fullmatch(name)]
-        return sorted((self.place / name for name in names), key=step_of, reverse=True)
+        places = (self.place / name for name in self.place.folders())
+        return sorted(filter(is_checkpoint, places), key=step_of, reverse=True)
 
     def without_checkpoints(self) -> str:
         """Why there is no checkpoint where there is none, and what would help."""
@@ -369,6 +369,11 @@ def numbers(rows: Sequence[Row]) -> dict[str, Any]:
 def checkpoint_name(step: int) -> str:
     """The folder of the checkpoint after `step` steps."""
     return f"checkpoint-{step:09d}"
+
+
+def is_checkpoint(place: Place) -> bool:
+    """Whether a folder is named as a checkpoint is."""
+    return _CHECKPOINT.fullmatch(place.name) is not None
 
 
 def step_of(checkpoint: Place) -> int:

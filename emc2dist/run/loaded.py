@@ -9,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from emc2dist import files
-from emc2dist.config import Data, Spec
+from emc2dist.config import S3, Data, Spec
 from emc2dist.data.images import Images
 from emc2dist.errors import NonFiniteError, RunError, StorageError, StorageUnreachable
 from emc2dist.files import Place
 from emc2dist.machine import cpus
 from emc2dist.run.checkpoints import spec_of
-from emc2dist.run.folder import RunFolder, step_of
+from emc2dist.run.folder import RunFolder, is_checkpoint, step_of
 from emc2dist.run.scratch import temporary
 from emc2dist.terminal import say
 from emc2dist.towers.encoder import Encoder
@@ -58,6 +58,24 @@ class LoadedCheckpoint:
             except (RunError, StorageError) as error:  # the newest one may still be on its way here
                 problems.append(f"{place}: {error}")
         raise RunError("; ".join(problems) or folder.without_checkpoints())
+
+    @classmethod
+    def at(cls, path: str | Path, s3: S3 | None = None) -> "LoadedCheckpoint":
+        """The checkpoint that lies at `path`; or the newest one that is whole, where a run does.
+
+        Raises:
+            RunError: neither lies there, or it is not whole.
+        """
+        place = files.at(path, s3)
+        if not is_checkpoint(place):
+            return cls.newest(RunFolder.open(path, s3))
+        above = str(path).rstrip("/").rpartition("/")[0]
+        folder = RunFolder.open(above or ".", s3)
+        spec = folder.spec()
+        try:
+            return cls._load(place, spec, folder.model(spec))
+        except RunError as error:
+            raise RunError(f"{place}: {error}") from error
 
     @classmethod
     def _load(cls, place: Place, spec: Spec, model: ModelFiles | None) -> "LoadedCheckpoint":

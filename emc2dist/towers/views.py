@@ -47,6 +47,17 @@ class RandomView:
         return views
 
 
+class PlainViews:
+    """The plain views of images, as a loader makes them: of whatever seeds, the same."""
+
+    def __init__(self, size: int) -> None:
+        self._view = PlainView(size)
+
+    def __call__(self, images: Sequence[Tensor], streams: NDArray[np.int64]) -> Tensor:
+        """Views uint8 [1, n, 3, size, size] of n images, uint8 [3, H, W] each."""
+        return torch.stack([self._view(image) for image in images]).unsqueeze(0)
+
+
 class PlainView:
     """uint8 [3, H, W] -> uint8 [3, size, size]: shorter side resized to `size`, then the centre. Deterministic.
 

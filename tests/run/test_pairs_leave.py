@@ -477,7 +477,7 @@ def embedded(capsys, run, source, out, *words):
 
 
 def test_every_line_of_a_file_is_embedded_in_order(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("emc2dist.run.embedded._AT_ONCE", 2)  # three chunks
+    monkeypatch.setattr("emc2dist.run.vectors.texts._AT_ONCE", 2)  # three chunks
     texts = ["loud engine", "the old violin", "loud engine", "blå", "which apple"]
     (tmp_path / "texts.txt").write_text("\ufeff" + "\r\n".join(texts), encoding="utf-8")
     for side in ("query", "document"):
@@ -520,6 +520,22 @@ def test_a_text_that_is_of_no_use_is_named_and_nothing_is_written(run, tmp_path,
     assert not (tmp_path / "out.parquet").exists()
 
 
-def test_a_run_over_images_embeds_no_texts(tmp_path, capsys):
-    images = RunFolder.prepare(small_spec(f"run_dir={tmp_path}")).place
-    assert "is over images, and encodes no texts" in refused(capsys, "embed", images, __file__, tmp_path / "o")
+def test_the_texts_nearest_to_one_of_a_file_or_to_a_new_one_are_found(run, tmp_path, capsys):
+    texts = ["loud engine", "the old violin", "engine that is loud", "which apple"]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    embedded(capsys, run, tmp_path / "texts.txt", tmp_path / "v.parquet")
+    features = features_of(run, [*texts, "engine loud"], "query")
+    for query, vector, own in (("0", features[0], 0), ("engine loud", features[4], None)):
+        cosines = features[:4] @ vector
+        order = [row for row in np.argsort(-cosines, kind="stable") if row != own]
+        found = told(capsys, "neighbours", tmp_path / "v.parquet", query, "--count", "2")
+        assert [row["text"] for row in found["neighbours"]] == [texts[row] for row in order[:2]]
+        np.testing.assert_allclose([row["cosine"] for row in found["neighbours"]], cosines[order[:2]], atol=1e-5)
+    for words, said in (
+        (["--by", "representation"], "--by: "),
+        (["--out", tmp_path / "n.png"], "of which there is no picture"),
+    ):
+        assert said in refused(capsys, "neighbours", tmp_path / "v.parquet", "0", *words)
+    assert "--split: is not of a run over pairs" in refused(
+        capsys, "embed", run, tmp_path / "texts.txt", tmp_path / "o.parquet", "--split", "test"
+    )

@@ -1,4 +1,4 @@
-"""Features of any texts by a run's newest encoder, as Parquet: id string, text string, feature float32 [D].
+"""Features of any texts by a run's encoder, as Parquet: id string, text string, feature float32 [D].
 
 A source is a text file, a text a line, or a table (Parquet, JSONL, CSV, TSV) with a column of texts. A text's id is
 what a column `_id`, `id`, `docid` or `query_id` says, else its number from 0. Texts go through by the thousand, so
@@ -17,11 +17,11 @@ from emc2dist import files
 from emc2dist.config import S3
 from emc2dist.data.texts.collection import Passage, Side, Unusable
 from emc2dist.data.texts.records import LONGEST_LINE, Record, fields_of, is_table, plain, records_of
-from emc2dist.errors import DataError, RunError
-from emc2dist.run.folder import RunFolder
+from emc2dist.errors import DataError
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.scratch import temporary
 from emc2dist.run.texts import TextEncoding
+from emc2dist.run.vectors.lasting import lasting
 from emc2dist.terminal import say
 
 _IDS = ("_id", "id", "docid", "query_id")
@@ -29,41 +29,38 @@ _AT_ONCE = 1_024  # texts in memory
 _SAID = 65_536  # texts between two messages
 
 
-def embed(
-    run: str | Path,
+def embed_texts(
+    newest: LoadedCheckpoint,
     source: str | Path,
     out: str | Path,
     *,
+    s3: S3,
     side: str = "query",
     column: str = "text",
-    s3: S3 | None = None,
 ) -> dict[str, Any]:
     """Write the unit-norm feature of each text of a file, in its order, as Parquet at `out`, whole or not at all.
 
     Args:
-        run: the folder of a run over pairs.
+        newest: a checkpoint of a run over texts, whose encoder is asked.
         source: a file on this machine.
         out: a file on disk or S3.
         side: `query` or `document`: whose prompt and length texts are given.
         column: of a table, the one of texts.
-        s3: goes before what the run's spec says.
+        s3: how it is reached.
 
     Raises:
         DataError: a text is empty, too long or no UTF-8, or an id is no text; names the row. Or there is no such
-        column, or no text. RunError: the run is over images, or has no checkpoint.
-        NonFiniteError: the run has diverged. StorageError: `source` cannot be read, or `out` not written.
+        column, or no text. NonFiniteError: the run has diverged. StorageError: `source` cannot be read, or `out` not
+        written.
     """
-    folder, place = RunFolder.open(run, s3), files.at(out, s3)
+    place = files.at(out, s3)
     files.refuse_folder(out)
     place.entry() if place.remote else files.writable(out)  # before anything is read
-    if not folder.spec().of_texts:
-        raise RunError(f"{run}: is over images, and encodes no texts; give a run with data.kind: pairs or texts")
     records, remarks = _records(files.local(source), column)
-    newest = LoadedCheckpoint.newest(folder)
     encoding = TextEncoding.of(newest)
     width = newest.encoder.features
     feature = pa.list_(pa.float32(), width)
-    told: dict[Any, Any] = {"checkpoint": str(newest.place), "side": side}
+    told: dict[Any, Any] = {"checkpoint": lasting(newest.place), "side": side}
     schema = pa.schema([("id", pa.string()), ("text", pa.string()), ("feature", feature)], told)
     done = 0
     with temporary("emc2-embed-") as scratch, files.explained(scratch):

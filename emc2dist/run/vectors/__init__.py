@@ -1,0 +1,40 @@
+"""Vectors out: what a run's encoder makes of images or texts, as one Parquet file; and what lies nearest in it.
+
+images.py   representations and features of a set of images, in parts, so that what was cut off goes on
+texts.py    features of any texts
+nearest.py  the rows nearest to one of them, or to something new
+"""
+
+from pathlib import Path
+from typing import Any
+
+from emc2dist.config import S3
+from emc2dist.errors import SpecError
+from emc2dist.run.loaded import LoadedCheckpoint
+from emc2dist.run.vectors.images import embed_images
+from emc2dist.run.vectors.texts import embed_texts
+
+
+def embed(
+    run: str | Path, source: str | Path, out: str | Path, *, s3: S3 | None = None, **options: Any
+) -> dict[str, Any]:
+    """Write what the encoder of a run makes of a source, as Parquet at `out`, whole or not at all.
+
+    Args:
+        run: a run folder, or one checkpoint of it.
+        source: of a run over images a set of them, see `embed_images`; else a file of texts, see `embed_texts`.
+        out: a file, on disk or S3.
+        s3: goes before what the run's spec says.
+        options: those of `embed_images` or `embed_texts`; None is left out.
+
+    Raises:
+        SpecError: an option is of the other kind of run. RunError: there is no checkpoint. Else see these two.
+    """
+    newest = LoadedCheckpoint.at(run, s3)
+    given = {name: value for name, value in options.items() if value is not None}
+    of_texts = newest.spec.of_texts
+    for name in ("splits",) if of_texts else ("side", "column"):
+        if name in given:
+            kind = newest.spec.data.kind
+            raise SpecError(f"--{name.rstrip('s')}: is not of a run over {kind}, as {run} is; leave it out")
+    return (embed_texts if of_texts else embed_images)(newest, source, out, s3=newest.spec.s3.overridden(s3), **given)
