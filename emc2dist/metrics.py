@@ -120,6 +120,15 @@ METRICS: dict[str, Metric] = {
         "learning", "kNN accuracy", "ratio", "kNN accuracy of the representation on held-out images"
     ),
     "knn_pixels": Metric("learning", "kNN accuracy", "ratio", "the same of the images as they stand, once per run"),
+    "knn_per_class": Metric(
+        "learning", "kNN accuracy", "ratio", "kNN accuracy as a mean over classes, where they are uneven"
+    ),
+    "probe_accuracy": Metric(
+        "learning", "Linear probe", "ratio", "accuracy of ridge regression on the representation, on held-out images"
+    ),
+    "probe_per_class": Metric(
+        "learning", "Linear probe", "ratio", "the same as a mean over classes, where they are uneven"
+    ),
     "ndcg_at_10": Metric(
         "learning", "Retrieval", "ratio", "of pairs: nDCG@10 of held-out queries among the documents that are searched"
     ),

@@ -53,6 +53,7 @@ class Panel:
 PANELS = (
     Panel("loss", "Loss", "nats", ("loss",), from_zero=False),
     Panel("knn", "kNN accuracy", "share of held-out images", ("knn_accuracy",), instead="ndcg_at_10"),
+    Panel("probe", "Linear probe", "share of held-out images", ("probe_accuracy",), optional=True),
     Panel("retrieval", "Retrieval", "mean over held-out queries", ("ndcg_at_10",), optional=True),
     Panel("acceptance", "Acceptance", "share of proposals", ("acceptance_rate",)),
     Panel("ages", "Ages", "steps", ("carried_age_steps", "feature_age_steps")),

@@ -46,6 +46,7 @@ from emc2dist.run.elastic import NodeMonitor
 from emc2dist.run.fixed_size import FixedSize
 from emc2dist.run.folder import RunFolder, numbers
 from emc2dist.run.listeners import Listener, trackers
+from emc2dist.run.listeners.alarms import Alarms
 from emc2dist.run.listeners.prometheus import Exporter, refuse_taken, watched
 from emc2dist.run.listeners.terminal import Display
 from emc2dist.run.monitor import Monitor
@@ -113,8 +114,9 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
         RunFolder.prepare(spec, model)
         others = stack.enter_context(trackers.recorders(spec, folder))
         exporter = stack.enter_context(watched(spec, folder, order.steps_per_epoch))
+        alarms = Alarms(order.steps_per_epoch, spec.negatives.options().get("kernel"), listener.say)
         try:
-            taken = _Run(placed, folder, len(images), steps, listener, exporter, others, stop).go()
+            taken = _Run(placed, folder, len(images), steps, listener, exporter, [*others, alarms], stop).go()
         except KeyboardInterrupt:
             newest = checkpoints.newest(folder)
             kept = f"resumes at step {newest.step}" if newest else "begins anew, for no checkpoint holds any of it"
@@ -127,7 +129,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
             if isinstance(stop, Asked) and stop.number == signal.SIGINT:
                 raise KeyboardInterrupt(f"{folder.place}: stopped {where}; the same command resumes")
             raise RunStopped(f"{folder.place}: stopped {where}")
-        remarks += on_the_way(folder.rows())
+        remarks += [*on_the_way(folder.rows()), *alarms.heard]
         summary = summarise(folder, steps) | {"device": device, "neighbours": neighbours, "remarks": remarks}
         folder.finish(summary)
         return summary

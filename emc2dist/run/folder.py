@@ -359,6 +359,8 @@ def numbers(rows: Sequence[Row]) -> dict[str, Any]:
         "knn_accuracy": last("knn_accuracy"),
         "knn_untrained": next((row["knn_accuracy"] for row in rows if "knn_accuracy" in row), None),
         "knn_pixels": last("knn_pixels"),
+        "knn_per_class": last("knn_per_class"),
+        "probe_accuracy": last("probe_accuracy"),
         "ndcg_at_10": last("ndcg_at_10"),
         "ndcg_untrained": next((row["ndcg_at_10"] for row in rows if "ndcg_at_10" in row), None),
         "ndcg_bm25": last("bm25_ndcg_at_10"),

@@ -18,7 +18,8 @@ from emc2dist.core.contrast import columns_for
 from emc2dist.data.columns import on_joined, on_spelling
 from emc2dist.data.images import Images, Labelled, numbers_of
 from emc2dist.errors import DataError
-from emc2dist.evaluate import neighbours
+from emc2dist.evaluate import neighbours, probe
+from emc2dist.evaluate.accuracy import accuracy, per_class
 from emc2dist.metrics import Row
 from emc2dist.towers.encoder import Encoder
 from emc2dist.towers.views import PlainView
@@ -140,25 +141,38 @@ class Evaluation:
         return bank, queries
 
     def measured(self, encoder: Encoder, device: torch.device) -> Row:
-        """kNN accuracy by representation; ranks share the work, and each has it."""
-        return {"knn_accuracy": self.knn_accuracy(*self.represent(encoder, device), shared=True)}
+        """kNN and a linear probe by representation, by class too where classes are uneven; each rank has it.
+
+        Ranks share the encoding and the search for neighbours; of one class alone there is no probe.
+        """
+        bank, queries = self.represent(encoder, device)
+        voters, asked = self.labels()
+        found = {"knn": self.votes(bank, queries, shared=True)}
+        if len(np.unique(voters)) > 1:
+            found["probe"] = probe.by_ridge(bank, voters, queries)
+        row = {f"{name}_accuracy": accuracy(labels, asked) for name, labels in found.items()}
+        _, counts = np.unique(asked, return_counts=True)
+        if counts.min() < counts.max():
+            row |= {f"{name}_per_class": per_class(labels, asked) for name, labels in found.items()}
+        return row
 
     def baseline(self) -> Row:
         """kNN accuracy of the images as they stand."""
-        return {"knn_pixels": self.knn_accuracy(*self.pixels())}
+        _, asked = self.labels()
+        return {"knn_pixels": accuracy(self.votes(*self.pixels()), asked)}
 
-    def knn_accuracy(self, bank: Tensor, queries: Tensor, *, shared: bool = False) -> float:
-        """Share of queries whose k nearest voters by cosine name the right class.
+    def votes(self, bank: Tensor, queries: Tensor, *, shared: bool = False) -> NDArray[np.int64]:
+        """The label [m] that the k nearest voters by cosine name, of each query.
 
         With `shared`, every rank calls it with the same, asks about its part of the queries, and gets the whole.
         """
-        voters, asked = self.labels()
-        part = slice(collectives.rank(), None, collectives.world_size()) if shared else slice(None)
-        found = neighbours.votes(bank, voters, queries[part], neighbours=self.neighbours)
-        right = int((found == asked[part]).sum())
-        if shared:
-            right = int(collectives.gather_numbers(torch.tensor(right)).sum())
-        return right / len(asked)
+        voters, _ = self.labels()
+        if not shared:
+            return neighbours.votes(bank, voters, queries, neighbours=self.neighbours)
+        share = _share(np.arange(len(queries)))
+        found = neighbours.votes(bank, voters, queries[torch.from_numpy(share)], neighbours=self.neighbours)
+        gathered = collectives.gather_rows(torch.from_numpy(found).to(bank.device))
+        return _in_order(gathered, len(queries)).cpu().numpy()
 
     def pair(self, encoder: Encoder, device: torch.device, most: int) -> Tensor:
         """Representations float32 [2, m, R], on the CPU, of up to `most` queries in two random views, as in training.
@@ -177,19 +191,25 @@ class Evaluation:
         device: torch.device,
         tell: Callable[[int], object],
     ) -> Tensor:
-        ranks = collectives.world_size()
-        # Every rank brings as many rows to the gather; the last ones may repeat and are cut off again.
-        share = np.resize(index, -(-len(index) // ranks) * ranks).reshape(-1, ranks)[:, collectives.rank()]
         parts = []
-        for chunk in self._views(images, share):
+        for chunk in self._views(images, _share(index)):
             parts.append(encoder.representation(chunk.to(device)))
             tell(len(chunk))
-        gathered = collectives.gather_rows(torch.cat(parts))
-        by_index = gathered.unflatten(0, (ranks, -1)).transpose(0, 1).flatten(0, 1)[: len(index)]
-        return by_index.float()
+        return _in_order(collectives.gather_rows(torch.cat(parts)), len(index)).float()
 
     def _views(self, images: Images, index: NDArray[np.int64]) -> Iterator[Tensor]:
         return plain_views(images, index, self.spec.views.size)
+
+
+def _share(index: NDArray[np.int64]) -> NDArray[np.int64]:
+    """This rank's part; every rank's is as long, so the last ones may repeat some."""
+    ranks = collectives.world_size()
+    return np.resize(index, -(-len(index) // ranks) * ranks).reshape(-1, ranks)[:, collectives.rank()]
+
+
+def _in_order(gathered: Tensor, length: int) -> Tensor:
+    """What ranks gathered of their shares, in the order of the whole, without what is repeated."""
+    return gathered.unflatten(0, (collectives.world_size(), -1)).transpose(0, 1).flatten(0, 1)[:length]
 
 
 def plain_views(images: Images, index: NDArray[np.int64], size: int) -> Iterator[Tensor]:

@@ -223,10 +223,13 @@ class Watched:
             self.folder / "spec.yaml",
             "name=watched",
             "watch.port=0",
+            "--json",
             *overrides,
         ]
         done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stderr
+        self.summary = json.loads(done.stdout.splitlines()[-1])
+        self.said = done.stderr
 
 
 @pytest.fixture
@@ -265,6 +268,7 @@ def test_a_real_prometheus_reads_a_real_run_on_a_real_cluster(watched):
     assert {rule["health"] for rule in prometheus.rules()} == {"ok"}
     absent = {"cache_moves_ratio", "data_hits", "data_misses", "data_fetched_bytes"}
     absent |= {name for name in METRICS if name.endswith("_at_10")}  # of pairs
+    absent |= {"knn_per_class", "probe_per_class"}  # of uneven classes
     absent |= {"log_z_error", "log_z_rms_error", "anchor_temperature", "neighbour_label_ratio"}
     absent = (absent | {"cached_weight_ratio", "stale_score_rms_error"}) - last.keys()
     for name in EXPORTED.keys() - absent:
@@ -284,6 +288,8 @@ def test_a_run_that_collapses_raises_the_alarm(watched):
     watched.run_dir.mkdir()
     watched.train(*shape, "lr=0.05", "temperature=20.0", "optimiser.warmup_epochs=0.0")
     assert alarms <= watched.prometheus.firing()
+    told = " ".join(watched.summary["remarks"])
+    assert all(name in told for name in alarms)
     assert "Emc2DataStarved" not in watched.prometheus.firing()
 
 

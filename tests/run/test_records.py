@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+from contextlib import nullcontext
 
 import numpy as np
 import pyarrow as pa
@@ -458,3 +459,22 @@ def test_what_evaluate_and_report_say_of_s3_reaches_the_data(desk, s3, monkeypat
     words = ["s3.attempts=2", f"s3.endpoint={endpoint}"]
     result, _ = evaluate(desk / "runs" / "small", f"data.path={s3.uri}/set", *words)
     assert result["queries"] == 5
+
+
+def test_what_rows_warn_of_is_said_as_they_come_and_stands_in_the_summary(desk, monkeypatch):
+    unfinished(desk)
+
+    class Collapsing(driver._Run):
+        def go(self):
+            for step in range(1, 13):
+                for recorder in self.others:
+                    recorder.record({"step": step, "epoch": step / 6, "uniformity": 0.0})
+            return self.steps
+
+    monkeypatch.setattr("emc2dist.run.driver._Run", Collapsing)
+    monkeypatch.setattr("emc2dist.run.driver._device", lambda *_: "cpu")
+    monkeypatch.setattr("emc2dist.run.cluster.connected", lambda spec: nullcontext())
+    status, result, said = train(desk, "device=cpu")
+    assert status == 0
+    (remark,) = [remark for remark in result["remarks"] if "Emc2UniformityLost" in remark]
+    assert f"warning: {remark}" in said

@@ -56,7 +56,8 @@ class Display(Listener):
             self.start_at(int(row["step"]))
         elif "knn_accuracy" in row:
             pixels = f", raw pixels {row['knn_pixels']:.3f}" if "knn_pixels" in row else ""
-            self.say(f"epoch {row['epoch']:g}: kNN accuracy {row['knn_accuracy']:.3f}{pixels}")
+            probe = f", linear probe {row['probe_accuracy']:.3f}" if "probe_accuracy" in row else ""
+            self.say(f"epoch {row['epoch']:g}: kNN accuracy {row['knn_accuracy']:.3f}{pixels}{probe}")
             self._newest = {"knn_accuracy": row["knn_accuracy"]}
             self._evaluated(row)
         elif "ndcg_at_10" in row:
