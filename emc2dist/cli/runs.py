@@ -34,7 +34,7 @@ def add_to(commands: Commands) -> None:
     for sub in (train, validate):
         add_spec(sub)
     for sub in (evaluate, export):
-        sub.add_argument("run", metavar="RUN", help="a run folder, as in runs/quickstart")
+        sub.add_argument("run", metavar="RUN", help="a run folder, as in runs/quickstart, or a checkpoint in it")
     export.add_argument("out", metavar="OUT", help="the file to write; of sentence-transformers the folder")
     export.add_argument("--format", choices=_FORMATS, default=_FORMATS[0], help="what is written (%(default)s)")
     evaluate.add_argument(

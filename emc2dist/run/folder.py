@@ -38,7 +38,33 @@ from emc2dist.train.model_files import ModelFiles
 _PACKAGES = ("emc2dist", "torch", "torchvision", "ray", "numpy", "numba", "pyarrow", "pillow", "scikit-learn")
 
 _MOST_NAMED = 5
+_OWN = (
+    "spec.yaml", "versions.json", "model", "metrics.jsonl", "summary.json", "prometheus.json", "trackers.json",
+    "driver.lock",
+)  # fmt: skip
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
+
+
+def run_of(path: str | Path, s3: S3 | None = None) -> tuple["RunFolder", Place | None]:
+    """The run at a path, and the checkpoint of it that is meant, where the path is that of one; None: its newest.
+
+    Raises:
+        RunError: there is no run.
+    """
+    place = files.at(path, s3)
+    if not is_checkpoint(place):
+        return RunFolder.open(path, s3), None
+    return RunFolder.open(str(path).rstrip("/").rpartition("/")[0] or ".", s3), place
+
+
+def refuse_runs_own(out: str | Path) -> None:
+    """Raise StorageError where a file to be written would take the place of one that a run keeps for itself."""
+    head, _, name = str(out).rpartition("/")
+    above, _, folder = head.rpartition("/")
+    for run, own in ((head, name), (above, folder)):
+        is_own = own in _OWN or _CHECKPOINT.fullmatch(own) is not None
+        if is_own and RunFolder(files.at(run or ".")).exists():
+            raise StorageError(f"{out}: is where the run {run or '.'} keeps what is its own; name another file")
 
 
 def refuse_moved(path: str | Path, spec: Spec) -> None:
@@ -284,6 +310,8 @@ def runs_near(path: str, s3: S3 | None) -> str:
     """What to give instead of a path that is no run folder: the run that it lies in, or those in it; empty: none."""
     above = path.rstrip("/").rpartition("/")[0]
     if above and RunFolder(files.at(above, s3)).exists():
+        if is_checkpoint(files.at(path, s3)):
+            return f"it is a checkpoint of {above}: give that, whose newest is taken (export, evaluate, embed: any)"
         return f"it lies in one, which is {above}"
     place = files.at(path, s3)
     within = [name for name in place.folders() if RunFolder(place / name).exists()]

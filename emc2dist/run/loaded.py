@@ -15,7 +15,7 @@ from emc2dist.errors import NonFiniteError, RunError, StorageError, StorageUnrea
 from emc2dist.files import Place
 from emc2dist.machine import cpus
 from emc2dist.run.checkpoints import spec_of
-from emc2dist.run.folder import RunFolder, is_checkpoint, step_of
+from emc2dist.run.folder import RunFolder, run_of, step_of
 from emc2dist.run.scratch import temporary
 from emc2dist.terminal import say
 from emc2dist.towers.encoder import Encoder
@@ -66,11 +66,9 @@ class LoadedCheckpoint:
         Raises:
             RunError: neither lies there, or it is not whole.
         """
-        place = files.at(path, s3)
-        if not is_checkpoint(place):
-            return cls.newest(RunFolder.open(path, s3))
-        above = str(path).rstrip("/").rpartition("/")[0]
-        folder = RunFolder.open(above or ".", s3)
+        folder, place = run_of(path, s3)
+        if place is None:
+            return cls.newest(folder)
         spec = folder.spec()
         try:
             return cls._load(place, spec, folder.model(spec))

@@ -26,7 +26,7 @@ from emc2dist.config import S3
 from emc2dist.core.contrast import contrast_for
 from emc2dist.data.texts.pairs import Pairs
 from emc2dist.errors import RunError, SpecError
-from emc2dist.run.folder import RunFolder
+from emc2dist.run.folder import RunFolder, refuse_runs_own
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.scratch import temporary
 from emc2dist.run.texts import TextEncoding, training_set, where
@@ -206,6 +206,7 @@ def negatives(
         raise SpecError(f"--per-query {per_query}: give 1 to {MOST_PER_QUERY}")
     folder, place = RunFolder.open(run, s3), files.at(out, s3)
     files.refuse_folder(out)
+    refuse_runs_own(out)
     place.entry() if place.remote else files.writable(out)  # before anything is read
     if folder.spec().data.kind != "pairs":
         kind = folder.spec().data.kind

@@ -14,7 +14,7 @@ from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import NonFiniteError, SpecError
 from emc2dist.files import Place
 from emc2dist.run import text_models
-from emc2dist.run.folder import RunFolder
+from emc2dist.run.folder import refuse_runs_own, run_of
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.texts import evaluate_pairs
 from emc2dist.terminal import Progress, say
@@ -43,7 +43,7 @@ _USE = (
 
 
 def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = None) -> dict[str, Any]:
-    """All measures (`emc2dist.train.measures`) of the newest checkpoint, on all images of the run's data.
+    """All measures (`emc2dist.train.measures`) of a checkpoint, a run's newest, on all images of the run's data.
 
     Of the representation, and of the feature, by these names. Of a run over pairs, `evaluate_pairs`.
 
@@ -55,7 +55,7 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
         RunError: there is no run or no whole checkpoint. DataError: the data is gone or has no labels.
         NonFiniteError: the run has diverged.
     """
-    newest = LoadedCheckpoint.newest(RunFolder.open(run, s3))
+    newest = LoadedCheckpoint.at(run, s3)
     of_pairs = newest.spec.of_texts
     spec = parse(dump(newest.spec), overrides, source=str(newest.place)) if overrides else newest.spec
     _refuse_unheeded(overrides, of_pairs)
@@ -106,10 +106,10 @@ def _on_limit(own: Data, train: Images, data: Data) -> list[str]:
 
 
 def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 | None = None) -> dict[str, Any]:
-    """Write the newest checkpoint's backbone as safetensors; or, of a run over pairs, the whole encoder as a folder.
+    """Write a checkpoint's backbone as safetensors; or, of a run over pairs, the whole encoder as a folder.
 
     Args:
-        run: a run folder.
+        run: a run folder, whose newest checkpoint it is, or one of its checkpoints.
         out: the file or the folder, on disk or S3.
         form: one of `FORMATS`.
         s3: goes before what the run's spec says.
@@ -124,20 +124,21 @@ def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 |
         RunError: there is no run or no whole checkpoint. StorageError: `out`, on disk or S3, cannot be written.
         SpecError: `out` is named as a file of another format, or the format is of other runs.
     """
-    folder, place = RunFolder.open(run, s3), files.at(out, s3)
-    of_pairs = folder.spec().of_texts
+    folder, _ = run_of(run, s3)
+    place, of_pairs = files.at(out, s3), folder.spec().of_texts
+    refuse_runs_own(out)
     if form == FORMATS[1] and not of_pairs:
         raise SpecError(f"{run}: is over images; --format {form} is of texts, leave it out")
     if form == FORMATS[1]:
         text_models.refuse_other_backbones(folder.spec(), run)
-        newest = LoadedCheckpoint.newest(folder)
+        newest = LoadedCheckpoint.at(run, s3)
         return _exported(newest, place, text_models.write_folder(newest, place))
     files.refuse_folder(out)
     suffix = PurePath(place.name).suffix
     if suffix not in ("", ".safetensors"):
         raise SpecError(f"{out}: would be no {suffix}, for safetensors is what is written; call it *.safetensors")
     place.entry() if place.remote else files.writable(out)  # before anything is read
-    newest = LoadedCheckpoint.newest(folder)
+    newest = LoadedCheckpoint.at(run, s3)
     spec = newest.spec
     if of_pairs:
         return _exported(newest, place, text_models.write_file(newest, str(out), spec.s3.overridden(s3)))

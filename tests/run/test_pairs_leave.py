@@ -511,13 +511,38 @@ def test_a_table_keeps_its_ids_and_says_what_is_not_read(run, data, tmp_path, ca
         ("a.jsonl", b'{"text": 3}\n', "a.jsonl, line 1: the text is no text"),
         ("a.jsonl", b'{"text": "x", "id": [1]}\n', "a.jsonl, line 1: the id [1] is neither text nor a whole number"),
         ("a.jsonl", b'{"txt": "x"}\n', "a.jsonl: has no column 'text', but txt; say which: --column NAME"),
+        ("a.jsonl", b"PAR1", "a.jsonl, line 1: no JSON"),
         ("a.parquet", b"PAR1", "a.parquet"),
+        ("a.json", b'[{"text": "x"}]', "a.json: is neither a text a line nor a table; write a JSON object a line"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08", "a.jsonl.gz: is packed (gzip); unpack it"),
     ],
 )
 def test_a_text_that_is_of_no_use_is_named_and_nothing_is_written(run, tmp_path, capsys, name, content, said):
     (tmp_path / name).write_bytes(content)
-    assert said in refused(capsys, "embed", run, tmp_path / name, tmp_path / "out.parquet")
+    line = refused(capsys, "embed", run, tmp_path / name, tmp_path / "out.parquet")
+    assert said in line
+    assert "--skip-unreadable" not in line  # which it has not
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_titles_are_joined_as_an_ingest_has_it(run, tmp_path, capsys):
+    (tmp_path / "corpus.jsonl").write_text(
+        '{"_id": "d", "title": "loud", "text": "engine"}\n{"_id": "e", "text": "x"}\n'
+    )
+    found, table = embedded(capsys, run, tmp_path / "corpus.jsonl", tmp_path / "out.parquet", "--side", "document")
+    assert table["text"].to_pylist() == ["loud engine", "x"]
+    assert found["remarks"] == ["title and text of each row are one text, as `emc2dist ingest` has it"]
+    (tmp_path / "titles.jsonl").write_text('{"title": "loud", "text": "engine"}\n')
+    _, table = embedded(capsys, run, tmp_path / "titles.jsonl", tmp_path / "title.parquet", "--column", "title")
+    assert table["text"].to_pylist() == ["loud"]
+
+
+def test_a_source_is_not_written_over(run, tmp_path, capsys):
+    (tmp_path / "a.parquet").write_bytes(b"mine")
+    assert "is, or lies in, what is read" in refused(
+        capsys, "embed", run, tmp_path / "a.parquet", tmp_path / "." / "a.parquet"
+    )
+    assert (tmp_path / "a.parquet").read_bytes() == b"mine"
 
 
 def test_the_texts_nearest_to_one_of_a_file_or_to_a_new_one_are_found(run, tmp_path, capsys):

@@ -2,12 +2,14 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 from train.harness import Run, small_spec
 
 from emc2dist import files
@@ -221,5 +223,37 @@ def test_what_cannot_be_asked_is_named(run, source, tmp_path, capsys):
         ([run, tmp_path / "nothing", out], "nothing: no such file or folder"),
         ([run, source, f"{tmp_path}/"], "means a folder; name a file in it"),
         ([run / "checkpoint-000000099", source, out], "checkpoint-000000099"),
+        ([run, source, tmp_path / "v.npy"], "v.npy: Parquet is what is written, and to a file; call it *.parquet"),
+        ([run, source, "-"], "-: Parquet is what is written"),
     ):
         assert said in refused(capsys, "embed", *words)
+
+
+def test_neither_what_is_read_nor_what_is_a_runs_own_is_written_over(run, source, tmp_path, capsys):
+    shutil.copytree(source, tmp_path / "set")
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "set" / "train.parquet")
+    before = (tmp_path / "set" / "train.parquet").read_bytes()
+    for out in (tmp_path / "set" / "v.parquet", tmp_path / "link.parquet"):
+        assert "is, or lies in, what is read" in refused(capsys, "embed", run, tmp_path / "set", out)
+    assert (tmp_path / "set" / "train.parquet").read_bytes() == before
+    assert not (tmp_path / "set" / "v.parquet").exists()
+    shutil.copytree(run, tmp_path / "run")
+    newest = max((tmp_path / "run").glob("checkpoint-*"))
+    for command, out in (
+        (["embed", tmp_path / "run", source], tmp_path / "run" / "model" / "v.parquet"),
+        (["embed", tmp_path / "run", source], newest / "v.parquet"),
+        (["export", tmp_path / "run"], newest / "trainer.safetensors"),
+    ):
+        assert "keeps what is its own; name another file" in refused(capsys, *command, out)
+    told(capsys, "embed", tmp_path / "run", source, tmp_path / "run" / "vectors.parquet")  # beside them there is room
+
+
+def test_an_older_checkpoint_is_evaluated_and_exported(run, tmp_path, capsys):
+    older, newest = sorted(run.glob("checkpoint-*"))
+    shares = [told(capsys, "evaluate", place)["feature"]["uniformity"] for place in (older, newest, run)]
+    assert shares[0] != shares[1] == shares[2]
+    told(capsys, "export", older, tmp_path / "older.safetensors")
+    told(capsys, "export", run, tmp_path / "newest.safetensors")
+    tensors = [load_file(tmp_path / f"{name}.safetensors") for name in ("older", "newest")]
+    assert any(not np.array_equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+    assert f"it is a checkpoint of {run}: give that, whose newest is taken" in refused(capsys, "report", older)

@@ -46,8 +46,10 @@ def is_table(name: str) -> bool:
     return name.lower().endswith(TABLES)
 
 
-def fields_of(file: Path) -> dict[str, bool]:
+def fields_of(file: Path, refuse: Refuse | None = None) -> dict[str, bool]:
     """The names of a table's columns, of JSONL those of its first record, and whether each can be a value of text.
+
+    `refuse` is told of a first row that is none; by default it is an ingest's.
 
     Raises:
         DataError: it is no such table. StorageError: it cannot be read.
@@ -56,7 +58,7 @@ def fields_of(file: Path) -> dict[str, bool]:
         place = files.at(file)
         with opened(place, files.entry_of(file)) as table:
             return {field.name: not _is_bytes(field.type) for field in table.schema_arrow}
-    first = next(records_of(file, stop), None)
+    first = next(records_of(file, refuse or stop), None)
     return {} if first is None else dict.fromkeys(first.values, True)
 
 

@@ -5,11 +5,13 @@ texts.py    features of any texts
 nearest.py  the rows nearest to one of them, or to something new
 """
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from emc2dist import files
 from emc2dist.config import S3
-from emc2dist.errors import SpecError
+from emc2dist.errors import SpecError, StorageError
+from emc2dist.run.folder import refuse_runs_own
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.vectors.images import embed_images
 from emc2dist.run.vectors.texts import embed_texts
@@ -28,9 +30,13 @@ def embed(
         options: those of `embed_images` or `embed_texts`; None is left out.
 
     Raises:
-        SpecError: an option is of the other kind of run. RunError: there is no checkpoint. Else see these two.
+        SpecError: an option is of the other kind of run, or `out` is named as a file of another format. RunError: there
+        is no checkpoint. StorageError: `out` is what is read, or a run's own. Else see these two.
     """
+    _refuse_other_endings(out)
+    _refuse_what_is_read(out, source)
     newest = LoadedCheckpoint.at(run, s3)
+    refuse_runs_own(out)
     given = {name: value for name, value in options.items() if value is not None}
     of_texts = newest.spec.of_texts
     for name in ("splits",) if of_texts else ("side", "column"):
@@ -38,3 +44,20 @@ def embed(
             kind = newest.spec.data.kind
             raise SpecError(f"--{name.rstrip('s')}: is not of a run over {kind}, as {run} is; leave it out")
     return (embed_texts if of_texts else embed_images)(newest, source, out, s3=newest.spec.s3.overridden(s3), **given)
+
+
+def _refuse_other_endings(out: str | Path) -> None:
+    suffix = PurePath(str(out)).suffix
+    if suffix not in ("", ".parquet") or str(out) == "-":
+        raise SpecError(f"{out}: Parquet is what is written, and to a file; call it *.parquet")
+
+
+def _refuse_what_is_read(out: str | Path, source: str | Path) -> None:
+    """Raise StorageError where `out` would take the place of the source, or lie in the set that is read."""
+    if files.is_remote(str(out)) or files.is_remote(str(source)):
+        same = str(out) == str(source) or str(out).startswith(f"{str(source).rstrip('/')}/")
+    else:
+        target, read = files.local(out).resolve(), files.local(source).resolve()
+        same = target == read or read in target.parents
+    if same:
+        raise StorageError(f"{out}: is, or lies in, what is read ({source}); name another file")

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from emc2dist import files
 from emc2dist.config import S3
 from emc2dist.data.texts.collection import Passage, Side, Unusable
+from emc2dist.data.texts.formats import titled
 from emc2dist.data.texts.records import LONGEST_LINE, Record, fields_of, is_table, plain, records_of
 from emc2dist.errors import DataError
 from emc2dist.run.loaded import LoadedCheckpoint
@@ -25,6 +26,10 @@ from emc2dist.run.vectors.lasting import lasting
 from emc2dist.terminal import say
 
 _IDS = ("_id", "id", "docid", "query_id")
+_TITLE, _TEXT = "title", "text"
+_PACKED = {
+    b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd",
+}  # fmt: skip
 _AT_ONCE = 1_024  # texts in memory
 _SAID = 65_536  # texts between two messages
 
@@ -83,16 +88,33 @@ def embed_texts(
 def _records(file: Path, column: str) -> tuple[Iterator[Record], list[str]]:
     """The records of a file, and which of its columns are not read, said."""
     if not is_table(file.name):
+        _refuse_no_text(file)
         return _lines(file, column), []
-    names = list(fields_of(file))
+    names = list(fields_of(file, _refuse))
     if names and column not in names:
         raise DataError(f"{file}: has no column {column!r}, but {plain(', '.join(names))}; say which: --column NAME")
     of_id = next((name for name in _IDS if name in names), None)
     unread = [name for name in names if name not in (column, of_id)]
+    joined = column == _TEXT and _TITLE in unread
+    unread = [name for name in unread if not (joined and name == _TITLE)]
     remarks = [f"columns that are not read: {plain(', '.join(unread))}"] if unread else []
+    remarks += [f"{_TITLE} and {_TEXT} of each row are one text, as `emc2dist ingest` has it"] if joined else []
     for remark in remarks:
         say(remark)
     return records_of(file, _refuse), remarks
+
+
+def _refuse_no_text(file: Path) -> None:
+    """Raise DataError where a file that is to be one of texts is none by its name or its first bytes."""
+    with files.explained(file), file.open("rb") as stream:
+        begin = stream.read(max(map(len, _PACKED)))
+    packed = next((how for magic, how in _PACKED.items() if begin.startswith(magic)), None)
+    if packed:
+        raise DataError(f"{file}: is packed ({packed}); unpack it, and give what that writes")
+    if file.suffix.lower() == ".json":
+        raise DataError(
+            f"{file}: is neither a text a line nor a table; write a JSON object a line and call it {file.stem}.jsonl"
+        )
 
 
 def _lines(file: Path, column: str) -> Iterator[Record]:
@@ -111,7 +133,8 @@ def _named(records: Iterator[Record], column: str) -> Iterator[tuple[str, str]]:
         side = Side("text")  # of this one alone: it remembers all it has seen
         told = next((values[name] for name in _IDS if name in values), number)
         try:
-            text = side.claim("", Passage(values.get(column), number if told is None else told))
+            value = titled(values) if column == _TEXT and _TITLE in values else values.get(column)
+            text = side.claim("", Passage(value, number if told is None else told))
         except Unusable as error:
             _refuse(place, str(error))
         ((_, name),) = side.of_id
