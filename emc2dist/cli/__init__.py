@@ -9,6 +9,7 @@
     reports.py      report: pictures of runs
     vectors.py      embed, neighbours: vectors out, and what is nearest among them
     texts.py        negatives: what the chains of a run over pairs hold
+    drafts.py       new: a spec to begin with
     data.py         ingest
     asking.py       ask: a person, which two of three images are alike
     jobs.py         submit, status, logs, stop, list: a run as a job on a cluster
@@ -232,6 +233,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         checkpoints,
         clusters,
         data,
+        drafts,
         jobs,
         reports,
         runs,
@@ -246,7 +248,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--version", action=_Version, nargs=0, help=text)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     running = (runs, sweeps, checkpoints, certificates, watching, reports)
-    for module in (*running, vectors, texts, data, asking, jobs, clusters):
+    for module in (*running, vectors, texts, drafts, data, asking, jobs, clusters):
         module.add_to(commands)
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives up on KEY=VALUE after an option, as in `train SPEC --json lr=1e-3`.
