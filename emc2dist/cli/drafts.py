@@ -31,7 +31,7 @@ _QUESTIONS = {
                       {"": "128", "images": "28"}, "pixels of an image's side, or tokens of a document"),
     "gpus": _Question("--gpus", "How many GPUs, over all machines?", {"": "0"}, "over all machines; 0: CPUs alone"),
     "goal": _Question("--goal", f"What for: {', '.join(GOALS)}?", {"": GOALS[0], "images": GOALS[1]},
-                      "features are compared as they are, a representation takes a classifier, classes are learnt from"),
+                      "features are compared as they are, a representation takes a classifier, classes are learnt"),
 }  # fmt: skip
 
 
