@@ -213,12 +213,29 @@ class Views(Section):
     """Probability of dropping the colour."""
     blur: Probability = 0.0
     """Probability of a Gaussian blur (sigma 0.1 to 2.0 pixels, kernel about a tenth of the side)."""
+    solarise: Probability = 0.0
+    """Probability that levels from 128 on are inverted, last of all, as in BYOL."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Largest rotation, degrees either way."""
+    transform: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", max_length=200)] | None = None
+    """MODULE:NAME, a callable of one's own that makes a view, uint8 [3, size, size], of an image, uint8 [3, H, W], in
+    the place of all above but `count` and `size` (docs/data.md). Views are then made on the CPU. None: those above."""
     made_on: Literal["auto", "cpu", "device"] = "auto"
     """Where views are made. `cpu`: where images are decoded. `device`: by the batch on the worker's device, to which
     decoded images are sent, whole or, where they are longer than four views, as crops. `auto`: on the device if it is a
     GPU. A pixel may differ by a level or so between the two, so a run does not go on with another one."""
+
+    @model_validator(mode="after")
+    def _one_transform(self) -> Self:
+        if self.transform is None:
+            return self
+        default = {name: field.default for name, field in type(self).model_fields.items()}
+        for name in ("crop", "aspect", "flip", "jitter", "jitter_probability", "grey", "blur", "solarise", "rotate"):
+            if getattr(self, name) != default[name]:
+                raise ValueError(f"views.{name}: is not read beside views.transform; leave it out")
+        if self.made_on == "device":
+            raise ValueError("views.made_on: device, but views.transform works where images are decoded; give cpu")
+        return self
 
 
 RESNETS = (

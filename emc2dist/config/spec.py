@@ -199,6 +199,8 @@ class Spec(Section):
         for key, (low, high) in (("views.crop", self.views.crop), ("views.aspect", self.views.aspect)):
             if low > high:
                 raise ValueError(f"{key}: [{low}, {high}] is not an ascending pair")
+        if self.data.shrink and self.views.transform is not None:
+            raise ValueError("data.shrink: true goes by views.crop, in whose place views.transform is; give false")
         if self.views.crop[1] > 1:
             raise ValueError(f"views.crop: {self.views.crop[1]} is more than the whole image; allowed up to 1")
         if self.encode_chunk is not None and self.encoder.norm in ("batch", "sync_batch"):

@@ -56,6 +56,7 @@ from emc2dist.run.worker import work
 from emc2dist.store import ChainStore, Layout, LocalStore
 from emc2dist.store.remote import RayStore
 from emc2dist.terminal import say
+from emc2dist.towers.views import OwnView
 from emc2dist.train import checkpoint, loop
 from emc2dist.train.memory import schema_for
 from emc2dist.train.model_files import ModelFiles
@@ -178,10 +179,12 @@ def check(spec: Spec, model: ModelFiles | None = None) -> tuple[TrainingSet, lis
     Returns the training set, remarks on the data, and k of kNN, which is None where nothing is evaluated.
 
     Raises:
-        SpecError: it goes too far. DataError: the data cannot be opened, are fewer than a batch, or lack labels or what
-            else the spec reads of each image.
+        SpecError: it goes too far, or `views.transform` makes no views. DataError: the data cannot be opened, are fewer
+            than a batch, or lack labels or what else the spec reads of each image.
     """
     train = open_training_set(spec)
+    if spec.views.transform is not None:
+        OwnView(spec.views)  # refuses what makes no views
     _, on_columns = columns_of(spec, train)
     loop.order_for(spec, train)
     judge, remarks = judge_of(spec, train, model)

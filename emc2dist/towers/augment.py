@@ -15,7 +15,7 @@ from numba import from_dtype, njit, types
 from numpy.typing import NDArray
 
 from emc2dist.core.compiled import OPTIONS, ahead_of_time
-from emc2dist.towers.parameters import BRIGHTNESS, CONTRAST, PARAMETERS, SATURATION
+from emc2dist.towers.parameters import BRIGHTNESS, CONTRAST, PARAMETERS, SATURATION, THRESHOLD
 
 Pixels = NDArray[np.uint8]
 """[3, S, S], in one piece."""
@@ -244,6 +244,15 @@ def blur(image: Pixels, sigma: float, taps: int, made: Pixels) -> None:
 
 
 @_compiled
+def solarise(image: Pixels) -> None:
+    """Invert the levels from `THRESHOLD` on, in place."""
+    flat = image.reshape(-1)
+    for i in range(len(flat)):
+        if flat[i] >= THRESHOLD:
+            flat[i] = np.uint8(255 - flat[i])
+
+
+@_compiled
 def _reflected(i: int, size: int) -> int:
     """The pixel of a line of `size` that is seen at `i`, beyond either end too."""
     if size == 1:
@@ -277,3 +286,6 @@ def augment(image: Any, parameters: Any, slot: int, taps: int, made: Any) -> Non
             grey(now)
         if blurred:
             blur(now, chosen.sigma, taps, then)
+            now = then
+        if chosen.solarise:
+            solarise(now)

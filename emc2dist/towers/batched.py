@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emc2dist.config import Views
-from emc2dist.towers.parameters import BRIGHTNESS, CONTRAST, HUE, PARAMETERS, SATURATION, draw, kernel
+from emc2dist.towers.parameters import BRIGHTNESS, CONTRAST, HUE, PARAMETERS, SATURATION, THRESHOLD, draw, kernel
 
 LONGEST = 4
 """Sides of a view: an image that is longer is cropped and resized where it is decoded.
@@ -280,6 +280,7 @@ def _steps(drawn: NDArray, size: int) -> Iterator[_Step]:
     steps.append(_Step(_greyed, [np.flatnonzero(drawn["grey"])]))
     (blurred,) = np.nonzero(drawn["sigma"])
     steps.append(_Step(_blurred, [blurred, _gaussian(drawn["sigma"][blurred], kernel(size) // 2)]))
+    steps.append(_Step(_solarised, [np.flatnonzero(drawn["solarise"])]))
     return (step for step in steps if len(step.arguments[0]))
 
 
@@ -448,6 +449,11 @@ def _convolved(padded: Tensor, weights: Tensor, axis: int, begin: float) -> Tens
     for k, weight in enumerate(sides, 1):
         total += (padded.narrow(axis, half - k, size) + padded.narrow(axis, half + k, size)) * weight
     return total
+
+
+def _solarised(images: Tensor) -> Tensor:
+    """Levels from `THRESHOLD` on inverted."""
+    return torch.where(images >= THRESHOLD, 255 - images, images)
 
 
 def _reflected(size: int, beyond: int, device: torch.device) -> Tensor:

@@ -25,10 +25,13 @@ PARAMETERS = np.dtype(
         ("factors", np.float64, (4,)),  # 1 changes nothing; of HUE a shift in [-0.5, 0.5], and 0 does
         ("grey", np.bool_),
         ("sigma", np.float64),  # of the blur, pixels of the view; 0: none
+        ("solarise", np.bool_),
     ],
     align=True,
 )
 
+THRESHOLD = 128
+"""The level from which on solarisation inverts."""
 SIGMA = (0.1, 2.0)
 """Range of the blur's sigma, pixels."""
 
@@ -43,7 +46,7 @@ def kernel(size: int) -> int:
 
 def draw(config: Views, streams: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray:
     """Parameters [n] of the type `PARAMETERS`, of views with streams [n] of images so high and wide [n]."""
-    u = iter(uniforms(torch.from_numpy(streams), 2 * _TRIES + 16, lane=_LANE).numpy().T.copy())
+    u = iter(uniforms(torch.from_numpy(streams), 2 * _TRIES + 17, lane=_LANE).numpy().T.copy())
     made = np.zeros(len(streams), PARAMETERS)
     fits = _size(made, config, [(next(u), next(u)) for _ in range(_TRIES)], heights, widths)
     for side, length, start in (("height", heights, "top"), ("width", widths, "left")):
@@ -59,6 +62,7 @@ def draw(config: Views, streams: NDArray[np.int64], heights: NDArray[np.int64], 
         made["factors"][:, which] = np.where(jittered, _between(least, neutral + strength, next(u)), neutral)
     made["grey"] = next(u) < config.grey
     made["sigma"] = np.where(next(u) < config.blur, _between(*SIGMA, next(u)), 0)
+    made["solarise"] = next(u) < config.solarise
     return made
 
 

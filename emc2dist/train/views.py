@@ -20,7 +20,7 @@ from emc2dist.errors import SpecError
 from emc2dist.machine import cpus
 from emc2dist.towers.batched import LONGEST, BatchedViews
 from emc2dist.towers.resident import ResidentViews
-from emc2dist.towers.views import RandomView
+from emc2dist.towers.views import OwnView, RandomView
 
 SHARES = {"auto": 1 / 8, True: 1 / 2}
 """Of the device's free memory, what pixels may take there, by `data.on_device`."""
@@ -44,12 +44,14 @@ def view_loader(
         SpecError: `data.on_device: true` cannot be. Where it looks at images, DataError as their `get` does.
     """
     made_on = spec.views.made_on
-    if made_on == "auto":
+    if spec.views.transform is not None:
+        made_on = "cpu"
+    elif made_on == "auto":
         made_on = "device" if device.type == "cuda" else "cpu"
     pixels = _decoded(spec, images)
     room = _room(spec, pixels, len(images), device, made_on)
     processes = loaders(spec, device, made_on, cores_of(spec) if cores is None else cores)
-    view: View | DeviceView = RandomView(spec.views)
+    view: View | DeviceView = RandomView(spec.views) if spec.views.transform is None else OwnView(spec.views)
     if room is not None:
         view = ResidentViews(spec.views, device, len(images), room)
     elif made_on == "device":

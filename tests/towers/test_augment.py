@@ -105,6 +105,14 @@ def test_grey(size):
     assert_alike(image, expected, share=0.001)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_solarisation(size):
+    image = pixels(size, size)
+    expected = F.solarize(torch.from_numpy(image.copy()), 128)
+    augment.solarise(image)
+    assert (image == expected.numpy()).all()
+
+
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize(("size", "taps"), [(2, 3), (8, 3), (8, 9), (33, 3), (33, 23), (96, 9)])
 def test_blur(size, taps, sigma):

@@ -19,6 +19,7 @@ ALL = {
     "jitter": (0.8, 0.8, 0.8, 0.2),
     "grey": 0.3,
     "blur": 0.5,
+    "solarise": 0.3,
     "rotate": 20.0,
 }
 CPU = torch.device("cpu")
@@ -67,6 +68,7 @@ ONLY = {
     "hue": {"jitter": (0.0, 0.0, 0.0, 0.5), "jitter_probability": 1.0},
     "grey": {"grey": 1.0},
     "blur": {"blur": 1.0},
+    "solarise": {"solarise": 1.0},
 }
 
 

@@ -81,15 +81,17 @@ def test_sigma():
     assert_alike(ours, [one["sigma"][0] for one in theirs(v2.GaussianBlur(3, (0.1, 2.0)))])
 
 
-@pytest.mark.parametrize(("key", "name"), [("flip", "flip"), ("grey", "grey"), ("blur", "sigma")])
+@pytest.mark.parametrize(
+    ("key", "name"), [("flip", "flip"), ("grey", "grey"), ("blur", "sigma"), ("solarise", "solarise")]
+)
 def test_probabilities(key, name):
     for probability in (0.0, 0.2, 1.0):
         assert abs((drawn(Views(**{key: probability}))[name] != 0).mean() - probability) < 0.025
 
 
 def test_the_parameters_are_unrelated():
-    ours = drawn(Views(rotate=10.0, grey=0.5, blur=1.0, jitter_probability=1.0))
-    parts = [ours[name] for name in ("flip", "angle", "grey", "sigma", "width")]
+    ours = drawn(Views(rotate=10.0, grey=0.5, blur=1.0, solarise=0.5, jitter_probability=1.0))
+    parts = [ours[name] for name in ("flip", "angle", "grey", "sigma", "solarise", "width")]
     parts += [*ours["factors"].T, ours["order"][:, 0], (ours["top"] + 0.5) / (33 - ours["height"])]
     related = np.corrcoef(np.stack([part.astype(float) for part in parts]))
     assert np.abs(related - np.eye(len(parts))).max() < 4.5 / COUNT**0.5

@@ -16,7 +16,7 @@ from emc2dist.towers.parameters import draw
 from emc2dist.towers.views import PlainView, RandomView
 
 OFF = {"flip": 0.0, "jitter_probability": 0.0, "grey": 0.0, "blur": 0.0, "rotate": 0.0}
-ON = {"flip": 0.5, "jitter_probability": 0.8, "grey": 0.3, "blur": 0.5, "rotate": 20.0}
+ON = {"flip": 0.5, "jitter_probability": 0.8, "grey": 0.3, "blur": 0.5, "solarise": 0.3, "rotate": 20.0}
 WHOLE = {"crop": (1.0, 1.0), "aspect": (1.0, 1.0)}
 IMAGE = torch.randint(0, 256, (3, 40, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 SQUARE = IMAGE[:, :32, :32]
@@ -96,7 +96,8 @@ def by_torchvision(image: torch.Tensor, chosen: np.void, size: int, taps: int) -
         image = adjust[which](image, float(chosen["factors"][which]))
     image = F.rgb_to_grayscale(image, 3) if chosen["grey"] else image
     sigma = float(chosen["sigma"])
-    return F.gaussian_blur(image, [taps, taps], [sigma, sigma]) if sigma else image
+    image = F.gaussian_blur(image, [taps, taps], [sigma, sigma]) if sigma else image
+    return F.solarize(image, 128) if chosen["solarise"] else image
 
 
 @pytest.mark.parametrize(
@@ -121,6 +122,7 @@ TRANSFORMS = {
     "jitter": ({"jitter_probability": 0.7}, [v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.7)]),
     "grey": ({"grey": 0.3}, [v2.RandomGrayscale(0.3)]),
     "blur": ({"blur": 0.6}, [v2.RandomApply([v2.GaussianBlur(3, (0.1, 2.0))], 0.6)]),
+    "solarise": ({"solarise": 0.3}, [v2.RandomSolarize(128, 0.3)]),
 }
 
 
