@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from emc2dist.config import backbones
 from emc2dist.config.negatives import Negatives
 from emc2dist.config.objectives import Objective
 from emc2dist.config.pairs import Text, misfit_of_kind
@@ -196,6 +197,9 @@ class Spec(Section):
             raise ValueError(
                 f"temperature_period: {self.temperature_period} needs temperature_end, the other bound of the cosine"
             )
+        misfit = backbones.size_misfit(self.encoder.backbone, self.views.size)
+        if misfit is not None:
+            raise ValueError(misfit)
         for key, (low, high) in (("views.crop", self.views.crop), ("views.aspect", self.views.aspect)):
             if low > high:
                 raise ValueError(f"{key}: [{low}, {high}] is not an ascending pair")

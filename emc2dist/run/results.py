@@ -18,7 +18,8 @@ from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.texts import evaluate_pairs
 from emc2dist.terminal import Progress, say
-from emc2dist.towers.encoder import MEAN, STD, backbone_state_dict, not_torchvisions
+from emc2dist.towers.encoder import MEAN, STD, ImageEncoder
+from emc2dist.towers.images import backbone_state_dict, not_its_own
 from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.measures import MOST_IN_PAIRS, all_measures
 
@@ -38,7 +39,8 @@ FORMATS = ("safetensors", "sentence-transformers")
 """Of what `export` writes; the second is of runs over pairs."""
 _USE = (
     "images for it: RGB from 0 to 1, less `mean`, by `std` (README.md, The encoder elsewhere); neither projector nor "
-    "`fc` is in it: set a ResNet's to torch.nn.Identity() before it is loaded, or load with strict=False"
+    "head is in it: model.set_submodule(head, torch.nn.Identity()) before it is loaded, `head` as in its metadata, or "
+    "load with strict=False"
 )
 
 
@@ -116,8 +118,8 @@ def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 |
 
     Of pairs see `emc2dist.run.text_models`.
 
-    A ResNet's keys are torchvision's (no `fc`); those of conv4 are of `emc2dist.towers.encoder.Conv4`. What a model has
-    to be like to give the same representations is in `remarks`, where it is not torchvision's own; what images have to
+    Keys are torchvision's or timm's (no head); those of conv4 are of `emc2dist.towers.images.Conv4`. What a model has
+    to be like to give the same representations is in `remarks`, where it is not its library's own; what images have to
     be like, in the file's metadata and in what is returned: `mean` and `std` of RGB from 0 to 1, `size` as trained on.
 
     Raises:
@@ -141,8 +143,10 @@ def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 |
     spec = newest.spec
     if of_pairs:
         return _exported(newest, place, text_models.write_file(newest, str(out), spec.s3.overridden(s3)))
+    assert isinstance(newest.encoder, ImageEncoder)
     told: dict[str, Any] = {
         "backbone": spec.encoder.backbone,
+        "head": newest.encoder.head,
         "stem": spec.encoder.stem,
         "norm": spec.encoder.norm,
         "width": newest.encoder.width,
@@ -153,7 +157,7 @@ def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 |
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(newest.encoder).items()}
     place.write(save(tensors, metadata))
-    remarks = not_torchvisions(spec.encoder)
+    remarks = not_its_own(spec.encoder, spec.views.size)
     for remark in remarks:
         say(remark)
     say(_USE)

@@ -142,8 +142,11 @@ def encoder_for(spec: Spec, described: str | None = None) -> Encoder:
 
     `described` is the config.json of a model of transformers, where its weights are to come from a checkpoint.
     """
-    of_texts = spec.of_texts
-    encoder: Encoder = TextEncoder(spec.encoder, spec.text, described) if of_texts else ImageEncoder(spec.encoder)
+    encoder: Encoder
+    if spec.of_texts:
+        encoder = TextEncoder(spec.encoder, spec.text, described)
+    else:
+        encoder = ImageEncoder(spec.encoder, spec.views.size)
     encoder.learnt = contrast_for(spec).objective.learns(spec.encoder.features)
     return encoder.double() if spec.precision == "float64" else encoder
 
