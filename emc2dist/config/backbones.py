@@ -1,8 +1,8 @@
 """The backbones of images by name, and what each takes; here, so that a spec is checked without torch.
 
-    conv4        four convolutions, `emc2dist.towers.images.Conv4`
-    NAME         any classification model of torchvision, its head taken off
-    timm:NAME    any model of the library timm, its head taken off; what it takes is seen when it is built
+conv4        four convolutions, `emc2dist.towers.images.Conv4`
+NAME         any classification model of torchvision, its head taken off
+timm:NAME    any model of the library timm, its head taken off; what it takes is seen when it is built
 """
 
 import difflib

@@ -106,9 +106,16 @@ def _on_device(value: Any) -> Any:
     raise _refusal("use auto, true or false")
 
 
+def _frozen(value: Any) -> Any:
+    if value is None or value == "backbone" or (type(value) is int and 1 <= value <= 1024):
+        return value
+    raise _refusal("use backbone, or how many stages, from 1 on, or null")
+
+
 # Not pydantic's own: of a union it tells what each of its kinds would take.
 Loaders = Annotated[int | Literal["auto"], PlainValidator(_loaders)]
 OnDevice = Annotated[bool | Literal["auto"], PlainValidator(_on_device)]
+Frozen = Annotated[int | Literal["backbone"] | None, PlainValidator(_frozen)]
 
 
 class Section(BaseModel):
@@ -252,6 +259,14 @@ class Encoder(Section):
     """With one, a follower encodes all keys (positives, draws, what is cached), without gradient: a second encoder
     that goes 1 - momentum of the way to the trained one after every update. 0.99 to 0.999. None: no follower."""
 
+    weights: AnyPath | None = None
+    """What the encoder begins with: a .safetensors file of a backbone, as `emc2dist export` writes it or as
+    torchvision and timm publish it, or a run folder, whose newest checkpoint is taken; on disk or S3
+    (docs/backbones.md). None: random weights. A run that resumes reads it no more."""
+    freeze: Frozen = None
+    """What of the backbone stays as it is: `backbone`, or how many of its first stages (docs/backbones.md). None:
+    nothing."""
+
     @model_validator(mode="before")
     @classmethod
     def _with_own_parts(cls, given: Any) -> Any:
@@ -266,6 +281,8 @@ class Encoder(Section):
             raise ValueError(
                 f"encoder.hidden: {self.hidden} is of the projector, and encoder.projector is false; leave one out"
             )
+        if self.freeze is not None and not self.projector and self.freeze == "backbone":
+            raise ValueError("encoder.freeze: backbone, but without a projector nothing else learns; leave it out")
         if of_text and self.norm == "own":
             raise ValueError("encoder.norm: own is of images; leave it out, or give none")
         misfit = None if of_text else backbones.misfit(self.backbone, self.stem, self.norm)
@@ -289,6 +306,9 @@ class Optimiser(Section):
     """Epochs of linear warm-up from 0; then cosine to 0."""
     clip_norm: PositiveFloat | None = None
     """Largest gradient norm; longer gradients are scaled down to it. None: not clipped."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """What the learning rate is multiplied by from one stage of the encoder to the one below it (docs/backbones.md);
+    0.65 to 0.9 are usual. None: all learn at one rate."""
     accumulate: SmallPositiveInt = 1
     """Micro-batches per optimiser update. Each contrasts batch_size / accumulate samples with its own sweep."""
 

@@ -10,6 +10,7 @@ from safetensors.torch import save
 
 from emc2dist import files
 from emc2dist.config import S3, Data, dump, given_keys, parse
+from emc2dist.config.backbones import TIMM
 from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import NonFiniteError, SpecError
 from emc2dist.files import Place
@@ -146,7 +147,7 @@ def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 |
     assert isinstance(newest.encoder, ImageEncoder)
     told: dict[str, Any] = {
         "backbone": spec.encoder.backbone,
-        "head": newest.encoder.head,
+        "head": _head_of(newest.encoder, spec.encoder.backbone),
         "stem": spec.encoder.stem,
         "norm": spec.encoder.norm,
         "width": newest.encoder.width,
@@ -162,6 +163,11 @@ def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 |
         say(remark)
     say(_USE)
     return _exported(newest, place, told | {"remarks": remarks})
+
+
+def _head_of(encoder: ImageEncoder, backbone: str) -> str:
+    """Name of the layer that was taken off; empty where the library leaves it out itself, or has none."""
+    return "" if backbone.startswith(TIMM) else next(iter(encoder.heads), "")
 
 
 def _exported(newest: LoadedCheckpoint, place: Place, told: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The one place that imports timm, which is installed apart: `pip install 'emc2dist[timm]'`."""
 
 import difflib
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,8 +13,8 @@ from emc2dist.terminal import brief
 _NEAREST = 3
 
 
-def build(name: str, size: int) -> tuple[nn.Module, int]:
-    """timm's model of a name, without its head and its dropout, for images of `size` pixels; and its width.
+def build(name: str, size: int) -> tuple[nn.Module, int, tuple[str, ...]]:
+    """timm's model of a name, without its head and its dropout, for images of `size` pixels; its width, and its heads.
 
     Weights are random. A model of images of a fixed size is built for `size`.
 
@@ -38,7 +39,8 @@ def build(name: str, size: int) -> tuple[nn.Module, int]:
         ) from error
     if len(width) != 1:
         raise SpecError(f"encoder.backbone: {TIMM}{name}: gives {list(width)} of an image, and no vector; take another")
-    return model.train(was_training), int(width[0])
+    heads = () if config is None or config.classifier is None else config.classifier
+    return model.train(was_training), int(width[0]), (heads,) if isinstance(heads, str) else tuple(heads)
 
 
 def has_fixed_size(name: str) -> bool:
@@ -52,7 +54,7 @@ def synchronised(model: nn.Module) -> nn.Module:
     return _timm().layers.convert_sync_batchnorm(model)
 
 
-def _timm():  # noqa: ANN202  # it may not be there
+def _timm() -> Any:
     """The library; torchvision first, which it imports and which not every machine can import by itself."""
     from emc2dist.towers import _torchvision  # noqa: F401
 

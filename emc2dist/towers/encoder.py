@@ -37,6 +37,8 @@ class Encoder(nn.Module, ABC):
 
     learnt: nn.Module | None
     """What the objective learns with it, which only that reads; None: nothing."""
+    still: list[nn.Module]
+    """Layers that stay in evaluation mode, as frozen BatchNorms do (`emc2dist.towers.stages.freeze`)."""
 
     def __init__(self, backbone: nn.Module, width: int, config: EncoderConfig) -> None:
         """Begin; `width` is the backbone's. Raises SpecError where there is no projector and `features` is another."""
@@ -49,6 +51,15 @@ class Encoder(nn.Module, ABC):
         self.backbone, self.width, self.features = backbone, width, config.features
         self.projector = _projector(width, config) if config.projector else nn.Identity()
         self.learnt = None
+        self.still = []
+
+    @override
+    def train(self, mode: bool = True) -> "Encoder":
+        """Set the mode, but of layers that stay in evaluation mode."""
+        super().train(mode)
+        for layer in self.still:
+            layer.eval()
+        return self
 
     @abstractmethod
     def representation(self, views: Tensor) -> Tensor:
@@ -84,8 +95,8 @@ class ImageEncoder(Encoder):
     mean: Tensor
     std: Tensor
 
-    head: str
-    """Name of the layer that was taken off its library's model; empty where none was."""
+    heads: tuple[str, ...]
+    """Names of what its library's own model has beside, as in `emc2dist.towers.images.Built`."""
     remarks: Sequence[str]
     """What a person should know of how the backbone was built."""
 
@@ -93,7 +104,7 @@ class ImageEncoder(Encoder):
         """Begin; raises SpecError where the backbone cannot be built for images of `size` pixels."""
         built = image_backbone(config, size)
         super().__init__(built.backbone, built.width, config)
-        self.head, self.remarks = built.head, built.remarks
+        self.heads, self.remarks = built.heads, built.remarks
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 

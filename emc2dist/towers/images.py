@@ -34,6 +34,8 @@ from emc2dist.towers.norms import GroupNorm
 NATIVE_SIZE = 224
 """Side of the images, pixels, that torchvision's models are built for unless they are told another."""
 _GROUPS = 32
+_AUXILIARY = ("aux1", "aux2", "AuxLogits")
+"""Of GoogLeNet and Inception v3: heads for training, which published weights have and models here do not."""
 
 
 class Built(NamedTuple):
@@ -42,8 +44,8 @@ class Built(NamedTuple):
     backbone: nn.Module
     width: int
     """R."""
-    head: str = ""
-    """Name of the layer of the model that was taken off; empty where none was."""
+    heads: tuple[str, ...] = ()
+    """Names of what the library's own model has beside: the layer that was taken off first, then heads for training."""
     remarks: tuple[str, ...] = ()
     """What a person should know of how it was built."""
 
@@ -125,8 +127,7 @@ def with_norm(model: nn.Module, norm: Norm) -> nn.Module:
         return _synchronised(model, any(hasattr(layer, "act") for _, layer in found))
     if norm != "batch":
         for name, layer in found:
-            channels = layer.num_features
-            model.set_submodule(name, nn.Identity() if norm == "none" else _group_norm(channels, layer))
+            model.set_submodule(name, nn.Identity() if norm == "none" else _in_its_stead(layer))
     return model
 
 
@@ -150,12 +151,20 @@ class _GroupNormAct(GroupNorm):
         return self.act(self.drop(super().forward(input)))
 
 
-def _group_norm(channels: int, layer: Any = None) -> nn.Module:
-    """GroupNorm of 32 groups, or of the most that divide the channels; in the stead of a BatchNorm `layer`."""
-    groups = next(g for g in range(min(_GROUPS, channels), 0, -1) if channels % g == 0)
-    if hasattr(layer, "act"):
-        return _GroupNormAct(groups, layer)
-    return GroupNorm(groups, channels) if layer is None else GroupNorm(groups, channels, layer.eps)
+def _group_norm(channels: int) -> nn.Module:
+    """GroupNorm of 32 groups, or of the most that divide the channels."""
+    return GroupNorm(_most_groups(channels, least=1), channels)
+
+
+def _in_its_stead(layer: Any) -> nn.Module:
+    """GroupNorm for a BatchNorm: of two channels a group at least, for one alone at a 1x1 place would come out as 0."""
+    groups = _most_groups(layer.num_features, least=2)
+    return _GroupNormAct(groups, layer) if hasattr(layer, "act") else GroupNorm(groups, layer.num_features, layer.eps)
+
+
+def _most_groups(channels: int, least: int) -> int:
+    """The most groups, up to 32, of as many channels each, `least` of them or more."""
+    return next((g for g in range(min(_GROUPS, channels // least), 0, -1) if channels % g == 0), 1)
 
 
 # nn.Identity accepts, and ignores, the number of channels.
@@ -195,18 +204,18 @@ class Conv4(nn.Module):
 def _of_timm(config: Encoder, size: int) -> Built:
     from emc2dist.towers import _timm
 
-    model, width = _timm.build(config.backbone.removeprefix(TIMM), size)
+    model, width, heads = _timm.build(config.backbone.removeprefix(TIMM), size)
     try:
         model = with_norm(model, config.norm)
     except SpecError as error:
         raise SpecError(f"{error} (encoder.backbone: {config.backbone})") from None
-    return Built(model, width, remarks=_without_dropout(model, config.backbone))
+    return Built(model, width, heads, _without_dropout(model, config.backbone))
 
 
 def _of_torchvision(config: Encoder, size: int) -> Built:
     from emc2dist.towers._torchvision import models
 
-    model = models.get_model(config.backbone, weights=None, **_options(config.backbone, size))
+    model: Any = models.get_model(config.backbone, weights=None, **_options(config.backbone, size))
     head, width = _take_off_head(model)
     model = with_norm(model, config.norm)
     if config.stem == "cifar":
@@ -215,7 +224,7 @@ def _of_torchvision(config: Encoder, size: int) -> Built:
         model.maxpool = nn.Identity()
     if config.norm == "none":
         _shrink_residuals(model)
-    return Built(model, width, head, _without_dropout(model, config.backbone))
+    return Built(model, width, (head, *_AUXILIARY), _without_dropout(model, config.backbone))
 
 
 def _options(name: str, size: int) -> dict[str, Any]:
@@ -234,12 +243,12 @@ def _options(name: str, size: int) -> dict[str, Any]:
 
 def _take_off_head(model: nn.Module) -> tuple[str, int]:
     """Leave the last linear layer out, or the last convolution where there is none; its name, and what it took."""
-    found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    if not found:
-        found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
-    name, layer = found[-1]
+    layers: list[tuple[str, Any]] = list(model.named_modules())
+    linear = [(name, layer.in_features) for name, layer in layers if isinstance(layer, nn.Linear)]
+    convolutions = [(name, layer.in_channels) for name, layer in layers if isinstance(layer, nn.Conv2d)]
+    name, width = (linear or convolutions)[-1]
     model.set_submodule(name, nn.Identity())
-    return name, layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    return name, width
 
 
 def _without_dropout(model: nn.Module, name: str) -> tuple[str, ...]:

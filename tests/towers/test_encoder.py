@@ -227,9 +227,7 @@ def test_an_exported_conv4_loads_into_the_class_of_that_name():
 
 
 def test_what_cannot_be_built_is_refused_with_the_spec():
-    with pytest.raises(
-        ValueError, match=r"encoder\.stem: imagenet is no stem of conv4, which begins .* or give cifar"
-    ):
+    with pytest.raises(ValueError, match=r"encoder\.stem: imagenet is no stem of conv4, which begins .* or give cifar"):
         encoder(backbone="conv4", stem="imagenet")
     for wrong, nearest in (("conv5", "conv4"), ("ResNet18", "resnet18")):
         with pytest.raises(ValueError, match=rf"'{wrong}' is neither conv4 nor .*nearest are {nearest}"):
