@@ -17,7 +17,8 @@ meaning. For the same reason dropout and stochastic depth are off: a view has on
 """
 
 import math
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -103,12 +104,27 @@ def not_its_own(config: Encoder, size: int) -> list[str]:
             f"encoder.norm: {norm} is not the model's BatchNorm; have it replaced, once it is built, by "
             f"emc2dist.towers.images.with_norm(model, {norm!r})"
         )
+    if name.startswith("mnasnet"):
+        remarks.append(
+            f"encoder.backbone: {name}: takes only a state dict that knows its version, which safetensors keep not; "
+            "put the weights into a collections.OrderedDict and set its _metadata to model.state_dict()._metadata"
+        )
     if config.stem == "cifar":
         remarks.append(
             f"encoder.stem: cifar is not torchvision.models.{name}'s; set its conv1 to torch.nn.Conv2d(3, 64, 3, "
             "padding=1, bias=False), its maxpool to torch.nn.Identity()"
         )
     return remarks
+
+
+def versioned(tensors: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
+    """A state dict that says of itself what the model's own does, which no safetensors file keeps.
+
+    torchvision's MNASNets take no other.
+    """
+    told: Any = OrderedDict(tensors)
+    told._metadata = getattr(model.state_dict(), "_metadata", None)
+    return told
 
 
 def with_norm(model: nn.Module, norm: Norm) -> nn.Module:

@@ -50,12 +50,12 @@ def freeze(encoder: Encoder, first: int | str | None) -> None:
     if first is None:
         return
     stages = stages_of(encoder.backbone)
-    there = count(encoder.backbone) + 1
-    if isinstance(first, int) and first > there:
+    there = sorted({stage for stage in stages.values() if stage <= count(encoder.backbone)})  # there may be no stem
+    if isinstance(first, int) and first > len(there):
         raise SpecError(
-            f"encoder.freeze: {first}, but the backbone has {there} stages; give at most that, or backbone for all"
+            f"encoder.freeze: {first}, but the backbone has {len(there)} stages; give at most that, or backbone for all"
         )
-    frozen = {name for name, stage in stages.items() if first == "backbone" or stage < int(first)}
+    frozen = {name for name, stage in stages.items() if first == "backbone" or stage in there[: int(first)]}
     for name, parameter in encoder.backbone.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)

@@ -46,6 +46,7 @@ from emc2dist.data.texts.pairs import Pairs
 from emc2dist.errors import RunError, StorageError
 from emc2dist.files import Place
 from emc2dist.store import ChainStore, Column, Commit, Layout, Rows, Schema, Tables, nbytes
+from emc2dist.towers.images import versioned
 from emc2dist.towers.optim import restore_optimiser
 from emc2dist.train import checksums, collectives, tensors
 from emc2dist.train.model_files import ModelFiles
@@ -218,11 +219,11 @@ def restore_trainer(
     """
     state = load_trainer(folder)
     with _understood(folder / TRAINER):
-        encoder.load_state_dict(state["encoder"])
+        encoder.load_state_dict(versioned(state["encoder"], encoder))
         if optimiser is not None:
             restore_optimiser(optimiser, state["optimiser"], own_groups=own_groups)
         if follower is not None:
-            follower.load_state_dict(state["follower"])
+            follower.load_state_dict(versioned(state["follower"], follower))
 
 
 def fingerprint(folder: Path) -> str:

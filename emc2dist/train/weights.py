@@ -24,6 +24,7 @@ from emc2dist.config import Spec
 from emc2dist.errors import SpecError
 from emc2dist.files import Place
 from emc2dist.towers.encoder import Encoder
+from emc2dist.towers.images import versioned
 from emc2dist.train.checkpoint import TRAINER
 
 LARGEST = 2**36
@@ -160,7 +161,7 @@ def _fit(where: str, backbone: nn.Module, found: Mapping[str, Tensor], spec: Spe
             f"{where}: does not fit {built}{sized}: {'; '.join(filter(None, wrong))}; give what the weights were "
             "trained with"
         )
-    backbone.load_state_dict(given)
+    backbone.load_state_dict(versioned(given, backbone))
     remark = f"{where}: all {len(own)} tensors of the backbone were taken"
     if uncounted:
         remark = f"{where}: {len(own) - len(uncounted)} of the backbone's {len(own)} tensors were taken, all but counts"
