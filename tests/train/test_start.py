@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from train.harness import Run, small_spec
+from train.harness import Run, pairs_spec, small_spec, write_pairs
 
 from emc2dist import files
 from emc2dist.core.columns import as_of_step_0
@@ -91,6 +91,17 @@ def test_it_resumes_bit_for_bit_without_what_it_began_with(kind, tmp_path):
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     one, other = (checkpoint.read_manifest(files.at(run.checkpoints[12])) for run in (whole, again))
     assert one.began == other.began == {"start_from": checkpoint.fingerprint(first.checkpoints[6])}
+
+
+def test_a_run_of_pairs_begins_with_another_too(tmp_path):
+    folder = write_pairs(tmp_path / "set", judged=False)
+    first = Run(pairs_spec(folder, "eval.every=0"), tmp_path / "first").go()
+    step, place = max(first.checkpoints.items())
+    spec = pairs_spec(folder, "eval.every=0", "lr=1e-12", "epochs=1", "name=other", f"start_from={place}")
+    other = Run(spec, tmp_path).go(start=place)
+    for name, tensor in parameters(place).items():
+        torch.testing.assert_close(parameters(other.checkpoints[step // 2])[name], tensor, rtol=0, atol=1e-9)
+    assert other.column("visited_ratio")[0] == 1
 
 
 def test_what_it_began_with_does_make_a_difference(tmp_path):
