@@ -83,18 +83,8 @@ def not_its_own(config: Encoder, size: int) -> list[str]:
         return [
             f"encoder.backbone: conv4 is none of torchvision's; build emc2dist.towers.images.Conv4({norm!r}) for it"
         ]
-    if name.startswith(TIMM):
-        from emc2dist.towers import _timm
-
-        called = name.removeprefix(TIMM)
-        fixed = f", img_size={size}" if _timm.has_fixed_size(called) else ""
-        build = f"timm.create_model({called!r}, num_classes=0{fixed})"
-        remarks = [f"encoder.backbone: {name}: build it as {build}"]
-    else:
-        options = _options(name, size)
-        told = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        build = f"torchvision.models.{name}({told})"
-        remarks = [f"encoder.backbone: {name}: build the model as {build}"] if options else []
+    build = _build(name, size)
+    remarks = [f"encoder.backbone: {name}: build the model as {build}"] if build else []
     layers = {"group": "lambda channels: torch.nn.GroupNorm(32, channels)", "none": "torch.nn.Identity"}
     if norm in layers and name in RESNETS:
         build = f"torchvision.models.{name}(norm_layer={layers[norm]})"
@@ -115,6 +105,18 @@ def not_its_own(config: Encoder, size: int) -> list[str]:
             "padding=1, bias=False), its maxpool to torch.nn.Identity()"
         )
     return remarks
+
+
+def _build(name: str, size: int) -> str:
+    """How the library builds the model, in Python; empty where its name alone does."""
+    if name.startswith(TIMM):
+        from emc2dist.towers import _timm
+
+        called = name.removeprefix(TIMM)
+        fixed = f", img_size={size}" if _timm.has_fixed_size(called) else ""
+        return f"timm.create_model({called!r}, num_classes=0{fixed})"
+    options = ", ".join(f"{key}={value!r}" for key, value in _options(name, size).items())
+    return f"torchvision.models.{name}({options})" if options else ""
 
 
 def versioned(tensors: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import sys
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from emc2dist.towers.images import image_backbone, not_its_own, with_norm
 from emc2dist.towers.norms import GroupNorm
 
 slow = pytest.mark.slow
+PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 SMALLEST = [
     ("resnet18", 8), ("convnext_tiny", 32), ("densenet121", 29), ("efficientnet_b0", 16), ("googlenet", 15),
     ("mnasnet0_5", 8), ("mobilenet_v2", 8), ("mobilenet_v3_small", 8), ("regnet_y_400mf", 8),
@@ -117,6 +119,16 @@ def test_a_family_of_torchvision_trains_leaves_and_is_the_same_elsewhere(backbon
 def test_a_model_of_timm_trains_leaves_and_is_the_same_elsewhere(backbone, norm, size, tmp_path):
     pytest.importorskip("timm")
     check_the_way_of(f"timm:{backbone}", size, tmp_path, f"encoder.norm={norm}")
+
+
+def test_the_page_has_every_family_with_its_least_side():
+    rows = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    told = {row[0].removeprefix("| "): row for row in rows}
+    for family in FAMILIES:
+        *_, norm, size = told[family.title]
+        assert norm.startswith("`group`" if family.has_batch_norm else "`own`")
+        assert str(family.least) in size
+        assert family.names[0] in told[family.title][1]
 
 
 def test_the_families_are_the_classification_models_of_torchvision():
