@@ -32,6 +32,5 @@ def as_of_step_0(columns: Mapping[str, NDArray], step: int, views: int) -> dict[
     """
     shift = dict.fromkeys(STEPS, step) | dict.fromkeys(VIEWS, 2 * views * step)
     return {
-        name: values - values.dtype.type(shift.get(name, 0)) if name in shift else values
-        for name, values in columns.items()
+        name: values - values.dtype.type(shift[name]) if name in shift else values for name, values in columns.items()
     }

@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from safetensors.torch import save
+from torch import Tensor
 
 from emc2dist import files
 from emc2dist.config import S3, Data, dump, given_keys, parse
@@ -19,7 +20,7 @@ from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.texts import evaluate_pairs
 from emc2dist.terminal import Progress, say
-from emc2dist.towers.encoder import MEAN, STD, ImageEncoder
+from emc2dist.towers.encoder import ImageEncoder
 from emc2dist.towers.images import backbone_state_dict, not_its_own
 from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.measures import MOST_IN_PAIRS, all_measures
@@ -152,8 +153,8 @@ def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 |
         "norm": spec.encoder.norm,
         "width": newest.encoder.width,
         "size": spec.views.size,
-        "mean": _from_0_to_1(MEAN),
-        "std": _from_0_to_1(STD),
+        "mean": _from_0_to_1(newest.encoder.mean),
+        "std": _from_0_to_1(newest.encoder.std),
     }
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(newest.encoder).items()}
@@ -174,5 +175,5 @@ def _exported(newest: LoadedCheckpoint, place: Place, told: dict[str, Any]) -> d
     return {"checkpoint": str(newest.place), "out": str(place)} | told | {"remarks": newest.remarks + told["remarks"]}
 
 
-def _from_0_to_1(pixels: Sequence[float]) -> list[float]:
-    return [round(value / 255, 6) for value in pixels]
+def _from_0_to_1(pixels: Tensor) -> list[float]:
+    return [round(value / 255, 6) for value in pixels.flatten().tolist()]

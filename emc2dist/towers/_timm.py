@@ -1,7 +1,7 @@
 """The one place that imports timm, which is installed apart: `pip install 'emc2dist[timm]'`."""
 
 import difflib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,8 +13,30 @@ from emc2dist.terminal import brief
 _NEAREST = 3
 
 
-def build(name: str, size: int) -> tuple[nn.Module, int, tuple[str, ...]]:
-    """timm's model of a name, without its head and its dropout, for images of `size` pixels; its width, and its heads.
+class Published(NamedTuple):
+    """What timm knows of a model's published weights."""
+
+    heads: tuple[str, ...]
+    """Names of the layers that `num_classes=0` leaves out."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """What RGB from 0 to 1 is normalised by."""
+    has_fixed_size: bool
+    """Whether the model is built for images of one size."""
+
+
+def published(name: str) -> Published:
+    """What timm knows of a model, which it has. Raises SpecError where timm is not installed."""
+    timm = _timm()
+    known = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    heads = known.classifier or ()
+    return Published(
+        (heads,) if isinstance(heads, str) else tuple(heads), known.mean, known.std, bool(known.fixed_input_size)
+    )
+
+
+def build(name: str, size: int) -> tuple[nn.Module, int]:
+    """timm's model of a name, without its head and its dropout, for images of `size` pixels; and its width.
 
     Weights are random. A model of images of a fixed size is built for `size`.
 
@@ -25,8 +47,7 @@ def build(name: str, size: int) -> tuple[nn.Module, int, tuple[str, ...]]:
     if not timm.is_model(name):
         nearest = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=_NEAREST, cutoff=0.0))
         raise SpecError(f"encoder.backbone: {TIMM}{name}: timm has no model of this name; the nearest are {nearest}")
-    config = timm.get_pretrained_cfg(name)
-    fixed = {"img_size": size} if config is not None and config.fixed_input_size else {}
+    fixed = {"img_size": size} if published(name).has_fixed_size else {}
     try:
         model = timm.create_model(name, pretrained=False, num_classes=0, drop_rate=0.0, **fixed)
         was_training = model.training
@@ -39,14 +60,7 @@ def build(name: str, size: int) -> tuple[nn.Module, int, tuple[str, ...]]:
         ) from error
     if len(width) != 1:
         raise SpecError(f"encoder.backbone: {TIMM}{name}: gives {list(width)} of an image, and no vector; take another")
-    heads = () if config is None or config.classifier is None else config.classifier
-    return model.train(was_training), int(width[0]), (heads,) if isinstance(heads, str) else tuple(heads)
-
-
-def has_fixed_size(name: str) -> bool:
-    """Whether a model is built for images of one size. Raises SpecError where timm is not installed."""
-    config = _timm().get_pretrained_cfg(name)
-    return config is not None and bool(config.fixed_input_size)
+    return model.train(was_training), int(width[0])
 
 
 def synchronised(model: nn.Module) -> nn.Module:

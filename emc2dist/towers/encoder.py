@@ -24,10 +24,6 @@ from emc2dist.core import kernels
 from emc2dist.errors import SpecError
 from emc2dist.towers.images import NATIVE_SIZE, image_backbone
 
-# ImageNet's, in units of a pixel value.
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
-
 
 class Encoder(nn.Module, ABC):
     """Backbone and projector, as `emc2dist.config.Encoder` describes them.
@@ -105,8 +101,9 @@ class ImageEncoder(Encoder):
         built = image_backbone(config, size)
         super().__init__(built.backbone, built.width, config)
         self.heads, self.remarks = built.heads, built.remarks
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        for name, value in (("mean", built.mean), ("std", built.std)):  # in units of a pixel value
+            pixels = torch.tensor([255 * channel for channel in value])
+            self.register_buffer(name, pixels.view(1, 3, 1, 1), persistent=False)
 
     @override
     def representation(self, views: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ from emc2dist.towers.norms import GroupNorm
 
 NATIVE_SIZE = 224
 """Side of the images, pixels, that torchvision's models are built for unless they are told another."""
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of RGB from 0 to 1: ImageNet's, which torchvision's models see images by."""
 _GROUPS = 32
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")
 """Of GoogLeNet and Inception v3: heads for training, which published weights have and models here do not."""
@@ -49,6 +51,9 @@ class Built(NamedTuple):
     """Names of what the library's own model has beside: the layer that was taken off first, then heads for training."""
     remarks: tuple[str, ...] = ()
     """What a person should know of how it was built."""
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    """What RGB from 0 to 1 is normalised by, as the library's published weights want it."""
 
 
 def image_backbone(config: Encoder, size: int) -> Built:
@@ -113,7 +118,7 @@ def _build(name: str, size: int) -> str:
         from emc2dist.towers import _timm
 
         called = name.removeprefix(TIMM)
-        fixed = f", img_size={size}" if _timm.has_fixed_size(called) else ""
+        fixed = f", img_size={size}" if _timm.published(called).has_fixed_size else ""
         return f"timm.create_model({called!r}, num_classes=0{fixed})"
     options = ", ".join(f"{key}={value!r}" for key, value in _options(name, size).items())
     return f"torchvision.models.{name}({options})" if options else ""
@@ -222,12 +227,14 @@ class Conv4(nn.Module):
 def _of_timm(config: Encoder, size: int) -> Built:
     from emc2dist.towers import _timm
 
-    model, width, heads = _timm.build(config.backbone.removeprefix(TIMM), size)
+    name = config.backbone.removeprefix(TIMM)
+    model, width = _timm.build(name, size)
     try:
         model = with_norm(model, config.norm)
     except SpecError as error:
         raise SpecError(f"{error} (encoder.backbone: {config.backbone})") from None
-    return Built(model, width, heads, _without_dropout(model, config.backbone))
+    known = _timm.published(name)
+    return Built(model, width, known.heads, _without_dropout(model, config.backbone), known.mean, known.std)
 
 
 def _of_torchvision(config: Encoder, size: int) -> Built:

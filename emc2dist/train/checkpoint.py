@@ -112,20 +112,8 @@ def save(
         StorageError: the disk is full, or cannot be written to.
     """
     try:
-        _save(
-            folder,
-            step,
-            applied,
-            spec,
-            encoder,
-            optimiser,
-            store,
-            generation,
-            fingerprint,
-            follower,
-            model,
-            began or {},
-        )
+        parts = (encoder, optimiser, store, generation, fingerprint, follower, model, began or {})
+        _save(folder, step, applied, spec, *parts)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{folder}: {error}; see that its disk has room, then run it again") from error
 

@@ -21,6 +21,7 @@ from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.results import evaluate, export
 from emc2dist.towers._torchvision import models
 from emc2dist.towers.encoder import ImageEncoder
+from emc2dist.towers.images import MEAN as IMAGENET
 from emc2dist.towers.images import image_backbone, not_its_own, with_norm
 from emc2dist.towers.norms import GroupNorm
 
@@ -221,6 +222,16 @@ def test_timm_says_what_it_cannot():
         image_backbone(Config(backbone="timm:test_resnet"), 32)
     with pytest.raises(SpecError, match=r"norm: group, but \w+ has no BatchNorm; give own .*timm:test_vit"):
         image_backbone(Config(backbone="timm:test_vit", norm="group"), 32)
+
+
+def test_images_are_normalised_as_timms_weights_of_the_model_want_it():
+    timm = pytest.importorskip("timm")
+    for name, norm in (("vit_tiny_patch16_224", "own"), ("test_resnet", "group")):
+        known = timm.get_pretrained_cfg(name)
+        made = ImageEncoder(Config(backbone=f"timm:{name}", norm=norm), 32)
+        torch.testing.assert_close(made.mean.flatten() / 255, torch.tensor(known.mean))
+        torch.testing.assert_close(made.std.flatten() / 255, torch.tensor(known.std))
+    assert timm.get_pretrained_cfg("vit_tiny_patch16_224").mean != IMAGENET  # so that it makes a difference
 
 
 def test_layers_of_timm_that_normalise_and_act_still_act():
