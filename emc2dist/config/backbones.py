@@ -88,7 +88,7 @@ def misfit(backbone: str, stem: str, norm: str) -> str | None:
     if is_resnet and stem == "own":
         return f"encoder.stem: own, but {backbone} has one of two; give cifar or imagenet"
     if not (is_resnet or backbone == CONV4) and stem != "own":
-        return f"encoder.stem: {stem} is a stem of ResNets, and {backbone} has its own; leave encoder.stem out"
+        return f"encoder.stem: {stem} is a stem of ResNets, and {backbone} has its own; give own, or leave it out"
     if backbone.startswith(TIMM):
         return _NONE.format(backbone=backbone) if norm == "none" else None
     if backbone != CONV4 and not _BY_NAME[backbone].has_batch_norm:
@@ -96,7 +96,7 @@ def misfit(backbone: str, stem: str, norm: str) -> str | None:
             return None
         return (
             f"encoder.norm: {norm}, but {backbone} has no BatchNorm that it could replace, and a feature depends on "
-            "its image alone already; leave encoder.norm out"
+            "its image alone already; give own, or leave it out"
         )
     if norm == "own":
         return (

@@ -13,7 +13,7 @@ from train.harness import Run
 
 import emc2dist.towers.images
 from emc2dist.config import Encoder as Config
-from emc2dist.config import parse
+from emc2dist.config import changed, parse
 from emc2dist.config.backbones import FAMILIES, size_misfit
 from emc2dist.errors import SpecError
 from emc2dist.run.folder import RunFolder, checkpoint_name
@@ -190,6 +190,15 @@ def test_parts_that_are_left_out_are_the_backbones_own_and_stay_so_when_written_
         config = Config(backbone=backbone)
         assert (config.stem, config.norm) == parts
         assert Config(**config.model_dump()) == config
+
+
+def test_another_backbone_has_its_own_parts_where_the_first_had_them_by_default():
+    spec = parse("{name: a, epochs: 1, batch_size: 8, lr: 1e-3, views: {size: 32}}")
+    other = changed(spec, {"encoder.backbone": "vit_b_32"}, source="sweep").encoder
+    assert (other.stem, other.norm) == ("own", "own")
+    spec = changed(spec, {"encoder.norm": "batch"}, source="sweep")
+    with pytest.raises(SpecError, match=r"encoder\.norm: batch, but vit_b_32 has no BatchNorm"):
+        changed(spec, {"encoder.backbone": "vit_b_32"}, source="sweep")
 
 
 @pytest.mark.parametrize(
