@@ -98,10 +98,13 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
         done = folder.summary()
         if done is not None:
             return _of_finished(folder, spec, done)
-        begun = spec if newest else beginning.pinned(spec)
-        for remark in (on_beginning := [] if newest else beginning.check(begun, images, model)):
-            say(remark)
-        remarks += on_beginning
+        begun = spec
+        if newest is None:
+            on_beginning = beginning.check(spec, images, model)
+            for remark in on_beginning:
+                say(remark)
+            remarks += on_beginning
+            begun = beginning.pinned(spec)
         if spec.watch.port:
             refuse_taken(spec.watch.port)
         stop = stop or stack.enter_context(set_on(signal.SIGINT, *ENDING))  # before Ray: interrupted, it may crash
