@@ -116,8 +116,8 @@ def test_a_dump_reads_back_to_an_equal_spec():
             ["encoder.pretrained: unknown key; encoder takes backbone, stem, norm, hidden, projector, features"],
         ),
         (
-            "encoder.weights=x",
-            ["encoder.weights: unknown key; encoder takes backbone, stem, norm, hidden, projector, features"],
+            "encoder.wheels=x",
+            ["encoder.wheels: unknown key; encoder takes backbone, stem, norm, hidden, projector, features"],
         ),
         ("amp=true", ["amp: unknown key; the nearest valid key is precision"]),
         ("trainer.use_amp=true", ["trainer.use_amp: unknown key; the nearest valid key is precision"]),

@@ -49,6 +49,8 @@ def test_every_module_has_a_contract_and_keeps_to_its_room(path):
     assert name.startswith(("run/", "launch/", "sweep/")) or name == "store/remote.py" or not uses(text, "ray")
     if name != "towers/_torchvision.py":
         assert not uses(text, "torchvision")
+    if name != "towers/_timm.py":
+        assert not uses(text, "timm")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def add_to(commands: Commands) -> None:
     )
     evaluate = commands.add_parser("evaluate", help=text, description=text)
     text = (
-        "write a run's backbone as safetensors, a ResNet's under torchvision's own key names and without `fc`; what "
+        "write a run's backbone as safetensors, under torchvision's or timm's own key names and without its head; what "
         "images it takes is in the file's metadata: size, mean, std; of pairs with the tokenizer beside it, or the "
         "whole encoder as a folder of sentence-transformers"
     )

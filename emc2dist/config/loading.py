@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from emc2dist.config import characters, paths, points
 from emc2dist.config import text as spec_text
 from emc2dist.config.presets import expanded
-from emc2dist.config.sections import BUILT_IN, HIDDEN, REFUSED, S3
+from emc2dist.config.sections import BUILT_IN, HIDDEN, REFUSED, S3, Encoder
 from emc2dist.config.spec import Spec
 from emc2dist.config.sweep import WANTED, Range, Sweep
 from emc2dist.config.text import Plain
@@ -63,8 +63,18 @@ def parse(text: str, overrides: Sequence[str] = (), *, source: str = "spec") -> 
 
 
 def changed(spec: Spec, values: Mapping[str, Any], *, source: str) -> Spec:
-    """`spec` with other values of keys as in `optimiser.weight_decay`. Raises `SpecError`, which `source` begins."""
-    return _checked(Spec, _with(spec.model_dump(mode="json"), values), source)
+    """`spec` with other values of keys as in `optimiser.weight_decay`. Raises `SpecError`, which `source` begins.
+
+    Another backbone has a stem and a norm of its own, where those of the one before were what it has by default.
+    """
+    tree = spec.model_dump(mode="json")
+    if "encoder.backbone" in values:
+        encoder = tree["encoder"]
+        default = Encoder(backbone=encoder["backbone"]).model_dump()
+        tree["encoder"] = {
+            key: value for key, value in encoder.items() if key not in ("stem", "norm") or value != default[key]
+        }
+    return _checked(Spec, _with(tree, values), source)
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:

@@ -1,6 +1,5 @@
 """The sections of a spec. Unit and range stand under each field."""
 
-import difflib
 import re
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -8,9 +7,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from emc2dist.config import paths
+from emc2dist.config import backbones, paths
 
-Norm = Literal["batch", "sync_batch", "group", "none"]
+Norm = Literal["batch", "sync_batch", "group", "none", "own"]
 Precision = Literal["float32", "tf32", "bf16", "float64"]
 
 REFUSED = "refused"
@@ -107,9 +106,16 @@ def _on_device(value: Any) -> Any:
     raise _refusal("use auto, true or false")
 
 
+def _frozen(value: Any) -> Any:
+    if value is None or value == "backbone" or (type(value) is int and 1 <= value <= 1024):
+        return value
+    raise _refusal("use backbone, or how many stages, from 1 on, or null")
+
+
 # Not pydantic's own: of a union it tells what each of its kinds would take.
 Loaders = Annotated[int | Literal["auto"], PlainValidator(_loaders)]
 OnDevice = Annotated[bool | Literal["auto"], PlainValidator(_on_device)]
+Frozen = Annotated[int | Literal["backbone"] | None, PlainValidator(_frozen)]
 
 
 class Section(BaseModel):
@@ -238,13 +244,6 @@ class Views(Section):
         return self
 
 
-RESNETS = (
-    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
-    "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
-)  # fmt: skip
-"""Torchvision's classification models whose head is `fc`; here, so that a spec is checked without torch."""
-
-
 TEXT_BACKBONES = ("bag", "mini")
 """Backbones of text that begin from nothing."""
 TRANSFORMERS = "transformers:"
@@ -255,14 +254,17 @@ class Encoder(Section):
     """Backbone and projector."""
 
     backbone: str = "resnet18"
-    """`conv4` (four convolutions, 0.39 million parameters), or one of torchvision's ResNet family (`RESNETS`). Of
-    texts `bag` (mean of embeddings), `mini` (a small transformer), or transformers:FOLDER, a model that the library
-    transformers reads."""
-    stem: Literal["imagenet", "cifar"] = "cifar"
-    """`imagenet`: 7x7 stride 2 and max-pool; `cifar`: 3x3 stride 1 and no pool, for images of 64 pixels or less. conv4
-    has no other than `cifar`."""
+    """`conv4` (four convolutions, 0.39 million parameters), any of torchvision's classification models, or timm:NAME,
+    one of timm's (docs/backbones.md). Of texts `bag` (mean of embeddings), `mini` (a small transformer), or
+    transformers:FOLDER, a model that the library transformers reads. Dropout and stochastic depth are off: a feature
+    is a function of its image."""
+    stem: Literal["imagenet", "cifar", "own"] = "cifar"
+    """Of ResNets `imagenet`: 7x7 stride 2 and max-pool; `cifar`: 3x3 stride 1 and no pool, for images of 64 pixels or
+    less. conv4 has no other than `cifar`, and the others have their `own`, by default."""
     norm: Norm = "group"
-    """Normalisation layers. `batch` couples the samples of a worker's batch; `sync_batch` needs GPUs."""
+    """Normalisation layers in the stead of BatchNorm. `batch` couples the samples of a worker's batch; `sync_batch`
+    needs GPUs; `none` is of ResNets and conv4. `own`, by default, where there is no BatchNorm: what the model has (a
+    LayerNorm) looks at one image alone."""
     hidden: SmallInt = 0
     """Width of the projector's hidden layer; 0 makes the projector linear."""
     projector: bool = True
@@ -274,24 +276,35 @@ class Encoder(Section):
     """With one, a follower encodes all keys (positives, draws, what is cached), without gradient: a second encoder
     that goes 1 - momentum of the way to the trained one after every update. 0.99 to 0.999. None: no follower."""
 
+    weights: AnyPath | None = None
+    """What the encoder begins with: a .safetensors file of a backbone, as `emc2dist export` writes it or as
+    torchvision and timm publish it, or a run folder, whose newest checkpoint is taken; on disk or S3
+    (docs/backbones.md). None: random weights. A run that resumes reads it no more."""
+    freeze: Frozen = None
+    """What of the backbone stays as it is: `backbone`, or how many of its first stages (docs/backbones.md). None:
+    nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_own_parts(cls, given: Any) -> Any:
+        return {**backbones.own_parts(given.get("backbone")), **given} if isinstance(given, dict) else given
+
     @model_validator(mode="after")
     def _is_a_backbone(self) -> Self:
-        known = ("conv4", *RESNETS, *TEXT_BACKBONES)
-        if self.backbone not in known and not self.backbone.startswith(TRANSFORMERS):
-            nearest = ", ".join(difflib.get_close_matches(self.backbone.lower(), known, n=3, cutoff=0.0))
-            raise ValueError(
-                f"encoder.backbone: {self.backbone!r} is neither conv4 nor of torchvision's ResNet family or texts; "
-                f"the nearest are {nearest}"
-            )
+        of_text = self.backbone in TEXT_BACKBONES or self.backbone.startswith(TRANSFORMERS)
+        if not (of_text or backbones.is_image(self.backbone)):
+            raise ValueError(backbones.unknown(self.backbone, TEXT_BACKBONES))
         if not self.projector and self.hidden:
             raise ValueError(
                 f"encoder.hidden: {self.hidden} is of the projector, and encoder.projector is false; leave one out"
             )
-        if self.backbone == "conv4" and self.stem != "cifar":
-            raise ValueError(
-                f"encoder.stem: {self.stem} is a stem of ResNets; conv4 begins with a 3x3 convolution of stride 1: "
-                "leave encoder.stem out, or give cifar"
-            )
+        if self.freeze is not None and not self.projector and self.freeze == "backbone":
+            raise ValueError("encoder.freeze: backbone, but without a projector nothing else learns; leave it out")
+        if of_text and self.norm == "own":
+            raise ValueError("encoder.norm: own is of images; leave it out, or give none")
+        misfit = None if of_text else backbones.misfit(self.backbone, self.stem, self.norm)
+        if misfit is not None:
+            raise ValueError(misfit)
         return self
 
 
@@ -310,6 +323,9 @@ class Optimiser(Section):
     """Epochs of linear warm-up from 0; then cosine to 0."""
     clip_norm: PositiveFloat | None = None
     """Largest gradient norm; longer gradients are scaled down to it. None: not clipped."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """What the learning rate is multiplied by from one stage of the encoder to the one below it (docs/backbones.md);
+    0.65 to 0.9 are usual. None: all learn at one rate."""
     accumulate: SmallPositiveInt = 1
     """Micro-batches per optimiser update. Each contrasts batch_size / accumulate samples with its own sweep."""
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from emc2dist.config import backbones
 from emc2dist.config.negatives import Negatives
 from emc2dist.config.objectives import Objective
 from emc2dist.config.pairs import Text, misfit_of_kind
@@ -12,6 +13,7 @@ from emc2dist.config.paths import is_remote
 from emc2dist.config.presets import expanded, title
 from emc2dist.config.sections import (
     S3,
+    TRANSFORMERS,
     AnyPath,
     Checkpoint,
     Data,
@@ -97,6 +99,9 @@ class Spec(Section):
     """Times the workers may be lost and started again from the newest checkpoint."""
     log_every: PositiveInt = 10
     """Steps between rows of metrics."""
+    start_from: AnyPath | None = None
+    """A run folder, on disk or S3, with whose encoder, optimiser, chains and cache this run begins, at step 0 of its
+    own schedule: to train longer, or on under other values (docs/backbones.md). None: with nothing learnt."""
     data: Data = Data()
     views: Views = Views()
     text: Text = Text()
@@ -196,6 +201,9 @@ class Spec(Section):
             raise ValueError(
                 f"temperature_period: {self.temperature_period} needs temperature_end, the other bound of the cosine"
             )
+        misfit = backbones.size_misfit(self.encoder.backbone, self.views.size)
+        if misfit is not None:
+            raise ValueError(misfit)
         for key, (low, high) in (("views.crop", self.views.crop), ("views.aspect", self.views.aspect)):
             if low > high:
                 raise ValueError(f"{key}: [{low}, {high}] is not an ascending pair")
@@ -223,12 +231,23 @@ class Spec(Section):
                 "compile: true chooses a GPU's code by the clock, so that its bits may differ from one start to the "
                 "next; leave out compile or deterministic"
             )
+        self._refuse_two_beginnings()
         self._refuse_what_does_not_combine()
         if self.cuda_graphs:
             self._refuse_what_cannot_be_recorded()
         if self.encoder.norm == "sync_batch" and self.device == "cpu":
             raise ValueError("encoder.norm: sync_batch needs GPUs; use batch, group or none on device: cpu")
         return self
+
+    def _refuse_two_beginnings(self) -> None:
+        encoder, begins = self.encoder, "encoder.weights or start_from"
+        if self.start_from is not None and encoder.weights is not None:
+            raise ValueError(
+                f"encoder.weights: {encoder.weights}, but start_from: {self.start_from} brings the encoder; give one"
+            )
+        is_random = self.start_from is None and encoder.weights is None
+        if encoder.freeze is not None and is_random and not encoder.backbone.startswith(TRANSFORMERS):
+            raise ValueError(f"encoder.freeze: {encoder.freeze} would leave random weights as they are; give {begins}")
 
     def _refuse_what_does_not_combine(self) -> None:
         """Objectives and negatives, with each other and with a follower."""
@@ -310,11 +329,13 @@ def _with_one_view(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-# Keys that may differ between a run and its resumption: they move work around, not the result.
+# Keys that may differ between a run and its resumption: they move work around, not the result. What a run began with
+# may lie elsewhere by then, or be gone: `emc2dist.run.beginning`.
 OPERATIONAL = frozenset(
     {"run_dir", "encode_chunk", "workers", "min_workers", "shards", "threads", "restarts", "log_every", "eval",
      "checkpoint", "s3", "resources", "watch", "launch", "store.timeout_s", "data.path", "data.cache_dir",
-     "data.cache_mib", "data.decoded_mib", "data.on_device", "data.loaders", "data.prefetch"}
+     "data.cache_mib", "data.decoded_mib", "data.on_device", "data.loaders", "data.prefetch", "encoder.weights",
+     "start_from"}
 )  # fmt: skip
 
 # A GPU's numbers are not a CPU's. This one may differ only knowingly, as `emc2dist.run.driver` sees to.

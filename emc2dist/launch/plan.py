@@ -153,8 +153,10 @@ def _anywhere(spec: Spec) -> Spec:
     """The spec with paths that hold where it is sent."""
     if spec.launch.target == "local":
         return _absolute(spec)
-    for key, path in (("run_dir", spec.run_dir), ("data.path", spec.data.path)):
-        _refuse_relative(key, path)
+    begins = {"encoder.weights": spec.encoder.weights, "start_from": spec.start_from}
+    for key, path in {"run_dir": spec.run_dir, "data.path": spec.data.path, **begins}.items():
+        if path is not None:
+            _refuse_relative(key, path)
     return spec
 
 
@@ -169,9 +171,11 @@ def _refuse_relative(key: str, path: str) -> None:
 def _absolute(spec: Spec) -> Spec:
     """The same machine, but another working directory."""
 
-    def absolute(path: str) -> str:
-        return path if files.is_remote(path) else str(files.local(path).resolve())
+    def absolute(path: str | None) -> str | None:
+        return path if path is None or files.is_remote(path) else str(files.local(path).resolve())
 
     path = spec.data.path
     data = spec.data.model_copy(update={"path": path if path in BUILT_IN else absolute(path)})
-    return spec.model_copy(update={"run_dir": absolute(spec.run_dir), "data": data})
+    encoder = spec.encoder.model_copy(update={"weights": absolute(spec.encoder.weights)})
+    here = {"run_dir": absolute(spec.run_dir), "start_from": absolute(spec.start_from)}
+    return spec.model_copy(update=here | {"data": data, "encoder": encoder})

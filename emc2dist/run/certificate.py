@@ -122,7 +122,8 @@ class _Subject:
         if spec.device == "cuda" and not available:
             raise SpecError("device: cuda, but this machine has no GPU that torch can use; certify with device=cpu")
         device = torch.device("cuda" if available and spec.device != "cpu" else "cpu")
-        return cls(str(path), spec, untrained(spec, device), device, None, [])
+        remarks = [f"start_from: {spec.start_from} is not taken up here; certify that run"] if spec.start_from else []
+        return cls(str(path), spec, untrained(spec, device), device, None, remarks)
 
     @classmethod
     def of_run(cls, path: str | Path, overrides: Sequence[str]) -> "_Subject":

@@ -40,7 +40,7 @@ from emc2dist.config import BUILT_IN, Spec, changed, dump, paths
 from emc2dist.config.sections import TRANSFORMERS
 from emc2dist.errors import RunError, RunStopped, SpecError, StorageUnreachable, StoreError
 from emc2dist.metrics import Recorder
-from emc2dist.run import checkpoints, failures, lock
+from emc2dist.run import beginning, checkpoints, failures, lock
 from emc2dist.run.channel import DEAD, ChannelHandle
 from emc2dist.run.elastic import NodeMonitor
 from emc2dist.run.fixed_size import FixedSize
@@ -96,9 +96,17 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
             checkpoint.refuse_other_data(folder.place, newest, images)
             if model:
                 model.refuse_unlike(newest.model, folder.place)
+            beginning.refuse_other(folder, newest, spec)
         done = folder.summary()
         if done is not None:
             return _of_finished(folder, spec, done)
+        begun = spec
+        if newest is None:
+            on_beginning = beginning.check(spec, images, model)
+            for remark in on_beginning:
+                say(remark)
+            remarks += on_beginning
+            begun = beginning.pinned(spec)
         if spec.watch.port:
             refuse_taken(spec.watch.port)
         stop = stop or stack.enter_context(set_on(signal.SIGINT, *ENDING))  # before Ray: interrupted, it may crash
@@ -107,7 +115,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
         folder.drop_cut_row()
         # Once for the run: a cluster that has lost nodes must not turn it to CPUs.
         device = _device(spec, folder, newest, listener)
-        placed = changed(spec, {"device": device}, source=f"device: {spec.device} is {device} here")
+        placed = changed(begun, {"device": device}, source=f"device: {spec.device} is {device} here")
         remarks += on_device(spec, device, listener.say)
         if newest and (new := folder.new_values(spec)):
             remarks.append(f"from step {newest.step} on with other values than before ({'; '.join(new)})")
@@ -224,10 +232,16 @@ def resolved(spec: Spec) -> Spec:
     shuffle = data.shuffle
     if shuffle == "auto" and data.kind == "images":  # texts lie in memory, and their order is always full
         shuffle = "block" if remote and data.per_class is None else "full"
-    here = {"run_dir": run_dir, "data": data.model_copy(update={"path": path, "shuffle": shuffle})}
+    here: dict[str, Any] = {"run_dir": run_dir, "data": data.model_copy(update={"path": path, "shuffle": shuffle})}
+    encoder, begin = dict[str, str](), spec.start_from
     if spec.encoder.backbone.startswith(TRANSFORMERS):
         folder = paths.absolute(spec.encoder.backbone.removeprefix(TRANSFORMERS))
-        here["encoder"] = spec.encoder.model_copy(update={"backbone": f"{TRANSFORMERS}{folder}"})
+        encoder["backbone"] = f"{TRANSFORMERS}{folder}"
+    if spec.encoder.weights is not None and not files.is_remote(spec.encoder.weights):
+        encoder["weights"] = paths.absolute(spec.encoder.weights)
+    if begin is not None and not files.is_remote(begin):
+        here["start_from"] = paths.absolute(begin)
+    here["encoder"] = spec.encoder.model_copy(update=encoder)
     return spec.model_copy(update=here)
 
 

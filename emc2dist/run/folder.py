@@ -149,7 +149,8 @@ class RunFolder:
         if changed and (self.place.remote or self._has_trained()):
             raise RunError(
                 f"{self.place}: an earlier run of this name had another spec ({changed}); give this one a new name, "
-                "or go back to the old values to resume (a run's checkpoints are not taken up under another name)"
+                f"with start_from={self.place} to begin with what that one learnt, or go back to the old values to "
+                "resume"
             )
         return changed
 

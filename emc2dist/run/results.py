@@ -7,9 +7,11 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from safetensors.torch import save
+from torch import Tensor
 
 from emc2dist import files
 from emc2dist.config import S3, Data, dump, given_keys, parse
+from emc2dist.config.backbones import TIMM
 from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import NonFiniteError, SpecError
 from emc2dist.files import Place
@@ -18,7 +20,8 @@ from emc2dist.run.folder import refuse_runs_own, run_of
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.texts import evaluate_pairs
 from emc2dist.terminal import Progress, say
-from emc2dist.towers.encoder import MEAN, STD, backbone_state_dict, not_torchvisions
+from emc2dist.towers.encoder import ImageEncoder
+from emc2dist.towers.images import backbone_state_dict, not_its_own
 from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.measures import MOST_IN_PAIRS, all_measures
 
@@ -38,7 +41,8 @@ FORMATS = ("safetensors", "sentence-transformers")
 """Of what `export` writes; the second is of runs over pairs."""
 _USE = (
     "images for it: RGB from 0 to 1, less `mean`, by `std` (README.md, The encoder elsewhere); neither projector nor "
-    "`fc` is in it: set a ResNet's to torch.nn.Identity() before it is loaded, or load with strict=False"
+    "head is in it: model.set_submodule(head, torch.nn.Identity()) before it is loaded, `head` as in its metadata, or "
+    "load with strict=False"
 )
 
 
@@ -116,8 +120,8 @@ def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 |
 
     Of pairs see `emc2dist.run.text_models`.
 
-    A ResNet's keys are torchvision's (no `fc`); those of conv4 are of `emc2dist.towers.encoder.Conv4`. What a model has
-    to be like to give the same representations is in `remarks`, where it is not torchvision's own; what images have to
+    Keys are torchvision's or timm's (no head); those of conv4 are of `emc2dist.towers.images.Conv4`. What a model has
+    to be like to give the same representations is in `remarks`, where it is not its library's own; what images have to
     be like, in the file's metadata and in what is returned: `mean` and `std` of RGB from 0 to 1, `size` as trained on.
 
     Raises:
@@ -142,28 +146,35 @@ def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 |
     spec = newest.spec
     if of_pairs:
         return _exported(newest, place, text_models.write_file(newest, str(out), spec.s3.overridden(s3)))
+    assert isinstance(newest.encoder, ImageEncoder)
     told: dict[str, Any] = {
         "backbone": spec.encoder.backbone,
+        "head": _head_of(newest.encoder, spec.encoder.backbone),
         "stem": spec.encoder.stem,
         "norm": spec.encoder.norm,
         "width": newest.encoder.width,
         "size": spec.views.size,
-        "mean": _from_0_to_1(MEAN),
-        "std": _from_0_to_1(STD),
+        "mean": _from_0_to_1(newest.encoder.mean),
+        "std": _from_0_to_1(newest.encoder.std),
     }
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(newest.encoder).items()}
     place.write(save(tensors, metadata))
-    remarks = not_torchvisions(spec.encoder)
+    remarks = not_its_own(spec.encoder, spec.views.size)
     for remark in remarks:
         say(remark)
     say(_USE)
     return _exported(newest, place, told | {"remarks": remarks})
 
 
+def _head_of(encoder: ImageEncoder, backbone: str) -> str:
+    """Name of the layer that was taken off; empty where the library leaves it out itself, or has none."""
+    return "" if backbone.startswith(TIMM) else next(iter(encoder.heads), "")
+
+
 def _exported(newest: LoadedCheckpoint, place: Place, told: dict[str, Any]) -> dict[str, Any]:
     return {"checkpoint": str(newest.place), "out": str(place)} | told | {"remarks": newest.remarks + told["remarks"]}
 
 
-def _from_0_to_1(pixels: Sequence[float]) -> list[float]:
-    return [round(value / 255, 6) for value in pixels]
+def _from_0_to_1(pixels: Tensor) -> list[float]:
+    return [round(value / 255, 6) for value in pixels.flatten().tolist()]

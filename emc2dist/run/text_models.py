@@ -24,7 +24,7 @@ from emc2dist.files import Place
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.scratch import temporary
 from emc2dist.terminal import say
-from emc2dist.towers.encoder import backbone_state_dict
+from emc2dist.towers.images import backbone_state_dict
 from emc2dist.train.model_files import CONFIG
 
 _MODULES = "modules.json"

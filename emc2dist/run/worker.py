@@ -19,7 +19,7 @@ from emc2dist.config import Spec, parse
 from emc2dist.errors import SpecError
 from emc2dist.machine import cpus
 from emc2dist.metrics import Row
-from emc2dist.run import checkpoints, failures
+from emc2dist.run import beginning, checkpoints, failures
 from emc2dist.run.channel import TIMEOUT_S, ChannelHandle, StopPoller
 from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.run.scratch import scratch
@@ -71,12 +71,13 @@ def _train_rank(spec: Spec, run: RunFolder, store: ChainStore, channel: ChannelH
         (own / "resume").mkdir()
         first = spec.checkpoint.every * loop.order_for(spec, train).steps_per_epoch
         choice = checkpoints.choose(run, store.layout, own / "resume", expendable=first)
+        start = beginning.fetch(spec, store.layout, own / "start") if choice.folder is None else None
         if choice.passed_over and context.get_world_rank() == 0:
             channel.record({"step": choice.step, "passed_over": "; ".join(choice.passed_over)})
         writer = stack.enter_context(closing(_CheckpointWriter(spec, run, channel)))
         store = store.joined(context.get_local_rank(), context.get_local_world_size(), spec.resources.start_s)
         stop = stack.enter_context(StopPoller(channel)) if context.get_world_rank() == 0 else threading.Event()
-        parts = (store, channel, writer, device, stop, own, cores_of(spec, beside), model)
+        parts = (store, channel, writer, device, stop, own, cores_of(spec, beside), model, start)
         return loop.run(loop.Job(spec, train, judge, *parts), choice.folder)
 
 

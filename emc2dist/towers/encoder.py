@@ -3,18 +3,9 @@
     uint8 [n, 3, H, W] -> normalise -> backbone -> representation [n, R] -> projector -> feature [n, D], |feature| = 1
     int32 [n, L] ---------------------> backbone ...
 
-An image's backbone is a torchvision ResNet whose `fc` is taken off, or the small `Conv4`. Its normalisation layers
-follow one policy:
-
-    batch       BatchNorm2d: a sample's feature depends on the others of its worker's batch
-    sync_batch  SyncBatchNorm: on those of all workers' batches
-    group       GroupNorm, 32 groups: on its own image alone
-    none        no normalisation; on its own image alone
-
-Chains carry features between batches, so `group` and `none` are the policies under which a feature has one meaning.
+Backbones of images, and what the policies of their normalisation are, are in `emc2dist.towers.images`.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,11 +22,7 @@ from emc2dist.config import Norm, Text
 from emc2dist.config.sections import TRANSFORMERS, Precision
 from emc2dist.core import kernels
 from emc2dist.errors import SpecError
-from emc2dist.towers.norms import GroupNorm
-
-# ImageNet's, in units of a pixel value.
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
+from emc2dist.towers.images import NATIVE_SIZE, image_backbone
 
 
 class Encoder(nn.Module, ABC):
@@ -46,6 +33,8 @@ class Encoder(nn.Module, ABC):
 
     learnt: nn.Module | None
     """What the objective learns with it, which only that reads; None: nothing."""
+    still: list[nn.Module]
+    """Layers that stay in evaluation mode, as frozen BatchNorms do (`emc2dist.towers.stages.freeze`)."""
 
     def __init__(self, backbone: nn.Module, width: int, config: EncoderConfig) -> None:
         """Begin; `width` is the backbone's. Raises SpecError where there is no projector and `features` is another."""
@@ -58,6 +47,15 @@ class Encoder(nn.Module, ABC):
         self.backbone, self.width, self.features = backbone, width, config.features
         self.projector = _projector(width, config) if config.projector else nn.Identity()
         self.learnt = None
+        self.still = []
+
+    @override
+    def train(self, mode: bool = True) -> "Encoder":
+        """Set the mode, but of layers that stay in evaluation mode."""
+        super().train(mode)
+        for layer in self.still:
+            layer.eval()
+        return self
 
     @abstractmethod
     def representation(self, views: Tensor) -> Tensor:
@@ -93,10 +91,19 @@ class ImageEncoder(Encoder):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__(*_backbone(config), config)
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+    heads: tuple[str, ...]
+    """Names of what its library's own model has beside, as in `emc2dist.towers.images.Built`."""
+    remarks: Sequence[str]
+    """What a person should know of how the backbone was built."""
+
+    def __init__(self, config: EncoderConfig, size: int = NATIVE_SIZE) -> None:
+        """Begin; raises SpecError where the backbone cannot be built for images of `size` pixels."""
+        built = image_backbone(config, size)
+        super().__init__(built.backbone, built.width, config)
+        self.heads, self.remarks = built.heads, built.remarks
+        for name, value in (("mean", built.mean), ("std", built.std)):  # in units of a pixel value
+            pixels = torch.tensor([255 * channel for channel in value])
+            self.register_buffer(name, pixels.view(1, 3, 1, 1), persistent=False)
 
     @override
     def representation(self, views: Tensor) -> Tensor:
@@ -141,82 +148,14 @@ def running_statistics(encoder: nn.Module) -> Iterator[None]:
             layer.train()
 
 
-def backbone_state_dict(encoder: Encoder) -> dict[str, Tensor]:
-    """The backbone's tensors, under torchvision's own key names and without `fc`; of a `Conv4`, under its own.
-
-    With the `imagenet` stem and norm `batch` a ResNet's load into `torchvision.models` with `strict=False`.
-    """
-    return dict(encoder.backbone.state_dict())
-
-
-def not_torchvisions(config: EncoderConfig) -> list[str]:
-    """How torchvision's own model has to be built for an exported backbone to give there what it gives here.
-
-    Keys alone do not tell: a BatchNorm takes the weights of a GroupNorm.
-    """
-    if config.backbone == "conv4":
-        norm = config.norm
-        return [
-            f"encoder.backbone: conv4 is none of torchvision's; build emc2dist.towers.encoder.Conv4({norm!r}) for it"
-        ]
-    model = f"torchvision.models.{config.backbone}"
-    layers = {"group": "lambda channels: torch.nn.GroupNorm(32, channels)", "none": "torch.nn.Identity"}
-    remarks = []
-    if config.norm in layers:
-        build = f"{model}(norm_layer={layers[config.norm]})"
-        remarks.append(f"encoder.norm: {config.norm} is not torchvision's BatchNorm; build the model as {build}")
-    if config.stem == "cifar":
-        remarks.append(
-            f"encoder.stem: cifar is not {model}'s; set its conv1 to torch.nn.Conv2d(3, 64, 3, padding=1, bias=False), "
-            "its maxpool to torch.nn.Identity()"
-        )
-    return remarks
-
-
-def _group_norm(channels: int) -> nn.Module:
-    """GroupNorm of 32 groups, or of the most that divide the channels."""
-    groups = next(g for g in range(min(32, channels), 0, -1) if channels % g == 0)
-    return GroupNorm(groups, channels)
-
-
 # nn.Identity accepts, and ignores, the number of channels.
-_NORM_2D: dict[Norm, Callable[[int], nn.Module]] = {
-    "batch": nn.BatchNorm2d,
-    "sync_batch": nn.SyncBatchNorm,
-    "group": _group_norm,
-    "none": nn.Identity,
-}
 _NORM_1D: dict[Norm, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm1d,
     "sync_batch": nn.SyncBatchNorm,
     "group": nn.LayerNorm,
     "none": nn.Identity,
+    "own": nn.LayerNorm,
 }
-
-
-class Conv4(nn.Module):
-    """A tower of four convolutions, 0.39 million parameters, for drawings and other small images.
-
-        float [n, 3, H, W] -> 4 x (convolution 3x3, norm, ReLU, max-pool 2x2) -> mean over what is left -> [n, 256]
-
-    Convolutions have a bias where `norm` is `none`. Pooling rounds an odd side up, so H and W may be small.
-    """
-
-    WIDTHS = (32, 64, 128, 256)
-
-    def __init__(self, norm: Norm) -> None:
-        super().__init__()
-        blocks = []
-        for before, width in zip((3, *self.WIDTHS), self.WIDTHS, strict=False):
-            convolution = nn.Conv2d(before, width, kernel_size=3, padding=1, bias=norm == "none")
-            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-            pool = nn.MaxPool2d(2, ceil_mode=True)
-            blocks.append(nn.Sequential(convolution, _NORM_2D[norm](width), nn.ReLU(inplace=True), pool))
-        self.blocks = nn.Sequential(*blocks)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Representations [n, 256] of normalised images [n, 3, H, W]."""
-        return self.blocks(images).mean(dim=(2, 3))
 
 
 def _text_backbone(name: str, text: Text, described: str | None) -> Any:
@@ -232,42 +171,6 @@ def _text_backbone(name: str, text: Text, described: str | None) -> Any:
     if name == "bag":
         return towers.Bag(text.vocabulary, text.width)
     return towers.Mini(text.vocabulary, text.width, text.layers, text.heads, length, text.pooling)
-
-
-def _backbone(config: EncoderConfig) -> tuple[nn.Module, int]:
-    """The backbone without a head, and the width of its representation."""
-    return (Conv4(config.norm), Conv4.WIDTHS[-1]) if config.backbone == "conv4" else _resnet(config)
-
-
-def _resnet(config: EncoderConfig) -> tuple[nn.Module, int]:
-    from emc2dist.towers._torchvision import models
-
-    backbone = models.get_model(config.backbone, weights=None, norm_layer=_NORM_2D[config.norm])
-    width = backbone.fc.in_features
-    backbone.fc = nn.Identity()
-    if config.stem == "cifar":
-        backbone.conv1 = nn.Conv2d(3, backbone.conv1.out_channels, kernel_size=3, padding=1, bias=False)
-        nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
-        backbone.maxpool = nn.Identity()
-    if config.norm == "none":
-        _shrink_residuals(backbone)
-    return backbone, width
-
-
-def _shrink_residuals(backbone: nn.Module) -> None:
-    """Divide the last convolution of each of L residual blocks by sqrt(L).
-
-    Without normalisation every block multiplies the variance of the activations, so that it grows exponentially with
-    the depth; with this scale it grows by a constant (Hayou et al. 2021, "Stable ResNet"; after Zhang, Dauphin & Ma
-    2019, "Fixup"). Not zero, as Fixup has it: LARS's steps are relative to |w| and would hardly leave zero.
-    """
-    from emc2dist.towers._torchvision import models
-
-    blocks = [m for m in backbone.modules() if isinstance(m, models.resnet.BasicBlock | models.resnet.Bottleneck)]
-    for block in blocks:
-        last = [m for name, m in block.named_children() if name.startswith("conv")][-1]
-        with torch.no_grad():
-            last.weight.div_(math.sqrt(len(blocks)))
 
 
 def _projector(width: int, config: EncoderConfig) -> nn.Module:

@@ -9,7 +9,7 @@ a second and 70 MB. Here it is given an encoder alone (`emc2dist.train.compilati
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -116,33 +116,56 @@ def _trust_ratios(weights: list[Tensor], updates: list[Tensor], trust: float) ->
     return list(torch.where(adapted, trust * weight_norms / update_norms, 1.0).unbind())
 
 
-def build_optimiser(model: nn.Module, config: Optimiser, lr: float) -> torch.optim.Optimizer:
-    """The optimiser over the model's trainable parameters, in two groups: weights, then biases and norms."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    weights: dict[str, Any] = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay}
-    plain: dict[str, Any] = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
+def build_optimiser(
+    model: nn.Module, config: Optimiser, lr: float, depths: Mapping[str, int] | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser over the model's trainable parameters, in two groups: weights, then biases and norms.
+
+    With `layer_decay` in two for each depth of `depths`, by parameter (`emc2dist.towers.stages`), the least first. A
+    group's rate is `scale` times that of the schedule, layer_decay ** (greatest depth - its own) (Bao et al. 2022,
+    "BEiT"; after Clark et al. 2020, "ELECTRA").
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    groups: list[dict[str, Any]] = []
+    if config.layer_decay is None or depths is None:
+        groups += _groups(trained.values(), config)
+    else:
+        top = max(depths.values())
+        for depth in sorted({depths[name] for name in trained}):
+            here = [p for name, p in trained.items() if depths[name] == depth]
+            scale = config.layer_decay ** (top - depth)
+            groups += [group | {"scale": scale, "lr": scale * lr} for group in _groups(here, config) if group["params"]]
     momentum = 0.9 if config.momentum is None else config.momentum
     trust = 1e-3 if config.trust is None else config.trust
     # One kernel for all parameters on a GPU; None leaves the choice to torch, as before.
-    fused = True if all(p.is_cuda for p in parameters) else None
+    fused = True if all(p.is_cuda for p in trained.values()) else None
     match config.name:
         case "adam":
-            return Adam([weights, plain], lr=lr, fused=fused)
+            return Adam(groups, lr=lr, fused=fused)
         case "adamw":
-            return AdamW([weights, plain], lr=lr, fused=fused)
+            return AdamW(groups, lr=lr, fused=fused)
         case "sgd":
-            return SGD([weights, plain], lr=lr, momentum=momentum)
+            return SGD(groups, lr=lr, momentum=momentum)
         case "lars":
-            groups = [weights, plain | {"adapt": False}]
             return Lars(groups, lr=lr, momentum=momentum, trust=trust)
 
 
-def restore_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def _groups(parameters: Iterable[Tensor], config: Optimiser) -> list[dict[str, Any]]:
+    """Weights, then biases and norms, which are neither decayed nor LARS-adapted."""
+    parameters = list(parameters)
+    weights = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay}
+    plain = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
+    return [weights, plain | ({"adapt": False} if config.name == "lars" else {})]
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any], *, own_groups: bool = False) -> None:
     """Put its state dict back, of this or another kind of device: how it computes, and its layout, stay its own.
+
+    With `own_groups` what its groups say stays as well: decay, momentum, scale.
 
     Raises what `torch.optim.Optimizer.load_state_dict` does where the state is another optimiser's.
     """
-    groups = [dict(group) for group in state["param_groups"]]
+    groups = [dict(group) for group in (optimiser.state_dict() if own_groups else state)["param_groups"]]
     for group, own in zip(groups, optimiser.param_groups, strict=False):  # as many or not, torch will tell
         group |= {"fused": own["fused"]} if "fused" in own else {}
     optimiser.load_state_dict({**state, "param_groups": groups})
@@ -178,6 +201,6 @@ def learning_rate(update: int, *, peak: float, warmup: int, total: int) -> float
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group this rate."""
+    """Give every parameter group this rate, times its own `scale` where it has one."""
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("scale", 1.0)

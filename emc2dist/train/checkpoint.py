@@ -17,6 +17,7 @@ Within an epoch reads run ahead of the steps (see `emc2dist.train.memory`). A ru
 what these would have seen, so its shards' rows are older than the step, and the commits since lie beside them.
 """
 
+import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,12 +39,14 @@ from torch import Tensor, nn
 import emc2dist
 from emc2dist import files
 from emc2dist.config import Spec, dump, parse
+from emc2dist.core.columns import as_of_step_0
 from emc2dist.data.images import Images
 from emc2dist.data.texts.documents import Documents
 from emc2dist.data.texts.pairs import Pairs
 from emc2dist.errors import RunError, StorageError
 from emc2dist.files import Place
 from emc2dist.store import ChainStore, Column, Commit, Layout, Rows, Schema, Tables, nbytes
+from emc2dist.towers.images import versioned
 from emc2dist.towers.optim import restore_optimiser
 from emc2dist.train import checksums, collectives, tensors
 from emc2dist.train.model_files import ModelFiles
@@ -68,6 +71,8 @@ class Manifest(BaseModel):
     """Of the training images, see `emc2dist.data.images.Images`; or pairs."""
     model: dict[str, str] = {}
     """SHA-256 of each file that a run over pairs keeps of its model, see `emc2dist.train.model_files`."""
+    began: dict[str, str] = {}
+    """SHA-256 of what the run began with, by the key that names it: `encoder.weights` or `start_from`."""
     shards: Annotated[int, Field(ge=0, le=65_536)]
     """Shard files it holds."""
     ranks: Annotated[int, Field(ge=1, le=65_536)]
@@ -96,18 +101,19 @@ class Manifest(BaseModel):
 def save(
     folder: Path, step: int, applied: int, spec: Spec, encoder: nn.Module, optimiser: torch.optim.Optimizer,
     store: ChainStore, generation: str, fingerprint: str, follower: nn.Module | None = None,
-    model: ModelFiles | None = None,
+    model: ModelFiles | None = None, began: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     """Write this rank's files, into an empty folder, of the checkpoint after `step` steps; rows as of step `applied`.
 
-    `fingerprint` is the training set's, `model` what a run over pairs keeps of its model. All ranks' commits of all
-    steps must be in the store, and no rank's reads on their way.
+    `fingerprint` is the training set's, `model` what a run over pairs keeps of its model, `began` as in `Manifest`.
+    All ranks' commits of all steps must be in the store, and no rank's reads on their way.
 
     Raises:
         StorageError: the disk is full, or cannot be written to.
     """
     try:
-        _save(folder, step, applied, spec, encoder, optimiser, store, generation, fingerprint, follower, model)
+        parts = (encoder, optimiser, store, generation, fingerprint, follower, model, began or {})
+        _save(folder, step, applied, spec, *parts)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{folder}: {error}; see that its disk has room, then run it again") from error
 
@@ -115,6 +121,7 @@ def save(
 def _save(
     folder: Path, step: int, applied: int, spec: Spec, encoder: nn.Module, optimiser: torch.optim.Optimizer,
     store: ChainStore, generation: str, fingerprint: str, follower: nn.Module | None, model: ModelFiles | None,
+    began: Mapping[str, str],
 ) -> None:  # fmt: skip
     shards = store.layout.shards if store.schema else 0
     for shard in range(collectives.rank(), shards, collectives.world_size()):
@@ -128,8 +135,9 @@ def _save(
         _save_trainer(folder / TRAINER, encoder, optimiser, follower)
         manifest = Manifest(
             step=step, applied=applied, samples=store.layout.samples, fingerprint=fingerprint, shards=shards,
-            model=model.sha256 if model else {}, ranks=collectives.world_size(), generation=generation,
-            created=datetime.now(UTC).isoformat(timespec="seconds"), spec=dump(spec), version=emc2dist.__version__,
+            model=model.sha256 if model else {}, began=dict(began), ranks=collectives.world_size(),
+            generation=generation, created=datetime.now(UTC).isoformat(timespec="seconds"), spec=dump(spec),
+            version=emc2dist.__version__,
         )  # fmt: skip
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1))
     checksums.write(folder, generation)
@@ -190,15 +198,26 @@ def restore_trainer(
     encoder: nn.Module,
     optimiser: torch.optim.Optimizer | None = None,
     follower: nn.Module | None = None,
+    *,
+    own_groups: bool = False,
 ) -> None:
-    """Put back what is given. Raises RunError where the checkpoint's are others, with what does not fit."""
+    """Put back what is given, `own_groups` as in `restore_optimiser`.
+
+    Raises RunError where the checkpoint's are others, with what does not fit.
+    """
     state = load_trainer(folder)
     with _understood(folder / TRAINER):
-        encoder.load_state_dict(state["encoder"])
+        encoder.load_state_dict(versioned(state["encoder"], encoder))
         if optimiser is not None:
-            restore_optimiser(optimiser, state["optimiser"])
+            restore_optimiser(optimiser, state["optimiser"], own_groups=own_groups)
         if follower is not None:
-            follower.load_state_dict(state["follower"])
+            follower.load_state_dict(versioned(state["follower"], follower))
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of the encoder and the optimiser of a checkpoint, hexadecimal."""
+    with (folder / TRAINER).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_trainer(folder: Path) -> dict[str, Any]:
@@ -220,15 +239,24 @@ def load_trainer(folder: Path) -> dict[str, Any]:
     return {**towers, "optimiser": {"state": state, "param_groups": groups}}
 
 
-def restore_store(folder: Path, manifest: Manifest, store: ChainStore, generation: str) -> None:
-    """Put this rank's share of the shards back, re-sharding where their number has changed."""
+def restore_store(
+    folder: Path, manifest: Manifest, store: ChainStore, generation: str, *, views_at_0: int | None = None
+) -> None:
+    """Put this rank's share of the shards back, re-sharding where their number has changed.
+
+    With `views_at_0`, V, as what a new run begins with (`emc2dist.core.columns.as_of_step_0`).
+    """
     if not store.schema:
         return
     old = Layout(manifest.samples, manifest.shards)
     for shard in range(collectives.rank(), store.layout.shards, collectives.world_size()):
         for start, stop in _pieces(store.schema, store.layout.rows(shard)):
             tables = _rows_of(folder, old, store.layout.indices(shard, start, stop), store.schema)
-            store.restore(generation, manifest.applied, shard, tables, start, stop)
+            applied = manifest.applied
+            if views_at_0 is not None:
+                applied = -1
+                tables = {table: as_of_step_0(named, manifest.step, views_at_0) for table, named in tables.items()}
+            store.restore(generation, applied, shard, tables, start, stop)
 
 
 def resend_pending(folder: Path, manifest: Manifest, store: ChainStore, generation: str) -> None:

@@ -18,18 +18,20 @@ from emc2dist.config import Spec
 from emc2dist.core.contrast import contrast_for
 from emc2dist.core.estimators import FEATURES
 from emc2dist.data.sampler import Order
-from emc2dist.errors import SpecError
+from emc2dist.errors import RunError, SpecError
 from emc2dist.metrics import Recorder, Row
 from emc2dist.store import ChainStore, nbytes
 from emc2dist.towers.encoder import Encoder, ImageEncoder, TextEncoder, layout
 from emc2dist.towers.momentum import follower_of
 from emc2dist.towers.optim import build_optimiser
+from emc2dist.towers.stages import depths, freeze
 from emc2dist.train import arithmetic, checkpoint, collectives
 from emc2dist.train.memory import Memory
 from emc2dist.train.meter import Meter
 from emc2dist.train.model_files import ModelFiles
 from emc2dist.train.sets import Judge, TrainingSet, columns_of, judged_of, loaders_of, order_of
 from emc2dist.train.step import Trainer
+from emc2dist.train.weights import load_weights
 
 
 class CheckpointWriter(Protocol):
@@ -120,10 +122,12 @@ class Job:
     """Of this machine, for this rank; None: all."""
     model: ModelFiles | None = None
     """What the run keeps of its model; None: what a new one would."""
+    start: Path | None = None
+    """The folder of another run's checkpoint, verified, with which a run of `start_from` begins."""
 
 
 def run(job: Job, resume: Path | None = None) -> int:
-    """Train one rank from `resume` (the folder of a checkpoint that was verified) or from nothing to the last epoch.
+    """Train one rank from `resume` (the folder of a checkpoint that was verified) or from the beginning to the end.
 
     Returns the steps taken: all, or those that the last checkpoint holds where `job.stop` was set before.
 
@@ -142,20 +146,29 @@ def encoder_for(spec: Spec, described: str | None = None) -> Encoder:
 
     `described` is the config.json of a model of transformers, where its weights are to come from a checkpoint.
     """
-    of_texts = spec.of_texts
-    encoder: Encoder = TextEncoder(spec.encoder, spec.text, described) if of_texts else ImageEncoder(spec.encoder)
+    encoder: Encoder
+    if spec.of_texts:
+        encoder = TextEncoder(spec.encoder, spec.text, described)
+    else:
+        encoder = ImageEncoder(spec.encoder, spec.views.size)
     encoder.learnt = contrast_for(spec).objective.learns(spec.encoder.features)
     return encoder.double() if spec.precision == "float64" else encoder
 
 
-def initial_encoder(spec: Spec, device: torch.device, described: str | None = None) -> Encoder:
+def initial_encoder(spec: Spec, device: torch.device, described: str | None = None, *, weights: bool = True) -> Encoder:
     """The encoder with which training begins; seeds torch's generator, and settles how this process computes.
 
-    `described` as in `encoder_for`.
+    `described` as in `encoder_for`. Without `weights` those of `encoder.weights` are still to come.
+
+    Raises:
+        SpecError, StorageError: they do not fit, or cannot be read.
     """
     arithmetic.settle(spec, device)
     torch.manual_seed(spec.seed)
     encoder = encoder_for(spec, described)
+    if weights:
+        load_weights(encoder, spec)
+    freeze(encoder, spec.encoder.freeze)
     return encoder.to(device).to(memory_format=layout(spec.encoder, spec.precision, device))  # type: ignore[call-overload]
 
 
@@ -169,8 +182,12 @@ class _Loop:
         self.steps = spec.epochs * self.order.steps_per_epoch
         self.model = job.model or ModelFiles.of(spec)
         self.resume = resume
-        self.encoder = initial_encoder(spec, device, self.model.config if self.model and resume else None)
-        self.optimiser = build_optimiser(self.encoder, spec.optimiser, spec.lr)
+        self.start, self.began = job.start, dict[str, str]()
+        described = self.model.config if self.model and resume else None
+        self.encoder = initial_encoder(spec, device, described, weights=False)
+        if resume is None and spec.encoder.weights is not None:
+            self.began["encoder.weights"] = load_weights(self.encoder, spec).sha256
+        self.optimiser = build_optimiser(self.encoder, spec.optimiser, spec.lr, depths(self.encoder))
         self.follower = None if spec.encoder.momentum is None else follower_of(self.encoder)
         self.generation = collectives.broadcast_text(uuid4().hex)
         self.memory = Memory(spec, job.store, self.order, collectives.rank(), self.generation, device)
@@ -189,7 +206,7 @@ class _Loop:
         self.loading = how
 
     def run(self) -> int:
-        first = self._restore(self.resume) if self.resume else self._start()
+        first = self._restore(self.resume) if self.resume else self._begin()
         columns, _ = columns_of(self.spec, self.train)
         parts = (self.memory, self.loaders, self.order, self.device, columns, self.follower, judged_of(self.train))
         trainer = Trainer(self.spec, self.encoder, self.optimiser, *parts)
@@ -211,23 +228,43 @@ class _Loop:
         self.vote.close()
         return done
 
-    def _start(self) -> int:
+    def _begin(self) -> int:
         here = ModelFiles.of(self.spec)  # the weights were read from this machine's folder
         if here and self.model:
             here.refuse_unlike(self.model.sha256, self.model.place)
-        if collectives.rank() == 0:
+        if self.spec.start_from is not None:
+            self._take_up()
+        elif collectives.rank() == 0:
             self.store.reset(self.generation)
-        collectives.barrier()
+        self._refuse_other_beginnings()
         self.memory.start(0, settled=-1)
         self._record({"step": 0, "resumed": 0, "loading": self.loading})
         self._evaluate(0, first=True)
         return 0
+
+    def _take_up(self) -> None:
+        """Begin with what another run had learnt."""
+        if self.start is None:
+            raise RunError("start_from: is taken up by `emc2dist train` alone, which fetches the run's checkpoint")
+        manifest = checkpoint.read_manifest(files.at(self.start))
+        checkpoint.refuse_other_data(self.start, manifest, self.train)
+        checkpoint.restore_trainer(self.start, self.encoder, self.optimiser, self.follower, own_groups=True)
+        checkpoint.restore_store(self.start, manifest, self.store, self.generation, views_at_0=self.spec.views.count)
+        self.began["start_from"] = checkpoint.fingerprint(self.start)
+
+    def _refuse_other_beginnings(self) -> None:
+        """Raise RunError where another rank began with something else; waits for all."""
+        for key, sha256 in self.began.items():
+            if len(set(collectives.gather_texts(sha256))) > 1:
+                raise RunError(f"{key}: is not the same on all machines; put the same there, or where all see it")
+        collectives.barrier()
 
     def _restore(self, folder: Path) -> int:
         manifest = checkpoint.read_manifest(files.at(folder))
         checkpoint.refuse_other_data(folder, manifest, self.train)
         if self.model:
             self.model.refuse_unlike(manifest.model, folder)
+        self.began = manifest.began
         checkpoint.restore_trainer(folder, self.encoder, self.optimiser, self.follower)
         checkpoint.restore_store(folder, manifest, self.store, self.generation)
         collectives.barrier()
@@ -287,7 +324,7 @@ class _Loop:
         parts = (self.spec, self.encoder, self.optimiser, self.store, self.generation, self.train.fingerprint)
         folder = self.scratch / f"checkpoint-{step}"
         folder.mkdir()
-        checkpoint.save(folder, step, applied, *parts, self.follower, self.model)
+        checkpoint.save(folder, step, applied, *parts, self.follower, self.model, self.began)
         self.writer.write(step, folder, {"step": step, **row})
         self.written, self.written_at, self.due = step, monotonic(), False
         self._record({"step": step, "last_checkpoint_timestamp_seconds": time()})

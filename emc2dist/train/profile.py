@@ -33,6 +33,7 @@ from emc2dist.machine import cpus
 from emc2dist.store import Layout, LocalStore
 from emc2dist.towers.momentum import follower_of
 from emc2dist.towers.optim import build_optimiser
+from emc2dist.towers.stages import depths
 from emc2dist.train.loop import initial_encoder, order_for
 from emc2dist.train.memory import Memory, schema_for
 from emc2dist.train.sets import TrainingSet, columns_of, judged_of, loaders_of, open_training_set, settled
@@ -114,7 +115,7 @@ def alone(spec: Spec, train: TrainingSet, device: torch.device) -> Iterator[Trai
     order = order_for(spec, train)
     columns, _ = columns_of(spec, train)
     encoder = initial_encoder(spec, device)
-    optimiser = build_optimiser(encoder, spec.optimiser, spec.lr)
+    optimiser = build_optimiser(encoder, spec.optimiser, spec.lr, depths(encoder))
     store = LocalStore(Layout(len(train), spec.shards), schema_for(spec))
     store.reset(_GENERATION)
     with closing(Memory(spec, store, order, 0, _GENERATION, device)) as memory, ExitStack() as stack:

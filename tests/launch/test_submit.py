@@ -299,6 +299,16 @@ def test_a_dry_run_prints_what_would_be_sent_and_asks_nobody(tmp_path):
         (["launch.target=http://10.9.8.7:8265"], 1, "there is no token for it"),
         (["launch.target=http://10.9.8.7:8265", "run_dir=runs"], 2, "run_dir: runs is a path on this machine"),
         (["launch.target=http://10.9.8.7:8265", "data.path=set"], 2, "data.path: set is a path on this machine"),
+        (
+            ["launch.target=http://10.9.8.7:8265", "start_from=runs/a"],
+            2,
+            "start_from: runs/a is a path on this machine",
+        ),
+        (
+            ["launch.target=http://10.9.8.7:8265", "encoder.weights=w"],
+            2,
+            "encoder.weights: w is a path on this machine",
+        ),
         (["launch.target=cluster"], 2, "launch.target: got 'cluster'; allowed are local, kuberay, or the URL"),
         (["launch.target=kuberay"], 2, "launch.cluster: missing; target: kuberay needs"),
         (["launch.target=http://me:pass@host:8265"], 2, "launch.target: the http URL holds credentials"),

@@ -56,7 +56,7 @@ def test_the_backbone_is_written_over_what_was_there(run, tmp_path, capsys):
     told = capsys.readouterr()
     (remark,) = json.loads(told.out)["remarks"]
     assert remark in told.err.splitlines()
-    assert "build emc2dist.towers.encoder.Conv4('none') for it" in remark
+    assert "build emc2dist.towers.images.Conv4('none') for it" in remark
 
 
 def test_the_readme_makes_elsewhere_what_is_made_here(tmp_path, capsys, monkeypatch):

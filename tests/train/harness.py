@@ -112,14 +112,14 @@ class Run:
         self.checkpoints[step] = self.folder / f"{self.spec.name}-{step}"
         shutil.move(folder, self.checkpoints[step])
 
-    def go(self, resume: Path | None = None, model: ModelFiles | None = None) -> "Run":
+    def go(self, resume: Path | None = None, model: ModelFiles | None = None, start: Path | None = None) -> "Run":
         train = open_training_set(self.spec)
         judge, _ = judge_of(self.spec, train, model)
         schema = schema_for(self.spec)
         store = LocalStore(Layout(len(train), self.spec.shards), schema)
         with TemporaryDirectory() as scratch:
             parts = (store, self, self, torch.device("cpu"), self, Path(scratch))
-            self.steps = loop.run(loop.Job(self.spec, train, judge, *parts, model=model), resume)
+            self.steps = loop.run(loop.Job(self.spec, train, judge, *parts, model=model, start=start), resume)
         return self
 
     def column(self, name: str) -> list[float]:
@@ -173,7 +173,7 @@ class Rank:
         torch.set_num_threads(1)
         compilation.BACKEND = "aot_eager"  # machine code takes its time
 
-    def train(self, spec_text, store, rank, rendezvous, folder, stop_after=math.inf, resume=None):
+    def train(self, spec_text, store, rank, rendezvous, folder, stop_after=math.inf, resume=None, start=None):
         """Join the group, train, leave; returns the rows that this rank recorded."""
         spec = parse(spec_text)
         collectives.DistributedDataParallel = CountedParallel
@@ -187,7 +187,7 @@ class Rank:
         try:
             with TemporaryDirectory() as scratch:
                 parts = (store, run, run, torch.device("cpu"), run, Path(scratch))
-                loop.run(loop.Job(spec, train, judge, *parts), resume)
+                loop.run(loop.Job(spec, train, judge, *parts, start=start), resume)
         finally:
             dist.destroy_process_group()
         return run.rows

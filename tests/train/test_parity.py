@@ -97,6 +97,25 @@ def test_workers_and_shards_do_not_change_loss_or_gradient(kind, worlds, ray_clu
             torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0, msg=f"{name}, W={workers} S={shards}")
 
 
+@pytest.mark.parametrize("key", ["start_from", "encoder.weights"])
+def test_a_run_begins_alike_on_any_workers_and_shards(key, ray_cluster, ranks, tmp_path):
+    slower = "optimiser.layer_decay=0.8"
+    first = Run(small_spec(*EXACT, *ISIR, slower, "epochs=1"), tmp_path / "first").go().checkpoints[6]
+    begins = [*EXACT, *ISIR, slower, f"{key}={first}", "seed=3", "encoder.freeze=1"]
+    if key == "start_from":
+        begins.pop()  # the optimiser that it takes up is of all
+    start = first if key == "start_from" else None
+    alone = Run(small_spec(*begins), tmp_path / "alone").go(start=start)
+    spec = small_spec(*begins, "workers=2", "shards=3")
+    rows, found = train(ray_cluster, ranks, spec, tmp_path / "together", start=start)
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses == pytest.approx(alone.column("loss"), abs=1e-6)
+    expected = contents(alone.checkpoints[12])
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0, msg=name)
+
+
 PAIRS = [
     (False, ["objective.directions=both", "negatives.draws=6"]),
     (True, ["negatives.draws=6", "negatives.cache_proposals=7"]),
