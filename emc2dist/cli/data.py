@@ -41,7 +41,7 @@ def add_to(commands: Commands) -> None:
     sub.add_argument(
         "--columns",
         metavar="ROLE=COL,...",
-        help="of pairs: which column is the query, document, negative, score or split, if names do not tell",
+        help="of pairs: which column is the query, document, negative, score or split, if names do not tell, or unread",
     )
     sub.add_argument(
         "--vocabulary", metavar="N", type=int, help="of pairs: most tokens of the tokenizer that is trained (16384)"

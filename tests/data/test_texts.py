@@ -414,6 +414,54 @@ def test_columns_that_do_not_tell_are_refused_and_named(run, tmp_path, rows, wha
         run(jsonl(tmp_path / "p.jsonl", rows))
 
 
+VERDICTS = {
+    "gold_label": ["entailment", "contradiction", "neutral", "-"],
+    "is_duplicate": ["0", "1"],
+    "belongs": [True, False],
+    "grade": [1, 2, 3, 4, 5],
+}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("name", VERDICTS)
+def test_a_column_that_may_say_whether_a_pair_belongs_together_has_to_be_chosen_or_left(run, tmp_path, name, kind):
+    values = VERDICTS[name]
+    rows = [
+        {"sentence1": f"q {n}", "sentence2": f"d {n}", name: values[n % len(values)], "id": n, "of": "all"}
+        for n in range(2 * len(values))
+    ]
+    if kind == "parquet":
+        file = parquet(tmp_path / "p.parquet", **{key: [row[key] for row in rows] for key in rows[0]})
+    elif kind == "jsonl":
+        file = jsonl(tmp_path / "p.jsonl", rows)
+    else:
+        file = jsonl(tmp_path / "p.csv", [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)])
+    with pytest.raises(DataError, match=f"{name} may tell which pairs .* --columns score={name}, .* unread={name}$"):
+        run(file)
+    assert not (tmp_path / "set" / MANIFEST).exists()
+    result, opened = run(file, columns=f"unread={name},unread=id")
+    assert len(told(opened())) == len(rows)
+    assert f"columns that are not read: {name}, id, of" in result["remarks"]
+
+
+def test_columns_of_many_values_or_of_one_beside_a_score_or_of_few_rows_are_no_verdicts(run, tmp_path):
+    names = [f"{where} {n}" for n in range(6) for where in ("here", "there")]
+    rows = [{"query": f"q {n}", "document": f"d {n}", "six": n % 6, "one": 1, "none": None} for n in range(12)]
+    assert run(jsonl(tmp_path / "p.jsonl", [row | {"name": n} for row, n in zip(rows, names, strict=True)]))
+    assert run(jsonl(tmp_path / "few.jsonl", [row | {"two": row["six"] // 2} for row in rows[:5]]), tmp_path / "few")
+    scored = [row | {"score": 1, "two": row["six"] % 2} for row in rows]
+    assert run(jsonl(tmp_path / "scored.jsonl", scored), tmp_path / "scored")
+    with pytest.raises(DataError, match=r"two has 2 values in 12 rows \('0', '1'\): two may tell"):
+        run(jsonl(tmp_path / "two.jsonl", [row | {"two": row["six"] % 2} for row in rows]), tmp_path / "two")
+
+
+def test_a_score_that_is_chosen_not_to_be_read_is_none(run, tmp_path):
+    rows = [{"query": f"q {n}", "document": f"d {n}", "score": n / 4} for n in range(4)]
+    assert run(jsonl(tmp_path / "p.jsonl", rows), columns="unread=score")[1]().scores.tolist() == [1, 1, 1, 1]
+    with pytest.raises(DataError, match="--columns unread=other: there is no such column, but query, document, score"):
+        run(tmp_path / "p.jsonl", tmp_path / "other", columns="unread=score,unread=other")
+
+
 def test_columns_can_be_chosen(run, tmp_path):
     told_by = [{"docstring": "q", "body": "d", "label": 2, "part": "dev"}]
     told_by += [{"docstring": "r", "body": "e", "label": 0, "part": "train"}]

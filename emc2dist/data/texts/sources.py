@@ -139,6 +139,7 @@ def _read_records(source: Source, chosen: Mapping[str, str], into: Collection) -
             into.notes += [note] * (note not in into.notes)
         return found
 
+    verdicts = formats.Verdicts()
     for file, split in splits.items():
         for where, values in _said(file, into):
             if not chosen and formats.is_tevatron(values):
@@ -146,8 +147,11 @@ def _read_records(source: Source, chosen: Mapping[str, str], into: Collection) -
             elif not chosen and formats.is_flag(values):
                 example = formats.of_flag(values)
             else:
-                example = columns(file, tuple(values)).example(values)
+                known = columns(file, tuple(values))
+                verdicts.look(known, values)
+                example = known.example(values)
             into.example(where, example, split)
+    verdicts.check(str(source.root))
 
 
 def _read_corpus(source: Source, into: Collection) -> None:
