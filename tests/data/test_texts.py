@@ -228,6 +228,14 @@ def test_equal_texts_are_one_and_that_is_said(run, tmp_path):
     }
 
 
+def test_texts_that_bm25_cannot_find_or_be_asked_for_are_counted(run, tmp_path):
+    result, _ = run(jsonl(tmp_path / "p.jsonl", pairs_of([*FRUIT, ("???", "北京"), ("погода", "-- _"), ("2", "!")])))
+    assert {remark for remark in result["remarks"] if "BM25" in remark} == {
+        "1 queries hold no letter and no digit, so BM25 finds nothing for them",
+        "2 documents hold no letter and no digit, so BM25 finds none of them",
+    }
+
+
 @pytest.mark.parametrize("last", ["train", "Training set"])
 def test_a_document_of_validation_and_test_alone_is_not_trained_on(run, tmp_path, last):
     held = [*pairs_of([("q", "a"), ("p", "b")], split="val"), *pairs_of([("r", "a"), ("s", "b")], split="test")]

@@ -77,6 +77,11 @@ class Side:
         """Texts that came in again, other than by their id."""
         return self.unnamed + len(self.aliases)
 
+    @property
+    def wordless(self) -> int:
+        """Texts without a letter or digit of any script."""
+        return sum(not any(map(str.isalnum, text)) for text in self.texts)
+
     def claim(self, among: str, passage: Passage) -> str:
         """The text of a passage, whose id is no other text's from now on. Raises Unusable."""
         text = _checked(passage.text, self.what)
@@ -193,6 +198,8 @@ class Collection:
                 len(offered.several) - shared,
             "judgements differ from an earlier one of the same two: the highest score counts": self._rejudged,
             "negatives are positives of the same query, and count as these": self._contrary,
+            "queries hold no letter and no digit, so BM25 finds nothing for them": asked.wordless,
+            "documents hold no letter and no digit, so BM25 finds none of them": offered.wordless,
             f"rows were dropped ({'; '.join(self._examples)}{'; ...' * (self.dropped > _SHOWN)})": self.dropped,
         }  # fmt: skip
         told_of = [f"{number:,} {what}" for what, number in told.items() if number]
