@@ -162,7 +162,8 @@ class Folder(Source):
             if known is None and kinds[split] is not None:
                 known = {kind for kind in kinds[split] or () if kind is not None}
                 self.remarks.append(f"{len(known)} classes, by these labels: {some(sorted(known))}")
-        classes = sorted(known or ())
+        named = {kind for told in kinds.values() for kind in told or () if kind is not None}
+        classes = sorted((known or set()) | named)
         number: dict[str | None, int] = {name: label for label, name in enumerate(classes)}
         splits = {}
         for split in sorted(members):
