@@ -19,10 +19,11 @@ from emc2dist.config import Data
 from emc2dist.data.catalogue import MANIFEST, UNFINISHED
 from emc2dist.data.texts import ingest as ingesting
 from emc2dist.data.texts.collection import Collection, Example, Passage
+from emc2dist.data.texts.documents import open_documents
 from emc2dist.data.texts.ingest import ingest_pairs
 from emc2dist.data.texts.manifest import read_pairs_manifest
 from emc2dist.data.texts.pairs import load_tokenizer, open_pairs
-from emc2dist.data.texts.sources import is_pairs
+from emc2dist.data.texts.sources import is_pairs, is_texts
 from emc2dist.data.texts.tokenizer import MASK, TokenView, train_tokenizer, vocabulary_size
 from emc2dist.errors import DataError, SpecError, StorageError
 
@@ -293,6 +294,79 @@ def test_texts_are_picklable_and_asked_for_in_any_order(run, tmp_path):
         pairs.documents.get(np.array([3]))
     with pytest.raises(IndexError):
         pairs.documents.get(np.array([-1]))
+
+
+# Documents alone.
+
+BARE = {
+    "corpus/corpus.jsonl": ['{"_id": "a", "title": "On", "text": "apple"}', '{"_id": "b", "text": "banana"}'],
+    "rows/rows.jsonl": ['{"text": "On apple"}', '{"text": "banana"}'],
+    "table/table.csv": ["text", "On apple", "banana"],
+    "wiki/wiki.txt": ["On apple", "", "banana"],
+}
+
+
+@pytest.mark.parametrize("name", BARE)
+@pytest.mark.parametrize("inner", [True, False], ids=["folder", "file"])
+def test_documents_alone_are_a_set_to_train_on_without_queries(tmp_path, capsys, name, inner):
+    file = jsonl(tmp_path / name, BARE[name])
+    source, dest = str(file.parent if inner else file), str(tmp_path / "set")
+    asked = ["--kind", "texts"] if name.endswith(".txt") else []
+    assert is_texts(source) == (not asked)
+    assert main(["ingest", source, dest, "--vocabulary", "512", "--json", *asked]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["queries"], result["documents"], result["relevance"]) == ({}, {"train": 2}, 0)
+    assert "2 documents, no query: data.kind: texts trains on these, pairs cannot" in result["remarks"]
+    opened = open_documents(Data(kind="texts", path=dest))
+    assert every(opened.texts) == ["On apple", "banana"]
+    assert opened.remarks == result["remarks"]
+    assert len(open_documents(Data(kind="texts", path=dest, limit=1)).texts) == 1
+    if name.startswith("corpus"):
+        assert sorted(opened.texts.ids(np.arange(2))) == ["a", "b"]
+    with pytest.raises(DataError, match=r"holds documents without queries; set data\.kind: texts, or ingest pairs"):
+        open_pairs(Data(path=dest), "train")
+    assert open_pairs(Data(path=dest), "test", corpus=True) is None
+
+
+def test_documents_alone_have_the_splits_of_their_files_or_column(run, tmp_path):
+    jsonl(tmp_path / "s/train.txt", ["apple", "banana"])
+    jsonl(tmp_path / "s/test.txt", ["cherry"])
+    result, _ = run(tmp_path / "s", alone=True)
+    assert result["documents"] == {"train": 2, "test": 1}
+    assert every(open_documents(Data(kind="texts", path=str(tmp_path / "set"))).texts) == ["apple", "banana"]
+    rows = [{"body": "apple", "part": "dev", "x": 1}]
+    result, _ = run(
+        jsonl(tmp_path / "p.jsonl", rows), tmp_path / "other", alone=True, columns="document=body,split=part"
+    )
+    assert result["documents"] == {"validation": 1}
+    assert "columns that are not read: x" in result["remarks"]
+    with pytest.raises(DataError, match="has no documents of split train, but validation"):
+        open_documents(Data(kind="texts", path=str(tmp_path / "other")))
+
+
+def test_what_holds_no_documents_alone_is_refused(run, tmp_path):
+    other = jsonl(tmp_path / "p.jsonl", [{"title": "t", "body": "b"}])
+    with pytest.raises(DataError, match=r"no column positive, .* for the document, among title, body; say which"):
+        run(other, alone=True)
+    with pytest.raises(DataError, match="code and answer could all be the document"):
+        run(jsonl(tmp_path / "two.jsonl", [{"code": "t", "answer": "b"}]), alone=True)
+    with pytest.raises(DataError, match="--columns document=text: there is no such column, but title, body"):
+        run(other, alone=True, columns="document=text")
+    with pytest.raises(SpecError, match="--columns query=title: documents by themselves have no query"):
+        run(other, alone=True, columns="query=title,document=body")
+    with pytest.raises(DataError, match=r"p\.txt: no document \(no rows\)"):
+        run(jsonl(tmp_path / "p.txt", [""]), alone=True)
+    with pytest.raises(DataError, match=r"holds a corpus and no queries; .* --kind texts"):
+        run(jsonl(tmp_path / "corpus/corpus.jsonl", BARE["corpus/corpus.jsonl"]).parent)
+
+
+def test_a_table_of_addresses_or_beside_images_or_queries_is_none_of_documents_alone(tmp_path):
+    assert not is_texts(str(parquet(tmp_path / "laion/a.parquet", url=["http"], text=["t"]).parent))
+    assert not is_texts(str(beir(tmp_path / "beir")))
+    beside = jsonl(tmp_path / "images/a.jsonl", [{"text": "t"}]).parent
+    assert is_texts(str(beside))
+    (beside / "a.png").write_bytes(b"")
+    assert not is_texts(str(beside))
 
 
 # What is refused, or dropped.
@@ -649,7 +723,10 @@ def test_the_command_tells_pairs_from_images(tmp_path, capsys):
     assert main(["ingest", str(source), str(tmp_path / "other"), "--classes", "imagenet100"]) == 2
     assert "--classes: is for sets of images" in capsys.readouterr().err
     assert main(["ingest", str(tmp_path), str(tmp_path / "other"), "--kind", "flat", "--vocabulary", "600"]) == 2
-    assert "--vocabulary: is for sets of pairs" in capsys.readouterr().err
+    assert (
+        "--vocabulary: is for sets of texts, and this is taken for one of images; leave it out"
+        in capsys.readouterr().err
+    )
     assert main(["ingest", str(tmp_path / "set"), str(tmp_path / "copy")]) == 2
     assert "is a finished set; train on it, or copy the folder" in capsys.readouterr().err
 

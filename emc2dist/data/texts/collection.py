@@ -137,14 +137,14 @@ class Collection:
         if len(self._examples) < _SHOWN:
             self._examples.append(f"{where}: {what}")
 
-    def document(self, where: str, passage: Passage) -> None:
-        """Add a document, of all splits."""
+    def document(self, where: str, passage: Passage, split: str = "") -> None:
+        """Add a document, of a split or of all."""
         try:
             self.documents.claim("", passage)
         except Unusable as error:
             self.refuse(where, str(error))
             return
-        self._add_document(where, passage, "")
+        self._add_document(where, passage, split)
 
     def example(self, where: str, example: Example, split: str) -> None:
         """Add a query and its documents, of a split."""

@@ -3,6 +3,7 @@
 query, positive_passages, negative_passages    Tevatron: passages are objects with docid, title and text
 query, pos, neg                                FlagEmbedding: lists of texts
 a column of `QUERIES` and one of `DOCUMENTS`   a pair; with negative, negative_1, ... a triplet or longer
+text, with title, an id or split or without    a document by itself
 """
 
 import re
@@ -21,6 +22,9 @@ QUERIES = ("anchor", "query", "question", "sentence1", "docstring")
 DOCUMENTS = ("positive", "document", "code", "answer", "sentence2", "text")
 SCORES = ("score", "relevance")
 SPLIT = "split"
+TEXT = "text"
+IDS = ("_id", "id", "docid", "doc_id", "query_id", "qid")
+_OF_TEXTS = frozenset((TEXT, "title", SPLIT, *IDS))  # what a table of texts alone holds
 _GRADES = ("label", "labels", "gold_label", "is_duplicate", "target", "quality", "similarity", "similarity_score")
 """Names of columns that may say whether a pair belongs together, or how much."""
 _FEW = 5  # values of a column that may be verdicts
@@ -68,6 +72,12 @@ def may_be_pairs(names: Iterable[str]) -> bool:
     """Whether records with such values could be pairs, as these or as columns, ambiguous ones too."""
     lower = {name.lower() for name in names}
     return is_tevatron(lower) or is_flag(lower) or bool(lower & set(QUERIES) and lower & set(DOCUMENTS))
+
+
+def are_texts(names: Iterable[str]) -> bool:
+    """Whether records with such values, and no others, are documents by themselves."""
+    every = set(names)
+    return TEXT in every and every <= _OF_TEXTS
 
 
 def of_tevatron(values: Mapping[str, Any]) -> Example:
@@ -132,6 +142,48 @@ def columns_of(where: str, names: Iterable[str], chosen: Mapping[str, str]) -> C
     negatives = [n for n in known if _NEGATIVE.fullmatch(n) and n not in left]
     negatives = [chosen["negative"]] if "negative" in chosen else negatives
     return Columns(query, document, tuple(negatives), score, split, left)
+
+
+@dataclass(frozen=True)
+class TextColumns:
+    """Which value of a record is a document by itself, and which its split."""
+
+    document: str
+    split: str | None
+
+    def passage(self, values: Mapping[str, Any]) -> Passage:
+        """The document; a column `text` with its title before it, by the first id that there is."""
+        text = titled(values) if self.document == TEXT else values.get(self.document)
+        return Passage(text, next((values[name] for name in IDS if values.get(name) not in (None, "")), None))
+
+    def unused(self, names: Iterable[str]) -> list[str]:
+        """Those names that are nothing."""
+        used = {self.document, self.split, *IDS, *(("title",) if self.document == TEXT else ())}
+        return [name for name in names if name not in used]
+
+
+def text_columns_of(where: str, names: Iterable[str], chosen: Mapping[str, str]) -> TextColumns:
+    """Which column is what of documents by themselves, by its name, `text` before others, or as `chosen`.
+
+    Raises:
+        DataError: there is none, or there are several. SpecError: columns are chosen that they have none of.
+    """
+    for role in chosen:
+        if role not in ("document", "split", "unread"):
+            raise SpecError(f"--columns {role}={chosen[role]}: documents by themselves have no {role}; leave it out")
+    known = list(names)
+    for role, name in chosen.items():
+        if role != "unread" and name not in known:
+            shown = plain(", ".join(known)) or "no columns"
+            raise DataError(f"{where}: --columns {role}={name}: there is no such column, but {shown}; name one of them")
+    split = chosen.get("split", SPLIT if SPLIT in known else None)
+    found = [name for name in known if name.lower() in DOCUMENTS]
+    found = [TEXT] if TEXT in found else found
+    if "document" not in chosen and len(found) != 1:
+        what = f"{' and '.join(found)} could all be" if found else f"no column {', '.join(DOCUMENTS)} for"
+        shown = plain(", ".join(known)) or "no columns"
+        raise DataError(f"{where}: {what} the document, among {shown}; say which is with --columns document=COLUMN")
+    return TextColumns(chosen.get("document") or found[0], split)
 
 
 class Verdicts:

@@ -1,4 +1,4 @@
-"""Rows of Parquet, JSONL and CSV as records: named values, and where they stand.
+"""Rows of Parquet, JSONL and CSV as records: named values, and where they stand. Of a .txt each line is a `text`.
 
 Bytes that are not UTF-8 come through as lone surrogates, as do such escapes in JSON, so that whoever takes a text can
 tell which row they stand in.
@@ -22,6 +22,8 @@ LONGEST_LINE = 10 * 2**20
 """Bytes of a line of JSONL or CSV."""
 TABLES = (".parquet", ".jsonl", ".csv", ".tsv")
 """Extensions of files that hold records."""
+LINES = ".txt"
+"""Extension of files that hold a text a line."""
 _BATCH = 1024  # rows of Parquet that are made Python's at once
 
 Refuse = Callable[[str, str], None]
@@ -68,7 +70,7 @@ def records_of(file: Path, refuse: Refuse) -> Iterator[Record]:
     """
     pointers.refuse(file)
     kind = file.suffix.lower()
-    return {".parquet": _parquet, ".jsonl": _jsonl}.get(kind, _csv)(file, refuse)
+    return {".parquet": _parquet, ".jsonl": _jsonl, LINES: _texts}.get(kind, _csv)(file, refuse)
 
 
 def stop(where: str, what: str) -> None:
@@ -116,6 +118,12 @@ def _jsonl(file: Path, refuse: Refuse) -> Iterator[Record]:
             yield Record(where, values)
         else:
             refuse(where, "no JSON object")
+
+
+def _texts(file: Path, refuse: Refuse) -> Iterator[Record]:
+    for number, line in _lines(file, refuse):
+        if line.strip():
+            yield Record(f"{file}, line {number}", {"text": line.removesuffix("\n").removesuffix("\r")})
 
 
 def _csv(file: Path, refuse: Refuse) -> Iterator[Record]:
