@@ -164,9 +164,9 @@ def test_each_positive_stands_beside_each_negative_and_is_never_one(judged, tmp_
     assert len(pairs) == 4 * len(negatives)
 
 
-@pytest.mark.parametrize("form", ["tevatron", "flag"])
+@pytest.mark.parametrize("form", ["st", "tevatron", "flag"])
 def test_what_is_written_can_be_ingested(judged, tmp_path, form):
-    assert main(["negatives", str(judged), str(tmp_path / "mined.jsonl"), "--format", form]) == 0
+    assert main(["negatives", str(judged), str(tmp_path / "mined.jsonl"), "--format", form, "--per-query", "3"]) == 0
     ingest(tmp_path / "set", lines(tmp_path / "mined.jsonl"))
     newest, pairs, queries, documents = opened(judged)
     again = open_pairs(newest.spec.data.model_copy(update={"path": str(tmp_path / "set")}), "train")

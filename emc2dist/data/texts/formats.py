@@ -3,6 +3,7 @@
 query, positive_passages, negative_passages    Tevatron: passages are objects with docid, title and text
 query, pos, neg                                FlagEmbedding: lists of texts
 a column of `QUERIES` and one of `DOCUMENTS`   a pair; with negative, negative_1, ... a triplet or longer
+anchor, positive, negative, score, age, margin    `emc2dist negatives`: the last three are not read
 text, with title, an id or split or without    a document by itself
 """
 
@@ -24,6 +25,8 @@ SCORES = ("score", "relevance")
 SPLIT = "split"
 TEXT = "text"
 IDS = ("_id", "id", "docid", "doc_id", "query_id", "qid")
+_OF_MINED = ("score", "age", "margin")
+"""What `emc2dist negatives` tells beside anchor, positive and negative: none says what belongs together."""
 _OF_TEXTS = frozenset((TEXT, "title", SPLIT, *IDS))  # what a table of texts alone holds
 _GRADES = ("label", "labels", "gold_label", "is_duplicate", "target", "quality", "similarity", "similarity_score")
 """Names of columns that may say whether a pair belongs together, or how much."""
@@ -118,6 +121,8 @@ def columns_of(where: str, names: Iterable[str], chosen: Mapping[str, str]) -> C
     known = list(names)
     shown = plain(", ".join(known)) or "no columns"
     left = tuple(filter(None, chosen.get("unread", "").split(",")))
+    if {"anchor", "positive", "negative", *_OF_MINED} <= set(known) and "score" not in chosen:
+        left += tuple(name for name in _OF_MINED if name not in chosen.values())
     roles = {role: name for role, name in chosen.items() if role != "unread"}
     for role, name in (*roles.items(), *(("unread", name) for name in left)):
         if name not in known:
