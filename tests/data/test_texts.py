@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -378,7 +379,6 @@ BAD = {
     '{"query": "q", "document": 3}': "the document is no text",
     '{"query": "q", "document": "\\ud800"}': "the document is not UTF-8",
     '{"query": "same", "document": "same"}': "the document is the query's own text",
-    '{"query": "q", "document": "d", "score": 0.5}': "the score 0.5 is no whole number from -32768 to 32767",
     '{"query": "q", "document": "d", "score": 1e9}': "the score 1000000000.0 is no whole number from -32768 to 32767",
     '{"query": "q", "document": "d", "score": "x"}': "the score 'x' is no number",
     '{"query": "q", "document": "d", "score": NaN}': "the score nan is no whole number from -32768 to 32767",
@@ -407,6 +407,28 @@ def test_a_bad_row_stops_the_work_by_file_and_row_or_is_dropped_and_counted(run,
     assert result["dropped"] == 1
     assert f"1 rows were dropped ({source}, line 4: {what}" in " ".join(result["remarks"])
     assert len(told(opened())) == 3
+
+
+def test_scores_that_are_fractions_are_similarities_and_no_row_is_left_out_for_them(run, tmp_path):
+    rows = [{"query": f"q {n}", "document": f"d {n}", "score": n / 2} for n in range(6)]
+    what = "line 2: the score 0.5 is a fraction, as similarities are; choose from .* --columns unread=COLUMN$"
+    for skip in (False, True):
+        with pytest.raises(DataError, match=what):
+            run(jsonl(tmp_path / "p.jsonl", rows), skip_unreadable=skip)
+    source = beir(tmp_path / "beir")
+    jsonl(source / "qrels/train.tsv", ["query-id\tcorpus-id\tscore", "q0\td0\t0.5"])
+    with pytest.raises(DataError, match=r"train\.tsv, line 2: the score '0\.5' is a fraction, .* 0 for others$"):
+        run(source, skip_unreadable=True)
+
+
+def test_scores_above_one_are_counted(run, tmp_path):
+    rows = [{"query": f"q {n}", "document": f"d {n}", "score": n % 3 - 1 + (n == 8)} for n in range(9)]
+    assert (
+        "9 judgements have scores, the highest 3 of -1, 3 of 0, 2 of 1, 1 of 2; each above 0 is an answer"
+        in (run(jsonl(tmp_path / "p.jsonl", rows))[0]["remarks"])
+    )
+    told = run(jsonl(tmp_path / "few.jsonl", rows[:8]), tmp_path / "other")[0]["remarks"]
+    assert not any("have scores" in remark for remark in told)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
@@ -576,6 +598,58 @@ def test_names_that_are_no_unicode_are_escaped(run, tmp_path):
     result, _ = run(jsonl(tmp_path / "p.jsonl", rows))
     assert result["queries"] == {"train": 3, "\\ud800": 1}
     assert "columns that are not read: \\udcff" in result["remarks"]
+
+
+UNREAD = {
+    "a.tsv": (
+        "0\tapple\n1\tpear",
+        r"if a\.tsv holds texts \(columns: 0, apple\): as pairs .* --kind pairs with --columns",
+    ),
+    "a.csv": (
+        "sent0,sent1\na,b",
+        r"if a\.csv holds texts \(columns: sent0, sent1\): as pairs .* --kind pairs with",
+    ),
+    "b.jsonl": (
+        '{"set": ["q", "d"]}',
+        r"if b\.jsonl holds texts \(columns: set\): as pairs .* --kind pairs with",
+    ),
+    "b.jsonl.gz": ("\x1f", r"if b\.jsonl\.gz holds texts, unpack it, and then: as pairs of texts --kind pairs"),
+    "c.json": ('{"query": "q", "pos": ["d"]}\n{"query": "r"}', r"if c\.json holds texts, call it c\.jsonl, and then: "),
+    "d.json": ('[{"question": "q"}]', r"if d\.json holds texts, write an object a line, as \.jsonl, and then: "),
+    "e.txt": ("apple", r"if e\.txt holds a text a line, --kind texts; else give "),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_texts_that_are_taken_for_images_are_told_how_they_are_read(tmp_path, capsys, name):
+    content, what = UNREAD[name]
+    file = jsonl(tmp_path / "s" / name, [content])
+    for source in (file, file.parent):
+        assert main(["ingest", str(source), str(tmp_path / "set")]) == 2
+        assert re.search(what, capsys.readouterr().err)
+
+
+def test_a_first_line_that_is_a_row_is_said_to_be_taken_for_the_heading(run, tmp_path):
+    of_rows = jsonl(tmp_path / "p.tsv", ["a query\ta document", "another\tof it"])
+    taken = r"\(its first line, which is taken for the heading\); "
+    with pytest.raises(DataError, match=f"for the query, among a query, a document {taken}say which"):
+        run(of_rows)
+    with pytest.raises(DataError, match=r"called '1' in its first line, which is taken for the heading: write "):
+        run(jsonl(tmp_path / "qrels.tsv", ["1\t0\t0\t1"]))
+    for row in ("q0 0 d0 1", "q0\td0\t1"):
+        source = beir(tmp_path / f"beir {len(row)}")
+        jsonl(source / "qrels/train.tsv", [row, row])
+        with pytest.raises(
+            DataError, match=f"train.tsv, line 2: no value called query-id .* {taken}write a heading above"
+        ):
+            run(source)
+    with pytest.raises(DataError, match=r"among x{40}, y; say which"):
+        run(jsonl(tmp_path / "long.jsonl", [{"x" * 99: "q", "y": "d"}]))
+
+
+def test_lists_in_place_of_objects_are_told_to_be_that(run, tmp_path):
+    with pytest.raises(DataError, match=r"line 1: no JSON object, but a list: name its values, as in \{\"query\": "):
+        run(jsonl(tmp_path / "p.jsonl", ['["q", "d"]']))
 
 
 def test_two_columns_of_one_name_are_refused(run, tmp_path):

@@ -50,6 +50,7 @@ from emc2dist.data.ingest.source import (
     unread,
 )
 from emc2dist.data.splits import alone, is_of_split, split_of, tells_split
+from emc2dist.data.texts.advice import as_texts
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Entry
 
@@ -336,9 +337,13 @@ def _help(root: Path, listing: Listing) -> str:
         if is_stl10(above) or is_cifar(above):
             return f"give {printable(str(above))}, which holds {printable(Path(name).name)}"
     helped = [told for name in examples if (told := instead(printable(name)) or instead_by_content(root / name))]
+    texts = [told for name in examples if (told := as_texts(root / name))]
     if helped:
-        return helped[0]
-    return f"give a folder that holds some ({', '.join(sorted(EXTENSIONS))})"
+        return "; ".join(texts[:1] + helped[:1])
+    return (
+        "".join(f"{told}; else " for told in texts[:1])
+        + f"give a folder that holds some ({', '.join(sorted(EXTENSIONS))})"
+    )
 
 
 def _to_give(root: Path, suffix: str, names: list[str]) -> str:

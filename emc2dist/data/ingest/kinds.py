@@ -12,6 +12,7 @@ from emc2dist.data.ingest.parquet import ParquetSource
 from emc2dist.data.ingest.pixels import Cifar, Stl10, is_cifar, is_stl10
 from emc2dist.data.ingest.source import EXTENSIONS, Source, instead, instead_by_content, printable
 from emc2dist.data.ingest.tar import Tar
+from emc2dist.data.texts.advice import as_texts
 from emc2dist.errors import DataError
 
 KINDS = ("imagefolder", "classes", "flat", "stl10", "cifar", "tar", "parquet")
@@ -34,7 +35,8 @@ def recognise(path: str) -> str:
                 return suffix.removeprefix(".")
             what = instead(printable(place.name)) or instead_by_content(place)
             what = what or "give the folder that the images lie in, or a .tar or .parquet file"
-            raise DataError(f"{path}: no source of images; {what}")
+            texts = as_texts(place)
+            raise DataError(f"{path}: no source of images; {f'{texts}; else ' if texts else ''}{what}")
         if not place.is_dir():
             raise nothing_at(path, "give the folder or file that holds the images")
         if (place / MANIFEST).exists() or (place / UNFINISHED).exists():

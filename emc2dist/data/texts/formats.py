@@ -11,11 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from emc2dist.data.splits import is_plain, split_of
 from emc2dist.data.texts.collection import Example, Passage
-from emc2dist.data.texts.records import plain
+from emc2dist.data.texts.records import plain, shown_names
 from emc2dist.errors import DataError, SpecError
 
 QUERIES = ("anchor", "query", "question", "sentence1", "docstring")
@@ -119,7 +120,7 @@ def columns_of(where: str, names: Iterable[str], chosen: Mapping[str, str]) -> C
         DataError: there is none, or there are several for what is one.
     """
     known = list(names)
-    shown = plain(", ".join(known)) or "no columns"
+    shown = shown_names(Path(where), known)
     left = tuple(filter(None, chosen.get("unread", "").split(",")))
     if {"anchor", "positive", "negative", *_OF_MINED} <= set(known) and "score" not in chosen:
         left += tuple(name for name in _OF_MINED if name not in chosen.values())
@@ -177,16 +178,15 @@ def text_columns_of(where: str, names: Iterable[str], chosen: Mapping[str, str])
         if role not in ("document", "split", "unread"):
             raise SpecError(f"--columns {role}={chosen[role]}: documents by themselves have no {role}; leave it out")
     known = list(names)
+    shown = shown_names(Path(where), known)
     for role, name in chosen.items():
         if role != "unread" and name not in known:
-            shown = plain(", ".join(known)) or "no columns"
             raise DataError(f"{where}: --columns {role}={name}: there is no such column, but {shown}; name one of them")
     split = chosen.get("split", SPLIT if SPLIT in known else None)
     found = [name for name in known if name.lower() in DOCUMENTS]
     found = [TEXT] if TEXT in found else found
     if "document" not in chosen and len(found) != 1:
         what = f"{' and '.join(found)} could all be" if found else f"no column {', '.join(DOCUMENTS)} for"
-        shown = plain(", ".join(known)) or "no columns"
         raise DataError(f"{where}: {what} the document, among {shown}; say which is with --columns document=COLUMN")
     return TextColumns(chosen.get("document") or found[0], split)
 

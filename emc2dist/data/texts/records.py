@@ -6,7 +6,7 @@ tell which row they stand in.
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ TABLES = (".parquet", ".jsonl", ".csv", ".tsv")
 """Extensions of files that hold records."""
 LINES = ".txt"
 """Extension of files that hold a text a line."""
+_SHOWN_CHARACTERS = 40  # of a column's name
 _BATCH = 1024  # rows of Parquet that are made Python's at once
 
 Refuse = Callable[[str, str], None]
@@ -46,6 +47,17 @@ def plain(text: str) -> str:
 def is_table(name: str) -> bool:
     """Whether a file is taken for one of records, by its name."""
     return name.lower().endswith(TABLES)
+
+
+def shown_names(file: Path, names: Iterable[str]) -> str:
+    """The names of a table's columns, their beginnings, as a message shows them; and where a heading was taken from."""
+    shown = ", ".join(plain(name)[:_SHOWN_CHARACTERS] for name in names) or "no columns"
+    return shown + " (its first line, which is taken for the heading)" * is_headed(file)
+
+
+def is_headed(file: Path) -> bool:
+    """Whether a table's first line names the columns, by its name."""
+    return file.suffix.lower() in (".csv", ".tsv")
 
 
 def fields_of(file: Path) -> dict[str, bool]:
@@ -117,7 +129,8 @@ def _jsonl(file: Path, refuse: Refuse) -> Iterator[Record]:
         if isinstance(values, dict):
             yield Record(where, values)
         else:
-            refuse(where, "no JSON object")
+            named = ', but a list: name its values, as in {"query": ..., "document": ...}'
+            refuse(where, "no JSON object" + named * isinstance(values, list))
 
 
 def _texts(file: Path, refuse: Refuse) -> Iterator[Record]:
@@ -150,17 +163,17 @@ def _csv(file: Path, refuse: Refuse) -> Iterator[Record]:
             return
         if heading is None:
             heading = cells
-            _refuse_twice(file, heading)
+            _refuse_twice(file, heading, " in its first line, which is taken for the heading: write one above it, or")
         elif len(cells) == len(heading):
             yield Record(f"{file}, line {at}", dict(zip(heading, cells, strict=True)))
         elif cells:
             refuse(f"{file}, line {at}", f"{len(cells)} values under {len(heading)} headings")
 
 
-def _refuse_twice(file: Path, names: list[str]) -> None:
+def _refuse_twice(file: Path, names: list[str], rest: str = ";") -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"{file}: two columns are called {twice!r}; rename one")
+        raise DataError(f"{file}: two columns are called {twice[:_SHOWN_CHARACTERS]!r}{rest} rename one")
 
 
 def _lines(file: Path, refuse: Refuse) -> Iterator[tuple[int, str]]:

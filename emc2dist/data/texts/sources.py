@@ -21,13 +21,19 @@ from emc2dist.data.splits import alone, by_split, left_out, missing, together
 from emc2dist.data.texts import formats
 from emc2dist.data.texts.collection import Collection, Passage, shown
 from emc2dist.data.texts.manifest import kind_of
-from emc2dist.data.texts.records import LINES, TABLES, Record, fields_of, is_table, plain, records_of
+from emc2dist.data.texts.records import LINES, TABLES, Record, fields_of, is_headed, is_table, records_of, shown_names
 from emc2dist.errors import DataError, SpecError
 from emc2dist.terminal import say
 
 _QUERY_IDS = ("query-id", "query_id", "qid")
 _DOCUMENT_IDS = ("corpus-id", "corpus_id", "doc_id", "docid", "pid")
 _TEXTS = ("text", "query")
+_HELP = {
+    False: "call one so",
+    True: "write a heading above it, if it is a row: query-id, corpus-id, score of judgements (of TREC's four columns "
+    "leave out the second), _id, text of others; or call one so",
+}
+"""What would help where a value has none of the names that it needs, by whether the first line names the columns."""
 _SHOWN = 3  # files that were passed over
 
 
@@ -194,38 +200,44 @@ def _read_texts(source: Source, chosen: Mapping[str, str], into: Collection) -> 
     splits = _by_split(source.root, files_of, into)
     if files_of == [source.root] and formats.SPLIT not in (*fields_of(source.root), *chosen):
         into.notes += alone(source.root)
+
+    @lru_cache
+    def columns(file: Path, names: tuple[str, ...]) -> formats.TextColumns:
+        found = formats.text_columns_of(str(file), names, chosen)
+        if unused := found.unused(names):
+            note = f"columns that are not read: {', '.join(unused)}"
+            into.notes += [note] * (note not in into.notes)
+        return found
+
     for file, split in splits.items():
         for where, values in _said(file, into):
-            columns = formats.text_columns_of(str(file), values, chosen)
-            if unused := columns.unused(values):
-                note = f"columns that are not read: {', '.join(unused)}"
-                into.notes += [note] * (note not in into.notes)
-            into.document(where, columns.passage(values), formats.told_split(values, columns.split) or split)
+            known = columns(file, tuple(values))
+            into.document(where, known.passage(values), formats.told_split(values, known.split) or split)
 
 
 def _read_corpus(source: Source, into: Collection) -> None:
     for file in source.parts["corpus"]:
         for record in _said(file, into):
-            into.document(record.where, Passage(formats.titled(record.values), _one_of(record, formats.IDS)))
+            into.document(record.where, Passage(formats.titled(record.values), _one_of(file, record, formats.IDS)))
     queries: dict[str, tuple[Passage, str | None]] = {}
     for file in source.parts["queries"]:
         for record in _said(file, into):
-            name = str(_one_of(record, formats.IDS))
-            query = Passage(_one_of(record, _TEXTS), name)
+            name = str(_one_of(file, record, formats.IDS))
+            query = Passage(_one_of(file, record, _TEXTS), name)
             if name in queries and queries[name][0] != query:
                 into.refuse(record.where, f"the id {shown(name)} stands for another query already")
             queries.setdefault(name, (query, formats.told_split(record.values, formats.SPLIT)))
     asked = set()
     for file, split in _by_split(source.root, source.parts["qrels"], into).items():
         for record in _said(file, into):
-            name, document = (str(_one_of(record, ids)) for ids in (_QUERY_IDS, _DOCUMENT_IDS))
+            name, document = (str(_one_of(file, record, ids)) for ids in (_QUERY_IDS, _DOCUMENT_IDS))
             if name not in queries:
                 into.refuse(record.where, f"no query has the id {shown(name)}")
                 continue
             asked.add(name)
             query, own = queries[name]
             told = formats.told_split(record.values, formats.SPLIT) or (file.parent == source.root and own) or split
-            into.judgement(record.where, query, document, _one_of(record, formats.SCORES), told)
+            into.judgement(record.where, query, document, _one_of(file, record, formats.SCORES), told)
     if len(asked) < len(queries):
         into.notes.append(f"{len(queries) - len(asked):,} of {len(queries):,} queries are judged nowhere and left out")
 
@@ -235,14 +247,13 @@ def _said(file: Path, into: Collection) -> Iterable[Record]:
     return records_of(file, into.refuse)
 
 
-def _one_of(record: Record, names: Iterable[str]) -> Any:
-    """The value of the first of these names that a record has. Raises DataError."""
+def _one_of(file: Path, record: Record, names: Iterable[str]) -> Any:
+    """The value of the first of these names that a record of a file has. Raises DataError."""
     for name in names:
         if name in record.values:
             return record.values[name]
-    raise DataError(
-        f"{record.where}: no value called {' or '.join(names)}, but {plain(', '.join(record.values))}; call one so"
-    )
+    shown = shown_names(file, record.values)
+    raise DataError(f"{record.where}: no value called {' or '.join(names)}, but {shown}; {_HELP[is_headed(file)]}")
 
 
 def _by_split(root: Path, tables: list[Path], into: Collection) -> dict[Path, str]:
