@@ -2029,6 +2029,30 @@ def test_tables_may_tell_other_classes_than_those_of_training_alone(run, tmp_pat
     assert "test: 2 of 2 images are of 1 classes that no training image has, as '3'" in summary["remarks"]
 
 
+def test_a_table_of_labels_may_be_parquet(run, tmp_path):
+    """As ImageFolder of `datasets` takes it."""
+    source = plant(tmp_path / "hf", {f"{split}/{n}.png": picture() for split in ("train", "test") for n in range(3)})
+    for split in ("train", "test"):
+        columns = {"file_name": [f"{n}.png" for n in range(3)], "label": ["dog", "cat", None], "boxes": [[1], [], None]}
+        pq.write_table(pa.table(columns), source / split / "metadata.parquet")
+    summary, dest = run(source, keep_order=True)
+    assert (table_of(dest, "train"), table_of(dest, "test")) == ([1, 0, -1], [1, 0, -1])
+    assert read_manifest(files.at(dest)).classes == ["cat", "dog"]
+    assert f"test: 3 labels are those of {source / 'test/metadata.parquet'}, column `label`" in summary["remarks"]
+    assert not any("passed over" in remark for remark in summary["remarks"])
+
+
+def test_parquet_beside_images_that_tells_no_labels_is_said(run, tmp_path):
+    source = plant(tmp_path / "hf", {f"train/{n}.png": picture() for n in range(2)})
+    pq.write_table(pa.table({"image": [b"a", b"b"], "label": ["x", "y"]}), source / "train" / "metadata.parquet")
+    assert any(
+        "no labels are told by train/metadata.parquet: it holds bytes" in remark for remark in run(source)[0]["remarks"]
+    )
+    (source / "train" / "metadata.parquet").rename(source / "train" / "more.parquet")
+    with pytest.raises(DataError, match="could be read as parquet or as imagefolder"):
+        run(source, "other")
+
+
 def test_names_that_two_splits_have_are_none_in_a_table_of_both(run, tmp_path):
     images = {f"{split}/{n}.png": picture() for split in ("train", "test") for n in range(2)}
     source = plant(tmp_path / "pets", images | {"labels.csv": b"id,label\n0,dog\n1,cat\n"})

@@ -3,7 +3,8 @@
     val_annotations.txt      val_0.JPEG<TAB>n03444034<TAB>0<TAB>32<TAB>44<TAB>62            Tiny-ImageNet
     LOC_val_solution.csv     ILSVRC2012_val_00048981,n03995372 85 1 499 272                 ImageNet, as Kaggle has it
     test.csv                 filename,label / t_0.png,tiger cat                             a table with a heading
-    metadata.jsonl           {"file_name": "t_0.png", "label": "tiger cat"}                 as Hugging Face has it
+    metadata.jsonl           {"file_name": "t_0.png", "label": "tiger cat"}                 as Hugging Face has it;
+                             or metadata.parquet with such columns
     dataset.json             {"labels": [["00000/t_0.png", 7], ...]}                        as StyleGAN has it
 
 Such a file lies in a folder of the images or above it. Its name tells the split; or it is called labels, metadata,
@@ -50,6 +51,8 @@ TEXTS = (".txt", ".csv", ".tsv", ".jsonl", ".json")
 """Extensions of files that may tell labels."""
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".xlsx", ".mat")
 """Extensions of tables, of which some cannot be read here."""
+PARQUET = ".parquet"
+"""Extension of tables that may tell labels, too, where they are called as for all splits: others are sets."""
 _OF_ALL_SPLITS = ("label", "labels", "metadata", "annotation", "annotations", "dataset")
 _NAMED_LABELS = ("label", "labels")
 _GUESSES = re.compile("submission|predict", re.IGNORECASE)  # these hold what somebody's model says
@@ -158,7 +161,7 @@ class Annotations:
                 twice = [one for one, times in Counter(pair[side] for pair in pairs).items() if times > 1]
                 if twice:
                     one, other = sorted(pair for pair in pairs if pair[side] == twice[0])[:2]
-                    into = "one folder" if _is_of_all(file) else f"{split_of(_stem(file))}/"
+                    into = "one folder" if is_of_all(file) else f"{split_of(_stem(file))}/"
                     these = f"the {len(found.kinds)} images that it names"
                     raise DataError(
                         f"{self._named(file)}: column {found.column} tells other classes than the images' folders "
@@ -179,7 +182,7 @@ class Annotations:
         others = {name: images for name, images in named.items() if _others(name, images, splits)}
         apart = {*of_images, *others, *self._unused}
         left = [name for name in left if name not in apart]
-        tables = [name for name in left if PurePosixPath(name).suffix.lower() in TABLES or self._is_table(name)]
+        tables = [name for name in left if _is_known(name) or self._is_table(name)]
         tables = [name for name in tables if not _GUESSES.search(name)]
         lists = [name for name in left if (name not in tables or not wanting) and _tells_any_split(name)]
         if not self.labels:
@@ -218,8 +221,8 @@ class Annotations:
         """Files above any image of the split that may tell its labels."""
         if not self.labels:
             return []
-        read = (name for name in sorted(self.texts) if PurePosixPath(name).suffix.lower() in TEXTS)
-        told = [name for name in read if _is_of_all(name) or (_tells(name, split) and not self._is_of_one_image(name))]
+        read = (name for name in sorted(self.texts) if PurePosixPath(name).suffix.lower() in (*TEXTS, PARQUET))
+        told = [name for name in read if is_of_all(name) or (_tells(name, split) and not self._is_of_one_image(name))]
         above = {str(parent) for folder in {name.rpartition("/")[0] for name in names} for parent in _up(folder)}
         return [name for name in told if str(PurePosixPath(name).parent) in above and not _GUESSES.search(name)]
 
@@ -233,7 +236,7 @@ class Annotations:
 
     def _is_of_one_image(self, file: str) -> bool:
         """Whether a text is called as an image, as boxes and captions are."""
-        return _stem(file) in self._image_stems and not _is_of_all(file)
+        return _stem(file) in self._image_stems and not is_of_all(file)
 
     @cached_property
     def _by_ending(self) -> dict[str, str | None]:
@@ -293,7 +296,7 @@ class Annotations:
     ) -> _Labels:
         """What a file tells of the images; `of_folders`: these have classes. Raises Unusable."""
         folder = PurePosixPath(file).parent
-        below = names if not _is_of_all(file) else [n for n in self.names if PurePosixPath(n).is_relative_to(folder)]
+        below = names if not is_of_all(file) else [n for n in self.names if PurePosixPath(n).is_relative_to(folder)]
         images = ImagesByCell(folder, below, split, set(names))
         rows = [[composed(cell.strip()) for cell in row] for row in rows_of(self.root / file)]
         if not rows:
@@ -323,7 +326,7 @@ class Annotations:
         if heading is not None:
             self._check_widths(file, heading, [(row[of_images], row) for row in rows])
             self._check_splits(file, split, heading, [(row[of_images], row) for row in rows])
-        if heading is None and (classes is None or _is_of_all(file)):
+        if heading is None and (classes is None or is_of_all(file)):
             raise Unusable("it has no heading that calls a column `label`")
         if not labels:
             labels = by_content(self._named(file), rows, of_images, heading, classes or set())
@@ -480,7 +483,13 @@ def _tells_any_split(name: str) -> bool:
         return True
 
 
-def _is_of_all(name: str) -> bool:
+def _is_known(name: str) -> bool:
+    """Whether a file is a table by its name."""
+    return PurePosixPath(name).suffix.lower() in (*TABLES, PARQUET)
+
+
+def is_of_all(name: str) -> bool:
+    """Whether a table is called as one for all splits below it."""
     return PurePosixPath(name).stem.lower() in _OF_ALL_SPLITS
 
 

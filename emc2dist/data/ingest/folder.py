@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from emc2dist import files
 from emc2dist.data.catalogue import PARTITION, list_set, on_sets
-from emc2dist.data.ingest.annotations import TABLES, TEXTS, Annotations
+from emc2dist.data.ingest.annotations import PARQUET, TABLES, TEXTS, Annotations, is_of_all
 from emc2dist.data.ingest.layout import Remark, Where, arrange, masks_among, told_splits
 from emc2dist.data.ingest.pixels import OTHER_CIFAR, is_cifar, is_other_cifar, is_stl10
 from emc2dist.data.ingest.source import (
@@ -91,7 +91,8 @@ class Folder(Source):
             self.remarks.append(f"{len(beside)} images in no folder of a split were left out, such as {example}")
         places = self._arranged(kind, labels)
         names = [image.name for image in listing.images]
-        self._annotations = Annotations(root, listing.texts, names, labels=labels and kind == "imagefolder")
+        tables = [*listing.texts, *filter(is_of_all, listing.sets[PARQUET])]
+        self._annotations = Annotations(root, tables, names, labels=labels and kind == "imagefolder")
         asked = {text.partition("=")[0] for text in splits} or {place.split for place in places}
         self.splits = self._labelled(places, asked)
         split_of_image = {name: place.split for name, place in zip(self._names, places, strict=True)}

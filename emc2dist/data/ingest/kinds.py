@@ -7,6 +7,7 @@ from pathlib import Path
 from emc2dist import files
 from emc2dist.config import S3
 from emc2dist.data.catalogue import MANIFEST, UNFINISHED, nothing_at
+from emc2dist.data.ingest.annotations import is_of_all
 from emc2dist.data.ingest.folder import Folder
 from emc2dist.data.ingest.parquet import ParquetSource
 from emc2dist.data.ingest.pixels import Cifar, Stl10, is_cifar, is_stl10
@@ -43,6 +44,8 @@ def recognise(path: str) -> str:
             return "parquet"
         kinds = [kind for kind, holds in _SIGNS.items() if holds(place)]
         beside = next(images_below(place), None) if kinds in (["parquet"], ["tar"]) else None
+        if beside and kinds == ["parquet"] and all(map(is_of_all, _found(place, ".parquet"))):  # tables of labels
+            return "imagefolder"
         kinds += ["imagefolder"] if beside else []
         if len(kinds) > 1:
             also = f", with images as {beside}" if beside else ""
@@ -88,14 +91,14 @@ def _opened(path: str, kind: str, s3: S3 | None, cache_dir: str, splits: Sequenc
         return Folder(place, kind, splits, labels=labels) if kind in _FOLDERS else _OPEN[kind](place)
 
 
-def _holds(folder: Path, extension: str) -> bool:
-    """Whether a folder, or one in it that is no set of its own, holds such files that are not hidden."""
+def _found(folder: Path, extension: str) -> list[str]:
+    """The names of such files that a folder, or one in it that is no set of its own, holds and that are not hidden."""
     inner = [one for one in folder.iterdir() if not one.name.startswith((".", "_"))]
     files_here = [file for file in inner if file.is_file()]
     for one in inner:
         if one.is_dir() and not (one / MANIFEST).exists():
             files_here += [file for file in one.iterdir() if not file.name.startswith((".", "_"))]
-    return any(file.suffix.lower() == extension for file in files_here)
+    return [file.name for file in files_here if file.suffix.lower() == extension]
 
 
 def images_below(folder: Path) -> Iterator[str]:
@@ -110,8 +113,8 @@ def images_below(folder: Path) -> Iterator[str]:
 _SIGNS: dict[str, Callable[[Path], bool]] = {
     "stl10": is_stl10,
     "cifar": is_cifar,
-    "parquet": lambda folder: _holds(folder, ".parquet"),
-    "tar": lambda folder: _holds(folder, ".tar"),
+    "parquet": lambda folder: bool(_found(folder, ".parquet")),
+    "tar": lambda folder: bool(_found(folder, ".tar")),
 }
 
 _OPEN: dict[str, Callable[[Path], Source]] = {

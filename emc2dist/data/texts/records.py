@@ -69,7 +69,7 @@ def fields_of(file: Path) -> dict[str, bool]:
     if file.suffix.lower() == ".parquet":
         place = files.at(file)
         with opened(place, files.entry_of(file)) as table:
-            return {field.name: not _is_bytes(field.type) for field in table.schema_arrow}
+            return {field.name: not is_bytes(field.type) for field in table.schema_arrow}
     first = next(records_of(file, stop), None)
     return {} if first is None else dict.fromkeys(first.values, True)
 
@@ -109,10 +109,10 @@ def _values(column: Any) -> list[Any]:
     return [None if value is None else _decoded(value) for value in column.cast(pa.large_binary()).to_pylist()]
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
+def is_bytes(kind: pa.DataType) -> bool:
     """Whether a column holds bytes, or structs with some, as those of images do."""
     if pa.types.is_struct(kind):
-        return any(_is_bytes(kind.field(n).type) for n in range(kind.num_fields))
+        return any(is_bytes(kind.field(n).type) for n in range(kind.num_fields))
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
