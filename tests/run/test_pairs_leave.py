@@ -208,6 +208,13 @@ def test_a_chain_that_holds_an_answer_is_left_out_and_counted(judged):
     assert query not in held.query
 
 
+@pytest.mark.parametrize("out", ["mined.csv", "mined.parquet", "mined.json", "-"])
+def test_negatives_are_not_written_under_an_ending_of_another_format(run, tmp_path, capsys, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    assert "JSONL is what is written, and to a file; call it *.jsonl" in refused(capsys, "negatives", run, out)
+    assert not (tmp_path / out).exists()
+
+
 def test_runs_without_chains_of_queries_have_no_negatives(data, tmp_path, capsys):
     out = tmp_path / "out.jsonl"
     run = trained(tmp_path / "runs", data, "negatives={name: in_batch}")
