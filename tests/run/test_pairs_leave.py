@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -293,6 +294,16 @@ def turned(folder):
     words = told["model"]["vocab"]
     words["a"], words["b"] = words["b"], words["a"]
     file.write_text(json.dumps(told))
+
+
+def test_a_name_of_the_hub_is_told_to_be_no_folder_before_anything_is_made(tmp_path, capsys):
+    spec = Path(__file__).parents[2] / "jobs/scifact.yaml"
+    said = refused(
+        capsys, "train", spec, f"encoder.backbone=transformers:{tmp_path}/org/name", f"run_dir={tmp_path}/runs"
+    )
+    assert said.startswith(f"emc2dist: encoder.backbone: {tmp_path}/org/name: there is no such folder, and nothing is ")
+    assert "save_pretrained" in said
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_needs_no_folder_of_its_backbone_any_more(of_folder, tmp_path, capsys, data):
