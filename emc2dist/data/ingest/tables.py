@@ -16,6 +16,7 @@ LONGEST = 2**26
 """Bytes of a list of splits, or of JSON."""
 HELP = "move the file elsewhere to do without it"
 Row = list[str]
+_LONGEST_CELL = 2**17  # characters
 _BATCH = 1024  # rows of Parquet that are made Python's at once
 _SEPARATOR = re.compile(r"\s*sep=(\t|[^\s\"])\r?\n", re.IGNORECASE)  # a first line for spreadsheets
 
@@ -50,6 +51,7 @@ def rows_of(file: Path) -> Iterator[Row]:
         yield from (line.split(separator) for line in lines)
         return
     separator = told[1] if told else max(",;\t", key=first.count)
+    csv.field_size_limit(_LONGEST_CELL)  # of the process, where tables of texts have another
     try:
         yield from csv.reader(lines, delimiter=separator, skipinitialspace=True)
     except csv.Error as error:

@@ -141,7 +141,6 @@ def _texts(file: Path, refuse: Refuse) -> Iterator[Record]:
 
 def _csv(file: Path, refuse: Refuse) -> Iterator[Record]:
     """Records after a heading; a value in quotes may go over several lines."""
-    csv.field_size_limit(LONGEST_LINE)  # of the process: only ever raised
     at = 1
 
     def lines() -> Iterator[str]:
@@ -155,6 +154,7 @@ def _csv(file: Path, refuse: Refuse) -> Iterator[Record]:
     reader = csv.reader(chain([first], rest), delimiter=separator, strict=True)
     heading: list[str] | None = None
     while True:
+        csv.field_size_limit(LONGEST_LINE)  # of the process, where tables of labels have another
         try:
             cells = next(reader, None)
         except csv.Error as error:  # what follows cannot be told apart any more
