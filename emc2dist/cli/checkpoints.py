@@ -18,7 +18,8 @@ def add_to(commands: Commands) -> None:
     actions = commands.add_parser("checkpoint", help=text, description=text).add_subparsers(required=True, metavar="DO")
     text = "the checkpoints, newest first, and whether they are whole by the names and sizes of their files"
     ls = actions.add_parser("ls", help=text, description=text)
-    text = "read all files of the checkpoints, and compare them with their checksums; exit status 1 if any is damaged"
+    text = "read all files of the checkpoints, and compare them with their checksums; exit status 1 if any is damaged "
+    text += "that the run keeps"
     verify = actions.add_parser("verify", help=text, description=text)
     verify.add_argument("--newest", action="store_true", help="of the newest checkpoint alone")
     for sub, command in ((ls, _ls), (verify, _verify)):
@@ -52,10 +53,11 @@ def _show(arguments: argparse.Namespace, *, contents: bool, limit: int | None = 
     if arguments.json:
         told = [state._asdict() | {"place": str(state.place)} for state in states]
         print_result({"run_dir": str(run.place), "checkpoints": told}, as_json=True)
-    return sum(state.problem is not None for state in states)
+    return sum(state.problem is not None and not state.leaves for state in states)
 
 
 def _line(state: "State") -> str:
-    verdict = "whole" if state.problem is None else f"cannot be used: {state.problem}"
+    problem = "gone, or being removed: newer ones are whole" if state.leaves else f"cannot be used: {state.problem}"
+    verdict = "whole" if state.problem is None else problem
     created = state.created or "-"
     return f"{state.place.name}  step {state.step:<9}  {created:<25}  {state.nbytes / 2**20:9.1f} MiB  {verdict}"

@@ -1,4 +1,4 @@
-"""`ingest`: any images, or pairs of texts, become a Parquet set."""
+"""`ingest`: any images, pairs of texts, or texts become a Parquet set."""
 
 import argparse
 
@@ -19,11 +19,13 @@ def add_to(commands: Commands) -> None:
         "source",
         metavar="SOURCE",
         help="an ImageFolder, a folder of images, STL-10's binary files, CIFAR's batches, tar shards, a Parquet set; "
-        "or queries and documents: BEIR's files, or Parquet, JSONL or CSV with columns as query and document",
+        "queries and documents: BEIR's files, or Parquet, JSONL or CSV with columns as query and document; or "
+        "documents alone: a corpus, or with --kind texts such tables and .txt",
     )
     sub.add_argument("dest", metavar="DEST", help="folder to write to, a path or s3://bucket/folder")
     sub.add_argument(
-        "--kind", help="imagefolder, classes, flat, stl10, cifar, tar, parquet or pairs, if not what is recognised"
+        "--kind",
+        help="imagefolder, classes, flat, stl10, cifar, tar, parquet, pairs or texts, if not what is recognised",
     )
     sub.add_argument(
         "--split", metavar="S[=NAME]", action="append", default=[], help="take this split alone, as NAME; repeatable"
@@ -41,7 +43,7 @@ def add_to(commands: Commands) -> None:
     sub.add_argument(
         "--columns",
         metavar="ROLE=COL,...",
-        help="of pairs: which column is the query, document, negative, score or split, if names do not tell",
+        help="of pairs: which column is the query, document, negative, score or split, if names do not tell, or unread",
     )
     sub.add_argument(
         "--vocabulary", metavar="N", type=int, help="of pairs: most tokens of the tokenizer that is trained (16384)"
@@ -62,19 +64,26 @@ def _ingest(arguments: argparse.Namespace) -> None:
     s3 = parse_s3(arguments.overrides)
     from emc2dist.data.ingest import ingest
     from emc2dist.data.texts.ingest import VOCABULARY, ingest_pairs
-    from emc2dist.data.texts.sources import is_pairs
+    from emc2dist.data.texts.sources import is_pairs, is_texts
 
-    of_pairs = arguments.kind == "pairs" or (
-        arguments.kind is None and (arguments.columns is not None or is_pairs(arguments.source))
+    alone = arguments.kind == "texts" or (
+        arguments.kind is None and arguments.columns is None and is_texts(arguments.source)
+    )
+    of_pairs = (
+        alone
+        or arguments.kind == "pairs"
+        or (arguments.kind is None and (arguments.columns is not None or is_pairs(arguments.source)))
     )
     for name in _OF_IMAGES if of_pairs else _OF_PAIRS:
         if getattr(arguments, name) != arguments.parser.get_default(name):
-            kind = "images, and this is one of pairs" if of_pairs else "pairs, and this is one of images"
-            raise SpecError(f"--{name.replace('_', '-')}: is for sets of {kind}; leave it out, or give --kind")
+            kind = "images, and this is one of texts" if of_pairs else "texts, and this is taken for one of images"
+            rest = "" if of_pairs else " pairs or texts"
+            raise SpecError(f"--{name.replace('_', '-')}: is for sets of {kind}; leave it out, or give --kind{rest}")
     result = (
         ingest_pairs(
             arguments.source,
             arguments.dest,
+            alone=alone,
             columns=arguments.columns or "",
             vocabulary=VOCABULARY if arguments.vocabulary is None else arguments.vocabulary,
             seed=arguments.seed,

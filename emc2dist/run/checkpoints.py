@@ -31,6 +31,8 @@ class State(NamedTuple):
     nbytes: int
     problem: str | None
     """What is missing, damaged or another run's; None where it is whole."""
+    leaves: bool = False
+    """Whether it has gone, or goes, for newer ones are whole: then nothing is amiss with the run."""
 
 
 class Choice(NamedTuple):
@@ -44,9 +46,14 @@ class Choice(NamedTuple):
 
 
 def examine(run: RunFolder, *, contents: bool) -> Iterator[State]:
-    """The checkpoints, newest first: all they hold is read, or (not `contents`) names and sizes alone."""
+    """The checkpoints, newest first: all they hold is read, or (not `contents`) names and sizes alone.
+
+    A run that goes on removes its oldest ones meanwhile.
+    """
     spec = run.spec()
-    return (_state(spec, place, contents) for place in run.checkpoints())
+    for place in run.checkpoints():
+        state = _state(spec, place, contents)
+        yield state if state.problem is None else state._replace(leaves=_leaves(run, spec, place))
 
 
 def spec_of(place: Place, manifest: checkpoint.Manifest, spec: Spec) -> Spec:
@@ -135,6 +142,14 @@ def prune(run: RunFolder, keep: int) -> None:
 def drop_rays_list(run: RunFolder) -> None:
     """Remove Ray Train's list of the checkpoints of an earlier start."""
     (run.place / "checkpoint_manager_snapshot.json").remove()
+
+
+def _leaves(run: RunFolder, spec: Spec, place: Place) -> bool:
+    """Whether a checkpoint is gone, or one that `prune` removes."""
+    listed = run.checkpoints()
+    newer = (one for one in listed if step_of(one) > step_of(place))
+    whole = sum(_state(spec, one, contents=False).problem is None for one in newer)
+    return place.name not in {one.name for one in listed} or whole >= spec.checkpoint.keep
 
 
 def _state(spec: Spec, place: Place, contents: bool) -> State:

@@ -79,6 +79,7 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
     trackers.refuse_missing(spec)
     spec = settled(spec)
     folder = RunFolder.of(spec)
+    _refuse_missing_model(spec, folder)
     model = ModelFiles.of(spec, folder.of_model)
     images, remarks, neighbours = check(spec, model)
     for remark in remarks:
@@ -142,6 +143,17 @@ def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event
         summary = summarise(folder, steps) | {"device": device, "neighbours": neighbours, "remarks": remarks}
         folder.finish(summary)
         return summary
+
+
+def _refuse_missing_model(spec: Spec, folder: RunFolder) -> None:
+    """Raise SpecError where the folder of a transformers model is not there, and the run does not keep its files."""
+    place = files.local(spec.encoder.backbone.removeprefix(TRANSFORMERS))
+    if spec.encoder.backbone.startswith(TRANSFORMERS) and not place.exists() and not folder.of_model.entries():
+        raise SpecError(
+            f"encoder.backbone: {place}: there is no such folder, and nothing is fetched from the Hub; save a model of "
+            "it first: AutoModel.from_pretrained(NAME).save_pretrained(FOLDER) of transformers, and the same with "
+            "AutoTokenizer"
+        )
 
 
 def _of_finished(folder: RunFolder, spec: Spec, done: dict[str, Any]) -> dict[str, Any]:

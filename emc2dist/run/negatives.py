@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -198,12 +198,15 @@ def negatives(
         `above_positive` is how many score above that, which may be answers that nobody has judged.
 
     Raises:
-        SpecError: an override is not read here, or `per_query` is out of range. RunError: the run is over images, keeps
-        no chains of queries, or has visited none; or there is no checkpoint. DataError: its set is gone.
+        SpecError: an override is not read here, `per_query` is out of range, or `out` is named as a file of another
+        format. RunError: the run is over images, keeps no chains of queries, or has visited none; or there is no
+        checkpoint. DataError: its set is gone.
         NonFiniteError: it has diverged. StorageError: `out` cannot be written.
     """
     if not 1 <= per_query <= MOST_PER_QUERY:
         raise SpecError(f"--per-query {per_query}: give 1 to {MOST_PER_QUERY}")
+    if PurePath(str(out)).suffix not in ("", ".jsonl") or str(out) == "-":
+        raise SpecError(f"{out}: JSONL is what is written, and to a file; call it *.jsonl")
     folder, place = RunFolder.open(run, s3), files.at(out, s3)
     files.refuse_folder(out)
     refuse_runs_own(out)

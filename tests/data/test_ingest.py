@@ -1,5 +1,6 @@
 """`emc2dist ingest`: every kind of source, what becomes of bad ones, and runs that are stopped and go on."""
 
+import csv
 import fcntl
 import hashlib
 import io
@@ -889,7 +890,9 @@ def test_sources_that_cannot_be_used(run, tmp_path):
         for kind in (None, "tar", "parquet"):
             with pytest.raises(DataError, match=r"no such file or folder; patterns are not expanded; give the folder"):
                 run(tmp_path / pattern, kind=kind)
-    said = r"notes\.txt: no source of images; give the folder that the images lie in, or a \.tar or \.parquet file"
+    said = (
+        r"notes\.txt: no source of images; if .* --kind texts; else give the folder that the images lie in, or a \.tar "
+    )
     with pytest.raises(DataError, match=said):
         run(plant(tmp_path, {"notes.txt": b""}) / "notes.txt")
     for kind in ("imagefolder", "flat", "stl10", "cifar", "tar"):
@@ -1781,7 +1784,7 @@ def test_a_label_that_is_no_class_is_told_what_the_classes_are_called(run, tmp_p
     images = {f"train/0000{kind}/{n}.png": picture() for kind in range(4) for n in range(2)}
     table = {"test.csv": b"Filename,ClassId\nx.png,0\n"}
     source = plant(tmp_path / "gtsrb", images | table | {"test/x.png": picture()})
-    with pytest.raises(DataError, match=r"'0' of .*\(they are called '00000', '00001', '00002', \.\.\.\); correct it"):
+    with pytest.raises(DataError, match=r"'0', .*\(they are called '00000', '00001', '00002', \.\.\.\); correct it"):
         run(source)
 
 
@@ -1987,6 +1990,70 @@ def test_a_table_may_hold_all_labels(run, tmp_path, name):
     assert "2 classes, by these labels: cat, dog" in summary["remarks"]
     column = "`target`" if name == "train.csv" else "`label`"
     assert f"train: 3 labels are those of {source / name}, column {column}" in summary["remarks"]
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"train.csv": "file,label\n0.png,{0}\n1.png,{1}\n", "val.csv": "file,label\n2.png,{2}\n3.png,{0}\n"},
+        {"labels.csv": "file,label\n0.png,{0}\n1.png,{1}\n2.png,{2}\n3.png,{0}\n"},
+        {"metadata.jsonl": "".join(f'{{{{"file_name": "{n}.png", "label": "{{{n % 3}}}"}}}}\n' for n in range(4))},
+        {"labels.csv": "id,breed\n0,{0}\n1,{1}\n2,{2}\n3,{0}\n"},
+    ],
+)
+@pytest.mark.parametrize("names", [("cat", "dog", "owl"), ("7", "8", "9"), ("item7", "8", "9")])
+def test_tables_may_tell_classes_that_no_training_image_has(run, tmp_path, tables, names):
+    images = {f"{split}/{n}.png": picture() for n, split in enumerate(("train", "train", "val", "val"))}
+    source = plant(tmp_path / "pets", images | {file: text.format(*names).encode() for file, text in tables.items()})
+    summary, dest = run(source, keep_order=True)
+    classes = sorted(names)
+    assert read_manifest(files.at(dest)).classes == classes
+    assert [classes[label] for label in table_of(dest, "train")] == [names[0], names[1]]
+    assert [classes[label] for label in table_of(dest, "validation")] == [names[2], names[0]]
+    assert (
+        f"validation: 1 of 2 images are of 1 classes that no training image has, as {names[2]!r}" in summary["remarks"]
+    )
+
+
+def test_tables_may_tell_other_classes_than_those_of_training_alone(run, tmp_path):
+    """As in metric learning; by lists that are moved where the message about folders says."""
+    lists = {
+        f"Ebay_{split}.txt": "id class_id path\n"
+        + "".join(f"{n} {kind} {'ab'[n % 2]}/{split}{n}.png\n" for n, kind in enumerate(kinds))
+        for split, kinds in {"train": "1122", "test": "33"}.items()
+    }
+    texts = {name: text.encode() for name, text in lists.items()}
+    images = {line.split()[2]: picture() for text in lists.values() for line in text.splitlines()[1:]}
+    with pytest.raises(DataError, match=r"if the column is, move the 4 images that it names into train/$"):
+        run(plant(tmp_path / "sop", images | texts))
+    moved = {f"{name[2:-5]}/{name[2:]}": held for name, held in images.items()}
+    summary, dest = run(plant(tmp_path / "moved", moved | texts), keep_order=True)
+    assert (table_of(dest, "train"), table_of(dest, "test")) == ([0, 0, 1, 1], [2, 2])
+    assert "test: 2 of 2 images are of 1 classes that no training image has, as '3'" in summary["remarks"]
+
+
+def test_a_table_of_labels_may_be_parquet(run, tmp_path):
+    """As ImageFolder of `datasets` takes it."""
+    source = plant(tmp_path / "hf", {f"{split}/{n}.png": picture() for split in ("train", "test") for n in range(3)})
+    for split in ("train", "test"):
+        columns = {"file_name": [f"{n}.png" for n in range(3)], "label": ["dog", "cat", None], "boxes": [[1], [], None]}
+        pq.write_table(pa.table(columns), source / split / "metadata.parquet")
+    summary, dest = run(source, keep_order=True)
+    assert (table_of(dest, "train"), table_of(dest, "test")) == ([1, 0, -1], [1, 0, -1])
+    assert read_manifest(files.at(dest)).classes == ["cat", "dog"]
+    assert f"test: 3 labels are those of {source / 'test/metadata.parquet'}, column `label`" in summary["remarks"]
+    assert not any("passed over" in remark for remark in summary["remarks"])
+
+
+def test_parquet_beside_images_that_tells_no_labels_is_said(run, tmp_path):
+    source = plant(tmp_path / "hf", {f"train/{n}.png": picture() for n in range(2)})
+    pq.write_table(pa.table({"image": [b"a", b"b"], "label": ["x", "y"]}), source / "train" / "metadata.parquet")
+    assert any(
+        "no labels are told by train/metadata.parquet: it holds bytes" in remark for remark in run(source)[0]["remarks"]
+    )
+    (source / "train" / "metadata.parquet").rename(source / "train" / "more.parquet")
+    with pytest.raises(DataError, match="could be read as parquet or as imagefolder"):
+        run(source, "other")
 
 
 def test_names_that_two_splits_have_are_none_in_a_table_of_both(run, tmp_path):
@@ -2284,6 +2351,7 @@ def test_a_first_line_for_spreadsheets_tells_the_separator_and_is_no_heading(run
 def test_a_table_that_is_none_is_named(run, tmp_path, first):
     told = f"{first}image,label\n0.png,{'a' * 2**18}\n".encode()  # longer than csv takes for a value
     source = plant(tmp_path / "set", {"0.png": picture(), "labels.csv": told})
+    csv.field_size_limit(2**24)  # as reading a table of texts leaves it
     with pytest.raises(DataError, match=r"labels\.csv: no table of values \(field larger"):
         run(source, "ingested")
 
@@ -2561,7 +2629,10 @@ def test_an_image_that_was_repaired_does_not_undo_what_is_finished(run, pets, tm
     ("table", "outcome"),
     [
         ("file,label,eye\nt0.png,a,b\nt1.png,b,a\n", [0, 1]),  # the column that is headed so, and no other
-        ("file,label,eye\nt0.png,both,b\nt1.png,b,a\n", r"column 2 tells 'both' of test/t0\.png, which is no class"),
+        ("file,label,eye\nt0.png,both,b\nt1.png,b,a\n", [2, 1]),  # though others would name known classes alone
+        ("file,label,class\nt0.png,0,a\nt1.png,1,c\n", [0, 2]),  # the one that names more of these
+        ("file,label\nt0.png,c 1 2 3 4 c 5 6 7 8\nt1.png,b 1 2 3 4\n", [2, 1]),
+        ("file,label\nt0.png,0\nt1.png,1\n", r"column `label` tells '0', and none of its 2 labels is a class"),
         ("label,id\nb,t0\na,t1\n", [1, 0]),
         ("t0.png,a pie\nt1.png,b\n", r"its 'a pie' is no class of the training images"),
         ("t0.png,a 1 2 3 4 a 5 6 7 8\nt1.png,b 1 2 3 4\n", [0, 1]),

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +20,11 @@ from emc2dist.config import Data
 from emc2dist.data.catalogue import MANIFEST, UNFINISHED
 from emc2dist.data.texts import ingest as ingesting
 from emc2dist.data.texts.collection import Collection, Example, Passage
+from emc2dist.data.texts.documents import open_documents
 from emc2dist.data.texts.ingest import ingest_pairs
 from emc2dist.data.texts.manifest import read_pairs_manifest
 from emc2dist.data.texts.pairs import load_tokenizer, open_pairs
-from emc2dist.data.texts.sources import is_pairs
+from emc2dist.data.texts.sources import is_pairs, is_texts
 from emc2dist.data.texts.tokenizer import MASK, TokenView, train_tokenizer, vocabulary_size
 from emc2dist.errors import DataError, SpecError, StorageError
 
@@ -228,6 +230,14 @@ def test_equal_texts_are_one_and_that_is_said(run, tmp_path):
     }
 
 
+def test_texts_that_bm25_cannot_find_or_be_asked_for_are_counted(run, tmp_path):
+    result, _ = run(jsonl(tmp_path / "p.jsonl", pairs_of([*FRUIT, ("???", "北京"), ("погода", "-- _"), ("2", "!")])))
+    assert {remark for remark in result["remarks"] if "BM25" in remark} == {
+        "1 queries hold no letter and no digit, so BM25 finds nothing for them",
+        "2 documents hold no letter and no digit, so BM25 finds none of them",
+    }
+
+
 @pytest.mark.parametrize("last", ["train", "Training set"])
 def test_a_document_of_validation_and_test_alone_is_not_trained_on(run, tmp_path, last):
     held = [*pairs_of([("q", "a"), ("p", "b")], split="val"), *pairs_of([("r", "a"), ("s", "b")], split="test")]
@@ -287,6 +297,79 @@ def test_texts_are_picklable_and_asked_for_in_any_order(run, tmp_path):
         pairs.documents.get(np.array([-1]))
 
 
+# Documents alone.
+
+BARE = {
+    "corpus/corpus.jsonl": ['{"_id": "a", "title": "On", "text": "apple"}', '{"_id": "b", "text": "banana"}'],
+    "rows/rows.jsonl": ['{"text": "On apple"}', '{"text": "banana"}'],
+    "table/table.csv": ["text", "On apple", "banana"],
+    "wiki/wiki.txt": ["On apple", "", "banana"],
+}
+
+
+@pytest.mark.parametrize("name", BARE)
+@pytest.mark.parametrize("inner", [True, False], ids=["folder", "file"])
+def test_documents_alone_are_a_set_to_train_on_without_queries(tmp_path, capsys, name, inner):
+    file = jsonl(tmp_path / name, BARE[name])
+    source, dest = str(file.parent if inner else file), str(tmp_path / "set")
+    asked = ["--kind", "texts"] if name.endswith(".txt") else []
+    assert is_texts(source) == (not asked)
+    assert main(["ingest", source, dest, "--vocabulary", "512", "--json", *asked]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["queries"], result["documents"], result["relevance"]) == ({}, {"train": 2}, 0)
+    assert "2 documents, no query: data.kind: texts trains on these, pairs cannot" in result["remarks"]
+    opened = open_documents(Data(kind="texts", path=dest))
+    assert every(opened.texts) == ["On apple", "banana"]
+    assert opened.remarks == result["remarks"]
+    assert len(open_documents(Data(kind="texts", path=dest, limit=1)).texts) == 1
+    if name.startswith("corpus"):
+        assert sorted(opened.texts.ids(np.arange(2))) == ["a", "b"]
+    with pytest.raises(DataError, match=r"holds documents without queries; set data\.kind: texts, or ingest pairs"):
+        open_pairs(Data(path=dest), "train")
+    assert open_pairs(Data(path=dest), "test", corpus=True) is None
+
+
+def test_documents_alone_have_the_splits_of_their_files_or_column(run, tmp_path):
+    jsonl(tmp_path / "s/train.txt", ["apple", "banana"])
+    jsonl(tmp_path / "s/test.txt", ["cherry"])
+    result, _ = run(tmp_path / "s", alone=True)
+    assert result["documents"] == {"train": 2, "test": 1}
+    assert every(open_documents(Data(kind="texts", path=str(tmp_path / "set"))).texts) == ["apple", "banana"]
+    rows = [{"body": "apple", "part": "dev", "x": 1}]
+    result, _ = run(
+        jsonl(tmp_path / "p.jsonl", rows), tmp_path / "other", alone=True, columns="document=body,split=part"
+    )
+    assert result["documents"] == {"validation": 1}
+    assert "columns that are not read: x" in result["remarks"]
+    with pytest.raises(DataError, match="has no documents of split train, but validation"):
+        open_documents(Data(kind="texts", path=str(tmp_path / "other")))
+
+
+def test_what_holds_no_documents_alone_is_refused(run, tmp_path):
+    other = jsonl(tmp_path / "p.jsonl", [{"title": "t", "body": "b"}])
+    with pytest.raises(DataError, match=r"no column positive, .* for the document, among title, body; say which"):
+        run(other, alone=True)
+    with pytest.raises(DataError, match="code and answer could all be the document"):
+        run(jsonl(tmp_path / "two.jsonl", [{"code": "t", "answer": "b"}]), alone=True)
+    with pytest.raises(DataError, match="--columns document=text: there is no such column, but title, body"):
+        run(other, alone=True, columns="document=text")
+    with pytest.raises(SpecError, match="--columns query=title: documents by themselves have no query"):
+        run(other, alone=True, columns="query=title,document=body")
+    with pytest.raises(DataError, match=r"p\.txt: no document \(no rows\)"):
+        run(jsonl(tmp_path / "p.txt", [""]), alone=True)
+    with pytest.raises(DataError, match=r"holds a corpus and no queries; .* --kind texts"):
+        run(jsonl(tmp_path / "corpus/corpus.jsonl", BARE["corpus/corpus.jsonl"]).parent)
+
+
+def test_a_table_of_addresses_or_beside_images_or_queries_is_none_of_documents_alone(tmp_path):
+    assert not is_texts(str(parquet(tmp_path / "laion/a.parquet", url=["http"], text=["t"]).parent))
+    assert not is_texts(str(beir(tmp_path / "beir")))
+    beside = jsonl(tmp_path / "images/a.jsonl", [{"text": "t"}]).parent
+    assert is_texts(str(beside))
+    (beside / "a.png").write_bytes(b"")
+    assert not is_texts(str(beside))
+
+
 # What is refused, or dropped.
 
 BAD = {
@@ -296,7 +379,6 @@ BAD = {
     '{"query": "q", "document": 3}': "the document is no text",
     '{"query": "q", "document": "\\ud800"}': "the document is not UTF-8",
     '{"query": "same", "document": "same"}': "the document is the query's own text",
-    '{"query": "q", "document": "d", "score": 0.5}': "the score 0.5 is no whole number from -32768 to 32767",
     '{"query": "q", "document": "d", "score": 1e9}': "the score 1000000000.0 is no whole number from -32768 to 32767",
     '{"query": "q", "document": "d", "score": "x"}': "the score 'x' is no number",
     '{"query": "q", "document": "d", "score": NaN}': "the score nan is no whole number from -32768 to 32767",
@@ -325,6 +407,28 @@ def test_a_bad_row_stops_the_work_by_file_and_row_or_is_dropped_and_counted(run,
     assert result["dropped"] == 1
     assert f"1 rows were dropped ({source}, line 4: {what}" in " ".join(result["remarks"])
     assert len(told(opened())) == 3
+
+
+def test_scores_that_are_fractions_are_similarities_and_no_row_is_left_out_for_them(run, tmp_path):
+    rows = [{"query": f"q {n}", "document": f"d {n}", "score": n / 2} for n in range(6)]
+    what = "line 2: the score 0.5 is a fraction, as similarities are; choose from .* --columns unread=COLUMN$"
+    for skip in (False, True):
+        with pytest.raises(DataError, match=what):
+            run(jsonl(tmp_path / "p.jsonl", rows), skip_unreadable=skip)
+    source = beir(tmp_path / "beir")
+    jsonl(source / "qrels/train.tsv", ["query-id\tcorpus-id\tscore", "q0\td0\t0.5"])
+    with pytest.raises(DataError, match=r"train\.tsv, line 2: the score '0\.5' is a fraction, .* 0 for others$"):
+        run(source, skip_unreadable=True)
+
+
+def test_scores_above_one_are_counted(run, tmp_path):
+    rows = [{"query": f"q {n}", "document": f"d {n}", "score": n % 3 - 1 + (n == 8)} for n in range(9)]
+    assert (
+        "9 judgements have scores, the highest 3 of -1, 3 of 0, 2 of 1, 1 of 2; each above 0 is an answer"
+        in (run(jsonl(tmp_path / "p.jsonl", rows))[0]["remarks"])
+    )
+    told = run(jsonl(tmp_path / "few.jsonl", rows[:8]), tmp_path / "other")[0]["remarks"]
+    assert not any("have scores" in remark for remark in told)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
@@ -414,6 +518,54 @@ def test_columns_that_do_not_tell_are_refused_and_named(run, tmp_path, rows, wha
         run(jsonl(tmp_path / "p.jsonl", rows))
 
 
+VERDICTS = {
+    "gold_label": ["entailment", "contradiction", "neutral", "-"],
+    "is_duplicate": ["0", "1"],
+    "belongs": [True, False],
+    "grade": [1, 2, 3, 4, 5],
+}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("name", VERDICTS)
+def test_a_column_that_may_say_whether_a_pair_belongs_together_has_to_be_chosen_or_left(run, tmp_path, name, kind):
+    values = VERDICTS[name]
+    rows = [
+        {"sentence1": f"q {n}", "sentence2": f"d {n}", name: values[n % len(values)], "id": n, "of": "all"}
+        for n in range(2 * len(values))
+    ]
+    if kind == "parquet":
+        file = parquet(tmp_path / "p.parquet", **{key: [row[key] for row in rows] for key in rows[0]})
+    elif kind == "jsonl":
+        file = jsonl(tmp_path / "p.jsonl", rows)
+    else:
+        file = jsonl(tmp_path / "p.csv", [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)])
+    with pytest.raises(DataError, match=f"{name} may tell which pairs .* --columns score={name}, .* unread={name}$"):
+        run(file)
+    assert not (tmp_path / "set" / MANIFEST).exists()
+    result, opened = run(file, columns=f"unread={name},unread=id")
+    assert len(told(opened())) == len(rows)
+    assert f"columns that are not read: {name}, id, of" in result["remarks"]
+
+
+def test_columns_of_many_values_or_of_one_beside_a_score_or_of_few_rows_are_no_verdicts(run, tmp_path):
+    names = [f"{where} {n}" for n in range(6) for where in ("here", "there")]
+    rows = [{"query": f"q {n}", "document": f"d {n}", "six": n % 6, "one": 1, "none": None} for n in range(12)]
+    assert run(jsonl(tmp_path / "p.jsonl", [row | {"name": n} for row, n in zip(rows, names, strict=True)]))
+    assert run(jsonl(tmp_path / "few.jsonl", [row | {"two": row["six"] // 2} for row in rows[:5]]), tmp_path / "few")
+    scored = [row | {"score": 1, "two": row["six"] % 2} for row in rows]
+    assert run(jsonl(tmp_path / "scored.jsonl", scored), tmp_path / "scored")
+    with pytest.raises(DataError, match=r"two has 2 values in 12 rows \('0', '1'\): two may tell"):
+        run(jsonl(tmp_path / "two.jsonl", [row | {"two": row["six"] % 2} for row in rows]), tmp_path / "two")
+
+
+def test_a_score_that_is_chosen_not_to_be_read_is_none(run, tmp_path):
+    rows = [{"query": f"q {n}", "document": f"d {n}", "score": n / 4} for n in range(4)]
+    assert run(jsonl(tmp_path / "p.jsonl", rows), columns="unread=score")[1]().scores.tolist() == [1, 1, 1, 1]
+    with pytest.raises(DataError, match="--columns unread=other: there is no such column, but query, document, score"):
+        run(tmp_path / "p.jsonl", tmp_path / "other", columns="unread=score,unread=other")
+
+
 def test_columns_can_be_chosen(run, tmp_path):
     told_by = [{"docstring": "q", "body": "d", "label": 2, "part": "dev"}]
     told_by += [{"docstring": "r", "body": "e", "label": 0, "part": "train"}]
@@ -446,6 +598,58 @@ def test_names_that_are_no_unicode_are_escaped(run, tmp_path):
     result, _ = run(jsonl(tmp_path / "p.jsonl", rows))
     assert result["queries"] == {"train": 3, "\\ud800": 1}
     assert "columns that are not read: \\udcff" in result["remarks"]
+
+
+UNREAD = {
+    "a.tsv": (
+        "0\tapple\n1\tpear",
+        r"if a\.tsv holds texts \(columns: 0, apple\): as pairs .* --kind pairs with --columns",
+    ),
+    "a.csv": (
+        "sent0,sent1\na,b",
+        r"if a\.csv holds texts \(columns: sent0, sent1\): as pairs .* --kind pairs with",
+    ),
+    "b.jsonl": (
+        '{"set": ["q", "d"]}',
+        r"if b\.jsonl holds texts \(columns: set\): as pairs .* --kind pairs with",
+    ),
+    "b.jsonl.gz": ("\x1f", r"if b\.jsonl\.gz holds texts, unpack it, and then: as pairs of texts --kind pairs"),
+    "c.json": ('{"query": "q", "pos": ["d"]}\n{"query": "r"}', r"if c\.json holds texts, call it c\.jsonl, and then: "),
+    "d.json": ('[{"question": "q"}]', r"if d\.json holds texts, write an object a line, as \.jsonl, and then: "),
+    "e.txt": ("apple", r"if e\.txt holds a text a line, --kind texts; else give "),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_texts_that_are_taken_for_images_are_told_how_they_are_read(tmp_path, capsys, name):
+    content, what = UNREAD[name]
+    file = jsonl(tmp_path / "s" / name, [content])
+    for source in (file, file.parent):
+        assert main(["ingest", str(source), str(tmp_path / "set")]) == 2
+        assert re.search(what, capsys.readouterr().err)
+
+
+def test_a_first_line_that_is_a_row_is_said_to_be_taken_for_the_heading(run, tmp_path):
+    of_rows = jsonl(tmp_path / "p.tsv", ["a query\ta document", "another\tof it"])
+    taken = r"\(its first line, which is taken for the heading\); "
+    with pytest.raises(DataError, match=f"for the query, among a query, a document {taken}say which"):
+        run(of_rows)
+    with pytest.raises(DataError, match=r"called '1' in its first line, which is taken for the heading: write "):
+        run(jsonl(tmp_path / "qrels.tsv", ["1\t0\t0\t1"]))
+    for row in ("q0 0 d0 1", "q0\td0\t1"):
+        source = beir(tmp_path / f"beir {len(row)}")
+        jsonl(source / "qrels/train.tsv", [row, row])
+        with pytest.raises(
+            DataError, match=f"train.tsv, line 2: no value called query-id .* {taken}write a heading above"
+        ):
+            run(source)
+    with pytest.raises(DataError, match=r"among x{40}, y; say which"):
+        run(jsonl(tmp_path / "long.jsonl", [{"x" * 99: "q", "y": "d"}]))
+
+
+def test_lists_in_place_of_objects_are_told_to_be_that(run, tmp_path):
+    with pytest.raises(DataError, match=r"line 1: no JSON object, but a list: name its values, as in \{\"query\": "):
+        run(jsonl(tmp_path / "p.jsonl", ['["q", "d"]']))
 
 
 def test_two_columns_of_one_name_are_refused(run, tmp_path):
@@ -593,7 +797,10 @@ def test_the_command_tells_pairs_from_images(tmp_path, capsys):
     assert main(["ingest", str(source), str(tmp_path / "other"), "--classes", "imagenet100"]) == 2
     assert "--classes: is for sets of images" in capsys.readouterr().err
     assert main(["ingest", str(tmp_path), str(tmp_path / "other"), "--kind", "flat", "--vocabulary", "600"]) == 2
-    assert "--vocabulary: is for sets of pairs" in capsys.readouterr().err
+    assert (
+        "--vocabulary: is for sets of texts, and this is taken for one of images; leave it out"
+        in capsys.readouterr().err
+    )
     assert main(["ingest", str(tmp_path / "set"), str(tmp_path / "copy")]) == 2
     assert "is a finished set; train on it, or copy the folder" in capsys.readouterr().err
 

@@ -21,7 +21,7 @@ from emc2dist.run import checkpoints, lock
 from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.store import Layout
-from emc2dist.train import checksums
+from emc2dist.train import checkpoint, checksums
 
 LAYOUT = Layout(48, 1)
 TRAINER = "trainer.safetensors"
@@ -171,6 +171,39 @@ def test_the_command_lists_and_verifies(run, capsys):
     assert [state["step"] for state in states] == [12, 6]
     assert states[0]["problem"] == f"{TRAINER} is missing"
     assert main(["checkpoint", "ls", str(run.place) + "-not"]) == 1
+
+
+@pytest.fixture
+def going(trained, tmp_path):
+    """The folder of a run that keeps two checkpoints, with three."""
+    folder = RunFolder.prepare(trained.spec.model_copy(update={"run_dir": str(tmp_path / "runs")}))
+    for step in (6, 12, 18):
+        shutil.copytree(trained.checkpoints[step], path_of(folder, step))
+    return folder
+
+
+def test_a_checkpoint_that_a_run_is_removing_is_no_damage(going, capsys):
+    (path_of(going, 6) / "manifest.json").unlink()
+    for action in ("ls", "verify"):
+        assert main(["checkpoint", action, str(going.place)]) == 0
+        *kept, oldest = capsys.readouterr().out.splitlines()
+        assert oldest.endswith("gone, or being removed: newer ones are whole")
+        assert [line.endswith("whole") for line in kept] == [True, True]
+    (path_of(going, 12) / TRAINER).unlink()  # now the oldest would be needed
+    assert main(["checkpoint", "verify", str(going.place)]) == 1
+    assert "cannot be used: manifest.json is missing" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_no_damage(run, capsys, monkeypatch):
+    real = checkpoint.verify
+
+    def gone(place, *words, **options):
+        shutil.rmtree(path_of(run, 6), ignore_errors=True)
+        return real(place, *words, **options)
+
+    monkeypatch.setattr(checkpoint, "verify", gone)
+    assert main(["checkpoint", "verify", str(run.place)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].endswith("gone, or being removed: newer ones are whole")
 
 
 def test_without_checkpoints_the_result_is_json_too(run, capsys):

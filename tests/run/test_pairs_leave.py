@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -164,9 +165,9 @@ def test_each_positive_stands_beside_each_negative_and_is_never_one(judged, tmp_
     assert len(pairs) == 4 * len(negatives)
 
 
-@pytest.mark.parametrize("form", ["tevatron", "flag"])
+@pytest.mark.parametrize("form", ["st", "tevatron", "flag"])
 def test_what_is_written_can_be_ingested(judged, tmp_path, form):
-    assert main(["negatives", str(judged), str(tmp_path / "mined.jsonl"), "--format", form]) == 0
+    assert main(["negatives", str(judged), str(tmp_path / "mined.jsonl"), "--format", form, "--per-query", "3"]) == 0
     ingest(tmp_path / "set", lines(tmp_path / "mined.jsonl"))
     newest, pairs, queries, documents = opened(judged)
     again = open_pairs(newest.spec.data.model_copy(update={"path": str(tmp_path / "set")}), "train")
@@ -206,6 +207,13 @@ def test_a_chain_that_holds_an_answer_is_left_out_and_counted(judged):
     held = Held.of(told, pairs)
     assert held.judged == 1
     assert query not in held.query
+
+
+@pytest.mark.parametrize("out", ["mined.csv", "mined.parquet", "mined.json", "-"])
+def test_negatives_are_not_written_under_an_ending_of_another_format(run, tmp_path, capsys, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    assert "JSONL is what is written, and to a file; call it *.jsonl" in refused(capsys, "negatives", run, out)
+    assert not (tmp_path / out).exists()
 
 
 def test_runs_without_chains_of_queries_have_no_negatives(data, tmp_path, capsys):
@@ -286,6 +294,16 @@ def turned(folder):
     words = told["model"]["vocab"]
     words["a"], words["b"] = words["b"], words["a"]
     file.write_text(json.dumps(told))
+
+
+def test_a_name_of_the_hub_is_told_to_be_no_folder_before_anything_is_made(tmp_path, capsys):
+    spec = Path(__file__).parents[2] / "jobs/scifact.yaml"
+    said = refused(
+        capsys, "train", spec, f"encoder.backbone=transformers:{tmp_path}/org/name", f"run_dir={tmp_path}/runs"
+    )
+    assert said.startswith(f"emc2dist: encoder.backbone: {tmp_path}/org/name: there is no such folder, and nothing is ")
+    assert "save_pretrained" in said
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_needs_no_folder_of_its_backbone_any_more(of_folder, tmp_path, capsys, data):

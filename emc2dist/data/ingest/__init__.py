@@ -130,7 +130,7 @@ def _check(seed: int, rows_per_file: int, workers: int | None, kind: str | None)
     if workers is not None and workers < 0:
         raise SpecError(f"--workers {workers}: give 0 or more")
     if kind is not None and kind not in KINDS:
-        raise SpecError(f"--kind {kind}: unknown; give one of {', '.join(KINDS)}, pairs")
+        raise SpecError(f"--kind {kind}: unknown; give one of {', '.join(KINDS)}, pairs, texts")
 
 
 def within(dest: str, source: str) -> bool:

@@ -3,7 +3,8 @@
     val_annotations.txt      val_0.JPEG<TAB>n03444034<TAB>0<TAB>32<TAB>44<TAB>62            Tiny-ImageNet
     LOC_val_solution.csv     ILSVRC2012_val_00048981,n03995372 85 1 499 272                 ImageNet, as Kaggle has it
     test.csv                 filename,label / t_0.png,tiger cat                             a table with a heading
-    metadata.jsonl           {"file_name": "t_0.png", "label": "tiger cat"}                 as Hugging Face has it
+    metadata.jsonl           {"file_name": "t_0.png", "label": "tiger cat"}                 as Hugging Face has it;
+                             or metadata.parquet with such columns
     dataset.json             {"labels": [["00000/t_0.png", 7], ...]}                        as StyleGAN has it
 
 Such a file lies in a folder of the images or above it. Its name tells the split; or it is called labels, metadata,
@@ -11,13 +12,14 @@ annotations or dataset, has a heading and is for all splits below. One column ho
 folders and extension; where none is there, in other capitals or with another extension). With a heading, the labels are
 the column that it calls `label` or `class` (without folders of classes, in a file called labels the only other one), or
 the headings of columns of which one holds 1 in each row and the others 0; without one, the only column that holds
-nothing but names of the classes that folders tell. It must tell every image of a split, and each once. A column that is
-headed `split` must tell the splits that the images' folders tell.
+nothing but names of the classes that folders tell. It must tell every image of a split, and each once. Beside a heading
+a class may be one that no training image has. A column that is headed `split` must tell the splits that the images'
+folders tell.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -34,6 +36,7 @@ from emc2dist.data.ingest.label_columns import (
     is_withheld,
     kind_of,
     loosely,
+    new_kind,
     one_hot,
     tells_other,
     with_class,
@@ -48,6 +51,8 @@ TEXTS = (".txt", ".csv", ".tsv", ".jsonl", ".json")
 """Extensions of files that may tell labels."""
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".xlsx", ".mat")
 """Extensions of tables, of which some cannot be read here."""
+PARQUET = ".parquet"
+"""Extension of tables that may tell labels, too, where they are called as for all splits: others are sets."""
 _OF_ALL_SPLITS = ("label", "labels", "metadata", "annotation", "annotations", "dataset")
 _NAMED_LABELS = ("label", "labels")
 _GUESSES = re.compile("submission|predict", re.IGNORECASE)  # these hold what somebody's model says
@@ -156,10 +161,12 @@ class Annotations:
                 twice = [one for one, times in Counter(pair[side] for pair in pairs).items() if times > 1]
                 if twice:
                     one, other = sorted(pair for pair in pairs if pair[side] == twice[0])[:2]
+                    into = "one folder" if is_of_all(file) else f"{split_of(_stem(file))}/"
+                    these = f"the {len(found.kinds)} images that it names"
                     raise DataError(
                         f"{self._named(file)}: column {found.column} tells other classes than the images' folders "
                         f"({one[1]!r} in {one[0]}/, {other[1]!r} in {other[0]}/); if the folders are right, move the "
-                        f"file elsewhere; if the column is, move the images of {split} into one folder"
+                        f"file elsewhere; if the column is, move {these} into {into}"
                     )
 
     def remarks(self, splits: Mapping[str, str], *, labelled: bool) -> list[str]:
@@ -175,7 +182,7 @@ class Annotations:
         others = {name: images for name, images in named.items() if _others(name, images, splits)}
         apart = {*of_images, *others, *self._unused}
         left = [name for name in left if name not in apart]
-        tables = [name for name in left if PurePosixPath(name).suffix.lower() in TABLES or self._is_table(name)]
+        tables = [name for name in left if _is_known(name) or self._is_table(name)]
         tables = [name for name in tables if not _GUESSES.search(name)]
         lists = [name for name in left if (name not in tables or not wanting) and _tells_any_split(name)]
         if not self.labels:
@@ -214,8 +221,8 @@ class Annotations:
         """Files above any image of the split that may tell its labels."""
         if not self.labels:
             return []
-        read = (name for name in sorted(self.texts) if PurePosixPath(name).suffix.lower() in TEXTS)
-        told = [name for name in read if _is_of_all(name) or (_tells(name, split) and not self._is_of_one_image(name))]
+        read = (name for name in sorted(self.texts) if PurePosixPath(name).suffix.lower() in (*TEXTS, PARQUET))
+        told = [name for name in read if is_of_all(name) or (_tells(name, split) and not self._is_of_one_image(name))]
         above = {str(parent) for folder in {name.rpartition("/")[0] for name in names} for parent in _up(folder)}
         return [name for name in told if str(PurePosixPath(name).parent) in above and not _GUESSES.search(name)]
 
@@ -229,7 +236,7 @@ class Annotations:
 
     def _is_of_one_image(self, file: str) -> bool:
         """Whether a text is called as an image, as boxes and captions are."""
-        return _stem(file) in self._image_stems and not _is_of_all(file)
+        return _stem(file) in self._image_stems and not is_of_all(file)
 
     @cached_property
     def _by_ending(self) -> dict[str, str | None]:
@@ -289,7 +296,7 @@ class Annotations:
     ) -> _Labels:
         """What a file tells of the images; `of_folders`: these have classes. Raises Unusable."""
         folder = PurePosixPath(file).parent
-        below = names if not _is_of_all(file) else [n for n in self.names if PurePosixPath(n).is_relative_to(folder)]
+        below = names if not is_of_all(file) else [n for n in self.names if PurePosixPath(n).is_relative_to(folder)]
         images = ImagesByCell(folder, below, split, set(names))
         rows = [[composed(cell.strip()) for cell in row] for row in rows_of(self.root / file)]
         if not rows:
@@ -308,7 +315,8 @@ class Annotations:
                 raise Unusable(f"its {len(rows)} lines name no image of {split}: {_BEFORE}{rest}")
             line = ", ".join(rows[min(1, len(rows) - 1)])[:_SHOWN_CHARACTERS]
             raise Unusable(f"its line {line!r} names no image of {split}, such as {names[0]}")
-        if not (labels or classes or of_folders) and _stem(file).lower() in _NAMED_LABELS:
+        by_tables = classes is None or file in self.used  # and not by folders
+        if not (labels or of_folders) and by_tables and _stem(file).lower() in _NAMED_LABELS:
             labels = _only_other(rows, of_images, images)
         if not labels and (hot := one_hot(rows, of_images, images, classes)):
             labels, rows = [len(rows[0])], with_class(rows, hot)
@@ -318,24 +326,23 @@ class Annotations:
         if heading is not None:
             self._check_widths(file, heading, [(row[of_images], row) for row in rows])
             self._check_splits(file, split, heading, [(row[of_images], row) for row in rows])
-        if heading is None and (classes is None or _is_of_all(file)):
+        if heading is None and (classes is None or is_of_all(file)):
             raise Unusable("it has no heading that calls a column `label`")
         if not labels:
             labels = by_content(self._named(file), rows, of_images, heading, classes or set())
         whole = [n for n in labels if all(kind_of(row, n, classes) or is_withheld(row, n) for row in rows)]
-        column = (whole or labels)[0]
+        column = whole[0] if whole else max(labels, key=lambda n: sum(bool(kind_of(row, n, classes)) for row in rows))
         if all(is_withheld(row, column) for row in rows):
             raise Unusable(f"all labels of its column {column + 1} are withheld (-1 or empty)")
+        called = f"`{heading[column]}`" if heading else str(column + 1)
+        self._refuse_other_names(file, [row for row in rows if not is_withheld(row, column)], column, called, classes)
         kinds: dict[str, str | None] = {}
         several, rounded = dict[str, str](), list[str]()
         for row in rows:
             name, kind = images.find(row[of_images]), kind_of(row, column, classes)
             assert name is not None, "other rows were left out"
             if kind is None and not is_withheld(row, column):
-                raise DataError(
-                    f"{self._named(file)}: column {column + 1} tells {row[column]!r} of {name}, which is no class of "
-                    f"the training images (they are called {_some(classes)}); correct it, or {HELP}"
-                )
+                kind = new_kind(row[column])
             if kinds.setdefault(name, kind) != kind:
                 several.setdefault(name, f"{name}, {kinds[name]} and {kind}")
             if kind is not None and row[column] == f"{kind}.0":
@@ -349,7 +356,22 @@ class Annotations:
         odd = odd.format(rows[0][of_images], images.find(rows[0][of_images]))
         if rounded:
             odd += f"; {len(rounded)} are written as {rounded[0]}.0 is, and taken for {rounded[0]}"
-        return _Labels(kinds, f"`{heading[column]}`" if heading else str(column + 1), odd)
+        return _Labels(kinds, called, odd)
+
+    def _refuse_other_names(
+        self, file: str, rows: list[Row], column: int, called: str, classes: set[str] | None
+    ) -> None:
+        """Raise DataError where a column names no class of the training images, and what is called so may be one: where
+        it or these are numbers alone, or the same numbers are written otherwise.
+        """
+        if classes is None or any(kind_of(row, column, classes) for row in rows):
+            return
+        theirs, told = _numbers(classes), _numbers(new_kind(row[column]) for row in rows)
+        if (theirs is None) != (told is None) or (theirs and told and theirs & told):
+            raise DataError(
+                f"{self._named(file)}: column {called} tells {rows[0][column]!r}, and none of its {len(rows)} labels "
+                f"is a class of the training images (they are called {_some(classes)}); correct it, or {HELP}"
+            )
 
     def _refuse_unclear(self, file: str, rows: list[Row], own: "ImagesByCell") -> None:
         """Raise DataError where a cell is the name of several images of a split but for capitals or extension."""
@@ -395,6 +417,12 @@ def _only_other(rows: list[Row], of_images: int, images: ImagesByCell) -> list[i
     """The column beside that of the images, where a heading names two and each row has as many; else none."""
     is_headed = len(rows[0]) == 2 and images.find(rows[0][of_images]) is None
     return [1 - of_images] if is_headed and all(len(row) == 2 for row in rows if any(row)) else []
+
+
+def _numbers(names: Iterable[str]) -> set[int] | None:
+    """What names stand for where all are numbers."""
+    every = set(names)
+    return {int(name) for name in every} if all(name.isdecimal() for name in every) else None
 
 
 def _some(classes: set[str] | None) -> str:
@@ -455,7 +483,13 @@ def _tells_any_split(name: str) -> bool:
         return True
 
 
-def _is_of_all(name: str) -> bool:
+def _is_known(name: str) -> bool:
+    """Whether a file is a table by its name."""
+    return PurePosixPath(name).suffix.lower() in (*TABLES, PARQUET)
+
+
+def is_of_all(name: str) -> bool:
+    """Whether a table is called as one for all splits below it."""
     return PurePosixPath(name).stem.lower() in _OF_ALL_SPLITS
 
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from emc2dist import files
 from emc2dist.data.catalogue import PARTITION, list_set, on_sets
-from emc2dist.data.ingest.annotations import TABLES, TEXTS, Annotations
+from emc2dist.data.ingest.annotations import PARQUET, TABLES, TEXTS, Annotations, is_of_all
 from emc2dist.data.ingest.layout import Remark, Where, arrange, masks_among, told_splits
 from emc2dist.data.ingest.pixels import OTHER_CIFAR, is_cifar, is_other_cifar, is_stl10
 from emc2dist.data.ingest.source import (
@@ -50,6 +50,7 @@ from emc2dist.data.ingest.source import (
     unread,
 )
 from emc2dist.data.splits import alone, is_of_split, split_of, tells_split
+from emc2dist.data.texts.advice import as_texts
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Entry
 
@@ -90,7 +91,8 @@ class Folder(Source):
             self.remarks.append(f"{len(beside)} images in no folder of a split were left out, such as {example}")
         places = self._arranged(kind, labels)
         names = [image.name for image in listing.images]
-        self._annotations = Annotations(root, listing.texts, names, labels=labels and kind == "imagefolder")
+        tables = [*listing.texts, *filter(is_of_all, listing.sets[PARQUET])]
+        self._annotations = Annotations(root, tables, names, labels=labels and kind == "imagefolder")
         asked = {text.partition("=")[0] for text in splits} or {place.split for place in places}
         self.splits = self._labelled(places, asked)
         split_of_image = {name: place.split for name, place in zip(self._names, places, strict=True)}
@@ -162,7 +164,8 @@ class Folder(Source):
             if known is None and kinds[split] is not None:
                 known = {kind for kind in kinds[split] or () if kind is not None}
                 self.remarks.append(f"{len(known)} classes, by these labels: {some(sorted(known))}")
-        classes = sorted(known or ())
+        named = {kind for told in kinds.values() for kind in told or () if kind is not None}
+        classes = sorted((known or set()) | named)
         number: dict[str | None, int] = {name: label for label, name in enumerate(classes)}
         splits = {}
         for split in sorted(members):
@@ -335,9 +338,13 @@ def _help(root: Path, listing: Listing) -> str:
         if is_stl10(above) or is_cifar(above):
             return f"give {printable(str(above))}, which holds {printable(Path(name).name)}"
     helped = [told for name in examples if (told := instead(printable(name)) or instead_by_content(root / name))]
+    texts = [told for name in examples if (told := as_texts(root / name))]
     if helped:
-        return helped[0]
-    return f"give a folder that holds some ({', '.join(sorted(EXTENSIONS))})"
+        return "; ".join(texts[:1] + helped[:1])
+    return (
+        "".join(f"{told}; else " for told in texts[:1])
+        + f"give a folder that holds some ({', '.join(sorted(EXTENSIONS))})"
+    )
 
 
 def _to_give(root: Path, suffix: str, names: list[str]) -> str:

@@ -7,11 +7,13 @@ from pathlib import Path
 from emc2dist import files
 from emc2dist.config import S3
 from emc2dist.data.catalogue import MANIFEST, UNFINISHED, nothing_at
+from emc2dist.data.ingest.annotations import is_of_all
 from emc2dist.data.ingest.folder import Folder
 from emc2dist.data.ingest.parquet import ParquetSource
 from emc2dist.data.ingest.pixels import Cifar, Stl10, is_cifar, is_stl10
 from emc2dist.data.ingest.source import EXTENSIONS, Source, instead, instead_by_content, printable
 from emc2dist.data.ingest.tar import Tar
+from emc2dist.data.texts.advice import as_texts
 from emc2dist.errors import DataError
 
 KINDS = ("imagefolder", "classes", "flat", "stl10", "cifar", "tar", "parquet")
@@ -34,13 +36,16 @@ def recognise(path: str) -> str:
                 return suffix.removeprefix(".")
             what = instead(printable(place.name)) or instead_by_content(place)
             what = what or "give the folder that the images lie in, or a .tar or .parquet file"
-            raise DataError(f"{path}: no source of images; {what}")
+            texts = as_texts(place)
+            raise DataError(f"{path}: no source of images; {f'{texts}; else ' if texts else ''}{what}")
         if not place.is_dir():
             raise nothing_at(path, "give the folder or file that holds the images")
         if (place / MANIFEST).exists() or (place / UNFINISHED).exists():
             return "parquet"
         kinds = [kind for kind, holds in _SIGNS.items() if holds(place)]
         beside = next(images_below(place), None) if kinds in (["parquet"], ["tar"]) else None
+        if beside and kinds == ["parquet"] and all(map(is_of_all, _found(place, ".parquet"))):  # tables of labels
+            return "imagefolder"
         kinds += ["imagefolder"] if beside else []
         if len(kinds) > 1:
             also = f", with images as {beside}" if beside else ""
@@ -86,14 +91,14 @@ def _opened(path: str, kind: str, s3: S3 | None, cache_dir: str, splits: Sequenc
         return Folder(place, kind, splits, labels=labels) if kind in _FOLDERS else _OPEN[kind](place)
 
 
-def _holds(folder: Path, extension: str) -> bool:
-    """Whether a folder, or one in it that is no set of its own, holds such files that are not hidden."""
+def _found(folder: Path, extension: str) -> list[str]:
+    """The names of such files that a folder, or one in it that is no set of its own, holds and that are not hidden."""
     inner = [one for one in folder.iterdir() if not one.name.startswith((".", "_"))]
     files_here = [file for file in inner if file.is_file()]
     for one in inner:
         if one.is_dir() and not (one / MANIFEST).exists():
             files_here += [file for file in one.iterdir() if not file.name.startswith((".", "_"))]
-    return any(file.suffix.lower() == extension for file in files_here)
+    return [file.name for file in files_here if file.suffix.lower() == extension]
 
 
 def images_below(folder: Path) -> Iterator[str]:
@@ -108,8 +113,8 @@ def images_below(folder: Path) -> Iterator[str]:
 _SIGNS: dict[str, Callable[[Path], bool]] = {
     "stl10": is_stl10,
     "cifar": is_cifar,
-    "parquet": lambda folder: _holds(folder, ".parquet"),
-    "tar": lambda folder: _holds(folder, ".tar"),
+    "parquet": lambda folder: bool(_found(folder, ".parquet")),
+    "tar": lambda folder: bool(_found(folder, ".tar")),
 }
 
 _OPEN: dict[str, Callable[[Path], Source]] = {

@@ -20,6 +20,7 @@ _WITHHELD = ("", "-1", "-1.0", "null", "nan")
 _BITS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 _WHOLE = re.compile(r"\d+\.0")  # as pandas writes whole numbers where some are missing
 _BOXES = re.compile(r"(\S+)( -?[\d.]+)+( \1( -?[\d.]+)+)*")  # as LOC_val_solution.csv has them after the class
+_NEW_BOXES = re.compile(r"(\S+)( -?[\d.]+){4}( \1( -?[\d.]+){4})*")  # the same, where no class is known to stand there
 _SHOWN = 3  # columns that a message names
 
 
@@ -195,6 +196,12 @@ def kind_of(row: Row, column: int, classes: set[str] | None) -> str | None:
         return None if is_withheld(row, column) else whole
     boxes = _BOXES.fullmatch(cell)
     return next((name for name in (cell, whole, boxes and boxes[1]) if name in classes), None)
+
+
+def new_kind(cell: str) -> str:
+    """The class that a cell names where it is none of those that are known."""
+    boxes = _NEW_BOXES.fullmatch(cell)
+    return boxes[1] if boxes else cell.removesuffix(".0") if _WHOLE.fullmatch(cell) else cell
 
 
 def is_withheld(row: Row, column: int) -> bool:

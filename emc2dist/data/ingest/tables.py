@@ -1,4 +1,4 @@
-"""The rows of a text that may tell labels: lines, values between separators, or JSON."""
+"""The rows of a file that may tell labels: lines, values between separators, JSON, or Parquet."""
 
 import csv
 import json
@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from emc2dist import files
+from emc2dist.data.foreign import opened
+from emc2dist.data.texts.records import is_bytes
 from emc2dist.errors import DataError
 from emc2dist.files import pointers
 
@@ -13,6 +16,8 @@ LONGEST = 2**26
 """Bytes of a list of splits, or of JSON."""
 HELP = "move the file elsewhere to do without it"
 Row = list[str]
+_LONGEST_CELL = 2**17  # characters
+_BATCH = 1024  # rows of Parquet that are made Python's at once
 _SEPARATOR = re.compile(r"\s*sep=(\t|[^\s\"])\r?\n", re.IGNORECASE)  # a first line for spreadsheets
 
 
@@ -28,8 +33,12 @@ def rows_of(file: Path) -> Iterator[Row]:
     """The rows of a text, its heading first where it has one.
 
     Raises:
-        Unusable: it is JSON that tells no labels. DataError: it is no table.
+        Unusable: it is JSON that tells no labels, or holds bytes. DataError: it is no table. StorageError: it cannot be
+            read.
     """
+    if file.suffix.lower() == ".parquet":
+        yield from _rows_of_parquet(file)
+        return
     text = pointers.text(file)
     if file.suffix.lower() in (".jsonl", ".json"):
         yield from _objects(text) if file.suffix.lower() == ".jsonl" else _pairs(text)
@@ -42,10 +51,22 @@ def rows_of(file: Path) -> Iterator[Row]:
         yield from (line.split(separator) for line in lines)
         return
     separator = told[1] if told else max(",;\t", key=first.count)
+    csv.field_size_limit(_LONGEST_CELL)  # of the process, where tables of texts have another
     try:
         yield from csv.reader(lines, delimiter=separator, skipinitialspace=True)
     except csv.Error as error:
         raise DataError(f"{file}: no table of values ({error}); correct it, or {HELP}") from error
+
+
+def _rows_of_parquet(file: Path) -> Iterator[Row]:
+    """Rows of a table, with the names of its columns for a heading. Raises Unusable."""
+    with opened(files.at(file), files.entry_of(file)) as table:
+        if any(is_bytes(field.type) for field in table.schema_arrow):
+            raise Unusable("it holds bytes, as sets of images do; move it out of the folder to read it as one")
+        yield table.schema_arrow.names
+        for batch in table.iter_batches(_BATCH, use_threads=False):
+            for values in batch.to_pylist():
+                yield ["" if value is None else str(value) for value in values.values()]
 
 
 def _objects(text: str) -> Iterator[Row]:

@@ -4,6 +4,8 @@ Equal queries of one split are one, and so are equal documents. A query that sta
 document that does is of all splits where one of them is trained on, else of the first: what is held out stays so.
 """
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ LONGEST_TEXT = 2**20
 MOST_SPLITS = 64
 _LONGEST_ID = 2**10  # bytes
 _SCORES = np.iinfo(np.int16)
+_UNREAD = "; or take all for answers: --columns unread=COLUMN"
 _SHOWN = 5  # dropped rows that a remark names
 _SHOWN_CHARACTERS = 80  # of a value
 
@@ -77,6 +80,11 @@ class Side:
         """Texts that came in again, other than by their id."""
         return self.unnamed + len(self.aliases)
 
+    @property
+    def wordless(self) -> int:
+        """Texts without a letter or digit of any script."""
+        return sum(not any(map(str.isalnum, text)) for text in self.texts)
+
     def claim(self, among: str, passage: Passage) -> str:
         """The text of a passage, whose id is no other text's from now on. Raises Unusable."""
         text = _checked(passage.text, self.what)
@@ -132,20 +140,20 @@ class Collection:
         if len(self._examples) < _SHOWN:
             self._examples.append(f"{where}: {what}")
 
-    def document(self, where: str, passage: Passage) -> None:
-        """Add a document, of all splits."""
+    def document(self, where: str, passage: Passage, split: str = "") -> None:
+        """Add a document, of a split or of all."""
         try:
             self.documents.claim("", passage)
         except Unusable as error:
             self.refuse(where, str(error))
             return
-        self._add_document(where, passage, "")
+        self._add_document(where, passage, split)
 
     def example(self, where: str, example: Example, split: str) -> None:
         """Add a query and its documents, of a split."""
         split = example.split or split
         try:
-            query, score = self.queries.claim(split, example.query), _whole(example.score)
+            query, score = self.queries.claim(split, example.query), _whole(where, example.score, _UNREAD)
             answers = {self.documents.claim("", passage) for passage in example.positives}
             others = {self.documents.claim("", passage) for passage in example.negatives}
             if not answers:
@@ -169,7 +177,7 @@ class Collection:
         try:
             if ("", document) not in self.documents.of_id:
                 raise Unusable(f"no document has the id {shown(document)}")
-            text, grade = self.queries.claim(split, query), _whole(score)
+            text, grade = self.queries.claim(split, query), _whole(where, score)
             answer = self.documents.of_id["", document]
             if grade > 0 and answer == text:
                 raise Unusable("the document is the query's own text")
@@ -183,6 +191,9 @@ class Collection:
         """What a person should know of what was gathered, with numbers."""
         asked, offered = self.queries, self.documents
         several = len(asked.texts) - len(set(asked.texts))
+        scores = Counter(self.scores.values())
+        counted = ", ".join(f"{scores[score]:,} of {score}" for score in sorted(scores)[-_SHOWN:])
+        graded = len(self.scores) if any(score > 1 for score in scores) else 0
         shared = sum(not offered.splits[row] for row in offered.several)
         told = {
             f"queries repeat another of their split, {len(asked.texts):,} differ": asked.repeated,
@@ -192,7 +203,10 @@ class Collection:
             "documents stand in several splits, none of them train, and are of the first":
                 len(offered.several) - shared,
             "judgements differ from an earlier one of the same two: the highest score counts": self._rejudged,
+            f"judgements have scores, the highest {counted}; each above 0 is an answer": graded,
             "negatives are positives of the same query, and count as these": self._contrary,
+            "queries hold no letter and no digit, so BM25 finds nothing for them": asked.wordless,
+            "documents hold no letter and no digit, so BM25 finds none of them": offered.wordless,
             f"rows were dropped ({'; '.join(self._examples)}{'; ...' * (self.dropped > _SHOWN)})": self.dropped,
         }  # fmt: skip
         told_of = [f"{number:,} {what}" for what, number in told.items() if number]
@@ -244,12 +258,20 @@ def _named(name: Any) -> str:
     return text.decode()
 
 
-def _whole(score: Any) -> int:
+def _whole(where: str, score: Any, rest: str = "") -> int:
+    """A score as a number. Raises Unusable; and DataError where it is a fraction, which no row is left out for: those
+    that are whole would tell nothing else.
+    """
     try:
         number = float(score)
     except (TypeError, ValueError, OverflowError):
         raise Unusable(f"the score {shown(score)} is no number") from None
-    if not _SCORES.min <= number <= _SCORES.max or number != int(number):
+    if math.isfinite(number) and number != int(number):
+        raise DataError(
+            f"{where}: the score {shown(score)} is a fraction, as similarities are; choose from which on a document "
+            f"answers its query, and write 1 for those and 0 for others{rest}"
+        )
+    if not _SCORES.min <= number <= _SCORES.max:
         raise Unusable(f"the score {shown(score)} is no whole number from {_SCORES.min} to {_SCORES.max}")
     return int(number)
 

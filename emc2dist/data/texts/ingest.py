@@ -43,6 +43,7 @@ def ingest_pairs(
     source: str,
     dest: str,
     *,
+    alone: bool = False,
     columns: str = "",
     vocabulary: int = VOCABULARY,
     seed: int = 0,
@@ -52,9 +53,10 @@ def ingest_pairs(
 ) -> dict[str, Any]:
     """Write the pairs at `source` to the folder `dest`, a path or an s3:// URI; returns what was written.
 
-    `columns` says which column is what, as in `query=COL,document=COL`, where names do not tell. `vocabulary` bounds
-    the tokenizer's tokens. Queries and documents are shuffled by `seed`, or stand in the source's order with
-    `keep_order`. Rows that cannot be used stop the work, or with `skip_unreadable` are dropped, and counted.
+    `alone`: documents without queries, for `data.kind: texts`. `columns` says which column is what, as in
+    `query=COL,document=COL`, where names do not tell. `vocabulary` bounds the tokenizer's tokens. Queries and documents
+    are shuffled by `seed`, or stand in the source's order with `keep_order`. Rows that cannot be used stop the work, or
+    with `skip_unreadable` are dropped, and counted.
 
     Returns: dest, queries and documents by split ("" are documents of all splits), relevance (judgements), bytes,
     vocabulary, dropped, remarks, seconds.
@@ -68,7 +70,7 @@ def ingest_pairs(
         raise SpecError(f"--seed {seed}: give 0 or more")
     check_vocabulary(vocabulary)
     chosen, place = formats.parse_columns(columns), files.at(dest, s3)
-    found = sources.find(source)
+    found = sources.find(source, alone=alone)
     if within(dest, source):
         raise DataError(f"{dest}: is the source, or lies in it; give a DEST beside it")
     order = None if keep_order else seed
@@ -76,6 +78,7 @@ def ingest_pairs(
         "kind": "pairs",
         "source": found.digest,
         "columns": chosen,
+        **({"alone": True} if alone else {}),
         "vocabulary": vocabulary,
         "seed": order,
     }
@@ -95,9 +98,9 @@ def ingest_pairs(
         unfinished = Unfinished(place, job)
         gathered = Collection(skip=skip_unreadable)
         sources.read(found, chosen, gathered)
-        if not gathered.queries.texts:
-            told = "; ".join(gathered.remarks)
-            raise DataError(f"{source}: no query with a document ({told or 'no rows'}); give rows that hold some")
+        if not (gathered.documents if alone else gathered.queries).texts:
+            told, what = "; ".join(gathered.remarks), "document" if alone else "query with a document"
+            raise DataError(f"{source}: no {what} ({told or 'no rows'}); give rows that hold some")
         manifest = _write(gathered, place, unfinished, job)
     for remark in manifest.remarks:
         say(remark)
@@ -129,7 +132,9 @@ def _write(gathered: Collection, dest: Place, unfinished: Unfinished, job: Job) 
     asked, offered = gathered.queries, gathered.documents
     random = None if seed is None else np.random.default_rng(seed)
     orders = [np.arange(len(s.texts)) if random is None else random.permutation(len(s.texts)) for s in (asked, offered)]
-    if "train" not in asked.splits:
+    if not asked.texts:
+        remarks.append(f"{len(offered.texts):,} documents, no query: data.kind: texts trains on these, pairs cannot")
+    elif "train" not in asked.splits:
         remarks.append(f"no query is of split train, but of {', '.join(_counts(asked))}: nothing can be trained on it")
     say(f"training a tokenizer of at most {vocabulary:,} tokens")
     tokenizer = train_tokenizer(_sample((asked, offered), remarks), vocabulary)

@@ -25,10 +25,12 @@ from emc2dist.data.texts.manifest import (
     QUERIES,
     RELEVANCE,
     TOKENIZER,
+    PairsManifest,
     read_pairs_manifest,
     read_pinned,
 )
 from emc2dist.errors import DataError
+from emc2dist.files import Place
 
 
 class Texts:
@@ -99,17 +101,13 @@ def open_pairs(data: Data, split: str, s3: S3 | None = None, *, corpus: bool = F
         DataError: there is no set of pairs, it is damaged or too large, or has no such query to train on; names
             data.kind where it is a set of images. StorageError: it cannot be read.
     """
-    folder = files.at(data.path, s3)
-    manifest = read_pairs_manifest(folder)
-    if manifest.text_bytes > MOST_BYTES:
-        raise DataError(
-            f"{folder}: {manifest.text_bytes:,} bytes of text, and {MOST_BYTES:,} are the most that are held in "
-            "memory; make a smaller set"
-        )
+    folder, manifest = _opened(data, s3)
     split = known_as(split, manifest.queries)
     if split not in manifest.queries:
         if split != "train":
             return None
+        if not manifest.queries:
+            raise DataError(f"{folder}: holds documents without queries; set data.kind: texts, or ingest pairs")
         known = ", ".join(manifest.queries)
         raise DataError(f"{folder}: has no queries of split train, but {known}; call one so in SOURCE and ingest it")
     tables = [pq.read_table(pa.BufferReader(read_pinned(folder, manifest, name))) for name in (QUERIES, DOCUMENTS)]
@@ -143,6 +141,34 @@ def open_pairs(data: Data, split: str, s3: S3 | None = None, *, corpus: bool = F
         remarks=remarks,
         fingerprint=hashlib.sha256(json.dumps(told).encode()).hexdigest(),
     )
+
+
+def open_alone(data: Data, s3: S3 | None = None) -> tuple[Texts, list[str], str] | None:
+    """The documents of split train or of all of a set without queries, remarks on the set, and its fingerprint; None
+    where it has queries. Raises as `open_pairs` does.
+    """
+    folder, manifest = _opened(data, s3)
+    if manifest.queries:
+        return None
+    table = pq.read_table(pa.BufferReader(read_pinned(folder, manifest, DOCUMENTS)))
+    rows = _of_splits(table, {"train", ""})
+    if not len(rows):
+        known = ", ".join(manifest.documents)
+        raise DataError(f"{folder}: has no documents of split train, but {known}; call one so in SOURCE and ingest it")
+    told = hashlib.sha256(json.dumps(sorted(manifest.files.items())).encode()).hexdigest()
+    return _texts_of(table, rows), list(manifest.remarks), told
+
+
+def _opened(data: Data, s3: S3 | None) -> tuple[Place, PairsManifest]:
+    """The set's folder and its manifest. Raises DataError where it is too large."""
+    folder = files.at(data.path, s3)
+    manifest = read_pairs_manifest(folder)
+    if manifest.text_bytes > MOST_BYTES:
+        raise DataError(
+            f"{folder}: {manifest.text_bytes:,} bytes of text, and {MOST_BYTES:,} are the most that are held in "
+            "memory; make a smaller set"
+        )
+    return folder, manifest
 
 
 def load_tokenizer(data: Data, s3: S3 | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Rows of Parquet, JSONL and CSV as records: named values, and where they stand.
+"""Rows of Parquet, JSONL and CSV as records: named values, and where they stand. Of a .txt each line is a `text`.
 
 Bytes that are not UTF-8 come through as lone surrogates, as do such escapes in JSON, so that whoever takes a text can
 tell which row they stand in.
@@ -6,7 +6,7 @@ tell which row they stand in.
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,9 @@ LONGEST_LINE = 10 * 2**20
 """Bytes of a line of JSONL or CSV."""
 TABLES = (".parquet", ".jsonl", ".csv", ".tsv")
 """Extensions of files that hold records."""
+LINES = ".txt"
+"""Extension of files that hold a text a line."""
+_SHOWN_CHARACTERS = 40  # of a column's name
 _BATCH = 1024  # rows of Parquet that are made Python's at once
 
 Refuse = Callable[[str, str], None]
@@ -46,6 +49,17 @@ def is_table(name: str) -> bool:
     return name.lower().endswith(TABLES)
 
 
+def shown_names(file: Path, names: Iterable[str]) -> str:
+    """The names of a table's columns, their beginnings, as a message shows them; and where a heading was taken from."""
+    shown = ", ".join(plain(name)[:_SHOWN_CHARACTERS] for name in names) or "no columns"
+    return shown + " (its first line, which is taken for the heading)" * is_headed(file)
+
+
+def is_headed(file: Path) -> bool:
+    """Whether a table's first line names the columns, by its name."""
+    return file.suffix.lower() in (".csv", ".tsv")
+
+
 def fields_of(file: Path, refuse: Refuse | None = None) -> dict[str, bool]:
     """The names of a table's columns, of JSONL those of its first record, and whether each can be a value of text.
 
@@ -57,7 +71,7 @@ def fields_of(file: Path, refuse: Refuse | None = None) -> dict[str, bool]:
     if file.suffix.lower() == ".parquet":
         place = files.at(file)
         with opened(place, files.entry_of(file)) as table:
-            return {field.name: not _is_bytes(field.type) for field in table.schema_arrow}
+            return {field.name: not is_bytes(field.type) for field in table.schema_arrow}
     first = next(records_of(file, refuse or stop), None)
     return {} if first is None else dict.fromkeys(first.values, True)
 
@@ -70,7 +84,7 @@ def records_of(file: Path, refuse: Refuse) -> Iterator[Record]:
     """
     pointers.refuse(file)
     kind = file.suffix.lower()
-    return {".parquet": _parquet, ".jsonl": _jsonl}.get(kind, _csv)(file, refuse)
+    return {".parquet": _parquet, ".jsonl": _jsonl, LINES: _texts}.get(kind, _csv)(file, refuse)
 
 
 def stop(where: str, what: str) -> None:
@@ -97,10 +111,10 @@ def _values(column: Any) -> list[Any]:
     return [None if value is None else _decoded(value) for value in column.cast(pa.large_binary()).to_pylist()]
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
+def is_bytes(kind: pa.DataType) -> bool:
     """Whether a column holds bytes, or structs with some, as those of images do."""
     if pa.types.is_struct(kind):
-        return any(_is_bytes(kind.field(n).type) for n in range(kind.num_fields))
+        return any(is_bytes(kind.field(n).type) for n in range(kind.num_fields))
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
@@ -117,12 +131,18 @@ def _jsonl(file: Path, refuse: Refuse) -> Iterator[Record]:
         if isinstance(values, dict):
             yield Record(where, values)
         else:
-            refuse(where, "no JSON object")
+            named = ', but a list: name its values, as in {"query": ..., "document": ...}'
+            refuse(where, "no JSON object" + named * isinstance(values, list))
+
+
+def _texts(file: Path, refuse: Refuse) -> Iterator[Record]:
+    for number, line in _lines(file, refuse):
+        if line.strip():
+            yield Record(f"{file}, line {number}", {"text": line.removesuffix("\n").removesuffix("\r")})
 
 
 def _csv(file: Path, refuse: Refuse) -> Iterator[Record]:
     """Records after a heading; a value in quotes may go over several lines."""
-    csv.field_size_limit(LONGEST_LINE)  # of the process: only ever raised
     at = 1
 
     def lines() -> Iterator[str]:
@@ -136,6 +156,7 @@ def _csv(file: Path, refuse: Refuse) -> Iterator[Record]:
     reader = csv.reader(chain([first], rest), delimiter=separator, strict=True)
     heading: list[str] | None = None
     while True:
+        csv.field_size_limit(LONGEST_LINE)  # of the process, where tables of labels have another
         try:
             cells = next(reader, None)
         except csv.Error as error:  # what follows cannot be told apart any more
@@ -144,17 +165,17 @@ def _csv(file: Path, refuse: Refuse) -> Iterator[Record]:
             return
         if heading is None:
             heading = cells
-            _refuse_twice(file, heading)
+            _refuse_twice(file, heading, " in its first line, which is taken for the heading: write one above it, or")
         elif len(cells) == len(heading):
             yield Record(f"{file}, line {at}", dict(zip(heading, cells, strict=True)))
         elif cells:
             refuse(f"{file}, line {at}", f"{len(cells)} values under {len(heading)} headings")
 
 
-def _refuse_twice(file: Path, names: list[str]) -> None:
+def _refuse_twice(file: Path, names: list[str], rest: str = ";") -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"{file}: two columns are called {twice!r}; rename one")
+        raise DataError(f"{file}: two columns are called {twice[:_SHOWN_CHARACTERS]!r}{rest} rename one")
 
 
 def _lines(file: Path, refuse: Refuse) -> Iterator[tuple[int, str]]:

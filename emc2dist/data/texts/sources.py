@@ -3,6 +3,7 @@
 a corpus    a folder with tables called `corpus` and `queries` (or folders of such) and judgements called `qrels`:
             BEIR's corpus.jsonl, queries.jsonl, qrels/test.tsv, or the same as Parquet
 records     any other table, or a folder of tables, see `emc2dist.data.texts.formats`
+texts       documents alone: a corpus without queries, tables of texts, or .txt of a text a line
 """
 
 import os
@@ -20,14 +21,19 @@ from emc2dist.data.splits import alone, by_split, left_out, missing, together
 from emc2dist.data.texts import formats
 from emc2dist.data.texts.collection import Collection, Passage, shown
 from emc2dist.data.texts.manifest import kind_of
-from emc2dist.data.texts.records import TABLES, Record, fields_of, is_table, plain, records_of
+from emc2dist.data.texts.records import LINES, TABLES, Record, fields_of, is_headed, is_table, records_of, shown_names
 from emc2dist.errors import DataError, SpecError
 from emc2dist.terminal import say
 
-_IDS = ("_id", "id", "docid", "doc_id", "query_id", "qid")
 _QUERY_IDS = ("query-id", "query_id", "qid")
 _DOCUMENT_IDS = ("corpus-id", "corpus_id", "doc_id", "docid", "pid")
 _TEXTS = ("text", "query")
+_HELP = {
+    False: "call one so",
+    True: "write a heading above it, if it is a row: query-id, corpus-id, score of judgements (of TREC's four columns "
+    "leave out the second), _id, text of others; or call one so",
+}
+"""What would help where a value has none of the names that it needs, by whether the first line names the columns."""
 _SHOWN = 3  # files that were passed over
 
 
@@ -37,7 +43,7 @@ class Source:
 
     root: Path
     parts: Mapping[str, list[Path]]
-    """Of a corpus its tables by `corpus`, `queries` and `qrels`; of records all, by `records`."""
+    """Of a corpus its tables by `corpus`, `queries` and `qrels`; of records all, by `records`; of texts by `texts`."""
     passed_over: list[str]
 
     @property
@@ -75,8 +81,29 @@ def is_pairs(path: str) -> bool:
             return False
 
 
-def find(path: str) -> Source:
-    """The source of pairs at a path.
+def is_texts(path: str) -> bool:
+    """Whether what lies at a path is taken for documents alone, by the names of files and columns: a corpus without
+    queries, or tables of texts. Raises as `is_pairs` does.
+    """
+    if files.is_remote(path):
+        return False
+    place = files.local(path)
+    with files.explained(path):
+        if place.is_file():
+            return is_table(path) and formats.are_texts(fields_of(place))
+        if not place.is_dir() or any((place / name).exists() for name in (MANIFEST, UNFINISHED)):
+            return False
+        tables = _tables(place)
+        try:
+            if not tables or _part(place, tables, "queries") or next(images_below(place), None):
+                return False
+            return bool(_part(place, tables, "corpus")) or formats.are_texts(fields_of(tables[0]))
+        except DataError:  # a table beside images need not be one of records
+            return False
+
+
+def find(path: str, *, alone: bool = False) -> Source:
+    """The source of pairs at a path, or of documents `alone`.
 
     Raises:
         DataError: there is none. StorageError: it cannot be read.
@@ -85,18 +112,29 @@ def find(path: str) -> Source:
         raise DataError(f"{path}: pairs are read from a disk; copy the files to one first (aws s3 cp)")
     place = files.local(path)
     with files.explained(path):
-        if place.is_file() and not is_table(path):
-            raise DataError(f"{path}: is no {', '.join(TABLES)}; write the pairs as one, or unpack it")
+        kinds, what = (*TABLES, LINES) if alone else TABLES, "texts" if alone else "records"
+        if place.is_file() and not path.lower().endswith(kinds):
+            raise DataError(
+                f"{path}: is no {', '.join(kinds)}; write the {'texts' if alone else 'pairs'} as one, or unpack it"
+            )
         if place.is_file():
-            return Source(place, {"records": [place]}, [])
+            return Source(place, {what: [place]}, [])
         if not place.is_dir():
             raise nothing_at(path, "give the file or folder that holds the pairs")
         if (place / MANIFEST).is_file():
             raise DataError(f"{path}: is a finished set; train on it, or copy the folder")
-        tables = _tables(place)
-        parts = _corpus(place, tables) or {"records": tables}
+        tables = _tables(place, kinds)
+        corpus = _part(place, tables, "corpus")
+        if alone:
+            parts = {"texts": corpus or tables}
+        elif corpus and not _part(place, tables, "queries"):
+            raise DataError(
+                f"{path}: holds a corpus and no queries; give these too, or its documents alone with --kind texts"
+            )
+        else:
+            parts = _corpus(place, tables) or {"records": tables}
         if not tables:
-            raise DataError(f"{path}: holds no {', '.join(TABLES)}; give a folder that does, or such a file")
+            raise DataError(f"{path}: holds no {', '.join(kinds)}; give a folder that does, or such a file")
         if parts.get("qrels") == []:
             raise DataError(
                 f"{path}: holds a corpus and queries, and no judgements; put them at qrels.tsv or qrels/SPLIT.tsv"
@@ -120,6 +158,9 @@ def read(source: Source, chosen: Mapping[str, str], into: Collection) -> None:
     if "records" in source.parts:
         _read_records(source, chosen, into)
         return
+    if "texts" in source.parts:
+        _read_texts(source, chosen, into)
+        return
     if chosen:
         raise SpecError(f"--columns: {source.root} is a corpus with queries and judgements, whose columns are known")
     _read_corpus(source, into)
@@ -139,6 +180,7 @@ def _read_records(source: Source, chosen: Mapping[str, str], into: Collection) -
             into.notes += [note] * (note not in into.notes)
         return found
 
+    verdicts = formats.Verdicts()
     for file, split in splits.items():
         for where, values in _said(file, into):
             if not chosen and formats.is_tevatron(values):
@@ -146,33 +188,56 @@ def _read_records(source: Source, chosen: Mapping[str, str], into: Collection) -
             elif not chosen and formats.is_flag(values):
                 example = formats.of_flag(values)
             else:
-                example = columns(file, tuple(values)).example(values)
+                known = columns(file, tuple(values))
+                verdicts.look(known, values)
+                example = known.example(values)
             into.example(where, example, split)
+    verdicts.check(str(source.root))
+
+
+def _read_texts(source: Source, chosen: Mapping[str, str], into: Collection) -> None:
+    files_of = source.parts["texts"]
+    splits = _by_split(source.root, files_of, into)
+    if files_of == [source.root] and formats.SPLIT not in (*fields_of(source.root), *chosen):
+        into.notes += alone(source.root)
+
+    @lru_cache
+    def columns(file: Path, names: tuple[str, ...]) -> formats.TextColumns:
+        found = formats.text_columns_of(str(file), names, chosen)
+        if unused := found.unused(names):
+            note = f"columns that are not read: {', '.join(unused)}"
+            into.notes += [note] * (note not in into.notes)
+        return found
+
+    for file, split in splits.items():
+        for where, values in _said(file, into):
+            known = columns(file, tuple(values))
+            into.document(where, known.passage(values), formats.told_split(values, known.split) or split)
 
 
 def _read_corpus(source: Source, into: Collection) -> None:
     for file in source.parts["corpus"]:
         for record in _said(file, into):
-            into.document(record.where, Passage(formats.titled(record.values), _one_of(record, _IDS)))
+            into.document(record.where, Passage(formats.titled(record.values), _one_of(file, record, formats.IDS)))
     queries: dict[str, tuple[Passage, str | None]] = {}
     for file in source.parts["queries"]:
         for record in _said(file, into):
-            name = str(_one_of(record, _IDS))
-            query = Passage(_one_of(record, _TEXTS), name)
+            name = str(_one_of(file, record, formats.IDS))
+            query = Passage(_one_of(file, record, _TEXTS), name)
             if name in queries and queries[name][0] != query:
                 into.refuse(record.where, f"the id {shown(name)} stands for another query already")
             queries.setdefault(name, (query, formats.told_split(record.values, formats.SPLIT)))
     asked = set()
     for file, split in _by_split(source.root, source.parts["qrels"], into).items():
         for record in _said(file, into):
-            name, document = (str(_one_of(record, ids)) for ids in (_QUERY_IDS, _DOCUMENT_IDS))
+            name, document = (str(_one_of(file, record, ids)) for ids in (_QUERY_IDS, _DOCUMENT_IDS))
             if name not in queries:
                 into.refuse(record.where, f"no query has the id {shown(name)}")
                 continue
             asked.add(name)
             query, own = queries[name]
             told = formats.told_split(record.values, formats.SPLIT) or (file.parent == source.root and own) or split
-            into.judgement(record.where, query, document, _one_of(record, formats.SCORES), told)
+            into.judgement(record.where, query, document, _one_of(file, record, formats.SCORES), told)
     if len(asked) < len(queries):
         into.notes.append(f"{len(queries) - len(asked):,} of {len(queries):,} queries are judged nowhere and left out")
 
@@ -182,14 +247,13 @@ def _said(file: Path, into: Collection) -> Iterable[Record]:
     return records_of(file, into.refuse)
 
 
-def _one_of(record: Record, names: Iterable[str]) -> Any:
-    """The value of the first of these names that a record has. Raises DataError."""
+def _one_of(file: Path, record: Record, names: Iterable[str]) -> Any:
+    """The value of the first of these names that a record of a file has. Raises DataError."""
     for name in names:
         if name in record.values:
             return record.values[name]
-    raise DataError(
-        f"{record.where}: no value called {' or '.join(names)}, but {plain(', '.join(record.values))}; call one so"
-    )
+    shown = shown_names(file, record.values)
+    raise DataError(f"{record.where}: no value called {' or '.join(names)}, but {shown}; {_HELP[is_headed(file)]}")
 
 
 def _by_split(root: Path, tables: list[Path], into: Collection) -> dict[Path, str]:
@@ -210,15 +274,17 @@ def _has_pairs(file: Path) -> bool:
 
 def _corpus(folder: Path, tables: list[Path]) -> dict[str, list[Path]]:
     """The tables of a corpus by what they are; nothing where the folder is none."""
-    parts = {
-        part: [file for file in tables if file.stem == part or file.parent == folder / part]
-        for part in ("corpus", "queries", "qrels")
-    }
+    parts = {part: _part(folder, tables, part) for part in ("corpus", "queries", "qrels")}
     return parts if parts["corpus"] and parts["queries"] else {}
 
 
-def _tables(folder: Path) -> list[Path]:
-    return [folder / name for name in _inside(folder) if is_table(name)]
+def _part(folder: Path, tables: list[Path], part: str) -> list[Path]:
+    """The tables of a corpus that are called as a part of one, or lie in a folder called so."""
+    return [file for file in tables if file.stem == part or file.parent == folder / part]
+
+
+def _tables(folder: Path, kinds: tuple[str, ...] = TABLES) -> list[Path]:
+    return [folder / name for name in _inside(folder) if name.lower().endswith(kinds)]
 
 
 def _inside(folder: Path) -> list[str]:
