@@ -13,7 +13,8 @@ from emc2dist.config.sections import Section
 if TYPE_CHECKING:
     from emc2dist.config.spec import Spec
 
-Directions = Literal["forward", "both"] | None
+Direction = Literal["forward", "backward", "queries", "documents"]
+Directions = Literal["forward", "both", "all"] | Annotated[tuple[Direction, ...], Field(max_length=4)] | None
 Width = Annotated[float, Field(ge=1e-3, le=1e3)]
 
 
@@ -69,15 +70,31 @@ class Cacr(Named):
         return super().refusal(negatives)
 
 
-class Dcl(Named):
-    """Decoupled contrastive learning: the positive is not in the denominator."""
+class Directed(Named):
+    """An objective of views of one thing, or of pairs."""
 
-    name: Literal["dcl"]
     followed: ClassVar[bool] = True
     paired: ClassVar[bool] = True
     directions: Directions = None
-    """Of pairs: `forward` has each query pick its document; `both` has each document pick its query, too. None:
-    `forward`."""
+    """Of pairs: `forward` has each query pick its document; `both` has each document pick its query, too, the mean of
+    both losses. A list has one denominator, the sum of those named: `forward`, `backward` (documents pick queries),
+    `queries` and `documents` (other ones of the own side are candidates); `all` is all four. None: `forward`."""
+
+    @model_validator(mode="after")
+    def _goes_forward_once(self) -> Self:
+        given = self.directions
+        if isinstance(given, tuple) and (given.count("forward") != 1 or len(set(given)) < len(given)):
+            raise ValueError(
+                f"objective.directions: got {', '.join(given) or 'none'}; name each once, and forward, in which the "
+                "pair itself stands"
+            )
+        return self
+
+
+class Dcl(Directed):
+    """Decoupled contrastive learning: the positive is not in the denominator."""
+
+    name: Literal["dcl"]
 
 
 class Dclw(Named):
@@ -159,15 +176,10 @@ class Hydra(Named):
         return super().refusal(negatives)
 
 
-class InfoNce(Named):
+class InfoNce(Directed):
     """Cross-entropy of picking the positive among all candidates."""
 
     name: Literal["infonce"]
-    followed: ClassVar[bool] = True
-    paired: ClassVar[bool] = True
-    directions: Directions = None
-    """Of pairs: `forward` has each query pick its document; `both` has each document pick its query, too (CLIP).
-    None: `forward`."""
     learn_temperature: bool = False
     """Whether the temperature is learnt with the encoder, from `temperature` on (CLIP); never less than 0.01."""
 

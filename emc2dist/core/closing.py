@@ -38,11 +38,14 @@ class Closing:
         """Whether anything can be closed."""
         return self.ceiling is not None or bool(self.columns)
 
-    def highest(self, batch: Batch, anchors: str, keys: str) -> Tensor | None:
-        """[A]: the cosine above which a view is closed; None without a ceiling, or before it holds."""
+    def highest(self, batch: Batch, anchors: str, positives: str) -> Tensor | None:
+        """[A]: the cosine above which a view is closed; None without a ceiling, or before it holds.
+
+        `anchors` and `positives` are their sides.
+        """
         if self.ceiling is None or batch.epoch < self.after:
             return None
-        return self.ceiling * positive_cosines(batch, anchors, keys).detach().clamp(min=0)
+        return self.ceiling * positive_cosines(batch, anchors, positives).detach().clamp(min=0)
 
     def closes(self, batch: Batch, anchor: Tensor, index: Tensor) -> Tensor | bool:
         """bool [A, C]: samples int64 [A or 1, C] that a column closes to the anchors' samples int64 [A, 1]."""

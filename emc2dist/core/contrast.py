@@ -198,4 +198,4 @@ def loss_estimate(what: Denominator, batch: Batch, estimate: Estimate) -> Tensor
     count = (is_open | estimate.closed).sum(1)
     scale = torch.log(batch.others(what.keys) / count.clamp(min=1).to(scores.dtype))
     log_z = torch.where(is_open.any(1), scale + scores.logsumexp(1), 0)
-    return (log_z - positive_scores(batch, what.anchors, what.keys).detach()).mean()
+    return (log_z - positive_scores(batch, what.anchors, what.positive_side).detach()).mean()

@@ -181,10 +181,11 @@ def _order_of_pairs(spec: Spec, train: Pairs) -> PairOrder:
             f"negatives.draws, say {min(spec.micro_batch_size, sides[side])}, or negatives: in_batch, which takes the "
             "batch as it comes"
         )
-    if not train.is_bijection and len(directions) > 1:
+    if not train.is_bijection and len(directions) > 1 and spec.negatives.name != "in_batch":
         raise SpecError(
-            "objective.directions: both is of pairs of which each document has one query; documents are judged here "
-            f"({_relation_of(train)}), so give forward"
+            "objective.directions: but for forward they are of pairs of which each document has one query; documents "
+            f"are judged here ({_relation_of(train)}), so give forward, or negatives: in_batch, which takes the batch "
+            "as it comes"
         )
     if spec.batch_size > len(train.queries):
         raise DataError(

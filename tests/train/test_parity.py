@@ -100,7 +100,14 @@ def test_workers_and_shards_do_not_change_loss_or_gradient(kind, worlds, ray_clu
 PAIRS = [
     (False, ["objective.directions=both", "negatives.draws=6"]),
     (True, ["negatives.draws=6", "negatives.cache_proposals=7"]),
-    (True, ["negatives={name: in_batch, draws: 4}", "data.negatives=1", "objective.learn_temperature=true"]),
+    (
+        True,
+        [
+            "negatives={name: in_batch, draws: 4}",
+            "data.negatives=1",
+            "objective={name: infonce, learn_temperature: true, directions: all}",
+        ],
+    ),
 ]
 
 
