@@ -84,6 +84,8 @@ def _misfit_of_views(spec: "Spec") -> str | None:
     kind = spec.data.kind
     if spec.objective.options().get("directions") is not None:
         return f"objective.directions: are of pairs, and data.kind is {kind}; leave it out"
+    if spec.negatives.guide is not None:
+        return f"negatives.guide: is of pairs, and data.kind is {kind}; leave it out"
     if spec.data.negatives:
         return f"data.negatives: {spec.data.negatives} are of pairs, and data.kind is {kind}; leave it out"
     if spec.views.count < 2:

@@ -167,7 +167,9 @@ class Denominator:
 
     def _weighed(self, batch: Batch, scores: Tensor, index: Tensor) -> Tensor:
         anchor = batch.anchor_index(self.anchors).unsqueeze(1)
-        closed = batch.is_own(self.anchors, self.keys, index) | self.closing.closes(batch, anchor, index)
+        closed = batch.is_own(self.anchors, self.keys, index) | self.closing.closes(
+            batch, self.anchors, self.positive_side, index
+        )
         scores = scores.masked_fill(closed, -torch.inf)
         return scores if self.log_weight is None else scores + self.log_weight(batch, anchor, index)
 

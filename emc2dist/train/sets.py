@@ -19,6 +19,7 @@ from emc2dist.core.contrast import columns_for, contrast_for
 from emc2dist.data.images import Images, known_of_each, open_images, open_labelled
 from emc2dist.data.sampler import EpochOrder, Order, PairOrder
 from emc2dist.data.texts.documents import Documents, open_documents
+from emc2dist.data.texts.guide import open_guide
 from emc2dist.data.texts.loader import TextLoader
 from emc2dist.data.texts.manifest import vocabulary_of
 from emc2dist.data.texts.pairs import Pairs, open_pairs
@@ -238,6 +239,17 @@ def columns_of(spec: Spec, train: TrainingSet) -> tuple[dict[str, NDArray[np.int
     if reason is not None:
         raise SpecError(reason)
     return columns, remarks
+
+
+def guide_of(spec: Spec, train: TrainingSet) -> Tensor | None:
+    """What `guide` of `emc2dist.core.batch.Batch` is, on the CPU; None where the spec has none.
+
+    Raises as `emc2dist.data.texts.guide.open_guide` does.
+    """
+    if spec.negatives.guide is None:
+        return None
+    assert isinstance(train, Pairs), "the spec refuses a guide of anything else"
+    return torch.from_numpy(open_guide(spec.negatives.guide, train, spec.s3))
 
 
 def judged_of(train: TrainingSet) -> Tensor | None:

@@ -165,6 +165,7 @@ class Trainer:
         columns: Mapping[str, NDArray[np.int64]],
         follower: nn.Module | None = None,
         judged: Tensor | None = None,
+        guide: Tensor | None = None,
     ) -> None:
         """Begin.
 
@@ -179,6 +180,7 @@ class Trainer:
             columns: what is known of every entity, int64 [N] by name (`emc2dist.data.images.known_of_each`).
             follower: encodes keys, where the spec has `encoder.momentum`.
             judged: as of `Batch`, on any device.
+            guide: the same.
         """
         self.spec, self.optimiser, self.memory, self.device = spec, optimiser, memory, device
         if spec.compile:
@@ -203,7 +205,7 @@ class Trainer:
         if order.named(0).size:
             self._draws["document"] = NamedToo(order, self._draws.get("document"), spec.workers)
         self._columns = {name: torch.from_numpy(values).to(device) for name, values in columns.items()}
-        self._judged = None if judged is None else judged.to(device)
+        self._judged, self._guide = (None if one is None else one.to(device) for one in (judged, guide))
         self._rank = collectives.rank()
         self.stopwatch = Stopwatch(device)
         self._replied = collectives.Vote()
@@ -461,6 +463,7 @@ class Trainer:
             streams=first.streams,
             epoch=step / self._order.steps_per_epoch,
             columns=self._columns,
+            guide=self._guide,
             judged=self._judged,
             host_index=first.host_index,
             learnt=getattr(collectives.unwrapped(self.model), "learnt", None),
