@@ -420,7 +420,8 @@ def _meant(word: Plain, kind: Any) -> Any:
     kinds = _kinds(kind)
     may_be_null = types.NoneType in kinds
     if not word or word in (_NOTHING if may_be_null else set() if _takes_text(kind) else _NULL):
-        return {} if _fields(kind) or get_origin(kind) is dict else None
+        is_section = _fields(kind) or get_origin(kind) is dict
+        return {} if is_section and not may_be_null else None
     if _takes_text(kind):  # a switch is no name: pydantic refuses it
         return _SWITCH.get(word.lower(), str(word)) if may_be_null else str(word)
     words = _SWITCH if bool in kinds else _BOOL

@@ -7,7 +7,7 @@ import pytest
 import torch
 from train.harness import Run, pairs_spec, write_pairs
 
-from emc2dist.config import parse
+from emc2dist.config import dump, parse
 from emc2dist.config.negatives import Guide
 from emc2dist.data.texts import guide as guides
 from emc2dist.data.texts.guide import open_guide
@@ -114,6 +114,11 @@ def test_a_run_closes_what_its_guide_finds_nearer_than_the_positive(more, folder
     run.folder.mkdir()
     run.go()
     assert all(0.1 < value < 0.9 for value in run.column("closed_ratio"))
+
+
+def test_a_spec_is_what_it_was_once_it_is_written_down(folder):
+    for spec in (pairs_spec(folder), guided_spec(folder, Guide(queries="a", documents="b", share=0.9))):
+        assert parse(dump(spec)) == spec
 
 
 def test_a_guide_is_of_pairs_and_has_one_bound():
