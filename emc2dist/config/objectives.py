@@ -424,6 +424,34 @@ class SupReMix(Named):
     """
 
 
+class WhitenedCse(Named):
+    """Cross-entropy of picking a feature, whitened in shuffled groups of channels, by another shuffle of it."""
+
+    name: Literal["whitenedcse"]
+    channels: Annotated[int, Field(ge=1, le=1024)] = 6
+    """Most channels of a group, which are whitened over the batch together."""
+    shuffles: Annotated[int, Field(ge=2, le=16)] = 3
+    """How many there are of a feature: the first picks each of the others."""
+
+    @override
+    def refusal(self, negatives: Named) -> str | None:
+        if negatives.name != "in_batch" or negatives.options()["draws"]:
+            return (
+                f"negatives: {negatives.name} (or draws) brings features of other batches, and objective: whitenedcse "
+                "whitens over one, in which alone they mean anything; give in_batch without draws"
+            )
+        return super().refusal(negatives)
+
+    @override
+    def misfit(self, spec: "Spec") -> str | None:
+        if spec.micro_batch_size > self.channels:
+            return None
+        return (
+            f"objective.channels: {self.channels} have no covariance of full rank over a batch of "
+            f"{spec.micro_batch_size}; give fewer, or a larger batch_size"
+        )
+
+
 Objective = Annotated[
     Cacr
     | Dcl
@@ -439,6 +467,7 @@ Objective = Annotated[
     | SepClr
     | Sirl
     | SupCon
-    | SupReMix,
+    | SupReMix
+    | WhitenedCse,
     Field(discriminator="name"),
 ]  # fmt: skip

@@ -352,6 +352,31 @@ def supremix(z, temperature, closed=nothing, window=5, beta=(2, 8), label=LABEL)
     return total / (views * samples)
 
 
+def whitenedcse(z, temperature, closed=nothing, channels=6, shuffles=3):
+    views, samples, width = z.shape
+    groups = next(g for g in range(1, width + 1) if width % g == 0 and width // g <= channels)
+    white = []
+    for k in range(shuffles):
+        order = torch.randperm(width, generator=torch.Generator().manual_seed(k)).tolist()
+        size, made = width // groups, torch.zeros(samples, width, dtype=z.dtype)
+        for g in range(groups):
+            mine = order[g * size : (g + 1) * size]
+            rows = z[k % views][:, mine] - z[k % views][:, mine].mean(0)
+            values, vectors = torch.linalg.eigh(rows.T @ rows / samples)
+            made[:, mine] = rows @ sum(v.outer(v) / value.sqrt() for value, v in zip(values, vectors.T, strict=True))
+        white.append(made / made.norm(dim=1, keepdim=True))
+    total = 0
+    for k in range(1, shuffles):
+        two = torch.stack([white[0], white[k]])
+        for i in range(samples):
+            scores = [two[0, i] @ two[1, i] / temperature]
+            for j in range(samples):
+                if j != i and not closed(two, 0, i, 1, j):
+                    scores.append(two[0, i] @ two[1, j] / temperature)
+            total = total - scores[0] + torch.stack(scores).logsumexp(0)
+    return total / samples / (shuffles - 1)
+
+
 ORACLES = {
     "cacr": cacr,
     "dcl": dcl,
@@ -368,4 +393,5 @@ ORACLES = {
     "sirl": sirl,
     "supcon": supcon,
     "supremix": supremix,
+    "whitenedcse": whitenedcse,
 }

@@ -18,6 +18,7 @@ from emc2dist.core.objectives.sepclr import SepClr
 from emc2dist.core.objectives.sirl import Sirl
 from emc2dist.core.objectives.supcon import SupCon
 from emc2dist.core.objectives.supremix import SupReMix
+from emc2dist.core.objectives.whitenedcse import WhitenedCse
 
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "cacr": Cacr,
@@ -35,6 +36,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "sirl": Sirl,
     "supcon": SupCon,
     "supremix": SupReMix,
+    "whitenedcse": WhitenedCse,
 }
 
 __all__ = [
@@ -56,4 +58,5 @@ __all__ = [
     "Sirl",
     "SupCon",
     "SupReMix",
+    "WhitenedCse",
 ]
