@@ -106,6 +106,18 @@ class Dclw(Named):
     """Width of the weight, in cosines. The larger, the nearer to DCL."""
 
 
+class DebCse(Named):
+    """InfoNCE whose pairs weigh less where texts look alike."""
+
+    name: Literal["debcse"]
+    paired: ClassVar[bool] = True
+    strength: Annotated[float, Field(ge=0, le=20)] = 1.0
+    """e to it is how much more a pair weighs that looks unlike than one that has the same words. 0: InfoNCE."""
+    directions: Literal["forward", "both"] | None = None
+    """Of pairs: `forward` has each query pick its document; `both` has each document pick its query, too. None:
+    `forward`."""
+
+
 class GroCo(Named):
     """Cross-entropy of a soft ranking of positives and hard negatives, by cosines."""
 
@@ -456,6 +468,7 @@ Objective = Annotated[
     Cacr
     | Dcl
     | Dclw
+    | DebCse
     | GroCo
     | Hydra
     | InfoNce

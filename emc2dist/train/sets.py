@@ -16,6 +16,7 @@ from emc2dist.config import Spec, changed
 from emc2dist.config.sections import TRANSFORMERS
 from emc2dist.core.batch import judged_pairs
 from emc2dist.core.contrast import columns_for, contrast_for
+from emc2dist.core.objectives.debcse import LENGTH, WORDS
 from emc2dist.data.images import Images, known_of_each, open_images, open_labelled
 from emc2dist.data.sampler import EpochOrder, Order, PairOrder
 from emc2dist.data.texts.documents import Documents, open_documents
@@ -31,8 +32,11 @@ from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.model_files import ModelFiles
 from emc2dist.train.retrieval import RetrievalEvaluation
 from emc2dist.train.step import Loader
+from emc2dist.train.surface import surface_of
 from emc2dist.train.texts import RandomTokens
 from emc2dist.train.views import view_loader
+
+_OF_WORDS = {LENGTH, *WORDS}  # columns that texts have
 
 TrainingSet = Images | Pairs | Documents
 
@@ -231,10 +235,15 @@ def columns_of(spec: Spec, train: TrainingSet) -> tuple[dict[str, NDArray[np.int
     """
     columns, remarks = dict[str, NDArray[np.int64]](), list[str]()
     wanted = columns_for(spec)
+    of_words, others = {*wanted} & _OF_WORDS, {*wanted} - _OF_WORDS
     if not isinstance(train, Pairs | Documents):
+        if of_words:
+            raise SpecError(f"{wanted[of_words.pop()]}: reads words, and images have none; give another objective")
         columns, remarks = known_of_each(train, wanted)
-    elif wanted:
-        raise SpecError(f"{next(iter(wanted.values()))}: needs labels, and texts have none; give another objective")
+    elif others:
+        raise SpecError(f"{wanted[others.pop()]}: needs labels, and texts have none; give another objective")
+    elif of_words:
+        columns = surface_of([train.queries, train.documents] if isinstance(train, Pairs) else [train.texts])
     reason = contrast_for(spec).objective.unfit(columns, spec.encoder.features)
     if reason is not None:
         raise SpecError(reason)

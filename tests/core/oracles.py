@@ -10,7 +10,16 @@ import torch
 LABEL = torch.tensor([0, 1, 0, -1, 1, -1, 2, 2] * 3)
 TWINS = torch.tensor([-1, -1, 7, -1, -1, 7, -1, -1] * 3)
 ODD = torch.tensor([0] * 8 + [1] * 8 + [0] * 8)
-COLUMNS = {"label": LABEL, "target": LABEL, "duplicates": TWINS, "odd": ODD}
+WORDS = torch.randint(-2, 2, (4, 24, 8), generator=torch.Generator().manual_seed(1)).to(torch.int8)
+LENGTH = torch.tensor([3, 9, 1, 4, -1, 30, 2, 5] * 3)
+COLUMNS = {
+    **{f"words_{n}": WORDS[n].contiguous().view(torch.int64)[:, 0] for n in range(4)},
+    "length": LENGTH,
+    "label": LABEL,
+    "target": LABEL,
+    "duplicates": TWINS,
+    "odd": ODD,
+}
 """What is known of the samples of every test, where an objective or a closing asks for it."""
 
 
@@ -84,6 +93,31 @@ def dclw(z, temperature, closed=nothing, sigma=0.5):
             weight = 2 - (near[v][i].detach() / sigma).exp() / mean
             repulsion = _repulsion(_negatives(z, v, i, temperature, closed))
             total = total - weight * near[v][i] / temperature + repulsion
+    return total / (views * samples)
+
+
+def debcse(z, temperature, closed=nothing, strength=1.0):
+    views, samples, _ = z.shape
+    near, total = _positives(z), 0
+
+    def weight(i, j):
+        if min(LENGTH[i], LENGTH[j]) < 0:
+            return 1.0
+        equal = sum(int(one == other) for n in range(4) for one, other in zip(WORDS[n][i], WORDS[n][j], strict=True))
+        shared = max(0, (equal / 32 - 1 / 256) / (1 - 1 / 256))
+        lengths = sorted((int(LENGTH[i]), int(LENGTH[j])))
+        return math.exp(-strength * (shared + lengths[0] / lengths[1]) / 2)
+
+    of_pairs = [weight(i, i) for i in range(samples)]
+    for v in range(views):
+        for i in range(samples):
+            positive = near[v][i] / temperature
+            z_i = positive.exp()
+            for j in range(samples):
+                for w in range(views):
+                    if j != i and not closed(z, v, i, w, j):
+                        z_i = z_i + weight(i, j) * (z[v, i] @ z[w, j] / temperature).exp()
+            total = total + of_pairs[i] * samples / sum(of_pairs) * (z_i.log() - positive)
     return total / (views * samples)
 
 
@@ -381,6 +415,7 @@ ORACLES = {
     "cacr": cacr,
     "dcl": dcl,
     "dclw": dclw,
+    "debcse": debcse,
     "groco": groco,
     "hydra": hydra,
     "infonce": infonce,

@@ -129,7 +129,8 @@ def test_an_anchor_all_of_whose_candidates_are_closed_is_pulled_alone_and_counte
     if objective == "nnclr":  # a neighbour's sample is no candidate, and which it is depends on the cached view
         z, others = z[:1].expand(2, -1, -1), 6
     run = FrozenRun(contrast(objective, negatives, "negatives.close=[label]", *more_for(negatives)), z, 8, 0.2)
-    run.columns = dict.fromkeys(("label", "target", "odd"), torch.zeros(8, dtype=torch.int64))
+    known = {*COLUMNS} - {"duplicates"}
+    run.columns = dict.fromkeys(known, torch.zeros(8, dtype=torch.int64))
     for t in range(2):
         outcome = run.outcome(t)
         (gradient,) = torch.autograd.grad(outcome.loss, run.shift)
@@ -143,7 +144,7 @@ def test_an_anchor_all_of_whose_candidates_are_closed_is_pulled_alone_and_counte
         assert outcome.facts["closed_anchors_ratio"] == 1
         anchors = 8 if objective == "whitenedcse" else 16
         assert tuple(map(int, outcome.facts["closed_ratio"])) == (anchors * others, anchors * others)
-    run.columns = dict.fromkeys(("label", "target", "odd"), torch.full((8,), -1))
+    run.columns = dict.fromkeys(known, torch.full((8,), -1))
     if objective == "input_label":  # then there is no label to be a candidate
         return
     fresh = FrozenRun(run.contrast, z, 8, 0.2, columns=run.columns)

@@ -6,6 +6,7 @@ from emc2dist.core.objectives.base import OBJECTIVE, Objective
 from emc2dist.core.objectives.cacr import Cacr
 from emc2dist.core.objectives.dcl import Dcl
 from emc2dist.core.objectives.dclw import Dclw
+from emc2dist.core.objectives.debcse import DebCse
 from emc2dist.core.objectives.groco import GroCo
 from emc2dist.core.objectives.hydra import Hydra
 from emc2dist.core.objectives.infonce import InfoNce
@@ -24,6 +25,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "cacr": Cacr,
     "dcl": Dcl,
     "dclw": Dclw,
+    "debcse": DebCse,
     "groco": GroCo,
     "hydra": Hydra,
     "infonce": InfoNce,
@@ -45,6 +47,7 @@ __all__ = [
     "Cacr",
     "Dcl",
     "Dclw",
+    "DebCse",
     "GroCo",
     "Hydra",
     "InfoNce",
