@@ -436,6 +436,39 @@ class SupReMix(Named):
     """
 
 
+class SyCl(Named):
+    """Lists of candidates with grades: how far the batch's distributions are from those of the grades."""
+
+    name: Literal["sycl"]
+    paired: ClassVar[bool] = True
+    directions: Literal["forward"] | None = None
+    """Of pairs, whose grades are the scores of the set. None: `forward`."""
+
+    @override
+    def refusal(self, negatives: Named) -> str | None:
+        if negatives.name != "in_batch":
+            return (
+                f"negatives: {negatives.name} estimates a denominator, and objective: sycl reads none, but lists of "
+                "the batch; give in_batch"
+            )
+        return super().refusal(negatives)
+
+    @override
+    def misfit(self, spec: "Spec") -> str | None:
+        if spec.negatives.draws and spec.data.kind != "pairs":
+            return (
+                f"negatives.draws: {spec.negatives.draws} have no gradient, and objective: sycl has lists of the "
+                "batch; leave it out"
+            )
+        rows = spec.views.count * spec.micro_batch_size
+        if rows > 4096:
+            return (
+                f"batch_size: {spec.batch_size} gives objective: sycl the singular values of a matrix of {rows} rows "
+                "in every step; give at most 4096, views counted"
+            )
+        return None
+
+
 class WhitenedCse(Named):
     """Cross-entropy of picking a feature, whitened in shuffled groups of channels, by another shuffle of it."""
 
@@ -481,6 +514,7 @@ Objective = Annotated[
     | Sirl
     | SupCon
     | SupReMix
+    | SyCl
     | WhitenedCse,
     Field(discriminator="name"),
 ]  # fmt: skip

@@ -58,7 +58,16 @@ from emc2dist.terminal import say
 from emc2dist.train import checkpoint, loop
 from emc2dist.train.memory import schema_for
 from emc2dist.train.model_files import ModelFiles
-from emc2dist.train.sets import TrainingSet, columns_of, guide_of, judge_of, left_over, open_training_set, settled
+from emc2dist.train.sets import (
+    TrainingSet,
+    columns_of,
+    grades_of,
+    guide_of,
+    judge_of,
+    left_over,
+    open_training_set,
+    settled,
+)
 
 
 def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event | None = None) -> dict[str, Any]:
@@ -182,6 +191,7 @@ def check(spec: Spec, model: ModelFiles | None = None) -> tuple[TrainingSet, lis
     train = open_training_set(spec)
     _, on_columns = columns_of(spec, train)
     guide_of(spec, train)
+    grades_of(spec, train)
     loop.order_for(spec, train)
     judge, remarks = judge_of(spec, train, model)
     remarks = [*train.remarks, *left_over(spec, train), *on_columns, *remarks, *loop.dear_reads(spec, train)]

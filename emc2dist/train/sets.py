@@ -261,6 +261,22 @@ def guide_of(spec: Spec, train: TrainingSet) -> Tensor | None:
     return torch.from_numpy(open_guide(spec.negatives.guide, train, spec.s3))
 
 
+def grades_of(spec: Spec, train: TrainingSet) -> tuple[Tensor, Tensor] | None:
+    """What `grades` of `emc2dist.core.batch.Batch` is, on the CPU; None where the objective reads none.
+
+    Raises SpecError where all scores are the same, and so tell nothing.
+    """
+    if spec.objective.name != "sycl" or not isinstance(train, Pairs):
+        return None
+    if train.scores.min() == train.scores.max() and not len(train.negatives):
+        raise SpecError(
+            f"objective: sycl: reads grades, and all {len(train.scores):,} judged pairs of {spec.data.path} have score "
+            f"{train.scores[0]}; give a set with several scores, or infonce"
+        )
+    query, document = torch.from_numpy(train.relevance).T
+    return query * len(train) + len(train.queries) + document, torch.from_numpy(train.scores).float()
+
+
 def judged_of(train: TrainingSet) -> Tensor | None:
     """What `judged` of `emc2dist.core.batch.Batch` is of a set, on the CPU."""
     if not isinstance(train, Pairs):

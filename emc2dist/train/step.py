@@ -166,6 +166,7 @@ class Trainer:
         follower: nn.Module | None = None,
         judged: Tensor | None = None,
         guide: Tensor | None = None,
+        grades: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Begin.
 
@@ -181,6 +182,7 @@ class Trainer:
             follower: encodes keys, where the spec has `encoder.momentum`.
             judged: as of `Batch`, on any device.
             guide: the same.
+            grades: the same.
         """
         self.spec, self.optimiser, self.memory, self.device = spec, optimiser, memory, device
         if spec.compile:
@@ -206,6 +208,7 @@ class Trainer:
             self._draws["document"] = NamedToo(order, self._draws.get("document"), spec.workers)
         self._columns = {name: torch.from_numpy(values).to(device) for name, values in columns.items()}
         self._judged, self._guide = (None if one is None else one.to(device) for one in (judged, guide))
+        self._grades = None if grades is None else (grades[0].to(device), grades[1].to(device))
         self._rank = collectives.rank()
         self.stopwatch = Stopwatch(device)
         self._replied = collectives.Vote()
@@ -463,6 +466,7 @@ class Trainer:
             streams=first.streams,
             epoch=step / self._order.steps_per_epoch,
             columns=self._columns,
+            grades=self._grades,
             guide=self._guide,
             judged=self._judged,
             host_index=first.host_index,

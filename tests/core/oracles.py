@@ -386,6 +386,26 @@ def supremix(z, temperature, closed=nothing, window=5, beta=(2, 8), label=LABEL)
     return total / (views * samples)
 
 
+def sycl(z, temperature, closed=nothing, label=LABEL):
+    views, samples, _ = z.shape
+    every = [(v, i) for v in range(views) for i in range(samples)]
+    rows = {"scores": [], "grades": []}
+    for v, i in every:
+        scores, grades = [], []
+        for w, j in every:
+            if (w, j) == (v, i):
+                continue
+            scores.append((z[v, i] @ z[w, j] / temperature).exp())
+            grades.append(math.exp(2 if i == j else label[i] == label[j] >= 0))
+        for name, values in (("scores", torch.stack(scores)), ("grades", torch.tensor(grades, dtype=z.dtype))):
+            shares, at = values / values.sum(), len(rows[name])
+            rows[name].append(torch.cat([shares[:at], shares.new_zeros(1), shares[at:]]))
+    p, t = (torch.stack(rows[name]) for name in ("scores", "grades"))
+    total = sum((p[:, c].mean() - t[:, c].mean()) ** 2 for c in range(len(every)))
+    p, t = ((of - of.mean(0)) / (len(every) - 1) ** 0.5 for of in (p, t))
+    return total + (p**2).sum() + (t**2).sum() - 2 * torch.linalg.matrix_norm(p @ t.T, "nuc")
+
+
 def whitenedcse(z, temperature, closed=nothing, channels=6, shuffles=3):
     views, samples, width = z.shape
     groups = next(g for g in range(1, width + 1) if width % g == 0 and width // g <= channels)
@@ -428,5 +448,6 @@ ORACLES = {
     "sirl": sirl,
     "supcon": supcon,
     "supremix": supremix,
+    "sycl": sycl,
     "whitenedcse": whitenedcse,
 }

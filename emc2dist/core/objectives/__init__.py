@@ -19,6 +19,7 @@ from emc2dist.core.objectives.sepclr import SepClr
 from emc2dist.core.objectives.sirl import Sirl
 from emc2dist.core.objectives.supcon import SupCon
 from emc2dist.core.objectives.supremix import SupReMix
+from emc2dist.core.objectives.sycl import SyCl
 from emc2dist.core.objectives.whitenedcse import WhitenedCse
 
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
@@ -38,6 +39,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "sirl": Sirl,
     "supcon": SupCon,
     "supremix": SupReMix,
+    "sycl": SyCl,
     "whitenedcse": WhitenedCse,
 }
 
@@ -61,5 +63,6 @@ __all__ = [
     "Sirl",
     "SupCon",
     "SupReMix",
+    "SyCl",
     "WhitenedCse",
 ]
