@@ -93,7 +93,7 @@ def test_a_cache_is_of_documents_alone():
             of("bag", "negatives={name: chain, carried: cached}", f"objective.directions={others}")
 
 
-def test_a_key_that_several_objectives_have_is_read_as_the_chosen_one_takes_it():
-    assert of("bag", "objective=debcse", "negatives=chain", "objective.directions=both").objective.directions == "both"
-    with pytest.raises(SpecError, match=r"objective\.directions: .* input should be 'forward' or 'both'"):
-        of("bag", "objective=debcse", "negatives=chain", "objective.directions=[forward]")
+def test_lists_with_grades_go_forward_alone():
+    assert of("bag", "objective=sycl", "objective.directions=forward").objective.directions == "forward"
+    with pytest.raises(SpecError, match=r"objective\.directions: both have no grades"):
+        of("bag", "objective=sycl", "objective.directions=both")

@@ -408,7 +408,7 @@ def _settled(value: Any, kind: Any) -> Any:
     Lists become tuples: strict pydantic takes a tuple for a tuple, and YAML has only lists.
     """
     if isinstance(value, dict):
-        fields = _fields(kind, value.get("name"))
+        fields = _fields(kind)
         other = Any if fields else _named(kind)
         return {key: _settled(item, fields[key].annotation if key in fields else other) for key, item in value.items()}
     if isinstance(value, list):
@@ -445,15 +445,12 @@ def _takes_text(kind: Any) -> bool:
     return {str} == _kinds(kind) - {types.NoneType}
 
 
-def _fields(kind: Any, name: Any = None) -> dict[str, FieldInfo]:
+def _fields(kind: Any) -> dict[str, FieldInfo]:
     """The keys of a section, or of all those that a name chooses among; none where it is no section.
 
-    Two of these may have a key of one name that takes another thing: `name` is the one that is chosen.
+    Where two of these have a key of one name it takes the same.
     """
     sections = [one for one in _kinds(kind) if isinstance(one, type) and issubclass(one, BaseModel)]
-    if len(sections) > 1:
-        chosen = [one for one in sections if name in get_args(one.model_fields["name"].annotation)]
-        sections = chosen or sections
     return {name: field for section in sections for name, field in section.model_fields.items()}
 
 

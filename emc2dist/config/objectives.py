@@ -106,16 +106,13 @@ class Dclw(Named):
     """Width of the weight, in cosines. The larger, the nearer to DCL."""
 
 
-class DebCse(Named):
+class DebCse(Directed):
     """InfoNCE whose pairs weigh less where texts look alike."""
 
     name: Literal["debcse"]
-    paired: ClassVar[bool] = True
+    followed: ClassVar[bool] = False
     strength: Annotated[float, Field(ge=0, le=20)] = 1.0
     """e to it is how much more a pair weighs that looks unlike than one that has the same words. 0: InfoNCE."""
-    directions: Literal["forward", "both"] | None = None
-    """Of pairs: `forward` has each query pick its document; `both` has each document pick its query, too. None:
-    `forward`."""
 
 
 class GroCo(Named):
@@ -441,8 +438,16 @@ class SyCl(Named):
 
     name: Literal["sycl"]
     paired: ClassVar[bool] = True
-    directions: Literal["forward"] | None = None
-    """Of pairs, whose grades are the scores of the set. None: `forward`."""
+    directions: Directions = None
+    """Of pairs, whose grades are the scores of the set: `forward` alone, a query's over the documents. None: that."""
+
+    @model_validator(mode="after")
+    def _goes_forward(self) -> Self:
+        if self.directions not in (None, "forward"):
+            raise ValueError(
+                f"objective.directions: {self.directions} have no grades; objective: sycl goes forward alone"
+            )
+        return self
 
     @override
     def refusal(self, negatives: Named) -> str | None:

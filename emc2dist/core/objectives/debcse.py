@@ -26,8 +26,8 @@ from typing_extensions import override
 
 from emc2dist.core.batch import Batch
 from emc2dist.core.denominator import Denominator, Estimate
-from emc2dist.core.objectives.base import Directions, Objective, directed
-from emc2dist.core.scores import positive_scores
+from emc2dist.core.objectives.base import Directions, Objective, directed, in_one
+from emc2dist.core.objectives.infonce import scored
 
 LENGTH = "length"
 """The column of lengths in words; -1 without any."""
@@ -43,7 +43,7 @@ class DebCse(Objective):
     strength: float = 1.0
     """>= 0: e to it is how much more a pair weighs that looks unlike than one that looks the same."""
     directions: Directions | None = None
-    """Of pairs, `forward` or `both`; None: there is one side."""
+    """Of pairs; None: there is one side."""
 
     columns = (LENGTH, *WORDS)
 
@@ -54,15 +54,12 @@ class DebCse(Objective):
 
     @override
     def terms(self, batch: Batch, estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
-        losses = []
-        for what in self.denominators:
-            positive = positive_scores(batch, what.anchors, what.positive_side)
-            loss = torch.logaddexp(positive, estimates[what.name].log_z) - positive
-            losses.append(self._share(batch, what) * loss)
-        return {"contrast": torch.stack(losses).mean()}
+        positive, log_sum = scored(batch, estimates, self.denominators, in_one(self.directions))
+        return {"contrast": (self._share(batch) * (log_sum - positive)).mean()}
 
-    def _share(self, batch: Batch, what: Denominator) -> Tensor:
-        """v [A]."""
+    def _share(self, batch: Batch) -> Tensor:
+        """v [A], of a pair whichever way it is taken."""
+        what = self.denominators[0]
         pairs = (batch.index_of(side) for side in (what.anchors, what.positive_side))
         weights = (-self.strength * alike(batch, *pairs)).exp()
         views, samples, _ = batch.sides[what.anchors].own.shape

@@ -76,12 +76,20 @@ class InfoNce(Objective):
 
     @override
     def terms(self, batch: Batch, estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
-        every = self.denominators
-        positive = torch.stack([positive_scores(batch, what.anchors, what.positive_side) for what in every])
-        log_z = torch.stack([estimates[what.name].log_z for what in every])
-        if in_one(self.directions):
-            across = positive[[what.anchors != what.keys for what in every]]
-            log_sum = torch.cat([across, log_z]).logsumexp(0)
-        else:
-            log_sum = torch.logaddexp(positive, log_z)
+        positive, log_sum = scored(batch, estimates, self.denominators, in_one(self.directions))
         return {"attraction": -positive.mean(), "repulsion": log_sum.mean()}
+
+
+def scored(
+    batch: Batch, estimates: Mapping[str, Estimate], denominators: Sequence[Denominator], together: bool
+) -> tuple[Tensor, Tensor]:
+    """s [n, A] of each anchor and its positive, for each denominator, and log(exp s + Z) [n, A] or of their sum [1, A].
+
+    The latter where all of them stand `together`.
+    """
+    positive = torch.stack([positive_scores(batch, what.anchors, what.positive_side) for what in denominators])
+    log_z = torch.stack([estimates[what.name].log_z for what in denominators])
+    if not together:
+        return positive, torch.logaddexp(positive, log_z)
+    across = positive[[what.anchors != what.keys for what in denominators]]
+    return positive, torch.cat([across, log_z]).logsumexp(0, keepdim=True)

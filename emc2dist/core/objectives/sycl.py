@@ -17,7 +17,6 @@ and the other views of the own, which have grade 2; those of the own label have 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from typing_extensions import override
 
 from emc2dist.core.batch import Batch, locate
 from emc2dist.core.denominator import Denominator, Estimate
-from emc2dist.core.objectives.base import Objective, directed
+from emc2dist.core.objectives.base import Directions, Objective, directed
 
 _OWN, _SAME = 2.0, 1.0  # grades of images
 
@@ -34,8 +33,8 @@ _OWN, _SAME = 2.0, 1.0  # grades of images
 class SyCl(Objective):
     """How far the batch's distributions over candidates are from those of the grades."""
 
-    directions: Literal["forward"] | None = None
-    """Of pairs; None: there is one side."""
+    directions: Directions | None = None
+    """Of pairs `forward`; None: there is one side."""
 
     looks_around = True
 
