@@ -77,3 +77,23 @@ def test_a_set_of_pairs_may_move_between_s3_and_a_disk(path, shuffle):
     assert (
         resolved(parse("name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\n", [f"data.path={path}"])).data.shuffle == shuffle
     )
+
+
+@pytest.mark.parametrize("given", ["[backward]", "[forward, forward]", "[]", "[forward, backward, backward]"])
+def test_directions_in_one_denominator_hold_forward_and_each_once(given):
+    assert of("bag", "objective.directions=[queries, forward]").objective.directions == ("queries", "forward")
+    with pytest.raises(SpecError, match=r"objective\.directions: got .* name each once, and forward"):
+        of("bag", f"objective.directions={given}")
+
+
+def test_a_cache_is_of_documents_alone():
+    of("bag", "negatives={name: chain, carried: cached}", "objective.directions=[forward]")
+    for others in ("both", "all", "[forward, documents]"):
+        with pytest.raises(SpecError, match=r"carried: cached are of documents alone"):
+            of("bag", "negatives={name: chain, carried: cached}", f"objective.directions={others}")
+
+
+def test_lists_with_grades_go_forward_alone():
+    assert of("bag", "objective=sycl", "objective.directions=forward").objective.directions == "forward"
+    with pytest.raises(SpecError, match=r"objective\.directions: both have no grades"):
+        of("bag", "objective=sycl", "objective.directions=both")

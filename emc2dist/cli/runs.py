@@ -6,6 +6,7 @@ import os
 from emc2dist.cli import ending
 from emc2dist.cli.words import Commands, add_json, add_spec, print_result
 from emc2dist.config import BUILT_IN, Spec, base_of, dump, given_keys, is_remote, load, load_job, parse_s3, paths
+from emc2dist.errors import SpecError
 from emc2dist.terminal import columns, say
 
 _FORMATS = ("safetensors", "sentence-transformers")
@@ -43,6 +44,13 @@ def add_to(commands: Commands) -> None:
         nargs="*",
         help="override a key of data, eval or s3 that evaluation reads, as in data.path=PATH where the data have moved",
     )
+    text = (
+        "a table of sentence1, sentence2, score (and task, split): instead of all that, how well cosines of a run over "
+        "texts order its pairs, by Spearman's correlation of each task"
+    )
+    evaluate.add_argument("--similarity", metavar="FILE", help=text)
+    text = "of --similarity: the rows that count, by their column split (test)"
+    evaluate.add_argument("--split", metavar="NAME", help=text)
     text = "how S3 is reached: s3.endpoint=URL"
     export.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[], help=text)
     for sub in (train, evaluate, export):
@@ -93,10 +101,18 @@ def _unseen(run: Spec) -> str:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from emc2dist.run.results import evaluate
+    if arguments.similarity is not None:
+        from emc2dist.run.similarity import evaluate_similarity
 
-    s3 = parse_s3(arguments.overrides, others=("data", "eval"))
-    result = evaluate(arguments.run, arguments.overrides, s3=s3)
+        s3 = parse_s3(arguments.overrides)
+        result = evaluate_similarity(arguments.run, arguments.similarity, split=arguments.split, s3=s3)
+    else:
+        from emc2dist.run.results import evaluate
+
+        if arguments.split is not None:
+            raise SpecError(f"--split {arguments.split}: is of --similarity; say eval.asked={arguments.split}")
+        s3 = parse_s3(arguments.overrides, others=("data", "eval"))
+        result = evaluate(arguments.run, arguments.overrides, s3=s3)
     if arguments.json:
         print_result(result, as_json=True)
         return

@@ -430,7 +430,8 @@ def _meant(word: Plain, kind: Any) -> Any:
     kinds = _kinds(kind)
     may_be_null = types.NoneType in kinds
     if not word or word in (_NOTHING if may_be_null else set() if _takes_text(kind) else _NULL):
-        return {} if _fields(kind) or get_origin(kind) is dict else None
+        is_section = _fields(kind) or get_origin(kind) is dict
+        return {} if is_section and not may_be_null else None
     if _takes_text(kind):  # a switch is no name: pydantic refuses it
         return _SWITCH.get(word.lower(), str(word)) if may_be_null else str(word)
     words = _SWITCH if bool in kinds else _BOOL
@@ -455,7 +456,10 @@ def _takes_text(kind: Any) -> bool:
 
 
 def _fields(kind: Any) -> dict[str, FieldInfo]:
-    """The keys of a section, or of all those that a name chooses among; none where it is no section."""
+    """The keys of a section, or of all those that a name chooses among; none where it is no section.
+
+    Where two of these have a key of one name it takes the same.
+    """
     sections = [one for one in _kinds(kind) if isinstance(one, type) and issubclass(one, BaseModel)]
     return {name: field for section in sections for name, field in section.model_fields.items()}
 

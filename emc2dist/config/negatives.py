@@ -9,6 +9,34 @@ from pydantic import Field, model_validator
 from typing_extensions import override
 
 from emc2dist.config.objectives import Named
+from emc2dist.config.sections import AnyPath, Section
+
+
+class Guide(Section):
+    """A frozen model's features of the set's texts, by which candidates are closed; of pairs.
+
+    GISTEmbed (Solatorio 2024, arXiv 2402.16829) and MultiCSR (Wang et al., NAACL 2024) so close false negatives.
+    """
+
+    queries: AnyPath
+    """Parquet of the queries' ids and features, as `emc2dist embed` writes it."""
+    documents: AnyPath
+    """The same of the documents."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Closed is what the guide finds nearer than its cosine g with the positive, less (1 - share) |g| ..."""
+    margin: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """... and less this."""
+    above: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Closed is instead what is nearer than this to the guide, wherever the positive is; 0.95 in MultiCSR."""
+
+    @model_validator(mode="after")
+    def _has_one_bound(self) -> Self:
+        if self.above is not None and (self.share, self.margin) != (1.0, 0.0):
+            raise ValueError(
+                f"negatives.guide.above: {self.above} does not look at the positive, and share and margin do; give "
+                "one or the other"
+            )
+        return self
 
 
 class Closing(Named):
@@ -25,6 +53,8 @@ class Closing(Named):
     candidates, and where nothing is repelled they stay alike."""
     close: tuple[Literal["label", "duplicates"], ...] = ()
     """Closed are candidates with the anchor's label (`label`), and images of the very same bytes (`duplicates`)."""
+    guide: Guide | None = None
+    """A frozen model that closes what it finds too near. None: there is none."""
 
     @override
     def options(self) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from emc2dist.config.sections import Section
 if TYPE_CHECKING:
     from emc2dist.config.spec import Spec
 
-Directions = Literal["forward", "both"] | None
+Direction = Literal["forward", "backward", "queries", "documents"]
+Directions = Literal["forward", "both", "all"] | Annotated[tuple[Direction, ...], Field(max_length=4)] | None
 Width = Annotated[float, Field(ge=1e-3, le=1e3)]
 
 
@@ -69,15 +70,31 @@ class Cacr(Named):
         return super().refusal(negatives)
 
 
-class Dcl(Named):
-    """Decoupled contrastive learning: the positive is not in the denominator."""
+class Directed(Named):
+    """An objective of views of one thing, or of pairs."""
 
-    name: Literal["dcl"]
     followed: ClassVar[bool] = True
     paired: ClassVar[bool] = True
     directions: Directions = None
-    """Of pairs: `forward` has each query pick its document; `both` has each document pick its query, too. None:
-    `forward`."""
+    """Of pairs: `forward` has each query pick its document; `both` has each document pick its query, too, the mean of
+    both losses. A list has one denominator, the sum of those named: `forward`, `backward` (documents pick queries),
+    `queries` and `documents` (other ones of the own side are candidates); `all` is all four. None: `forward`."""
+
+    @model_validator(mode="after")
+    def _goes_forward_once(self) -> Self:
+        given = self.directions
+        if isinstance(given, tuple) and (given.count("forward") != 1 or len(set(given)) < len(given)):
+            raise ValueError(
+                f"objective.directions: got {', '.join(given) or 'none'}; name each once, and forward, in which the "
+                "pair itself stands"
+            )
+        return self
+
+
+class Dcl(Directed):
+    """Decoupled contrastive learning: the positive is not in the denominator."""
+
+    name: Literal["dcl"]
 
 
 class Dclw(Named):
@@ -87,6 +104,15 @@ class Dclw(Named):
     followed: ClassVar[bool] = True
     sigma: Width = 0.5
     """Width of the weight, in cosines. The larger, the nearer to DCL."""
+
+
+class DebCse(Directed):
+    """InfoNCE whose pairs weigh less where texts look alike."""
+
+    name: Literal["debcse"]
+    followed: ClassVar[bool] = False
+    strength: Annotated[float, Field(ge=0, le=20)] = 1.0
+    """e to it is how much more a pair weighs that looks unlike than one that has the same words. 0: InfoNCE."""
 
 
 class GroCo(Named):
@@ -159,15 +185,10 @@ class Hydra(Named):
         return super().refusal(negatives)
 
 
-class InfoNce(Named):
+class InfoNce(Directed):
     """Cross-entropy of picking the positive among all candidates."""
 
     name: Literal["infonce"]
-    followed: ClassVar[bool] = True
-    paired: ClassVar[bool] = True
-    directions: Directions = None
-    """Of pairs: `forward` has each query pick its document; `both` has each document pick its query, too (CLIP).
-    None: `forward`."""
     learn_temperature: bool = False
     """Whether the temperature is learnt with the encoder, from `temperature` on (CLIP); never less than 0.01."""
 
@@ -412,10 +433,80 @@ class SupReMix(Named):
     """
 
 
+class SyCl(Named):
+    """Lists of candidates with grades: how far the batch's distributions are from those of the grades."""
+
+    name: Literal["sycl"]
+    paired: ClassVar[bool] = True
+    directions: Directions = None
+    """Of pairs, whose grades are the scores of the set: `forward` alone, a query's over the documents. None: that."""
+
+    @model_validator(mode="after")
+    def _goes_forward(self) -> Self:
+        if self.directions not in (None, "forward"):
+            raise ValueError(
+                f"objective.directions: {self.directions} have no grades; objective: sycl goes forward alone"
+            )
+        return self
+
+    @override
+    def refusal(self, negatives: Named) -> str | None:
+        if negatives.name != "in_batch":
+            return (
+                f"negatives: {negatives.name} estimates a denominator, and objective: sycl reads none, but lists of "
+                "the batch; give in_batch"
+            )
+        return super().refusal(negatives)
+
+    @override
+    def misfit(self, spec: "Spec") -> str | None:
+        if spec.negatives.draws and spec.data.kind != "pairs":
+            return (
+                f"negatives.draws: {spec.negatives.draws} have no gradient, and objective: sycl has lists of the "
+                "batch; leave it out"
+            )
+        rows = spec.views.count * spec.micro_batch_size
+        if rows > 4096:
+            return (
+                f"batch_size: {spec.batch_size} gives objective: sycl the singular values of a matrix of {rows} rows "
+                "in every step; give at most 4096, views counted"
+            )
+        return None
+
+
+class WhitenedCse(Named):
+    """Cross-entropy of picking a feature, whitened in shuffled groups of channels, by another shuffle of it."""
+
+    name: Literal["whitenedcse"]
+    channels: Annotated[int, Field(ge=1, le=1024)] = 6
+    """Most channels of a group, which are whitened over the batch together."""
+    shuffles: Annotated[int, Field(ge=2, le=16)] = 3
+    """How many there are of a feature: the first picks each of the others."""
+
+    @override
+    def refusal(self, negatives: Named) -> str | None:
+        if negatives.name != "in_batch" or negatives.options()["draws"]:
+            return (
+                f"negatives: {negatives.name} (or draws) brings features of other batches, and objective: whitenedcse "
+                "whitens over one, in which alone they mean anything; give in_batch without draws"
+            )
+        return super().refusal(negatives)
+
+    @override
+    def misfit(self, spec: "Spec") -> str | None:
+        if spec.micro_batch_size > self.channels:
+            return None
+        return (
+            f"objective.channels: {self.channels} have no covariance of full rank over a batch of "
+            f"{spec.micro_batch_size}; give fewer, or a larger batch_size"
+        )
+
+
 Objective = Annotated[
     Cacr
     | Dcl
     | Dclw
+    | DebCse
     | GroCo
     | Hydra
     | InfoNce
@@ -427,6 +518,8 @@ Objective = Annotated[
     | SepClr
     | Sirl
     | SupCon
-    | SupReMix,
+    | SupReMix
+    | SyCl
+    | WhitenedCse,
     Field(discriminator="name"),
 ]  # fmt: skip

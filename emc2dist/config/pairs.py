@@ -84,6 +84,8 @@ def _misfit_of_views(spec: "Spec") -> str | None:
     kind = spec.data.kind
     if spec.objective.options().get("directions") is not None:
         return f"objective.directions: are of pairs, and data.kind is {kind}; leave it out"
+    if spec.negatives.guide is not None:
+        return f"negatives.guide: is of pairs, and data.kind is {kind}; leave it out"
     if spec.data.negatives:
         return f"data.negatives: {spec.data.negatives} are of pairs, and data.kind is {kind}; leave it out"
     if spec.views.count < 2:
@@ -144,7 +146,7 @@ def _misfit_of_pairs(spec: "Spec") -> str | None:
         "negatives.balance: push has queries pushed twice for documents that nobody pushes; leave it out":
             options.get("balance") == "push",
         "negatives: cache_proposals and carried: cached are of documents alone; give objective.directions=forward":
-            bool(both) and spec.objective.options().get("directions") == "both",
+            bool(both) and spec.objective.options().get("directions") not in (None, "forward", ("forward",)),
         "encoder.momentum: a follower's keys are of views of one thing; leave it out":
             spec.encoder.momentum is not None,
     }  # fmt: skip

@@ -79,6 +79,11 @@ class Batch:
     """Epochs before this step, a fraction; infinite where nothing is trained."""
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     """int64 [N] each, by name: what is known of every sample of the dataset, say its `label`; -1: nothing."""
+    grades: tuple[Tensor, Tensor] | None = None
+    """int64 [R], ascending: q * N + d of judged pairs of a query and a document, and how well each answers, float [R];
+    None: nobody asks."""
+    guide: Tensor | None = None
+    """float16 [N, E], unit-norm features of all samples by a frozen model; None: there is none."""
     judged: Tensor | None = None
     """int64 [R], ascending: a * N + c of all pairs of entities that are each other's positives, both ways round; None:
     what stands in one slot is all."""
@@ -162,6 +167,20 @@ class Batch:
         pairs = self.anchor_index(anchors).unsqueeze(1) * self.samples + index
         place = torch.searchsorted(self.judged, pairs).clamp(max=len(self.judged) - 1)
         return own | (self.judged[place] == pairs)
+
+    def grade(self, query: Tensor, document: Tensor) -> Tensor:
+        """[Q, D]: how well documents int64 [1, D] answer queries int64 [Q, 1]; 0 where nobody judged it."""
+        assert self.grades is not None, "the set's scores come with the batch"
+        judged, values = self.grades
+        pairs = query * self.samples + document
+        place = torch.searchsorted(judged, pairs).clamp(max=len(judged) - 1)
+        return torch.where(judged[place] == pairs, values[place], 0)
+
+    def guided(self, one: Tensor, other: Tensor) -> Tensor:
+        """float32 [A, C]: cosines by the guide of samples int64 [A, 1] with int64 [A or 1, C]."""
+        assert self.guide is not None, "the set comes with a guide's features"
+        of_one, of_other = self.guide[one[:, 0]].float(), self.guide[other].float()
+        return of_one @ of_other[0].T if len(other) == 1 else torch.einsum("ae,ace->ac", of_one, of_other)
 
     def same(self, column: str, one: Tensor, other: Tensor) -> Tensor:
         """bool: whether samples int64 (broadcast) have one value in a column; -1 is nobody's."""

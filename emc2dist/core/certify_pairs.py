@@ -35,6 +35,7 @@ class FrozenPairs(FrozenRun):
         seed: int = 0,
         columns: Mapping[str, Tensor] | None = None,
         proposes: bool | None = None,
+        guide: Tensor | None = None,
     ) -> None:
         """Begin.
 
@@ -49,11 +50,13 @@ class FrozenPairs(FrozenRun):
             seed: of all that is drawn.
             columns: as of `Batch`, [N].
             proposes: whether the batch's documents are candidates; None: in a bijection.
+            guide: as of `Batch`, [N, E].
         """
         super().__init__(contrast, features.unsqueeze(0), batch_size, temperature, seed, views=1, columns=columns)
         self._count = {"query": queries, "document": len(features) - queries}
         self._first = {"query": 0, "document": queries}
         self.pairs, self.judged = pairs, judged_pairs(pairs, queries, len(features))
+        self._guide = guide
         self._proposes = self.judged is None if proposes is None else proposes
 
     @override
@@ -62,7 +65,7 @@ class FrozenPairs(FrozenRun):
         queries, documents = every.split(list(self._count.values()))
         contrast = self.contrast
         sides = (queries, documents, self.pairs, self.temperature)
-        loss = exact_loss_of_pairs(contrast.objective, *sides, contrast.closing, self.columns)
+        loss = exact_loss_of_pairs(contrast.objective, *sides, contrast.closing, self.columns, guide=self._guide)
         return torch.autograd.grad(loss, self.shift)[0]
 
     @override
@@ -108,6 +111,7 @@ class FrozenPairs(FrozenRun):
             self.features.shape[1],
             step,
             columns=self.columns,
+            guide=self._guide,
             judged=self.judged,
             learnt=self.learnt,
         )

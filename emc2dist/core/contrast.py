@@ -12,7 +12,7 @@ from torch import Tensor
 from emc2dist.config import Spec
 from emc2dist.core import balance
 from emc2dist.core.batch import Batch
-from emc2dist.core.closing import OPEN, Closing
+from emc2dist.core.closing import OPEN, Closing, Guided
 from emc2dist.core.columns import Schema
 from emc2dist.core.denominator import Denominator, Estimate
 from emc2dist.core.estimators import (
@@ -141,7 +141,9 @@ def contrast_for(spec: Spec) -> Contrast:
     estimator = ESTIMATORS[spec.negatives.name](**spec.negatives.options())
     negatives = spec.negatives
     after = 1.0 if negatives.ceiling_after is None else negatives.ceiling_after
-    closing = Closing(negatives.ceiling, after, negatives.close)
+    bound = negatives.guide
+    guide = None if bound is None else Guided(bound.share, bound.margin, bound.above)
+    closing = Closing(negatives.ceiling, after, negatives.close, guide)
     return Contrast(objective, estimator, closing, follows=spec.encoder.momentum is not None)
 
 
@@ -198,4 +200,4 @@ def loss_estimate(what: Denominator, batch: Batch, estimate: Estimate) -> Tensor
     count = (is_open | estimate.closed).sum(1)
     scale = torch.log(batch.others(what.keys) / count.clamp(min=1).to(scores.dtype))
     log_z = torch.where(is_open.any(1), scale + scores.logsumexp(1), 0)
-    return (log_z - positive_scores(batch, what.anchors, what.keys).detach()).mean()
+    return (log_z - positive_scores(batch, what.anchors, what.positive_side).detach()).mean()

@@ -35,6 +35,8 @@ class Denominator:
     """Side of the anchors, see `emc2dist.core.batch`."""
     keys: str = "x"
     """Side of the candidates."""
+    pulled_to: str | None = None
+    """Side of the anchors' positives; None: that of the candidates."""
     views: Literal["all", "same"] = "all"
     """A candidate counts with all its views (log-sum-exp), or with the anchor's own view slot alone."""
     scale: float | None = None
@@ -53,6 +55,11 @@ class Denominator:
     """Whether the loss takes the hardest candidates (`Estimate.hardest`), not their weights."""
     values: Values | None = None
     """Where the loss needs the mean of something over candidates by their weight (`Estimate.mean`): of what."""
+
+    @property
+    def positive_side(self) -> str:
+        """Side of the anchors' positives."""
+        return self.keys if self.pulled_to is None else self.pulled_to
 
     def scores(self, batch: Batch, keys: Tensor, index: Tensor) -> Tensor:
         """[A, C]: all anchors against the same C candidates; -inf on the anchor's own sample and on what is closed.
@@ -88,7 +95,7 @@ class Denominator:
         """Scores of single views in the shape that `dot` gives; -inf where one is above the ceiling."""
         own = batch.sides[self.anchors].own
         scores = self.similarity(batch, own, keys, index, dot) / self._temperature(batch)
-        highest = (closing or self.closing).highest(batch, self.anchors, self.keys)
+        highest = (closing or self.closing).highest(batch, self.anchors, self.positive_side)
         if highest is None:
             return scores
         return scores.masked_fill(dot(own, keys).detach() > highest.unsqueeze(1), -torch.inf)
@@ -160,7 +167,9 @@ class Denominator:
 
     def _weighed(self, batch: Batch, scores: Tensor, index: Tensor) -> Tensor:
         anchor = batch.anchor_index(self.anchors).unsqueeze(1)
-        closed = batch.is_own(self.anchors, self.keys, index) | self.closing.closes(batch, anchor, index)
+        closed = batch.is_own(self.anchors, self.keys, index) | self.closing.closes(
+            batch, self.anchors, self.positive_side, index
+        )
         scores = scores.masked_fill(closed, -torch.inf)
         return scores if self.log_weight is None else scores + self.log_weight(batch, anchor, index)
 

@@ -96,6 +96,7 @@ def exact_loss_of_pairs(
     closing: Closing = OPEN,
     columns: Mapping[str, Tensor] | None = None,
     learnt: nn.Module | None = None,
+    guide: Tensor | None = None,
 ) -> Tensor:
     """The loss over a whole set of pairs; differentiable. The mean over queries, of each over its documents.
 
@@ -108,6 +109,7 @@ def exact_loss_of_pairs(
         closing: which candidates are closed.
         columns: int64 [Q + C] each, what is known of the entities.
         learnt: what the objective itself learns.
+        guide: as of `Batch`, [Q + C, E].
     """
     entities = len(queries) + len(documents)
     judged = judged_pairs(pairs, len(queries), entities)
@@ -126,7 +128,17 @@ def exact_loss_of_pairs(
             )
             for name, (of_all, there, rows) in every.items()
         }  # fmt: skip
-        batch = Batch(mine[:, 0], 0, sides, temperature, entities, columns=columns or {}, judged=judged, learnt=learnt)
+        batch = Batch(
+            mine[:, 0],
+            0,
+            sides,
+            temperature,
+            entities,
+            columns=columns or {},
+            guide=guide,
+            judged=judged,
+            learnt=learnt,
+        )
         batch = objective.prepared(batch, Recall({}))
         estimates = {what.name: in_batch(what, batch) for what in denominators}
         losses.append(_sum(objective, batch, estimates) * (len(mine) / count / len(queries)))

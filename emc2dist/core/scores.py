@@ -110,7 +110,7 @@ def _positives(batch: Batch, anchors: str, keys: str) -> Tensor:
 
 
 def over_views(scores: Tensor) -> Tensor:
-    """log-sum-exp of `scores` [V, ...] over the views; -inf, without gradient, where all of them are."""
+    """log-sum-exp of `scores` [V, ...] over views, or whatever comes first; -inf, without gradient, where all are."""
     none = (scores == -torch.inf).all(0)
     # Not over -inf alone, whose gradient is NaN.
     return scores.masked_fill(none, 0).logsumexp(0).masked_fill(none, -torch.inf)

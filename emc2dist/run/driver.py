@@ -60,7 +60,16 @@ from emc2dist.towers.views import OwnView
 from emc2dist.train import checkpoint, loop
 from emc2dist.train.memory import schema_for
 from emc2dist.train.model_files import ModelFiles
-from emc2dist.train.sets import TrainingSet, columns_of, judge_of, left_over, open_training_set, settled
+from emc2dist.train.sets import (
+    TrainingSet,
+    columns_of,
+    grades_of,
+    guide_of,
+    judge_of,
+    left_over,
+    open_training_set,
+    settled,
+)
 
 
 def train(spec: Spec, *, listener: Listener | None = None, stop: threading.Event | None = None) -> dict[str, Any]:
@@ -206,6 +215,8 @@ def check(spec: Spec, model: ModelFiles | None = None) -> tuple[TrainingSet, lis
     if spec.views.transform is not None:
         OwnView(spec.views)  # refuses what makes no views
     _, on_columns = columns_of(spec, train)
+    guide_of(spec, train)
+    grades_of(spec, train)
     loop.order_for(spec, train)
     judge, remarks = judge_of(spec, train, model)
     remarks = [*train.remarks, *left_over(spec, train), *on_columns, *remarks, *loop.dear_reads(spec, train)]

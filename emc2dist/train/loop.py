@@ -29,7 +29,7 @@ from emc2dist.train import arithmetic, checkpoint, collectives
 from emc2dist.train.memory import Memory
 from emc2dist.train.meter import Meter
 from emc2dist.train.model_files import ModelFiles
-from emc2dist.train.sets import Judge, TrainingSet, columns_of, judged_of, loaders_of, order_of
+from emc2dist.train.sets import Judge, TrainingSet, columns_of, grades_of, guide_of, judged_of, loaders_of, order_of
 from emc2dist.train.step import Trainer
 from emc2dist.train.weights import load_weights
 
@@ -208,7 +208,8 @@ class _Loop:
     def run(self) -> int:
         first = self._restore(self.resume) if self.resume else self._begin()
         columns, _ = columns_of(self.spec, self.train)
-        parts = (self.memory, self.loaders, self.order, self.device, columns, self.follower, judged_of(self.train))
+        of_pairs = (judged_of(self.train), guide_of(self.spec, self.train), grades_of(self.spec, self.train))
+        parts = (self.memory, self.loaders, self.order, self.device, columns, self.follower, *of_pairs)
         trainer = Trainer(self.spec, self.encoder, self.optimiser, *parts)
         meter = Meter(self.spec.micro_batch_size, trainer.stopwatch)
         done = first

@@ -36,7 +36,16 @@ from emc2dist.towers.optim import build_optimiser
 from emc2dist.towers.stages import depths
 from emc2dist.train.loop import initial_encoder, order_for
 from emc2dist.train.memory import Memory, schema_for
-from emc2dist.train.sets import TrainingSet, columns_of, judged_of, loaders_of, open_training_set, settled
+from emc2dist.train.sets import (
+    TrainingSet,
+    columns_of,
+    grades_of,
+    guide_of,
+    judged_of,
+    loaders_of,
+    open_training_set,
+    settled,
+)
 from emc2dist.train.step import Trainer
 from emc2dist.train.timing import PHASES, Stopwatch
 
@@ -124,7 +133,8 @@ def alone(spec: Spec, train: TrainingSet, device: torch.device) -> Iterator[Trai
             stack.callback(loader.close)
         memory.start(0, settled=-1)
         follower = None if spec.encoder.momentum is None else follower_of(encoder)
-        parts = (memory, loaders, order, device, columns, follower, judged_of(train))
+        of_pairs = (judged_of(train), guide_of(spec, train), grades_of(spec, train))
+        parts = (memory, loaders, order, device, columns, follower, *of_pairs)
         yield Trainer(spec, encoder, optimiser, *parts)
 
 

@@ -16,9 +16,11 @@ from emc2dist.config import Spec, changed
 from emc2dist.config.sections import TRANSFORMERS
 from emc2dist.core.batch import judged_pairs
 from emc2dist.core.contrast import columns_for, contrast_for
+from emc2dist.core.objectives.debcse import LENGTH, WORDS
 from emc2dist.data.images import Images, known_of_each, open_images, open_labelled
 from emc2dist.data.sampler import EpochOrder, Order, PairOrder
 from emc2dist.data.texts.documents import Documents, open_documents
+from emc2dist.data.texts.guide import open_guide
 from emc2dist.data.texts.loader import TextLoader
 from emc2dist.data.texts.manifest import vocabulary_of
 from emc2dist.data.texts.pairs import Pairs, open_pairs
@@ -30,8 +32,11 @@ from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.model_files import ModelFiles
 from emc2dist.train.retrieval import RetrievalEvaluation
 from emc2dist.train.step import Loader
+from emc2dist.train.surface import surface_of
 from emc2dist.train.texts import RandomTokens
 from emc2dist.train.views import view_loader
+
+_OF_WORDS = {LENGTH, *WORDS}  # columns that texts have
 
 TrainingSet = Images | Pairs | Documents
 
@@ -181,10 +186,11 @@ def _order_of_pairs(spec: Spec, train: Pairs) -> PairOrder:
             f"negatives.draws, say {min(spec.micro_batch_size, sides[side])}, or negatives: in_batch, which takes the "
             "batch as it comes"
         )
-    if not train.is_bijection and len(directions) > 1:
+    if not train.is_bijection and len(directions) > 1 and spec.negatives.name != "in_batch":
         raise SpecError(
-            "objective.directions: both is of pairs of which each document has one query; documents are judged here "
-            f"({_relation_of(train)}), so give forward"
+            "objective.directions: but for forward they are of pairs of which each document has one query; documents "
+            f"are judged here ({_relation_of(train)}), so give forward, or negatives: in_batch, which takes the batch "
+            "as it comes"
         )
     if spec.batch_size > len(train.queries):
         raise DataError(
@@ -229,14 +235,46 @@ def columns_of(spec: Spec, train: TrainingSet) -> tuple[dict[str, NDArray[np.int
     """
     columns, remarks = dict[str, NDArray[np.int64]](), list[str]()
     wanted = columns_for(spec)
+    of_words, others = {*wanted} & _OF_WORDS, {*wanted} - _OF_WORDS
     if not isinstance(train, Pairs | Documents):
+        if of_words:
+            raise SpecError(f"{wanted[of_words.pop()]}: reads words, and images have none; give another objective")
         columns, remarks = known_of_each(train, wanted)
-    elif wanted:
-        raise SpecError(f"{next(iter(wanted.values()))}: needs labels, and texts have none; give another objective")
+    elif others:
+        raise SpecError(f"{wanted[others.pop()]}: needs labels, and texts have none; give another objective")
+    elif of_words:
+        columns = surface_of([train.queries, train.documents] if isinstance(train, Pairs) else [train.texts])
     reason = contrast_for(spec).objective.unfit(columns, spec.encoder.features)
     if reason is not None:
         raise SpecError(reason)
     return columns, remarks
+
+
+def guide_of(spec: Spec, train: TrainingSet) -> Tensor | None:
+    """What `guide` of `emc2dist.core.batch.Batch` is, on the CPU; None where the spec has none.
+
+    Raises as `emc2dist.data.texts.guide.open_guide` does.
+    """
+    if spec.negatives.guide is None:
+        return None
+    assert isinstance(train, Pairs), "the spec refuses a guide of anything else"
+    return torch.from_numpy(open_guide(spec.negatives.guide, train, spec.s3))
+
+
+def grades_of(spec: Spec, train: TrainingSet) -> tuple[Tensor, Tensor] | None:
+    """What `grades` of `emc2dist.core.batch.Batch` is, on the CPU; None where the objective reads none.
+
+    Raises SpecError where all scores are the same, and so tell nothing.
+    """
+    if spec.objective.name != "sycl" or not isinstance(train, Pairs):
+        return None
+    if train.scores.min() == train.scores.max() and not len(train.negatives):
+        raise SpecError(
+            f"objective: sycl: reads grades, and all {len(train.scores):,} judged pairs of {spec.data.path} have score "
+            f"{train.scores[0]}; give a set with several scores, or infonce"
+        )
+    query, document = torch.from_numpy(train.relevance).T
+    return query * len(train) + len(train.queries) + document, torch.from_numpy(train.scores).float()
 
 
 def judged_of(train: TrainingSet) -> Tensor | None:

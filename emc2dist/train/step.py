@@ -165,6 +165,8 @@ class Trainer:
         columns: Mapping[str, NDArray[np.int64]],
         follower: nn.Module | None = None,
         judged: Tensor | None = None,
+        guide: Tensor | None = None,
+        grades: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Begin.
 
@@ -179,6 +181,8 @@ class Trainer:
             columns: what is known of every entity, int64 [N] by name (`emc2dist.data.images.known_of_each`).
             follower: encodes keys, where the spec has `encoder.momentum`.
             judged: as of `Batch`, on any device.
+            guide: the same.
+            grades: the same.
         """
         self.spec, self.optimiser, self.memory, self.device = spec, optimiser, memory, device
         if spec.compile:
@@ -203,7 +207,8 @@ class Trainer:
         if order.named(0).size:
             self._draws["document"] = NamedToo(order, self._draws.get("document"), spec.workers)
         self._columns = {name: torch.from_numpy(values).to(device) for name, values in columns.items()}
-        self._judged = None if judged is None else judged.to(device)
+        self._judged, self._guide = (None if one is None else one.to(device) for one in (judged, guide))
+        self._grades = None if grades is None else (grades[0].to(device), grades[1].to(device))
         self._rank = collectives.rank()
         self.stopwatch = Stopwatch(device)
         self._replied = collectives.Vote()
@@ -461,6 +466,8 @@ class Trainer:
             streams=first.streams,
             epoch=step / self._order.steps_per_epoch,
             columns=self._columns,
+            grades=self._grades,
+            guide=self._guide,
             judged=self._judged,
             host_index=first.host_index,
             learnt=getattr(collectives.unwrapped(self.model), "learnt", None),

@@ -10,7 +10,16 @@ import torch
 LABEL = torch.tensor([0, 1, 0, -1, 1, -1, 2, 2] * 3)
 TWINS = torch.tensor([-1, -1, 7, -1, -1, 7, -1, -1] * 3)
 ODD = torch.tensor([0] * 8 + [1] * 8 + [0] * 8)
-COLUMNS = {"label": LABEL, "target": LABEL, "duplicates": TWINS, "odd": ODD}
+WORDS = torch.randint(-2, 2, (4, 24, 8), generator=torch.Generator().manual_seed(1)).to(torch.int8)
+LENGTH = torch.tensor([3, 9, 1, 4, -1, 30, 2, 5] * 3)
+COLUMNS = {
+    **{f"words_{n}": WORDS[n].contiguous().view(torch.int64)[:, 0] for n in range(4)},
+    "length": LENGTH,
+    "label": LABEL,
+    "target": LABEL,
+    "duplicates": TWINS,
+    "odd": ODD,
+}
 """What is known of the samples of every test, where an objective or a closing asks for it."""
 
 
@@ -84,6 +93,31 @@ def dclw(z, temperature, closed=nothing, sigma=0.5):
             weight = 2 - (near[v][i].detach() / sigma).exp() / mean
             repulsion = _repulsion(_negatives(z, v, i, temperature, closed))
             total = total - weight * near[v][i] / temperature + repulsion
+    return total / (views * samples)
+
+
+def debcse(z, temperature, closed=nothing, strength=1.0):
+    views, samples, _ = z.shape
+    near, total = _positives(z), 0
+
+    def weight(i, j):
+        if min(LENGTH[i], LENGTH[j]) < 0:
+            return 1.0
+        equal = sum(int(one == other) for n in range(4) for one, other in zip(WORDS[n][i], WORDS[n][j], strict=True))
+        shared = max(0, (equal / 32 - 1 / 256) / (1 - 1 / 256))
+        lengths = sorted((int(LENGTH[i]), int(LENGTH[j])))
+        return math.exp(-strength * (shared + lengths[0] / lengths[1]) / 2)
+
+    of_pairs = [weight(i, i) for i in range(samples)]
+    for v in range(views):
+        for i in range(samples):
+            positive = near[v][i] / temperature
+            z_i = positive.exp()
+            for j in range(samples):
+                for w in range(views):
+                    if j != i and not closed(z, v, i, w, j):
+                        z_i = z_i + weight(i, j) * (z[v, i] @ z[w, j] / temperature).exp()
+            total = total + of_pairs[i] * samples / sum(of_pairs) * (z_i.log() - positive)
     return total / (views * samples)
 
 
@@ -352,10 +386,56 @@ def supremix(z, temperature, closed=nothing, window=5, beta=(2, 8), label=LABEL)
     return total / (views * samples)
 
 
+def sycl(z, temperature, closed=nothing, label=LABEL):
+    views, samples, _ = z.shape
+    every = [(v, i) for v in range(views) for i in range(samples)]
+    rows = {"scores": [], "grades": []}
+    for v, i in every:
+        scores, grades = [], []
+        for w, j in every:
+            if (w, j) == (v, i):
+                continue
+            scores.append((z[v, i] @ z[w, j] / temperature).exp())
+            grades.append(math.exp(2 if i == j else label[i] == label[j] >= 0))
+        for name, values in (("scores", torch.stack(scores)), ("grades", torch.tensor(grades, dtype=z.dtype))):
+            shares, at = values / values.sum(), len(rows[name])
+            rows[name].append(torch.cat([shares[:at], shares.new_zeros(1), shares[at:]]))
+    p, t = (torch.stack(rows[name]) for name in ("scores", "grades"))
+    total = sum((p[:, c].mean() - t[:, c].mean()) ** 2 for c in range(len(every)))
+    p, t = ((of - of.mean(0)) / (len(every) - 1) ** 0.5 for of in (p, t))
+    return total + (p**2).sum() + (t**2).sum() - 2 * torch.linalg.matrix_norm(p @ t.T, "nuc")
+
+
+def whitenedcse(z, temperature, closed=nothing, channels=6, shuffles=3):
+    views, samples, width = z.shape
+    groups = next(g for g in range(1, width + 1) if width % g == 0 and width // g <= channels)
+    white = []
+    for k in range(shuffles):
+        order = torch.randperm(width, generator=torch.Generator().manual_seed(k)).tolist()
+        size, made = width // groups, torch.zeros(samples, width, dtype=z.dtype)
+        for g in range(groups):
+            mine = order[g * size : (g + 1) * size]
+            rows = z[k % views][:, mine] - z[k % views][:, mine].mean(0)
+            values, vectors = torch.linalg.eigh(rows.T @ rows / samples)
+            made[:, mine] = rows @ sum(v.outer(v) / value.sqrt() for value, v in zip(values, vectors.T, strict=True))
+        white.append(made / made.norm(dim=1, keepdim=True))
+    total = 0
+    for k in range(1, shuffles):
+        two = torch.stack([white[0], white[k]])
+        for i in range(samples):
+            scores = [two[0, i] @ two[1, i] / temperature]
+            for j in range(samples):
+                if j != i and not closed(two, 0, i, 1, j):
+                    scores.append(two[0, i] @ two[1, j] / temperature)
+            total = total - scores[0] + torch.stack(scores).logsumexp(0)
+    return total / samples / (shuffles - 1)
+
+
 ORACLES = {
     "cacr": cacr,
     "dcl": dcl,
     "dclw": dclw,
+    "debcse": debcse,
     "groco": groco,
     "hydra": hydra,
     "infonce": infonce,
@@ -368,4 +448,6 @@ ORACLES = {
     "sirl": sirl,
     "supcon": supcon,
     "supremix": supremix,
+    "sycl": sycl,
+    "whitenedcse": whitenedcse,
 }

@@ -48,6 +48,7 @@ def features(views, samples, width=5, seed=0):
 def contrast(objective, negatives, *more):
     more = [*more, "encoder.momentum=0.9"] if negatives == "queue" else more
     more = [*more, "batch_size=6", "data.per_class=3"] if objective == "sirl" else more
+    more = [*more, "batch_size=8"] if objective == "whitenedcse" else more
     return contrast_for(parse(SPEC, [f"objective={objective}", f"negatives={negatives}", *more]))
 
 

@@ -119,7 +119,14 @@ def test_a_run_begins_alike_on_any_workers_and_shards(key, ray_cluster, ranks, t
 PAIRS = [
     (False, ["objective.directions=both", "negatives.draws=6"]),
     (True, ["negatives.draws=6", "negatives.cache_proposals=7"]),
-    (True, ["negatives={name: in_batch, draws: 4}", "data.negatives=1", "objective.learn_temperature=true"]),
+    (
+        True,
+        [
+            "negatives={name: in_batch, draws: 4}",
+            "data.negatives=1",
+            "objective={name: infonce, learn_temperature: true, directions: all}",
+        ],
+    ),
 ]
 
 

@@ -32,6 +32,7 @@ def sets(tmp_path_factory):
 KINDS = [
     (False, []),
     (False, ["objective.directions=both", "negatives.draws=4", "negatives.kernel=mh"]),
+    (False, ["objective.directions=all", "negatives.draws=4"]),
     (False, ["negatives.carried=cached", "negatives.cache_proposals=6"]),
     (True, ["negatives.draws=6", "negatives.cache_proposals=6"]),
     (True, ["objective=dcl", "negatives={name: moving_average, draws: 6}"]),
@@ -220,7 +221,7 @@ def test_what_judged_pairs_cannot_do_is_refused_by_its_key(sets):
         SpecError, match=r"draws: 0, but documents are judged here \(\d+ pairs of \d+ .* documents, \d+ of"
     ):
         order()
-    with pytest.raises(SpecError, match=r"objective\.directions: both"):
+    with pytest.raises(SpecError, match=r"objective\.directions: but for forward .* negatives: in_batch"):
         order("negatives.draws=4", "objective.directions=both")
     with pytest.raises(DataError, match=r"negatives\.draws: 1000 is more than"):
         order("negatives.draws=1000")

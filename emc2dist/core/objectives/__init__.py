@@ -6,6 +6,7 @@ from emc2dist.core.objectives.base import OBJECTIVE, Objective
 from emc2dist.core.objectives.cacr import Cacr
 from emc2dist.core.objectives.dcl import Dcl
 from emc2dist.core.objectives.dclw import Dclw
+from emc2dist.core.objectives.debcse import DebCse
 from emc2dist.core.objectives.groco import GroCo
 from emc2dist.core.objectives.hydra import Hydra
 from emc2dist.core.objectives.infonce import InfoNce
@@ -18,11 +19,14 @@ from emc2dist.core.objectives.sepclr import SepClr
 from emc2dist.core.objectives.sirl import Sirl
 from emc2dist.core.objectives.supcon import SupCon
 from emc2dist.core.objectives.supremix import SupReMix
+from emc2dist.core.objectives.sycl import SyCl
+from emc2dist.core.objectives.whitenedcse import WhitenedCse
 
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "cacr": Cacr,
     "dcl": Dcl,
     "dclw": Dclw,
+    "debcse": DebCse,
     "groco": GroCo,
     "hydra": Hydra,
     "infonce": InfoNce,
@@ -35,6 +39,8 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     "sirl": Sirl,
     "supcon": SupCon,
     "supremix": SupReMix,
+    "sycl": SyCl,
+    "whitenedcse": WhitenedCse,
 }
 
 __all__ = [
@@ -43,6 +49,7 @@ __all__ = [
     "Cacr",
     "Dcl",
     "Dclw",
+    "DebCse",
     "GroCo",
     "Hydra",
     "InfoNce",
@@ -56,4 +63,6 @@ __all__ = [
     "Sirl",
     "SupCon",
     "SupReMix",
+    "SyCl",
+    "WhitenedCse",
 ]

@@ -13,21 +13,45 @@ from emc2dist.core.columns import Column
 from emc2dist.core.denominator import Denominator, Estimate
 from emc2dist.core.estimators.base import Fact, Recall
 
-Directions = Literal["forward", "both"]
-"""Of a loss over pairs: denominators of each query over the documents, or of each document over the queries, too."""
+Direction = Literal["forward", "backward", "queries", "documents"]
+"""A denominator over pairs: of each query over the documents, of each document over the queries, of each query over the
+other queries, or of each document over the other documents."""
+
+Directions = Literal["forward", "both", "all"] | tuple[Direction, ...]
+"""Of a loss over pairs: `both` is the mean of two losses, `forward` and `backward`; several named ones, or `all` four,
+stand in one denominator, their sum (GTE, Li et al. 2023, arXiv 2308.03281)."""
+
+_SIDES: Mapping[str, tuple[str, str]] = {
+    "forward": ("query", "document"),
+    "backward": ("document", "query"),
+    "queries": ("query", "query"),
+    "documents": ("document", "document"),
+}
+_SHORT: Mapping[str, Sequence[str]] = {"forward": ["forward"], "both": ["forward", "backward"], "all": list(_SIDES)}
 
 OBJECTIVE = "objective"
 """The table of what an objective itself remembers; all other tables by anchor are its denominators'."""
 
 
 def directed(what: Denominator, directions: Directions | None) -> Sequence[Denominator]:
-    """The denominator over the sides of pairs, once for each direction; None: over the one side that there is."""
+    """The denominator over the sides of pairs, once for each direction; None: over the one side that there is.
+
+    That of `forward` keeps its name, the others have that of their direction.
+    """
     if directions is None:
         return (what,)
-    forward = replace(what, anchors="query", keys="document")
-    if directions == "forward":
-        return (forward,)
-    return forward, replace(what, name="backward", anchors="document", keys="query")
+    made = []
+    for direction in _SHORT[directions] if isinstance(directions, str) else directions:
+        anchors, keys = _SIDES[direction]
+        pair = "document" if anchors == "query" else "query"
+        name = what.name if direction == "forward" else direction
+        made.append(replace(what, name=name, anchors=anchors, keys=keys, pulled_to=pair))
+    return made
+
+
+def in_one(directions: Directions | None) -> bool:
+    """Whether the directions' denominators are summed, not their losses averaged."""
+    return directions == "all" or isinstance(directions, tuple)
 
 
 class Objective(Protocol):

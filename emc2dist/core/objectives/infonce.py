@@ -1,7 +1,11 @@
 """InfoNCE: l = -s(a, a+) + log(exp s(a, a+) + Z(a)). With `negatives: in_batch` it is SimCLR (Chen et al., ICML 2020).
 
-The positive's share of the softmax needs log Z itself, not its gradient alone. Over pairs it is the mean over their
-directions: both are CLIP's (Radford et al., ICML 2021), whose temperature is learnt.
+The positive's share of the softmax needs log Z itself, not its gradient alone. Over pairs `both` directions are CLIP's
+mean (Radford et al., ICML 2021), whose temperature is learnt; several in one denominator are GTE's (Li et al. 2023)
+
+    l(q, d) = -s(q, d) + log(n exp s(q, d) + sum of the directions' Z)
+
+n of which go from one side to the other, each with the pair in it: with `all` four it stands there twice, as published.
 """
 
 import math
@@ -15,7 +19,7 @@ from typing_extensions import override
 from emc2dist.core.batch import Batch
 from emc2dist.core.denominator import Denominator, Estimate
 from emc2dist.core.estimators.base import Fact, Recall
-from emc2dist.core.objectives.base import Directions, Objective, directed
+from emc2dist.core.objectives.base import Directions, Objective, directed, in_one
 from emc2dist.core.scores import positive_scores
 
 LOWEST = 0.01
@@ -72,6 +76,20 @@ class InfoNce(Objective):
 
     @override
     def terms(self, batch: Batch, estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
-        positive = torch.stack([positive_scores(batch, what.anchors, what.keys) for what in self.denominators])
-        log_z = torch.stack([estimates[what.name].log_z for what in self.denominators])
-        return {"attraction": -positive.mean(), "repulsion": torch.logaddexp(positive, log_z).mean()}
+        positive, log_sum = scored(batch, estimates, self.denominators, in_one(self.directions))
+        return {"attraction": -positive.mean(), "repulsion": log_sum.mean()}
+
+
+def scored(
+    batch: Batch, estimates: Mapping[str, Estimate], denominators: Sequence[Denominator], together: bool
+) -> tuple[Tensor, Tensor]:
+    """s [n, A] of each anchor and its positive, for each denominator, and log(exp s + Z) [n, A] or of their sum [1, A].
+
+    The latter where all of them stand `together`.
+    """
+    positive = torch.stack([positive_scores(batch, what.anchors, what.positive_side) for what in denominators])
+    log_z = torch.stack([estimates[what.name].log_z for what in denominators])
+    if not together:
+        return positive, torch.logaddexp(positive, log_z)
+    across = positive[[what.anchors != what.keys for what in denominators]]
+    return positive, torch.cat([across, log_z]).logsumexp(0, keepdim=True)

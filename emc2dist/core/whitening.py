@@ -7,8 +7,7 @@ shuffle groups other channels, so a few of them make of one feature several that
 positives of WhitenedCSE (Zhuo et al. 2023; its code has 3 shuffles and 128 groups of 6 channels). Unlike in that code
 a shuffle is fixed, small eigenvalues have a floor, and the gradient goes through the transform too.
 
-A feature depends on the others of its batch, and on those of its own worker alone. On a GPU the eigenvalues are waited
-for.
+A feature then depends on the others that it is whitened with. On a GPU the eigenvalues are waited for.
 """
 
 from typing import Any

@@ -6,8 +6,8 @@ import torch
 from scipy.linalg import fractional_matrix_power
 from torch.autograd import gradcheck
 
+from emc2dist.core.whitening import ShuffledGroupWhitening, _InverseRoot
 from emc2dist.errors import SpecError
-from emc2dist.towers.whitening import ShuffledGroupWhitening, _InverseRoot
 
 
 def drawn(seed, *shape):
