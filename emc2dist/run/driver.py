@@ -217,12 +217,14 @@ def resolved(spec: Spec) -> Spec:
     path = data.path if remote or data.path in BUILT_IN else paths.absolute(data.path)
     run_dir = spec.run_dir if files.is_remote(spec.run_dir) else paths.absolute(spec.run_dir)
     shuffle = data.shuffle
-    if shuffle == "auto" and data.kind == "images":  # texts lie in memory, and their order is always full
+    if shuffle == "auto" and spec.of_images:  # texts lie in memory, and their order is always full
         shuffle = "block" if remote and data.per_class is None else "full"
-    here = {"run_dir": run_dir, "data": data.model_copy(update={"path": path, "shuffle": shuffle})}
-    if spec.encoder.backbone.startswith(TRANSFORMERS):
-        folder = paths.absolute(spec.encoder.backbone.removeprefix(TRANSFORMERS))
-        here["encoder"] = spec.encoder.model_copy(update={"backbone": f"{TRANSFORMERS}{folder}"})
+    here: dict[str, Any] = {"run_dir": run_dir, "data": data.model_copy(update={"path": path, "shuffle": shuffle})}
+    if spec.text_backbone is not None and spec.text_backbone.startswith(TRANSFORMERS):
+        backbone = f"{TRANSFORMERS}{paths.absolute(spec.text_backbone.removeprefix(TRANSFORMERS))}"
+        of_captions = spec.data.kind == "captions"
+        section, key = (spec.text, "tower") if of_captions else (spec.encoder, "backbone")
+        here["text" if of_captions else "encoder"] = section.model_copy(update={key: backbone})
     return spec.model_copy(update=here)
 
 

@@ -145,13 +145,13 @@ def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 |
         "backbone": spec.encoder.backbone,
         "stem": spec.encoder.stem,
         "norm": spec.encoder.norm,
-        "width": newest.encoder.width,
+        "width": newest.tower("image").width,
         "size": spec.views.size,
         "mean": _from_0_to_1(MEAN),
         "std": _from_0_to_1(STD),
     }
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(newest.encoder).items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(newest.tower("image")).items()}
     place.write(save(tensors, metadata))
     remarks = not_torchvisions(spec.encoder)
     for remark in remarks:

@@ -54,7 +54,7 @@ def write_folder(newest: LoadedCheckpoint, folder: Place) -> dict[str, Any]:
     files.refuse_file(folder)
     if folder.entries() or folder.folders():
         raise StorageError(f"{folder}: is not empty; name a new folder")
-    spec, encoder = newest.spec, newest.encoder
+    spec, encoder = newest.spec, newest.tower("text")
     text = spec.text
     with temporary("emc2-export-") as scratch, files.explained(scratch):
         draft = Path(scratch)
@@ -105,9 +105,10 @@ def write_file(newest: LoadedCheckpoint, out: str, s3: S3) -> dict[str, Any]:
     there = beside.entry()
     if there is not None and beside.read() != tokenizer:
         raise StorageError(f"{beside}: is another tokenizer; name a file in another folder")
-    told = _told(newest.spec, newest.encoder.width)
+    tower = newest.tower("text")
+    told = _told(newest.spec, tower.width)
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(newest.encoder).items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(tower).items()}
     beside.write(tokenizer)
     try:
         place.write(save(tensors, metadata))

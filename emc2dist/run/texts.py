@@ -20,7 +20,7 @@ from emc2dist.errors import DataError, NonFiniteError, SpecError, StorageError, 
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.terminal import Progress, say
 from emc2dist.train.retrieval import RetrievalEvaluation, asked_of
-from emc2dist.train.sets import open_training_set, token_views
+from emc2dist.train.sets import open_training_set, plain_views, token_views
 
 _CHUNK = 256  # texts encoded at once
 
@@ -101,7 +101,7 @@ def evaluate_pairs(newest: LoadedCheckpoint, spec: Spec) -> dict[str, Any]:
         raise DataError(
             f"{spec.data.path}: no query is of split test or validation; name the split that is asked: eval.asked=train"
         )
-    evaluation = RetrievalEvaluation(spec, pairs, TextEncoding.of(newest).views, whole=True)
+    evaluation = RetrievalEvaluation(spec, pairs, plain_views(newest.spec, newest.model), whole=True)
     remarks = [*_on_another_set(newest, spec), *pairs.remarks]
     for remark in remarks:
         say(remark)

@@ -3,6 +3,8 @@
     uint8 [n, 3, H, W] -> normalise -> backbone -> representation [n, R] -> projector -> feature [n, D], |feature| = 1
     int32 [n, L] ---------------------> backbone ...
 
+Images with captions have a tower each, `TwoTowers`, whose features are of one width.
+
 An image's backbone is a torchvision ResNet whose `fc` is taken off, or the small `Conv4`. Its normalisation layers
 follow one policy:
 
@@ -39,13 +41,31 @@ STD = (58.395, 57.12, 57.375)
 
 
 class Encoder(nn.Module, ABC):
-    """Backbone and projector, as `emc2dist.config.Encoder` describes them.
+    """What makes features of views.
 
-    Follows the dtype of its parameters: after `.double()` features are float64. `width` is R, `features` is D.
+    Follows the dtype of its parameters: after `.double()` features are float64.
     """
 
+    features: int
+    """D."""
     learnt: nn.Module | None
     """What the objective learns with it, which only that reads; None: nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.learnt = None
+
+    @abstractmethod
+    def representation(self, views: Tensor) -> Tensor:
+        """Backbone output [n, R] of views [n, ...]; what kNN and the linear probe use."""
+
+    @abstractmethod
+    def forward(self, views: Tensor) -> Tensor:
+        """Unit-norm features [n, D] of views [n, ...]; float32 or wider, also under autocast."""
+
+
+class Tower(Encoder):
+    """Backbone and projector, as `emc2dist.config.Encoder` describes them. `width` is R, `features` is D."""
 
     def __init__(self, backbone: nn.Module, width: int, config: EncoderConfig) -> None:
         """Begin; `width` is the backbone's. Raises SpecError where there is no projector and `features` is another."""
@@ -57,15 +77,9 @@ class Encoder(nn.Module, ABC):
             )
         self.backbone, self.width, self.features = backbone, width, config.features
         self.projector = _projector(width, config) if config.projector else nn.Identity()
-        self.learnt = None
-
-    @abstractmethod
-    def representation(self, views: Tensor) -> Tensor:
-        """Backbone output [n, R] of views [n, ...]; what kNN and the linear probe use."""
 
     @override
     def forward(self, views: Tensor) -> Tensor:
-        """Unit-norm features [n, D] of views [n, ...]; float32 or wider, also under autocast."""
         return self.feature(self.representation(views))
 
     def feature(self, representation: Tensor) -> Tensor:
@@ -87,7 +101,7 @@ def layout(config: EncoderConfig, precision: Precision, device: torch.device) ->
     return torch.contiguous_format if by_torch else torch.channels_last
 
 
-class ImageEncoder(Encoder):
+class ImageEncoder(Tower):
     """The encoder of images uint8 [n, 3, H, W]."""
 
     mean: Tensor
@@ -105,7 +119,7 @@ class ImageEncoder(Encoder):
         return self.backbone((views - self.mean) / self.std)
 
 
-class TextEncoder(Encoder):
+class TextEncoder(Tower):
     """The encoder of texts, tokens int32 [n, L] of 0 for padding and t for the tokenizer's token t - 1."""
 
     remarks: Sequence[str]
@@ -125,6 +139,30 @@ class TextEncoder(Encoder):
         return self.backbone(views)
 
 
+class TwoTowers(Encoder):
+    """The encoder of images and of their captions, which `text.tower` describes and `text`; what a view is tells whose.
+
+    `config` is that of the images' tower; the captions' has a projector like its, of its own.
+    """
+
+    def __init__(self, config: EncoderConfig, text: Text, described: str | None = None) -> None:
+        """Begin; `described` and what is raised as of `TextEncoder`, with `text.tower` in the backbone's stead."""
+        super().__init__()
+        self.image, self.features = ImageEncoder(config), config.features
+        self.text = TextEncoder(config.model_copy(update={"backbone": text.tower}), text, described)
+
+    @override
+    def representation(self, views: Tensor) -> Tensor:
+        return self._tower(views).representation(views)
+
+    @override
+    def forward(self, views: Tensor) -> Tensor:
+        return self._tower(views)(views)
+
+    def _tower(self, views: Tensor) -> Tower:
+        return self.image if views.dtype == torch.uint8 else self.text
+
+
 @contextmanager
 def running_statistics(encoder: nn.Module) -> Iterator[None]:
     """Inside, batch-norm layers use and keep their running statistics; afterwards each is as it was.
@@ -141,7 +179,7 @@ def running_statistics(encoder: nn.Module) -> Iterator[None]:
             layer.train()
 
 
-def backbone_state_dict(encoder: Encoder) -> dict[str, Tensor]:
+def backbone_state_dict(encoder: Tower) -> dict[str, Tensor]:
     """The backbone's tensors, under torchvision's own key names and without `fc`; of a `Conv4`, under its own.
 
     With the `imagenet` stem and norm `batch` a ResNet's load into `torchvision.models` with `strict=False`.

@@ -21,7 +21,7 @@ from emc2dist.data.sampler import Order
 from emc2dist.errors import SpecError
 from emc2dist.metrics import Recorder, Row
 from emc2dist.store import ChainStore, nbytes
-from emc2dist.towers.encoder import Encoder, ImageEncoder, TextEncoder, layout
+from emc2dist.towers.encoder import Encoder, ImageEncoder, TextEncoder, TwoTowers, layout
 from emc2dist.towers.momentum import follower_of
 from emc2dist.towers.optim import build_optimiser
 from emc2dist.train import arithmetic, checkpoint, collectives
@@ -142,8 +142,12 @@ def encoder_for(spec: Spec, described: str | None = None) -> Encoder:
 
     `described` is the config.json of a model of transformers, where its weights are to come from a checkpoint.
     """
-    of_texts = spec.of_texts
-    encoder: Encoder = TextEncoder(spec.encoder, spec.text, described) if of_texts else ImageEncoder(spec.encoder)
+    encoder: Encoder
+    if spec.data.kind == "images":
+        encoder = ImageEncoder(spec.encoder)
+    else:
+        kind = TwoTowers if spec.of_images else TextEncoder
+        encoder = kind(spec.encoder, spec.text, described)
     encoder.learnt = contrast_for(spec).objective.learns(spec.encoder.features)
     return encoder.double() if spec.precision == "float64" else encoder
 

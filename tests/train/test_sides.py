@@ -220,8 +220,6 @@ def test_what_judged_pairs_cannot_do_is_refused_by_its_key(sets):
         SpecError, match=r"draws: 0, but documents are judged here \(\d+ pairs of \d+ .* documents, \d+ of"
     ):
         order()
-    with pytest.raises(SpecError, match=r"objective\.directions: both"):
-        order("negatives.draws=4", "objective.directions=both")
     with pytest.raises(DataError, match=r"negatives\.draws: 1000 is more than"):
         order("negatives.draws=1000")
     with pytest.raises(DataError, match="batch_size: 64 is more than"):

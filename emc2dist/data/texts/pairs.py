@@ -7,7 +7,7 @@ its texts along and reads nothing.
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +25,13 @@ from emc2dist.data.texts.manifest import (
     QUERIES,
     RELEVANCE,
     TOKENIZER,
+    PairsManifest,
+    pairs_manifest_at,
     read_pairs_manifest,
     read_pinned,
 )
 from emc2dist.errors import DataError
+from emc2dist.files import Place
 
 
 class Texts:
@@ -65,11 +68,21 @@ class Texts:
         return values.take(pa.array(indices, pa.int64())).to_pylist()  # type: ignore[return-value]
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Queries of one split, documents, and which of these answer them. Its length counts all texts."""
+class _Counted(Protocol):
+    def __len__(self) -> int: ...
 
-    queries: Texts
+
+Queries = TypeVar("Queries", bound=_Counted)
+
+
+@dataclass(frozen=True)
+class Pairs(Generic[Queries]):
+    """Queries of one split, documents, and which of these answer them. Its length counts both.
+
+    Queries are `Texts`, or images whose captions the documents are (`emc2dist.data.captions`).
+    """
+
+    queries: Queries
     """Each has a document that answers it."""
     documents: Texts
     relevance: NDArray[np.int64]
@@ -89,7 +102,7 @@ class Pairs:
         return len(self.queries) + len(self.documents)
 
 
-def open_pairs(data: Data, split: str, s3: S3 | None = None, *, corpus: bool = False) -> Pairs | None:
+def open_pairs(data: Data, split: str, s3: S3 | None = None, *, corpus: bool = False) -> Pairs[Texts] | None:
     """The queries of a split of `data.path` that have a document with a score above 0, and the documents of that split
     and of all splits; with `corpus` those of every split. None where no query is of the split, but `train` has to be.
 
@@ -101,6 +114,44 @@ def open_pairs(data: Data, split: str, s3: S3 | None = None, *, corpus: bool = F
     """
     folder = files.at(data.path, s3)
     manifest = read_pairs_manifest(folder)
+    found = read_split(folder, manifest, split, data.limit, corpus=corpus)
+    return None if found is None else found.pairs(texts_of(found.table, found.queries), [])
+
+
+@dataclass(frozen=True)
+class FoundSplit:
+    """A split of a set of pairs, as its tables tell it."""
+
+    table: pa.Table
+    """Of the queries of all splits."""
+    queries: NDArray[np.int64]
+    """Rows of the table, int64 [Q], of those that are meant, in order."""
+    documents: Texts
+    relation: "_Relation"
+    negatives: NDArray[np.int64]
+    is_bijection: bool
+    remarks: list[str]
+    told: list[Any]
+    """What tells it from others."""
+
+    def pairs(self, queries: Queries, told: list[Any]) -> Pairs[Queries]:
+        """The pairs; `told` is what tells `queries` from others besides."""
+        return Pairs(
+            queries=queries,
+            documents=self.documents,
+            relevance=self.relation.rows,
+            scores=self.relation.scores,
+            negatives=self.negatives,
+            is_bijection=self.is_bijection,
+            remarks=self.remarks,
+            fingerprint=hashlib.sha256(json.dumps(self.told + told).encode()).hexdigest(),
+        )
+
+
+def read_split(
+    folder: Place, manifest: PairsManifest, split: str, limit: int | None, *, corpus: bool
+) -> FoundSplit | None:
+    """What `open_pairs` opens, of the set in a folder; raises as it does. `limit` is `data.limit`."""
     if manifest.text_bytes > MOST_BYTES:
         raise DataError(
             f"{folder}: {manifest.text_bytes:,} bytes of text, and {MOST_BYTES:,} are the most that are held in "
@@ -127,28 +178,27 @@ def open_pairs(data: Data, split: str, s3: S3 | None = None, *, corpus: bool = F
     is_bijection = relation.is_bijection(len(asked), len(offered))
     if is_bijection:
         offered, relation = offered[relation.rows[:, 1]], _Relation.identity(relation.scores)
-    if data.limit is not None and split == "train" and data.limit < len(asked):
-        remarks.append(f"data.limit: the first {data.limit:,} of {len(asked):,} queries of train")
-        asked, relation = asked[: data.limit], relation.taking(relation.rows[:, 0] < data.limit)
-        offered = offered[: data.limit] if is_bijection else offered
+    if limit is not None and split == "train" and limit < len(asked):
+        remarks.append(f"data.limit: the first {limit:,} of {len(asked):,} queries of train")
+        asked, relation = asked[:limit], relation.taking(relation.rows[:, 0] < limit)
+        offered = offered[:limit] if is_bijection else offered
     negatives = judged.taking(judged.scores <= 0).among(asked, offered)
-    told = [sorted(manifest.files.items()), split, corpus, len(asked), len(offered)]
-    return Pairs(
-        queries=_texts_of(tables[0], asked),
-        documents=_texts_of(tables[1], offered),
-        relevance=relation.rows,
-        scores=relation.scores,
+    return FoundSplit(
+        table=tables[0],
+        queries=asked,
+        documents=texts_of(tables[1], offered),
+        relation=relation,
         negatives=negatives.rows[np.lexsort(negatives.rows.T[::-1])],
         is_bijection=is_bijection,
         remarks=remarks,
-        fingerprint=hashlib.sha256(json.dumps(told).encode()).hexdigest(),
+        told=[sorted(manifest.files.items()), split, corpus, len(asked), len(offered)],
     )
 
 
 def load_tokenizer(data: Data, s3: S3 | None = None) -> str:
     """The JSON of the tokenizer that was trained on the set at `data.path`. Raises as `open_pairs` does."""
-    folder = files.at(data.path, s3)
-    return read_pinned(folder, read_pairs_manifest(folder), TOKENIZER).decode()
+    folder, manifest = pairs_manifest_at(data, s3)
+    return read_pinned(folder, manifest, TOKENIZER).decode()
 
 
 @dataclass(frozen=True)
@@ -202,6 +252,7 @@ def _of_splits(table: pa.Table, splits: set[str] | None) -> NDArray[np.int64]:
     return np.flatnonzero(pc.is_in(table["split"], value_set=pa.array(sorted(splits), table["split"].type)).to_numpy())
 
 
-def _texts_of(table: pa.Table, rows: NDArray[np.int64]) -> Texts:
+def texts_of(table: pa.Table, rows: NDArray[np.int64]) -> Texts:
+    """Those of some rows of a table, in that order."""
     of_rows = pa.array(rows, pa.int64())
     return Texts(*(table[name].cast(pa.large_string()).combine_chunks().take(of_rows) for name in ("text", "id")))
