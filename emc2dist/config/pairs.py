@@ -91,6 +91,8 @@ def misfit_of_kind(spec: "Spec") -> str | None:
         return f"encoder.backbone: {backbone} is of texts, and with data.kind: {kind} it is the images'{also}"
     if kind == "captions":
         return _misfit_of_captions(spec) or _misfit_of_pairs(spec) or _misfit_of_text(spec)
+    if spec.eval.prompts != Eval().prompts:
+        return "eval.prompts: are of captions, and data.kind is images; leave them out"
     if spec.text != Text():
         return f"text.{_changed(spec.text, Text())}: is of texts, and data.kind is images; leave it out"
     return _misfit_of_views(spec)
@@ -149,7 +151,7 @@ def _misfit_of_texts(spec: "Spec") -> str | None:
 def _misfit_of_captions(spec: "Spec") -> str | None:
     """What images with captions cannot do, that pairs of texts need not be told."""
     negatives, norm = spec.negatives, spec.encoder.norm
-    key = _changed(spec.eval, Eval(), but=("every", "asked", "queries", "bank"))
+    key = _changed(spec.eval, Eval(), but=("every", "asked", "queries", "bank", "prompts"))
     refusals = {
         f"eval.{key}: is of images by themselves, and data.kind is captions; leave it out": key is not None,
         f"encoder.norm: {norm} couples samples of a batch, of which chains keep features; give group or none":

@@ -328,6 +328,16 @@ class Eval(Section):
     training, those that answer among them."""
     queries: PositiveInt = 2_000
     """Most images, or queries, that are asked about."""
+    prompts: Annotated[tuple[Word, ...], Field(min_length=1, max_length=1000)] = ("{}",)
+    """Of captions: texts of which `evaluate` makes a vector of each class, its name in the place of {}, their mean."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _name_classes(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        bare = next((prompt for prompt in prompts if "{}" not in prompt), None)
+        if bare is not None:
+            raise _refusal(f"{bare!r} has no place for a class; write {{}} there, as in 'a picture of {{}}'")
+        return prompts
 
 
 class Checkpoint(Section):

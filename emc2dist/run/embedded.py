@@ -21,7 +21,7 @@ from emc2dist.errors import DataError, RunError
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.scratch import temporary
-from emc2dist.run.texts import TextEncoding
+from emc2dist.run.texts import Encoding
 from emc2dist.terminal import say
 
 _IDS = ("_id", "id", "docid", "query_id")
@@ -50,7 +50,7 @@ def embed(
 
     Raises:
         DataError: a text is empty, too long or no UTF-8, or an id is no text; names the row. Or there is no such
-        column, or no text. RunError: the run is over images, or has no checkpoint.
+        column, or no text. RunError: the run, or that side of it, is over images, or it has no checkpoint.
         NonFiniteError: the run has diverged. StorageError: `source` cannot be read, or `out` not written.
     """
     folder, place = RunFolder.open(run, s3), files.at(out, s3)
@@ -58,9 +58,11 @@ def embed(
     place.entry() if place.remote else files.writable(out)  # before anything is read
     if not folder.spec().of_texts:
         raise RunError(f"{run}: is over images, and encodes no texts; give a run with data.kind: pairs or texts")
+    if folder.spec().of_images and side == "query":
+        raise RunError(f"{run}: its queries are images, and captions are documents; give --side document")
     records, remarks = _records(files.local(source), column)
     newest = LoadedCheckpoint.newest(folder)
-    encoding = TextEncoding.of(newest)
+    encoding = Encoding.of(newest)
     width = newest.encoder.features
     feature = pa.list_(pa.float32(), width)
     told: dict[Any, Any] = {"checkpoint": str(newest.place), "side": side}

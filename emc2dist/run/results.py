@@ -9,11 +9,12 @@ from typing import Any
 from safetensors.torch import save
 
 from emc2dist import files
-from emc2dist.config import S3, Data, dump, given_keys, parse
+from emc2dist.config import S3, Data, Spec, dump, given_keys, parse
 from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import NonFiniteError, SpecError
 from emc2dist.files import Place
 from emc2dist.run import text_models
+from emc2dist.run.captions import evaluate_captions
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.texts import evaluate_pairs
@@ -32,6 +33,7 @@ _HEEDED = (
     "eval.neighbours",
 )
 _HEEDED_OF_PAIRS = ("data.path", "data.limit", "eval.asked")
+_HEEDED_OF_CAPTIONS = (*_HEEDED_OF_PAIRS, "eval.prompts")
 
 
 FORMATS = ("safetensors", "sentence-transformers")
@@ -45,7 +47,8 @@ _USE = (
 def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = None) -> dict[str, Any]:
     """All measures (`emc2dist.train.measures`) of the newest checkpoint, on all images of the run's data.
 
-    Of the representation, and of the feature, by these names. Of a run over pairs, `evaluate_pairs`.
+    Of the representation, and of the feature, by these names. Of a run over pairs, `evaluate_pairs`, and over
+    images with captions, `evaluate_captions`.
 
     `overrides` are KEY=VALUE, of the run's spec: `data.path=PATH` where the data have moved. What `s3` was given goes
     before what the run's spec says, for the run folder and for the data.
@@ -56,12 +59,12 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
         NonFiniteError: the run has diverged.
     """
     newest = LoadedCheckpoint.newest(RunFolder.open(run, s3))
-    of_pairs = newest.spec.of_texts
     spec = parse(dump(newest.spec), overrides, source=str(newest.place)) if overrides else newest.spec
-    _refuse_unheeded(overrides, of_pairs)
+    _refuse_unheeded(overrides, spec)
     s3 = spec.s3.overridden(s3)
-    if of_pairs:
-        return evaluate_pairs(newest, spec.model_copy(update={"s3": s3}))
+    if spec.of_texts:
+        measured = evaluate_captions if spec.of_images else evaluate_pairs
+        return measured(newest, spec.model_copy(update={"s3": s3}))
     train = open_images(spec.data, "train", s3)
     assert train is not None, "open_images raises where there are no training images"
     evaluation = Evaluation(spec, open_labelled(spec.data, spec.eval, train, s3), whole=True)
@@ -86,10 +89,14 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
     }
 
 
-def _refuse_unheeded(overrides: Sequence[str], of_pairs: bool) -> None:
+def _refuse_unheeded(overrides: Sequence[str], spec: Spec) -> None:
     """Raise SpecError where an override would be read by nobody here."""
-    heeded = _HEEDED_OF_PAIRS if of_pairs else _HEEDED
-    what = "all queries are asked among all documents" if of_pairs else "all labelled images vote and are asked about"
+    heeded: tuple[str, ...] = _HEEDED
+    what = "all labelled images vote and are asked about"
+    if spec.of_texts:
+        heeded, what = _HEEDED_OF_PAIRS, "all queries are asked among all documents"
+    if spec.data.kind == "captions":
+        heeded, what = _HEEDED_OF_CAPTIONS, "all images and captions of a split are asked for each other"
     for key in given_keys(overrides):
         if key not in heeded and not key.startswith("s3."):
             raise SpecError(
@@ -107,6 +114,7 @@ def _on_limit(own: Data, train: Images, data: Data) -> list[str]:
 
 def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 | None = None) -> dict[str, Any]:
     """Write the newest checkpoint's backbone as safetensors; or, of a run over pairs, the whole encoder as a folder.
+    Of images with captions the file holds both towers, with their projectors.
 
     Args:
         run: a run folder.
@@ -125,8 +133,8 @@ def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 |
         SpecError: `out` is named as a file of another format, or the format is of other runs.
     """
     folder, place = RunFolder.open(run, s3), files.at(out, s3)
-    of_pairs = folder.spec().of_texts
-    if form == FORMATS[1] and not of_pairs:
+    of_texts = folder.spec().of_texts
+    if form == FORMATS[1] and folder.spec().of_images:
         raise SpecError(f"{run}: is over images; --format {form} is of texts, leave it out")
     if form == FORMATS[1]:
         text_models.refuse_other_backbones(folder.spec(), run)
@@ -139,17 +147,10 @@ def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 |
     place.entry() if place.remote else files.writable(out)  # before anything is read
     newest = LoadedCheckpoint.newest(folder)
     spec = newest.spec
-    if of_pairs:
-        return _exported(newest, place, text_models.write_file(newest, str(out), spec.s3.overridden(s3)))
-    told: dict[str, Any] = {
-        "backbone": spec.encoder.backbone,
-        "stem": spec.encoder.stem,
-        "norm": spec.encoder.norm,
-        "width": newest.tower("image").width,
-        "size": spec.views.size,
-        "mean": _from_0_to_1(MEAN),
-        "std": _from_0_to_1(STD),
-    }
+    told = _told(newest) if spec.of_images else {}
+    if of_texts:
+        write = text_models.write_towers if spec.of_images else text_models.write_file
+        return _exported(newest, place, write(newest, str(out), spec.s3.overridden(s3), told))
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(newest.tower("image")).items()}
     place.write(save(tensors, metadata))
@@ -158,6 +159,20 @@ def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 |
         say(remark)
     say(_USE)
     return _exported(newest, place, told | {"remarks": remarks})
+
+
+def _told(newest: LoadedCheckpoint) -> dict[str, Any]:
+    """What a backbone of images is built of, and what images it takes."""
+    spec = newest.spec
+    return {
+        "backbone": spec.encoder.backbone,
+        "stem": spec.encoder.stem,
+        "norm": spec.encoder.norm,
+        "width": newest.tower("image").width,
+        "size": spec.views.size,
+        "mean": _from_0_to_1(MEAN),
+        "std": _from_0_to_1(STD),
+    }
 
 
 def _exported(newest: LoadedCheckpoint, place: Place, told: dict[str, Any]) -> dict[str, Any]:
