@@ -67,7 +67,7 @@ def evaluate_captions(newest: LoadedCheckpoint, spec: Spec) -> dict[str, Any]:
 
 
 def _classes(images: Images) -> dict[str, Any]:
-    """How many classes `zero_shot` is told among, and the share of the largest one; nothing where it is not measured."""
+    """How many classes `zero_shot` is told among, and the share of the largest; nothing where it is not measured."""
     if images.unlabelled() is not None or not images.classes:
         return {}
     labels = images.labels(np.arange(len(images)))

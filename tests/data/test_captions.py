@@ -215,6 +215,21 @@ def test_a_finished_set_gets_captions_and_once_more_the_same(tmp_path, capsys):
     assert "these very captions are there already" in capsys.readouterr().err
 
 
+def test_a_copy_of_a_set_takes_its_captions_along_or_says_that_it_does_not(tmp_path):
+    ingest(str(as_parquet(tmp_path / "source", [["a", "b"], ["b"], ["c"]])), str(tmp_path / "set"), captions="auto")
+    bare = ingest(str(tmp_path / "set"), str(tmp_path / "bare"))
+    assert any("are not taken along; give --captions auto" in remark for remark in bare["remarks"])
+    ingest(str(tmp_path / "set"), str(tmp_path / "copy"), captions="auto", seed=1)
+    assert whose(tmp_path / "copy") == {0: {"a", "b"}, 1: {"b"}, 2: {"c"}}
+
+
+def test_a_table_of_captions_is_not_said_to_be_unread(tmp_path):
+    source = str(as_folder(tmp_path / "source"))
+    assert any("(captions.csv) were not read" in remark for remark in ingest(source, str(tmp_path / "a"))["remarks"])
+    told = ingest(source, str(tmp_path / "b"), captions="auto")["remarks"]
+    assert not any("(captions.csv) were not read" in remark for remark in told)
+
+
 def test_captions_of_other_images_are_refused(tmp_path):
     ingest(str(as_parquet(tmp_path / "source")), str(tmp_path / "set"), captions="caption")
     ingest(str(as_parquet(tmp_path / "others", ["x", "y"])), str(tmp_path / "other"))

@@ -374,7 +374,7 @@ def test_what_texts_by_themselves_cannot_do_is_refused_by_its_key(given, words, 
 
 
 def test_views_of_texts_are_no_matter_of_pairs(sets):
-    with pytest.raises(SpecError, match=r"text\.crop: is of random views, and data\.kind is pairs"):
+    with pytest.raises(SpecError, match=r"text\.crop: is of random views of a text, and data\.kind is pairs"):
         pairs_spec(sets[False], "text.crop=[0.2, 0.5]")
 
 

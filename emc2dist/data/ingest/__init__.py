@@ -114,6 +114,8 @@ def ingest(
     kind = kind or recognise(source)
     say(f"listing {source} ({kind})")
     listed = open_source(source, kind, s3, cache_dir, splits, labels=labels, captions=captions)
+    if listed.has_captions and captions is None:
+        listed.remarks.append("the captions of the set are not taken along; give --captions auto, if they are meant")
     chosen = select(listed, splits, None if classes is None else read_classes(classes), labels=labels)
     plan = _Plan(kind, listed, chosen, None if keep_order else seed, rows_per_file)
     told = None if captions is None else gather(listed, plan.splits, captions, skip=skip_unreadable)

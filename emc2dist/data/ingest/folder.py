@@ -210,7 +210,10 @@ class Folder(Source):
         self, positions: NDArray[np.int64], name: str, refuse: Callable[[str, str], None]
     ) -> tuple[list[list[Any]], list[str]]:
         if name not in self._said:  # one table may tell of several splits
-            self._said[name] = said.of_tables(Path(self.root), self._tables, self._names, name, refuse)
+            found, used, remarks = said.of_tables(Path(self.root), self._tables, self._names, name, refuse)
+            self._said[name] = found, remarks
+            wrong = f"{len(used)} tables ({', '.join(map(printable, used))}) were not read"  # of labels it was said
+            self.remarks = [remark for remark in self.remarks if not remark.startswith(wrong)]
         found, remarks = self._said[name]
         return [found.get(self._names[position], []) for position in positions], remarks
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from typing_extensions import override
 
@@ -37,6 +38,14 @@ from emc2dist.data.ingest.said import AUTO, chosen_among, texts_of
 from emc2dist.data.ingest.source import Samples, Source, Split, listing_digest, some
 from emc2dist.data.kept import cache_folder
 from emc2dist.data.parquet import ParquetImages
+from emc2dist.data.texts.manifest import (
+    CAPTIONS,
+    DOCUMENTS,
+    QUERIES,
+    RELEVANCE,
+    read_captions_manifest,
+    read_pinned,
+)
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Entry, Place
 
@@ -90,6 +99,7 @@ class ParquetSource(Source):
         self.remarks = []
         self.splits: _Splits = _Splits(self._set, splits_of(place), self.remarks)
         names = [name for name in listed if name == MANIFEST or (is_parquet(name) and not is_hidden(name))]
+        self.has_captions = entry is None and (place / CAPTIONS / MANIFEST).entry() is not None
         self.digest = listing_digest([entry] if entry else (listed[name]._replace(name=name) for name in names))
 
     def count(self, split: str) -> int | None:
@@ -115,6 +125,9 @@ class ParquetSource(Source):
         catalogue = self._set.catalogue(split)
         assert catalogue is not None, "there are no positions in a split without rows"
         column = name
+        if name == AUTO and self.has_captions:
+            kept = _of_set(files.at(self._set.path, self._set.s3), split)
+            return [kept.get(row, []) for row in rows.tolist()], ["captions are those of the set"]
         if name == AUTO:
             with opened(catalogue.places[0], catalogue.entries[0]) as file:
                 column = chosen_among(str(catalogue.places[0]), file.schema_arrow.names, name)
@@ -259,6 +272,20 @@ def _paths_of(place: Place, entry: Entry, image: str) -> pa.Array:
             return pa.nulls(file.metadata.num_rows, pa.binary())
         found = file.read(columns=[f"{column}.path"], use_threads=False).column(0).combine_chunks()
     return pc.struct_field(found, "path").cast(pa.binary())
+
+
+def _of_set(place: Place, split: str) -> dict[int, list[Any]]:
+    """The captions of a set's images of a split, by their rows there."""
+    folder, manifest = place / CAPTIONS, read_captions_manifest(place)
+    images, captions, pairs = (
+        pq.read_table(pa.BufferReader(read_pinned(folder, manifest, name))).to_pydict()
+        for name in (QUERIES, DOCUMENTS, RELEVANCE)
+    )
+    found: dict[int, list[Any]] = {}
+    for image, caption in zip(pairs["query"], pairs["document"], strict=True):
+        if images["split"][image] == split:
+            found.setdefault(images["row"][image], []).append(captions["text"][caption])
+    return found
 
 
 def _texts_of(place: Place, entry: Entry, name: str) -> list[list[Any]]:

@@ -42,8 +42,8 @@ def texts_of(value: Any) -> list[Any]:
 
 def of_tables(
     root: Path, tables: Sequence[str], images: Sequence[str], name: str, refuse: Refuse
-) -> tuple[Mapping[str, list[Any]], list[str]]:
-    """Captions of images by their names below a folder, as tables beside them tell, and remarks.
+) -> tuple[Mapping[str, list[Any]], list[str], list[str]]:
+    """Captions of images by their names below a folder, as tables beside them tell; these tables, and remarks.
 
     Args:
         root: the folder.
@@ -61,7 +61,7 @@ def of_tables(
     elif ":" in name:
         file, _, column = name.partition(":")
     found: dict[str, list[Any]] = {}
-    known, remarks = _Names(images), []
+    known, used, remarks = _Names(images), [], []
     for table in [file] if file else tables:
         place = Path(table) if file and not (root / table).exists() else root / table
         if not is_table(place.name):
@@ -74,6 +74,7 @@ def of_tables(
             shown = " and ".join(names) if names else f"none of {', '.join(_FILES)}"
             raise DataError(f"{place}: the column of file names is not clear ({shown}); give one such a name")
         said = chosen_among(str(place), [one for one in heads if one not in names], column)
+        used.append(table)
         rows = 0
         for where, values in records_of(place, refuse):
             rows += 1
@@ -90,7 +91,7 @@ def of_tables(
             f"{root}: no table beside the images has a column of file names ({_FILES[0]}) and one of captions "
             f"({CUSTOM[0] if column == AUTO else column}); name it with --captions FILE:COLUMN"
         )
-    return found, remarks
+    return found, used, remarks
 
 
 class _Names:

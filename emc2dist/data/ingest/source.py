@@ -142,6 +142,8 @@ class Source(ABC):
     """Of the names, sizes and tags of its files: another content, another digest."""
     remarks: list[str]
     """What a person should know of how the source was read."""
+    has_captions = False
+    """Whether it is a set that has captions, which `captions` gives where they are called `auto`."""
 
     def check(self, positions: NDArray[np.int64]) -> None:  # noqa: B027
         """Raise DataError where the listing tells that some of these images cannot be read."""
