@@ -30,7 +30,7 @@ from torch.nn.functional import normalize
 from emc2dist.config import Spec, parse
 from emc2dist.data.grey import GreyImages
 from emc2dist.data.omniglot import OmniglotImages
-from emc2dist.towers.encoder import Encoder
+from emc2dist.towers.encoder import Tower
 from emc2dist.towers.views import PlainView
 from emc2dist.train.profile import alone
 
@@ -153,7 +153,7 @@ def recall_at_1(encoder: nn.Module, drawings: Drawings) -> dict[str, float]:
 @torch.no_grad()
 def encoded(encoder: nn.Module, images: GreyImages) -> tuple[Tensor, Tensor]:
     """Representations and features."""
-    assert isinstance(encoder, Encoder)
+    assert isinstance(encoder, Tower)
     view, parts = PlainView(28), []
     for chunk in np.split(np.arange(len(images)), range(256, len(images), 256)):
         representation = encoder.representation(torch.stack([view(image) for image in images.get(chunk)]))

@@ -32,7 +32,7 @@ from emc2dist.evaluate.retrieval import search
 from emc2dist.towers.encoder import Encoder
 from emc2dist.train.profile import alone
 from emc2dist.train.retrieval import RetrievalEvaluation, asked_of
-from emc2dist.train.sets import open_training_set, settled, token_views
+from emc2dist.train.sets import open_training_set, plain_views, settled, token_views
 from emc2dist.train.step import Trainer
 
 BM25, MINED = "in_batch, a BM25 negative", "in_batch, mined once"
@@ -76,7 +76,7 @@ class Run:
         pairs, _ = asked_of(spec)
         assert pairs is not None, "the set has a split that is asked"
         self.spec, self.texts, self.seconds = spec, texts, seconds
-        self.judge = RetrievalEvaluation(spec, pairs, token_views(spec), whole=False)
+        self.judge = RetrievalEvaluation(spec, pairs, plain_views(spec), whole=False)
         self.found: dict[str, Any] = {}
         self.encoded, self.spent, self.step = 0.0, 0.0, 0
 

@@ -130,10 +130,14 @@ METRICS: dict[str, Metric] = {
         "learning", "Linear probe", "ratio", "the same as a mean over classes, where they are uneven"
     ),
     "ndcg_at_10": Metric(
-        "learning", "Retrieval", "ratio", "of pairs: nDCG@10 of held-out queries among the documents that are searched"
+        "learning", "Retrieval", "ratio", "nDCG@10 of held-out queries among the documents that are searched, or of "
+        "images among captions"
     ),
     "mrr_at_10": Metric("learning", "Retrieval", "ratio", "the same: MRR@10"),
     "recall_at_10": Metric("learning", "Retrieval", "ratio", "the same: recall@10"),
+    "to_images_ndcg_at_10": Metric("learning", "Retrieval", "ratio", "of captions that look for images: nDCG@10"),
+    "to_images_mrr_at_10": Metric("learning", "Retrieval", "ratio", "the same: MRR@10"),
+    "to_images_recall_at_10": Metric("learning", "Retrieval", "ratio", "the same: recall@10"),
     "bm25_ndcg_at_10": Metric("learning", "Retrieval", "ratio", "the same nDCG@10 by BM25, once per run"),
     "bm25_mrr_at_10": Metric("learning", "Retrieval", "ratio", "the same MRR@10 by BM25, once per run"),
     "bm25_recall_at_10": Metric("learning", "Retrieval", "ratio", "the same recall@10 by BM25, once per run"),

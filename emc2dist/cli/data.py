@@ -6,14 +6,17 @@ from emc2dist.cli.words import Commands, add_json, add_s3, print_result
 from emc2dist.config import Data, parse_s3
 from emc2dist.errors import SpecError
 
-_OF_IMAGES = ("split", "classes", "rows_per_file", "workers", "no_labels", "cache_dir")
-_OF_PAIRS = ("columns", "vocabulary")
+_OF_IMAGES = ("captions", "split", "classes", "rows_per_file", "workers", "no_labels", "cache_dir")
+_OF_PAIRS = ("columns",)
 """Arguments that are of use for sets of one kind alone."""
 
 
 def add_to(commands: Commands) -> None:
     """Declare the command."""
-    text = "write images or pairs of texts as Parquet that trains fast, on disk or S3; a run that was stopped goes on"
+    text = (
+        "write images, with captions or without, or pairs of texts as Parquet that trains fast, on disk or S3; a run "
+        "that was stopped goes on"
+    )
     sub = commands.add_parser("ingest", help=text, description=text)
     sub.add_argument(
         "source",
@@ -46,7 +49,16 @@ def add_to(commands: Commands) -> None:
         help="of pairs: which column is the query, document, negative, score or split, if names do not tell, or unread",
     )
     sub.add_argument(
-        "--vocabulary", metavar="N", type=int, help="of pairs: most tokens of the tokenizer that is trained (16384)"
+        "--vocabulary",
+        metavar="N",
+        type=int,
+        help="of pairs and captions: most tokens of the tokenizer that is trained (16384)",
+    )
+    sub.add_argument(
+        "--captions",
+        metavar="NAME",
+        help="of images: write captions, too: a column of Parquet, txt or a key of .json members in tars, FILE, COLUMN "
+        "or FILE:COLUMN of a table beside a folder; auto: what is called caption, captions, text ...",
     )
     sub.add_argument("--no-labels", action="store_true", help="write no labels, whatever the source says")
     sub.add_argument(
@@ -63,17 +75,19 @@ def add_to(commands: Commands) -> None:
 def _ingest(arguments: argparse.Namespace) -> None:
     s3 = parse_s3(arguments.overrides)
     from emc2dist.data.ingest import ingest
-    from emc2dist.data.texts.ingest import VOCABULARY, ingest_pairs
+    from emc2dist.data.texts.ingest import ingest_pairs
     from emc2dist.data.texts.sources import is_pairs, is_texts
+    from emc2dist.data.texts.tables import VOCABULARY
 
-    alone = arguments.kind == "texts" or (
-        arguments.kind is None and arguments.columns is None and is_texts(arguments.source)
-    )
+    told = arguments.kind is not None or arguments.captions is not None
+    alone = arguments.kind == "texts" or (not told and arguments.columns is None and is_texts(arguments.source))
     of_pairs = (
         alone
         or arguments.kind == "pairs"
-        or (arguments.kind is None and (arguments.columns is not None or is_pairs(arguments.source)))
+        or (not told and (arguments.columns is not None or is_pairs(arguments.source)))
     )
+    if not of_pairs and arguments.captions is None and arguments.vocabulary is not None:
+        raise SpecError("--vocabulary: is of texts; leave it out, or give --captions, or --kind pairs")
     for name in _OF_IMAGES if of_pairs else _OF_PAIRS:
         if getattr(arguments, name) != arguments.parser.get_default(name):
             kind = "images, and this is one of texts" if of_pairs else "texts, and this is taken for one of images"
@@ -104,6 +118,8 @@ def _ingest(arguments: argparse.Namespace) -> None:
             workers=arguments.workers,
             skip_unreadable=arguments.skip_unreadable,
             labels=not arguments.no_labels,
+            captions=arguments.captions,
+            vocabulary=VOCABULARY if arguments.vocabulary is None else arguments.vocabulary,
             s3=s3,
             cache_dir=arguments.cache_dir,
         )

@@ -1,8 +1,10 @@
-"""Texts, as pairs or by themselves (`data.kind`): how they become tokens, and what of a spec is for images alone."""
+"""Texts, as pairs, by themselves, or as captions (`data.kind`): how they become tokens, and what of a spec is for other
+kinds of data.
+"""
 
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from emc2dist.config.sections import (
     TEXT_BACKBONES,
@@ -26,14 +28,17 @@ _MOST_BYTES = 2**36  # of a worker's tokens of a step, and of the embeddings
 class Text(Section):
     """How texts become tokens, and the towers of texts, which both sides of pairs share."""
 
+    tower: Word = "mini"
+    """Of captions: the backbone of their tower, `bag`, `mini` or transformers:FOLDER, as `encoder.backbone` is of texts
+    by themselves. Its projector is like that of the images."""
     query_length: Length = 32
     """Tokens of a query; what is longer is cut off."""
     document_length: Length = 128
-    """Tokens of a document."""
+    """Tokens of a document, or of a caption."""
     query_prompt: Annotated[Word, Field(max_length=1000)] = ""
     """Put before each query, as in 'query: '."""
     document_prompt: Annotated[Word, Field(max_length=1000)] = ""
-    """Put before each document."""
+    """Put before each document, or caption."""
     pooling: Literal["mean", "cls", "last"] = "mean"
     """How the vectors of a text's tokens become one: their mean, the first one's or the last one's. Of mini and of a
     folder."""
@@ -54,6 +59,13 @@ class Text(Section):
     vocabulary: Annotated[int, Field(ge=1, le=2**24)] | None = None
     """Tokens of the set's tokenizer, for bag and mini. None: as many as the set says when the run begins."""
 
+    @field_validator("tower")
+    @classmethod
+    def _is_of_text(cls, tower: str) -> str:
+        if not is_text(tower):
+            raise ValueError(f"text.tower: {tower!r} is none of texts; give {_GIVE}")
+        return tower
+
     @model_validator(mode="after")
     def _crop_ascends(self) -> Self:
         if self.crop[0] > self.crop[1]:
@@ -68,12 +80,19 @@ def is_text(backbone: str) -> bool:
 
 def misfit_of_kind(spec: "Spec") -> str | None:
     """Why a spec does not go with its `data.kind`, the key named, and what to do; None: it does."""
-    backbone = spec.encoder.backbone
-    if spec.data.kind != "images":
-        of_kind = _misfit_of_pairs if spec.data.kind == "pairs" else _misfit_of_views
+    backbone, kind = spec.encoder.backbone, spec.data.kind
+    if kind != "captions" and spec.text.tower != Text().tower:
+        return f"text.tower: {spec.text.tower} is of captions, and data.kind is {kind}; give encoder.backbone"
+    if not spec.of_images:
+        of_kind = _misfit_of_pairs if spec.of_pairs else _misfit_of_views
         return _misfit_of_texts(spec) or of_kind(spec) or _misfit_of_text(spec)
     if is_text(backbone):
-        return f"encoder.backbone: {backbone} is of texts, and data.kind is images; give data.kind=pairs"
+        also = f"; give text.tower={backbone}" if kind == "captions" else "; give data.kind=pairs"
+        return f"encoder.backbone: {backbone} is of texts, and with data.kind: {kind} it is the images'{also}"
+    if kind == "captions":
+        return _misfit_of_captions(spec) or _misfit_of_pairs(spec) or _misfit_of_text(spec)
+    if spec.eval.prompts != Eval().prompts:
+        return "eval.prompts: are of captions, and data.kind is images; leave them out"
     if spec.text != Text():
         return f"text.{_changed(spec.text, Text())}: is of texts, and data.kind is images; leave it out"
     return _misfit_of_views(spec)
@@ -95,6 +114,8 @@ def _misfit_of_views(spec: "Spec") -> str | None:
 
 _READ_DATA = ("kind", "path", "limit", "negatives", "prefetch")
 _READ_TEXT = ("query_length", "document_length", "query_prompt", "document_prompt")  # by every backbone, and these by:
+_OF_CAPTIONS = ("tower", "document_length", "document_prompt")  # what is read in their stead
+_GIVE = f"bag, mini or {TRANSFORMERS}FOLDER"
 _READ_BY = {
     "bag": ("width", "vocabulary"),
     "mini": ("width", "vocabulary", "layers", "heads", "pooling"),
@@ -116,8 +137,8 @@ def _misfit_of_texts(spec: "Spec") -> str | None:
         if key is not None:
             return f"{name}.{key}: is of images, and data.kind is {kind}; leave it out"
     refusals = {
-        f"encoder.backbone: {encoder.backbone} is of images, and data.kind is {kind}; give bag, mini or "
-        f"{TRANSFORMERS}FOLDER": not is_text(encoder.backbone),
+        f"encoder.backbone: {encoder.backbone} is of images, and data.kind is {kind}; give {_GIVE}":
+            not is_text(encoder.backbone),
         f"encoder.norm: {encoder.norm} couples texts of a batch; leave it out, or give none":
             encoder.norm in ("batch", "sync_batch"),
         f"encoder.stem: {encoder.stem} is of images; leave it out": encoder.stem != "cifar",
@@ -129,14 +150,33 @@ def _misfit_of_texts(spec: "Spec") -> str | None:
     return next((what for what, found in refusals.items() if found), None)
 
 
+def _misfit_of_captions(spec: "Spec") -> str | None:
+    """What images with captions cannot do, that pairs of texts need not be told."""
+    negatives, norm = spec.negatives, spec.encoder.norm
+    key = _changed(spec.eval, Eval(), but=("every", "asked", "queries", "bank", "prompts"))
+    refusals = {
+        f"eval.{key}: is of images by themselves, and data.kind is captions; leave it out": key is not None,
+        f"encoder.norm: {norm} couples samples of a batch, of which chains keep features; give group or none":
+            norm in ("batch", "sync_batch"),
+        f"negatives.close: {', '.join(negatives.close)}: captions have no labels, and equal ones are one already; "
+        "leave it out": bool(negatives.close),
+        f"data.per_class: {spec.data.per_class}: is of images by themselves; leave it out":
+            spec.data.per_class is not None,
+        f"data.negatives: {spec.data.negatives}: are of pairs of texts; leave it out": spec.data.negatives > 0,
+        "cuda_graphs: true records passes of one tower, and captions have their own; leave it out": spec.cuda_graphs,
+        "compile: true is of images by themselves so far; leave it out": spec.compile,
+    }  # fmt: skip
+    return next((what for what, found in refusals.items() if found), None)
+
+
 def _misfit_of_pairs(spec: "Spec") -> str | None:
-    negatives, options = spec.negatives, spec.negatives.options()
+    negatives, options, kind = spec.negatives, spec.negatives.options(), spec.data.kind
     key = _changed(spec.text, Text(), but=tuple(key for key in Text.model_fields if key not in _OF_VIEWS))
     both = options.get("cache_proposals") or options.get("carried") == "cached"
     refusals = {
-        f"text.{key}: is of random views, and data.kind is pairs; leave it out": key is not None,
-        f"views.count: {spec.views.count}, but a text of a pair has one view; leave it out": spec.views.count != 1,
-        f"objective: {spec.objective.name} is of views of one thing, and data.kind is pairs; give infonce or dcl":
+        f"text.{key}: is of random views of a text, and data.kind is {kind}; leave it out": key is not None,
+        f"views.count: {spec.views.count}, but either side of a pair has one view; leave it out": spec.views.count != 1,
+        f"objective: {spec.objective.name} is of views of one thing, and data.kind is {kind}; give infonce or dcl":
             not spec.objective.paired,
         f"negatives: {negatives.name} is of images so far; give in_batch, chain or moving_average":
             negatives.name in ("gumbel", "queue"),
@@ -155,16 +195,18 @@ def _misfit_of_pairs(spec: "Spec") -> str | None:
 
 def _misfit_of_text(spec: "Spec") -> str | None:
     """What its backbone cannot do with `text`, and what is too much."""
-    text, name = spec.text, spec.encoder.backbone
+    text, name, of_captions = spec.text, spec.text_backbone, spec.data.kind == "captions"
+    assert name is not None, "there are texts"
     by_backbone = _READ_BY[TRANSFORMERS if name.startswith(TRANSFORMERS) else name]
-    key = _changed(text, Text(), but=(*_READ_TEXT, *by_backbone, *_OF_VIEWS))
+    key = _changed(text, Text(), but=(*(_OF_CAPTIONS if of_captions else _READ_TEXT), *by_backbone, *_OF_VIEWS))
     if key is not None:
-        return f"text.{key}: is not read by encoder.backbone: {name}; leave it out"
+        return f"text.{key}: is not read by {'text.tower' if of_captions else 'encoder.backbone'}: {name}; leave it out"
     if name == "mini" and text.width % text.heads:
         return f"text.heads: {text.heads} does not divide text.width: {text.width}; give one that does"
     samples = spec.micro_batch_size // spec.workers * spec.views.count
     of_side = samples * (1 + spec.data.negatives) + spec.negatives.draws // spec.workers
-    tokens = 4 * (text.query_length + text.document_length) * of_side  # int32
+    length = text.document_length + (0 if of_captions else text.query_length)
+    tokens = 4 * length * of_side  # int32
     if tokens > _MOST_BYTES:
         return (
             f"batch_size: {spec.batch_size} with text.query_length: {text.query_length} and text.document_length: "

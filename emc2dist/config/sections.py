@@ -150,11 +150,12 @@ BUILT_IN = {
 
 
 class Data(Section):
-    """Where the images come from, or the pairs of texts."""
+    """Where the images come from, or the pairs of texts, or of images with their captions."""
 
-    kind: Literal["images", "pairs", "texts"] = "images"
-    """`pairs`: of texts, queries and the documents that answer them, a folder that `emc2dist ingest` wrote
-    (docs/texts.md). `texts`: its documents alone, of which random views are each other's positives, as of images."""
+    kind: Literal["images", "captions", "pairs", "texts"] = "images"
+    """`captions`: images with what is said of them, a folder that `emc2dist ingest --captions` wrote
+    (docs/captions.md). `pairs`: of texts, queries and the documents that answer them (docs/texts.md). `texts`: its
+    documents alone, of which random views are each other's positives, as of images."""
     path: AnyPath = "digits"
     """A Parquet file, or a folder of them, on disk or `s3://bucket/...`; or a set that comes with the package: `digits`
     (scikit-learn's 1,797 handwritten digits), `omniglot` (32,459 drawings of 1,623 characters), `omniglot-small` (2,720
@@ -200,7 +201,8 @@ class Views(Section):
     """How one view is drawn from an image. A probability of 0 leaves a transform out."""
 
     count: Annotated[int, Field(ge=1, le=256)] = 2
-    """Views per image or text, V, at least 2. Every sample has one chain per view. A text of a pair has one."""
+    """Views per image or text, V, at least 2. Every sample has one chain per view. Either side of a
+    pair has one."""
     size: Annotated[int, Field(ge=1, le=4096)] = 32
     """Side of a view, pixels."""
     crop: tuple[Annotated[float, Field(ge=1e-6)], PositiveFloat] = (0.2, 1.0)
@@ -256,8 +258,8 @@ class Encoder(Section):
     backbone: str = "resnet18"
     """`conv4` (four convolutions, 0.39 million parameters), any of torchvision's classification models, or timm:NAME,
     one of timm's (docs/backbones.md). Of texts `bag` (mean of embeddings), `mini` (a small transformer), or
-    transformers:FOLDER, a model that the library transformers reads. Dropout and stochastic depth are off: a feature
-    is a function of its image."""
+    transformers:FOLDER, a model that the library transformers reads. Of captions it is that of the images, and
+    `text.tower` theirs. Dropout and stochastic depth are off: a feature is a function of its image."""
     stem: Literal["imagenet", "cifar", "own"] = "cifar"
     """Of ResNets `imagenet`: 7x7 stride 2 and max-pool; `cifar`: 3x3 stride 1 and no pool, for images of 64 pixels or
     less. conv4 has no other than `cifar`, and the others have their `own`, by default."""
@@ -342,22 +344,33 @@ class Optimiser(Section):
 
 
 class Eval(Section):
-    """kNN accuracy on the representation, while training; of pairs how well queries find their documents."""
+    """kNN accuracy on the representation, while training; of pairs how well queries find their documents, of
+    captions how well these and their images find each other."""
 
     every: Annotated[int, Field(ge=0)] = 1
     """Epochs between evaluations; 0: only before the first and after the last epoch."""
     voters: Word = "train"
     """Split whose labelled images vote; another one where the training images have no labels."""
     asked: Word | None = None
-    """Split whose labelled images are asked about; None: `test`, else `validation`, whichever has labels first; where
-    neither is there, every tenth voter."""
+    """Split whose labelled images, or queries, or images with captions, are asked about; None: `test`, else
+    `validation`, whichever has some first; where neither has labels, every tenth voter."""
     neighbours: PositiveInt = 20
     """k of kNN (cosine); fewer, which is said, where fewer vote."""
     bank: PositiveInt = 10_000
-    """Most labelled training images that vote; of pairs, most documents that are searched while training, those that
-    answer among them."""
+    """Most labelled training images that vote; of pairs, most documents, or captions, that are searched while
+    training, those that answer among them."""
     queries: PositiveInt = 2_000
     """Most images, or queries, that are asked about."""
+    prompts: Annotated[tuple[Word, ...], Field(min_length=1, max_length=1000)] = ("{}",)
+    """Of captions: texts of which `evaluate` makes a vector of each class, its name in the place of {}, their mean."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _name_classes(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        bare = next((prompt for prompt in prompts if "{}" not in prompt), None)
+        if bare is not None:
+            raise _refusal(f"{bare!r} has no place for a class; write {{}} there, as in 'a picture of {{}}'")
+        return prompts
 
 
 class Checkpoint(Section):

@@ -35,6 +35,7 @@ from emc2dist.config.sections import (
 
 _MOST_PIXELS = 2**36  # bytes
 _MOST_PAIRS = 2**27  # of views, for all anchors of a worker
+_OF_PAIRS = ("captions", "pairs")  # kinds of data
 Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
@@ -117,8 +118,25 @@ class Spec(Section):
 
     @property
     def of_texts(self) -> bool:
-        """Whether it is of texts, as pairs or by themselves."""
+        """Whether it is of texts, as pairs, by themselves, or as captions."""
         return self.data.kind != "images"
+
+    @property
+    def of_images(self) -> bool:
+        """Whether it is of images, by themselves or with captions."""
+        return self.data.kind in ("images", "captions")
+
+    @property
+    def of_pairs(self) -> bool:
+        """Whether its samples are pairs: of two texts, or of an image and a caption."""
+        return self.data.kind in _OF_PAIRS
+
+    @property
+    def text_backbone(self) -> str | None:
+        """The backbone of what encodes its texts; None where it has none."""
+        if self.data.kind == "images":
+            return None
+        return self.text.tower if self.data.kind == "captions" else self.encoder.backbone
 
     @property
     def micro_batch_size(self) -> int:
@@ -321,9 +339,9 @@ class Spec(Section):
 
 
 def _with_one_view(given: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a spec; of texts, which have one view, with `views.count` where there is none."""
+    """The keys of a spec; of pairs, each side of which has one view, with `views.count` where there is none."""
     data = given.get("data")
-    if isinstance(data, dict) and data.get("kind") == "pairs":
+    if isinstance(data, dict) and data.get("kind") in _OF_PAIRS:
         views = given.get("views", {})
         return {**given, "views": {"count": 1, **views} if isinstance(views, dict) else views}
     return given

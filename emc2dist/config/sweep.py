@@ -141,7 +141,7 @@ class Sweep(Section):
             base.get("data") if isinstance(base, dict) else base.data.model_dump() if isinstance(base, Spec) else None
         )
         kind = data.get("kind") if isinstance(data, dict) else None
-        given = {"metric": "ndcg_at_10" if kind == "pairs" else "knn_accuracy", **given}
+        given = {"metric": "knn_accuracy" if kind in (None, "images") else "ndcg_at_10", **given}
         return {"goal": _better(str(given["metric"])), **given}
 
     @field_validator("metric", mode="before")

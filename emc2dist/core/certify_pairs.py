@@ -1,9 +1,10 @@
 """The certificate over pairs: queries and documents whose features stand still (`emc2dist.core.certify`).
 
-Each step takes B of the queries, one of each one's documents, and M documents that are drawn uniformly. Where every
-query has a document to itself (a bijection) the batch's documents are a uniform draw, and candidates. Where documents
-are judged they are not: they come as often as they are judged, and those that nobody judged never. As candidates they
-leave the averaged gradient far from the exact one, so the draws alone are (`emc2dist.core.batch.Side.proposes`).
+Each step takes B of the queries, one of each one's documents, and M of either side that are drawn uniformly. The
+batch's queries are a uniform draw, and candidates. Where every query has a document to itself (a bijection) its
+documents are, too. Where documents are judged they are not: they come as often as they are judged, and those that
+nobody judged never. As candidates they leave the averaged gradient far from the exact one, so of documents the draws
+alone are (`emc2dist.core.batch.Side.proposes`).
 """
 
 from collections.abc import Mapping
@@ -131,7 +132,7 @@ class FrozenPairs(FrozenRun):
             index=index,
             streams=fork(self.seed, VISIT, step, index),
             entities=self._count[name],
-            proposes=self._proposes,
+            proposes=name == "query" or self._proposes,
         )
 
     def _positives(self, queries: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ class Contrast:
 def contrast_for(spec: Spec) -> Contrast:
     """The contrast that a spec names."""
     options = spec.objective.options()
-    if spec.data.kind == "pairs":
+    if spec.of_pairs:
         options["directions"] = options["directions"] or "forward"
     objective = OBJECTIVES[spec.objective.name](**options)
     estimator = ESTIMATORS[spec.negatives.name](**spec.negatives.options())

@@ -42,7 +42,7 @@ class Atlas:
             NonFiniteError: it gives one that is not finite.
             DataError, StorageError: the images are gone, or too few.
         """
-        if run.spec.of_texts:
+        if not run.spec.of_images:
             raise RunError(f"it is of images, and this run is over {run.spec.data.kind}")
         newest, test = run.newest, run.images("test")
         run.remark_on_change()

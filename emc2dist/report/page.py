@@ -108,7 +108,7 @@ def _find(look: Callable[[ReportedRun], _What], run: ReportedRun, name: str) -> 
 def _chains_of(run: ReportedRun) -> Chains | TextChains:
     if run.spec.data.kind == "texts":
         raise RunError("negatives are shown of images and of pairs, and this run is over texts by themselves")
-    return TextChains.of(run) if run.spec.data.kind == "pairs" else Chains.of(run)
+    return TextChains.of(run) if run.spec.of_pairs else Chains.of(run)
 
 
 def _sections(
@@ -137,7 +137,7 @@ def _chains(run: ReportedRun, found: _Found[Chains | TextChains], name: str, col
     if found.what is None:
         return Section(title, missing=f"No negatives to show: {found.why}.")
     chains, step = found.what, run.newest.manifest.step
-    table = [HEADING, *chains.table()] if isinstance(chains, TextChains) else ()
+    table = [HEADING, *chains.table()] if isinstance(chains, TextChains) and not chains.images else ()
     return Section(title, chains.told(step), chains.draw(name, colour), table=table)
 
 

@@ -14,6 +14,7 @@ from emc2dist.errors import DataError, RunError
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.terminal import say
+from emc2dist.train.sets import open_training_set
 
 MOST_RUNS = 10
 """As many as there are colours."""
@@ -66,8 +67,7 @@ class ReportedRun:
 
     def remark_on_change(self) -> None:
         """Say, and keep, what has become of the training images, beside which held-out ones lie."""
-        train = self.images("train")
-        assert train is not None, "open_images raises where there are no training images"
+        train = open_training_set(self.spec.model_copy(update={"s3": self.spec.s3.overridden(self.s3)}))
         change = self.newest.manifest.change(train)
         if change:
             remark = f"{self.spec.data.path}: now holds {change} that {self.label} was trained on"

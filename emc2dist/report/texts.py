@@ -2,7 +2,7 @@
 
 One sample of 256 queries, the same for all runs on the same pairs, is encoded with what answers them and what their
 chains hold by the newest checkpoint's encoder. The first 12 are shown, and all of them give the similarities. Beside
-them stand uniform pairs: the same queries with 256 documents.
+them stand uniform pairs: the same queries with 256 documents. Of images with captions the images are the queries.
 """
 
 from collections.abc import Sequence
@@ -10,17 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from emc2dist.data.texts.pairs import Pairs
 from emc2dist.data.texts.records import plain
 from emc2dist.errors import RunError
-from emc2dist.plotting import Picture
+from emc2dist.plotting import FONT, GREY, Picture, label, new_figure, render
 from emc2dist.report.chains import draw_similarities
 from emc2dist.report.runs import ReportedRun
 from emc2dist.run.negatives import Held, Mined, mined
-from emc2dist.run.texts import TextEncoding, training_set
+from emc2dist.run.texts import Encoding, training_set
 
-_SAMPLED, _SHOWN = 256, 12
+_SAMPLED, _SHOWN, _COLUMNS = 256, 12, 4
 _CHARACTERS = 200  # of a text on the page
 HEADING = ("query", "answer", "cosine", "carried negative", "cosine", "age, steps")
 
@@ -35,6 +36,8 @@ class TextChains:
     """Share of all queries whose chain holds a document."""
     between: NDArray[np.floating]
     """Cosines of the same queries with documents drawn at random that do not answer them."""
+    images: Sequence[Tensor] = ()
+    """The queries to show where they are images, uint8 [3, H, W] each; else none."""
 
     @classmethod
     def of(cls, run: ReportedRun) -> "TextChains":
@@ -51,10 +54,11 @@ class TextChains:
         queries = order[np.isin(order, held.query)][:_SAMPLED]
         if not len(queries):
             raise RunError("no chain of a query has been visited yet")
-        encoding = TextEncoding.of(newest)
+        encoding = Encoding.of(newest)
         found = list(mined(pairs, held.of_queries(queries), encoding))  # queries ascending
         shown = [found[place] for place in queries.argsort().argsort()]
-        return cls(shown, len(np.unique(held.query)) / len(order), _uniform(pairs, queries, encoding))
+        images = pairs.queries.get(queries[:_SHOWN]) if run.spec.of_images else ()
+        return cls(shown, len(np.unique(held.query)) / len(order), _uniform(pairs, queries, encoding), images)
 
     @property
     def carried(self) -> NDArray[np.floating]:
@@ -96,8 +100,11 @@ class TextChains:
         )
 
     def draw(self, name: str, colour: str) -> list[Picture]:
-        """The similarities, in the run's colour; `name` begins the file's name."""
-        return [draw_similarities(self.carried, self.between, len(self.mined), f"{name}-similarity", colour)]
+        """The similarities, in the run's colour, and the first images where queries are some; `name` begins the names
+        of the files.
+        """
+        similarities = draw_similarities(self.carried, self.between, len(self.mined), f"{name}-similarity", colour)
+        return [similarities, *([_draw_images(self, f"{name}-images")] if self.images else [])]
 
     def table(self) -> Sequence[Sequence[str]]:
         """Rows under `HEADING` of the first queries, with their best answer; texts are cut to 200 characters."""
@@ -110,13 +117,34 @@ class TextChains:
         return rows
 
 
-def _uniform(pairs: Pairs, queries: NDArray[np.int64], encoding: TextEncoding) -> NDArray[np.floating]:
+def _uniform(pairs: Pairs, queries: NDArray[np.int64], encoding: Encoding) -> NDArray[np.floating]:
     """`TextChains.between`."""
     documents = np.random.default_rng(1).permutation(len(pairs.documents))[:_SAMPLED]
-    features = encoding.features(pairs.queries.get(queries), "query")
+    features = encoding.of_rows(pairs.queries, queries)
     others = encoding.features(pairs.documents.get(documents), "document")
     pair = queries[:, None] * len(pairs.documents) + documents
     return (features @ others.T)[~np.isin(pair, pairs.relevance @ [len(pairs.documents), 1])]
+
+
+def _draw_images(chains: TextChains, name: str) -> Picture:
+    """The first images, each above its best caption and the one that its chain holds."""
+    figure = new_figure(1.7 * _COLUMNS, 2.0 * -(-len(chains.images) // _COLUMNS))
+    grid = figure.subplots(-(-len(chains.images) // _COLUMNS), _COLUMNS, squeeze=False).flatten()
+    told = []
+    for axes in grid:
+        axes.axis("off")
+    for axes, image, one in zip(grid, chains.images, chains.mined, strict=False):
+        answer, negative = max(one.positives, key=lambda passage: passage.score), one.negatives[0]
+        axes.imshow(
+            image.permute(1, 2, 0).numpy(), interpolation="nearest" if max(image.shape) < 200 else "antialiased"
+        )
+        axes.set_title(f"{label(_cut(answer.text), 22)} {answer.score:.2f}", fontsize=FONT - 2, pad=3)
+        held = f"{label(_cut(negative.text), 22)} {negative.score:.2f}"
+        axes.text(0.5, -0.04, held, fontsize=FONT - 2, color=GREY, ha="center", va="top", transform=axes.transAxes)
+        told.append(f"{_cut(answer.text)} {answer.score:.2f}, carried {_cut(negative.text)} {negative.score:.2f}")
+    caption = "Above an image its best caption, below in grey the one that its chain holds, each with their cosine."
+    alt = f"Images with their captions and carried negatives. {'; '.join(told)}."
+    return Picture(name, "Images and captions", caption, alt, render(figure))
 
 
 def _cut(text: str) -> str:

@@ -146,7 +146,7 @@ def _subject(subject: str, queries: str, split: str, s3: S3 | None) -> tuple[Ima
     """The images, and features of the first few where there is a run. Raises DataError where `queries` are of them."""
     folder = None if subject in BUILT_IN else RunFolder(files.at(subject, s3))
     newest = LoadedCheckpoint.newest(folder) if folder is not None and folder.exists() else None
-    if newest is not None and newest.spec.of_texts:
+    if newest is not None and not newest.spec.of_images:
         raise DataError(f"{subject}: is a run over pairs of texts, and images are asked about; give a run over images")
     data = Data(path=subject) if newest is None else newest.spec.data
     if queries in BUILT_IN or (data.path not in BUILT_IN and within(queries, data.path)):

@@ -63,8 +63,8 @@ def check(spec: Spec, train: TrainingSet, model: ModelFiles | None = None) -> li
         return []
     encoder = encoder_for(spec, model.config if model else None)
     remarks = list(encoder.remarks) if isinstance(encoder, ImageEncoder) else []
-    remarks += load_weights(encoder, spec).remarks
-    freeze(encoder, spec.encoder.freeze)
+    remarks += load_weights(encoder.described, spec).remarks
+    freeze(encoder.described, spec.encoder.freeze)
     if spec.encoder.freeze is not None:
         parameters = list(encoder.parameters())
         still = sum(parameter.numel() for parameter in parameters if not parameter.requires_grad)

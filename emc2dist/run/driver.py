@@ -253,13 +253,16 @@ def resolved(spec: Spec) -> Spec:
     path = data.path if remote or data.path in BUILT_IN else paths.absolute(data.path)
     run_dir = spec.run_dir if files.is_remote(spec.run_dir) else paths.absolute(spec.run_dir)
     shuffle = data.shuffle
-    if shuffle == "auto" and data.kind == "images":  # texts lie in memory, and their order is always full
+    if shuffle == "auto" and spec.of_images:  # texts lie in memory, and their order is always full
         shuffle = "block" if remote and data.per_class is None else "full"
     here: dict[str, Any] = {"run_dir": run_dir, "data": data.model_copy(update={"path": path, "shuffle": shuffle})}
     encoder, begin = dict[str, str](), spec.start_from
-    if spec.encoder.backbone.startswith(TRANSFORMERS):
-        folder = paths.absolute(spec.encoder.backbone.removeprefix(TRANSFORMERS))
-        encoder["backbone"] = f"{TRANSFORMERS}{folder}"
+    if spec.text_backbone is not None and spec.text_backbone.startswith(TRANSFORMERS):
+        backbone = f"{TRANSFORMERS}{paths.absolute(spec.text_backbone.removeprefix(TRANSFORMERS))}"
+        if spec.data.kind == "captions":
+            here["text"] = spec.text.model_copy(update={"tower": backbone})
+        else:
+            encoder["backbone"] = backbone
     if spec.encoder.weights is not None and not files.is_remote(spec.encoder.weights):
         encoder["weights"] = paths.absolute(spec.encoder.weights)
     if begin is not None and not files.is_remote(begin):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from emc2dist.run.checkpoints import spec_of
 from emc2dist.run.folder import RunFolder, run_of, step_of
 from emc2dist.run.scratch import temporary
 from emc2dist.terminal import say
-from emc2dist.towers.encoder import Encoder
+from emc2dist.towers.encoder import Encoder, Tower, TwoTowers
 from emc2dist.train import arithmetic, checkpoint
 from emc2dist.train.evaluation import plain_views
 from emc2dist.train.loop import encoder_for
@@ -89,6 +90,12 @@ class LoadedCheckpoint:
         arithmetic.settle(spec, device)
         torch.set_num_threads(min(torch.get_num_threads(), cpus()))  # torch knows nothing of a container's quota
         return cls(place, manifest, spec, encoder.to(device).eval(), device, model=model)
+
+    def tower(self, of: Literal["image", "text"]) -> Tower:
+        """The tower of images or of texts; where the encoder has one, that."""
+        encoder = getattr(self.encoder, of) if isinstance(self.encoder, TwoTowers) else self.encoder
+        assert isinstance(encoder, Tower)
+        return encoder
 
     def on_other_images(self, data: Data, images: Images) -> list[str]:
         """A remark on training images, opened as `data` says, that are not those of the run."""

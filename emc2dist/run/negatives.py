@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from emc2dist import files
 from emc2dist.config import S3
 from emc2dist.core.contrast import contrast_for
-from emc2dist.data.texts.pairs import Pairs
+from emc2dist.data.texts.pairs import Pairs, Texts
 from emc2dist.errors import RunError, SpecError
 from emc2dist.run.folder import RunFolder, refuse_runs_own
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.scratch import temporary
-from emc2dist.run.texts import TextEncoding, training_set, where
+from emc2dist.run.texts import Encoding, training_set, where
 from emc2dist.terminal import Progress, say
 
 MOST_PER_QUERY = 100
@@ -107,12 +107,12 @@ class Mined(NamedTuple):
     negatives: list[Passage]
 
 
-def mined(pairs: Pairs, held: Held, encoding: TextEncoding) -> Iterator[Mined]:
+def mined(pairs: Pairs, held: Held, encoding: Encoding) -> Iterator[Mined]:
     """Each query of which something is held, in order, scored by the encoder. Memory is that of 4,096 queries."""
     queries = np.unique(held.query)
     for asked in np.split(queries, range(_QUERIES, len(queries), _QUERIES)):
-        texts, ids = pairs.queries.get(asked), pairs.queries.ids(asked)
-        features = encoding.features(texts, "query")
+        texts, ids = told_queries(pairs, asked)
+        features = encoding.of_rows(pairs.queries, asked)
         answers = pairs.relevance[np.isin(pairs.relevance[:, 0], asked)]
         chosen = held.of_queries(asked)
         others = np.stack([chosen.query, chosen.document], axis=1)
@@ -121,9 +121,17 @@ def mined(pairs: Pairs, held: Held, encoding: TextEncoding) -> Iterator[Mined]:
         yield from map(Mined, ids, texts, positives, negatives)
 
 
+def told_queries(pairs: Pairs, rows: NDArray[np.int64]) -> tuple[list[str], list[str]]:
+    """The texts and the ids of queries by their rows; of an image both are its number."""
+    if isinstance(pairs.queries, Texts):
+        return pairs.queries.get(rows), pairs.queries.ids(rows)
+    named = [f"image {row}" for row in rows]
+    return named, named
+
+
 def _passages(
     rows: NDArray[np.int64], ages: Sequence[int | None], asked: NDArray[np.int64], features: NDArray[np.float32],
-    pairs: Pairs, encoding: TextEncoding,
+    pairs: Pairs, encoding: Encoding,
 ) -> list[list[Passage]]:  # fmt: skip
     """Passages of each query of `asked` [Q], whose features are [Q, D]; of rows [M, 2] of a query and a document."""
     documents, place = np.unique(rows[:, 1], return_inverse=True)
@@ -227,7 +235,7 @@ def negatives(
     above = 0
     with temporary("emc2-negatives-") as scratch, closing(Progress(found, unit="query")) as progress:
         with files.explained(scratch), (Path(scratch) / "negatives.jsonl").open("w", encoding="utf-8") as file:
-            for one in mined(pairs, held, TextEncoding.of(newest)):
+            for one in mined(pairs, held, Encoding.of(newest)):
                 file.writelines(f"{json.dumps(record)}\n" for record in FORMATS[form](one))
                 best = max(positive.score for positive in one.positives)
                 score += sum(negative.score for negative in one.negatives)

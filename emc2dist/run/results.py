@@ -10,12 +10,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from emc2dist import files
-from emc2dist.config import S3, Data, dump, given_keys, parse
+from emc2dist.config import S3, Data, Spec, dump, given_keys, parse
 from emc2dist.config.backbones import TIMM
 from emc2dist.data.images import Images, open_images, open_labelled
 from emc2dist.errors import NonFiniteError, SpecError
 from emc2dist.files import Place
 from emc2dist.run import text_models
+from emc2dist.run.captions import evaluate_captions
 from emc2dist.run.folder import refuse_runs_own, run_of
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.texts import evaluate_pairs
@@ -35,6 +36,7 @@ _HEEDED = (
     "eval.neighbours",
 )
 _HEEDED_OF_PAIRS = ("data.path", "data.limit", "eval.asked")
+_HEEDED_OF_CAPTIONS = (*_HEEDED_OF_PAIRS, "eval.prompts")
 
 
 FORMATS = ("safetensors", "sentence-transformers")
@@ -49,7 +51,8 @@ _USE = (
 def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = None) -> dict[str, Any]:
     """All measures (`emc2dist.train.measures`) of a checkpoint, a run's newest, on all images of the run's data.
 
-    Of the representation, and of the feature, by these names. Of a run over pairs, `evaluate_pairs`.
+    Of the representation, and of the feature, by these names. Of a run over pairs, `evaluate_pairs`, and over
+    images with captions, `evaluate_captions`.
 
     `overrides` are KEY=VALUE, of the run's spec: `data.path=PATH` where the data have moved. What `s3` was given goes
     before what the run's spec says, for the run folder and for the data.
@@ -60,12 +63,12 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
         NonFiniteError: the run has diverged.
     """
     newest = LoadedCheckpoint.at(run, s3)
-    of_pairs = newest.spec.of_texts
     spec = parse(dump(newest.spec), overrides, source=str(newest.place)) if overrides else newest.spec
-    _refuse_unheeded(overrides, of_pairs)
+    _refuse_unheeded(overrides, spec)
     s3 = spec.s3.overridden(s3)
-    if of_pairs:
-        return evaluate_pairs(newest, spec.model_copy(update={"s3": s3}))
+    if spec.of_texts:
+        measured = evaluate_captions if spec.of_images else evaluate_pairs
+        return measured(newest, spec.model_copy(update={"s3": s3}))
     train = open_images(spec.data, "train", s3)
     assert train is not None, "open_images raises where there are no training images"
     evaluation = Evaluation(spec, open_labelled(spec.data, spec.eval, train, s3), whole=True)
@@ -90,10 +93,14 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, s3: S3 | None = 
     }
 
 
-def _refuse_unheeded(overrides: Sequence[str], of_pairs: bool) -> None:
+def _refuse_unheeded(overrides: Sequence[str], spec: Spec) -> None:
     """Raise SpecError where an override would be read by nobody here."""
-    heeded = _HEEDED_OF_PAIRS if of_pairs else _HEEDED
-    what = "all queries are asked among all documents" if of_pairs else "all labelled images vote and are asked about"
+    heeded: tuple[str, ...] = _HEEDED
+    what = "all labelled images vote and are asked about"
+    if spec.of_texts:
+        heeded, what = _HEEDED_OF_PAIRS, "all queries are asked among all documents"
+    if spec.data.kind == "captions":
+        heeded, what = _HEEDED_OF_CAPTIONS, "all images and captions of a split are asked for each other"
     for key in given_keys(overrides):
         if key not in heeded and not key.startswith("s3."):
             raise SpecError(
@@ -111,6 +118,7 @@ def _on_limit(own: Data, train: Images, data: Data) -> list[str]:
 
 def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 | None = None) -> dict[str, Any]:
     """Write a checkpoint's backbone as safetensors; or, of a run over pairs, the whole encoder as a folder.
+    Of images with captions the file holds both towers, with their projectors.
 
     Args:
         run: a run folder, whose newest checkpoint it is, or one of its checkpoints.
@@ -129,9 +137,9 @@ def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 |
         SpecError: `out` is named as a file of another format, or the format is of other runs.
     """
     folder, _ = run_of(run, s3)
-    place, of_pairs = files.at(out, s3), folder.spec().of_texts
+    place, of_texts = files.at(out, s3), folder.spec().of_texts
     refuse_runs_own(out)
-    if form == FORMATS[1] and not of_pairs:
+    if form == FORMATS[1] and folder.spec().of_images:
         raise SpecError(f"{run}: is over images; --format {form} is of texts, leave it out")
     if form == FORMATS[1]:
         text_models.refuse_other_backbones(folder.spec(), run)
@@ -144,27 +152,34 @@ def export(run: str | Path, out: str | Path, *, form: str = FORMATS[0], s3: S3 |
     place.entry() if place.remote else files.writable(out)  # before anything is read
     newest = LoadedCheckpoint.at(run, s3)
     spec = newest.spec
-    if of_pairs:
-        return _exported(newest, place, text_models.write_file(newest, str(out), spec.s3.overridden(s3)))
-    assert isinstance(newest.encoder, ImageEncoder)
-    told: dict[str, Any] = {
-        "backbone": spec.encoder.backbone,
-        "head": _head_of(newest.encoder, spec.encoder.backbone),
-        "stem": spec.encoder.stem,
-        "norm": spec.encoder.norm,
-        "width": newest.encoder.width,
-        "size": spec.views.size,
-        "mean": _from_0_to_1(newest.encoder.mean),
-        "std": _from_0_to_1(newest.encoder.std),
-    }
+    told = _told(newest) if spec.of_images else {}
+    if of_texts:
+        write = text_models.write_towers if spec.of_images else text_models.write_file
+        return _exported(newest, place, write(newest, str(out), spec.s3.overridden(s3), told))
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(newest.encoder).items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(newest.tower("image")).items()}
     place.write(save(tensors, metadata))
     remarks = not_its_own(spec.encoder, spec.views.size)
     for remark in remarks:
         say(remark)
     say(_USE)
     return _exported(newest, place, told | {"remarks": remarks})
+
+
+def _told(newest: LoadedCheckpoint) -> dict[str, Any]:
+    """What a backbone of images is built of, and what images it takes."""
+    spec, tower = newest.spec, newest.tower("image")
+    assert isinstance(tower, ImageEncoder)
+    return {
+        "backbone": spec.encoder.backbone,
+        "head": _head_of(tower, spec.encoder.backbone),
+        "stem": spec.encoder.stem,
+        "norm": spec.encoder.norm,
+        "width": tower.width,
+        "size": spec.views.size,
+        "mean": _from_0_to_1(tower.mean),
+        "std": _from_0_to_1(tower.std),
+    }
 
 
 def _head_of(encoder: ImageEncoder, backbone: str) -> str:

@@ -23,7 +23,7 @@ from emc2dist.evaluate.bm25 import words
 from emc2dist.evaluate.similarity import cosines, spearman
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
-from emc2dist.run.texts import TextEncoding
+from emc2dist.run.texts import Encoding
 from emc2dist.terminal import say
 
 _COLUMNS = ("sentence1", "sentence2", "score")
@@ -57,7 +57,7 @@ def evaluate_similarity(
         raise RunError(f"{run}: is over images, and encodes no sentences; give a run with data.kind: pairs or texts")
     pairs = _pairs_of(files.local(source), split)
     newest = LoadedCheckpoint.newest(folder)
-    encoding, found, tasks = TextEncoding.of(newest), list[Any](), list[str]()
+    encoding, found, tasks = Encoding.of(newest), list[Any](), list[str]()
     while some := list(islice(pairs, _AT_ONCE)):
         one, other, scores, of_task = zip(*some, strict=True)
         features = (torch.from_numpy(encoding.features(texts, side)) for texts in (one, other))

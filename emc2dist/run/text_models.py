@@ -36,6 +36,13 @@ _USE = (
 )
 
 
+_USE_OF_TOWERS = (
+    "images for it: RGB from 0 to 1, less `mean`, by `std`; texts: prompt and text by the tokenizer beside it, each "
+    "the tokenizer's number + 1, 0 for padding; emc2dist.towers.encoder.TwoTowers reads its tensors, and a feature is "
+    "projector(backbone(...)) brought to unit length"
+)
+
+
 def refuse_other_backbones(spec: Spec, run: object) -> None:
     """Raise SpecError where sentence-transformers has no module for a run's backbone."""
     if not spec.encoder.backbone.startswith(TRANSFORMERS):
@@ -54,7 +61,7 @@ def write_folder(newest: LoadedCheckpoint, folder: Place) -> dict[str, Any]:
     files.refuse_file(folder)
     if folder.entries() or folder.folders():
         raise StorageError(f"{folder}: is not empty; name a new folder")
-    spec, encoder = newest.spec, newest.encoder
+    spec, encoder = newest.spec, newest.tower("text")
     text = spec.text
     with temporary("emc2-export-") as scratch, files.explained(scratch):
         draft = Path(scratch)
@@ -91,12 +98,38 @@ def write_folder(newest: LoadedCheckpoint, folder: Place) -> dict[str, Any]:
     return {"modules": kinds, "max_seq_length": length, "prompts": prompts, "remarks": remarks}
 
 
-def write_file(newest: LoadedCheckpoint, out: str, s3: S3) -> dict[str, Any]:
+def write_file(newest: LoadedCheckpoint, out: str, s3: S3, images: dict[str, Any]) -> dict[str, Any]:
     """Write the backbone's tensors as safetensors at `out`, the tokenizer beside it; what metadata tell, and remarks.
+
+    `images` is empty, for there are none.
 
     Raises:
         StorageError: one cannot be written, or another tokenizer is there.
     """
+    tower = newest.tower("text")
+    told = _told(newest.spec, tower.width) | images
+    return _with_tokenizer(newest, out, s3, told, backbone_state_dict(tower), _USE)
+
+
+def write_towers(newest: LoadedCheckpoint, out: str, s3: S3, images: dict[str, Any]) -> dict[str, Any]:
+    """Write both towers of images and captions, their projectors too, as `write_file` does.
+
+    Names of tensors begin with `image.` or `text.`; `images` tells of those that the first takes.
+    """
+    encoder, spec = newest.encoder, newest.spec
+    told: dict[str, Any] = {
+        "features": encoder.features,
+        "hidden": spec.encoder.hidden,
+        "image": images,
+        "text": _told(spec, newest.tower("text").width),
+    }
+    tensors = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith("learnt.")}
+    return _with_tokenizer(newest, out, s3, told, tensors, _USE_OF_TOWERS)
+
+
+def _with_tokenizer(
+    newest: LoadedCheckpoint, out: str, s3: S3, told: dict[str, Any], state: dict[str, Tensor], use: str
+) -> dict[str, Any]:
     assert newest.model is not None
     place = files.at(out, s3)
     head, slash, _ = out.rpartition("/")
@@ -105,9 +138,8 @@ def write_file(newest: LoadedCheckpoint, out: str, s3: S3) -> dict[str, Any]:
     there = beside.entry()
     if there is not None and beside.read() != tokenizer:
         raise StorageError(f"{beside}: is another tokenizer; name a file in another folder")
-    told = _told(newest.spec, newest.encoder.width)
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in backbone_state_dict(newest.encoder).items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
     beside.write(tokenizer)
     try:
         place.write(save(tensors, metadata))
@@ -115,22 +147,23 @@ def write_file(newest: LoadedCheckpoint, out: str, s3: S3) -> dict[str, Any]:
         if there is None:
             beside.remove()
         raise
-    say(_USE)
+    say(use)
     return {"tokenizer": str(beside), **told, "remarks": []}
 
 
 def _told(spec: Spec, width: int) -> dict[str, Any]:
     """What a backbone is built of, and what texts it takes."""
-    backbone, text = spec.encoder.backbone, spec.text
-    told = {
+    backbone, text = spec.text_backbone, spec.text
+    assert backbone is not None, "there are texts"
+    told: dict[str, Any] = {
         "backbone": backbone,
         "width": width,
         "pooling": "mean" if backbone == "bag" else text.pooling,
-        "query_length": text.query_length,
         "document_length": text.document_length,
-        "query_prompt": text.query_prompt,
         "document_prompt": text.document_prompt,
     }
+    if not spec.of_images:
+        told |= {"query_length": text.query_length, "query_prompt": text.query_prompt}
     own = {"bag": {"vocabulary"}, "mini": {"vocabulary", "layers", "heads"}}
     return told | text.model_dump(include=own.get(backbone, set()))
 

@@ -1,10 +1,11 @@
-"""A run over pairs of texts, opened: how well its queries find their documents, and what makes tokens for its encoder.
+"""A run over pairs, of texts or of images with captions, opened: what makes features of either side by its encoder, and
+how well queries find their documents.
 
 The run keeps its tokenizer, so any texts can be read. What its chains hold are texts of the set that it was trained on:
 that has to be found, where the run had it or at `data.path`, and hold what it held.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -14,42 +15,56 @@ import torch
 from numpy.typing import NDArray
 
 from emc2dist.config import S3, Spec, dump, given_keys, parse
-from emc2dist.data.texts.pairs import Pairs, open_pairs
-from emc2dist.data.texts.tokenizer import TokenView
+from emc2dist.data.images import Images
+from emc2dist.data.texts.pairs import Pairs, Texts
 from emc2dist.errors import DataError, NonFiniteError, SpecError, StorageError, StorageUnreachable
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.terminal import Progress, say
-from emc2dist.train.retrieval import RetrievalEvaluation, asked_of
-from emc2dist.train.sets import open_training_set, token_views
+from emc2dist.towers.encoder import Encoder
+from emc2dist.train.retrieval import PlainViews, RetrievalEvaluation, asked_of
+from emc2dist.train.sets import open_training_set, plain_views
 
-_CHUNK = 256  # texts encoded at once
+_CHUNK = 256  # texts or images encoded at once
 
 
 @dataclass(frozen=True)
-class TextEncoding:
-    """Texts as features of a run's newest encoder, which a view per side reads."""
+class Encoding:
+    """Texts, and images that have captions, as features of an encoder."""
 
     newest: LoadedCheckpoint
-    views: dict[str, TokenView]
-    """By side: `query`, `document`."""
+    encoder: Encoder
+    """In evaluation mode, on the checkpoint's device."""
+    views: Mapping[str, PlainViews]
+    """What makes views of each side, `query` and `document`."""
 
     @classmethod
-    def of(cls, newest: LoadedCheckpoint) -> "TextEncoding":
-        """That of a checkpoint, by the tokenizer that its run keeps."""
-        return cls(newest, token_views(newest.spec, newest.model))
+    def of(cls, newest: LoadedCheckpoint, encoder: Encoder | None = None) -> "Encoding":
+        """By a checkpoint's encoder, or another of its spec, and the tokenizer that its run keeps."""
+        return cls(newest, encoder or newest.encoder, plain_views(newest.spec, newest.model))
+
+    def of_rows(self, queries: Texts | Images, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Unit-norm features [n, D] of queries by their rows [n], of which a few are held at once.
+
+        Raises as `features`.
+        """
+        parts = [np.empty((0, self.encoder.features), np.float32)]
+        parts += [
+            self.features(queries.get(some), "query") for some in np.split(rows, range(_CHUNK, len(rows), _CHUNK))
+        ]
+        return np.concatenate(parts)
 
     @torch.no_grad()
-    def features(self, texts: Sequence[str], side: str) -> NDArray[np.float32]:
-        """Unit-norm features [n, D] of n texts of a side.
+    def features(self, texts: Sequence[Any], side: str) -> NDArray[np.float32]:
+        """Unit-norm features [n, D] of n texts, or images uint8 [3, H, W] each, of a side.
 
         Raises:
             NonFiniteError: one is NaN or infinite.
         """
-        found = np.empty((len(texts), self.newest.encoder.features), np.float32)
+        found = np.empty((len(texts), self.encoder.features), np.float32)
         for first in range(0, len(texts), _CHUNK):
             some = texts[first : first + _CHUNK]
-            tokens = self.views[side].tokens(some)
-            found[first : first + _CHUNK] = self.newest.encoder(tokens.to(self.newest.device)).float().cpu()
+            views = self.views[side](some)
+            found[first : first + _CHUNK] = self.encoder(views.to(self.newest.device)).float().cpu()
         if not np.isfinite(found).all():
             raise NonFiniteError(f"{self.newest.place}: its encoder's features are not finite; the run has diverged")
         return found
@@ -73,13 +88,14 @@ def training_set(newest: LoadedCheckpoint, path: str, s3: S3) -> Pairs:
     problems = []
     for place in dict.fromkeys((newest.spec.data.path, path)):
         try:
-            pairs = open_pairs(newest.spec.data.model_copy(update={"path": place}), "train", s3)
+            data = newest.spec.data.model_copy(update={"path": place})
+            pairs = open_training_set(newest.spec.model_copy(update={"data": data, "s3": s3}))
         except StorageUnreachable:
             raise
         except (DataError, StorageError) as error:
             problems.append(str(error))
             continue
-        assert pairs is not None, "open_pairs raises where there is nothing to train on"
+        assert isinstance(pairs, Pairs), "the run is over pairs"
         change = newest.manifest.change(pairs)
         if change is None:
             return pairs
@@ -101,8 +117,8 @@ def evaluate_pairs(newest: LoadedCheckpoint, spec: Spec) -> dict[str, Any]:
         raise DataError(
             f"{spec.data.path}: no query is of split test or validation; name the split that is asked: eval.asked=train"
         )
-    evaluation = RetrievalEvaluation(spec, pairs, TextEncoding.of(newest).views, whole=True)
-    remarks = [*_on_another_set(newest, spec), *pairs.remarks]
+    evaluation = RetrievalEvaluation(spec, pairs, plain_views(newest.spec, newest.model), whole=True)
+    remarks = [*on_another_set(newest, spec), *pairs.remarks]
     for remark in remarks:
         say(remark)
     with closing(Progress(evaluation.texts, unit="text")) as progress:
@@ -120,7 +136,7 @@ def evaluate_pairs(newest: LoadedCheckpoint, spec: Spec) -> dict[str, Any]:
     }
 
 
-def _on_another_set(newest: LoadedCheckpoint, spec: Spec) -> list[str]:
+def on_another_set(newest: LoadedCheckpoint, spec: Spec) -> list[str]:
     """A remark where the set of `spec` is not the one that the run was trained on."""
     own = newest.spec.data.model_copy(update={"path": spec.data.path})
     try:

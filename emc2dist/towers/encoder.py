@@ -4,6 +4,7 @@
     int32 [n, L] ---------------------> backbone ...
 
 Backbones of images, and what the policies of their normalisation are, are in `emc2dist.towers.images`.
+Images with captions have a tower each, `TwoTowers`, whose features are of one width.
 """
 
 from abc import ABC, abstractmethod
@@ -26,13 +27,37 @@ from emc2dist.towers.images import NATIVE_SIZE, image_backbone
 
 
 class Encoder(nn.Module, ABC):
-    """Backbone and projector, as `emc2dist.config.Encoder` describes them.
+    """What makes features of views.
 
-    Follows the dtype of its parameters: after `.double()` features are float64. `width` is R, `features` is D.
+    Follows the dtype of its parameters: after `.double()` features are float64.
     """
 
+    features: int
+    """D."""
     learnt: nn.Module | None
     """What the objective learns with it, which only that reads; None: nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.learnt = None
+
+    @property
+    @abstractmethod
+    def described(self) -> "Tower":
+        """The tower that the keys of `encoder` are of: that of images, where there are two."""
+
+    @abstractmethod
+    def representation(self, views: Tensor) -> Tensor:
+        """Backbone output [n, R] of views [n, ...]; what kNN and the linear probe use."""
+
+    @abstractmethod
+    def forward(self, views: Tensor) -> Tensor:
+        """Unit-norm features [n, D] of views [n, ...]; float32 or wider, also under autocast."""
+
+
+class Tower(Encoder):
+    """Backbone and projector, as `emc2dist.config.Encoder` describes them. `width` is R, `features` is D."""
+
     still: list[nn.Module]
     """Layers that stay in evaluation mode, as frozen BatchNorms do (`emc2dist.towers.stages.freeze`)."""
 
@@ -46,24 +71,23 @@ class Encoder(nn.Module, ABC):
             )
         self.backbone, self.width, self.features = backbone, width, config.features
         self.projector = _projector(width, config) if config.projector else nn.Identity()
-        self.learnt = None
         self.still = []
 
     @override
-    def train(self, mode: bool = True) -> "Encoder":
+    def train(self, mode: bool = True) -> "Tower":
         """Set the mode, but of layers that stay in evaluation mode."""
         super().train(mode)
         for layer in self.still:
             layer.eval()
         return self
 
-    @abstractmethod
-    def representation(self, views: Tensor) -> Tensor:
-        """Backbone output [n, R] of views [n, ...]; what kNN and the linear probe use."""
+    @property
+    @override
+    def described(self) -> "Tower":
+        return self
 
     @override
     def forward(self, views: Tensor) -> Tensor:
-        """Unit-norm features [n, D] of views [n, ...]; float32 or wider, also under autocast."""
         return self.feature(self.representation(views))
 
     def feature(self, representation: Tensor) -> Tensor:
@@ -85,7 +109,7 @@ def layout(config: EncoderConfig, precision: Precision, device: torch.device) ->
     return torch.contiguous_format if by_torch else torch.channels_last
 
 
-class ImageEncoder(Encoder):
+class ImageEncoder(Tower):
     """The encoder of images uint8 [n, 3, H, W]."""
 
     mean: Tensor
@@ -112,7 +136,7 @@ class ImageEncoder(Encoder):
         return self.backbone((views - self.mean) / self.std)
 
 
-class TextEncoder(Encoder):
+class TextEncoder(Tower):
     """The encoder of texts, tokens int32 [n, L] of 0 for padding and t for the tokenizer's token t - 1."""
 
     remarks: Sequence[str]
@@ -130,6 +154,37 @@ class TextEncoder(Encoder):
     @override
     def representation(self, views: Tensor) -> Tensor:
         return self.backbone(views)
+
+
+class TwoTowers(Encoder):
+    """The encoder of images and of their captions, which `text.tower` describes and `text`; what a view is tells whose.
+
+    `config` is that of the images' tower; the captions' has a projector like its, of its own.
+    """
+
+    def __init__(self, config: EncoderConfig, text: Text, size: int, described: str | None = None) -> None:
+        """Begin; images are of `size` pixels, `described` and what is raised as of `TextEncoder`, with `text.tower` in
+        the backbone's stead.
+        """
+        super().__init__()
+        self.image, self.features = ImageEncoder(config, size), config.features
+        self.text = TextEncoder(config.model_copy(update={"backbone": text.tower}), text, described)
+
+    @property
+    @override
+    def described(self) -> Tower:
+        return self.image
+
+    @override
+    def representation(self, views: Tensor) -> Tensor:
+        return self._tower(views).representation(views)
+
+    @override
+    def forward(self, views: Tensor) -> Tensor:
+        return self._tower(views)(views)
+
+    def _tower(self, views: Tensor) -> Tower:
+        return self.image if views.dtype == torch.uint8 else self.text
 
 
 @contextmanager

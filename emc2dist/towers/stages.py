@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from emc2dist.errors import SpecError
-from emc2dist.towers.encoder import Encoder
+from emc2dist.towers.encoder import Encoder, Tower
 
 
 def stages_of(backbone: nn.Module) -> dict[str, int]:
@@ -29,9 +29,9 @@ def stages_of(backbone: nn.Module) -> dict[str, int]:
 
 def depths(encoder: Encoder) -> dict[str, int]:
     """The stage of each of the encoder's parameters, by name; the top is also what is beside the backbone."""
-    of_backbone = {f"backbone.{name}": stage for name, stage in stages_of(encoder.backbone).items()}
-    top = count(encoder.backbone) + 1
-    return {name: of_backbone.get(name, top) for name, _ in encoder.named_parameters()}
+    backbone = encoder.described.backbone
+    stages = {id(parameter): stages_of(backbone)[name] for name, parameter in backbone.named_parameters()}
+    return {name: stages.get(id(one), count(backbone) + 1) for name, one in encoder.named_parameters()}
 
 
 def count(backbone: nn.Module) -> int:
@@ -39,7 +39,7 @@ def count(backbone: nn.Module) -> int:
     return len(set(_parts(backbone).values()) - {""})
 
 
-def freeze(encoder: Encoder, first: int | str | None) -> None:
+def freeze(tower: Tower, first: int | str | None) -> None:
     """Leave the backbone's first stages, or all of it (`backbone`), as they are from now on; None: nothing.
 
     Their BatchNorms keep to their running statistics, so that nothing frozen depends on a batch.
@@ -49,22 +49,22 @@ def freeze(encoder: Encoder, first: int | str | None) -> None:
     """
     if first is None:
         return
-    stages = stages_of(encoder.backbone)
-    there = sorted({stage for stage in stages.values() if stage <= count(encoder.backbone)})  # there may be no stem
+    stages = stages_of(tower.backbone)
+    there = sorted({stage for stage in stages.values() if stage <= count(tower.backbone)})  # there may be no stem
     if isinstance(first, int) and first > len(there):
         raise SpecError(
             f"encoder.freeze: {first}, but the backbone has {len(there)} stages; give at most that, or backbone for all"
         )
     frozen = {name for name, stage in stages.items() if first == "backbone" or stage in there[: int(first)]}
-    for name, parameter in encoder.backbone.named_parameters():
+    for name, parameter in tower.backbone.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)
-    encoder.still = [
+    tower.still = [
         layer
-        for layer in encoder.backbone.modules()
+        for layer in tower.backbone.modules()
         if isinstance(layer, _BatchNorm) and not any(parameter.requires_grad for parameter in layer.parameters())
     ]
-    encoder.train(encoder.training)
+    tower.train(tower.training)
 
 
 def _parts(backbone: nn.Module) -> dict[str, str]:

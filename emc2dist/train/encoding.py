@@ -26,12 +26,12 @@ class _Due:
     images: Tensor
     features: Tensor
 
-    def backward(self, chunk: slice) -> None:
-        """Encode a chunk, and take its features' gradient on to the parameters."""
+    def again(self, chunk: slice) -> tuple[Tensor, Tensor]:
+        """A chunk's features, encoded with a graph, and the loss's gradient by them."""
         gradient = self.features.grad
         if gradient is None:  # nothing was contrasted with them
             gradient = torch.zeros_like(self.features)
-        self.encode(self.images[chunk]).backward(gradient[chunk])
+        return self.encode(self.images[chunk]), gradient[chunk]
 
 
 class Encoding:
@@ -72,13 +72,18 @@ class Encoding:
     def _backward(self, loss: Tensor) -> None:
         loss.backward()
         due, self._due = self._due, []
-        # The batch last: its last chunk's backward reduces the gradients of all.
-        parts = [(one, chunk) for one in reversed(due) for chunk in self._chunks(one.images)]
-        for one, chunk in parts[:-1]:
-            with collectives.without_sync(self._model):
-                one.backward(chunk)
-        for one, chunk in parts[-1:]:
-            one.backward(chunk)
+        last = []
+        with collectives.without_sync(self._model):
+            for one in due:
+                chunks = self._chunks(one.images)
+                if one.encode == self._encode:
+                    last.append((one, chunks.pop()))
+                for chunk in chunks:
+                    torch.autograd.backward(*one.again(chunk))
+        if last:
+            # A chunk of each side of the batch, together: the backward that reduces has to reach all towers.
+            features, gradients = zip(*(one.again(chunk) for one, chunk in last), strict=True)
+            torch.autograd.backward(features, gradients)
 
     def _features(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         if self._chunk is None:

@@ -21,7 +21,7 @@ from emc2dist.data.sampler import Order
 from emc2dist.errors import RunError, SpecError
 from emc2dist.metrics import Recorder, Row
 from emc2dist.store import ChainStore, nbytes
-from emc2dist.towers.encoder import Encoder, ImageEncoder, TextEncoder, layout
+from emc2dist.towers.encoder import Encoder, ImageEncoder, TextEncoder, TwoTowers, layout
 from emc2dist.towers.momentum import follower_of
 from emc2dist.towers.optim import build_optimiser
 from emc2dist.towers.stages import depths, freeze
@@ -147,10 +147,12 @@ def encoder_for(spec: Spec, described: str | None = None) -> Encoder:
     `described` is the config.json of a model of transformers, where its weights are to come from a checkpoint.
     """
     encoder: Encoder
-    if spec.of_texts:
-        encoder = TextEncoder(spec.encoder, spec.text, described)
-    else:
+    if spec.data.kind == "images":
         encoder = ImageEncoder(spec.encoder, spec.views.size)
+    elif spec.of_images:
+        encoder = TwoTowers(spec.encoder, spec.text, spec.views.size, described)
+    else:
+        encoder = TextEncoder(spec.encoder, spec.text, described)
     encoder.learnt = contrast_for(spec).objective.learns(spec.encoder.features)
     return encoder.double() if spec.precision == "float64" else encoder
 
@@ -167,8 +169,8 @@ def initial_encoder(spec: Spec, device: torch.device, described: str | None = No
     torch.manual_seed(spec.seed)
     encoder = encoder_for(spec, described)
     if weights:
-        load_weights(encoder, spec)
-    freeze(encoder, spec.encoder.freeze)
+        load_weights(encoder.described, spec)
+    freeze(encoder.described, spec.encoder.freeze)
     return encoder.to(device).to(memory_format=layout(spec.encoder, spec.precision, device))  # type: ignore[call-overload]
 
 
@@ -186,7 +188,7 @@ class _Loop:
         described = self.model.config if self.model and resume else None
         self.encoder = initial_encoder(spec, device, described, weights=False)
         if resume is None and spec.encoder.weights is not None:
-            self.began["encoder.weights"] = load_weights(self.encoder, spec).sha256
+            self.began["encoder.weights"] = load_weights(self.encoder.described, spec).sha256
         self.optimiser = build_optimiser(self.encoder, spec.optimiser, spec.lr, depths(self.encoder))
         self.follower = None if spec.encoder.momentum is None else follower_of(self.encoder)
         self.generation = collectives.broadcast_text(uuid4().hex)

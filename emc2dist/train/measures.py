@@ -16,7 +16,7 @@ from emc2dist.evaluate.accuracy import accuracy, per_class
 from emc2dist.evaluate.few_shot import few_shot
 from emc2dist.evaluate.triplets import triplet_accuracy
 from emc2dist.evaluate.zero_shot import zero_shot
-from emc2dist.towers.encoder import Encoder
+from emc2dist.towers.encoder import Encoder, Tower
 from emc2dist.train.evaluation import Evaluation
 
 MOST_IN_PAIRS = 2_048
@@ -57,6 +57,7 @@ def all_measures(
 @torch.no_grad()
 def _features_of(encoder: Encoder, *representations: Tensor) -> list[Tensor]:
     """Unit-norm features [..., D], float32, of representations [..., R] on the encoder's device."""
+    assert isinstance(encoder, Tower)
     dtype, was_training = next(encoder.parameters()).dtype, encoder.training
     encoder.eval()
     flat = (one.flatten(0, -2).to(dtype) for one in representations)

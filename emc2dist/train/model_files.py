@@ -41,11 +41,12 @@ class ModelFiles:
             SpecError, RunError: the folder, or what is kept, lacks one, or the folder's tokenizer has tokens that its
                 model has no embeddings of. DataError, StorageError: the set lacks one.
         """
-        if not spec.of_texts:
+        backbone = spec.text_backbone
+        if backbone is None:
             return None
-        if not spec.encoder.backbone.startswith(TRANSFORMERS):
+        if not backbone.startswith(TRANSFORMERS):
             return cls(spec.data.path, {TOKENIZER: load_tokenizer(spec.data, spec.s3).encode()})
-        folder = files.local(spec.encoder.backbone.removeprefix(TRANSFORMERS))
+        folder = files.local(backbone.removeprefix(TRANSFORMERS))
         if kept is not None and not folder.exists() and kept.entries():
             return cls.kept(kept)
         from emc2dist.towers.text import pretrained_files, pretrained_vocabulary

@@ -1,7 +1,9 @@
-"""What a run is trained on and judged by, by `data.kind`: images, pairs of texts, or texts.
+"""What a run is trained on and judged by, by `data.kind`: images, images with captions, pairs of texts, or texts.
 
-images   a sample is an image, an anchor a view of it; kNN tells how good the encoder is
-pairs    a sample is a query with one of its documents; how well queries find theirs tells it
+images     a sample is an image, an anchor a view of it; kNN tells how good the encoder is
+captions   a sample is an image with one of its captions; how well they find each other tells it
+pairs      a sample is a query with one of its documents; how well queries find theirs tells it
+texts      a sample is a document, an anchor a view of it; the queries tell it as of pairs
 """
 
 from collections.abc import Callable
@@ -17,20 +19,22 @@ from emc2dist.config.sections import TRANSFORMERS
 from emc2dist.core.batch import judged_pairs
 from emc2dist.core.contrast import columns_for, contrast_for
 from emc2dist.core.objectives.debcse import LENGTH, WORDS
+from emc2dist.data.captions import open_captions
 from emc2dist.data.images import Images, known_of_each, open_images, open_labelled
 from emc2dist.data.sampler import EpochOrder, Order, PairOrder
 from emc2dist.data.texts.documents import Documents, open_documents
 from emc2dist.data.texts.guide import open_guide
 from emc2dist.data.texts.loader import TextLoader
-from emc2dist.data.texts.manifest import vocabulary_of
+from emc2dist.data.texts.manifest import pairs_manifest_at
 from emc2dist.data.texts.pairs import Pairs, open_pairs
 from emc2dist.data.texts.tokenizer import TokenView
 from emc2dist.errors import DataError, SpecError
 from emc2dist.metrics import Row
 from emc2dist.towers.encoder import Encoder
+from emc2dist.towers.views import PlainView
 from emc2dist.train.evaluation import Evaluation
 from emc2dist.train.model_files import ModelFiles
-from emc2dist.train.retrieval import RetrievalEvaluation
+from emc2dist.train.retrieval import PlainViews, RetrievalEvaluation
 from emc2dist.train.step import Loader
 from emc2dist.train.surface import surface_of
 from emc2dist.train.texts import RandomTokens
@@ -62,9 +66,9 @@ def settled(spec: Spec) -> Spec:
         SpecError: `text.vocabulary` is less than the set's, or the set's takes too much room. Else as
             `open_training_set`.
     """
-    if not spec.of_texts or spec.encoder.backbone.startswith(TRANSFORMERS):
+    if spec.text_backbone is None or spec.text_backbone.startswith(TRANSFORMERS):
         return spec
-    given, tokens = spec.text.vocabulary, vocabulary_of(spec.data.path, spec.s3)
+    given, tokens = spec.text.vocabulary, pairs_manifest_at(spec.data, spec.s3)[1].vocabulary
     if given is not None and given < tokens:
         raise SpecError(
             f"text.vocabulary: {given:,} is less than the {tokens:,} tokens of {spec.data.path}; leave it out"
@@ -81,6 +85,8 @@ def open_training_set(spec: Spec) -> TrainingSet:
     opened: TrainingSet | None
     if spec.data.kind == "pairs":
         opened = open_pairs(spec.data, "train", spec.s3)
+    elif spec.data.kind == "captions":
+        opened = open_captions(spec.data, "train", spec.s3)
     elif spec.data.kind == "texts":
         opened = open_documents(spec.data, spec.s3)
     else:
@@ -95,7 +101,7 @@ def judge_of(spec: Spec, train: TrainingSet, model: ModelFiles | None = None) ->
     `model` as in `token_views`.
     """
     if isinstance(train, Pairs | Documents):
-        return RetrievalEvaluation.of(spec, token_views(spec, model))
+        return RetrievalEvaluation.of(spec, plain_views(spec, model))
     return Evaluation.of(spec, open_labelled(spec.data, spec.eval, train, spec.s3))
 
 
@@ -121,11 +127,11 @@ def loaders_of(
     if not isinstance(train, Pairs):
         return {"x": view_loader(spec, train, device, cores=cores, tell=tell)}
     views = token_views(spec, model)
+    documents = TextLoader(train.documents, views["document"])
+    if spec.of_images:
+        return {"query": view_loader(spec, train.queries, device, cores=cores, tell=tell), "document": documents}
     tell("views: tokens, made by a thread of the worker")
-    return {
-        "query": TextLoader(train.queries, views["query"]),
-        "document": TextLoader(train.documents, views["document"]),
-    }
+    return {"query": TextLoader(train.queries, views["query"]), "document": documents}
 
 
 def tokenizer_of(spec: Spec, model: ModelFiles | None = None) -> str:
@@ -136,16 +142,28 @@ def tokenizer_of(spec: Spec, model: ModelFiles | None = None) -> str:
 
 
 def token_views(spec: Spec, model: ModelFiles | None = None) -> dict[str, TokenView]:
-    """What makes tokens of the texts of each side.
+    """What makes tokens of the texts of each side that has texts.
 
     `model` is what the run keeps of its model; None: it is read where a new run would read it, and raises as
     `ModelFiles.of` does. SpecError also where a length has no room for a token.
     """
     tokenizer, text = tokenizer_of(spec, model), spec.text
-    return {
-        "query": TokenView(tokenizer, text.query_length, text.query_prompt),
-        "document": TokenView(tokenizer, text.document_length, text.document_prompt),
-    }
+    views = {"document": TokenView(tokenizer, text.document_length, text.document_prompt)}
+    if not spec.of_images:
+        views["query"] = TokenView(tokenizer, text.query_length, text.query_prompt)
+    return views
+
+
+def plain_views(spec: Spec, model: ModelFiles | None = None) -> dict[str, PlainViews]:
+    """What makes the one view of each query and document by which they are judged.
+
+    `model`, and what is raised, as in `token_views`.
+    """
+    views: dict[str, PlainViews] = {side: view.tokens for side, view in token_views(spec, model).items()}
+    if spec.of_images:
+        view = PlainView(spec.views.size)
+        views["query"] = lambda images: torch.stack([view(image) for image in images])
+    return views
 
 
 def order_of(spec: Spec, train: TrainingSet) -> Order:
@@ -186,17 +204,26 @@ def _order_of_pairs(spec: Spec, train: Pairs) -> PairOrder:
             f"negatives.draws, say {min(spec.micro_batch_size, sides[side])}, or negatives: in_batch, which takes the "
             "batch as it comes"
         )
-    if not train.is_bijection and len(directions) > 1 and spec.negatives.name != "in_batch":
+    within = [what.name for what in directions if what.anchors == what.keys]
+    if not train.is_bijection and within and spec.negatives.name != "in_batch":
         raise SpecError(
-            "objective.directions: but for forward they are of pairs of which each document has one query; documents "
-            f"are judged here ({_relation_of(train)}), so give forward, or negatives: in_batch, which takes the batch "
-            "as it comes"
+            f"objective.directions: {', '.join(within)} are of pairs of which each document has one query; documents "
+            f"are judged here ({_relation_of(train)}), so give forward or both, or negatives: in_batch, which takes "
+            "the batch as it comes"
         )
     if spec.batch_size > len(train.queries):
+        what = "images with captions" if spec.of_images else "queries"
         raise DataError(
-            f"batch_size: {spec.batch_size} is more than the {len(train.queries)} training queries; use fewer"
+            f"batch_size: {spec.batch_size} is more than the {len(train.queries)} training {what}; use fewer"
         )
-    queries = EpochOrder(len(train.queries), spec.batch_size, spec.seed, parts=spec.optimiser.accumulate)
+    queries = EpochOrder(
+        len(train.queries),
+        spec.batch_size,
+        spec.seed,
+        parts=spec.optimiser.accumulate,
+        blocks=train.queries.blocks if spec.of_images and spec.data.shuffle == "block" else None,
+        window=spec.data.window,
+    )
     named = spec.data.negatives
     if named and not len(train.negatives):
         raise DataError(
@@ -217,7 +244,7 @@ def left_over(spec: Spec, train: TrainingSet) -> list[str]:
     """A remark where the batch does not divide the samples."""
     samples, what = len(train), "texts" if isinstance(train, Documents) else "images"
     if isinstance(train, Pairs):
-        samples, what = len(train.queries), "queries"
+        samples, what = len(train.queries), "images" if spec.of_images else "queries"
     over = samples % spec.batch_size
     if not over:
         return []

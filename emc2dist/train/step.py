@@ -364,16 +364,16 @@ class Trainer:
         """Begin on the views of each side that step `step` is sure to encode again."""
         nothing = np.zeros(0, np.int64)
         here = {
-            side: torch.from_numpy(self._order.batch(step, side) if self._proposes else nothing) for side in self._keys
+            side: torch.from_numpy(self._order.batch(step, side) if self._proposes(side) else nothing)
+            for side in self._keys
         }
         found = self.contrast.foreseen(self.memory.remembered(step), here, step, self.spec.views.count)
         ids = {side: view_ids(*views, self._order.samples).unique() for side, views in found.items()}
         return {side: Foreseen(some, self._views_again(side, some)) for side, some in ids.items() if len(some)}
 
-    @property
-    def _proposes(self) -> bool:
-        """Whether the batch's samples are candidates (`emc2dist.core.batch.Side`)."""
-        return self._judged is None or self.spec.negatives.name == "in_batch"
+    def _proposes(self, side: str) -> bool:
+        """Whether the batch's samples are candidates (`emc2dist.core.batch.Side`); queries come uniformly always."""
+        return self._judged is None or side == "query" or self.spec.negatives.name == "in_batch"
 
     def _views_again(self, side: str, ids: Tensor) -> Future[Tensor]:
         """[1, m, ...] in the making: views [m] of a side. They go before those of steps to come."""
@@ -497,7 +497,7 @@ class Trainer:
             streams=streams,
             entities=len(self._order.entities(side)),
             repeats=repeats,
-            proposes=self._proposes,
+            proposes=self._proposes(side),
         )
 
     def _finite(self, step: int, batch: Batch) -> list[Finite]:

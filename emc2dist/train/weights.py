@@ -23,7 +23,7 @@ from emc2dist import files
 from emc2dist.config import Spec
 from emc2dist.errors import SpecError
 from emc2dist.files import Place
-from emc2dist.towers.encoder import Encoder
+from emc2dist.towers.encoder import Tower
 from emc2dist.towers.images import versioned
 from emc2dist.train.checkpoint import TRAINER
 
@@ -49,8 +49,8 @@ class Taken(NamedTuple):
     """What was taken, and what was left."""
 
 
-def load_weights(encoder: Encoder, spec: Spec) -> Taken:
-    """Have the encoder begin with what `encoder.weights` names; nothing where it names nothing.
+def load_weights(tower: Tower, spec: Spec) -> Taken:
+    """Have a tower begin with what `encoder.weights` names; nothing where it names nothing.
 
     Raises:
         SpecError: there is nothing, or nothing that fits. StorageError: it cannot be read.
@@ -62,13 +62,13 @@ def load_weights(encoder: Encoder, spec: Spec) -> Taken:
     found, sha256 = _read(file)
     where = f"encoder.weights: {file}"
     if file.name != TRAINER:
-        heads = tuple(f"{head}." for head in getattr(encoder, "heads", ()))
-        return Taken(sha256, [_fit(where, encoder.backbone, found, spec, heads)])
+        heads = tuple(f"{head}." for head in getattr(tower, "heads", ()))
+        return Taken(sha256, [_fit(where, tower.backbone, found, spec, heads)])
     parts = {part: _of_part(found, f"encoder/{part}.") for part in ("backbone", "projector", "learnt")}
-    remark = _fit(where, encoder.backbone, parts["backbone"], spec, ())
-    own = encoder.projector.state_dict()
+    remark = _fit(where, tower.backbone, parts["backbone"], spec, ())
+    own = tower.projector.state_dict()
     if parts["projector"] and _shapes(own) == _shapes(parts["projector"]):
-        encoder.projector.load_state_dict(parts["projector"])
+        tower.projector.load_state_dict(parts["projector"])
         remark += f", and {len(own)} of the projector"
     elif parts["projector"]:
         remark += f"; its projector, {len(parts['projector'])} tensors, is another, and was left"

@@ -148,9 +148,14 @@ def test_chains_over_pairs_have_the_exact_gradient_on_average(options, direction
     assert report.relbias < 0.3
 
 
-@pytest.mark.parametrize("options", CHAINS, ids=lambda options: "-".join(map(str, options.values())))
-def test_chains_over_judged_documents_have_the_exact_gradient_by_draws(options):
-    report = ratio_of(Contrast(Dcl("forward"), ESTIMATORS["chain"](**options, draws=6)), "judged", STEPS)
+@pytest.mark.parametrize(
+    ("directions", "options"),
+    [*(("forward", options) for options in CHAINS), ("both", CHAINS[0]), ("both", CHAINS[2])],
+    ids=str,
+)
+def test_chains_over_judged_documents_have_the_exact_gradient_by_draws(directions, options):
+    """Back from documents, which come as often as they are judged, to queries, which come uniformly, too."""
+    report = ratio_of(Contrast(Dcl(directions), ESTIMATORS["chain"](**options, draws=6)), "judged", STEPS)
     assert report.ratio < 1.5
     assert report.relbias < 0.3
 

@@ -19,6 +19,7 @@ from emc2dist.cli import main
 from emc2dist.config import Data
 from emc2dist.data.catalogue import MANIFEST, UNFINISHED
 from emc2dist.data.texts import ingest as ingesting
+from emc2dist.data.texts import tables
 from emc2dist.data.texts.collection import Collection, Example, Passage
 from emc2dist.data.texts.documents import open_documents
 from emc2dist.data.texts.ingest import ingest_pairs
@@ -797,10 +798,7 @@ def test_the_command_tells_pairs_from_images(tmp_path, capsys):
     assert main(["ingest", str(source), str(tmp_path / "other"), "--classes", "imagenet100"]) == 2
     assert "--classes: is for sets of images" in capsys.readouterr().err
     assert main(["ingest", str(tmp_path), str(tmp_path / "other"), "--kind", "flat", "--vocabulary", "600"]) == 2
-    assert (
-        "--vocabulary: is for sets of texts, and this is taken for one of images; leave it out"
-        in capsys.readouterr().err
-    )
+    assert "--vocabulary: is of texts" in capsys.readouterr().err
     assert main(["ingest", str(tmp_path / "set"), str(tmp_path / "copy")]) == 2
     assert "is a finished set; train on it, or copy the folder" in capsys.readouterr().err
 
@@ -949,7 +947,7 @@ def test_a_tokenizer_is_trained_on_the_training_texts_and_on_so_many_at_most(run
     rows = [*pairs_of([("max", "pool")]), *pairs_of([("зима", "лето")] * 9, split="test")]
     run(jsonl(tmp_path / "p.jsonl", rows))
     assert load_tokenizer(Data(path=str(tmp_path / "set"))) == train_tokenizer(["max", "pool"], 512)
-    monkeypatch.setattr(ingesting, "_MOST_TEXTS", 4)
+    monkeypatch.setattr(tables, "_MOST_TEXTS", 4)
     result, _ = run(jsonl(tmp_path / "p.jsonl", pairs_of()), tmp_path / "other")
     assert "the tokenizer is trained on 4 of 6 texts, drawn at random" in result["remarks"]
 

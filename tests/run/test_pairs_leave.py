@@ -26,7 +26,7 @@ from emc2dist.run.driver import train
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.negatives import Held
-from emc2dist.run.texts import TextEncoding
+from emc2dist.run.texts import Encoding
 from emc2dist.towers.text import Bag, pretrained_files
 from emc2dist.train.checkpoint import load_trainer
 from emc2dist.train.model_files import ModelFiles
@@ -59,7 +59,7 @@ def refused(capsys, *words):
 def features_of(run, texts, side):
     """By the newest encoder, of each text by itself."""
     newest = LoadedCheckpoint.newest(RunFolder.open(run))
-    encoding = TextEncoding.of(newest)
+    encoding = Encoding.of(newest)
     return np.concatenate([encoding.features([text], side) for text in texts])
 
 

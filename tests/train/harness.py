@@ -7,6 +7,9 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -14,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from emc2dist import files
 from emc2dist.config import Spec, dump, parse
+from emc2dist.data.ingest import ingest
+from emc2dist.data.ingest.pixels import png
 from emc2dist.data.texts.ingest import ingest_pairs
 from emc2dist.run.checkpoints import send
 from emc2dist.run.folder import RunFolder, checkpoint_name
@@ -57,6 +62,23 @@ watch: {report: false}
 """
 
 
+CAPTIONS = """
+name: captions
+epochs: 2
+batch_size: 8
+lr: 0.1
+temperature: 0.2
+log_every: 1
+objective: infonce
+views: {size: 8, jitter_probability: 0.0, grey: 0.0}
+text: {tower: mini, document_length: 8, width: 16, layers: 1, heads: 2}
+encoder: {backbone: conv4, norm: none, features: 12}
+optimiser: {name: sgd, momentum: 0.0}
+negatives: {name: chain, kernel: isir, draws: 6, feature_dtype: float32}
+watch: {report: false}
+"""
+
+
 def small_spec(*overrides: str) -> Spec:
     return parse(SMALL, overrides)
 
@@ -65,6 +87,31 @@ def pairs_spec(folder: Path, *overrides: str) -> Spec:
     """Of the set in a folder, with its vocabulary."""
     kind = [] if any(one.startswith("data.kind=") for one in overrides) else ["data.kind=pairs"]
     return settled(parse(PAIRS, [*kind, f"data.path={folder}", *overrides]))
+
+
+def captions_spec(folder: Path, *overrides: str) -> Spec:
+    """Of the set in a folder, with its vocabulary."""
+    return settled(parse(CAPTIONS, ["data.kind=captions", f"data.path={folder}", *overrides]))
+
+
+def write_captions(folder: Path, *, shared: bool, count: int = 40, vocabulary: int = 512) -> Path:
+    """A set of images of one colour each, and its name; where they are `shared` two images have each caption, and
+    every third image has two captions. The last fifth are of the split test.
+    """
+    words = [f"{one}{other}" for one in "bdfgklmnpr" for other in ("a", "e", "i", "o", "u")]
+    source = folder.with_name(f"{folder.name}-source")
+    source.mkdir(parents=True)
+    rows = []
+    for row in range(count):
+        thing = row // 2 if shared else row
+        captions = [f"{words[thing]} {words[(3 * thing + 1) % len(words)]}"]
+        captions += [f"also {words[row]} {words[(7 * row + 2) % len(words)]}"] if shared and row % 3 == 0 else []
+        colour = np.array([[[(37 * row) % 256, (91 * row + 5) % 256, (11 * row) % 256]]], np.uint8)
+        rows.append({"image": {"bytes": png(np.tile(colour, (8, 8, 1)))}, "caption": captions, "label": row % 4})
+    for split, some in (("train", rows[: count * 4 // 5]), ("test", rows[count * 4 // 5 :])):
+        pq.write_table(pa.Table.from_pylist(some), source / f"{split}.parquet")
+    ingest(str(source), str(folder), captions="caption", vocabulary=vocabulary)
+    return folder
 
 
 def write_pairs(folder: Path, *, judged: bool, count: int = 48) -> Path:

@@ -8,7 +8,7 @@ that parameters differ by what gradients differ by.
 import pytest
 import torch
 from safetensors.numpy import load_file
-from train.harness import Rank, Run, pairs_spec, small_spec, write_pairs
+from train.harness import Rank, Run, captions_spec, pairs_spec, small_spec, write_captions, write_pairs
 
 from emc2dist import files
 from emc2dist.config import dump
@@ -141,6 +141,27 @@ def test_workers_and_shards_do_not_change_loss_or_gradient_of_pairs(judged, kind
     expected = contents(oracle.checkpoints[last])
     rows, found = train(ray_cluster, ranks, pairs_spec(folder, *exact, "workers=2", "shards=3"), tmp_path / "two")
     for name in ("loss", "gradient_norm", "ndcg_at_10"):
+        values = [row[name] for row in rows if name in row]
+        assert values, name
+        assert values == pytest.approx(oracle.column(name), abs=1e-6), name
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("more", [[], ["encode_chunk=3"]], ids=str)
+def test_workers_and_shards_do_not_change_loss_or_gradient_of_captions(more, ray_cluster, ranks, tmp_path):
+    """Nor chunks, in which each tower is encoded again: what is reduced last has to reach both."""
+    folder = write_captions(tmp_path / "set", shared=True)
+    both = ["objective.directions=both", "objective.learn_temperature=true"] if not more else []
+    exact = ["precision=float64", "eval.every=1", *both]
+    oracle = Run(captions_spec(folder, *exact), tmp_path / "oracle")
+    oracle.folder.mkdir()
+    oracle.go()
+    expected = contents(oracle.checkpoints[max(oracle.checkpoints)])
+    spec = captions_spec(folder, *exact, *more, "workers=2", "shards=3")
+    rows, found = train(ray_cluster, ranks, spec, tmp_path / "two")
+    for name in ("loss", "gradient_norm", "ndcg_at_10", "to_images_ndcg_at_10"):
         values = [row[name] for row in rows if name in row]
         assert values, name
         assert values == pytest.approx(oracle.column(name), abs=1e-6), name

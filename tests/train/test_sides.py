@@ -221,8 +221,8 @@ def test_what_judged_pairs_cannot_do_is_refused_by_its_key(sets):
         SpecError, match=r"draws: 0, but documents are judged here \(\d+ pairs of \d+ .* documents, \d+ of"
     ):
         order()
-    with pytest.raises(SpecError, match=r"objective\.directions: but for forward .* negatives: in_batch"):
-        order("negatives.draws=4", "objective.directions=both")
+    with pytest.raises(SpecError, match=r"objective\.directions: queries, documents are .* negatives: in_batch"):
+        order("negatives.draws=4", "objective.directions=all")
     with pytest.raises(DataError, match=r"negatives\.draws: 1000 is more than"):
         order("negatives.draws=1000")
     with pytest.raises(DataError, match="batch_size: 64 is more than"):
@@ -377,7 +377,7 @@ def test_what_texts_by_themselves_cannot_do_is_refused_by_its_key(given, words, 
 
 
 def test_views_of_texts_are_no_matter_of_pairs(sets):
-    with pytest.raises(SpecError, match=r"text\.crop: is of random views, and data\.kind is pairs"):
+    with pytest.raises(SpecError, match=r"text\.crop: is of random views of a text, and data\.kind is pairs"):
         pairs_spec(sets[False], "text.crop=[0.2, 0.5]")
 
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from emc2dist import __version__, files
 from emc2dist.config import BUILT_IN, S3, Data
+from emc2dist.data.cache import DiskCache
 from emc2dist.data.catalogue import (
     MANIFEST,
     UNFINISHED,
@@ -37,6 +38,7 @@ from emc2dist.data.catalogue import (
     read_manifest,
 )
 from emc2dist.data.columns import groups_of
+from emc2dist.data.ingest.captions import Said, Written, gather, write
 from emc2dist.data.ingest.copies import Rows, on_copies
 from emc2dist.data.ingest.kinds import KINDS, open_source, recognise
 from emc2dist.data.ingest.selection import Selection, ordered, read_classes, select, such_as
@@ -45,6 +47,9 @@ from emc2dist.data.ingest.unfinished import JOB, Job, Unfinished, is_done
 from emc2dist.data.ingest.workers import write_files
 from emc2dist.data.ingest.writer import Note, Target, Task
 from emc2dist.data.kept import cache_folder
+from emc2dist.data.parquet import ParquetImages
+from emc2dist.data.texts.tables import VOCABULARY
+from emc2dist.data.texts.tokenizer import check_vocabulary
 from emc2dist.errors import DataError, SpecError, StorageError
 from emc2dist.files import Place
 from emc2dist.machine import cpus
@@ -69,6 +74,8 @@ def ingest(
     workers: int | None = None,
     skip_unreadable: bool = False,
     labels: bool = True,
+    captions: str | None = None,
+    vocabulary: int = VOCABULARY,
     s3: S3 | None = None,
     cache_dir: str = Data().cache_dir,
 ) -> dict[str, Any]:
@@ -78,12 +85,15 @@ def ingest(
     the name of a pinned list or of a text file (both: `selection`). The order of rows follows from `seed` and their
     number, or is the source's with `keep_order`. `workers` processes, by default one for each CPU and two files at
     least, write files of `rows_per_file` rows; 0 and 1: this process does. Images that cannot be decoded stop the work,
-    or are left out and listed. Without `labels` none are looked at. `s3` says how S3 is reached; `cache_dir` is where
+    or are left out and listed. Without `labels` none are looked at. `captions` is what those are called that are
+    written beside the images, `auto` what custom calls so (docs/captions.md), None: none are; `vocabulary` bounds their
+    tokenizer's tokens. `s3` says how S3 is reached; `cache_dir` is where
     Parquet sources are unpacked.
 
     Returns: rows of each split, files, bytes, classes, unnamed_classes (how many labels differ where none has a name,
     else 0), unreadable, duplicates, remarks (what was guessed, passed over,
-    converted or dropped), seconds, images_per_second (of what this call wrote), dest.
+    converted or dropped), seconds, images_per_second (of what this call wrote), dest; of captions also captions and
+    images_with_captions by split, vocabulary and dropped.
 
     Raises:
         SpecError: an argument is out of range.
@@ -93,6 +103,8 @@ def ingest(
     """
     began = time.monotonic()
     _check(seed, rows_per_file, workers, kind)
+    if captions is not None:
+        check_vocabulary(vocabulary)
     place = files.at(dest, s3)
     if within(dest, source):
         raise DataError(f"{dest}: is the source, or lies in it; give a DEST beside it")
@@ -101,9 +113,12 @@ def ingest(
             say(f"{dest}: data.path={name} is {what}; this set is data.path=./{name}")
     kind = kind or recognise(source)
     say(f"listing {source} ({kind})")
-    listed = open_source(source, kind, s3, cache_dir, splits, labels=labels)
+    listed = open_source(source, kind, s3, cache_dir, splits, labels=labels, captions=captions)
+    if listed.has_captions and captions is None:
+        listed.remarks.append("the captions of the set are not taken along; give --captions auto, if they are meant")
     chosen = select(listed, splits, None if classes is None else read_classes(classes), labels=labels)
     plan = _Plan(kind, listed, chosen, None if keep_order else seed, rows_per_file)
+    told = None if captions is None else gather(listed, plan.splits, captions, skip=skip_unreadable)
     if is_done(place, plan.job):
         say(f"{place}: this very set is finished already")
         (place / UNFINISHED).remove()  # which a run that was killed at the very end leaves
@@ -119,7 +134,31 @@ def ingest(
         if not skip_unreadable:
             listed.check(np.concatenate([split.positions for split in plan.splits.values()]))
         manifest, images = _write(plan, place, skip_unreadable, plan.workers if workers is None else workers)
-    return _summary(place, plan, manifest, images, time.monotonic() - began)
+    of_captions = {} if told is None else _with_captions(told, place, plan, manifest, vocabulary, cache_dir)
+    summary = _summary(place, plan, manifest, images, time.monotonic() - began)
+    return summary | of_captions | {"remarks": summary["remarks"] + of_captions.get("remarks", [])}
+
+
+def _with_captions(
+    told: Said, dest: Place, plan: "_Plan", manifest: Manifest, vocabulary: int, cache_dir: str
+) -> dict[str, Any]:
+    """Write the captions of a finished set; what is told of them."""
+    cache, splits = DiskCache(cache_folder(cache_dir) / "images", 0), dict[str, Written]()
+    for name in plan.splits:
+        positions = ordered(plan.splits[name], plan.seed).positions
+        catalogue = open_catalogue(dest, name, cache_folder(cache_dir))
+        assert catalogue is not None, "it was written"
+        splits[name] = Written(ParquetImages(catalogue, cache), positions, plan.source.samples(positions))
+    of_captions = write(told, dest, splits, manifest.unreadable, vocabulary)
+    for remark in of_captions.remarks:
+        say(remark)
+    return {
+        "captions": of_captions.documents,
+        "images_with_captions": of_captions.queries,
+        "vocabulary": of_captions.vocabulary,
+        "dropped": of_captions.dropped,
+        "remarks": of_captions.remarks,
+    }
 
 
 def _check(seed: int, rows_per_file: int, workers: int | None, kind: str | None) -> None:

@@ -18,16 +18,19 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from emc2dist import files
 from emc2dist.data.catalogue import PARTITION, list_set, on_sets
+from emc2dist.data.ingest import said
 from emc2dist.data.ingest.annotations import PARQUET, TABLES, TEXTS, Annotations, is_of_all
 from emc2dist.data.ingest.layout import Remark, Where, arrange, masks_among, told_splits
 from emc2dist.data.ingest.pixels import OTHER_CIFAR, is_cifar, is_other_cifar, is_stl10
@@ -79,6 +82,8 @@ class Folder(Source):
         beside = _beside(listing.images, splits) if kind == "imagefolder" else []
         left = set(beside)
         self._images = [image for image in listing.images if image not in left]
+        self._tables = listing.texts + listing.sets[".parquet"]
+        self._said: dict[str, tuple[Mapping[str, list[Any]], list[str]]] = {}
         self._names = [image.name for image in self._images]
         if not self._names:
             others = "".join(f" ({remark})" for remark in hidden(listing.hidden) + listing.passed_over())
@@ -202,6 +207,18 @@ class Folder(Source):
     def samples(self, positions: NDArray[np.int64]) -> Samples:
         """The images at some positions, in that order."""
         return _Files(self.root, [self._images[position] for position in positions])
+
+    @override
+    def captions(
+        self, positions: NDArray[np.int64], name: str, refuse: Callable[[str, str], None]
+    ) -> tuple[list[list[Any]], list[str]]:
+        if name not in self._said:  # one table may tell of several splits
+            found, used, remarks = said.of_tables(Path(self.root), self._tables, self._names, name, refuse)
+            self._said[name] = found, remarks
+            wrong = f"{len(used)} tables ({', '.join(map(printable, used))}) were not read"  # of labels it was said
+            self.remarks = [remark for remark in self.remarks if not remark.startswith(wrong)]
+        found, remarks = self._said[name]
+        return [found.get(self._names[position], []) for position in positions], remarks
 
 
 @dataclass(frozen=True)

@@ -57,17 +57,25 @@ def recognise(path: str) -> str:
 
 
 def open_source(
-    path: str, kind: str, s3: S3 | None, cache_dir: str, splits: Sequence[str] = (), *, labels: bool = True
+    path: str,
+    kind: str,
+    s3: S3 | None,
+    cache_dir: str,
+    splits: Sequence[str] = (),
+    *,
+    labels: bool = True,
+    captions: str | None = None,
 ) -> Source:
     """List the source of a given kind at `path`. `s3` and `cache_dir` are for Parquet sets. `splits`, written SOURCE or
     SOURCE=NAME, are those that will be asked for; folders of images beside them are left out. Without `labels` those of
-    Parquet sets, in tars and in text files beside images are not even looked at.
+    Parquet sets, in tars and in text files beside images are not even looked at. `captions` is what those in tars are
+    called that `Source.captions` will be asked for; None: none will be.
 
     Raises:
         DataError: it is no such source, or holds no images; names file and row where there is one.
         StorageError: it cannot be reached.
     """
-    source = _opened(path, kind, s3, cache_dir, splits, labels)
+    source = _opened(path, kind, s3, cache_dir, splits, labels, captions)
     if kind not in _FOLDERS and not files.is_remote(path) and files.local(path).is_dir():
         beside = sorted(map(printable, images_below(files.local(path))))
         what = f"{len(beside)} images beside what is read as {kind} were passed over"
@@ -75,7 +83,9 @@ def open_source(
     return source
 
 
-def _opened(path: str, kind: str, s3: S3 | None, cache_dir: str, splits: Sequence[str], labels: bool) -> Source:
+def _opened(
+    path: str, kind: str, s3: S3 | None, cache_dir: str, splits: Sequence[str], labels: bool, captions: str | None
+) -> Source:
     if kind == "parquet":
         return ParquetSource(path, s3, cache_dir, labels=labels)
     if files.is_remote(path):
@@ -87,7 +97,7 @@ def _opened(path: str, kind: str, s3: S3 | None, cache_dir: str, splits: Sequenc
         if not place.is_dir() and kind != "tar":
             raise DataError(f"{path}: a source of kind {kind} is a folder, and this is a file")
         if kind == "tar":
-            return Tar(place, labels=labels)
+            return Tar(place, labels=labels, captions=captions)
         return Folder(place, kind, splits, labels=labels) if kind in _FOLDERS else _OPEN[kind](place)
 
 

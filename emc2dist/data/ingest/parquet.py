@@ -4,15 +4,18 @@ In the order of the new set, neighbours lie in different row groups of the old o
 on this machine's disk go through the cache in `cache_dir`, so that each is fetched and decoded once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import chain, repeat
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from emc2dist import files
 from emc2dist.config import S3
@@ -31,9 +34,18 @@ from emc2dist.data.catalogue import (
     splits_of,
 )
 from emc2dist.data.foreign import opened
+from emc2dist.data.ingest.said import AUTO, chosen_among, texts_of
 from emc2dist.data.ingest.source import Samples, Source, Split, listing_digest, some
 from emc2dist.data.kept import cache_folder
 from emc2dist.data.parquet import ParquetImages
+from emc2dist.data.texts.manifest import (
+    CAPTIONS,
+    DOCUMENTS,
+    QUERIES,
+    RELEVANCE,
+    read_captions_manifest,
+    read_pinned,
+)
 from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Entry, Place
 
@@ -87,6 +99,7 @@ class ParquetSource(Source):
         self.remarks = []
         self.splits: _Splits = _Splits(self._set, splits_of(place), self.remarks)
         names = [name for name in listed if name == MANIFEST or (is_parquet(name) and not is_hidden(name))]
+        self.has_captions = entry is None and (place / CAPTIONS / MANIFEST).entry() is not None
         self.digest = listing_digest([entry] if entry else (listed[name]._replace(name=name) for name in names))
 
     def count(self, split: str) -> int | None:
@@ -102,6 +115,28 @@ class ParquetSource(Source):
             here = numbers == number
             paths[here] = _names(self.splits.paths(names[number]).take(pa.array(rows[here])))
         return _Rows(self._set, self.root, [names[number] for number in numbers], rows, paths.tolist())
+
+    @override
+    def captions(
+        self, positions: NDArray[np.int64], name: str, refuse: Callable[[str, str], None]
+    ) -> tuple[list[list[Any]], list[str]]:
+        (number,) = np.unique(positions // _MOST_ROWS)
+        split, rows = list(self.splits)[number], positions % _MOST_ROWS
+        catalogue = self._set.catalogue(split)
+        assert catalogue is not None, "there are no positions in a split without rows"
+        column = name
+        if name == AUTO and self.has_captions:
+            kept = _of_set(files.at(self._set.path, self._set.s3), split)
+            return [kept.get(row, []) for row in rows.tolist()], ["captions are those of the set"]
+        if name == AUTO:
+            with opened(catalogue.places[0], catalogue.entries[0]) as file:
+                column = chosen_among(str(catalogue.places[0]), file.schema_arrow.names, name)
+        with ThreadPoolExecutor(_FILES) as pool:
+            parts = pool.map(_texts_of, catalogue.places, catalogue.entries, repeat(column))
+            told = list(chain.from_iterable(parts))
+        alone = f"1 further columns were not read: `{column}`"  # which would be wrong now
+        self.remarks[:] = [remark for remark in self.remarks if remark != alone]
+        return [told[row] for row in rows], [f"captions by column `{column}`"]
 
 
 def _check_some(place: Place, listed: dict[str, Entry]) -> None:
@@ -237,6 +272,38 @@ def _paths_of(place: Place, entry: Entry, image: str) -> pa.Array:
             return pa.nulls(file.metadata.num_rows, pa.binary())
         found = file.read(columns=[f"{column}.path"], use_threads=False).column(0).combine_chunks()
     return pc.struct_field(found, "path").cast(pa.binary())
+
+
+def _of_set(place: Place, split: str) -> dict[int, list[Any]]:
+    """The captions of a set's images of a split, by their rows there."""
+    folder, manifest = place / CAPTIONS, read_captions_manifest(place)
+    images, captions, pairs = (
+        pq.read_table(pa.BufferReader(read_pinned(folder, manifest, name))).to_pydict()
+        for name in (QUERIES, DOCUMENTS, RELEVANCE)
+    )
+    found: dict[int, list[Any]] = {}
+    for image, caption in zip(pairs["query"], pairs["document"], strict=True):
+        if images["split"][image] == split:
+            found.setdefault(images["row"][image], []).append(captions["text"][caption])
+    return found
+
+
+def _texts_of(place: Place, entry: Entry, name: str) -> list[list[Any]]:
+    """The texts of each row of a file; null is none. Raises DataError where it has no such column."""
+    with opened(place, entry) as file:
+        names = file.schema_arrow.names
+        if name not in names:
+            raise DataError(f"{place}: --captions {name}: no such column, but {some(names)}; name one of them")
+        column = file.read(columns=[name], use_threads=False).column(0)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    kind = column.type.value_type if is_list else column.type
+    if not any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
+        raise DataError(f"{place}: --captions {name}: holds {column.type}, and captions are text or lists of it")
+    of_bytes: Any = pa.large_list(pa.large_binary()) if is_list else pa.large_binary()
+    values: list[Any] = column.cast(of_bytes).to_pylist()
+    return [[one if one is None else one.decode(errors="surrogateescape") for one in texts_of(v)] for v in values]
 
 
 def _names(paths: pa.Array) -> list[str | None]:

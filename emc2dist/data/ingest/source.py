@@ -10,14 +10,15 @@ import re
 import shlex
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emc2dist.errors import StorageError
+from emc2dist.errors import DataError, StorageError
 from emc2dist.files import Entry
 
 _OF_SYSTEMS = ("@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
@@ -141,6 +142,8 @@ class Source(ABC):
     """Of the names, sizes and tags of its files: another content, another digest."""
     remarks: list[str]
     """What a person should know of how the source was read."""
+    has_captions = False
+    """Whether it is a set that has captions, which `captions` gives where they are called `auto`."""
 
     def check(self, positions: NDArray[np.int64]) -> None:  # noqa: B027
         """Raise DataError where the listing tells that some of these images cannot be read."""
@@ -152,6 +155,24 @@ class Source(ABC):
     @abstractmethod
     def samples(self, positions: NDArray[np.int64]) -> Samples:
         """The images at some positions, in that order."""
+
+    def captions(
+        self, positions: NDArray[np.int64], name: str, refuse: Callable[[str, str], None]
+    ) -> tuple[list[list[Any]], list[str]]:
+        """What is said of the images at some positions, a list of texts of each, and remarks.
+
+        Args:
+            positions: int64 [n], of one split.
+            name: what captions are called (docs/captions.md); `auto`: what custom calls so.
+            refuse: is told where one stands that is of no image.
+
+        Raises:
+            DataError: nothing is called so.
+        """
+        raise DataError(
+            f"{self.root}: --captions {name}: captions are read from tar shards, Parquet and tables beside a folder of "
+            "images; write one of these"
+        )
 
 
 def passed_over(others: "Counter[str]") -> list[str]:

@@ -1,12 +1,12 @@
 """Tar shards as WebDataset writes them.
 
 `n01440764/17.jpg` is an image, and its label stands in `n01440764/17.cls` (a whole number, or the name of a class) or
-in `n01440764/17.json` under `label`. A member whose last extension is an image's is an image, whatever dots come
-before: `cat 2.0 (clean).jpg`. But beside `17.jpg`, `17.seg.png` is another field of that sample where other samples
-have one too, and is passed over. Where a sample has one image and one label, they belong together whatever is added to
-their names: `17.input.jpg`, `17.output.cls`. Names of classes that labels number stand one per line in `classes.txt`
-beside the shards. The names of these tell the splits (`emc2dist.data.splits`); folders in them that tell others are
-refused.
+in `n01440764/17.json` under `label`. Captions stand in `17.txt`, or in `17.json` under `caption`. A member whose last
+extension is an image's is an image, whatever dots come before: `cat 2.0 (clean).jpg`. But beside `17.jpg`, `17.seg.png`
+is another field of that sample where other samples have one too, and is passed over. Where a sample has one image and
+one label, they belong together whatever is added to their names: `17.input.jpg`, `17.output.cls`. Names of classes that
+labels number stand one per line in `classes.txt` beside the shards. The names of these tell the splits
+(`emc2dist.data.splits`); folders in them that tell others are refused.
 
 The headers of each shard are read once, from first to last; from then on an image is a range of bytes of its shard.
 """
@@ -16,16 +16,18 @@ import posixpath
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from emc2dist import files
 from emc2dist.data.columns import check_labels
+from emc2dist.data.ingest import said
 from emc2dist.data.ingest.folder import MAX_BYTES
 from emc2dist.data.ingest.layout import companions, masks_among, parts_among
 from emc2dist.data.ingest.source import (
@@ -81,14 +83,15 @@ class _Image(NamedTuple):
 
 
 class Tar(Source):
-    """Tar shards of a folder, or one shard; without `labels` those in it are not even looked at.
+    """Tar shards of a folder, or one shard; without `labels` those in it are not even looked at, nor are captions but
+    those that `captions` calls by name.
 
     Raises:
         DataError: a shard is truncated or no tar, a sample is ambiguous, or some samples of a split have labels and
             others have none; names shard and member.
     """
 
-    def __init__(self, path: Path, *, labels: bool) -> None:
+    def __init__(self, path: Path, *, labels: bool, captions: str | None = None) -> None:
         root = path.parent if path.is_file() else path
         shards, others, hidden_ones = {path.name: path}, Counter[str](), Counter[str]()
         if not path.is_file():
@@ -101,11 +104,11 @@ class Tar(Source):
         self._shards = {name: entry_of(file)._replace(name=name) for name, file in shards.items()}
         self.digest = listing_digest(self._shards.values())
         members, left = ({"train": [path.name]}, []) if path.is_file() else by_split(shards)
-        contents = _Contents(labels=labels)
+        contents = _Contents(labels=labels, captions=captions)
         for name, file in shards.items():
             if name not in left:
                 contents.add(name, file)
-        self._images = contents.images()
+        self._images, self._said = contents.images(), contents.said
         if not self._images:
             found = "".join(f" ({remark})" for remark in hidden(contents.hidden) + contents.remarks())
             raise DataError(f"{path}: no images in {len(shards)} shards{found}; {contents.help()}")
@@ -115,6 +118,10 @@ class Tar(Source):
             left_out(left) + alone(path, [] if path.is_file() else shards) + together(members) + missing(shards)
         )
         self.remarks += hidden(hidden_ones + contents.hidden) + contents.remarks()
+        bare = self._said.keys() - {stem for image in self._images for stem in _stems(image)}
+        self.remarks += (
+            [f"{len(bare)} captions of no image were passed over ({printable(min(bare)[1])}.*)"] if bare else []
+        )
         self.remarks += escaped(image.name for image in self._images)
         self.remarks += (
             [f"{others.total()} files are no *.tar and were left out ({', '.join(others)})"] if others else []
@@ -200,6 +207,21 @@ class Tar(Source):
         images = [self._images[position] for position in positions]
         return _Members(self.root, images, {image.shard: self._shards[image.shard] for image in images})
 
+    @override
+    def captions(
+        self, positions: NDArray[np.int64], name: str, refuse: Callable[[str, str], None]
+    ) -> tuple[list[list[Any]], list[str]]:
+        there = Counter(key for told in self._said.values() for key in told)
+        first = said.TXT if name == said.AUTO and said.TXT in there else None
+        key = first or said.chosen_among(self.root, there, name)
+        others = [f"`{printable(other)}` of {number}" for other, number in there.items() if other != key]
+        told = [f"captions that are not read: {', '.join(others)} samples"] if name == said.AUTO and others else []
+        found = []
+        for position in positions:
+            of_image = (self._said.get(stem, {}) for stem in _stems(self._images[position]))
+            found.append(next((said.texts_of(of_stem[key]) for of_stem in of_image if key in of_stem), []))
+        return found, [f"captions by {'.txt members' if key == said.TXT else f'`{key}` of .json members'}", *told]
+
 
 @dataclass(frozen=True)
 class _Members(Samples):
@@ -249,9 +271,14 @@ def _listed(folder: Path) -> tuple[dict[str, Path], "Counter[str]", "Counter[str
 class _Contents:
     """What shards hold: images in order, and what else there was."""
 
-    def __init__(self, *, labels: bool) -> None:
+    def __init__(self, *, labels: bool, captions: str | None) -> None:
         self._labels = _LABELS if labels else ()
         """Extensions of members that may tell some."""
+        self._captions = captions
+        self._tellers = () if captions is None else (said.TXT, "json")
+        """Extensions of members that may tell captions."""
+        self.said: dict[tuple[str, str], dict[str, Any]] = {}
+        """By shard and name without extension what may be captions, by what they are called."""
         self._shards: list[tuple[str, dict[str, list[_Image]], dict[str, int | str]]] = []
         self._others, self._fields, self._splits = Counter[str](), Counter[str](), Counter[str]()
         self._bare, self._again = list[str](), 0
@@ -272,8 +299,11 @@ class _Contents:
             if extension.lower() in _IMAGES and not member.issparse():
                 self._again += member.name in images
                 images[member.name] = member
-            elif extension.lower() in self._labels and member.isreg():
+            elif extension.lower() in (*self._labels, *self._tellers) and member.isreg():
                 told = _told(shard, member, extension.lower())
+                self._keep_said(name, stem, told)
+                if extension.lower() not in self._labels:
+                    continue
                 self._splits.update(key for key in told if key.lower() in COLUMNS and tells_split(str(told[key])))
                 label = _label(shard, member, told.get("label", ...))
                 if label is not None:
@@ -290,6 +320,19 @@ class _Contents:
                 image = _Image(name, member.name, member.offset_data, member.size)
                 samples.setdefault(_key(member.name), []).append(image)
         self._shards.append((str(shard), samples, labels))
+
+    def _keep_said(self, shard: str, stem: str, told: Mapping[str, Any]) -> None:
+        """Keep what a member tells that may be captions."""
+        if self._captions is None:
+            return
+        auto = self._captions == said.AUTO
+        kept = {
+            key: value
+            for key, value in told.items()
+            if (key == said.TXT or key.lower() in said.CUSTOM if auto else key == self._captions)
+        }
+        if kept:
+            self.said.setdefault((shard, stem), {}).update(kept)
 
     def _found(self, link: tarfile.TarInfo, images: dict[str, tarfile.TarInfo]) -> bool:
         """Whether a link leads to an image of its shard; its bytes are then that image's."""
@@ -377,6 +420,11 @@ def _two_labels(shard: Path, one: tuple[str, int | str], other: tuple[str, int |
     )
 
 
+def _stems(image: _Image) -> list[tuple[str, str]]:
+    """The shard, and names without extension that the members of an image's sample may have."""
+    return [(image.shard, stem) for stem in (image.name.rpartition(".")[0], _key(image.name))]
+
+
 def _only(shard: str, image: str, stems: list[str], labels: dict[str, int | str]) -> str | None:
     """The one name of a label that a sample's image can have, if any. Raises DataError where two tell others."""
     if len({labels[stem] for stem in stems}) > 1:
@@ -432,8 +480,10 @@ def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def _told(shard: Path, member: tarfile.TarInfo, extension: str) -> dict[str, Any]:
-    """What a .json member holds, or a .cls member as its `label`."""
-    content = read_range(shard, member.offset_data, min(member.size, _LONGEST_LABEL))
+    """What a .json member holds, or a .cls member as its `label`, a .txt member as `txt`."""
+    content = read_range(shard, member.offset_data, min(member.size, _LONGEST_LABEL + 1))
+    if extension == said.TXT:
+        return {said.TXT: content.decode(errors="surrogateescape").strip()}
     try:
         if extension == "cls":
             text = content.decode().strip()

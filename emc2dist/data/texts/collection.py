@@ -116,21 +116,14 @@ class Side:
         return row
 
 
-class Collection:
-    """Queries, documents and judgements. A row that cannot be used raises DataError, or with `skip` is dropped."""
+class Refusals:
+    """Rows that cannot be used: each raises DataError, or with `skip` is dropped."""
 
     def __init__(self, *, skip: bool) -> None:
         self._skip = skip
-        self.queries, self.documents = Side("query"), Side("document")
-        self.scores: dict[tuple[int, int], int] = {}
-        """Of each judged pair of a query's row and a document's."""
         self.dropped = 0
         """Rows that were dropped."""
-        self.notes: list[str] = []
-        """Remarks of whoever reads the source."""
-        self._splits: set[str] = set()
         self._examples: list[str] = []
-        self._rejudged = self._contrary = 0
 
     def refuse(self, where: str, what: str) -> None:
         """Raise DataError of a row that cannot be used, or count it as dropped."""
@@ -139,6 +132,25 @@ class Collection:
         self.dropped += 1
         if len(self._examples) < _SHOWN:
             self._examples.append(f"{where}: {what}")
+
+    @property
+    def told(self) -> str:
+        """What a remark says of the rows after their number."""
+        return f"rows were dropped ({'; '.join(self._examples)}{'; ...' * (self.dropped > _SHOWN)})"
+
+
+class Collection(Refusals):
+    """Queries, documents and judgements."""
+
+    def __init__(self, *, skip: bool) -> None:
+        super().__init__(skip=skip)
+        self.queries, self.documents = Side("query"), Side("document")
+        self.scores: dict[tuple[int, int], int] = {}
+        """Of each judged pair of a query's row and a document's."""
+        self.notes: list[str] = []
+        """Remarks of whoever reads the source."""
+        self._splits: set[str] = set()
+        self._rejudged = self._contrary = 0
 
     def document(self, where: str, passage: Passage, split: str = "") -> None:
         """Add a document, of a split or of all."""
@@ -207,7 +219,7 @@ class Collection:
             "negatives are positives of the same query, and count as these": self._contrary,
             "queries hold no letter and no digit, so BM25 finds nothing for them": asked.wordless,
             "documents hold no letter and no digit, so BM25 finds none of them": offered.wordless,
-            f"rows were dropped ({'; '.join(self._examples)}{'; ...' * (self.dropped > _SHOWN)})": self.dropped,
+            self.told: self.dropped,
         }  # fmt: skip
         told_of = [f"{number:,} {what}" for what, number in told.items() if number]
         return [records.plain(remark) for remark in self.notes + told_of]

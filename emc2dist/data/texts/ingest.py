@@ -3,15 +3,11 @@
 import hashlib
 import json
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from emc2dist import __version__, files
 from emc2dist.config import S3
@@ -20,7 +16,7 @@ from emc2dist.data.ingest import within
 from emc2dist.data.ingest.source import printable
 from emc2dist.data.ingest.unfinished import JOB, Job, Unfinished, is_done
 from emc2dist.data.texts import formats, sources
-from emc2dist.data.texts.collection import Collection, Side
+from emc2dist.data.texts.collection import Collection
 from emc2dist.data.texts.manifest import (
     DOCUMENTS,
     QUERIES,
@@ -30,13 +26,11 @@ from emc2dist.data.texts.manifest import (
     read_pairs_manifest,
     read_pinned,
 )
-from emc2dist.data.texts.tokenizer import check_vocabulary, train_tokenizer, vocabulary_size
+from emc2dist.data.texts.tables import VOCABULARY, counts, relevance_table, text_table, tokenizer_of
+from emc2dist.data.texts.tokenizer import check_vocabulary
 from emc2dist.errors import DataError, SpecError
 from emc2dist.files import Place
 from emc2dist.terminal import say
-
-VOCABULARY = 16_384
-_MOST_TEXTS = 2**20  # that a tokenizer is trained on
 
 
 def ingest_pairs(
@@ -135,16 +129,14 @@ def _write(gathered: Collection, dest: Place, unfinished: Unfinished, job: Job) 
     if not asked.texts:
         remarks.append(f"{len(offered.texts):,} documents, no query: data.kind: texts trains on these, pairs cannot")
     elif "train" not in asked.splits:
-        remarks.append(f"no query is of split train, but of {', '.join(_counts(asked))}: nothing can be trained on it")
-    say(f"training a tokenizer of at most {vocabulary:,} tokens")
-    tokenizer = train_tokenizer(_sample((asked, offered), remarks), vocabulary)
-    tokens = vocabulary_size(tokenizer)
-    if tokens < vocabulary:
-        remarks.append(f"vocabulary: {tokens:,} tokens and not {vocabulary:,}, for the texts have no more words")
+        remarks.append(
+            f"no query is of split train, but of {', '.join(counts(asked.splits))}: nothing can be trained on it"
+        )
+    tokenizer, tokens = tokenizer_of((asked, offered), vocabulary, remarks)
     tables = {
-        DOCUMENTS: _texts(offered, orders[1]),
-        QUERIES: _texts(asked, orders[0]),
-        RELEVANCE: _relevance(gathered.scores, orders),
+        DOCUMENTS: text_table(offered, orders[1]),
+        QUERIES: text_table(asked, orders[0]),
+        RELEVANCE: relevance_table(gathered.scores, orders),
     }
     digests = {TOKENIZER: hashlib.sha256(tokenizer.encode()).hexdigest()}
     with unfinished.drafts() as drafts:
@@ -155,8 +147,8 @@ def _write(gathered: Collection, dest: Place, unfinished: Unfinished, job: Job) 
         (dest / TOKENIZER).write(tokenizer.encode())
         manifest = PairsManifest(
             version=__version__,
-            queries=_counts(asked),
-            documents=_counts(offered),
+            queries=counts(asked.splits),
+            documents=counts(offered.splits),
             relevance=len(gathered.scores),
             vocabulary=tokens,
             text_bytes=asked.bytes + offered.bytes,
@@ -168,40 +160,6 @@ def _write(gathered: Collection, dest: Place, unfinished: Unfinished, job: Job) 
         (dest / MANIFEST).write(manifest.model_dump_json(indent=1).encode())
     unfinished.remove()
     return manifest
-
-
-def _sample(sides: Sequence[Side], remarks: list[str]) -> Iterable[str]:
-    """The texts that the tokenizer is trained on: those of training, or all where there are none; so many at most."""
-    texts = [
-        text for side in sides for text, split in zip(side.texts, side.splits, strict=True) if split in ("train", "")
-    ]
-    if not texts:
-        texts = [text for side in sides for text in side.texts]
-        remarks.append("the tokenizer is trained on the texts of all splits, for none is of training")
-    if len(texts) <= _MOST_TEXTS:
-        return texts
-    remarks.append(f"the tokenizer is trained on {_MOST_TEXTS:,} of {len(texts):,} texts, drawn at random")
-    return (texts[n] for n in np.random.default_rng(0).choice(len(texts), _MOST_TEXTS, replace=False))
-
-
-def _counts(side: Side) -> dict[str, int]:
-    """Texts of each split, train first."""
-    counts = Counter(side.splits)
-    return {split: counts[split] for split in sorted(counts, key=lambda split: (split != "train", split))}
-
-
-def _texts(side: Side, order: NDArray[np.int64]) -> pa.Table:
-    columns = {"id": side.ids, "text": side.texts, "split": side.splits}
-    return pa.table({name: pa.array(values, pa.large_string()) for name, values in columns.items()}).take(order)
-
-
-def _relevance(scores: dict[tuple[int, int], int], orders: Sequence[NDArray[np.int64]]) -> pa.Table:
-    """Judgements by the rows of the two tables, in order of both."""
-    rows = np.array(list(scores), np.int64).reshape(-1, 2)
-    places = np.stack([np.argsort(order)[rows[:, column]] for column, order in enumerate(orders)], axis=1)
-    sorted_ = np.lexsort(places.T[::-1])
-    grades = np.fromiter(scores.values(), np.int16, len(scores))
-    return pa.table({"query": places[sorted_, 0], "document": places[sorted_, 1], "score": grades[sorted_]})
 
 
 def _sha256(file: Path) -> str:

@@ -6,6 +6,9 @@ relevance.parquet    query, document: int64, rows of the two; score: int16, more
                      else it was judged, or named by the source, not to
 tokenizer.json       trained on the training texts (`emc2dist.data.texts.tokenizer`)
 ingest.json          what decided the content of the set (`emc2dist.data.ingest.unfinished`)
+
+Captions of a set of images lie in its folder `captions`, in the same files; there queries.parquet has instead of texts
+row: int64, that of the image in its split.
 """
 
 import hashlib
@@ -15,12 +18,14 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from emc2dist import files
-from emc2dist.config import S3
+from emc2dist.config import S3, Data
 from emc2dist.data.catalogue import MANIFEST, UNFINISHED
 from emc2dist.errors import DataError
 from emc2dist.files import Place
 from emc2dist.files.pointers import pointer
 
+CAPTIONS = "captions"
+"""The folder, in that of a set of images, of their captions."""
 DOCUMENTS, QUERIES, RELEVANCE, TOKENIZER = "documents.parquet", "queries.parquet", "relevance.parquet", "tokenizer.json"
 MOST_BYTES = 2**33
 """Bytes of text, UTF-8, of all queries and documents together: they are held in memory."""
@@ -31,7 +36,7 @@ class PairsManifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    kind: Literal["pairs"] = "pairs"
+    kind: Literal["pairs", "captions"] = "pairs"
     format: Literal[1] = 1
     version: str
     """emc2dist's, which wrote it."""
@@ -47,6 +52,8 @@ class PairsManifest(BaseModel):
     """Of all queries and documents, UTF-8."""
     files: dict[str, str]
     """SHA-256 of each file, hexadecimal."""
+    images: dict[str, str] = {}
+    """Of captions: the fingerprint of the images of each split; theirs are the queries."""
     dropped: int
     """Rows that could not be used and were left out."""
     remarks: list[str]
@@ -70,18 +77,47 @@ def read_pairs_manifest(folder: Place) -> PairsManifest:
     if what := pointer(content):
         raise DataError(f"{folder / MANIFEST}: {what}")
     if kind_of(content) == "images":
-        raise DataError(f"{folder}: is a set of images, and data.kind is pairs; set data.kind: images, or another path")
+        meant = "captions" if (folder / CAPTIONS / MANIFEST).entry() else "images"
+        raise DataError(
+            f"{folder}: is a set of images, and data.kind is pairs; set data.kind: {meant}, or another path"
+        )
+    return _validated(folder / MANIFEST, content)
+
+
+def _validated(place: Place, content: bytes) -> PairsManifest:
     try:
         return PairsManifest.model_validate_json(content)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
-        raise DataError(f"{folder / MANIFEST}: {key}: {problem['msg']}; ingest the set again") from error
+        raise DataError(f"{place}: {key}: {problem['msg']}; ingest the set again") from error
 
 
-def vocabulary_of(path: str, s3: S3 | None = None) -> int:
-    """Tokens of the tokenizer of the set at `path`. Raises as `read_pairs_manifest` does."""
-    return read_pairs_manifest(files.at(path, s3)).vocabulary
+def read_captions_manifest(folder: Place) -> PairsManifest:
+    """The manifest of the captions of the set of images at `folder`.
+
+    Raises:
+        DataError: there is none, or no such set, or a damaged one. StorageError: it cannot be read.
+    """
+    place = folder / CAPTIONS / MANIFEST
+    if place.entry() is None:
+        what = "is no set of images" if (folder / MANIFEST).entry() is None else "its images have no captions"
+        raise DataError(
+            f"{folder}: {what} (no {CAPTIONS}/{MANIFEST}), and data.kind is captions; make one with `emc2dist ingest "
+            "SOURCE DEST --captions auto`"
+        )
+    return _validated(place, place.read())
+
+
+def pairs_manifest_at(data: Data, s3: S3 | None = None) -> tuple[Place, PairsManifest]:
+    """The folder of the texts of `data.path`, which follows from `data.kind`, and their manifest.
+
+    Raises as `read_pairs_manifest` or `read_captions_manifest`.
+    """
+    folder = files.at(data.path, s3)
+    if data.kind == "captions":
+        return folder / CAPTIONS, read_captions_manifest(folder)
+    return folder, read_pairs_manifest(folder)
 
 
 def kind_of(content: bytes) -> str | None:

@@ -7,7 +7,7 @@ its texts along and reads nothing.
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from emc2dist import files
 from emc2dist.config import S3, Data
 from emc2dist.data.catalogue import known_as
 from emc2dist.data.encoded import Traffic
@@ -26,7 +25,7 @@ from emc2dist.data.texts.manifest import (
     RELEVANCE,
     TOKENIZER,
     PairsManifest,
-    read_pairs_manifest,
+    pairs_manifest_at,
     read_pinned,
 )
 from emc2dist.errors import DataError
@@ -67,11 +66,21 @@ class Texts:
         return values.take(pa.array(indices, pa.int64())).to_pylist()  # type: ignore[return-value]
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Queries of one split, documents, and which of these answer them. Its length counts all texts."""
+class _Counted(Protocol):
+    def __len__(self) -> int: ...
 
-    queries: Texts
+
+Queries = TypeVar("Queries", bound=_Counted)
+
+
+@dataclass(frozen=True)
+class Pairs(Generic[Queries]):
+    """Queries of one split, documents, and which of these answer them. Its length counts both.
+
+    Queries are `Texts`, or images whose captions the documents are (`emc2dist.data.captions`).
+    """
+
+    queries: Queries
     """Each has a document that answers it."""
     documents: Texts
     relevance: NDArray[np.int64]
@@ -91,7 +100,7 @@ class Pairs:
         return len(self.queries) + len(self.documents)
 
 
-def open_pairs(data: Data, split: str, s3: S3 | None = None, *, corpus: bool = False) -> Pairs | None:
+def open_pairs(data: Data, split: str, s3: S3 | None = None, *, corpus: bool = False) -> Pairs[Texts] | None:
     """The queries of a split of `data.path` that have a document with a score above 0, and the documents of that split
     and of all splits; with `corpus` those of every split. None where no query is of the split, but `train` has to be.
 
@@ -101,7 +110,46 @@ def open_pairs(data: Data, split: str, s3: S3 | None = None, *, corpus: bool = F
         DataError: there is no set of pairs, it is damaged or too large, or has no such query to train on; names
             data.kind where it is a set of images. StorageError: it cannot be read.
     """
-    folder, manifest = _opened(data, s3)
+    folder, manifest = pairs_manifest_at(data, s3)
+    found = read_split(folder, manifest, split, data.limit, corpus=corpus)
+    return None if found is None else found.pairs(texts_of(found.table, found.queries), [])
+
+
+@dataclass(frozen=True)
+class FoundSplit:
+    """A split of a set of pairs, as its tables tell it."""
+
+    table: pa.Table
+    """Of the queries of all splits."""
+    queries: NDArray[np.int64]
+    """Rows of the table, int64 [Q], of those that are meant, in order."""
+    documents: Texts
+    relation: "_Relation"
+    negatives: NDArray[np.int64]
+    is_bijection: bool
+    remarks: list[str]
+    told: list[Any]
+    """What tells it from others."""
+
+    def pairs(self, queries: Queries, told: list[Any]) -> Pairs[Queries]:
+        """The pairs; `told` is what tells `queries` from others besides."""
+        return Pairs(
+            queries=queries,
+            documents=self.documents,
+            relevance=self.relation.rows,
+            scores=self.relation.scores,
+            negatives=self.negatives,
+            is_bijection=self.is_bijection,
+            remarks=self.remarks,
+            fingerprint=hashlib.sha256(json.dumps(self.told + told).encode()).hexdigest(),
+        )
+
+
+def read_split(
+    folder: Place, manifest: PairsManifest, split: str, limit: int | None, *, corpus: bool
+) -> FoundSplit | None:
+    """What `open_pairs` opens, of the set in a folder; raises as it does. `limit` is `data.limit`."""
+    _refuse_large(folder, manifest)
     split = known_as(split, manifest.queries)
     if split not in manifest.queries:
         if split != "train":
@@ -125,21 +173,20 @@ def open_pairs(data: Data, split: str, s3: S3 | None = None, *, corpus: bool = F
     is_bijection = relation.is_bijection(len(asked), len(offered))
     if is_bijection:
         offered, relation = offered[relation.rows[:, 1]], _Relation.identity(relation.scores)
-    if data.limit is not None and split == "train" and data.limit < len(asked):
-        remarks.append(f"data.limit: the first {data.limit:,} of {len(asked):,} queries of train")
-        asked, relation = asked[: data.limit], relation.taking(relation.rows[:, 0] < data.limit)
-        offered = offered[: data.limit] if is_bijection else offered
+    if limit is not None and split == "train" and limit < len(asked):
+        remarks.append(f"data.limit: the first {limit:,} of {len(asked):,} queries of train")
+        asked, relation = asked[:limit], relation.taking(relation.rows[:, 0] < limit)
+        offered = offered[:limit] if is_bijection else offered
     negatives = judged.taking(judged.scores <= 0).among(asked, offered)
-    told = [sorted(manifest.files.items()), split, corpus, len(asked), len(offered)]
-    return Pairs(
-        queries=_texts_of(tables[0], asked),
-        documents=_texts_of(tables[1], offered),
-        relevance=relation.rows,
-        scores=relation.scores,
+    return FoundSplit(
+        table=tables[0],
+        queries=asked,
+        documents=texts_of(tables[1], offered),
+        relation=relation,
         negatives=negatives.rows[np.lexsort(negatives.rows.T[::-1])],
         is_bijection=is_bijection,
         remarks=remarks,
-        fingerprint=hashlib.sha256(json.dumps(told).encode()).hexdigest(),
+        told=[sorted(manifest.files.items()), split, corpus, len(asked), len(offered)],
     )
 
 
@@ -147,34 +194,31 @@ def open_alone(data: Data, s3: S3 | None = None) -> tuple[Texts, list[str], str]
     """The documents of split train or of all of a set without queries, remarks on the set, and its fingerprint; None
     where it has queries. Raises as `open_pairs` does.
     """
-    folder, manifest = _opened(data, s3)
+    folder, manifest = pairs_manifest_at(data, s3)
     if manifest.queries:
         return None
+    _refuse_large(folder, manifest)
     table = pq.read_table(pa.BufferReader(read_pinned(folder, manifest, DOCUMENTS)))
     rows = _of_splits(table, {"train", ""})
     if not len(rows):
         known = ", ".join(manifest.documents)
         raise DataError(f"{folder}: has no documents of split train, but {known}; call one so in SOURCE and ingest it")
     told = hashlib.sha256(json.dumps(sorted(manifest.files.items())).encode()).hexdigest()
-    return _texts_of(table, rows), list(manifest.remarks), told
+    return texts_of(table, rows), list(manifest.remarks), told
 
 
-def _opened(data: Data, s3: S3 | None) -> tuple[Place, PairsManifest]:
-    """The set's folder and its manifest. Raises DataError where it is too large."""
-    folder = files.at(data.path, s3)
-    manifest = read_pairs_manifest(folder)
+def _refuse_large(folder: Place, manifest: PairsManifest) -> None:
     if manifest.text_bytes > MOST_BYTES:
         raise DataError(
             f"{folder}: {manifest.text_bytes:,} bytes of text, and {MOST_BYTES:,} are the most that are held in "
             "memory; make a smaller set"
         )
-    return folder, manifest
 
 
 def load_tokenizer(data: Data, s3: S3 | None = None) -> str:
     """The JSON of the tokenizer that was trained on the set at `data.path`. Raises as `open_pairs` does."""
-    folder = files.at(data.path, s3)
-    return read_pinned(folder, read_pairs_manifest(folder), TOKENIZER).decode()
+    folder, manifest = pairs_manifest_at(data, s3)
+    return read_pinned(folder, manifest, TOKENIZER).decode()
 
 
 @dataclass(frozen=True)
@@ -228,6 +272,7 @@ def _of_splits(table: pa.Table, splits: set[str] | None) -> NDArray[np.int64]:
     return np.flatnonzero(pc.is_in(table["split"], value_set=pa.array(sorted(splits), table["split"].type)).to_numpy())
 
 
-def _texts_of(table: pa.Table, rows: NDArray[np.int64]) -> Texts:
+def texts_of(table: pa.Table, rows: NDArray[np.int64]) -> Texts:
+    """Those of some rows of a table, in that order."""
     of_rows = pa.array(rows, pa.int64())
     return Texts(*(table[name].cast(pa.large_string()).combine_chunks().take(of_rows) for name in ("text", "id")))

@@ -38,7 +38,8 @@ def embed(
     newest = LoadedCheckpoint.at(run, s3)
     refuse_runs_own(out)
     given = {name: value for name, value in options.items() if value is not None}
-    of_texts = newest.spec.of_texts
+    # Of images with captions, the captions are documents.
+    of_texts = newest.spec.of_texts and (not newest.spec.of_images or given.get("side") == "document")
     for name in ("splits",) if of_texts else ("side", "column"):
         if name in given:
             kind = newest.spec.data.kind

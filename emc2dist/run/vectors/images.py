@@ -87,7 +87,7 @@ def embed_images(
                 parts.write(number, _table(newest, split, index))
             progress.add(len(index))
     parts.join(place, told)
-    widths = {"representation": newest.encoder.width, "feature": newest.encoder.features}
+    widths = {"representation": newest.tower("image").width, "feature": newest.encoder.features}
     return {**told, "out": str(place), "images": images, **widths, "remarks": [*newest.remarks, *remarks]}
 
 
@@ -124,11 +124,11 @@ def _identity(encoder: Encoder, opened: Sequence[_Split]) -> dict[str, Any]:
 
 def _table(newest: LoadedCheckpoint, split: _Split, index: NDArray[np.int64]) -> pa.Table:
     """The rows of some images."""
-    representations, features = [], []
+    tower, representations, features = newest.tower("image"), [], []
     for views in _views(newest, split.images, index):
-        representation = newest.encoder.representation(views.to(newest.device))
+        representation = tower.representation(views.to(newest.device))
         representations.append(representation.float().cpu())
-        features.append(newest.encoder.feature(representation).float().cpu())
+        features.append(tower.feature(representation).float().cpu())
     both = torch.cat(representations), torch.cat(features)
     if not all(vectors.isfinite().all() for vectors in both):
         raise NonFiniteError(f"{newest.place}: its encoder's features are not finite; the run has diverged")

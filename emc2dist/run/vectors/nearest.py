@@ -25,7 +25,7 @@ from emc2dist.errors import DataError, NonFiniteError, RunError
 from emc2dist.evaluate.retrieval import search
 from emc2dist.plotting import FONT, label, new_figure, render
 from emc2dist.run.loaded import LoadedCheckpoint
-from emc2dist.run.texts import TextEncoding
+from emc2dist.run.texts import Encoding
 from emc2dist.towers.views import PlainView
 
 _VECTORS = ("representation", "feature")
@@ -135,7 +135,7 @@ def _new(
         )
     newest = LoadedCheckpoint.at(run or told["checkpoint"], s3)
     if of_texts:
-        (vector,) = TextEncoding.of(newest).features([query], told["side"])
+        (vector,) = Encoding.of(newest).features([query], told["side"])
         return _Query(torch.from_numpy(vector), {"text": query})
     with files.explained(path):
         if path.stat().st_size > _LARGEST_IMAGE:
@@ -148,7 +148,8 @@ def _new(
     if str(newest.spec.views.size) != told["size"]:
         raise RunError(f"{run}: takes images of {newest.spec.views.size} pixels, and the vectors are of {told['size']}")
     views = PlainView(newest.spec.views.size)(image)[None].to(newest.device)
-    vector = newest.encoder.representation(views) if by == "representation" else newest.encoder(views)
+    tower = newest.tower("image")
+    vector = tower.representation(views) if by == "representation" else tower(views)
     if not vector.isfinite().all():
         raise NonFiniteError(f"{newest.place}: its encoder's features are not finite; the run has diverged")
     return _Query(normalize(vector[0].float().cpu(), dim=0), {"path": query}, image=image)
