@@ -9,7 +9,7 @@ from emc2dist.config import BUILT_IN, Spec, base_of, dump, given_keys, is_remote
 from emc2dist.errors import SpecError
 from emc2dist.terminal import columns, say
 
-_FORMATS = ("safetensors", "sentence-transformers")
+_FORMATS = ("safetensors", "onnx", "huggingface", "sentence-transformers")
 
 
 def add_to(commands: Commands) -> None:
@@ -28,15 +28,15 @@ def add_to(commands: Commands) -> None:
     evaluate = commands.add_parser("evaluate", help=text, description=text)
     text = (
         "write a run's backbone as safetensors, under torchvision's or timm's own key names and without its head; what "
-        "images it takes is in the file's metadata: size, mean, std; of pairs with the tokenizer beside it, or the "
-        "whole encoder as a folder of sentence-transformers"
+        "images it takes is in the file's metadata: size, mean, std; of texts with the tokenizer beside it. Or the "
+        "whole encoder of images as ONNX, a folder for a hub with a model card, or a folder of sentence-transformers"
     )
     export = commands.add_parser("export", help=text, description=text)
     for sub in (train, validate):
         add_spec(sub)
     for sub in (evaluate, export):
         sub.add_argument("run", metavar="RUN", help="a run folder, as in runs/quickstart, or a checkpoint in it")
-    export.add_argument("out", metavar="OUT", help="the file to write; of sentence-transformers the folder")
+    export.add_argument("out", metavar="OUT", help="the file to write; the last two formats are a new folder")
     export.add_argument("--format", choices=_FORMATS, default=_FORMATS[0], help="what is written (%(default)s)")
     evaluate.add_argument(
         "overrides",
@@ -131,7 +131,7 @@ def _measures(of: dict[str, dict[str, float | None]]) -> str:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from emc2dist.run.results import export
+    from emc2dist.run.exports import export
 
     s3 = parse_s3(arguments.overrides)
     result = export(arguments.run, arguments.out, form=arguments.format, s3=s3)

@@ -15,6 +15,7 @@ and says what to do. Credentials come from the ordinary AWS chain alone, and no 
 """
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 from emc2dist.config import S3, is_remote, paths
@@ -125,6 +126,25 @@ def refuse_file(folder: Place) -> None:
             )
         if not os.access(there, os.W_OK | os.X_OK):
             raise StorageError(f"{folder}: {there} may not be written to; name a folder that may")
+
+
+def refuse_used(folder: Place) -> None:
+    """Raise StorageError where what is to be a new folder has something in it, or cannot be one."""
+    refuse_file(folder)
+    if folder.entries() or folder.folders():
+        raise StorageError(f"{folder}: is not empty; name a new folder")
+
+
+def move_all(draft: Path, folder: Place, last: str) -> list[str]:
+    """Move all files of a local draft into an empty folder, `last` behind the others; or none. Returns their names."""
+    names = [path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file()]
+    names.sort(key=lambda name: (name == last, name))
+    with ExitStack() as undo:
+        for name in names:
+            undo.callback((folder / name).remove)
+            (folder / name).put(draft / name)
+        undo.pop_all()
+    return names
 
 
 def writable(path: str | Path) -> Path:

@@ -36,6 +36,9 @@ class DiskPlace(Place):
     def __truediv__(self, name: str) -> Place:
         return DiskPlace(self.path / name)
 
+    def beside(self, name: str) -> Place:
+        return DiskPlace(self.path.parent / name)
+
     @property
     def name(self) -> str:
         return self.path.name

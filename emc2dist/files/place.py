@@ -37,6 +37,10 @@ class Place(ABC):
     def __truediv__(self, name: str) -> "Place":
         """What lies at `name` (which may hold slashes) in this folder."""
 
+    @abstractmethod
+    def beside(self, name: str) -> "Place":
+        """What lies at `name` in the folder that this lies in."""
+
     @property
     @abstractmethod
     def name(self) -> str:

@@ -66,6 +66,9 @@ class S3Place(Place):
     def __truediv__(self, name: str) -> Place:
         return S3Place(f"{self.key}/{name}", self.s3)
 
+    def beside(self, name: str) -> Place:
+        return S3Place(f"{self.key.rpartition('/')[0]}/{name}", self.s3)
+
     @property
     def name(self) -> str:
         return self.key.rsplit("/", 1)[-1]

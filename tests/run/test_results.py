@@ -89,7 +89,7 @@ def test_the_readme_makes_elsewhere_what_is_made_here(tmp_path, capsys, monkeypa
 
 
 def test_where_it_cannot_be_written_is_told_before_anything_is_read(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("emc2dist.run.results.LoadedCheckpoint.newest", lambda folder: pytest.fail("read too early"))
+    monkeypatch.setattr("emc2dist.run.loaded.LoadedCheckpoint.newest", lambda folder: pytest.fail("read too early"))
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()
     for out, words in {

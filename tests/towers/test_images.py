@@ -16,9 +16,10 @@ from emc2dist.config import Encoder as Config
 from emc2dist.config import changed, parse
 from emc2dist.config.backbones import FAMILIES, size_misfit
 from emc2dist.errors import SpecError
+from emc2dist.run.exports import export
 from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.run.loaded import LoadedCheckpoint
-from emc2dist.run.results import evaluate, export
+from emc2dist.run.results import evaluate
 from emc2dist.towers._torchvision import models
 from emc2dist.towers.encoder import ImageEncoder
 from emc2dist.towers.images import MEAN as IMAGENET

@@ -6,7 +6,6 @@ the backbone alone, with what makes its tokens: metadata, and the tokenizer besi
 """
 
 import json
-from contextlib import ExitStack
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +15,14 @@ from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from emc2dist import files
-from emc2dist.config import S3, Spec
+from emc2dist.config import Spec
 from emc2dist.config.sections import TRANSFORMERS
 from emc2dist.data.texts.manifest import TOKENIZER
 from emc2dist.errors import SpecError, StorageError
 from emc2dist.files import Place
+from emc2dist.run.exports.backbone import described
+from emc2dist.run.exports.hub import CARD, card
+from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.scratch import temporary
 from emc2dist.terminal import say
@@ -52,15 +54,12 @@ def refuse_other_backbones(spec: Spec, run: object) -> None:
         )
 
 
-def write_folder(newest: LoadedCheckpoint, folder: Place) -> dict[str, Any]:
-    """Write the encoder as a folder that sentence-transformers loads; its modules, what it reads, and remarks.
+def write_folder(newest: LoadedCheckpoint, run: RunFolder, folder: Place) -> dict[str, Any]:
+    """Write the encoder as a folder that sentence-transformers loads, with a card of the run; its modules and remarks.
 
     Raises:
-        StorageError: the folder has something in it, or cannot be written; then nothing is left in it.
+        StorageError: the folder cannot be written; then nothing is left in it.
     """
-    files.refuse_file(folder)
-    if folder.entries() or folder.folders():
-        raise StorageError(f"{folder}: is not empty; name a new folder")
     spec, encoder = newest.spec, newest.tower("text")
     text = spec.text
     with temporary("emc2-export-") as scratch, files.explained(scratch):
@@ -86,7 +85,8 @@ def write_folder(newest: LoadedCheckpoint, folder: Place) -> dict[str, Any]:
             for number, (path, kind) in enumerate(zip(paths, kinds, strict=True))
         ]
         _write(draft / _MODULES, listed)
-        _move(draft, folder)
+        (draft / CARD).write_text(card(newest, run, None, []), encoding="utf-8")
+        files.move_all(draft, folder, last=_MODULES)
     remarks = ["a model that has a pooler of its own is given a new one as it is loaded, which nothing reads"]
     if text.query_length != text.document_length:
         remarks.append(
@@ -98,42 +98,37 @@ def write_folder(newest: LoadedCheckpoint, folder: Place) -> dict[str, Any]:
     return {"modules": kinds, "max_seq_length": length, "prompts": prompts, "remarks": remarks}
 
 
-def write_file(newest: LoadedCheckpoint, out: str, s3: S3, images: dict[str, Any]) -> dict[str, Any]:
-    """Write the backbone's tensors as safetensors at `out`, the tokenizer beside it; what metadata tell, and remarks.
-
-    `images` is empty, for there are none.
+def write_file(newest: LoadedCheckpoint, place: Place) -> dict[str, Any]:
+    """Write the backbone's tensors as safetensors, the tokenizer beside it; what metadata tell, and remarks.
 
     Raises:
         StorageError: one cannot be written, or another tokenizer is there.
     """
     tower = newest.tower("text")
-    told = _told(newest.spec, tower.width) | images
-    return _with_tokenizer(newest, out, s3, told, backbone_state_dict(tower), _USE)
+    return _with_tokenizer(newest, place, _told(newest.spec, tower.width), backbone_state_dict(tower), _USE)
 
 
-def write_towers(newest: LoadedCheckpoint, out: str, s3: S3, images: dict[str, Any]) -> dict[str, Any]:
+def write_towers(newest: LoadedCheckpoint, place: Place) -> dict[str, Any]:
     """Write both towers of images and captions, their projectors too, as `write_file` does.
 
-    Names of tensors begin with `image.` or `text.`; `images` tells of those that the first takes.
+    Names of tensors begin with `image.` or `text.`.
     """
     encoder, spec = newest.encoder, newest.spec
     told: dict[str, Any] = {
         "features": encoder.features,
         "hidden": spec.encoder.hidden,
-        "image": images,
+        "image": described(newest),
         "text": _told(spec, newest.tower("text").width),
     }
     tensors = {name: tensor for name, tensor in encoder.state_dict().items() if not name.startswith("learnt.")}
-    return _with_tokenizer(newest, out, s3, told, tensors, _USE_OF_TOWERS)
+    return _with_tokenizer(newest, place, told, tensors, _USE_OF_TOWERS)
 
 
 def _with_tokenizer(
-    newest: LoadedCheckpoint, out: str, s3: S3, told: dict[str, Any], state: dict[str, Tensor], use: str
+    newest: LoadedCheckpoint, place: Place, told: dict[str, Any], state: dict[str, Tensor], use: str
 ) -> dict[str, Any]:
     assert newest.model is not None
-    place = files.at(out, s3)
-    head, slash, _ = out.rpartition("/")
-    beside = files.at(f"{head}{slash}{TOKENIZER}", s3)
+    beside = place.beside(TOKENIZER)
     tokenizer = newest.model.content[TOKENIZER]
     there = beside.entry()
     if there is not None and beside.read() != tokenizer:
@@ -223,13 +218,3 @@ def _dense(weight: Tensor, bias: Tensor, is_cut: bool) -> _Module:
 
 def _write(file: Path, content: Any) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _move(draft: Path, folder: Place) -> None:
-    """Move all files of a draft into an empty folder, modules.json the last; or none."""
-    names = [path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file()]
-    with ExitStack() as undo:
-        for name in sorted(names, key=lambda name: (name == _MODULES, name)):
-            undo.callback((folder / name).remove)
-            (folder / name).put(draft / name)
-        undo.pop_all()
