@@ -1,4 +1,4 @@
-# make train | test | test-all | chaos | image-test | lint | format. Each sets up what it needs and is quick the second time.
+# make train | test | test-all | chaos | image-test | docs | lint | format. Each sets up what it needs and is quick the second time.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -7,7 +7,7 @@ READY := .venv/.ready
 # only talk to it over HTTP. It runs on Linux; elsewhere the tests that need it are skipped.
 SWIFT := $(if $(filter Linux,$(shell uname)),.swift/.ready)
 
-.PHONY: train test test-all chaos image-test lint format clean
+.PHONY: train test test-all chaos image-test docs lint format clean
 
 train: $(READY)
 	$(BIN)/emc2dist train jobs/quickstart.yaml
@@ -28,6 +28,10 @@ chaos: $(READY)
 
 image-test: $(READY)
 	PYTHON=$(BIN)/python docker/test.sh
+
+# The pages as a site, from build/site/index.html on; to look at them while writing: .venv/bin/mkdocs serve
+docs: $(READY)
+	$(BIN)/mkdocs build --strict
 
 lint: $(READY)
 	$(BIN)/ruff check .

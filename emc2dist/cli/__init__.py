@@ -225,8 +225,8 @@ def _let_go(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments of a command line; ends the process where they are not understood."""
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands; a command line is for `parse`."""
     from emc2dist.cli import (
         asking,
         certificates,
@@ -250,7 +250,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     running = (runs, sweeps, checkpoints, certificates, watching, reports)
     for module in (*running, vectors, texts, drafts, data, asking, jobs, clusters):
         module.add_to(commands)
-    arguments, rest = parser.parse_known_args(argv)
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of a command line; ends the process where they are not understood."""
+    arguments, rest = parser().parse_known_args(argv)
     # argparse gives up on KEY=VALUE after an option, as in `train SPEC --json lr=1e-3`.
     unknown = [word for word in rest if word.startswith("-")]
     if unknown or (rest and "overrides" not in arguments):
