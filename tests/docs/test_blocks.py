@@ -151,17 +151,20 @@ log_density = lambda x: -(x - mean).square() / 2
 """,
 }
 """What a page leaves to its reader."""
-ELSEWHERE = {"vectors.md": "test_own_images.py", "add-an-objective.md": "the next test", "README.md": "test_results.py"}
+ELSEWHERE = {"vectors.md": "test_own_images.py", "add-an-objective.md": "the next test", "README.md": "test_results.py",
+             "exports.md": "test_exports.py"}  # fmt: skip
 """Pages whose Python, where it needs a file or is a part, another test runs or holds against the code."""
 
 
 @of("python")
 def test_python_compiles_and_runs_where_nothing_is_missing(block):
     code = compile(block.text, block.name, "exec")
-    is_part = "import " not in block.text or re.search(r"\.(parquet|safetensors)\"", block.text)
+    is_part = "import " not in block.text or re.search(r"\.(parquet|safetensors|onnx)\"", block.text)
     if is_part:
         assert block.page.name in ELSEWHERE
     else:
+        from emc2dist.towers import _torchvision  # noqa: F401  (some builds of torchvision need it first)
+
         known = {}
         exec(GIVEN.get(block.page.name, ""), known)
         exec(code, known)
