@@ -35,7 +35,7 @@ OUTWARD = re.compile(r"\[([^\]]+)\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)")
 """A link to what lies outside docs/: text, target, and what follows `#`."""
 REFERENCES = {"emc2dist/config": "keys.md", "emc2dist/metrics.py": "metric-names.md", "emc2dist/cli": "commands.md"}
 """Files, or folders of files, in whose place the site has a page of its own."""
-WIDTH = 100
+WIDTH = 80
 """Columns of a command's help."""
 
 log = logging.getLogger("mkdocs.hooks.emc2dist")

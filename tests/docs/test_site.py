@@ -122,7 +122,7 @@ def test_the_reference_has_every_metric_and_every_command():
     for command in ("train", "cluster start", "checkpoint verify", "neighbours", "new"):
         assert f"## emc2dist {command}\n" in commands
     assert "--skip-unreadable" in commands
-    assert max(len(line) for line in commands.splitlines()) <= 100
+    assert max(len(line) for line in commands.splitlines()) <= 80
 
 
 def test_the_pictures_of_concepts_show_what_is_said_of_them():
