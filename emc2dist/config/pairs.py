@@ -163,6 +163,9 @@ def _misfit_of_captions(spec: "Spec") -> str | None:
         f"data.per_class: {spec.data.per_class}: is of images by themselves; leave it out":
             spec.data.per_class is not None,
         f"data.negatives: {spec.data.negatives}: are of pairs of texts; leave it out": spec.data.negatives > 0,
+        "negatives.guide: is of pairs of texts; leave it out": negatives.guide is not None,
+        "objective: debcse reads words on both sides, and one is of images; give infonce or dcl":
+            spec.objective.name == "debcse",
         "cuda_graphs: true records passes of one tower, and captions have their own; leave it out": spec.cuda_graphs,
         "compile: true is of images by themselves so far; leave it out": spec.compile,
     }  # fmt: skip

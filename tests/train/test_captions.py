@@ -138,6 +138,8 @@ SPEC = "name: a\nepochs: 3\nbatch_size: 16\nlr: 1e-4\nobjective: infonce\ndata: 
         ("compile=true", "compile"),
         ("eval.voters=test", "eval.voters"),
         ("objective=supremix", "objective"),
+        ("objective=debcse", "objective: debcse reads words"),
+        ("negatives.guide={queries: q.parquet, documents: d.parquet}", "negatives.guide"),
     ],
 )
 def test_what_captions_cannot_do_is_refused_by_its_key(override, key):
