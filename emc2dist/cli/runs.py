@@ -37,7 +37,8 @@ def add_to(commands: Commands) -> None:
     for sub in (evaluate, export):
         sub.add_argument("run", metavar="RUN", help="a run folder, as in runs/quickstart, or a checkpoint in it")
     export.add_argument("out", metavar="OUT", help="the file to write; the last two formats are a new folder")
-    export.add_argument("--format", choices=_FORMATS, default=_FORMATS[0], help="what is written (%(default)s)")
+    text = f"what is written: {', '.join(_FORMATS)} (%(default)s)"
+    export.add_argument("--format", metavar="FORMAT", choices=_FORMATS, default=_FORMATS[0], help=text)
     evaluate.add_argument(
         "overrides",
         metavar="KEY=VALUE",
