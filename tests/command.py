@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -30,6 +31,18 @@ def in_process(*arguments):
         except SystemExit as ended:  # as argparse does
             status = ended.code
     return subprocess.CompletedProcess(arguments, status, stdout.getvalue(), stderr.getvalue())
+
+
+def told(capsys, *words):
+    """What a command answers in JSON, run in this process."""
+    assert main([*map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def refused(capsys, *words):
+    """The line that a command refuses with, run in this process."""
+    assert main([*map(str, words)]) in (1, 2)
+    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def start(*arguments, **options):

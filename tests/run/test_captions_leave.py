@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command import told
 from safetensors import safe_open
 from safetensors.torch import load_file
 from train.harness import CAPTIONS, Run, write_captions
@@ -45,12 +46,6 @@ def run(tmp_path_factory, data):
         checkpoint.rename(folder.place.path / checkpoint_name(step))
     folder.append(done.rows)
     return folder.place.path
-
-
-def told(capsys, *words):
-    """What a command answers in JSON."""
-    assert main([*map(str, words), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
 
 
 def features_of(run):

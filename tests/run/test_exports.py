@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command import refused, told
 from safetensors.torch import load_file
 from train.harness import Run, small_spec
 
-from emc2dist.cli import main
 from emc2dist.run.exports import onnx
 from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.run.loaded import LoadedCheckpoint
@@ -28,16 +28,6 @@ def trained(folder, *overrides):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("exports"))
-
-
-def told(capsys, *words):
-    assert main([*map(str, words), "--json"]) == 0
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
-
-
-def refused(capsys, *words):
-    assert main([*map(str, words)]) in (1, 2)
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def images(count, size):

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command import refused, told
 from run.trained_pairs import ingest, rows, trained
 from safetensors import safe_open
 from safetensors.torch import load_file, save
@@ -42,18 +43,6 @@ def data(tmp_path_factory):
 def run(tmp_path_factory, data):
     """A run of a bag of words, whose one chain per text was visited once."""
     return trained(tmp_path_factory.mktemp("runs"), data)
-
-
-def told(capsys, *words):
-    """What a command answers in JSON."""
-    assert main([*map(str, words), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def refused(capsys, *words):
-    """What a command says as it refuses."""
-    assert main([*map(str, words)]) in (1, 2)
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def features_of(run, texts, side):

@@ -1,13 +1,13 @@
 """Vectors out of a run over images: every image's, in parts that go on, and what is nearest among them."""
 
 import io
-import json
 import shutil
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from command import refused, told
 from PIL import Image
 from safetensors.numpy import load_file
 from train.harness import Run, small_spec
@@ -56,16 +56,6 @@ def run(tmp_path_factory):
 @pytest.fixture
 def source(run):
     return run.parent / "set"
-
-
-def told(capsys, *words):
-    assert main([*map(str, words), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def refused(capsys, *words):
-    assert main([*map(str, words)]) in (1, 2)
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def column(table, name):
