@@ -16,6 +16,7 @@ from train.harness import CAPTIONS, Run, write_captions
 from emc2dist.cli import main
 from emc2dist.config import parse
 from emc2dist.data.captions import open_captions
+from emc2dist.data.images import open_images
 from emc2dist.data.ingest.pixels import png
 from emc2dist.report.page import report
 from emc2dist.report.runs import ReportedRun
@@ -118,7 +119,7 @@ def test_its_file_holds_both_towers_and_gives_the_same_features(run, tmp_path, c
         metadata = file.metadata()
     assert json.loads(metadata["image"])["backbone"] == found["image"]["backbone"] == "conv4"
     assert json.loads(metadata["text"])["vocabulary"] == newest.spec.text.vocabulary
-    towers = TwoTowers(newest.spec.encoder, newest.spec.text)
+    towers = TwoTowers(newest.spec.encoder, newest.spec.text, newest.spec.views.size)
     towers.load_state_dict(load_file(tmp_path / "towers.safetensors"))
     with torch.no_grad():
         again = towers.eval()(views["query"](pairs.queries.get(np.arange(len(pairs.queries)))))
@@ -127,7 +128,7 @@ def test_its_file_holds_both_towers_and_gives_the_same_features(run, tmp_path, c
     torch.testing.assert_close(texts, captions)
 
 
-def test_captions_are_embedded_and_images_by_this_command_are_not(run, tmp_path, capsys):
+def test_captions_are_embedded_as_documents_and_images_without_a_word(run, tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("ba be\nzu za\n")
     told(capsys, "embed", run, tmp_path / "texts.txt", tmp_path / "out.parquet", "--side", "document")
     newest, _, views, _, _ = features_of(run)
@@ -137,6 +138,11 @@ def test_captions_are_embedded_and_images_by_this_command_are_not(run, tmp_path,
     np.testing.assert_allclose(found, wanted.numpy(), atol=1e-6)
     assert main(["embed", str(run), str(tmp_path / "texts.txt"), str(tmp_path / "out.parquet")])
     assert "its queries are images, and captions are documents; give --side document" in capsys.readouterr().err
+    told(capsys, "embed", run, newest.spec.data.path, tmp_path / "images.parquet", "--split", "test")
+    images = pq.read_table(tmp_path / "images.parquet")
+    with torch.no_grad():
+        wanted = newest.encoder(views["query"](open_images(newest.spec.data, "test").get(np.arange(len(images)))))
+    np.testing.assert_allclose(np.stack(images["feature"].to_pylist()), wanted.numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from emc2dist.errors import DataError
 from emc2dist.run.driver import check
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
-from emc2dist.run.texts import TextEncoding
+from emc2dist.run.texts import Encoding
 from emc2dist.train.sets import settled
 
 
@@ -27,7 +27,7 @@ def test_what_embed_writes_of_both_sides_is_a_guide(tmp_path):
     newest = LoadedCheckpoint.newest(RunFolder.open(run))
     pairs = open_pairs(newest.spec.data, "train")
     found = open_guide(guide, pairs)
-    encoding = TextEncoding.of(newest)
+    encoding = Encoding.of(newest)
     for side, texts, part in (("query", pairs.queries, found[:24]), ("document", pairs.documents, found[24:])):
         np.testing.assert_allclose(part, encoding.features(texts.get(np.arange(24)), side), atol=1e-3)
     paths = [f"negatives.guide.queries={guide.queries}", f"negatives.guide.documents={guide.documents}"]

@@ -435,10 +435,13 @@ def test_where_a_report_cannot_go_is_told_before_it_is_drawn(desk, monkeypatch):
 
 def test_what_is_near_a_run_folder_is_told_the_run(desk):
     run = desk / "runs" / "small"
-    for near in (run / checkpoint_name(12), run / "spec.yaml", f"{run}/{checkpoint_name(12)}/"):
-        done = in_process("evaluate", near)
+    for near in (run / checkpoint_name(12), f"{run}/{checkpoint_name(12)}/"):
+        done = in_process("report", near)
         assert done.returncode == 1
-        assert done.stderr.endswith(f"(it has no spec.yaml); it lies in one, which is {run}\n")
+        assert f"(it has no spec.yaml); it is a checkpoint of {run}: give that" in done.stderr
+    done = in_process("evaluate", run / "spec.yaml")
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"(it has no spec.yaml); it lies in one, which is {run}\n")
     assert "runs lie in it: small" in in_process("evaluate", desk / "runs").stderr
     assert "give the one that `emc2dist train` named" in in_process("evaluate", desk).stderr
 

@@ -16,7 +16,7 @@ from emc2dist.run import similarity
 from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.similarity import evaluate_similarity
-from emc2dist.run.texts import TextEncoding
+from emc2dist.run.texts import Encoding
 
 STS = Path(__file__).parents[3] / "shared/data/sts/pairs.parquet"
 
@@ -51,7 +51,7 @@ def test_each_task_is_ordered_by_the_cosines_of_features(run, tmp_path, monkeypa
     file = written(tmp_path, table())
     assert main(["evaluate", str(run), "--similarity", str(file), "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    encoding = TextEncoding.of(LoadedCheckpoint.newest(RunFolder.open(run, S3())))
+    encoding = Encoding.of(LoadedCheckpoint.newest(RunFolder.open(run, S3())))
     mine = [line for line in table() if line["split"] == "test"]
     one, other = (encoding.features([line[f"sentence{n}"] for line in mine], "query") for n in (1, 2))
     scores, gold = (one * other).sum(1), np.array([line["score"] for line in mine])

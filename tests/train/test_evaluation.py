@@ -187,7 +187,9 @@ def test_every_measure_is_of_these_images_and_has_a_row_in_the_docs(tmp_path, ev
         torch.zeros(1, 1, dtype=torch.int64), Judged(np.zeros((1, 2), np.int64), np.ones(1, int))
     )
     text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
-    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == [*found, *OF_ONE_OBJECTIVE, *of_pairs]
+    of_sentences = ["spearman_TASK", "spearman_mean"]
+    told = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert told == [*found, *OF_ONE_OBJECTIVE, *of_pairs, *of_sentences]
 
 
 def test_errors_of_numbers_are_measured_where_the_objective_takes_labels_for_them(tmp_path, evaluation):

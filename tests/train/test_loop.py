@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
-from train.harness import Run, pairs_spec, small_spec, write_pairs
+from train.harness import Run, captions_spec, pairs_spec, small_spec, write_captions, write_pairs
 
 from emc2dist.data.images import open_images
 from emc2dist.errors import DataError, NonFiniteError, RunError
@@ -194,6 +194,10 @@ def test_every_reported_metric_is_in_the_table(tmp_path):
         reported |= {name for row in some.rows for name in row}
     of_pairs = Run(pairs_spec(write_pairs(tmp_path / "set", judged=False), "epochs=1"), tmp_path / "pairs").go()
     reported |= {name for row in of_pairs.rows for name in row}
+    captions = captions_spec(
+        write_captions(tmp_path / "captions", shared=False), "epochs=1", "objective.directions=both"
+    )
+    reported |= {name for row in Run(captions, tmp_path / "of_captions").go().rows for name in row}
     assert reported == ROW - {"passed_over", "device_changed"}
     assert run.column("cache_moves_ratio")[-1] > 0.1
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from emc2dist import files
 from emc2dist.config import S3
-from emc2dist.errors import SpecError, StorageError
+from emc2dist.errors import RunError, SpecError, StorageError
 from emc2dist.run.folder import refuse_runs_own
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.vectors.images import embed_images
@@ -31,13 +31,16 @@ def embed(
 
     Raises:
         SpecError: an option is of the other kind of run, or `out` is named as a file of another format. RunError: there
-        is no checkpoint. StorageError: `out` is what is read, or a run's own. Else see these two.
+        is no checkpoint, or captions are to be embedded as images. StorageError: `out` is what is read, or a run's own.
+        Else see these two.
     """
     _refuse_other_endings(out)
     _refuse_what_is_read(out, source)
     newest = LoadedCheckpoint.at(run, s3)
     refuse_runs_own(out)
     given = {name: value for name, value in options.items() if value is not None}
+    if newest.spec.of_images and newest.spec.of_texts and _is_of_texts(source) and given.get("side") != "document":
+        raise RunError(f"{run}: its queries are images, and captions are documents; give --side document")
     # Of images with captions, the captions are documents.
     of_texts = newest.spec.of_texts and (not newest.spec.of_images or given.get("side") == "document")
     for name in ("splits",) if of_texts else ("side", "column"):
@@ -45,6 +48,12 @@ def embed(
             kind = newest.spec.data.kind
             raise SpecError(f"--{name.rstrip('s')}: is not of a run over {kind}, as {run} is; leave it out")
     return (embed_texts if of_texts else embed_images)(newest, source, out, s3=newest.spec.s3.overridden(s3), **given)
+
+
+def _is_of_texts(source: str | Path) -> bool:
+    """Whether it can be no set of images: a file that is no Parquet."""
+    path = str(source)
+    return not files.is_remote(path) and files.local(path).is_file() and PurePath(path).suffix != ".parquet"
 
 
 def _refuse_other_endings(out: str | Path) -> None:

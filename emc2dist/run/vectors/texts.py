@@ -18,7 +18,7 @@ from emc2dist.config import S3
 from emc2dist.data.texts.collection import Passage, Side, Unusable
 from emc2dist.data.texts.formats import titled
 from emc2dist.data.texts.records import LONGEST_LINE, Record, fields_of, is_table, plain, records_of
-from emc2dist.errors import DataError, RunError
+from emc2dist.errors import DataError
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.scratch import temporary
 from emc2dist.run.texts import Encoding
@@ -55,14 +55,12 @@ def embed_texts(
 
     Raises:
         DataError: a text is empty, too long or no UTF-8, or an id is no text; names the row. Or there is no such
-        column, or no text. RunError: that side of the run is over images. NonFiniteError: the run has diverged.
-        StorageError: `source` cannot be read, or `out` not written.
+        column, or no text. NonFiniteError: the run has diverged. StorageError: `source` cannot be read, or `out` not
+        written.
     """
     place = files.at(out, s3)
     files.refuse_folder(out)
     place.entry() if place.remote else files.writable(out)  # before anything is read
-    if newest.spec.of_images and side == "query":
-        raise RunError(f"{newest.place}: its queries are images, and captions are documents; give --side document")
     records, remarks = _records(files.local(source), column)
     encoding = Encoding.of(newest)
     width = newest.encoder.features
