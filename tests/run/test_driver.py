@@ -301,7 +301,7 @@ def pids_of(name: str, driver: int) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("small_disk", [120], indirect=True)  # MiB: two checkpoints, and not a third
+@pytest.mark.parametrize("small_disk", [4], indirect=True)  # MiB: two checkpoints, and not a third
 def test_a_full_disk_ends_the_run_with_one_message_and_the_same_command_goes_on(small_disk, spec_file, tmp_path):
     spec_file.write_text(SMALL + f"run_dir: {small_disk}\nthreads: 1\n")
     arguments = ["train", spec_file, "epochs=4", "optimiser.name=sgd", "optimiser.momentum=0", "--json"]
