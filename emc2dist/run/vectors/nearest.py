@@ -4,8 +4,9 @@ A query is a row of the file, by index or path (of texts by id), or something ne
 encoder that made the vectors is asked about. Vectors are read a row group at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from emc2dist import files
 from emc2dist.config import S3, Data
 from emc2dist.data.decode import decode
 from emc2dist.data.foreign import opened
-from emc2dist.data.images import open_images
+from emc2dist.data.images import Images, open_images
 from emc2dist.errors import DataError, NonFiniteError, RunError
 from emc2dist.evaluate.retrieval import search
 from emc2dist.plotting import FONT, label, new_figure, render
@@ -186,8 +187,9 @@ def _known(file: pq.ParquetFile, rows: list[int]) -> list[dict[str, Any]]:
 
 def _picture(asked: _Query, found: list[dict[str, Any]], path: str, s3: S3 | None) -> bytes:
     """The query and its neighbours, by rows, as PNG. Raises DataError where their images are gone."""
-    images = [_image(path, row, s3) for row in found]
-    first = asked.image if asked.image is not None else _image(path, asked.told, s3)
+    opened = cache(lambda split: open_images(Data(path=path), split, s3))
+    images = [_image(path, row, opened) for row in found]
+    first = asked.image if asked.image is not None else _image(path, asked.told, opened)
     shown = [("query", first, asked.told), *zip((f"{row['cosine']:.3f}" for row in found), images, found, strict=True)]
     wide = min(len(shown), _PER_ROW)
     high = -(-len(shown) // wide)
@@ -206,8 +208,8 @@ def _picture(asked: _Query, found: list[dict[str, Any]], path: str, s3: S3 | Non
     return render(figure)
 
 
-def _image(path: str, row: dict[str, Any], s3: S3 | None) -> Tensor:
-    images = open_images(Data(path=path), row["split"], s3)
+def _image(path: str, row: dict[str, Any], opened: Callable[[str], Images | None]) -> Tensor:
+    images = opened(row["split"])
     if images is None or row["index"] >= len(images):
         raise DataError(f"{path}: no longer holds image {row['index']} of split {row['split']}; leave out --out")
     return images.get(np.array([row["index"]]))[0]
