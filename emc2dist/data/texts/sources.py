@@ -7,11 +7,11 @@ texts       documents alone: a corpus without queries, tables of texts, or .txt 
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from emc2dist import files
 from emc2dist.data.catalogue import MANIFEST, UNFINISHED, is_hidden, nothing_at
@@ -35,6 +35,8 @@ _HELP = {
 }
 """What would help where a value has none of the names that it needs, by whether the first line names the columns."""
 _SHOWN = 3  # files that were passed over
+
+_Columns = TypeVar("_Columns", formats.Columns, formats.TextColumns)
 
 
 @dataclass(frozen=True)
@@ -167,21 +169,8 @@ def read(source: Source, chosen: Mapping[str, str], into: Collection) -> None:
 
 
 def _read_records(source: Source, chosen: Mapping[str, str], into: Collection) -> None:
-    files_of = source.parts["records"]
-    splits = _by_split(source.root, files_of, into)
-    if files_of == [source.root] and formats.SPLIT not in (*fields_of(source.root), *chosen):
-        into.notes += alone(source.root)
-
-    @lru_cache
-    def columns(file: Path, names: tuple[str, ...]) -> formats.Columns:
-        found = formats.columns_of(str(file), names, chosen)
-        if unused := found.unused(names):
-            note = f"columns that are not read: {', '.join(unused)}"
-            into.notes += [note] * (note not in into.notes)
-        return found
-
-    verdicts = formats.Verdicts()
-    for file, split in splits.items():
+    columns, verdicts = _columns(formats.columns_of, chosen, into), formats.Verdicts()
+    for file, split in _split_of_each(source, "records", chosen, into).items():
         for where, values in _said(file, into):
             if not chosen and formats.is_tevatron(values):
                 example = formats.of_tevatron(values)
@@ -195,21 +184,36 @@ def _read_records(source: Source, chosen: Mapping[str, str], into: Collection) -
     verdicts.check(str(source.root))
 
 
-def _read_texts(source: Source, chosen: Mapping[str, str], into: Collection) -> None:
-    files_of = source.parts["texts"]
-    splits = _by_split(source.root, files_of, into)
-    if files_of == [source.root] and formats.SPLIT not in (*fields_of(source.root), *chosen):
+def _split_of_each(source: Source, part: str, chosen: Mapping[str, str], into: Collection) -> dict[Path, str]:
+    """The split of each table of a part; of one alone that tells none it is said which."""
+    there = source.parts[part]
+    splits = _by_split(source.root, there, into)
+    if there == [source.root] and formats.SPLIT not in (*fields_of(source.root), *chosen):
         into.notes += alone(source.root)
+    return splits
+
+
+def _columns(
+    columns_of: Callable[[str, tuple[str, ...], Mapping[str, str]], _Columns],
+    chosen: Mapping[str, str],
+    into: Collection,
+) -> Callable[[Path, tuple[str, ...]], _Columns]:
+    """What the columns of a table of such names are, looked at once; those that are not read are said."""
 
     @lru_cache
-    def columns(file: Path, names: tuple[str, ...]) -> formats.TextColumns:
-        found = formats.text_columns_of(str(file), names, chosen)
+    def columns(file: Path, names: tuple[str, ...]) -> _Columns:
+        found = columns_of(str(file), names, chosen)
         if unused := found.unused(names):
             note = f"columns that are not read: {', '.join(unused)}"
             into.notes += [note] * (note not in into.notes)
         return found
 
-    for file, split in splits.items():
+    return columns
+
+
+def _read_texts(source: Source, chosen: Mapping[str, str], into: Collection) -> None:
+    columns = _columns(formats.text_columns_of, chosen, into)
+    for file, split in _split_of_each(source, "texts", chosen, into).items():
         for where, values in _said(file, into):
             known = columns(file, tuple(values))
             into.document(where, known.passage(values), formats.told_split(values, known.split) or split)
