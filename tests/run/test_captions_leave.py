@@ -11,7 +11,7 @@ import torch
 from command import told
 from safetensors import safe_open
 from safetensors.torch import load_file
-from train.harness import CAPTIONS, Run, write_captions
+from train.harness import CAPTIONS, trained_folder, write_captions
 
 from emc2dist.cli import main
 from emc2dist.config import parse
@@ -22,7 +22,7 @@ from emc2dist.report.page import report
 from emc2dist.report.runs import ReportedRun
 from emc2dist.report.texts import TextChains
 from emc2dist.run.driver import resolved, train
-from emc2dist.run.folder import RunFolder, checkpoint_name
+from emc2dist.run.folder import RunFolder
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.towers.encoder import TwoTowers
 from emc2dist.train.model_files import ModelFiles
@@ -41,12 +41,7 @@ def run(tmp_path_factory, data):
     """The folder of a run, trained in this process."""
     place = [f"run_dir={tmp_path_factory.mktemp('runs')}", f"data.path={data}"]
     spec = settled(resolved(parse(CAPTIONS, [*MORE, *place])))
-    folder = RunFolder.prepare(spec, ModelFiles.of(spec))
-    done = Run(spec, folder.place.path).go()
-    for step, checkpoint in done.checkpoints.items():
-        checkpoint.rename(folder.place.path / checkpoint_name(step))
-    folder.append(done.rows)
-    return folder.place.path
+    return trained_folder(spec, ModelFiles.of(spec)).place.path
 
 
 def features_of(run):

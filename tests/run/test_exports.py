@@ -9,18 +9,15 @@ import torch
 import yaml
 from command import refused, told
 from safetensors.torch import load_file
-from train.harness import Run, small_spec
+from train.harness import small_spec, trained_folder
 
 from emc2dist.run.exports import onnx
-from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.run.loaded import LoadedCheckpoint
 
 
 def trained(folder, *overrides):
     """A run folder with a checkpoint and a summary."""
-    spec = small_spec("epochs=1", f"run_dir={folder}", "eval.every=0", *overrides)
-    run = RunFolder.prepare(spec)
-    Run(spec, run.place.path).go().checkpoints[6].rename(run.place.path / checkpoint_name(6))
+    run = trained_folder(small_spec("epochs=1", f"run_dir={folder}", "eval.every=0", *overrides))
     run.finish({"run_dir": str(run.place), "knn_accuracy": 0.625, "knn_pixels": 0.5, "ndcg_at_10": None})
     return run.place.path
 

@@ -10,12 +10,11 @@ import pytest
 from command import refused, told
 from PIL import Image
 from safetensors.numpy import load_file
-from train.harness import Run, small_spec
+from train.harness import small_spec, trained_folder
 
 from emc2dist import files
 from emc2dist.cli import main
 from emc2dist.data.images import open_images
-from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.run.loaded import LoadedCheckpoint
 from emc2dist.run.vectors import images as vectors
 from emc2dist.train.evaluation import plain_views
@@ -47,10 +46,7 @@ def run(tmp_path_factory):
         f"run_dir={folder}", f"data.path={folder / 'set'}", f"data.cache_dir={folder / 'cache'}", "data.limit=null",
         "batch_size=4", "epochs=2", "eval.every=0",
     )  # fmt: skip
-    run = RunFolder.prepare(spec)
-    for step, checkpoint in Run(spec, run.place.path).go().checkpoints.items():
-        checkpoint.rename(run.place.path / checkpoint_name(step))
-    return run.place.path
+    return trained_folder(spec).place.path
 
 
 @pytest.fixture

@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-from train.harness import Run
+from train.harness import trained_folder
 
 from emc2dist.config import parse
 from emc2dist.data.texts.ingest import ingest_pairs
 from emc2dist.run.driver import resolved
-from emc2dist.run.folder import RunFolder, checkpoint_name
 from emc2dist.train.model_files import ModelFiles
 from emc2dist.train.sets import settled
 
@@ -51,9 +50,4 @@ def ingest(folder: Path, table) -> Path:
 def trained(runs: Path, data: Path, *overrides: str) -> Path:
     """The folder of a run over the set at `data`, with its checkpoints."""
     spec = settled(resolved(parse(SPEC, [f"run_dir={runs}", f"data.path={data}", *overrides])))
-    folder = RunFolder.prepare(spec, ModelFiles.of(spec))
-    run = Run(spec, folder.place.path).go()
-    for step, checkpoint in run.checkpoints.items():
-        checkpoint.rename(folder.place.path / checkpoint_name(step))
-    folder.append(run.rows)
-    return folder.place.path
+    return trained_folder(spec, ModelFiles.of(spec)).place.path

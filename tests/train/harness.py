@@ -173,6 +173,16 @@ class Run:
         return [row[name] for row in self.rows if name in row]
 
 
+def trained_folder(spec: Spec, model: ModelFiles | None = None) -> RunFolder:
+    """The folder of a run that trains in this process, with its checkpoints and rows."""
+    folder = RunFolder.prepare(spec, model)
+    done = Run(spec, folder.place.path).go()
+    for step, checkpoint in done.checkpoints.items():
+        checkpoint.rename(folder.place.path / checkpoint_name(step))
+    folder.append(done.rows)
+    return folder
+
+
 def leave_manifest(folder: RunFolder, spec: Spec, step: int) -> Manifest:
     """The manifest, and nothing else, of a checkpoint of 48 images that are nobody's, left in the run's folder."""
     manifest = Manifest(
